@@ -1,0 +1,92 @@
+# make train    trains a GPT on TinyShakespeare and samples from it
+# make test     builds and runs every test
+# make help     the other targets
+
+CC ?= gcc
+BUILD ?= build
+OPT ?= -O3 -march=native
+WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes -Werror
+# The model's loops vectorise without -ffast-math, which would break the checks for NaN.
+CFLAGS ?= $(OPT)
+override CFLAGS += -std=gnu11 -I. $(WARN) -fno-math-errno -fno-trapping-math -ffp-contract=fast
+LDLIBS += -lm -lpthread
+SHELL = /bin/sh
+
+# What this machine has, asked of the compiler itself.
+have = $(shell printf '$(1)\nint main(void){return 0;}\n' | $(CC) -x c - $(2) -o /dev/null 2>/dev/null && echo yes)
+ifeq ($(call have,\#include <omp.h>,-fopenmp),yes)
+  override CFLAGS += -fopenmp
+else
+  override CFLAGS += -Wno-unknown-pragmas
+  $(info note: $(CC) has no OpenMP, so the program will use one core (Debian: apt-get install gcc, or libomp-dev for clang))
+endif
+ONEDNN ?= $(call have,\#include <dnnl.h>,-ldnnl)
+ifeq ($(ONEDNN),yes)
+  DNNL = -DCM_USE_ONEDNN
+  DNNL_LIBS = -ldnnl
+endif
+
+HEADERS = $(wildcard llmc/*.h llmc/cpu/*.h llmc/optim/*.h dev/test/*.h)
+PROGRAMS = train_gpt generate data/tokenize
+TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt $(BUILD)/test_gpt_double \
+        $(BUILD)/test_optim_double $(BUILD)/test_attention_double $(BUILD)/test_gemm_double
+
+.PHONY: all train test test-asan bench clean help
+all: $(PROGRAMS)
+
+train_gpt: train_gpt.c $(HEADERS)
+	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+
+generate: generate.c train_gpt.c $(HEADERS)
+	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+
+data/tokenize: data/tokenize.c $(HEADERS)
+	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+$(BUILD)/test_gpt: test_gpt.c train_gpt.c $(HEADERS) | $(BUILD)
+	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+
+# Finite differences need double precision throughout.
+$(BUILD)/test_gpt_double: test_gpt.c train_gpt.c $(HEADERS) | $(BUILD)
+	$(CC) $(CFLAGS) -DCM_DOUBLE $< -o $@ $(LDLIBS)
+
+$(BUILD)/test_%_double: dev/test/test_%.c $(HEADERS) | $(BUILD)
+	$(CC) $(CFLAGS) -DCM_DOUBLE $< -o $@ $(LDLIBS)
+
+$(BUILD)/test_%: dev/test/test_%.c $(HEADERS) | $(BUILD)
+	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+
+$(BUILD)/bench_%: dev/bench/%.c $(HEADERS) | $(BUILD)
+	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+
+$(BUILD):
+	mkdir -p $(BUILD)
+
+# The main job. RUN names the run folder, ARGS adds flags: make train RUN=b ARGS="--seed 2".
+RUN ?= shakespeare
+train: train_gpt generate
+	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
+
+test: $(PROGRAMS) $(TESTS)
+	@sh dev/test/run.sh $(TESTS)
+
+# The whole suite once more under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-asan:
+	@$(MAKE) --no-print-directory BUILD=build/asan ONEDNN=no \
+	  OPT="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=all" asan-programs
+asan-programs: $(TESTS)
+	@sh dev/test/run.sh $(TESTS)
+
+bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c))
+	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done
+
+clean:
+	rm -rf $(BUILD) $(PROGRAMS)
+
+help:
+	@echo "make train       train on TinyShakespeare, then sample (about three minutes on two cores)"
+	@echo "make             build train_gpt, generate and data/tokenize"
+	@echo "make test        every test; make test-asan: under sanitizers"
+	@echo "make bench       benchmarks of the parts"
+	@echo "make clean       remove what was built (runs/ and data/ stay)"
+	@echo "options: CC=clang, ONEDNN=no (built-in matrix product), OPT='-O2' (portable code)"

@@ -1,0 +1,227 @@
+/*
+Text to token shards with GPT-2's byte-pair encoding.
+
+    data/tokenize --input "texts/part*.txt" --output data/mine
+    zcat big.txt.gz | data/tokenize --input - --output data/big --separator "<|endoftext|>"
+
+Every document is <|endoftext|> followed by its tokens; a file is one document unless --separator
+divides it. Documents run on across shards. PREFIX_val_000000.bin comes first and is for validation,
+then PREFIX_train_000001.bin and on, the naming of the FineWeb shards; so
+    --data "PREFIX_train_*.bin" --val-data PREFIX_val_000000.bin
+trains on the result.
+*/
+#include "llmc/base.h"
+#include "llmc/data.h"
+#include "llmc/flags.h"
+#include "llmc/tokenizer.h"
+
+typedef struct {
+    char input[FLAG_STRING_SIZE], output[FLAG_STRING_SIZE], separator[FLAG_STRING_SIZE];
+    char encoder[FLAG_STRING_SIZE], bpe[FLAG_STRING_SIZE];
+    int64_t shard_tokens, val_tokens;
+} Options;
+
+#define F(field) offsetof(Options, field)
+static const Flag option_table[] = {
+    {"input", FLAG_STRING, F(input), "", 0, 0, NULL,
+     "text: a file, a quoted pattern such as \"texts/*.txt\", or - for standard input", "Text"},
+    {"separator", FLAG_STRING, F(separator), "", 0, 0, NULL,
+     "a line of exactly this text ends a document; without it a file is one document", NULL},
+    {"output", FLAG_STRING, F(output), "", 0, 0, NULL,
+     "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ...", "Shards"},
+    {"shard-tokens", FLAG_LONG, F(shard_tokens), "100M", 2, 4294967295., NULL,
+     "tokens in a shard; the last may have fewer", NULL},
+    {"val-tokens", FLAG_LONG, F(val_tokens), "-1", -1, 4294967295., NULL,
+     "tokens at the beginning that are for validation; 0: none; -1: one shard, or a tenth if all "
+     "the text fits into one", NULL},
+    {"encoder", FLAG_STRING, F(encoder), "data/gpt2-bpe/encoder.json", 0, 0, NULL,
+     "the vocabulary; data/gpt2_bpe.sh fetches it", "Tokenizer"},
+    {"bpe", FLAG_STRING, F(bpe), "data/gpt2-bpe/vocab.bpe", 0, 0, NULL, "the merges", NULL},
+};
+#define OPTIONS (int)(sizeof option_table / sizeof option_table[0])
+
+/* Tokens gather in `pending`; as soon as it holds a shard and more, the shard is written. That one
+   token more is how the end knows whether all the text fits into one shard. */
+typedef struct {
+    const Options *o;
+    Tokenizer tokenizer;
+    TokenList pending;
+    uint16_t *shard;
+    size_t shard_capacity;
+    int shards; /* written */
+    uint64_t bytes, tokens, documents;
+} Job;
+
+/* Writes the first n pending tokens as the next shard. */
+static int write_shard(Job *job, size_t n, char *err) {
+    char path[FILE_PATH_SIZE];
+    const char *kind = job->shards == 0 && job->o->val_tokens != 0 ? "val" : "train";
+    int number = job->shards + (job->o->val_tokens == 0);
+    file_path(path, "%s_%s_%06d.bin", job->o->output, kind, number);
+    if (n > job->shard_capacity) {
+        uint16_t *p = (uint16_t *)realloc(job->shard, n * sizeof(uint16_t));
+        if (!p) return fail(err, "out of memory writing %s", path);
+        job->shard = p;
+        job->shard_capacity = n;
+    }
+    for (size_t i = 0; i < n; i++) job->shard[i] = (uint16_t)job->pending.ids[i];
+    if (data_write_shard(path, job->shard, n, err)) return -1;
+    job->pending.count -= n;
+    memmove(job->pending.ids, job->pending.ids + n, job->pending.count * sizeof(int));
+    job->shards++;
+    job->tokens += n;
+    printf("%s: %zu tokens\n", path, n);
+    fflush(stdout);
+    return 0;
+}
+
+/* Tokens the next shard should have. */
+static size_t next_shard(const Job *job) {
+    if (job->shards == 0 && job->o->val_tokens > 0) return (size_t)job->o->val_tokens;
+    return (size_t)job->o->shard_tokens;
+}
+
+static int write_full_shards(Job *job, char *err) {
+    while (job->pending.count > next_shard(job))
+        if (write_shard(job, next_shard(job), err)) return -1;
+    return 0;
+}
+
+static int write_rest(Job *job, char *err) {
+    if (write_full_shards(job, err)) return -1;
+    size_t n = job->pending.count;
+    if (job->shards == 0 && job->o->val_tokens > 0)
+        return fail(err, "--val-tokens %lld: the text has only %zu tokens, so none would be left for "
+                         "training", (long long)job->o->val_tokens, n);
+    if (job->shards == 0 && job->o->val_tokens < 0) {
+        if (n < 20) return fail(err, "--input %s: %zu tokens are too few", job->o->input, n);
+        if (write_shard(job, n / 10, err)) return -1;
+    }
+    return job->pending.count ? write_shard(job, job->pending.count, err) : 0;
+}
+
+/* One document, encoded in pieces so that a huge one needs no huge list. A piece ends before a space
+   that follows a visible character; such a space always begins a word, so no word is cut. */
+static int add_document(Job *job, const char *text, size_t n, char *err) {
+    if (n == 0) return 0;
+    job->documents++;
+    job->bytes += n;
+    if (tokenizer_encode(&job->tokenizer, TOKENIZER_EOT_TEXT, strlen(TOKENIZER_EOT_TEXT), 1,
+                         &job->pending, err)) return -1;
+    while (n > 0) {
+        size_t k = min_size(n, (size_t)16 << 20);
+        while (k < n && !(text[k] == ' ' && text[k - 1] > ' ' && text[k - 1] < 127)) k++;
+        if (tokenizer_encode(&job->tokenizer, text, k, 0, &job->pending, err)) return -1;
+        if (write_full_shards(job, err)) return -1;
+        text += k;
+        n -= k;
+    }
+    return 0;
+}
+
+/* A text, divided at the separator lines. */
+static int add_text(Job *job, const char *text, size_t n, char *err) {
+    const char *separator = job->o->separator, *end = text + n, *document = text;
+    size_t m = strlen(separator);
+    for (const char *line = text; m > 0 && line < end;) {
+        const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
+        const char *stop = newline ? newline : end, *next = newline ? newline + 1 : end;
+        if (stop > line && stop[-1] == '\r') stop--;
+        if ((size_t)(stop - line) == m && memcmp(line, separator, m) == 0) {
+            if (add_document(job, document, (size_t)(line - document), err)) return -1;
+            document = next;
+        }
+        line = next;
+    }
+    return add_document(job, document, (size_t)(end - document), err);
+}
+
+static int add_standard_input(Job *job, char *err) {
+    char *text = NULL;
+    size_t n = 0, capacity = 0, k;
+    do {
+        if (n == capacity) {
+            capacity = capacity ? 2 * capacity : (size_t)1 << 20;
+            char *p = (char *)realloc(text, capacity);
+            if (!p) {
+                free(text);
+                return fail(err, "out of memory reading standard input (%zu bytes)", n);
+            }
+            text = p;
+        }
+        k = fread(text + n, 1, capacity - n, stdin);
+        n += k;
+    } while (k > 0);
+    int status = ferror(stdin) ? fail(err, "cannot read standard input: %s", strerror(errno))
+                               : add_text(job, text, n, err);
+    free(text);
+    return status;
+}
+
+static int add_files(Job *job, char *err) {
+    Data d;
+    if (data_open(&d, job->o->input, DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) return -1;
+    int status = d.is_text ? 0 : fail(err, "--input: %s already is a token shard", d.files[0].path);
+    for (size_t i = 0; i < d.num_files && !status; i++)
+        status = add_text(job, (const char *)d.files[i].tokens, d.files[i].count, err);
+    data_close(&d);
+    return status;
+}
+
+/* Shards of an earlier run that this one would not overwrite would be trained on with it. */
+static int check_output(const Options *o, char *err) {
+    if (!o->output[0]) return fail(err, "--output PREFIX says where the shards go; --help explains");
+    if (!o->input[0]) return fail(err, "--input FILE says what to read; --help explains");
+    static const char *const kinds[] = {"val", "train"};
+    for (int i = 0; i < 2; i++) {
+        char pattern[FILE_PATH_SIZE], first[FILE_PATH_SIZE] = "";
+        glob_t g;
+        memset(&g, 0, sizeof g);
+        file_path(pattern, "%s_%s_[0-9][0-9][0-9][0-9][0-9][0-9].bin", o->output, kinds[i]);
+        if (glob(pattern, 0, NULL, &g) == 0) file_path(first, "%s", g.gl_pathv[0]);
+        globfree(&g);
+        if (first[0])
+            return fail(err, "%.700s exists; remove the shards of that run or give another --output",
+                        first);
+    }
+    return 0;
+}
+
+static int tokenize(Job *job, char *err) {
+    const Options *o = job->o;
+    if (check_output(o, err)) return -1;
+    if (tokenizer_load(&job->tokenizer, o->encoder, o->bpe, err)) return -1;
+    if (job->tokenizer.vocab > 65536 || job->tokenizer.eot < 0)
+        return fail(err, "%s: shards need at most 65536 tokens, one of them %s", o->encoder,
+                    TOKENIZER_EOT_TEXT);
+    int standard = strcmp(o->input, "-") == 0;
+    if (standard ? add_standard_input(job, err) : add_files(job, err)) return -1;
+    return write_rest(job, err);
+}
+
+int main(int argc, char **argv) {
+    char err[ERR_LEN];
+    Options options;
+    flags_defaults(option_table, OPTIONS, &options);
+    int status = flags_parse(option_table, OPTIONS, &options, NULL, argc, argv, err);
+    if (status < 0) die("%s", err);
+    if (status > 0) {
+        flags_help(stdout, "data/tokenize --input FILE --output PREFIX [--flag value ...]",
+                   option_table, OPTIONS);
+        return 0;
+    }
+    Job job;
+    memset(&job, 0, sizeof job);
+    job.o = &options;
+    double start = now_seconds();
+    status = tokenize(&job, err);
+    free(job.pending.ids);
+    free(job.shard);
+    tokenizer_free(&job.tokenizer);
+    if (status) die("%s", err);
+    double seconds = now_seconds() - start;
+    printf("%llu documents, %llu bytes, %llu tokens in %.1f s (%.1f MB/s)\n",
+           (unsigned long long)job.documents, (unsigned long long)job.bytes,
+           (unsigned long long)job.tokens, seconds, (double)job.bytes / 1e6 / fmax(seconds, 1e-9));
+    return 0;
+}

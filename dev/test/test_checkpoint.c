@@ -1,0 +1,480 @@
+/* Checkpoints: contents, damage of every kind, full disks, kills, the folder of checkpoints. */
+#include "check.h"
+#include "llmc/checkpoint.h"
+
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+static char root[] = "/tmp/test_checkpoint.XXXXXX";
+static char err[ERR_LEN];
+
+static void in_root(char *path, const char *name) { file_path(path, "%s/%s", root, name); }
+
+/* A checkpoint whose every byte follows from `step`; `scale` makes the tensors larger. */
+static int save(const char *path, int64_t step, int64_t scale) {
+    CkptWriter w;
+    char header[256] = "", number[32];
+    int64_t shape[3] = {2, 3, 5 * scale}, scalar[1] = {0}, bytes = 7, count = 30 * scale;
+    float *data = (float *)malloc((size_t)count * 4);
+    const double pi = 3.25;
+    for (int64_t i = 0; i < count; i++) data[i] = (float)(step + i);
+    snprintf(number, sizeof number, "%lld", (long long)step);
+    ckpt_header_add(header, sizeof header, "step", number, err);
+    ckpt_header_add(header, sizeof header, "note", "a=b c", err);
+    ckpt_begin(&w, path, header, err);
+    ckpt_tensor(&w, "weights", CKPT_F32, 3, shape, err);
+    for (int64_t at = 0; at < count; at += 11) /* pieces that divide nothing evenly */
+        ckpt_write(&w, data + at, 4 * (count - at < 11 ? count - at : 11), err);
+    ckpt_tensor(&w, "pi", CKPT_F64, 0, scalar, err);
+    ckpt_write(&w, &pi, 8, err);
+    ckpt_tensor(&w, "rng", CKPT_BYTES, 1, &bytes, err);
+    ckpt_write(&w, "seven b", 7, err);
+    ckpt_tensor(&w, "nothing", CKPT_BF16, 1, scalar, err);
+    free(data);
+    return ckpt_commit(&w, err);
+}
+
+static unsigned char *read_all(const char *path, size_t *size) {
+    struct stat st;
+    FILE *f = fopen(path, "rb");
+    if (!f || fstat(fileno(f), &st)) return NULL;
+    unsigned char *data = (unsigned char *)malloc((size_t)st.st_size + 1);
+    *size = fread(data, 1, (size_t)st.st_size, f);
+    fclose(f);
+    return data;
+}
+
+static void write_all(const char *path, const unsigned char *data, size_t size) {
+    FILE *f = fopen(path, "wb");
+    if (fwrite(data, 1, size, f) != size || fclose(f)) abort();
+}
+
+/* 1 if nothing but checkpoints stands in dir. */
+static int tidy(const char *dir) {
+    struct dirent *entry;
+    int clean = 1;
+    DIR *folder = opendir(dir);
+    while (folder && (entry = readdir(folder)) != NULL) clean &= !strstr(entry->d_name, ".tmp");
+    if (folder) closedir(folder);
+    return clean;
+}
+
+static void empty_folder(const char *dir) {
+    struct dirent *entry;
+    char path[FILE_PATH_SIZE];
+    DIR *folder = opendir(dir);
+    while (folder && (entry = readdir(folder)) != NULL) {
+        file_path(path, "%s/%s", dir, entry->d_name);
+        if (entry->d_name[0] != '.') unlink(path);
+    }
+    if (folder) closedir(folder);
+}
+
+static void test_contents(void) {
+    char path[FILE_PATH_SIZE], value[64];
+    int dtype = -1, ndim = -1;
+    int64_t dims[CKPT_MAX_DIMS] = {0}, bytes = -1;
+    Ckpt c;
+    in_root(path, "contents.ckpt");
+    check(save(path, 120, 1) == 0, "save: %s", err);
+    if (!check(ckpt_open(&c, path, err) == 0, "open: %s", err)) return;
+    check(ckpt_value(&c, "step", value, sizeof value) == 0 && !strcmp(value, "120"), "step");
+    check(ckpt_value(&c, "note", value, sizeof value) == 0 && !strcmp(value, "a=b c"), "note");
+    check(ckpt_value(&c, "not", value, sizeof value) == -1, "a prefix is not the key");
+    check(ckpt_value(&c, "note", value, 5) == -1, "a value that does not fit is an error");
+    const float *w = (const float *)ckpt_find(&c, "weights", &dtype, &ndim, dims, &bytes);
+    check(w && dtype == CKPT_F32 && ndim == 3 && dims[0] == 2 && dims[1] == 3 && dims[2] == 5 &&
+              bytes == 120,
+          "weights have their shape");
+    int equal = w != NULL;
+    for (int i = 0; i < 30 && w; i++) equal &= w[i] == (float)(120 + i);
+    check(equal, "weights have their values");
+    const double *pi = (const double *)ckpt_find(&c, "pi", &dtype, &ndim, NULL, &bytes);
+    check(pi && *pi == 3.25 && ndim == 0 && bytes == 8 && (uintptr_t)pi % 8 == 0, "a scalar");
+    const void *rng = ckpt_find(&c, "rng", NULL, NULL, NULL, &bytes);
+    check(rng && bytes == 7 && !memcmp(rng, "seven b", 7), "bytes");
+    check(c.count == 4 && ckpt_record(&c, "nothing") && ckpt_record(&c, "nothing")->bytes == 0,
+          "an empty tensor");
+    check(!ckpt_find(&c, "weight", NULL, NULL, NULL, NULL), "an unknown tensor");
+    ckpt_close(&c);
+
+    char other[FILE_PATH_SIZE];
+    size_t size, other_size;
+    in_root(other, "again.ckpt");
+    check(save(other, 120, 1) == 0, "%s", err);
+    unsigned char *a = read_all(path, &size), *b = read_all(other, &other_size);
+    check(size == other_size && !memcmp(a, b, size), "equal contents give equal bytes");
+    free(b);
+    check(save(other, 121, 1) == 0, "%s", err);
+    b = read_all(other, &other_size);
+    check(size == other_size && memcmp(a, b, size), "other contents give other bytes");
+    free(a);
+    free(b);
+
+    in_root(path, "large.ckpt"); /* several buffers long */
+    check(save(path, 1, 40000) == 0 && ckpt_open(&c, path, err) == 0, "large: %s", err);
+    w = (const float *)ckpt_find(&c, "weights", NULL, NULL, NULL, &bytes);
+    check(w && bytes == 4800000 && w[1199999] == 1200000.0f, "large values");
+    ckpt_close(&c);
+}
+
+/* Every truncation and every flipped bit is an error that names the file, and never a crash. */
+static void test_damage(void) {
+    char path[FILE_PATH_SIZE], bad[FILE_PATH_SIZE];
+    size_t size, missed = 0, unnamed = 0;
+    Ckpt c;
+    in_root(path, "contents.ckpt");
+    in_root(bad, "bad.ckpt");
+    unsigned char *data = read_all(path, &size);
+    unsigned char *copy = (unsigned char *)malloc(size + 64);
+    for (size_t cut = 0; cut < size; cut++) {
+        write_all(bad, data, cut);
+        int status = ckpt_open(&c, bad, err);
+        missed += status != -1;
+        unnamed += !strstr(err, bad);
+        if (!status) ckpt_close(&c);
+    }
+    check(!missed && !unnamed, "%zu truncations unseen, %zu unnamed", missed, unnamed);
+
+    memcpy(copy, data, size);
+    missed = unnamed = 0;
+    for (size_t bit = 0; bit < 8 * size; bit++) {
+        copy[bit / 8] ^= (unsigned char)(1 << bit % 8);
+        write_all(bad, copy, size);
+        int status = ckpt_open(&c, bad, err);
+        missed += status != -1;
+        unnamed += !strstr(err, bad);
+        if (!status) ckpt_close(&c);
+        copy[bit / 8] ^= (unsigned char)(1 << bit % 8);
+    }
+    check(!missed && !unnamed, "%zu flipped bits unseen, %zu unnamed", missed, unnamed);
+
+    memset(copy + size, 0, 64);
+    write_all(bad, copy, size + 8);
+    check(ckpt_open(&c, bad, err) == -1 && strstr(err, "length"), "bytes appended: %s", err);
+
+    /* Two records swapped, or a lost block of zeros, keep the length: the checksum must see them.
+       */
+    memcpy(copy, data, size);
+    memcpy(copy + 40, data + 48, 8);
+    memcpy(copy + 48, data + 40, 8);
+    write_all(bad, copy, size);
+    check(ckpt_open(&c, bad, err) == -1 && strstr(err, "checksum"), "swapped words: %s", err);
+
+    /* Absurd lengths under a right checksum, as an unsound writer would leave them. */
+    missed = 0;
+    for (size_t at = 24; at + 8 <= size - 16; at += 8) {
+        const uint64_t absurd[] = {UINT64_MAX, UINT64_MAX - 7, (uint64_t)1 << 62, size, size + 8};
+        for (int i = 0; i < 5; i++) {
+            memcpy(copy, data, size);
+            memcpy(copy + at, &absurd[i], 8);
+            uint64_t sum = checkpoint_hash(copy, size - 8);
+            memcpy(copy + size - 8, &sum, 8);
+            write_all(bad, copy, size);
+            if (ckpt_open(&c, bad, err) == 0) {
+                /* Some words are data; what was indexed must still lie inside the file. */
+                for (int r = 0; r < c.count; r++) {
+                    const unsigned char *p = (const unsigned char *)c.records[r].data;
+                    missed += p && (p < c.map || p + c.records[r].bytes > c.map + c.size);
+                }
+                ckpt_close(&c);
+            }
+        }
+    }
+    check(!missed, "%zu records outside the file", missed);
+
+    write_all(bad, (const unsigned char *)"step,loss\n1,2\n", 14);
+    check(ckpt_open(&c, bad, err) == -1 && strstr(err, "not a cm.c checkpoint"), "foreign: %s",
+          err);
+    memcpy(copy, data, size);
+    copy[strlen(CKPT_MAGIC)] = '2';
+    write_all(bad, copy, size);
+    check(ckpt_open(&c, bad, err) == -1 && strstr(err, "newer"), "newer version: %s", err);
+    check(ckpt_open(&c, root, err) == -1 && strstr(err, "regular file"), "a folder: %s", err);
+    in_root(bad, "missing.ckpt");
+    check(ckpt_open(&c, bad, err) == -1 && strstr(err, "No such file"), "missing: %s", err);
+    free(copy);
+    free(data);
+}
+
+static void test_misuse(void) {
+    CkptWriter w;
+    char path[FILE_PATH_SIZE], header[16] = "";
+    int64_t dims[1] = {4}, huge[2] = {INT64_MAX / 2, 8};
+    in_root(path, "misuse.ckpt");
+    check(ckpt_begin(&w, path, "no equal sign\n", err) == -1, "a header line without =");
+    check(ckpt_begin(&w, path, "a=b", err) == -1, "a header without its line end");
+    check(ckpt_header_add(header, sizeof header, "a", "x\ny", err) == -1,
+          "a line break in a value");
+    check(ckpt_header_add(header, sizeof header, "a", "0123456789abc", err) == -1, "no room");
+    check(header[0] == 0, "the header is as it was");
+
+    ckpt_begin(&w, path, "", err);
+    ckpt_tensor(&w, "x", CKPT_F32, 1, dims, err);
+    ckpt_write(&w, "12345678", 8, err);
+    check(ckpt_commit(&w, err) == -1 && strstr(err, "lacks 8 bytes"), "too little: %s", err);
+    ckpt_begin(&w, path, "", err);
+    ckpt_tensor(&w, "x", CKPT_F32, 1, dims, err);
+    check(ckpt_write(&w, "12345678901234567", 17, err) == -1, "too much");
+    check(ckpt_commit(&w, err) == -1 && strstr(err, "too many"), "the first error stays: %s", err);
+    ckpt_begin(&w, path, "", err);
+    check(ckpt_tensor(&w, "x", CKPT_F32, 2, huge, err) == -1, "a shape that overflows");
+    ckpt_begin(&w, path, "", err);
+    check(ckpt_tensor(&w, "x", 9, 1, dims, err) == -1, "an unknown dtype");
+    ckpt_begin(&w, path, "", err);
+    ckpt_abort(&w);
+    ckpt_abort(&w);
+    check(ckpt_commit(&w, err) == -1, "a commit after an abort");
+    check(access(path, F_OK) == -1 && tidy(root), "no file is left");
+}
+
+/* A file size limit stands for the full disk: write() fails in the middle in the same way. */
+static void test_full_disk(void) {
+    char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], found[FILE_PATH_SIZE];
+    struct rlimit before, limit;
+    in_root(dir, "full");
+    check(file_make_folders(dir, err) == 0, "%s", err);
+    ckpt_path(path, dir, 1);
+    check(save(path, 1, 1) == 0, "%s", err);
+    getrlimit(RLIMIT_FSIZE, &before);
+    void (*old)(int) = signal(SIGXFSZ, SIG_IGN);
+    static const rlim_t limits[] = {0, 100, 1 << 20, 4700000, 4800000};
+    for (int i = 0; i < 5; i++) {
+        limit = before;
+        limit.rlim_cur = limits[i];
+        setrlimit(RLIMIT_FSIZE, &limit);
+        ckpt_path(path, dir, 2);
+        int status = save(path, 2, 40000);
+        setrlimit(RLIMIT_FSIZE, &before);
+        check(status == -1 && strstr(err, path) && strstr(err, "it needs ") &&
+                  strstr(err, "Older checkpoints are kept"),
+              "limit %ld: %s", (long)limits[i], err);
+        check(access(path, F_OK) == -1 && tidy(dir), "limit %ld leaves no file", (long)limits[i]);
+        ckpt_path(path, dir, 1);
+        check(ckpt_newest(dir, found, err) == 0 && !strcmp(found, path), "the older one stays");
+    }
+    signal(SIGXFSZ, old);
+
+    /* More than any disk holds is refused before a byte of it is written. */
+    CkptWriter w;
+    ckpt_path(path, dir, 3);
+    ckpt_begin(&w, path, "", err);
+    check(ckpt_reserve(&w, (uint64_t)1 << 60, err) == -1 && strstr(err, "no room") &&
+              strstr(err, path) && strstr(err, "free"),
+          "no room: %s", err);
+    check(tidy(dir), "no file is left");
+
+    check(ckpt_begin(&w, "/dev/full/x.ckpt", "", err) == -1, "not a folder");
+    file_path(path, "%s/nowhere/step_00000001.ckpt", root);
+    check(save(path, 1, 1) == -1 && strstr(err, path) && strstr(err, "No such file"), "%s", err);
+
+    /* Root may write anywhere: the child gives up its rights. */
+    in_root(dir, "locked");
+    mkdir(dir, 0755);
+    ckpt_path(path, dir, 1);
+    check(save(path, 1, 1) == 0 && chmod(root, 0755) == 0 && chmod(path, 0) == 0, "%s", err);
+    chmod(dir, 0555);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (getuid() == 0 && (setgid(65534) || setuid(65534))) _exit(0);
+        char again[FILE_PATH_SIZE];
+        int bad = 0;
+        bad |= ckpt_newest(dir, again, err) != -1 || !strstr(err, "Permission denied");
+        ckpt_path(again, dir, 2);
+        bad |= (save(again, 2, 1) != -1 || !strstr(err, "Permission denied")) << 1;
+        bad |= (ckpt_prune(dir, 1, err) != 0) << 2; /* nothing to delete */
+        _exit(bad);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "permission denied: %d", status);
+    chmod(dir, 0755);
+}
+
+static void test_folder(void) {
+    char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], found[FILE_PATH_SIZE];
+    int64_t *steps;
+    in_root(dir, "folder");
+    check(ckpt_newest(dir, found, err) == 1, "no folder: no checkpoint");
+    mkdir(dir, 0755);
+    check(ckpt_newest(dir, found, err) == 1, "empty folder: no checkpoint");
+    static const int64_t saved[] = {3, 100, 20, 123456789012, 7};
+    for (int i = 0; i < 5; i++) {
+        ckpt_path(path, dir, saved[i]);
+        check(save(path, saved[i], 1) == 0, "%s", err);
+    }
+    file_path(path, "%s/step_00000120.ckpt", dir);
+    ckpt_path(found, dir, 120);
+    check(!strcmp(path, found), "the name of step 120 is %s", found);
+    static const char *const others[] = {"step_5.ckpt", "step_00000200.ckpt.old", "notes.txt",
+                                         "step_x.ckpt", "step_000000300.ckpt"};
+    for (int i = 0; i < 5; i++) {
+        file_path(path, "%s/%s", dir, others[i]);
+        write_all(path, (const unsigned char *)"x", 1);
+    }
+    int n = ckpt_list(dir, &steps, err);
+    check(n == 5 && steps[0] == 3 && steps[1] == 7 && steps[3] == 100 && steps[4] == 123456789012,
+          "the list of %d is sorted and ours", n);
+    free(steps);
+
+    /* Leftovers of this process and of one that is gone are deleted, a living one's is not. */
+    char dead[FILE_PATH_SIZE], own[FILE_PATH_SIZE], alive[FILE_PATH_SIZE];
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) _exit(0);
+    waitpid(child, NULL, 0);
+    file_path(dead, "%s/step_00000300.ckpt.tmp-%ld", dir, (long)child);
+    file_path(own, "%s/step_00000300.ckpt.tmp-%ld", dir, (long)getpid());
+    file_path(alive, "%s/step_00000300.ckpt.tmp-%ld", dir, (long)getppid());
+    write_all(dead, (const unsigned char *)"x", 1);
+    write_all(own, (const unsigned char *)"x", 1);
+    write_all(alive, (const unsigned char *)"x", 1);
+    check(ckpt_prune(dir, 3, err) == 0, "prune: %s", err);
+    check(access(dead, F_OK) && access(own, F_OK), "leftovers are gone");
+    if (getppid() > 0) check(!access(alive, F_OK), "a living process keeps its file");
+    unlink(alive);
+    n = ckpt_list(dir, &steps, err);
+    check(n == 3 && steps[0] == 20 && steps[1] == 100, "the newest three remain");
+    free(steps);
+    file_path(path, "%s/notes.txt", dir);
+    check(!access(path, F_OK), "files of others remain");
+    check(ckpt_prune(dir, 0, err) == 0 && (n = ckpt_list(dir, &steps, err)) == 3,
+          "keep 0 keeps all");
+    free(steps);
+    check(ckpt_discard_after(dir, 100, err) == 0 && ckpt_newest(dir, found, err) == 0, "%s", err);
+    ckpt_path(path, dir, 100);
+    check(!strcmp(found, path), "step 100 is the newest now");
+
+    /* A damaged newest checkpoint is named on stderr and passed over. */
+    if (truncate(path, 100)) abort();
+    char warning[FILE_PATH_SIZE];
+    in_root(warning, "warning.txt");
+    fflush(stderr);
+    int saved_stderr = dup(2), fd = open(warning, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    dup2(fd, 2);
+    int status = ckpt_newest(dir, found, err);
+    fflush(stderr);
+    dup2(saved_stderr, 2);
+    close(fd);
+    char older[FILE_PATH_SIZE];
+    ckpt_path(older, dir, 20);
+    size_t size = 0;
+    unsigned char *text = read_all(warning, &size);
+    text[size] = 0;
+    check(status == 0 && !strcmp(found, older), "step 20 is used instead: %s", err);
+    check(strstr((char *)text, path) && strstr((char *)text, "truncated"), "warning: %s", text);
+    free(text);
+    if (truncate(older, 0)) abort();
+    fd = open("/dev/null", O_WRONLY);
+    dup2(fd, 2);
+    status = ckpt_newest(dir, found, err);
+    dup2(saved_stderr, 2);
+    close(fd);
+    close(saved_stderr);
+    check(status == -1 && strstr(err, "every checkpoint"), "all damaged: %s", err);
+}
+
+/* A child saves in a loop and is killed at a random moment: what is there must be whole. */
+static void test_kill(void) {
+    char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE];
+    int64_t last = 0;
+    int valid = 1, clean = 1;
+    uint64_t random = 12345;
+    in_root(dir, "kill");
+    mkdir(dir, 0755);
+    ckpt_path(path, dir, 0);
+    check(save(path, 0, 3000) == 0, "%s", err);
+    fflush(stdout);
+    for (int round = 0; round < 25 && valid; round++) {
+        pid_t child = fork();
+        if (child == 0) {
+            for (int64_t step = last + 1;; step++) {
+                ckpt_path(path, dir, step);
+                if (save(path, step, 3000) || ckpt_prune(dir, 2, err)) _exit(1);
+            }
+        }
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        usleep((useconds_t)(random >> 32) % 20000);
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+        Ckpt c;
+        char value[32];
+        valid &= ckpt_open_newest(&c, dir, path, err) == 0;
+        valid &= ckpt_value(&c, "step", value, sizeof value) == 0 && atoll(value) >= last;
+        last = atoll(value);
+        const float *w = (const float *)ckpt_find(&c, "weights", NULL, NULL, NULL, NULL);
+        valid &= w && w[89999] == (float)(last + 89999);
+        int64_t *steps;
+        int n = ckpt_list(dir, &steps, err);
+        for (int i = 0; i < n; i++) { /* every one of them, not only the newest */
+            Ckpt each;
+            ckpt_path(path, dir, steps[i]);
+            int status = ckpt_open(&each, path, err);
+            valid &= status == 0;
+            if (!status) ckpt_close(&each);
+        }
+        free(steps);
+        ckpt_close(&c);
+        ckpt_prune(dir, 2, err);
+        clean &= tidy(dir);
+    }
+    check(valid, "after kill -9: %s", err);
+    check(clean, "leftovers are pruned");
+    check(last > 0, "the child saved something");
+}
+
+/* The checksum does not depend on how the bytes arrive, and its speed is no obstacle. */
+static void test_hash(void) {
+    unsigned char data[1000];
+    for (int i = 0; i < 1000; i++) data[i] = (unsigned char)(i * 7);
+    int equal = 1, distinct = 1;
+    for (size_t cut = 0; cut <= 992; cut += 32) {
+        CkptHash h;
+        ckpt_hash_init(&h);
+        ckpt_hash_update(&h, data, cut);
+        ckpt_hash_update(&h, data + cut, 1000 - cut);
+        equal &= ckpt_hash_final(&h) == checkpoint_hash(data, 1000);
+    }
+    check(equal, "pieces give the checksum of the whole");
+    memset(data, 0, sizeof data);
+    for (size_t n = 1; n <= 1000; n++)
+        distinct &= checkpoint_hash(data, n) != checkpoint_hash(data, n - 1);
+    check(distinct, "zeros of other lengths have other checksums");
+    size_t size = (size_t)32 << 20;
+    void *large = calloc(size, 1);
+    memset(large, 1, size);
+    double best = 1e9;
+    uint64_t sum = 0;
+    for (int i = 0; i < 5; i++) {
+        double start = now_seconds();
+        sum ^= checkpoint_hash(large, size) + (uint64_t)i;
+        best = fmin(best, now_seconds() - start);
+    }
+    printf("checksum: %.1f GB/s (%llx)\n", (double)size / best * 1e-9, (unsigned long long)sum);
+    free(large);
+}
+
+int main(void) {
+    if (!mkdtemp(root)) {
+        perror(root);
+        return 1;
+    }
+    test_contents();
+    test_damage();
+    test_misuse();
+    test_full_disk();
+    test_folder();
+    test_kill();
+    test_hash();
+    static const char *const folders[] = {"full", "locked", "folder", "kill"};
+    char path[FILE_PATH_SIZE];
+    for (int i = 0; i < 4; i++) {
+        in_root(path, folders[i]);
+        empty_folder(path);
+        rmdir(path);
+    }
+    empty_folder(root);
+    rmdir(root);
+    return check_done();
+}

@@ -1,0 +1,320 @@
+/* The run folder: names, refusal to overwrite, lines, truncation on resume, full disks. */
+#include "check.h"
+#include "llmc/log.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+static char root[] = "/tmp/test_log.XXXXXX";
+static char err[ERR_LEN];
+
+static char *read_text(const char *path) {
+    struct stat st;
+    FILE *f = fopen(path, "rb");
+    if (!f || fstat(fileno(f), &st)) return strdup("(no file)");
+    char *text = (char *)calloc((size_t)st.st_size + 1, 1);
+    size_t n = fread(text, 1, (size_t)st.st_size, f);
+    text[n] = 0;
+    fclose(f);
+    return text;
+}
+
+static void write_text(const char *path, const char *mode, const char *text) {
+    FILE *f = fopen(path, mode);
+    if (!f || fputs(text, f) < 0 || fclose(f)) abort();
+}
+
+static int put_line(RunLog *log, int64_t step, double train, double val) {
+    LogLine line = {step, 8192 * step, train, val, 3e-4, 1.5, 12.3456, 663600.4, NULL};
+    return log_line(log, &line, err);
+}
+
+static void test_names(void) {
+    RunLog log;
+    static const char *const bad[] = {"", ".", "..", ".hidden", "a/b", "/a", "a/", "a\nb"};
+    for (int i = 0; i < 8; i++)
+        check(log_open(&log, root, bad[i], 0, err) == -1 && strstr(err, "--run"), "name \"%s\": %s",
+              bad[i], err);
+    check(log_open(&log, root, "seed 1, lr=3e-4 caf\xc3\xa9", 0, err) == 0, "a plain name: %s",
+          err);
+    log_close(&log);
+    char file[FILE_PATH_SIZE];
+    file_path(file, "%s/file", root);
+    write_text(file, "w", "x");
+    check(log_open(&log, file, "a", 0, err) == -1 && strstr(err, file), "runs dir is a file: %s",
+          err);
+    char deep[FILE_PATH_SIZE];
+    file_path(deep, "%s/x/y/z", root);
+    check(log_open(&log, deep, "a", 0, err) == 0, "missing folders are made: %s", err);
+    log_close(&log);
+    char name[300];
+    memset(name, 'n', sizeof name - 1);
+    name[sizeof name - 1] = 0;
+    check(log_open(&log, root, name, 0, err) == -1 && strstr(err, "too long"), "%s", err);
+}
+
+static void test_lines(void) {
+    RunLog log;
+    LogCurve curve = {0, NULL, NULL, NULL, NULL};
+    check(log_open(&log, root, "lines", 0, err) == 0, "%s", err);
+    float loss = 3.14159274f;
+    LogLine extra = {2, 16384, (double)loss, NAN, 1e-5, INFINITY, NAN, 1e6, "{\"mfu\": 0.5}"};
+    check(put_line(&log, 0, NAN, 10.825) == 0 && put_line(&log, 1, 9.5, NAN) == 0, "%s", err);
+    check(log_line(&log, &extra, err) == 0, "%s", err);
+    check(log_append_text(&log, "no end", err) == -1, "a line needs its end");
+    check(log_sync(&log, err) == 0, "%s", err);
+    char *text = read_text(log.path);
+    const char *expected =
+        "{\"step\": 0, \"tokens\": 0, \"train_loss\": null, \"val_loss\": 10.825, \"lr\": 0.0003, "
+        "\"grad_norm\": 1.5, \"ms\": 12.346, \"tok_s\": 663600}\n"
+        "{\"step\": 1, \"tokens\": 8192, \"train_loss\": 9.5, \"val_loss\": null, \"lr\": 0.0003, "
+        "\"grad_norm\": 1.5, \"ms\": 12.346, \"tok_s\": 663600}\n"
+        "{\"step\": 2, \"tokens\": 16384, \"train_loss\": 3.14159274, \"val_loss\": null, \"lr\": "
+        "1e-05, \"grad_norm\": null, \"ms\": null, \"tok_s\": 1000000, \"extra\": {\"mfu\": "
+        "0.5}}\n";
+    check(!strcmp(text, expected), "log:\n%s", text);
+    free(text);
+
+    check(log_read(log.path, &curve, err) == 0 && curve.n == 3, "read: %s", err);
+    check(curve.step[2] == 2 && curve.tokens[2] == 16384 && (float)curve.train[2] == loss,
+          "read back");
+    check(isnan(curve.train[0]) && curve.val[0] == 10.825 && isnan(curve.val[1]), "null is NaN");
+    log_curve_free(&curve);
+    log_close(&log);
+    check(log_read("/nonexistent/log.jsonl", &curve, err) == -1 && strstr(err, "/nonexistent"),
+          "%s", err);
+
+    /* Nine digits name every float. */
+    check(log_open(&log, root, "floats", 0, err) == 0, "%s", err);
+    uint32_t random = 1;
+    float values[300];
+    for (int i = 0; i < 300; i++) {
+        random = random * 1664525u + 1013904223u;
+        values[i] = (float)random * 1.7e-9f;
+        put_line(&log, i, (double)values[i], NAN);
+    }
+    int same = log_read(log.path, &curve, err) == 0 && curve.n == 300;
+    for (int i = 0; i < 300 && same; i++) same &= (float)curve.train[i] == values[i];
+    check(same, "floats round-trip");
+    log_curve_free(&curve);
+    log_close(&log);
+}
+
+static void test_overwrite(void) {
+    RunLog log, second;
+    char path[FILE_PATH_SIZE];
+    check(log_open(&log, root, "run", 0, err) == 0, "%s", err);
+    check(log_open(&second, root, "run", 1, err) == -1 && strstr(err, "another process"),
+          "two writers: %s", err);
+    check(put_line(&log, 0, NAN, 10) == 0, "%s", err);
+    log_close(&log);
+    check(log_open(&log, root, "run", 0, err) == 0, "step 0 alone may be overwritten: %s", err);
+    char *text = read_text(log.path);
+    check(!*text, "and is: %s", text);
+    free(text);
+    check(put_line(&log, 0, NAN, 10) == 0 && put_line(&log, 1, 9, NAN) == 0, "%s", err);
+    log_close(&log);
+    char *before = read_text(log.path);
+    check(log_open(&log, root, "run", 0, err) == -1 && strstr(err, "--resume") &&
+              strstr(err, "--run") && strstr(err, "/run"),
+          "a run with steps: %s", err);
+    text = read_text(log.path);
+    check(!strcmp(text, before), "is not touched");
+    free(text);
+    check(log_open(&log, root, "run", 1, err) == 0, "resume: %s", err);
+    text = read_text(log.path);
+    check(!strcmp(text, before), "and keeps its lines");
+    free(text);
+    free(before);
+    log_close(&log);
+
+    check(log_open(&log, root, "saved", 0, err) == 0, "%s", err);
+    log_close(&log);
+    file_path(path, "%s/saved/checkpoints/step_00000010.ckpt", root);
+    write_text(path, "w", "x");
+    check(log_open(&log, root, "saved", 0, err) == -1 && strstr(err, "--resume"),
+          "a run with checkpoints: %s", err);
+}
+
+static void test_truncate(void) {
+    RunLog log;
+    static const char *const tails[] = {
+        "", "{\"step\": 9", "{\"step\": 9, \"tokens\": 1}", "garbage\n", "{\"step\": x}\n", "\n"};
+    for (int t = 0; t < 6; t++) {
+        char name[32];
+        snprintf(name, sizeof name, "cut%d", t);
+        check(log_open(&log, root, name, 0, err) == 0, "%s", err);
+        for (int i = 0; i < 5; i++) put_line(&log, i, 5 - i, NAN);
+        char *kept = read_text(log.path);
+        for (int i = 5; i < 9; i++) put_line(&log, i, 5 - i, NAN);
+        char *all = read_text(log.path);
+        log_close(&log);
+        write_text(log.path, "a", tails[t]);
+
+        check(log_open(&log, root, name, 1, err) == 0, "%s", err);
+        char *text = read_text(log.path);
+        check(!strcmp(text, all), "resume drops \"%s\":\n%s", tails[t], text);
+        free(text);
+        check(log_truncate_after(&log, 4, err) == 0, "%s", err);
+        text = read_text(log.path);
+        check(!strcmp(text, kept), "lines after step 4 are gone:\n%s", text);
+        free(text);
+        for (int i = 5; i < 9; i++) put_line(&log, i, 5 - i, NAN);
+        text = read_text(log.path);
+        check(!strcmp(text, all), "the log goes on as if unbroken:\n%s", text);
+        free(text);
+        check(log_truncate_after(&log, -1, err) == 0, "%s", err);
+        text = read_text(log.path);
+        check(!*text, "nothing is left");
+        free(text);
+        free(kept);
+        free(all);
+        log_close(&log);
+    }
+    /* Zero bytes, as a power cut may leave them. */
+    check(log_open(&log, root, "zeros", 0, err) == 0 && put_line(&log, 1, 1, NAN) == 0, "%s", err);
+    char *before = read_text(log.path);
+    const char zeros[64] = {0};
+    check(write(log.fd, zeros, 63) == 63 && write(log.fd, "\n", 1) == 1, "zeros");
+    log_close(&log);
+    check(log_open(&log, root, "zeros", 1, err) == 0, "%s", err);
+    char *text = read_text(log.path);
+    struct stat st;
+    check(stat(log.path, &st) == 0 && (size_t)st.st_size == strlen(before) && !strcmp(text, before),
+          "zeros are dropped");
+    free(text);
+    free(before);
+    log_close(&log);
+}
+
+/* A file size limit stands for the full disk: the line that does not fit leaves no part of itself.
+   */
+static void test_full_disk(void) {
+    RunLog log;
+    struct rlimit before, limit;
+    check(log_open(&log, root, "full", 0, err) == 0 && put_line(&log, 1, 1, NAN) == 0, "%s", err);
+    char *kept = read_text(log.path);
+    getrlimit(RLIMIT_FSIZE, &before);
+    void (*old)(int) = signal(SIGXFSZ, SIG_IGN);
+    for (size_t room = 0; room <= 60; room += 30) {
+        limit = before;
+        limit.rlim_cur = strlen(kept) + room;
+        setrlimit(RLIMIT_FSIZE, &limit);
+        int status = put_line(&log, 2, 2, NAN);
+        setrlimit(RLIMIT_FSIZE, &before);
+        char *text = read_text(log.path);
+        check(status == -1 && strstr(err, log.path) && strstr(err, "too large"), "room %zu: %s",
+              room, err);
+        check(!strcmp(text, kept), "room %zu leaves a part:\n%s", room, text);
+        free(text);
+    }
+    limit = before;
+    limit.rlim_cur = 10;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    int status = log_run_json(&log, NULL, 0, NULL, "none", NULL, 0, err);
+    setrlimit(RLIMIT_FSIZE, &before);
+    signal(SIGXFSZ, old);
+    char path[FILE_PATH_SIZE];
+    file_path(path, "%s/run.json", log.dir);
+    check(status == -1 && strstr(err, "run.json") && access(path, F_OK), "run.json: %s", err);
+    check(put_line(&log, 2, 2, NAN) == 0, "the log goes on: %s", err);
+    free(kept);
+    log_close(&log);
+}
+
+/* A child logs until it is killed: every line but perhaps the last is whole, and resume mends that.
+   */
+static void test_kill(void) {
+    RunLog log;
+    LogCurve curve = {0, NULL, NULL, NULL, NULL};
+    int whole = 1;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (log_open(&log, root, "kill", 0, err)) _exit(1);
+        for (int64_t step = 0;; step++)
+            if (put_line(&log, step, 1.0 / (double)(step + 1), NAN)) _exit(1);
+    }
+    usleep(30000);
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    check(log_open(&log, root, "kill", 1, err) == 0, "%s", err);
+    check(log_read(log.path, &curve, err) == 0 && curve.n > 0, "%d lines", curve.n);
+    for (int i = 0; i < curve.n; i++) whole &= curve.step[i] == i && curve.train[i] > 0;
+    check(whole, "all lines are there");
+    log_curve_free(&curve);
+    log_close(&log);
+}
+
+typedef struct {
+    int steps;
+    double lr;
+    char data[FLAG_STRING_SIZE];
+} Config;
+static const Flag table[] = {
+    {"steps", FLAG_INT, offsetof(Config, steps), "100", 0, 0, NULL, "optimizer steps", NULL},
+    {"lr", FLAG_FLOAT, offsetof(Config, lr), "3e-4", 0, 0, NULL, "learning rate", NULL},
+    {"data", FLAG_STRING, offsetof(Config, data), "a \"b\"", 0, 0, NULL, "text", NULL},
+};
+
+static void test_run_json(void) {
+    RunLog log;
+    Config c;
+    char path[FILE_PATH_SIZE];
+    const LogPair pairs[] = {
+        {"version", "1.0 \"x\"", 0}, {"parameters", "124439808", 1}, {"gpu", NULL, 0}};
+    flags_defaults(table, 3, &c);
+    check(log_open(&log, root, "json", 0, err) == 0, "%s", err);
+    check(log_run_json(&log, table, 3, &c, "built-in", pairs, 3, err) == 0, "%s", err);
+    check(log_run_json(&log, table, 3, &c, "built-in", pairs, 3, err) == 0, "again: %s", err);
+    file_path(path, "%s/run.json", log.dir);
+    char *text = read_text(path);
+    check(
+        strstr(
+            text,
+            "{\n  \"version\": \"1.0 \\\"x\\\"\",\n  \"parameters\": 124439808,\n  \"gpu\": null,\n"
+            "  \"machine\": {\"cpu\": \"") == text &&
+            strstr(text,
+                   "\"gemm\": \"built-in\"},\n  \"flags\": {\n    \"steps\": 100,\n    \"lr\": "
+                   "0.0003,\n    \"data\": \"a \\\"b\\\"\"\n  }\n}\n"),
+        "run.json:\n%s", text);
+    int depth = 0, opened = 0;
+    for (char *p = text; *p; p++) {
+        opened += *p == '{';
+        depth += (*p == '{') - (*p == '}');
+    }
+    check(depth == 0 && opened == 3, "braces match");
+    free(text);
+    log_close(&log);
+}
+
+static void remove_tree(const char *dir) {
+    char path[FILE_PATH_SIZE];
+    struct dirent *entry;
+    DIR *folder = opendir(dir);
+    while (folder && (entry = readdir(folder)) != NULL) {
+        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
+        file_path(path, "%s/%s", dir, entry->d_name);
+        if (entry->d_type == DT_DIR) remove_tree(path);
+        else unlink(path);
+    }
+    if (folder) closedir(folder);
+    rmdir(dir);
+}
+
+int main(void) {
+    if (!mkdtemp(root)) {
+        perror(root);
+        return 1;
+    }
+    test_names();
+    test_lines();
+    test_overwrite();
+    test_truncate();
+    test_full_disk();
+    test_kill();
+    test_run_json();
+    remove_tree(root);
+    return check_done();
+}

@@ -1,0 +1,95 @@
+/*
+Numeric types, errors, memory and time: what every other header stands on.
+
+floatX  the type of activations and of the weights the matrix products read
+floatM  the "master" type: parameters, gradients, optimizer state, statistics
+
+On a CPU both are float. A build with -DCM_DOUBLE makes both double, which is what the finite
+difference tests use. On CUDA floatX is bf16 (or float) and floatM stays float.
+The code is C11 that is also valid C++20 (nvcc compiles it): cast what malloc returns.
+*/
+#ifndef CM_BASE_H
+#define CM_BASE_H
+
+#include <math.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef CM_DOUBLE
+typedef double floatX;
+typedef double floatM;
+#else
+typedef float floatX;
+typedef float floatM;
+#endif
+
+/* Length of every error message buffer. Functions that can fail for the user's reasons take a
+   `char *err` of this size, fill it with one sentence (what failed, on which file or flag, what to
+   do) and return -1; they return 0 on success and never exit. */
+#define ERR_LEN 1024
+
+/* Writes a message into err and returns -1, so that a failing function can `return fail(...)`. */
+__attribute__((format(printf, 2, 3))) static inline int fail(char *err, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    if (err) vsnprintf(err, ERR_LEN, format, args);
+    va_end(args);
+    return -1;
+}
+
+/* For programs, never for libraries: "NAME: message" on stderr, exit status 1. */
+__attribute__((format(printf, 1, 2), noreturn)) static inline void die(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fprintf(stderr, "error: ");
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    exit(1);
+}
+
+/* Monotonic seconds. */
+static inline double now_seconds(void) {
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+static inline int thread_count(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static inline int thread_index(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+static inline int in_parallel(void) {
+#ifdef _OPENMP
+    return omp_in_parallel();
+#else
+    return 0;
+#endif
+}
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
+
+#endif

@@ -1,0 +1,287 @@
+/*
+Causal multi-head attention on the CPU, exact, with memory linear in T.
+
+qkv (B,T,(NH + 2 NKV) HS): in each row the NH query heads, then NKV key heads, then NKV value heads,
+already normalised and rotated. Query head h reads key and value head h / (NH / NKV). With
+s_ij = scale q_i . k_j for j <= i:  lse_i = log sum_j exp s_ij,  p_ij = exp(s_ij - lse_i),
+out_i = sum_j p_ij v_j.
+
+The forward pass takes BQ queries at a time against the keys before them: scores, softmax and
+product with V for one block of rows, never T x T. The backward pass recomputes p from lse, as in
+Dao et al., "FlashAttention" (2022): with D_i = dout_i . out_i,
+    dp_ij = dout_i . v_j        ds_ij = scale p_ij (dp_ij - D_i)
+    dq_i = sum_j ds_ij k_j      dk_j = sum_i ds_ij q_i      dv_j = sum_i p_ij dout_i
+BK keys at a time. Products run on the kernels of gemm.h with operands packed once per key head;
+tiles wholly above the diagonal are skipped. Sums have a fixed order for every number of threads.
+*/
+#ifndef CM_ATTENTION_H
+#define CM_ATTENTION_H
+
+#include "../base.h"
+#include "gemm.h"
+#include "simd.h"
+
+enum {
+    ATTENTION_BQ = 4 * GEMM_MR,
+    ATTENTION_BK = 256 / ATTENTION_BQ * ATTENTION_BQ,
+    ATTENTION_LD = (ATTENTION_BK + GEMM_NR - 1) / GEMM_NR * GEMM_NR /* row stride of a key block */
+};
+
+static inline size_t attention_pad(int n) { /* n rounded up to whole panels */
+    return (size_t)((n + GEMM_NR - 1) / GEMM_NR * GEMM_NR);
+}
+
+/* X^T (HS,n) in panels of NR columns, from X (n,HS) of row stride ld: the right side of q . k. */
+static inline void attention_pack_t(floatX *dst, const floatX *X, size_t ld, int n, int HS) {
+    for (int j = 0; j < n; j += GEMM_NR, dst += (size_t)HS * GEMM_NR)
+        gemm_pack_panel(dst, 1, HS, min_int(GEMM_NR, n - j), X + (size_t)j * ld, ld);
+}
+
+/* X (n,HS) in panels of NR columns, each `rows` >= n long: the right side of p v. */
+static inline void attention_pack(floatX *dst, size_t rows, const floatX *X, size_t ld, int n,
+                                  int HS) {
+    for (int j = 0; j < HS; j += GEMM_NR, dst += rows * GEMM_NR)
+        gemm_pack_panel(dst, 0, n, min_int(GEMM_NR, HS - j), X + j, ld);
+}
+
+/* How many pieces a head's T rows are cut into so that `pairs` heads keep all threads busy. */
+static inline int attention_pieces(int pairs, int T, int unit) {
+    int threads = in_parallel() ? 1 : thread_count();
+    if (threads == 1 || pairs >= 4 * threads) return 1;
+    return max_int(1, min_int((4 * threads + pairs - 1) / pairs, (T + unit - 1) / unit));
+}
+
+/* Row r of a block starting at query i0 needs keys 0..i0+r. In place, its scores s (unscaled, the
+   first i0+r+1 valid) become exp(scale (s - max)); the rest up to `end` become 0. Returns the sum
+   of the row and its maximum. */
+static inline floatX attention_softmax_row(floatX *s, int n, int end, floatX scale, floatX *max) {
+    floatX m = s[0], sum = 0;
+#pragma omp simd reduction(max : m)
+    for (int j = 0; j < n; j++) m = s[j] > m ? s[j] : m;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < n; j++) {
+        floatX p = fast_exp(scale * (s[j] - m));
+        s[j] = p;
+        sum += p;
+    }
+    for (int j = n; j < end; j++) s[j] = 0;
+    *max = m;
+    return sum;
+}
+
+/* Queries [from, to) of the heads that read key head g of one sequence. */
+static void attention_forward_piece(floatX *out, floatM *lse, const floatX *qkv, int from, int to,
+                                    int T, int NH, int NKV, int HS, int g, floatX scale) {
+    size_t C3 = (size_t)(NH + 2 * NKV) * HS, C = (size_t)NH * HS;
+    size_t keys = attention_pad(to), panel = (size_t)HS * GEMM_NR;
+    floatX *kt = (floatX *)gemm_scratch(
+        GEMM_SCRATCH_CALLER,
+        (keys * HS + keys * attention_pad(HS) + ATTENTION_BQ * keys) * sizeof(floatX));
+    floatX *v = kt + keys * HS, *s = v + keys * attention_pad(HS);
+    attention_pack_t(kt, qkv + (size_t)(NH + g) * HS, C3, to, HS);
+    attention_pack(v, keys, qkv + (size_t)(NH + NKV + g) * HS, C3, to, HS);
+    int group = NH / NKV;
+    for (int h = g * group; h < (g + 1) * group; h++) {
+        for (int i0 = from; i0 < to; i0 += ATTENTION_BQ) {
+            int bq = min_int(ATTENTION_BQ, to - i0);
+            const floatX *q = qkv + (size_t)i0 * C3 + (size_t)h * HS;
+            floatX *o = out + (size_t)i0 * C + (size_t)h * HS, sum[ATTENTION_BQ];
+            for (int j0 = 0; j0 < i0 + bq; j0 += ATTENTION_LD)
+                for (int r = 0; r < bq; r += GEMM_MR) {
+                    int n = min_int(j0 + ATTENTION_LD, (int)attention_pad(
+                                                           min_int(i0 + r + GEMM_MR, to))) - j0;
+                    if (n > 0)
+                        gemm_block(0, min_int(GEMM_MR, bq - r), n, HS, 1, q + (size_t)r * C3, C3,
+                                   kt + j0 / GEMM_NR * panel, GEMM_NR, panel, 0, s + r * keys + j0,
+                                   keys);
+                }
+            for (int r = 0; r < bq; r++) {
+                int end = min_int(i0 + r / GEMM_MR * GEMM_MR + GEMM_MR, to);
+                floatX max;
+                sum[r] = attention_softmax_row(s + r * keys, i0 + r + 1, end, scale, &max);
+                lse[(size_t)h * T + i0 + r] = (floatM)(scale * max) + (floatM)log(sum[r]);
+            }
+            for (int j0 = 0; j0 < i0 + bq; j0 += ATTENTION_LD)
+                for (int r = 0; r < bq; r += GEMM_MR) {
+                    int n = min_int(j0 + ATTENTION_LD, min_int(i0 + r + GEMM_MR, to)) - j0;
+                    if (n > 0)
+                        gemm_block(0, min_int(GEMM_MR, bq - r), HS, n, 1, s + r * keys + j0, keys,
+                                   v + (size_t)j0 * GEMM_NR, GEMM_NR, keys * GEMM_NR, j0 > 0,
+                                   o + r * C, C);
+                }
+            for (int r = 0; r < bq; r++) {
+                floatX inverse = 1 / sum[r];
+                for (int c = 0; c < HS; c++) o[r * C + c] *= inverse;
+            }
+        }
+    }
+}
+
+/* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS); scale multiplies q . k. */
+__attribute__((unused)) static void attention_forward(floatX *out, floatM *lse, const floatX *qkv,
+                                                      int B, int T, int NH, int NKV, int HS,
+                                                      double scale) {
+    int pieces = attention_pieces(B * NKV, T, 2 * ATTENTION_BQ);
+    int rows = (T + pieces * ATTENTION_BQ - 1) / (pieces * ATTENTION_BQ) * ATTENTION_BQ;
+    size_t C3 = (size_t)(NH + 2 * NKV) * HS;
+#pragma omp parallel for schedule(dynamic, 1) if (!in_parallel())
+    for (int task = 0; task < B * NKV * pieces; task++) {
+        int piece = pieces - 1 - task / (B * NKV); /* the longest first */
+        int b = task % (B * NKV) / NKV, g = task % NKV;
+        int from = piece * rows, to = min_int(T, from + rows);
+        if (from < to)
+            attention_forward_piece(out + (size_t)b * T * NH * HS, lse + (size_t)b * NH * T,
+                                    qkv + (size_t)b * T * C3, from, to, T, NH, NKV, HS, g,
+                                    (floatX)scale);
+    }
+}
+
+/* Scores become gradients for one block: rows of queries i0.., keys from j0; s and dp have row
+   stride LD, n columns matter (a multiple of MR past the diagonal or the last key). Afterwards
+   s = p and dp = ds, both 0 above the diagonal. */
+static inline void attention_grad_rows(floatX *s, floatX *dp, const floatM *lse, const floatX *D,
+                                       int bq, int i0, int j0, int n, floatX scale) {
+    for (int r = 0; r < bq; r++, s += ATTENTION_LD, dp += ATTENTION_LD) {
+        int valid = min_int(n, i0 + r + 1 - j0);
+        floatX l = (floatX)lse[i0 + r], d = D[r];
+#pragma omp simd
+        for (int j = 0; j < valid; j++) {
+            floatX p = fast_exp(scale * s[j] - l);
+            s[j] = p;
+            dp[j] = scale * p * (dp[j] - d);
+        }
+        for (int j = max_int(valid, 0); j < n; j++) s[j] = dp[j] = 0;
+    }
+}
+
+/* For key head g of one sequence: gradients of keys and values [k0, k1) when want_kv, and of
+   queries [q0, q1) when want_q, from all the blocks that touch them. k0 and q0 are multiples of BK
+   and BQ. */
+static void attention_backward_piece(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                     const floatX *out, const floatM *lse, int k0, int k1,
+                                     int want_kv, int q0, int q1, int want_q, int T, int NH,
+                                     int NKV, int HS, int g, floatX scale) {
+    size_t C3 = (size_t)(NH + 2 * NKV) * HS, C = (size_t)NH * HS, W = attention_pad(HS);
+    size_t panel = (size_t)HS * GEMM_NR;
+    size_t floats = (size_t)ATTENTION_LD * (2 * HS + W + 2 * ATTENTION_BQ) + 2 * ATTENTION_BQ * W;
+    floatX *kt = (floatX *)gemm_scratch(GEMM_SCRATCH_CALLER, floats * sizeof(floatX));
+    floatX *vt = kt + ATTENTION_LD * HS, *kp = vt + ATTENTION_LD * HS, *s = kp + ATTENTION_LD * W;
+    floatX *dp = s + ATTENTION_BQ * ATTENTION_LD, *qp = dp + ATTENTION_BQ * ATTENTION_LD;
+    floatX *dop = qp + ATTENTION_BQ * W, D[ATTENTION_BQ];
+    const floatX *k = qkv + (size_t)(NH + g) * HS, *v = k + (size_t)NKV * HS;
+    floatX *dk = dqkv + (size_t)(NH + g) * HS, *dv = dk + (size_t)NKV * HS;
+    int group = NH / NKV;
+    for (int j0 = k0; j0 < k1; j0 += ATTENTION_BK) {
+        int bk = min_int(ATTENTION_BK, k1 - j0);
+        attention_pack_t(kt, k + (size_t)j0 * C3, C3, bk, HS);
+        attention_pack_t(vt, v + (size_t)j0 * C3, C3, bk, HS);
+        if (want_q) attention_pack(kp, ATTENTION_LD, k + (size_t)j0 * C3, C3, bk, HS);
+        for (int h = g * group; h < (g + 1) * group; h++) {
+            for (int i0 = max_int(q0, j0); i0 < q1; i0 += ATTENTION_BQ) {
+                int bq = min_int(ATTENTION_BQ, q1 - i0);
+                const floatX *q = qkv + (size_t)i0 * C3 + (size_t)h * HS;
+                const floatX *o = out + (size_t)i0 * C + (size_t)h * HS;
+                const floatX *dO = dout + (size_t)i0 * C + (size_t)h * HS;
+                for (int r = 0; r < bq; r++) {
+                    floatX sum = 0;
+#pragma omp simd reduction(+ : sum)
+                    for (int c = 0; c < HS; c++) sum += o[r * C + c] * dO[r * C + c];
+                    D[r] = sum;
+                }
+                int n = min_int(bk, i0 + bq - j0); /* keys this block of queries can see */
+                for (int r = 0; r < bq; r += GEMM_MR) {
+                    int m = min_int(GEMM_MR, bq - r);
+                    int w = (int)attention_pad(min_int(n, i0 + r + GEMM_MR - j0));
+                    gemm_block(0, m, w, HS, 1, q + r * C3, C3, kt, GEMM_NR, panel, 0,
+                               s + r * ATTENTION_LD, ATTENTION_LD);
+                    gemm_block(0, m, w, HS, 1, dO + r * C, C, vt, GEMM_NR, panel, 0,
+                               dp + r * ATTENTION_LD, ATTENTION_LD);
+                }
+                attention_grad_rows(s, dp, lse + (size_t)h * T, D, bq, i0, j0, n, scale);
+                for (int r = 0; want_q && r < bq; r += GEMM_MR)
+                    gemm_block(0, min_int(GEMM_MR, bq - r), HS,
+                               min_int(n, i0 + r + GEMM_MR - j0), 1, dp + r * ATTENTION_LD,
+                               ATTENTION_LD, kp, GEMM_NR, ATTENTION_LD * GEMM_NR, j0 > 0,
+                               dqkv + (size_t)(i0 + r) * C3 + (size_t)h * HS, C3);
+                if (!want_kv) continue;
+                attention_pack(qp, ATTENTION_BQ, q, C3, bq, HS);
+                attention_pack(dop, ATTENTION_BQ, dO, C, bq, HS);
+                for (int j = 0; j < n; j += GEMM_MR) {
+                    /* Queries before key j0 + j contribute nothing. The first block of the first
+                       head to reach a key is the one on the diagonal, and it sets. */
+                    int r = max_int(0, j0 + j - i0), m = min_int(GEMM_MR, n - j);
+                    floatX beta = h == g * group && j0 + j >= i0 ? 0 : 1;
+                    size_t at = (size_t)(j0 + j) * C3;
+                    gemm_block(1, m, HS, bq - r, 1, dp + r * ATTENTION_LD + j, ATTENTION_LD,
+                               qp + r * GEMM_NR, GEMM_NR, ATTENTION_BQ * GEMM_NR, beta, dk + at, C3);
+                    gemm_block(1, m, HS, bq - r, 1, s + r * ATTENTION_LD + j, ATTENTION_LD,
+                               dop + r * GEMM_NR, GEMM_NR, ATTENTION_BQ * GEMM_NR, beta, dv + at,
+                               C3);
+                }
+            }
+        }
+    }
+}
+
+/* Sets dqkv (B,T,(NH+2*NKV)*HS), all three parts. With too few heads for the threads, keys and
+   queries are cut into pieces and their gradients computed apart, which repeats two of the five
+   products but leaves every sum to one thread. */
+__attribute__((unused)) static void attention_backward(floatX *dqkv, const floatX *dout,
+                                                       const floatX *qkv, const floatX *out,
+                                                       const floatM *lse, int B, int T, int NH,
+                                                       int NKV, int HS, double scale) {
+    int pairs = B * NKV, threads = in_parallel() ? 1 : thread_count();
+    int pieces = pairs >= threads ? 1 : attention_pieces(pairs, T, ATTENTION_BK);
+    int rows = (T + pieces * ATTENTION_BK - 1) / (pieces * ATTENTION_BK) * ATTENTION_BK;
+    size_t C3 = (size_t)(NH + 2 * NKV) * HS, C = (size_t)NH * HS;
+#pragma omp parallel for schedule(dynamic, 1) if (!in_parallel())
+    for (int task = 0; task < pairs * pieces * (pieces > 1 ? 2 : 1); task++) {
+        int b = task % pairs / NKV, g = task % NKV, piece = task / pairs % pieces;
+        int part = task / (pairs * pieces); /* 0: keys and values, 1: queries */
+        int from = piece * rows, to = min_int(T, from + rows);
+        if (from >= to) continue;
+        int want_kv = pieces == 1 || part == 0, want_q = pieces == 1 || part == 1;
+        attention_backward_piece(dqkv + (size_t)b * T * C3, dout + (size_t)b * T * C,
+                                 qkv + (size_t)b * T * C3, out + (size_t)b * T * C,
+                                 lse + (size_t)b * NH * T, want_kv ? from : 0, to, want_kv,
+                                 want_q ? from : 0, want_q ? to : T, want_q, T, NH, NKV, HS, g,
+                                 (floatX)scale);
+    }
+}
+
+/* One head of attention_decode; p is scratch of t + 1 floats. */
+static void attention_decode_head(floatX *out, floatX *p, const floatX *q, const floatX *k,
+                                  const floatX *v, size_t ld, int t, int HS, floatX scale) {
+    for (int j = 0; j <= t; j++) {
+        const floatX *kj = k + (size_t)j * ld;
+        floatX sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int c = 0; c < HS; c++) sum += q[c] * kj[c];
+        p[j] = sum;
+    }
+    floatX max, inverse = 1 / attention_softmax_row(p, t + 1, t + 1, scale, &max);
+    for (int c = 0; c < HS; c++) out[c] = 0;
+    for (int j = 0; j <= t; j++) {
+        const floatX *vj = v + (size_t)j * ld;
+        floatX pj = p[j] * inverse;
+#pragma omp simd
+        for (int c = 0; c < HS; c++) out[c] += pj * vj[c];
+    }
+}
+
+/* One new position t for generation: out (NH*HS) from q (NH*HS) and the caches (max_T,NKV*HS), of
+   which positions 0..t hold keys and values. */
+__attribute__((unused)) static void attention_decode(floatX *out, const floatX *q,
+                                                     const floatX *k_cache, const floatX *v_cache,
+                                                     int t, int NH, int NKV, int HS,
+                                                     double scale) {
+#pragma omp parallel for schedule(static) if (!in_parallel() && (double)t * NH * HS > 1e5)
+    for (int h = 0; h < NH; h++) {
+        size_t g = (size_t)(h / (NH / NKV)) * HS;
+        floatX *p = (floatX *)gemm_scratch(GEMM_SCRATCH_CALLER, (size_t)(t + 1) * sizeof(floatX));
+        attention_decode_head(out + (size_t)h * HS, p, q + (size_t)h * HS, k_cache + g,
+                              v_cache + g, (size_t)NKV * HS, t, HS, (floatX)scale);
+    }
+}
+
+#endif

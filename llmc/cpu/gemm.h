@@ -1,0 +1,584 @@
+/*
+The CPU matrix product: C (M,N) = alpha op(A) op(B) + beta C, everything row-major.
+
+ta = 0: A is stored (M,K) with row stride lda; ta = 1: A is stored (K,M), op(A) = A^T. Likewise B is
+stored (K,N), or (N,K) when tb = 1. beta = 0 never reads C. K = 0 or alpha = 0 gives beta C.
+
+gemm          all threads, floatX precision; inside a parallel region it is gemm_serial
+gemm_serial   the calling thread only; cheap enough for the blocks inside attention
+gemm_model    what the model's layers call: gemm, or bf16 inputs with fp32 sums (--compute bf16)
+gemm_builtin  our own kernel, which is what gemm is without oneDNN and in the double build
+
+The built-in follows Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
+(ACM TOMS 2008), with one change: A is read in place where its rows are contiguous. A block of B,
+KC x NC, is packed into the L2 cache as panels of NR columns; a tile of C, MR x NR, lives in
+registers while the kernel runs along K. Every element of C is summed in the same order whatever
+the tiling, so the built-in gives the same bits for every number of threads.
+*/
+#ifndef CM_GEMM_H
+#define CM_GEMM_H
+
+#include "../base.h"
+#include <pthread.h>
+#if defined(CM_USE_ONEDNN) && !defined(CM_DOUBLE)
+#define GEMM_ONEDNN
+#include <dnnl.h>
+#endif
+
+typedef enum { COMPUTE_FP32, COMPUTE_BF16 } Compute;
+
+/* Vectors of the widest kind the compiler may use; loads and stores need no alignment. MR x 2
+   accumulators, 2 vectors of B and one of A have to fit the registers (32, or 16 before AVX-512). */
+#if defined(__AVX512F__)
+#define GEMM_VEC_BYTES 64
+#define GEMM_MR 8
+#elif defined(__AVX__)
+#define GEMM_VEC_BYTES 32
+#define GEMM_MR 6
+#elif defined(__aarch64__)
+#define GEMM_VEC_BYTES 16
+#define GEMM_MR 8
+#else
+#define GEMM_VEC_BYTES 16
+#define GEMM_MR 6
+#endif
+typedef floatX gemm_vec
+    __attribute__((vector_size(GEMM_VEC_BYTES), aligned(sizeof(floatX)), may_alias));
+typedef floatX gemm_vec4
+    __attribute__((vector_size(4 * sizeof(floatX)), aligned(sizeof(floatX)), may_alias));
+
+enum {
+    GEMM_VL = GEMM_VEC_BYTES / (int)sizeof(floatX),
+    GEMM_NR = 2 * GEMM_VL,
+    GEMM_KC = 256,
+    GEMM_NC = (1 << 19) / (GEMM_KC * (int)sizeof(floatX)) /* KC x NC is half a megabyte */
+};
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Scratch: one buffer per thread and use, grown when needed, freed when the thread ends. */
+
+enum { GEMM_SCRATCH_PACK, GEMM_SCRATCH_A, GEMM_SCRATCH_B, GEMM_SCRATCH_CALLER, GEMM_SCRATCHES };
+typedef struct {
+    void *data[GEMM_SCRATCHES];
+    size_t bytes[GEMM_SCRATCHES];
+} GemmScratch;
+
+static pthread_key_t gemm_scratch_key;
+static pthread_once_t gemm_scratch_once = PTHREAD_ONCE_INIT;
+
+static void gemm_scratch_free(void *p) {
+    GemmScratch *s = (GemmScratch *)p;
+    for (int i = 0; i < GEMM_SCRATCHES; i++) free(s->data[i]);
+    free(s);
+}
+
+static void gemm_scratch_init(void) { pthread_key_create(&gemm_scratch_key, gemm_scratch_free); }
+
+/* `bytes` of 64-byte aligned memory, valid until the thread asks for the same `use` again. */
+__attribute__((unused)) static void *gemm_scratch(int use, size_t bytes) {
+    static __thread GemmScratch *s;
+    if (!s) {
+        pthread_once(&gemm_scratch_once, gemm_scratch_init);
+        s = (GemmScratch *)calloc(1, sizeof *s);
+        if (s) pthread_setspecific(gemm_scratch_key, s);
+    }
+    if (s && s->bytes[use] < bytes) {
+        free(s->data[use]);
+        s->bytes[use] = 0;
+        s->data[use] = NULL;
+        bytes += bytes / 4;
+        if (posix_memalign(&s->data[use], 64, bytes) == 0) s->bytes[use] = bytes;
+    }
+    if (!s || !s->data[use]) {
+        fprintf(stderr, "error: out of memory (%zu bytes of matrix scratch)\n", bytes);
+        abort();
+    }
+    return s->data[use];
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The built-in product. */
+
+static inline gemm_vec gemm_load(const floatX *p) { return *(const gemm_vec *)p; }
+static inline void gemm_store(floatX *p, gemm_vec v) { *(gemm_vec *)p = v; }
+
+/* dst[c*ldd + r] = src[r*lds + c] for a 4 x 4 block. */
+static inline void gemm_transpose4(floatX *dst, size_t ldd, const floatX *src, size_t lds) {
+    gemm_vec4 a = *(const gemm_vec4 *)src, b = *(const gemm_vec4 *)(src + lds);
+    gemm_vec4 c = *(const gemm_vec4 *)(src + 2 * lds), d = *(const gemm_vec4 *)(src + 3 * lds);
+#if defined(__clang__) || __GNUC__ >= 12
+    gemm_vec4 ac0 = __builtin_shufflevector(a, c, 0, 4, 1, 5);
+    gemm_vec4 ac1 = __builtin_shufflevector(a, c, 2, 6, 3, 7);
+    gemm_vec4 bd0 = __builtin_shufflevector(b, d, 0, 4, 1, 5);
+    gemm_vec4 bd1 = __builtin_shufflevector(b, d, 2, 6, 3, 7);
+    *(gemm_vec4 *)dst = __builtin_shufflevector(ac0, bd0, 0, 4, 1, 5);
+    *(gemm_vec4 *)(dst + ldd) = __builtin_shufflevector(ac0, bd0, 2, 6, 3, 7);
+    *(gemm_vec4 *)(dst + 2 * ldd) = __builtin_shufflevector(ac1, bd1, 0, 4, 1, 5);
+    *(gemm_vec4 *)(dst + 3 * ldd) = __builtin_shufflevector(ac1, bd1, 2, 6, 3, 7);
+#else
+    for (int i = 0; i < 4; i++) {
+        gemm_vec4 column = {a[i], b[i], c[i], d[i]};
+        *(gemm_vec4 *)(dst + (size_t)i * ldd) = column;
+    }
+#endif
+}
+
+/* Packs n <= NR columns of op(B), rows 0..K-1, into a panel (K,NR); columns n..NR-1 become 0. */
+static inline void gemm_pack_panel(floatX *panel, int tb, int K, int n, const floatX *B,
+                                   size_t ldb) {
+    if (!tb) {
+        if (n == GEMM_NR) {
+            for (int k = 0; k < K; k++, panel += GEMM_NR, B += ldb) {
+                gemm_store(panel, gemm_load(B));
+                gemm_store(panel + GEMM_VL, gemm_load(B + GEMM_VL));
+            }
+        } else {
+            for (int k = 0; k < K; k++, panel += GEMM_NR, B += ldb) {
+                for (int j = 0; j < n; j++) panel[j] = B[j];
+                for (int j = n; j < GEMM_NR; j++) panel[j] = 0;
+            }
+        }
+        return;
+    }
+    int n4 = n & ~3, k4 = K & ~3;
+    for (int j = 0; j < n4; j += 4)
+        for (int k = 0; k < k4; k += 4)
+            gemm_transpose4(panel + k * GEMM_NR + j, GEMM_NR, B + (size_t)j * ldb + k, ldb);
+    for (int k = 0; k < K; k++) {
+        for (int j = k < k4 ? n4 : 0; j < n; j++) panel[k * GEMM_NR + j] = B[(size_t)j * ldb + k];
+        for (int j = n; j < GEMM_NR; j++) panel[k * GEMM_NR + j] = 0;
+    }
+}
+
+/* Packs m <= MR rows of A^T, A stored (K,M), into (K,MR); rows m..MR-1 become 0. */
+static inline void gemm_pack_at(floatX *tile, int K, int m, const floatX *A, size_t lda) {
+    if (m == GEMM_MR) {
+        for (int k = 0; k < K; k++)
+            for (int i = 0; i < GEMM_MR; i++) tile[k * GEMM_MR + i] = A[(size_t)k * lda + i];
+    } else {
+        for (int k = 0; k < K; k++)
+            for (int i = 0; i < GEMM_MR; i++)
+                tile[k * GEMM_MR + i] = i < m ? A[(size_t)k * lda + i] : 0;
+    }
+}
+
+/* One tile in registers, C (m,n) = alpha A B + beta C with m <= MR and n <= nv VL. A is a packed
+   tile (K,MR) or, in place, rows of stride lda; B has row stride ldb and nv VL readable columns.
+   packed and nv are constants where this is inlined. Rows past m repeat the last one. */
+__attribute__((always_inline)) static inline void
+gemm_tile(const int packed, const int nv, int K, int m, int n, floatX alpha, const floatX *A,
+          size_t lda, const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
+    gemm_vec c[GEMM_MR][2];
+    const floatX *row[GEMM_MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < GEMM_MR; i++) {
+        row[i] = A + (size_t)(i < m ? i : m - 1) * lda;
+        c[i][0] = c[i][1] = (gemm_vec){0};
+    }
+    for (int k = 0; k < K; k++, B += ldb) {
+        gemm_vec b0 = gemm_load(B), b1 = nv > 1 ? gemm_load(B + GEMM_VL) : b0;
+#pragma GCC unroll 16
+        for (int i = 0; i < GEMM_MR; i++) {
+            floatX a = packed ? A[k * GEMM_MR + i] : row[i][k];
+            c[i][0] += a * b0;
+            if (nv > 1) c[i][1] += a * b1;
+        }
+    }
+    if (m == GEMM_MR && n == nv * GEMM_VL) {
+#pragma GCC unroll 16
+        for (int i = 0; i < GEMM_MR; i++, C += ldc)
+#pragma GCC unroll 2
+            for (int v = 0; v < nv; v++) {
+                gemm_vec r = alpha * c[i][v];
+                if (beta != 0) r += beta * gemm_load(C + v * GEMM_VL);
+                gemm_store(C + v * GEMM_VL, r);
+            }
+        return;
+    }
+    floatX edge[GEMM_MR][GEMM_NR];
+#pragma GCC unroll 16
+    for (int i = 0; i < GEMM_MR; i++) {
+        gemm_store(edge[i], c[i][0]);
+        if (nv > 1) gemm_store(edge[i] + GEMM_VL, c[i][1]);
+    }
+    for (int i = 0; i < m; i++, C += ldc)
+        for (int j = 0; j < n; j++)
+            C[j] = beta != 0 ? alpha * edge[i][j] + beta * C[j] : alpha * edge[i][j];
+}
+
+#define GEMM_DEFINE_TILE(NAME, PACKED, NV)                                                         \
+    __attribute__((noinline, unused)) static void NAME(                                            \
+        int K, int m, int n, floatX alpha, const floatX *A, size_t lda, const floatX *B,           \
+        size_t ldb, floatX beta, floatX *C, size_t ldc) {                                          \
+        gemm_tile(PACKED, NV, K, m, n, alpha, A, lda, B, ldb, beta, C, ldc);                       \
+    }
+GEMM_DEFINE_TILE(gemm_tile_rows_2, 0, 2)
+GEMM_DEFINE_TILE(gemm_tile_rows_1, 0, 1)
+GEMM_DEFINE_TILE(gemm_tile_packed_2, 1, 2)
+GEMM_DEFINE_TILE(gemm_tile_packed_1, 1, 1)
+
+/* All the row tiles of C (M,n), n <= NC, over one block of K <= KC, B already in panels: panel p
+   starts at B + p * panel_stride and has row stride ldb. */
+static inline void gemm_block(int ta, int M, int n, int K, floatX alpha, const floatX *A,
+                              size_t lda, const floatX *B, size_t ldb, size_t panel_stride,
+                              floatX beta, floatX *C, size_t ldc) {
+    __attribute__((aligned(64))) floatX tile[GEMM_MR * GEMM_KC];
+    for (int i = 0; i < M; i += GEMM_MR) {
+        int m = min_int(GEMM_MR, M - i);
+        const floatX *a = ta ? tile : A + (size_t)i * lda;
+        if (ta) gemm_pack_at(tile, K, m, A + i, lda);
+        const floatX *b = B;
+        floatX *c = C + (size_t)i * ldc;
+        for (int j = 0; j < n; j += GEMM_NR, b += panel_stride, c += GEMM_NR) {
+            int w = min_int(GEMM_NR, n - j);
+            if (ta && w > GEMM_VL)
+                gemm_tile_packed_2(K, m, w, alpha, a, 0, b, ldb, beta, c, ldc);
+            else if (ta)
+                gemm_tile_packed_1(K, m, w, alpha, a, 0, b, ldb, beta, c, ldc);
+            else if (w > GEMM_VL)
+                gemm_tile_rows_2(K, m, w, alpha, a, lda, b, ldb, beta, c, ldc);
+            else
+                gemm_tile_rows_1(K, m, w, alpha, a, lda, b, ldb, beta, c, ldc);
+        }
+    }
+}
+
+static inline void gemm_scale(int M, int N, floatX beta, floatX *C, size_t ldc) {
+    for (int i = 0; i < M; i++, C += ldc)
+        for (int j = 0; j < N; j++) C[j] = beta != 0 ? beta * C[j] : 0;
+}
+
+/* Few rows of A against B stored (N,K), as when a single token is generated: packing B would cost
+   more than the product, so each element is a dot product along the rows of both. */
+enum { GEMM_DOT_ROWS = 3 };
+static inline void gemm_dots(int ta, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
+                             const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
+    floatX *rows = NULL;
+    if (ta) {
+        rows = (floatX *)gemm_scratch(GEMM_SCRATCH_PACK, (size_t)M * K * sizeof(floatX));
+        for (int k = 0; k < K; k++)
+            for (int i = 0; i < M; i++) rows[(size_t)i * K + k] = A[(size_t)k * lda + i];
+        A = rows;
+        lda = (size_t)K;
+    }
+    for (int j = 0; j < N; j++) {
+        const floatX *b = B + (size_t)j * ldb;
+        for (int i = 0; i < M; i++) {
+            const floatX *a = A + (size_t)i * lda;
+            gemm_vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+            int k = 0;
+            for (; k + 4 * GEMM_VL <= K; k += 4 * GEMM_VL) {
+                s0 += gemm_load(a + k) * gemm_load(b + k);
+                s1 += gemm_load(a + k + GEMM_VL) * gemm_load(b + k + GEMM_VL);
+                s2 += gemm_load(a + k + 2 * GEMM_VL) * gemm_load(b + k + 2 * GEMM_VL);
+                s3 += gemm_load(a + k + 3 * GEMM_VL) * gemm_load(b + k + 3 * GEMM_VL);
+            }
+            for (; k + GEMM_VL <= K; k += GEMM_VL) s0 += gemm_load(a + k) * gemm_load(b + k);
+            s0 = (s0 + s1) + (s2 + s3);
+            floatX sum = 0;
+            for (int v = 0; v < GEMM_VL; v++) sum += s0[v];
+            for (; k < K; k++) sum += a[k] * b[k];
+            floatX *c = C + (size_t)i * ldc + j;
+            *c = beta != 0 ? alpha * sum + beta * *c : alpha * sum;
+        }
+    }
+}
+
+__attribute__((unused)) static void gemm_serial(int ta, int tb, int M, int N, int K, floatX alpha,
+                                                const floatX *A, size_t lda, const floatX *B,
+                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
+    if (M <= 0 || N <= 0) return;
+    if (K <= 0 || alpha == 0) {
+        gemm_scale(M, N, beta, C, ldc);
+        return;
+    }
+    if (tb && M <= GEMM_DOT_ROWS) {
+        gemm_dots(ta, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+        return;
+    }
+    int widest = min_int(GEMM_NC, (N + GEMM_NR - 1) / GEMM_NR * GEMM_NR);
+    floatX *packed = (floatX *)gemm_scratch(
+        GEMM_SCRATCH_PACK, (size_t)widest * min_int(K, GEMM_KC) * sizeof(floatX));
+    for (int j = 0; j < N; j += GEMM_NC) {
+        int n = min_int(GEMM_NC, N - j);
+        for (int k = 0; k < K; k += GEMM_KC) {
+            int kc = min_int(GEMM_KC, K - k);
+            size_t panel = (size_t)kc * GEMM_NR;
+            floatX b = k == 0 ? beta : 1;
+            const floatX *a = ta ? A + (size_t)k * lda : A + k;
+            floatX *c = C + j;
+            int in_place = 0; /* columns of B read where they lie: too few rows to repay packing */
+            if (!tb && M <= 2 * GEMM_MR) {
+                in_place = n / GEMM_NR * GEMM_NR;
+                gemm_block(ta, M, in_place, kc, alpha, a, lda, B + (size_t)k * ldb + j, ldb,
+                           GEMM_NR, b, c, ldc);
+            }
+            floatX *p = packed;
+            for (int jj = in_place; jj < n; jj += GEMM_NR, p += panel)
+                gemm_pack_panel(p, tb, kc, min_int(GEMM_NR, n - jj),
+                                tb ? B + (size_t)(j + jj) * ldb + k : B + (size_t)k * ldb + j + jj,
+                                ldb);
+            gemm_block(ta, M, n - in_place, kc, alpha, a, lda, packed, GEMM_NR, panel, b,
+                       c + in_place, ldc);
+        }
+    }
+}
+
+/* Tiles of C over the threads. The split never changes the order of a sum. */
+__attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, int K, floatX alpha,
+                                                 const floatX *A, size_t lda, const floatX *B,
+                                                 size_t ldb, floatX beta, floatX *C, size_t ldc) {
+    int threads = in_parallel() ? 1 : thread_count();
+    if (threads == 1 || (double)M * N * K < 1e5) {
+        gemm_serial(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+        return;
+    }
+    int dots = tb && M <= GEMM_DOT_ROWS;
+    int unit_m = dots ? M : GEMM_MR, unit_n = dots ? 1 : GEMM_NR;
+    int most_m = (M + unit_m - 1) / unit_m, most_n = (N + unit_n - 1) / unit_n;
+    /* Rows first, at least 256 a tile so that packing B pays; then whatever leaves tiles square. */
+    int tm = max_int(1, min_int(M / 256, 4 * threads)), tn = 1;
+    if (tm > threads) tm = (tm + threads - 1) / threads * threads;
+    while (tm * tn < threads && (tm < most_m || tn < most_n)) {
+        if (tn >= most_n || (tm < most_m && M / tm >= N / tn))
+            tm++;
+        else
+            tn++;
+    }
+    int rows = (most_m + tm - 1) / tm * unit_m, cols = (most_n + tn - 1) / tn * unit_n;
+    tm = (M + rows - 1) / rows;
+    tn = (N + cols - 1) / cols;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int t = 0; t < tm * tn; t++) {
+        int i = t / tn * rows, j = t % tn * cols;
+        gemm_serial(ta, tb, min_int(rows, M - i), min_int(cols, N - j), K, alpha,
+                    ta ? A + i : A + (size_t)i * lda, lda, tb ? B + (size_t)j * ldb : B + j, ldb,
+                    beta, C + (size_t)i * ldc + j, ldc);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* oneDNN: its sgemm for fp32, its matmul primitive for bf16 inputs with fp32 sums. */
+
+#ifdef GEMM_ONEDNN
+
+/* fp32 to bf16, round to nearest even; a NaN stays a (quiet) NaN. */
+static inline uint16_t gemm_to_bf16(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, nan = (u >> 16) | 0x40u;
+    return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+/* dst (rows,cols), dense, from src of row stride ld. */
+static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int cols, size_t ld) {
+#pragma omp parallel for schedule(static) if ((double)rows * cols > 1e5)
+    for (int i = 0; i < rows; i++) {
+        uint16_t *d = dst + (size_t)i * cols;
+        const float *s = src + (size_t)i * ld;
+#pragma omp simd
+        for (int j = 0; j < cols; j++) d[j] = gemm_to_bf16(s[j]);
+    }
+}
+
+/* Building a primitive compiles code, so each shape is built once and kept. One program thread at
+   a time may call gemm_model in bf16. */
+typedef struct {
+    int ta, tb, M, N, K;
+    float alpha, beta;
+    size_t ldc;
+} GemmKey;
+
+typedef struct {
+    GemmKey key;
+    dnnl_primitive_t primitive;
+    dnnl_memory_t A, B, C;
+} GemmPrimitive;
+
+static dnnl_engine_t gemm_engine;
+static dnnl_stream_t gemm_stream;
+static GemmPrimitive gemm_primitives[256];
+
+#if DNNL_VERSION_MAJOR >= 3
+typedef dnnl_memory_desc_t GemmLayout;
+#define GEMM_LAYOUT(layout) (layout)
+#else
+typedef dnnl_memory_desc_t GemmLayout;
+#define GEMM_LAYOUT(layout) (&(layout))
+#endif
+
+static int gemm_layout(GemmLayout *layout, dnnl_data_type_t type, int rows, int cols,
+                       size_t row_stride, size_t col_stride) {
+    dnnl_dims_t dims, strides;
+    dims[0] = rows, dims[1] = cols;
+    strides[0] = (dnnl_dim_t)row_stride, strides[1] = (dnnl_dim_t)col_stride;
+#if DNNL_VERSION_MAJOR >= 3
+    return dnnl_memory_desc_create_with_strides(layout, 2, dims, type, strides) != dnnl_success;
+#else
+    return dnnl_memory_desc_init_by_strides(layout, 2, dims, type, strides) != dnnl_success;
+#endif
+}
+
+/* alpha and beta become operations after the sum: C_new = alpha sum, then + beta C_old. */
+static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
+    GemmLayout A, B, C;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t ops = NULL;
+    dnnl_primitive_desc_t desc = NULL;
+    size_t M = (size_t)key->M, N = (size_t)key->N, K = (size_t)key->K;
+    int bad = gemm_layout(&A, dnnl_bf16, key->M, key->K, key->ta ? 1 : K, key->ta ? M : 1);
+    bad |= gemm_layout(&B, dnnl_bf16, key->K, key->N, key->tb ? 1 : N, key->tb ? K : 1);
+    bad |= gemm_layout(&C, dnnl_f32, key->M, key->N, key->ldc, 1);
+    bad = bad || dnnl_primitive_attr_create(&attr) || dnnl_post_ops_create(&ops);
+#if DNNL_VERSION_MAJOR >= 3
+    if (!bad && key->alpha != 1)
+        bad = dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_linear, key->alpha, 0);
+    if (!bad && key->beta != 0)
+        bad = dnnl_post_ops_append_sum(ops, key->beta, 0, dnnl_data_type_undef);
+    bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
+          dnnl_matmul_primitive_desc_create(&desc, gemm_engine, A, B, NULL, C, attr);
+#else
+    dnnl_matmul_desc_t matmul;
+    if (!bad && key->alpha != 1)
+        bad = dnnl_post_ops_append_eltwise(ops, 1, dnnl_eltwise_linear, key->alpha, 0);
+    if (!bad && key->beta != 0) bad = dnnl_post_ops_append_sum(ops, key->beta);
+    bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
+          dnnl_matmul_desc_init(&matmul, &A, &B, NULL, &C) ||
+          dnnl_primitive_desc_create(&desc, &matmul, attr, gemm_engine, NULL);
+#endif
+    bad = bad || dnnl_primitive_create(&p->primitive, desc) ||
+          dnnl_memory_create(&p->A, GEMM_LAYOUT(A), gemm_engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->B, GEMM_LAYOUT(B), gemm_engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->C, GEMM_LAYOUT(C), gemm_engine, DNNL_MEMORY_NONE);
+    if (desc) dnnl_primitive_desc_destroy(desc);
+    if (ops) dnnl_post_ops_destroy(ops);
+    if (attr) dnnl_primitive_attr_destroy(attr);
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl_memory_desc_destroy(A);
+    dnnl_memory_desc_destroy(B);
+    dnnl_memory_desc_destroy(C);
+#endif
+    if (!bad) p->key = *key;
+    return bad;
+}
+
+/* The primitive for a shape, from the table or built into its slot. */
+static GemmPrimitive *gemm_find(const GemmKey *key) {
+    uint64_t h = 1469598103934665603u; /* FNV-1a over the words of the key */
+    uint64_t words[8] = {(uint64_t)key->ta, (uint64_t)key->tb, (uint64_t)key->M, (uint64_t)key->N,
+                         (uint64_t)key->K, key->ldc, 0, 0};
+    memcpy(&words[6], &key->alpha, sizeof key->alpha);
+    memcpy(&words[7], &key->beta, sizeof key->beta);
+    for (int i = 0; i < 8; i++) h = (h ^ words[i]) * 1099511628211u;
+    GemmPrimitive *p = &gemm_primitives[(h >> 32) % 256];
+    const GemmKey *q = &p->key;
+    if (p->primitive && q->ta == key->ta && q->tb == key->tb && q->M == key->M && q->N == key->N &&
+        q->K == key->K && q->ldc == key->ldc && q->alpha == key->alpha && q->beta == key->beta)
+        return p;
+    if (p->A) dnnl_memory_destroy(p->A);
+    if (p->B) dnnl_memory_destroy(p->B);
+    if (p->C) dnnl_memory_destroy(p->C);
+    if (p->primitive) dnnl_primitive_destroy(p->primitive);
+    memset(p, 0, sizeof *p);
+    return gemm_build(p, key) ? NULL : p;
+}
+
+/* 0, or -1 when oneDNN cannot do this product. */
+static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const float *A, size_t lda,
+                     const float *B, size_t ldb, float beta, float *C, size_t ldc) {
+    GemmKey key = {ta, tb, M, N, K, alpha, beta, ldc};
+    GemmPrimitive *p = gemm_find(&key);
+    if (!p) return -1;
+    uint16_t *a = (uint16_t *)gemm_scratch(GEMM_SCRATCH_A, (size_t)M * K * sizeof *a);
+    uint16_t *b = (uint16_t *)gemm_scratch(GEMM_SCRATCH_B, (size_t)N * K * sizeof *b);
+    gemm_convert_bf16(a, A, ta ? K : M, ta ? M : K, lda);
+    gemm_convert_bf16(b, B, tb ? N : K, tb ? K : N, ldb);
+    if (dnnl_memory_set_data_handle(p->A, a) || dnnl_memory_set_data_handle(p->B, b) ||
+        dnnl_memory_set_data_handle(p->C, C))
+        return -1;
+    dnnl_exec_arg_t args[3];
+    args[0].arg = DNNL_ARG_SRC, args[0].memory = p->A;
+    args[1].arg = DNNL_ARG_WEIGHTS, args[1].memory = p->B;
+    args[2].arg = DNNL_ARG_DST, args[2].memory = p->C;
+    return dnnl_primitive_execute(p->primitive, gemm_stream, 3, args) ||
+                   dnnl_stream_wait(gemm_stream)
+               ? -1
+               : 0;
+}
+
+#endif
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The front doors. */
+
+static Compute gemm_compute = COMPUTE_FP32;
+
+__attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, floatX alpha,
+                                         const floatX *A, size_t lda, const floatX *B, size_t ldb,
+                                         floatX beta, floatX *C, size_t ldc) {
+    if (M <= 0 || N <= 0) return;
+#ifdef GEMM_ONEDNN
+    /* Below this size the built-in is the quicker one, and inside a parallel region the only one. */
+    if (!in_parallel() && K > 0 && (double)M * N * K > 1e6 &&
+        dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, A, (dnnl_dim_t)lda, B,
+                   (dnnl_dim_t)ldb, beta, C, (dnnl_dim_t)ldc) == dnnl_success)
+        return;
+#endif
+    gemm_builtin(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+}
+
+/* After gemm_setup(COMPUTE_BF16): A and B rounded to bf16, sums and C in fp32. */
+__attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int K, floatX alpha,
+                                               const floatX *A, size_t lda, const floatX *B,
+                                               size_t ldb, floatX beta, floatX *C, size_t ldc) {
+#ifdef GEMM_ONEDNN
+    if (gemm_compute == COMPUTE_BF16 && !in_parallel() && M > 0 && N > 0 && K > 0) {
+        if (gemm_bf16(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0) return;
+        die("oneDNN failed on a bf16 product of %d x %d x %d; use --compute fp32", M, N, K);
+    }
+#endif
+    gemm(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+}
+
+/* Chooses what gemm_model computes in; -1 when this build or CPU cannot. */
+__attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
+    if (compute == COMPUTE_BF16) {
+#ifdef GEMM_ONEDNN
+        dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+        if ((isa & dnnl_cpu_isa_avx512_core_bf16) != dnnl_cpu_isa_avx512_core_bf16)
+            return fail(err, "--compute bf16 needs a CPU with AVX512_BF16 or AMX, and this one has "
+                             "neither (or DNNL_MAX_CPU_ISA hides it); use --compute fp32");
+        if (!gemm_engine && dnnl_engine_create(&gemm_engine, dnnl_cpu, 0) != dnnl_success)
+            return fail(err, "--compute bf16: oneDNN cannot create a CPU engine; "
+                             "use --compute fp32");
+        if (!gemm_stream && dnnl_stream_create(&gemm_stream, gemm_engine,
+                                               dnnl_stream_default_flags) != dnnl_success)
+            return fail(err, "--compute bf16: oneDNN cannot create a stream; use --compute fp32");
+#elif defined(CM_DOUBLE)
+        return fail(err, "--compute bf16 is not in the double build; use --compute fp32");
+#else
+        return fail(err, "--compute bf16 needs oneDNN: apt-get install libdnnl-dev, then make "
+                         "clean && make; or use --compute fp32");
+#endif
+    }
+    gemm_compute = compute;
+    return 0;
+}
+
+/* One line for the log: which library, and what gemm_model computes in. */
+__attribute__((unused)) static const char *gemm_describe(void) {
+#ifdef GEMM_ONEDNN
+    static char text[64];
+    const dnnl_version_t *v = dnnl_version();
+    snprintf(text, sizeof text, "oneDNN %d.%d.%d, %s", v->major, v->minor, v->patch,
+             gemm_compute == COMPUTE_BF16 ? "bf16" : "fp32");
+    return text;
+#elif defined(CM_DOUBLE)
+    return "built-in, fp64";
+#else
+    return "built-in, fp32 (oneDNN adds --compute bf16: apt-get install libdnnl-dev, then make "
+           "clean && make)";
+#endif
+}
+
+#endif

@@ -1,0 +1,403 @@
+/*
+The model's layers on the CPU, forward and backward. Outputs come first, shapes stand in comments.
+A backward function adds to parameter gradients and sets input gradients. N = B T tokens.
+Every reduction runs in an order fixed by the number of threads, so equal runs give equal bits.
+Attention and the matrix products have files of their own.
+*/
+#ifndef CM_CPU_LAYERS_H
+#define CM_CPU_LAYERS_H
+
+#include "../base.h"
+#include "../config.h"
+#include "gemm.h"
+#include "simd.h"
+
+#ifdef CM_DOUBLE
+#define CM_SQRT sqrt
+#else
+#define CM_SQRT sqrtf
+#endif
+
+/* This thread's part [lo, hi) of n items; call inside a parallel region. */
+static inline void thread_part(size_t n, size_t *lo, size_t *hi) {
+#ifdef _OPENMP
+    size_t k = (size_t)omp_get_num_threads(), i = (size_t)omp_get_thread_num();
+#else
+    size_t k = 1, i = 0;
+#endif
+    *lo = n * i / k;
+    *hi = n * (i + 1) / k;
+}
+
+/* Room for n sums per thread, zeroed; one thread's are `layers_sums + thread n`. */
+static floatM *layers_sums;
+static size_t layers_sums_size;
+
+static inline void sums_reserve(size_t n) {
+    size_t need = n * (size_t)thread_count();
+    if (need > layers_sums_size) {
+        free(layers_sums);
+        layers_sums = (floatM *)malloc(need * sizeof(floatM));
+        if (!layers_sums) die("out of memory: %zu bytes of reduction scratch", need * sizeof(floatM));
+        layers_sums_size = need;
+    }
+    memset(layers_sums, 0, need * sizeof(floatM));
+}
+
+/* out[i] += the threads' sums, in thread order. */
+static inline void sums_add(floatM *out, size_t stride, size_t first, size_t n) {
+    for (int t = 0; t < thread_count(); t++)
+        for (size_t i = 0; i < n; i++) out[i] += layers_sums[(size_t)t * stride + first + i];
+}
+
+/* x (B,T,C) = wte[token] (+ wpe[position] if wpe). */
+static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte, const floatX *wpe,
+                                 int B, int T, int C) {
+#pragma omp parallel for
+    for (int n = 0; n < B * T; n++) {
+        const floatX *e = wte + (size_t)tokens[n] * C, *p = wpe ? wpe + (size_t)(n % T) * C : NULL;
+        floatX *row = x + (size_t)n * C;
+        for (int c = 0; c < C; c++) row[c] = p ? e[c] + p[c] : e[c];
+    }
+}
+
+/* dwte, dwpe (if not NULL) += dx (B,T,C). Threads own columns, so that equal tokens never race. */
+static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens,
+                                  int B, int T, int C) {
+#pragma omp parallel
+    {
+        size_t lo, hi;
+        thread_part((size_t)C, &lo, &hi);
+        for (int n = 0; n < B * T; n++) {
+            floatM *e = dwte + (size_t)tokens[n] * C, *p = dwpe ? dwpe + (size_t)(n % T) * C : NULL;
+            const floatX *row = dx + (size_t)n * C;
+            for (size_t c = lo; c < hi; c++) e[c] += row[c];
+            if (p)
+                for (size_t c = lo; c < hi; c++) p[c] += row[c];
+        }
+    }
+}
+
+/* y (N,C) = gain (x - mean) rstd + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps). RMSNorm has
+   mean = 0 and no bias. Where delta is given, x = residual + delta is formed first and written to
+   x_out (which may be residual). mean and rstd (N) are kept for the backward pass. */
+static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
+                                const floatX *residual, const floatX *delta, const floatM *gain,
+                                const floatM *bias, int N, int C, int kind, double eps) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        const floatX *x = residual + (size_t)n * C;
+        floatX *row = y + (size_t)n * C;
+        if (delta) {
+            const floatX *d = delta + (size_t)n * C;
+            floatX *sum = x_out + (size_t)n * C;
+#pragma omp simd
+            for (int c = 0; c < C; c++) sum[c] = x[c] + d[c];
+            x = sum;
+        }
+        floatM m = 0, s = 0;
+        if (kind == NORM_LAYERNORM) {
+#pragma omp simd reduction(+ : m)
+            for (int c = 0; c < C; c++) m += x[c];
+            m /= C;
+        }
+#pragma omp simd reduction(+ : s)
+        for (int c = 0; c < C; c++) s += (x[c] - m) * (x[c] - m);
+        floatM r = (floatM)(1.0 / sqrt((double)s / C + eps));
+        if (bias)
+            for (int c = 0; c < C; c++) row[c] = gain[c] * ((x[c] - m) * r) + bias[c];
+        else
+            for (int c = 0; c < C; c++) row[c] = gain[c] * ((x[c] - m) * r);
+        mean[n] = m;
+        rstd[n] = r;
+    }
+}
+
+/* dx (N,C) = dres + gradient through the norm of dy; dres may be NULL or dx itself.
+   dgain, dbias (if not NULL) are added to. */
+static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, const floatX *dy,
+                                 const floatX *dres, const floatX *x, const floatM *gain,
+                                 const floatM *mean, const floatM *rstd, int N, int C, int kind) {
+    sums_reserve(2 * (size_t)C);
+#pragma omp parallel
+    {
+        size_t lo, hi;
+        thread_part((size_t)N, &lo, &hi);
+        floatM *dg = layers_sums + 2 * (size_t)C * (size_t)thread_index(), *db = dg + C;
+        for (size_t n = lo; n < hi; n++) {
+            const floatX *row = x + n * C, *g = dy + n * C;
+            floatX *out = dx + n * C;
+            floatM m = mean[n], r = rstd[n], a = 0, b = 0;
+#pragma omp simd reduction(+ : a, b)
+            for (int c = 0; c < C; c++) {
+                floatM xhat = (row[c] - m) * r, dxhat = g[c] * gain[c];
+                a += dxhat;
+                b += dxhat * xhat;
+                dg[c] += g[c] * xhat;
+            }
+            if (dbias)
+                for (int c = 0; c < C; c++) db[c] += g[c];
+            a = kind == NORM_LAYERNORM ? a / C : 0;
+            b /= C;
+            const floatX *d = dres ? dres + n * C : NULL;
+            if (d) {
+#pragma omp simd
+                for (int c = 0; c < C; c++)
+                    out[c] = d[c] + r * (g[c] * gain[c] - a - (row[c] - m) * r * b);
+            } else {
+#pragma omp simd
+                for (int c = 0; c < C; c++) out[c] = r * (g[c] * gain[c] - a - (row[c] - m) * r * b);
+            }
+        }
+    }
+    sums_add(dgain, 2 * (size_t)C, 0, (size_t)C);
+    if (dbias) sums_add(dbias, 2 * (size_t)C, (size_t)C, (size_t)C);
+}
+
+/* y (N,O) = x (N,I) w^T + b, w (O,I), b (O) or NULL. */
+static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, const floatX *b, int N,
+                                  int I, int O) {
+    if (b) {
+#pragma omp parallel for
+        for (int n = 0; n < N; n++) memcpy(y + (size_t)n * O, b, (size_t)O * sizeof(floatX));
+    }
+    gemm_model(0, 1, N, O, I, 1, x, I, w, I, b ? 1 : 0, y, O);
+}
+
+/* dx (N,I) = dy w (unless NULL); dw (O,I) += dy^T x; db (O) += sum of dy over N (unless NULL). */
+static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
+                                   const floatX *x, const floatX *w, int N, int I, int O) {
+    if (dx) gemm_model(0, 0, N, I, O, 1, dy, O, w, I, 0, dx, I);
+    gemm_model(1, 0, O, I, N, 1, dy, O, x, I, 1, dw, I);
+    if (!db) return;
+    sums_reserve((size_t)O);
+#pragma omp parallel
+    {
+        size_t lo, hi;
+        thread_part((size_t)N, &lo, &hi);
+        floatM *sum = layers_sums + (size_t)O * (size_t)thread_index();
+        for (size_t n = lo; n < hi; n++)
+            for (int o = 0; o < O; o++) sum[o] += dy[n * O + o];
+    }
+    sums_add(db, (size_t)O, 0, (size_t)O);
+}
+
+/* Rotary angles: cosine and sine (T, HS/2) of t omega_j for the pair (j, j + HS/2).
+   rope: omega_j = base^(-2j/HS). rope-half: omega_j = base^(-j/(HS/4 - 1)) in the first half of the
+   planes, 0 in the others, turning the other way round (modded-nanoGPT). */
+static inline void rope_table(floatM *cosine, floatM *sine, int T, int HS, int pos, double base) {
+    int half = HS / 2;
+    for (int t = 0; t < T; t++)
+        for (int j = 0; j < half; j++) {
+            double omega = 0;
+            if (pos == POS_ROPE) omega = pow(base, -2.0 * j / HS);
+            if (pos == POS_ROPE_HALF && j < HS / 4) omega = -pow(base, -j / (HS / 4 - 1.0));
+            cosine[(size_t)t * half + j] = (floatM)cos(t * omega);
+            sine[(size_t)t * half + j] = (floatM)sin(t * omega);
+        }
+}
+
+/* Per head of the queries and keys in qkv (N, (NH + 2 NKV) HS), in place: RMS-normalise without gain
+   (if qk_norm; rstd (N, NH + NKV) is kept), then rotate (if cosine) by the angles of position
+   first + n % T. */
+static inline void qk_forward(floatX *qkv, floatM *rstd, const floatM *cosine, const floatM *sine,
+                              int N, int T, int first, int NH, int NKV, int HS, int qk_norm,
+                              double eps) {
+    int heads = NH + NKV, half = HS / 2;
+    if (!qk_norm && !cosine) return;
+#pragma omp parallel for
+    for (int n = 0; n < N; n++)
+        for (int h = 0; h < heads; h++) {
+            floatX *x = qkv + ((size_t)n * (heads + NKV) + h) * HS;
+            if (qk_norm) {
+                floatM s = 0;
+#pragma omp simd reduction(+ : s)
+                for (int i = 0; i < HS; i++) s += x[i] * x[i];
+                floatM r = (floatM)(1.0 / sqrt((double)s / HS + eps));
+                for (int i = 0; i < HS; i++) x[i] *= r;
+                rstd[(size_t)n * heads + h] = r;
+            }
+            if (cosine) {
+                const floatM *c = cosine + (size_t)(first + n % T) * half;
+                const floatM *s = sine + (size_t)(first + n % T) * half;
+#pragma omp simd
+                for (int j = 0; j < half; j++) {
+                    floatM x1 = x[j], x2 = x[j + half];
+                    x[j] = x1 * c[j] - x2 * s[j];
+                    x[j + half] = x2 * c[j] + x1 * s[j];
+                }
+            }
+        }
+}
+
+/* dqkv in place, from the gradient of the rotated, normalised heads to that of the projections.
+   qkv holds what qk_forward left there: turning it back gives the normalised vector. */
+static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rstd,
+                               const floatM *cosine, const floatM *sine, int N, int T, int NH,
+                               int NKV, int HS, int qk_norm) {
+    int heads = NH + NKV, half = HS / 2;
+    if (!qk_norm && !cosine) return;
+#pragma omp parallel for
+    for (int n = 0; n < N; n++)
+        for (int h = 0; h < heads; h++) {
+            size_t at = ((size_t)n * (heads + NKV) + h) * HS;
+            floatX *d = dqkv + at;
+            const floatX *y = qkv + at;
+            /* The inner product of gradient and value is the same before and after a rotation. */
+            floatM dot = 0;
+            if (qk_norm) {
+#pragma omp simd reduction(+ : dot)
+                for (int i = 0; i < HS; i++) dot += d[i] * y[i];
+            }
+            floatM r = qk_norm ? rstd[(size_t)n * heads + h] : 1;
+            dot /= HS;
+            if (!cosine) {
+                for (int i = 0; i < HS; i++) d[i] = r * (d[i] - y[i] * dot);
+                continue;
+            }
+            const floatM *c = cosine + (size_t)(n % T) * half, *s = sine + (size_t)(n % T) * half;
+#pragma omp simd
+            for (int j = 0; j < half; j++) {
+                floatM d1 = r * (d[j] - y[j] * dot), d2 = r * (d[j + half] - y[j + half] * dot);
+                d[j] = d1 * c[j] + d2 * s[j];
+                d[j + half] = d2 * c[j] - d1 * s[j];
+            }
+        }
+}
+
+#define GELU_A ((floatM)0.7978845608028654) /* sqrt(2 / pi) */
+#define GELU_B ((floatM)0.044715)
+
+/* y (N,F) = act(h). h is (N,F), for swiglu (N,2F): the gate, then the value it multiplies. */
+static inline void act_forward(floatX *y, const floatX *h, int N, int F, int act) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        floatX *out = y + (size_t)n * F;
+        const floatX *in = h + (size_t)n * F * (act == ACT_SWIGLU ? 2 : 1);
+        if (act == ACT_GELU) {
+#pragma omp simd
+            for (int i = 0; i < F; i++) {
+                floatM x = in[i], u = GELU_A * (x + GELU_B * x * x * x);
+                out[i] = (floatM)0.5 * x * (1 + fast_tanh(u));
+            }
+        } else if (act == ACT_RELU2) {
+#pragma omp simd
+            for (int i = 0; i < F; i++) {
+                floatM x = in[i] > 0 ? in[i] : 0;
+                out[i] = x * x;
+            }
+        } else {
+#pragma omp simd
+            for (int i = 0; i < F; i++) out[i] = in[i] / (1 + fast_exp(-in[i])) * in[F + i];
+        }
+    }
+}
+
+/* dh = dy act'(h), shapes as above. */
+static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, int N, int F, int act) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        const floatX *g = dy + (size_t)n * F;
+        size_t at = (size_t)n * F * (act == ACT_SWIGLU ? 2 : 1);
+        const floatX *in = h + at;
+        floatX *out = dh + at;
+        if (act == ACT_GELU) {
+#pragma omp simd
+            for (int i = 0; i < F; i++) {
+                floatM x = in[i], t = fast_tanh(GELU_A * (x + GELU_B * x * x * x));
+                floatM du = GELU_A * (1 + 3 * GELU_B * x * x);
+                out[i] = g[i] * (floatM)0.5 * (1 + t + x * (1 - t * t) * du);
+            }
+        } else if (act == ACT_RELU2) {
+#pragma omp simd
+            for (int i = 0; i < F; i++) out[i] = in[i] > 0 ? 2 * in[i] * g[i] : 0;
+        } else {
+#pragma omp simd
+            for (int i = 0; i < F; i++) {
+                floatM s = 1 / (1 + fast_exp(-in[i])), gate = in[i] * s;
+                out[i] = g[i] * in[F + i] * (s + gate * (1 - s));
+                out[F + i] = g[i] * gate;
+            }
+        }
+    }
+}
+
+/* logits (N,V of Vp) -> softcap(logits) in place: c z / sqrt(z^2 + c^2); nothing for c = 0. */
+static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double softcap) {
+    floatM c = (floatM)softcap;
+    if (softcap <= 0) return;
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        floatX *z = logits + (size_t)n * Vp;
+        for (int v = 0; v < V; v++) z[v] = (floatX)(c * z[v] / sqrt((double)(z[v] * z[v] + c * c)));
+    }
+}
+
+/* Softmax cross entropy of each row against its target; rows with target -1 do not count.
+   losses (N) is set. Unless scale is 0, logits (N,Vp), before the softcap, are replaced by their
+   gradient times scale; columns from V to Vp are padding: never read, gradient zero. */
+static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V, int Vp,
+                              double softcap, double scale) {
+    floatM inverse = softcap > 0 ? (floatM)(1 / softcap) : 0;
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        floatX *z = logits + (size_t)n * Vp;
+        int target = targets[n];
+        if (target < 0) {
+            losses[n] = 0;
+            if (scale != 0) memset(z, 0, (size_t)Vp * sizeof *z);
+            continue;
+        }
+        /* With u = 1 / sqrt(1 + (z/c)^2), the capped logit is z u and its derivative u^3. */
+        floatM max = -INFINITY;
+        if (inverse > 0) {
+#pragma omp simd reduction(max : max)
+            for (int v = 0; v < V; v++) {
+                floatM q = z[v] * inverse, s = z[v] / CM_SQRT(1 + q * q);
+                max = s > max ? s : max;
+            }
+        } else {
+#pragma omp simd reduction(max : max)
+            for (int v = 0; v < V; v++) max = z[v] > max ? z[v] : max;
+        }
+        floatM sum = 0, zt = z[target];
+        if (inverse > 0) {
+            floatM q = zt * inverse;
+            zt = zt / CM_SQRT(1 + q * q);
+#pragma omp simd reduction(+ : sum)
+            for (int v = 0; v < V; v++) {
+                floatM w = z[v] * inverse;
+                sum += fast_exp(z[v] / CM_SQRT(1 + w * w) - max);
+            }
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (int v = 0; v < V; v++) sum += fast_exp(z[v] - max);
+        }
+        floatM lse = max + (floatM)log((double)sum);
+        losses[n] = lse - zt;
+        if (scale == 0) continue;
+        floatM raw = z[target], k = (floatM)scale;
+        if (inverse > 0) {
+#pragma omp simd
+            for (int v = 0; v < V; v++) {
+                floatM w = z[v] * inverse, u = 1 / CM_SQRT(1 + w * w);
+                z[v] = k * fast_exp(z[v] * u - lse) * u * u * u;
+            }
+            floatM w = raw * inverse, u = 1 / CM_SQRT(1 + w * w);
+            z[target] -= k * u * u * u;
+        } else {
+#pragma omp simd
+            for (int v = 0; v < V; v++) z[v] = k * fast_exp(z[v] - lse);
+            z[target] -= k;
+        }
+        for (int v = V; v < Vp; v++) z[v] = 0;
+    }
+}
+
+/* a += b over n elements. */
+static inline void add_inplace(floatX *a, const floatX *b, size_t n) {
+#pragma omp parallel for simd
+    for (size_t i = 0; i < n; i++) a[i] += b[i];
+}
+
+#endif

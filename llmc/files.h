@@ -1,0 +1,123 @@
+/*
+Files that survive a kill and a full disk: complete writes, atomic replacement, folders.
+
+checkpoint.h and log.h stand on this. Every function returns 0, or -1 with a sentence in err.
+*/
+#ifndef CM_FILES_H
+#define CM_FILES_H
+
+#include "base.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#define FILE_PATH_SIZE 4096
+
+/* Builds a path in a buffer of FILE_PATH_SIZE bytes. One that does not fit becomes "", which names
+   no file, rather than the beginning of itself, which might name another. */
+__attribute__((format(printf, 2, 3))) static inline void file_path(char *path, const char *format,
+                                                                   ...) {
+    va_list args;
+    va_start(args, format);
+    if (vsnprintf(path, FILE_PATH_SIZE, format, args) >= FILE_PATH_SIZE) path[0] = 0;
+    va_end(args);
+}
+
+/* All of the bytes or an errno: write() may take fewer than asked. */
+static inline int file_write_all(int fd, const void *data, size_t bytes) {
+    const char *p = (const char *)data;
+    while (bytes) {
+        ssize_t wrote = write(fd, p, bytes);
+        if (wrote < 0 && errno == EINTR) continue;
+        if (wrote == 0) errno = ENOSPC;
+        if (wrote <= 0) return -1;
+        p += wrote;
+        bytes -= (size_t)wrote;
+    }
+    return 0;
+}
+
+/* The folder a path lies in: "a/b" gives "a", "b" gives ".", "/b" gives "/". */
+static inline void file_folder(char *folder, const char *path) {
+    file_path(folder, "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (!slash) strcpy(folder, ".");
+    else slash[slash == folder] = 0;
+}
+
+/* A rename is only safe from a power cut once the folder itself has reached the disk. Some file
+   systems cannot sync a folder and say EINVAL; they leave nothing more to do. */
+static inline int file_sync_folder(const char *folder) {
+    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return errno == EACCES ? 0 : -1;
+    int status = fsync(fd);
+    if (status && (errno == EINVAL || errno == ENOTSUP)) status = 0;
+    int saved = errno;
+    close(fd);
+    errno = saved;
+    return status;
+}
+
+/* mkdir -p */
+static inline int file_make_folders(const char *path, char *err) {
+    char part[FILE_PATH_SIZE];
+    struct stat st;
+    if (strlen(path) >= sizeof part) return fail(err, "the path %.80s... is too long", path);
+    strcpy(part, path);
+    for (size_t i = 1; part[i - 1]; i++) {
+        if (part[i] && part[i] != '/') continue;
+        char slash = part[i];
+        part[i] = 0;
+        if (mkdir(part, 0777) && errno != EEXIST)
+            return fail(err, "cannot create the folder %s: %s", part, strerror(errno));
+        part[i] = slash;
+        if (!slash) break;
+    }
+    if (stat(path, &st)) return fail(err, "cannot open the folder %s: %s", path, strerror(errno));
+    if (!S_ISDIR(st.st_mode)) return fail(err, "%s exists but is not a folder: move it away", path);
+    return 0;
+}
+
+/* Bytes an ordinary user may still write where the open file lies; INT64_MAX where the file system
+   does not say. */
+static inline int64_t file_free_bytes(int fd) {
+    struct statvfs vfs;
+    if (fstatvfs(fd, &vfs) || !vfs.f_blocks) return INT64_MAX;
+    uint64_t unit = vfs.f_frsize ? vfs.f_frsize : vfs.f_bsize;
+    if (vfs.f_bavail > (uint64_t)INT64_MAX / (unit ? unit : 1)) return INT64_MAX;
+    return (int64_t)(vfs.f_bavail * unit);
+}
+
+/* Replaces the file at path by these bytes: a reader sees the old file or the new one, never a
+   part. */
+static inline int file_replace(const char *path, const void *data, size_t bytes, char *err) {
+    char temporary[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
+    file_path(temporary, "%s.tmp-%ld", path, (long)getpid());
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0) return fail(err, "cannot create %s: %s", temporary, strerror(errno));
+    int status = file_write_all(fd, data, bytes);
+    if (!status) status = fsync(fd);
+    int saved = errno;
+    if (close(fd) && !status) {
+        status = -1;
+        saved = errno;
+    }
+    if (!status && rename(temporary, path)) {
+        status = -1;
+        saved = errno;
+    }
+    if (status) {
+        unlink(temporary);
+        return fail(err, "cannot write %s (%zu bytes): %s", path, bytes, strerror(saved));
+    }
+    file_folder(folder, path);
+    if (file_sync_folder(folder))
+        return fail(err, "cannot sync the folder %s: %s", folder, strerror(errno));
+    return 0;
+}
+
+#endif

@@ -1,0 +1,527 @@
+/*
+Command line flags from one table.
+
+A program's settings are a plain struct. A table of Flag has one row per setting: its name, where it
+lies in the struct, its default, range and help. From that table come the parser, --help, the echo
+into run.json, the flag values stored in a checkpoint and the Markdown table of the manual, so none
+of them can disagree:
+
+    typedef struct { int batch_size; double lr; char run[FLAG_STRING_SIZE]; } Config;
+    static const Flag table[] = {
+        {"batch-size", FLAG_INT, offsetof(Config, batch_size), "8", 1, 65536, NULL,
+         "sequences per step", "Training"},
+        {"lr", FLAG_FLOAT, offsetof(Config, lr), "3e-4", 0, 1, NULL, "peak learning rate", NULL},
+        {"run", FLAG_STRING, offsetof(Config, run), "test", 0, 0, NULL, "name of the run", NULL},
+    };
+
+Values are given as `--name value` or `--name=value`. Mistakes are errors, never guesses: unknown
+and repeated flags, missing and malformed values, numbers out of range, stray words.
+*/
+#ifndef CM_FLAGS_H
+#define CM_FLAGS_H
+
+#include "base.h"
+#include "json.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+
+#define FLAG_STRING_SIZE 512
+
+typedef enum {
+    FLAG_INT,    /* int */
+    FLAG_LONG,   /* int64_t; 10k, 1.5M, 2G and 2B are understood when they are whole numbers */
+    FLAG_FLOAT,  /* double, finite */
+    FLAG_STRING, /* char[FLAG_STRING_SIZE] */
+    FLAG_CHOICE, /* int, index into choices "a|b|c" */
+    FLAG_BOOL,   /* int, on|off (true|false, yes|no, 1|0) */
+    FLAG_SWITCH  /* int, takes no value: its presence sets 1 */
+} FlagKind;
+
+typedef struct {
+    const char *name; /* without dashes: "batch-size" */
+    FlagKind kind;
+    size_t offset;       /* offsetof(Config, field) */
+    const char *def;     /* as the user would type it; NULL: "" for a string, off for a switch */
+    double lo, hi;       /* inclusive; lo == hi: any number; INFINITY leaves a side open */
+    const char *choices; /* FLAG_CHOICE only: "a|b|c" */
+    const char *help;    /* one sentence, with the unit */
+    const char *section; /* non-NULL starts a heading in --help and the manual */
+} Flag;
+
+static inline void *flags_field(const Flag *flag, void *cfg) { return (char *)cfg + flag->offset; }
+static inline const void *flags_value(const Flag *flag, const void *cfg) {
+    return (const char *)cfg + flag->offset;
+}
+
+/* Index of the flag of that name (without dashes), or -1. */
+static inline int flags_find(const Flag *flags, int n, const char *name) {
+    for (int i = 0; i < n; i++)
+        if (strcmp(flags[i].name, name) == 0) return i;
+    return -1;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Values from text                                                                               */
+
+/* Choice `index` of "a|b|c", as pointer and length; NULL past the end. */
+static inline const char *flags_choice(const char *choices, int index, int *length) {
+    while (choices) {
+        const char *bar = strchr(choices, '|');
+        *length = bar ? (int)(bar - choices) : (int)strlen(choices);
+        if (index-- == 0) return choices;
+        choices = bar ? bar + 1 : NULL;
+    }
+    return NULL;
+}
+
+/* "a, b or c". */
+static inline void flags_choices_text(const char *choices, char *text, size_t size) {
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0, length, next;; i++) {
+        const char *choice = flags_choice(choices, i, &length);
+        if (!choice || used >= size) return;
+        const char *after = flags_choice(choices, i + 2, &next);
+        const char *separator = after ? ", " : flags_choice(choices, i + 1, &next) ? " or " : "";
+        used += (size_t)snprintf(text + used, size - used, "%.*s%s", length, choice, separator);
+    }
+}
+
+/* Decimal text with an optional fraction and suffix as an exact integer. 0: done, 1: not a whole
+   number, 2: does not fit 64 bits. Doubles are avoided: 9007199254740993 must stay itself. */
+static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
+    const char *s = text;
+    int negative = *s == '-';
+    if (*s == '-' || *s == '+') s++;
+    uint64_t value = 0;
+    int digits = 0, fraction = 0, point = 0, overflow = 0;
+    for (; isdigit((unsigned char)*s) || (*s == '.' && !point); s++) {
+        if (*s == '.') {
+            point = 1;
+            continue;
+        }
+        digits++;
+        /* Zeros at the end of a fraction say nothing: 1.50000000M is 1500000. */
+        if (point && !isdigit((unsigned char)s[strspn(s, "0")])) continue;
+        fraction += point;
+        overflow |= __builtin_mul_overflow(value, (uint64_t)10, &value);
+        overflow |= __builtin_add_overflow(value, (uint64_t)(*s - '0'), &value);
+    }
+    int power = 0;
+    if (suffixes && *s) {
+        power = *s == 'k' || *s == 'K' ? 3 : *s == 'M' ? 6 : *s == 'G' || *s == 'B' ? 9 : 0;
+        s += power > 0;
+    }
+    if (!digits || *s || (point && !suffixes) || fraction > power) return 1;
+    for (int i = fraction; i < power; i++)
+        overflow |= __builtin_mul_overflow(value, (uint64_t)10, &value);
+    if (overflow || value > (uint64_t)INT64_MAX) return 2;
+    *out = negative ? -(int64_t)value : (int64_t)value;
+    return 0;
+}
+
+/* Strict strtod: decimal only (no hexadecimal, no nan, no inf), all of the text, finite.
+   0: done, 1: not a number, 2: too large or too small for a double. */
+static inline int flags_double(const char *text, double *out) {
+    char *end;
+    if (!*text || text[strspn(text, "+-.0123456789eE")]) return 1;
+    errno = 0;
+    *out = strtod(text, &end);
+    if (end == text || *end) return 1;
+    return errno == ERANGE && (*out == 0 || !isfinite(*out)) ? 2 : 0;
+}
+
+/* 1 or 0, or -1 for anything else. */
+static inline int flags_bool(const char *text) {
+    static const char *const words[] = {"off", "on", "false", "true", "0", "1", "no", "yes"};
+    for (int i = 0; i < 8; i++)
+        if (strcmp(text, words[i]) == 0) return i & 1;
+    return -1;
+}
+
+/* "at least 1", "at most 1", "from 0 to 1", or "" where any number goes. */
+static inline void flags_range_text(const Flag *flag, char *text, size_t size) {
+    char lo[JSON_NUMBER_SIZE], hi[JSON_NUMBER_SIZE];
+    json_double_text(lo, flag->lo);
+    json_double_text(hi, flag->hi);
+    text[0] = 0;
+    if (flag->kind != FLAG_INT && flag->kind != FLAG_LONG && flag->kind != FLAG_FLOAT) return;
+    if (flag->lo == flag->hi) return;
+    if (isfinite(flag->lo) && isfinite(flag->hi)) snprintf(text, size, "from %s to %s", lo, hi);
+    else if (isfinite(flag->lo)) snprintf(text, size, "at least %s", lo);
+    else if (isfinite(flag->hi)) snprintf(text, size, "at most %s", hi);
+}
+
+static inline int flags_fail_range(const Flag *flag, const char *value, char *err) {
+    char range[128];
+    flags_range_text(flag, range, sizeof range);
+    return fail(err, "--%s is out of range: %.80s given, must be %s (%s)", flag->name, value, range,
+                flag->help);
+}
+
+/* Parses value into the field of one flag. A switch may be set from "on" or "off" too, which is
+   what flags_get_text says of it. On an error the field keeps what it had. */
+static inline int flags_parse_value(const Flag *flag, void *cfg, const char *value, char *err) {
+    void *field = flags_field(flag, cfg);
+    int bounded = flag->lo != flag->hi;
+    if (!value) {
+        if (flag->kind != FLAG_SWITCH)
+            return fail(err, "--%s needs a value (%s)", flag->name, flag->help);
+        *(int *)field = 1;
+        return 0;
+    }
+    switch (flag->kind) {
+    case FLAG_INT:
+    case FLAG_LONG: {
+        int64_t number = 0;
+        int is_long = flag->kind == FLAG_LONG;
+        int wrong = flags_integer(value, is_long, &number);
+        if (wrong == 2 || (!wrong && !is_long && (number < INT_MIN || number > INT_MAX)))
+            return fail(err, "--%s: %.80s does not fit %d bits (%s)", flag->name, value,
+                        is_long ? 64 : 32, flag->help);
+        if (wrong)
+            return fail(err, "--%s takes a whole number%s, not \"%.80s\" (%s)", flag->name,
+                        is_long ? " such as 500, 10k, 1.5M or 2B" : "", value, flag->help);
+        if (bounded && ((double)number < flag->lo || (double)number > flag->hi))
+            return flags_fail_range(flag, value, err);
+        if (is_long) *(int64_t *)field = number;
+        else *(int *)field = (int)number;
+        return 0;
+    }
+    case FLAG_FLOAT: {
+        double number = 0;
+        int wrong = flags_double(value, &number);
+        if (wrong == 1)
+            return fail(err, "--%s takes a finite number, not \"%.80s\" (%s)", flag->name, value,
+                        flag->help);
+        if (wrong == 2)
+            return fail(err, "--%s: %.80s does not fit a double (%s)", flag->name, value,
+                        flag->help);
+        if (bounded && (number < flag->lo || number > flag->hi))
+            return flags_fail_range(flag, value, err);
+        *(double *)field = number;
+        return 0;
+    }
+    case FLAG_STRING:
+        if (strlen(value) >= FLAG_STRING_SIZE)
+            return fail(err,
+                        "--%s: the text is too long, %zu bytes where %d fit (it begins \"%.40s\")",
+                        flag->name, strlen(value), FLAG_STRING_SIZE - 1, value);
+        memset(field, 0, FLAG_STRING_SIZE);
+        strcpy((char *)field, value);
+        return 0;
+    case FLAG_CHOICE: {
+        char list[512];
+        const char *choice;
+        for (int i = 0, length; (choice = flags_choice(flag->choices, i, &length)) != NULL; i++) {
+            if (strlen(value) != (size_t)length || strncmp(value, choice, (size_t)length)) continue;
+            *(int *)field = i;
+            return 0;
+        }
+        flags_choices_text(flag->choices, list, sizeof list);
+        return fail(err, "--%s takes one of %s, not \"%.80s\" (%s)", flag->name, list, value,
+                    flag->help);
+    }
+    case FLAG_BOOL:
+    case FLAG_SWITCH:
+        if (flags_bool(value) < 0)
+            return fail(err, "--%s takes on or off, not \"%.80s\" (%s)", flag->name, value,
+                        flag->help);
+        *(int *)field = flags_bool(value);
+        return 0;
+    }
+    return fail(err, "--%s: the flag table names no kind", flag->name);
+}
+
+/* Every field to its default. A default that does not parse is a mistake in the program. */
+static inline void flags_defaults(const Flag *flags, int n, void *cfg) {
+    char err[ERR_LEN];
+    for (int i = 0; i < n; i++) {
+        const char *def = flags[i].def;
+        if (!def) def = flags[i].kind == FLAG_SWITCH ? "off" : "";
+        if (flags_parse_value(&flags[i], cfg, def, err)) {
+            fprintf(stderr, "flag table: the default of --%s is wrong: %s\n", flags[i].name, err);
+            abort();
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The command line                                                                               */
+
+/* Edits (insert, delete, replace, swap of neighbours) from a to b, both at most 63 characters. */
+static inline int flags_distance(const char *a, const char *b) {
+    int rows[3][64];
+    int m = min_int((int)strlen(a), 63), n = min_int((int)strlen(b), 63);
+    for (int j = 0; j <= n; j++) rows[0][j] = j;
+    for (int i = 1; i <= m; i++) {
+        int *row = rows[i % 3], *last = rows[(i + 2) % 3], *before = rows[(i + 1) % 3];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            row[j] =
+                min_int(min_int(last[j], row[j - 1]) + 1, last[j - 1] + (a[i - 1] != b[j - 1]));
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+                row[j] = min_int(row[j], before[j - 2] + 1);
+        }
+    }
+    return rows[m % 3][n];
+}
+
+/* The flag a mistyped name most likely means; NULL for an empty table. Case, underscores and dashes
+   do not count, and a name cut short (--batch for --batch-size) is as near as a typo. */
+static inline const char *flags_nearest(const Flag *flags, int n, const char *name) {
+    char typed[64], known[64];
+    const char *best = n ? flags[0].name : NULL;
+    int best_distance = INT_MAX;
+    size_t length = 0;
+    for (; name[length] && length < sizeof typed - 1; length++)
+        typed[length] = name[length] == '_' ? '-' : (char)tolower((unsigned char)name[length]);
+    typed[length] = 0;
+    for (int i = 0; i < n; i++) {
+        snprintf(known, sizeof known, "%s", flags[i].name);
+        /* Twice the edits, so that a cut name ranks after one edit and before two. */
+        int distance = 2 * flags_distance(typed, known);
+        if (length >= 2 && strncmp(known, typed, length) == 0) distance = min_int(distance, 3);
+        else if (length >= 3 && strstr(known, typed)) distance = min_int(distance, 5);
+        if (distance < best_distance) {
+            best_distance = distance;
+            best = flags[i].name;
+        }
+    }
+    return best;
+}
+
+static inline int flags_fail_unknown(const Flag *flags, int n, const char *typed, const char *name,
+                                     char *err) {
+    const char *nearest = flags_nearest(flags, n, name);
+    if (!nearest) return fail(err, "unknown flag %.80s (--help lists all flags)", typed);
+    return fail(err, "unknown flag %.80s, did you mean --%s? (--help lists all flags)", typed,
+                nearest);
+}
+
+/* Sets one flag by name (without dashes), as read from a checkpoint or a preset. `given` may be
+   NULL. */
+static inline int flags_set(const Flag *flags, int n, void *cfg, unsigned char *given,
+                            const char *name, const char *value, char *err) {
+    int i = flags_find(flags, n, name);
+    if (i < 0) {
+        char typed[96];
+        snprintf(typed, sizeof typed, "--%s", name);
+        return flags_fail_unknown(flags, n, typed, name, err);
+    }
+    if (flags_parse_value(&flags[i], cfg, value, err)) return -1;
+    if (given) given[i] = 1;
+    return 0;
+}
+
+static inline int flags_is_help(const char *arg) {
+    return strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0;
+}
+
+/* One argument of the command line, at argv[*at]; moves *at to the last argument it used. */
+static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned char *seen,
+                                  int argc, char **argv, int *at, char *err) {
+    const char *arg = argv[*at];
+    const char *name = arg + (arg[0] == '-') + (arg[0] == '-' && arg[1] == '-');
+    size_t length = strcspn(name, "=");
+    char plain[64], typed[96];
+    snprintf(plain, sizeof plain, "%.*s", (int)min_size(length, sizeof plain - 1), name);
+    int i = flags_find(flags, n, plain);
+    if (length >= sizeof plain) i = -1;
+
+    if (arg[0] != '-' || !length) {
+        if (i >= 0)
+            return fail(err, "unexpected argument \"%.80s\", did you mean --%s?", arg, plain);
+        const char *before = *at > 1 ? argv[*at - 1] : "";
+        int j = strncmp(before, "--", 2) == 0 ? flags_find(flags, n, before + 2) : -1;
+        if (j >= 0 && flags[j].kind == FLAG_SWITCH)
+            return fail(err, "unexpected argument \"%.80s\": %s takes no value", arg, before);
+        return fail(err,
+                    "unexpected argument \"%.80s\": every setting is a flag, --name value "
+                    "(--help lists all flags)",
+                    arg);
+    }
+    if (i < 0 || arg[1] != '-') {
+        snprintf(typed, sizeof typed, "%.*s", (int)min_size(strcspn(arg, "="), sizeof typed - 1),
+                 arg);
+        return flags_fail_unknown(flags, n, typed, plain, err);
+    }
+    if (seen[i]) return fail(err, "--%s is given twice: keep one of them", plain);
+
+    const char *value = name[length] == '=' ? name + length + 1 : NULL;
+    if (flags[i].kind == FLAG_SWITCH) {
+        if (value) return fail(err, "--%s takes no value: write it alone or leave it out", plain);
+    } else if (!value) {
+        /* A value may begin with one dash (-1), but --x is taken for the next flag: --name=--x says
+           it. */
+        if (*at + 1 >= argc || strncmp(argv[*at + 1], "--", 2) == 0)
+            return fail(err, "--%s needs a value (%s)", plain, flags[i].help);
+        value = argv[++*at];
+    }
+    seen[i] = 1;
+    return flags_parse_value(&flags[i], cfg, value, err);
+}
+
+/* Parses argv[1..argc-1] over what cfg holds. 0: done, 1: --help or -h is among them, -1: error.
+   `given` (n bytes, may be NULL) is set to 1 for each flag that stands on the command line. */
+static inline int flags_parse(const Flag *flags, int n, void *cfg, unsigned char *given, int argc,
+                              char **argv, char *err) {
+    for (int at = 1; at < argc; at++)
+        if (flags_is_help(argv[at])) return 1;
+    unsigned char *seen = (unsigned char *)calloc((size_t)n + 1, 1);
+    if (!seen) return fail(err, "out of memory while reading the flags");
+    int status = 0;
+    for (int at = 1; at < argc && !status; at++)
+        status = flags_parse_one(flags, n, cfg, seen, argc, argv, &at, err);
+    for (int i = 0; i < n && given && !status; i++) given[i] |= seen[i];
+    free(seen);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Values to text                                                                                 */
+
+/* The value as text that parses to the same value again; text has FLAG_STRING_SIZE bytes. */
+static inline void flags_get_text(const Flag *flag, const void *cfg, char *text) {
+    const void *field = flags_value(flag, cfg);
+    int length;
+    const char *choice;
+    switch (flag->kind) {
+    case FLAG_INT: snprintf(text, FLAG_STRING_SIZE, "%d", *(const int *)field); break;
+    case FLAG_LONG:
+        snprintf(text, FLAG_STRING_SIZE, "%lld", (long long)*(const int64_t *)field);
+        break;
+    case FLAG_FLOAT: json_double_text(text, *(const double *)field); break;
+    case FLAG_STRING: snprintf(text, FLAG_STRING_SIZE, "%s", (const char *)field); break;
+    case FLAG_CHOICE:
+        choice = flags_choice(flag->choices, *(const int *)field, &length);
+        snprintf(text, FLAG_STRING_SIZE, "%.*s", choice ? length : 0, choice ? choice : "");
+        break;
+    case FLAG_BOOL:
+    case FLAG_SWITCH: strcpy(text, *(const int *)field ? "on" : "off"); break;
+    }
+}
+
+/* 1 if both settings hold the same value of this flag. */
+static inline int flags_same(const Flag *flag, const void *cfg_a, const void *cfg_b) {
+    char a[FLAG_STRING_SIZE], b[FLAG_STRING_SIZE];
+    flags_get_text(flag, cfg_a, a);
+    flags_get_text(flag, cfg_b, b);
+    return strcmp(a, b) == 0;
+}
+
+/* The value as JSON: a number, a string, true or false. */
+static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) {
+    char text[FLAG_STRING_SIZE];
+    flags_get_text(flag, cfg, text);
+    if (flag->kind == FLAG_STRING || flag->kind == FLAG_CHOICE) json_string(f, text);
+    else if (flag->kind == FLAG_BOOL || flag->kind == FLAG_SWITCH)
+        fputs(strcmp(text, "on") == 0 ? "true" : "false", f);
+    else if (flag->kind == FLAG_FLOAT) json_double(f, *(const double *)flags_value(flag, cfg));
+    else fputs(text, f);
+}
+
+/* {"batch-size": 8, "lr": 0.0003, ...} on one line. */
+static inline void flags_json(FILE *f, const Flag *flags, int n, const void *cfg) {
+    fputc('{', f);
+    for (int i = 0; i < n; i++) {
+        fprintf(f, "%s\"%s\": ", i ? ", " : "", flags[i].name);
+        flags_json_value(f, &flags[i], cfg);
+    }
+    fputc('}', f);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Documentation                                                                                  */
+
+/* "; one of a, b or c" and "; from 1 to 65536" behind the help, as --help and the manual say it. */
+static inline void flags_limits_text(const Flag *flag, char *text, size_t size) {
+    text[0] = 0;
+    if (flag->kind == FLAG_CHOICE) flags_choices_text(flag->choices, text, size);
+    else flags_range_text(flag, text, size);
+}
+
+/* Prints words from column `column` on, breaking before column 100 and indenting the lines that
+   follow. */
+static inline void flags_wrap(FILE *f, const char *text, int indent, int column) {
+    for (const char *s = text; *s;) {
+        s += strspn(s, " ");
+        int length = (int)strcspn(s, " ");
+        if (column + 1 + length > 100 && column > indent) {
+            fprintf(f, "\n%*s", indent, "");
+            column = indent;
+        }
+        column += fprintf(f, "%s%.*s", column > indent ? " " : "", length, s);
+        s += length;
+    }
+    fputc('\n', f);
+}
+
+/* "--batch-size N" */
+static inline int flags_signature(const Flag *flag, char *text, size_t size) {
+    static const char *const values[] = {" N", " N", " X", " TEXT", " NAME", " on|off", ""};
+    return snprintf(text, size, "--%s%s", flag->name, values[flag->kind]);
+}
+
+static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int n) {
+    enum { INDENT_LIMIT = 36 };
+    char signature[128], limits[512], text[2048];
+    int indent = 0;
+    for (int i = 0; i < n; i++) {
+        int width = flags_signature(&flags[i], signature, sizeof signature) + 4;
+        if (width <= INDENT_LIMIT) indent = max_int(indent, width);
+    }
+    fprintf(f, "%s\n", usage);
+    for (int i = 0; i < n; i++) {
+        const Flag *flag = &flags[i];
+        if (flag->section) fprintf(f, "\n%s\n", flag->section);
+        int width = 2 + flags_signature(flag, signature, sizeof signature);
+        fprintf(f, "  %s", signature);
+        if (width + 2 > indent) fprintf(f, "\n%*s", indent, "");
+        else fprintf(f, "%*s", indent - width, "");
+        int shown = flag->def && *flag->def && flag->kind != FLAG_SWITCH;
+        flags_limits_text(flag, limits, sizeof limits);
+        int notes = shown || limits[0];
+        snprintf(text, sizeof text, "%s%s%s%s%s%s%s", flag->help, notes ? " (" : "", limits,
+                 shown && limits[0] ? "; " : "", shown ? "default " : "", shown ? flag->def : "",
+                 notes ? ")" : "");
+        flags_wrap(f, text, indent, indent);
+    }
+    fprintf(f, "\n  -h, --help%*s", indent > 14 ? indent - 12 : 2, "");
+    fprintf(f, "print this text\n");
+}
+
+/* Text for a cell of a Markdown table. */
+static inline void flags_markdown_text(FILE *f, const char *text) {
+    for (; *text; text++) {
+        if (*text == '|' || *text == '<') fputc('\\', f);
+        fputc(*text, f);
+    }
+}
+
+/* One table per section: flag | default | meaning. */
+static inline void flags_markdown(FILE *f, const Flag *flags, int n) {
+    char limits[512];
+    for (int i = 0; i < n; i++) {
+        const Flag *flag = &flags[i];
+        int shown = flag->def && *flag->def;
+        if (flag->section) fprintf(f, "%s### %s\n\n", i ? "\n" : "", flag->section);
+        if (flag->section || !i) fprintf(f, "| flag | default | meaning |\n|---|---|---|\n");
+        fprintf(f, "| `--%s` | ", flag->name);
+        if (flag->kind == FLAG_SWITCH) fputs("off", f);
+        else if (shown) fprintf(f, "`%s`", flag->def);
+        fputs(" | ", f);
+        flags_markdown_text(f, flag->help);
+        flags_limits_text(flag, limits, sizeof limits);
+        if (limits[0]) {
+            fputs(" (", f);
+            flags_markdown_text(f, limits);
+            fputc(')', f);
+        }
+        fputs(" |\n", f);
+    }
+}
+
+#endif

@@ -1,0 +1,132 @@
+/*
+The linear-algebra contract that every optimizer is written against: batches of matrices as views, and
+a dozen operations on them. A backend implements the operations (cpu/linalg.h); the formulas above
+them exist once.
+
+A Mat is a batch of n0 x n1 matrices of equal shape: element (r, c) of item (i, j) lies at
+p + i s0 + j s1 + r rs + c cs, with rs or cs equal to 1. So a head of W_Q in a fused (L, 3C, C) tensor,
+a column block of W_O read as its transpose, and one matrix repeated over a group (s1 = 0) are all
+views, and nothing is ever copied to be transposed.
+*/
+#ifndef CM_LINALG_H
+#define CM_LINALG_H
+
+#include "base.h"
+
+typedef struct {
+    floatM *p;
+    int n0, n1;
+    size_t s0, s1;
+    int rows, cols;
+    size_t rs, cs;
+} Mat;
+
+/* p + n, for views that only describe a shape (p NULL) too. */
+static inline floatM *mat_offset(floatM *p, size_t n) { return p ? p + n : p; }
+
+/* A batch of n contiguous row-major matrices. */
+static inline Mat mat_dense(floatM *p, int n, int rows, int cols) {
+    Mat m = {p, n, 1, (size_t)rows * cols, 0, rows, cols, (size_t)cols, 1};
+    return m;
+}
+
+static inline Mat mat_t(Mat m) {
+    Mat t = m;
+    t.rows = m.cols, t.cols = m.rows, t.rs = m.cs, t.cs = m.rs;
+    return t;
+}
+
+/* Rows [first, first + rows) of every item. */
+static inline Mat mat_rows(Mat m, int first, int rows) {
+    m.p = mat_offset(m.p, (size_t)first * m.rs);
+    m.rows = rows;
+    return m;
+}
+
+/* Items [first, first + n) of the outer batch. */
+static inline Mat mat_outer(Mat m, int first, int n) {
+    m.p = mat_offset(m.p, (size_t)first * m.s0);
+    m.n0 = n;
+    return m;
+}
+
+/* (n0, 1) items of H k rows -> (n0, H) items of k rows: the heads of a projection. */
+static inline Mat mat_heads(Mat m, int H) {
+    m.rows /= H;
+    m.n1 = H;
+    m.s1 = (size_t)m.rows * m.rs;
+    return m;
+}
+
+/* (n0, n1) items -> every G-th from g: the g-th query head of each group. */
+static inline Mat mat_every(Mat m, int g, int G) {
+    m.p = mat_offset(m.p, (size_t)g * m.s1);
+    m.n1 /= G;
+    m.s1 *= (size_t)G;
+    return m;
+}
+
+/* A dense (n0 n1) batch as (n, G) items; G copies of each of n items if repeat. */
+static inline Mat mat_grouped(Mat m, int G, int repeat) {
+    Mat v = m;
+    int n = m.n0 * m.n1;
+    v.n0 = repeat ? n : n / G;
+    v.n1 = G;
+    v.s1 = repeat ? 0 : (size_t)m.rows * m.cols;
+    v.s0 = (size_t)m.rows * m.cols * (repeat ? 1 : (size_t)G);
+    return v;
+}
+
+static inline int mat_count(Mat m) { return m.n0 * m.n1; }
+static inline size_t mat_size(Mat m) { return (size_t)m.n0 * m.n1 * m.rows * m.cols; }
+static inline floatM *mat_item(Mat m, int i) {
+    return m.p + (size_t)(i / m.n1) * m.s0 + (size_t)(i % m.n1) * m.s1;
+}
+
+/* Scratch memory that rules take from and give back in stack order. Every rule has a function that
+   says how much it needs, so running out is a mistake of ours. */
+typedef struct {
+    floatM *p;
+    size_t size, used;
+} Arena;
+
+static inline floatM *arena_take(Arena *a, size_t n) {
+    n = (n + 15) / 16 * 16;
+    if (a->used + n > a->size) {
+        fprintf(stderr, "internal error: arena of %zu exceeded by %zu\n", a->size, n);
+        abort();
+    }
+    floatM *p = a->p + a->used;
+    a->used += n;
+    return p;
+}
+
+static inline size_t arena_round(size_t n) { return (n + 15) / 16 * 16; }
+
+/*
+The operations. `s` is an array with one number per item, in the memory of the backend.
+
+la_copy(Y, X)                     Y = X
+la_axpby(Y, a, X, b)              Y = a X + b Y
+la_momentum(U, M, G, b, g, n)     M = b M + g G; U = g G + b M if n (Nesterov), else U = M
+la_gemm(C, a, A, B, b)            C = a A B + b C
+la_gram(G, A, b)                  G = A A^T + b G, full symmetric storage
+la_polynomial(Y, a, b, X, c, Z)   Y = a I + b X + c Z (square, dense; Y may be X or Z)
+la_symmetrize(X)                  X = (X + X^T) / 2 (square, dense)
+la_norms(s, X, g)                 s = Frobenius norm of every g consecutive items together
+la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
+la_scale(X, s, g)                 X = s X, g consecutive items by one number
+la_vec_recip(s, n, floor)         s = 1 / max(s, floor)
+la_vec_rroot(s, n, a, b)          s = (a s^2 + b)^-1/2
+la_vec_div(s, t, n, floor)        s = s / max(t, floor)
+la_vec_mul(s, n, a), la_vec_sqrt(s, n)
+la_adamw(P, G, M, V, ...)         element-wise, see optim/adamw.h
+la_eigh_rroot(R, G, a)            R = (G + a I)^-1/2 by eigendecomposition, clamped
+*/
+#ifdef __CUDACC__
+#include "cuda/linalg.cuh"
+#else
+#include "cpu/linalg.h"
+#endif
+
+#endif

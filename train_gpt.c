@@ -1,0 +1,853 @@
+/*
+GPT pretraining in plain C, forward and backward by hand. Read it top to bottom:
+
+    model        parameters, activations and their memory
+    forward      tokens -> loss
+    backward     loss -> gradients
+    update       gradients -> parameters, by the plan (CM, Muon, AdamW)
+    validation, checkpoints, the loop, main
+
+What a machine is good at stands in the backend's headers (llmc/cpu); this file is the same for all.
+Shapes: B sequences, T tokens each, N = B T, C width, L layers, NH query heads and NKV key/value heads
+of width HS, A = NH HS, F MLP width, V vocabulary, Vp = V padded to a multiple of 64.
+*/
+#ifndef BACKEND_READY
+#include "llmc/cpu/backend.h"
+#endif
+#include <signal.h>
+#include <unistd.h>
+
+#include "llmc/checkpoint.h"
+#include "llmc/config.h"
+#include "llmc/data.h"
+#include "llmc/guard.h"
+#include "llmc/log.h"
+#include "llmc/optim/plan.h"
+#include "llmc/params.h"
+#include "llmc/progress.h"
+#include "llmc/schedule.h"
+
+#define CM_VERSION "0.1.0"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* model */
+
+/* What the forward pass keeps for the backward pass, and what the backward pass works in. Tensors of
+   all layers are stacked. One allocation; acts_layout is the only place that knows the sizes. */
+typedef struct {
+    floatX *embed;                       /* (N,C) before the embedding's norm, if it has one */
+    floatX *x;                           /* (L+1,N,C) the residual stream before each block */
+    floatX *mid;                         /* (L,N,C) the stream between attention and MLP */
+    floatX *norm1, *norm2, *normf;       /* (L,N,C), (L,N,C), (N,C) */
+    floatX *qkv;                         /* (L,N,(NH+2NKV)HS), queries and keys normed and rotated */
+    floatX *att;                         /* (L,N,A) */
+    floatX *fc, *act;                    /* (L,N,F or 2F), (L,N,F) */
+    floatM *mean0, *rstd0, *mean1, *rstd1, *mean2, *rstd2, *meanf, *rstdf; /* (N) or (L,N) */
+    floatM *qk_rstd, *lse;               /* (L,N,NH+NKV), (L,B,NH,T) */
+    floatM *losses;                      /* (N) */
+    floatX *logits;                      /* (R,Vp), R rows at a time */
+    floatX *branch;                      /* (N,C) what a block adds to the stream, and its gradient */
+    floatX *dx, *dnorm, *dqkv, *datt, *dfc, *dact; /* gradients of one layer */
+    int *tokens, *targets;               /* (B,T) */
+} Acts;
+
+typedef struct {
+    Config c;
+    Registry r;
+    Plan plan;
+    int B, T, R;              /* largest batch, sequence length, rows of logits at a time */
+    floatM *p, *g, *m, *v;    /* parameters, gradients, first moments, AdamW's second moments */
+    const floatX *w;          /* parameters as the layers read them: p itself when floatX is floatM */
+    void *acts_memory, *arena_memory;
+    size_t acts_bytes;
+    Acts a;
+    Arena arena;
+    floatM *cosine, *sine;    /* (T,HS/2), NULL without rotary positions */
+    floatM *host_losses;      /* (N) */
+} Model;
+
+/* Lays the activations out from base and returns their bytes; with base NULL it only counts. */
+static size_t acts_layout(Acts *a, const Config *c, int B, int R, char *base, int training) {
+    size_t L = (size_t)c->layers, T = (size_t)c->seq_len, N = (size_t)B * T, C = (size_t)c->width;
+    size_t NH = (size_t)c->heads, NKV = (size_t)c->kv_heads, HS = (size_t)c->head_dim, A = NH * HS;
+    size_t QKV = (NH + 2 * NKV) * HS, F = (size_t)c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
+    size_t Vp = (size_t)round_up(c->vocab, 64), at = 0, bwd = training ? 1 : 0;
+#define TAKE(FIELD, TYPE, COUNT)                                                                   \
+    a->FIELD = base ? (TYPE *)(void *)(base + at) : NULL;                                          \
+    at += ((COUNT) * sizeof(TYPE) + 63) / 64 * 64
+    TAKE(embed, floatX, c->embed_norm ? N * C : 0);
+    TAKE(x, floatX, (L + 1) * N * C);
+    TAKE(mid, floatX, L * N * C);
+    TAKE(norm1, floatX, L * N * C);
+    TAKE(norm2, floatX, L * N * C);
+    TAKE(normf, floatX, N * C);
+    TAKE(qkv, floatX, L * N * QKV);
+    TAKE(att, floatX, L * N * A);
+    TAKE(fc, floatX, L * N * H);
+    TAKE(act, floatX, L * N * F);
+    TAKE(mean0, floatM, N);
+    TAKE(rstd0, floatM, N);
+    TAKE(mean1, floatM, L * N);
+    TAKE(rstd1, floatM, L * N);
+    TAKE(mean2, floatM, L * N);
+    TAKE(rstd2, floatM, L * N);
+    TAKE(meanf, floatM, N);
+    TAKE(rstdf, floatM, N);
+    TAKE(qk_rstd, floatM, L * N * (NH + NKV));
+    TAKE(lse, floatM, L * N * NH);
+    TAKE(losses, floatM, N);
+    TAKE(logits, floatX, (size_t)R * Vp);
+    TAKE(branch, floatX, N * C);
+    TAKE(dx, floatX, bwd * N * C);
+    TAKE(dnorm, floatX, bwd * N * C);
+    TAKE(dqkv, floatX, bwd * N * QKV);
+    TAKE(datt, floatX, bwd * N * A);
+    TAKE(dfc, floatX, bwd * N * H);
+    TAKE(dact, floatX, bwd * N * F);
+    TAKE(tokens, int, N);
+    TAKE(targets, int, N);
+#undef TAKE
+    return at;
+}
+
+/* Rows of logits formed at a time: at most 16 MB of them, so that memory does not grow with B T V. */
+static int logit_rows(const Config *c, int N) {
+    size_t rows = ((size_t)16 << 20) / ((size_t)round_up(c->vocab, 64) * sizeof(floatX));
+    return (int)min_size((size_t)N, rows < 64 ? 64 : rows);
+}
+
+typedef struct {
+    size_t parameters, gradients, optimizer, activations, total;
+} Memory;
+
+/* Bytes of every purpose, from the config alone. */
+static Memory model_memory(const Config *c, const Registry *r, const Plan *plan, int training) {
+    Acts none;
+    Memory m;
+    int N = c->batch_size * c->seq_len;
+    m.parameters = r->size * sizeof(floatM);
+    m.gradients = training ? r->size * sizeof(floatM) : 0;
+    m.optimizer = training ? (r->size + plan->v_size + plan->arena_size) * sizeof(floatM) : 0;
+    m.activations = acts_layout(&none, c, c->batch_size, logit_rows(c, N), NULL, training);
+    m.total = m.parameters + m.gradients + m.optimizer + m.activations;
+    return m;
+}
+
+/* Allocates a model of a resolved config; parameters are left zero. training 0: forward only. */
+static int model_create(Model *m, const Config *c, int training, char *err) {
+    memset(m, 0, sizeof *m);
+    m->c = *c;
+    m->r = registry_build(c);
+    m->plan = plan_build(c, &m->r);
+    m->B = c->batch_size;
+    m->T = c->seq_len;
+    m->R = logit_rows(c, m->B * m->T);
+    Memory need = model_memory(c, &m->r, &m->plan, training);
+    size_t bytes = m->r.size * sizeof(floatM);
+    m->p = (floatM *)device_alloc(bytes);
+    m->w = (const floatX *)m->p;
+    if (training) {
+        m->g = (floatM *)device_alloc(bytes);
+        m->m = (floatM *)device_alloc(bytes);
+        m->v = (floatM *)device_alloc(m->plan.v_size * sizeof(floatM));
+        m->arena_memory = device_alloc(m->plan.arena_size * sizeof(floatM));
+    }
+    m->acts_memory = device_alloc(need.activations);
+    m->host_losses = (floatM *)calloc((size_t)m->B * m->T, sizeof(floatM));
+    if (!m->p || !m->acts_memory || !m->host_losses ||
+        (training && (!m->g || !m->m || !m->v || !m->arena_memory)))
+        return fail(err, "out of memory: the run needs %.1f MB (parameters %.1f, gradients %.1f, "
+                         "optimizer %.1f, activations %.1f); try a smaller --batch-size",
+                    need.total / 1e6, need.parameters / 1e6, need.gradients / 1e6,
+                    need.optimizer / 1e6, need.activations / 1e6);
+    acts_layout(&m->a, c, m->B, m->R, (char *)m->acts_memory, training);
+    m->arena.p = (floatM *)m->arena_memory;
+    m->arena.size = m->plan.arena_size;
+    if (c->pos == POS_ROPE || c->pos == POS_ROPE_HALF) {
+        size_t n = (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
+        floatM *table = (floatM *)malloc(2 * n);
+        m->cosine = (floatM *)device_alloc(n);
+        m->sine = (floatM *)device_alloc(n);
+        if (!table || !m->cosine || !m->sine) return fail(err, "out of memory: rotary table");
+        rope_table(table, table + n / sizeof(floatM), c->seq_len, c->head_dim, c->pos, c->rope_base);
+        device_upload(m->cosine, table, n);
+        device_upload(m->sine, table + n / sizeof(floatM), n);
+        free(table);
+    }
+    return 0;
+}
+
+static void model_free(Model *m) {
+    device_free(m->p);
+    device_free(m->g);
+    device_free(m->m);
+    device_free(m->v);
+    device_free(m->arena_memory);
+    device_free(m->acts_memory);
+    device_free(m->cosine);
+    device_free(m->sine);
+    free(m->host_losses);
+    memset(m, 0, sizeof *m);
+}
+
+/* Initial parameters of the config's seed. */
+static void model_init(Model *m) {
+    floatM *host = (floatM *)malloc(m->r.size * sizeof(floatM));
+    if (!host) die("out of memory: initial parameters");
+    params_init(&m->r, host, (uint64_t)m->c.seed);
+    device_upload(m->p, host, m->r.size * sizeof(floatM));
+    free(host);
+}
+
+/* Tensor `id` of layer l: as the layers read it, as master copy, its gradient. NULL if absent. */
+static const floatX *weight(const Model *m, TensorId id, int l) {
+    return (const floatX *)tensor_at(&m->r, (floatM *)m->w, id, l);
+}
+static floatM *master(const Model *m, TensorId id, int l) { return tensor_at(&m->r, m->p, id, l); }
+static floatM *grad(const Model *m, TensorId id, int l) { return tensor_at(&m->r, m->g, id, l); }
+static const floatX *head_weight(const Model *m) {
+    return weight(m, m->c.tied ? T_WTE : T_WHEAD, 0);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* forward */
+
+/* The blocks: tokens (B,T), at most the model's B of them, to the normed stream a.normf (N,C). */
+static void forward(Model *m, const int *tokens, int B) {
+    const Config *c = &m->c;
+    Acts *a = &m->a;
+    int T = m->T, N = B * T, C = c->width, L = c->layers, NH = c->heads, NKV = c->kv_heads;
+    int HS = c->head_dim, A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width;
+    int H = c->act == ACT_SWIGLU ? 2 * F : F;
+    device_upload(a->tokens, tokens, (size_t)N * sizeof(int));
+
+    embed_forward(c->embed_norm ? a->embed : a->x, a->tokens, weight(m, T_WTE, 0),
+                  weight(m, T_WPE, 0), B, T, C);
+    if (c->embed_norm)
+        norm_forward(a->x, a->mean0, a->rstd0, NULL, a->embed, NULL, master(m, T_NORM0_W, 0),
+                     master(m, T_NORM0_B, 0), N, C, c->norm, c->norm_eps);
+    for (int l = 0; l < L; l++) {
+        size_t n = (size_t)l * m->B * T; /* this layer's first row in the stacks */
+        floatX *x = a->x + n * C, *mid = a->mid + n * C;
+        floatX *norm1 = a->norm1 + n * C, *norm2 = a->norm2 + n * C;
+        floatX *qkv = a->qkv + n * QKV, *att = a->att + n * A;
+        floatX *fc = a->fc + n * H, *act = a->act + n * F;
+
+        /* The sum of the last block's input and its MLP's branch is formed on the way into a norm. */
+        norm_forward(norm1, a->mean1 + n, a->rstd1 + n, x, l ? a->mid + (n - (size_t)m->B * T) * C : x,
+                     l ? a->branch : NULL, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l), N, C,
+                     c->norm, c->norm_eps);
+        linear_forward(qkv, norm1, weight(m, T_WQKV, l), weight(m, T_BQKV, l), N, C, QKV);
+        qk_forward(qkv, a->qk_rstd + n * (NH + NKV), m->cosine, m->sine, N, T, 0, NH, NKV, HS,
+                   c->qk_norm, c->norm_eps);
+        attention_forward(att, a->lse + n * NH, qkv, B, T, NH, NKV, HS, c->attn_scale);
+        linear_forward(a->branch, att, weight(m, T_WO, l), weight(m, T_BO, l), N, A, C);
+
+        norm_forward(norm2, a->mean2 + n, a->rstd2 + n, mid, x, a->branch, master(m, T_NORM2_W, l),
+                     master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
+        linear_forward(fc, norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, H);
+        act_forward(act, fc, N, F, c->act);
+        linear_forward(a->branch, act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, F, C);
+    }
+    size_t last = (size_t)(L - 1) * m->B * T * C;
+    norm_forward(a->normf, a->meanf, a->rstdf, a->x + (size_t)L * m->B * T * C, a->mid + last,
+                 a->branch, master(m, T_NORMF_W, 0), master(m, T_NORMF_B, 0), N, C, c->norm,
+                 c->norm_eps);
+}
+
+/* Logits (rows,Vp) of rows [first, first + rows) of a.normf, before the softcap. */
+static void forward_logits(Model *m, int first, int rows) {
+    int C = m->c.width, Vp = round_up(m->c.vocab, 64);
+    linear_forward(m->a.logits, m->a.normf + (size_t)first * C, head_weight(m), weight(m, T_BHEAD, 0),
+                   rows, C, Vp);
+}
+
+/* Cross entropy of targets (B,T), -1 for none; returns the sum over targets and counts them. Logits
+   are formed some rows at a time and never kept. So where gradients are wanted (scale != 0, the
+   factor on the summed loss) the head's backward pass happens here: its parameter gradients are
+   added to, and a.dnorm (N,C) is set. */
+static double forward_loss(Model *m, const int *targets, int B, double scale, int *count) {
+    const Config *c = &m->c;
+    Acts *a = &m->a;
+    int N = B * m->T, C = c->width, V = c->vocab, Vp = round_up(V, 64);
+    device_upload(a->targets, targets, (size_t)N * sizeof(int));
+    for (int n = 0; n < N; n += m->R) {
+        int rows = min_int(m->R, N - n);
+        forward_logits(m, n, rows);
+        classifier(a->losses + n, a->logits, a->targets + n, rows, V, Vp, c->softcap, scale);
+        if (scale != 0)
+            linear_backward(a->dnorm + (size_t)n * C, grad(m, c->tied ? T_WTE : T_WHEAD, 0),
+                            grad(m, T_BHEAD, 0), a->logits, a->normf + (size_t)n * C, head_weight(m),
+                            rows, C, Vp);
+    }
+    floatM *host = m->host_losses;
+    device_download(host, a->losses, (size_t)N * sizeof(floatM));
+    double sum = 0;
+    for (int n = 0; n < N; n++) {
+        sum += (double)host[n];
+        *count += targets[n] >= 0;
+    }
+    return sum;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* backward */
+
+/* From a.dnorm, the gradient of the normed stream, through the blocks down to the embedding. Follows
+   a forward pass of the same batch. Adds to every parameter gradient. */
+static void backward(Model *m, int B) {
+    const Config *c = &m->c;
+    Acts *a = &m->a;
+    int T = m->T, N = B * T, C = c->width, L = c->layers, NH = c->heads, NKV = c->kv_heads;
+    int HS = c->head_dim, A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width;
+    int H = c->act == ACT_SWIGLU ? 2 * F : F;
+
+    norm_backward(a->dx, grad(m, T_NORMF_W, 0), grad(m, T_NORMF_B, 0), a->dnorm, NULL,
+                  a->x + (size_t)L * m->B * T * C, master(m, T_NORMF_W, 0), a->meanf, a->rstdf, N, C,
+                  c->norm);
+    for (int l = L - 1; l >= 0; l--) {
+        size_t n = (size_t)l * m->B * T;
+        const floatX *x = a->x + n * C, *mid = a->mid + n * C;
+        const floatX *norm1 = a->norm1 + n * C, *norm2 = a->norm2 + n * C;
+        const floatX *qkv = a->qkv + n * QKV, *att = a->att + n * A;
+        const floatX *fc = a->fc + n * H, *act = a->act + n * F;
+
+        /* dx is the gradient of the stream after the block, and so of the MLP's branch. */
+        linear_backward(a->dact, grad(m, T_WPROJ, l), grad(m, T_BPROJ, l), a->dx, act,
+                        weight(m, T_WPROJ, l), N, F, C);
+        act_backward(a->dfc, a->dact, fc, N, F, c->act);
+        linear_backward(a->dnorm, grad(m, T_WFC, l), grad(m, T_BFC, l), a->dfc, norm2,
+                        weight(m, T_WFC, l), N, C, H);
+        norm_backward(a->dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), a->dnorm, a->dx, mid,
+                      master(m, T_NORM2_W, l), a->mean2 + n, a->rstd2 + n, N, C, c->norm);
+
+        linear_backward(a->datt, grad(m, T_WO, l), grad(m, T_BO, l), a->dx, att, weight(m, T_WO, l), N,
+                        A, C);
+        attention_backward(a->dqkv, a->datt, qkv, att, a->lse + n * NH, B, T, NH, NKV, HS,
+                           c->attn_scale);
+        qk_backward(a->dqkv, qkv, a->qk_rstd + n * (NH + NKV), m->cosine, m->sine, N, T, NH, NKV, HS,
+                    c->qk_norm);
+        linear_backward(a->dnorm, grad(m, T_WQKV, l), grad(m, T_BQKV, l), a->dqkv, norm1,
+                        weight(m, T_WQKV, l), N, C, QKV);
+        norm_backward(a->dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), a->dnorm, a->dx, x,
+                      master(m, T_NORM1_W, l), a->mean1 + n, a->rstd1 + n, N, C, c->norm);
+    }
+    if (c->embed_norm)
+        norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), a->dx, NULL, a->embed,
+                      master(m, T_NORM0_W, 0), a->mean0, a->rstd0, N, C, c->norm);
+    embed_backward(grad(m, T_WTE, 0), grad(m, T_WPE, 0), a->dx, a->tokens, B, T, C);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* update */
+
+/* One optimizer step on the accumulated gradient. `step` counts from 0; clip is the factor that
+   gradient clipping asks for. */
+static void update(Model *m, int step, double clip) {
+    const Config *c = &m->c;
+    PlanState s = {m->p, m->g, m->m, m->v, &m->arena, schedule_lr(&c->schedule, step),
+                   schedule_momentum(&c->schedule, step, c->optim.momentum), clip, step + 1};
+    plan_step(&m->plan, &m->r, c, &s);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* validation */
+
+/* Mean loss over the first `limit` targets (0: all) of the validation data, in nats per token. */
+static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *loss, char *err) {
+    size_t rows = data_val_rows(val, limit);
+    double sum = 0;
+    int count = 0;
+    size_t total = 0;
+    for (size_t row = 0; row < rows; row += (size_t)m->B) {
+        int B = (int)min_size((size_t)m->B, rows - row);
+        if (data_val_batch(val, row, B, limit, x, y, err)) return -1;
+        forward(m, x, B);
+        count = 0;
+        sum += forward_loss(m, y, B, 0, &count);
+        total += (size_t)count;
+    }
+    *loss = sum / (double)total;
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* checkpoints */
+
+/* Everything a run needs to go on: the flags it was started with, the step, the place in the data, the
+   parameters and the optimizer's moments. Random numbers need no state: they are counted by (seed,
+   step). Parameters and first moments are stored by tensor, second moments by entry of the plan. */
+static int save_checkpoint(Model *m, const Config *asked, const RunLog *log, int step, int64_t tokens,
+                           const Data *train, const char *data_id, char *err) {
+    static const char *const parts[] = {"p.", "m."};
+    char path[FILE_PATH_SIZE], name[64], *header = NULL;
+    size_t size = 0;
+    DataState d = data_state(train);
+    FILE *f = open_memstream(&header, &size);
+    if (!f) return fail(err, "out of memory while saving a checkpoint");
+    fprintf(f, "version=%s\nstep=%d\ntokens=%lld\ndata=%s\n", CM_VERSION, step, (long long)tokens, data_id);
+    fprintf(f, "data_seed=%llu\ndata_epoch=%llu\ndata_shard=%llu\ndata_position=%llu\n",
+            (unsigned long long)d.seed, (unsigned long long)d.epoch, (unsigned long long)d.shard,
+            (unsigned long long)d.position);
+    fprintf(f, "vocab=%d\n", m->c.vocab);
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        char text[FLAG_STRING_SIZE];
+        flags_get_text(&config_flags[i], asked, text);
+        fprintf(f, "flag.%s=%s\n", config_flags[i].name, text);
+    }
+    fclose(f);
+
+    size_t largest = m->plan.v_size;
+    for (int id = 0; id < TENSORS; id++)
+        if (m->r.t[id].size > largest) largest = m->r.t[id].size;
+    floatM *host = (floatM *)malloc(largest * sizeof(floatM) + 1);
+    int dtype = sizeof(floatM) == 8 ? CKPT_F64 : CKPT_F32;
+    CkptWriter w;
+    ckpt_path(path, log->checkpoints, step);
+    int status = host ? ckpt_begin(&w, path, header, err) : fail(err, "out of memory while saving");
+    free(header);
+    for (int part = 0; part < 2 && !status; part++)
+        for (int id = 0; id < TENSORS && !status; id++) {
+            const Tensor *t = &m->r.t[id];
+            int64_t dims[3] = {t->layers, t->rows, t->cols};
+            if (!t->layers) continue;
+            snprintf(name, sizeof name, "%s%s", parts[part], t->name);
+            device_download(host, (part ? m->m : m->p) + t->offset, t->size * sizeof(floatM));
+            status = ckpt_tensor(&w, name, dtype, 3, dims, err);
+            if (!status) status = ckpt_write(&w, host, (int64_t)(t->size * sizeof(floatM)), err);
+        }
+    if (!status && m->plan.v_size) {
+        int64_t dim = (int64_t)m->plan.v_size;
+        device_download(host, m->v, m->plan.v_size * sizeof(floatM));
+        status = ckpt_tensor(&w, "v", dtype, 1, &dim, err);
+        if (!status) status = ckpt_write(&w, host, dim * (int64_t)sizeof(floatM), err);
+    }
+    free(host);
+    if (!status) status = ckpt_commit(&w, err);
+    if (!status) status = ckpt_prune(log->checkpoints, asked->keep_checkpoints, err);
+    return status;
+}
+
+/* Copies the record `name` into n elements of device memory; its size must be just that. */
+static int load_record(const Ckpt *ckpt, const char *name, floatM *to, size_t n, char *err) {
+    int dtype;
+    int64_t bytes;
+    const void *data = ckpt_find(ckpt, name, &dtype, NULL, NULL, &bytes);
+    int want = sizeof(floatM) == 8 ? CKPT_F64 : CKPT_F32;
+    if (!data) return fail(err, "the checkpoint has no tensor %s: it is of another model", name);
+    if (dtype != want || bytes != (int64_t)(n * sizeof(floatM)))
+        return fail(err, "tensor %s has another size in the checkpoint: the model's flags differ from "
+                         "those of the run", name);
+    device_upload(to, data, (size_t)bytes);
+    return 0;
+}
+
+/* Parameters, and with `training` the moments. */
+static int load_tensors(Model *m, const Ckpt *ckpt, int training, char *err) {
+    char name[64];
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m->r.t[id];
+        if (!t->layers) continue;
+        snprintf(name, sizeof name, "p.%s", t->name);
+        if (load_record(ckpt, name, m->p + t->offset, t->size, err)) return -1;
+        snprintf(name, sizeof name, "m.%s", t->name);
+        if (training && load_record(ckpt, name, m->m + t->offset, t->size, err)) return -1;
+    }
+    if (training && m->plan.v_size) return load_record(ckpt, "v", m->v, m->plan.v_size, err);
+    return 0;
+}
+
+/* A whole number of the header. */
+static int ckpt_number(const Ckpt *ckpt, const char *key, uint64_t *value, char *err) {
+    char text[64];
+    if (ckpt_value(ckpt, key, text, sizeof text))
+        return fail(err, "the checkpoint's header lacks %s", key);
+    *value = strtoull(text, NULL, 10);
+    return 0;
+}
+
+/* Sets every flag not marked in `given` to what the checkpoint's run was started with. */
+static int load_flags(Config *c, const unsigned char *given, const Ckpt *ckpt, char *err) {
+    char key[96], text[FLAG_STRING_SIZE];
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        const Flag *flag = &config_flags[i];
+        snprintf(key, sizeof key, "flag.%s", flag->name);
+        if ((given && given[i]) || flag->kind == FLAG_SWITCH || ckpt_value(ckpt, key, text, sizeof text))
+            continue;
+        if (flags_set(config_flags, CONFIG_FLAGS, c, NULL, flag->name, text, err)) return -1;
+    }
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* reports */
+
+/* Floating-point operations of forward and backward for one token: six a parameter of every matrix
+   product, and the causal half of attention's. */
+static double flops_per_token(const Config *c, const Registry *r) {
+    double n = 0;
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r->t[id];
+        int counts = t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP || t->role == ROLE_HEAD;
+        if (counts || (id == T_WTE && c->tied)) n += (double)t->layers * t->rows * t->cols;
+    }
+    return 6 * n + 6.0 * c->layers * c->heads * c->head_dim * c->seq_len;
+}
+
+static void print_model(FILE *out, const Config *c, const Registry *r) {
+    static const char *const norm[] = {"LayerNorm", "RMSNorm"};
+    static const char *const pos[] = {"learned positions", "RoPE", "half-truncated RoPE", "no positions"};
+    static const char *const act[] = {"GELU", "ReLU^2", "SwiGLU"};
+    fprintf(out, "model    %.2fM parameters: %d layers, width %d, %d heads of %d", r->count / 1e6,
+            c->layers, c->width, c->heads, c->head_dim);
+    if (c->kv_heads != c->heads) fprintf(out, " (%d for keys and values)", c->kv_heads);
+    fprintf(out, ", %s, %s%s, %s MLP of %d, vocabulary %d\n", norm[c->norm], pos[c->pos],
+            c->qk_norm ? ", QK-norm" : "", act[c->act], c->ff_width, c->vocab);
+}
+
+static void print_memory(FILE *out, Memory m) {
+    fprintf(out, "memory   %.1f MB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n",
+            m.total / 1e6, m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6,
+            m.activations / 1e6);
+}
+
+static void print_rules(FILE *out, const Config *c) {
+    static const char *const rule[] = {"", "CM", "Muon", "Muon per head", "AdamW"};
+    static const char *const mlp[] = {"", "Muon", "AdamW"};
+    fprintf(out, "update   %s on W_Q W_K, %s on W_O W_V, %s on the MLPs, AdamW on the rest\n",
+            rule[c->qk], rule[c->ov], mlp[c->mlp]);
+}
+
+/* Peak resident memory of this process in bytes; 0 where the system does not say. */
+static double resident_peak(void) {
+    char line[256];
+    double kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %lf", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib * 1024;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* the loop */
+
+typedef struct {
+    Config asked;             /* flags as given, which is what a checkpoint stores */
+    unsigned char given[CONFIG_FLAGS];
+    Model model;
+    Data train, val;
+    RunLog log;
+    char data_id[64];         /* fingerprint of the training data */
+    int step;                 /* updates done */
+    int64_t tokens;           /* and tokens they read */
+    int *x, *y;               /* a batch on the host, (B,T) each */
+} Run;
+
+static volatile sig_atomic_t stop_signal;
+static void on_signal(int number) { stop_signal = number; }
+
+/* Opens the data and lets it decide what the flags leave open: vocabulary and validation part. */
+static int open_data(Run *run, Config *c, char *err) {
+    int64_t rows = (c->total_batch_tokens ? c->total_batch_tokens
+                                          : (int64_t)c->batch_size * c->seq_len) / c->seq_len;
+    int separate = c->val_data[0] != 0;
+    if (data_open(&run->train, c->data, separate ? DATA_ALL : DATA_TRAIN, c->data_order,
+                  (uint64_t)c->seed, c->seq_len, (int)rows, err))
+        return -1;
+    if (!separate && !data_is_text(&run->train))
+        return fail(err, "token shards have no validation part: name some with --val-data");
+    if (data_open(&run->val, separate ? c->val_data : c->data, separate ? DATA_ALL : DATA_VAL,
+                  DATA_SEQUENTIAL, 0, c->seq_len, 0, err))
+        return -1;
+    if (data_is_text(&run->train) != data_is_text(&run->val))
+        return fail(err, "%s and %s are not of one kind: one is text, the other token shards", c->data,
+                    c->val_data);
+    if (!c->vocab) c->vocab = data_is_text(&run->train) ? 256 : 50257;
+    run->train.vocab = run->val.vocab = c->vocab;
+    snprintf(run->data_id, sizeof run->data_id, "%016llx",
+             (unsigned long long)data_checksum(&run->train));
+    return 0;
+}
+
+/* Opens the newest checkpoint of --run and takes over its flags. */
+static int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
+    char folder[FILE_PATH_SIZE];
+    file_path(folder, "%s/%s/checkpoints", run->asked.runs_dir, run->asked.run);
+    int status = ckpt_open_newest(ckpt, folder, path, err);
+    if (status > 0)
+        return fail(err, "--resume: there is no checkpoint in %s; check --run and --runs-dir", folder);
+    return status ? status : load_flags(&run->asked, run->given, ckpt, err);
+}
+
+/* Goes back to where the checkpoint was written: parameters, moments, place in the data, log. */
+static int restore(Run *run, const Ckpt *ckpt, char *err) {
+    uint64_t step, tokens;
+    DataState d;
+    char id[64];
+    if (ckpt_number(ckpt, "step", &step, err) || ckpt_number(ckpt, "tokens", &tokens, err) ||
+        ckpt_number(ckpt, "data_seed", &d.seed, err) ||
+        ckpt_number(ckpt, "data_epoch", &d.epoch, err) ||
+        ckpt_number(ckpt, "data_shard", &d.shard, err) ||
+        ckpt_number(ckpt, "data_position", &d.position, err))
+        return -1;
+    if (ckpt_value(ckpt, "data", id, sizeof id) || strcmp(id, run->data_id))
+        return fail(err, "--resume: %s is not the data the run was started with", run->asked.data);
+    if (load_tensors(&run->model, ckpt, 1, err) || data_seek(&run->train, d, err)) return -1;
+    run->step = (int)step;
+    run->tokens = (int64_t)tokens;
+    if (log_truncate_after(&run->log, (int64_t)step, err)) return -1;
+    return ckpt_discard_after(run->log.checkpoints, (int64_t)step, err);
+}
+
+static int write_run_json(Run *run, const Config *c, char *err) {
+    char parameters[32], train_tokens[32], val_tokens[32], val_id[64], command[96];
+    snprintf(parameters, sizeof parameters, "%zu", run->model.r.count);
+    snprintf(train_tokens, sizeof train_tokens, "%zu", data_tokens(&run->train));
+    snprintf(val_tokens, sizeof val_tokens, "%zu", data_tokens(&run->val));
+    snprintf(val_id, sizeof val_id, "%016llx", (unsigned long long)data_checksum(&run->val));
+    snprintf(command, sizeof command, "%.6g", flops_per_token(c, &run->model.r));
+    LogPair pairs[] = {
+        {"program", "cm.c", 0},           {"version", CM_VERSION, 0},
+        {"parameters", parameters, 1},    {"flops_per_token", command, 1},
+        {"train_tokens", train_tokens, 1}, {"val_tokens", val_tokens, 1},
+        {"train_checksum", run->data_id, 0}, {"val_checksum", val_id, 0},
+    };
+    return log_run_json(&run->log, config_flags, CONFIG_FLAGS, c, gemm_describe(), pairs,
+                        (int)(sizeof pairs / sizeof pairs[0]), err);
+}
+
+/* One optimizer step: the batch in micro-batches, the guard, the update. Returns 0, or -1 with a
+   message when the data fails, or when the loss or the gradient is not finite; the parameters are
+   untouched then. */
+static int train_step(Run *run, double *loss, double *norm, char *err) {
+    Model *m = &run->model;
+    const Config *c = &m->c;
+    int micro = (int)(c->total_batch_tokens / ((int64_t)m->B * m->T)), count = 0;
+    double sum = 0;
+    device_zero(m->g, m->r.size * sizeof(floatM));
+    for (int i = 0; i < micro; i++) {
+        if (data_next(&run->train, m->B, run->x, run->y, err)) return -1;
+        forward(m, run->x, m->B);
+        sum += forward_loss(m, run->y, m->B, 1.0 / (double)c->total_batch_tokens, &count);
+        backward(m, m->B);
+    }
+    *loss = sum / count;
+    *norm = sqrt(la_sum_squares(m->g, m->r.size));
+    if (!isfinite(*loss) || !isfinite(*norm)) {
+        floatM *host = (floatM *)malloc(m->r.size * sizeof(floatM));
+        fprintf(stderr, "\nstep %d: loss %g, gradient norm %g\n", run->step + 1, *loss, *norm);
+        if (host) {
+            device_download(host, m->p, m->r.size * sizeof(floatM));
+            guard_report(stderr, &m->r, host, "parameters", 3);
+            device_download(host, m->g, m->r.size * sizeof(floatM));
+            guard_report(stderr, &m->r, host, "gradient", 5);
+        }
+        free(host);
+        return fail(err, "the run diverged at step %d and was stopped; the last good checkpoint is kept "
+                         "in %s. Try a smaller learning rate, a longer --warmup or --grad-clip 1",
+                    run->step + 1, run->log.checkpoints);
+    }
+    double clip = c->grad_clip > 0 && *norm > c->grad_clip ? c->grad_clip / *norm : 1;
+    update(m, run->step, clip);
+    run->step++;
+    run->tokens += c->total_batch_tokens;
+    return 0;
+}
+
+/* From run->step to the last step, or to a signal. Returns 0 or -1 with a message. */
+static int train_loop(Run *run, char *err) {
+    Model *m = &run->model;
+    const Config *c = &m->c;
+    Progress progress;
+    size_t val_limit = (size_t)c->val_tokens;
+    int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
+    int64_t saved = run->step;
+    progress_begin(&progress, stdout, run->step, c->steps);
+    if (run->step == 0) {
+        LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL};
+        if (validate(m, &run->val, val_limit, run->x, run->y, &line.val_loss, err) ||
+            log_line(&run->log, &line, err))
+            return -1;
+        progress_print(&progress, "step %5d  validation %.4f", 0, line.val_loss);
+    }
+    while (run->step < c->steps && !stop_signal) {
+        LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL};
+        double start = now_seconds();
+        line.lr = c->lr * schedule_lr(&c->schedule, run->step);
+        if (train_step(run, &line.train_loss, &line.grad_norm, err)) return -1;
+        double seconds = now_seconds() - start;
+        line.step = run->step;
+        line.tokens = run->tokens;
+        line.ms = 1000 * seconds;
+        line.tok_s = (double)c->total_batch_tokens / seconds;
+        int last = run->step == c->steps;
+        progress_update(&progress, run->step, line.train_loss, line.tok_s);
+        if (last || (c->val_every && run->step % c->val_every == 0)) {
+            if (validate(m, &run->val, val_limit, run->x, run->y, &line.val_loss, err)) return -1;
+            progress_print(&progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s",
+                           run->step, line.train_loss, line.val_loss, line.ms, line.tok_s);
+        } else if (!progress.live && run->step % every == 0) {
+            progress_print(&progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s", run->step,
+                           line.train_loss, line.grad_norm, line.ms, line.tok_s);
+        }
+        if (log_line(&run->log, &line, err)) return -1;
+        if (last || stop_signal || (c->checkpoint_every && run->step % c->checkpoint_every == 0)) {
+            if (log_sync(&run->log, err) ||
+                save_checkpoint(m, &run->asked, &run->log, run->step, run->tokens, &run->train,
+                                run->data_id, err))
+                return -1;
+            saved = run->step;
+        }
+    }
+    /* A signal that came between a save and the loop's test. */
+    if (saved != run->step)
+        if (save_checkpoint(m, &run->asked, &run->log, run->step, run->tokens, &run->train,
+                            run->data_id, err))
+            return -1;
+    progress_clear(&progress);
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* main */
+
+#ifndef CM_NO_MAIN
+
+/* What the run would be, without running it. */
+static int dry_run(Run *run, char *err) {
+    const Config *c = &run->model.c;
+    Memory memory = model_memory(c, &run->model.r, &run->model.plan, 1);
+    double per_token = flops_per_token(c, &run->model.r);
+    double tokens = (double)c->steps * (double)c->total_batch_tokens;
+    printf("\n");
+    plan_print(stdout, &run->model.plan, &run->model.r);
+    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", per_token, per_token * tokens);
+    /* The time is that of two real steps on a scratch model of this shape. */
+    if (model_create(&run->model, &run->model.c, 1, err)) return -1;
+    model_init(&run->model);
+    run->x = (int *)calloc((size_t)c->batch_size * c->seq_len * 2, sizeof(int));
+    run->y = run->x + (size_t)c->batch_size * c->seq_len;
+    if (!run->x) return fail(err, "out of memory: a batch");
+    double best = 1e30, update_seconds = 1e30;
+    for (int i = 0; i < 3; i++) {
+        int count = 0;
+        double start = now_seconds();
+        if (data_next(&run->train, c->batch_size, run->x, run->y, err)) return -1;
+        forward(&run->model, run->x, c->batch_size);
+        forward_loss(&run->model, run->y, c->batch_size, 1.0 / (double)c->total_batch_tokens, &count);
+        backward(&run->model, c->batch_size);
+        double middle = now_seconds();
+        update(&run->model, 0, 1);
+        double end = now_seconds();
+        if (middle - start < best) best = middle - start;
+        if (end - middle < update_seconds) update_seconds = end - middle;
+        if (end - start > 20) break;
+    }
+    double micro = (double)c->total_batch_tokens / ((double)c->batch_size * c->seq_len);
+    double step = micro * best + update_seconds;
+    char total[32];
+    time_text(total, step * c->steps);
+    printf("time     %s expected without validation: %.0f ms a step, %.0f of them in the update; "
+           "%.0f tok/s, %.1f GFLOP/s\n", total, 1000 * step, 1000 * update_seconds,
+           (double)c->total_batch_tokens / step, per_token * (double)c->total_batch_tokens / step / 1e9);
+    (void)memory;
+    return 0;
+}
+
+static void print_curve(const Run *run) {
+    char err[ERR_LEN];
+    LogCurve curve;
+    if (log_read(run->log.path, &curve, err)) return;
+    printf("\n");
+    curve_print(stdout, curve.step, curve.train, curve.val, curve.n, min_int(terminal_width(stdout), 100), 16);
+    for (int i = curve.n - 1; i >= 0; i--)
+        if (isfinite(curve.val[i])) {
+            printf("\nvalidation loss %.4f nats per %s after %lld steps\n", curve.val[i],
+                   data_is_text(&run->val) ? "byte" : "token", (long long)curve.step[i]);
+            break;
+        }
+    log_curve_free(&curve);
+}
+
+int main(int argc, char **argv) {
+    static Run run;
+    char err[ERR_LEN], machine[256], path[FILE_PATH_SIZE];
+    Ckpt ckpt;
+    memset(&ckpt, 0, sizeof ckpt);
+    int status = config_parse(&run.asked, run.given, argc, argv, err);
+    if (status < 0) die("%s", err);
+    if (status > 0) {
+        flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.", config_flags,
+                   CONFIG_FLAGS);
+        return 0;
+    }
+    if (run.asked.version) return puts("cm.c " CM_VERSION) < 0;
+    if (run.asked.help_markdown) {
+        flags_markdown(stdout, config_flags, CONFIG_FLAGS);
+        return 0;
+    }
+    if (run.asked.resume && open_checkpoint(&run, &ckpt, path, err)) die("%s", err);
+    Config c = run.asked;
+    if (open_data(&run, &c, err) || config_resolve(&c, err)) die("%s", err);
+    if (device_setup(c.threads, c.compute, err)) die("%s", err);
+    device_describe(machine, sizeof machine);
+
+    run.model.c = c;
+    run.model.r = registry_build(&c);
+    run.model.plan = plan_build(&c, &run.model.r);
+    printf("machine  %s\n", machine);
+    printf("data     %s: %zu training and %zu validation tokens\n", c.data, data_tokens(&run.train),
+           data_tokens(&run.val));
+    print_model(stdout, &c, &run.model.r);
+    print_rules(stdout, &c);
+    print_memory(stdout, model_memory(&c, &run.model.r, &run.model.plan, 1));
+    printf("run      %d steps of %lld tokens (%.2f epochs), seed %lld\n", c.steps,
+           (long long)c.total_batch_tokens,
+           (double)c.steps * (double)c.total_batch_tokens / (double)data_tokens(&run.train),
+           (long long)c.seed);
+    fflush(stdout);
+    if (c.dry_run) {
+        if (dry_run(&run, err)) die("%s", err);
+        return 0;
+    }
+    if (log_open(&run.log, c.runs_dir, c.run, c.resume, err)) die("%s", err);
+    if (model_create(&run.model, &c, 1, err)) die("%s", err);
+    run.x = (int *)malloc((size_t)c.batch_size * c.seq_len * sizeof(int));
+    run.y = (int *)malloc((size_t)c.batch_size * c.seq_len * sizeof(int));
+    if (!run.x || !run.y) die("out of memory: a batch");
+    if (c.resume) {
+        if (restore(&run, &ckpt, err)) die("%s", err);
+        ckpt_close(&ckpt);
+        printf("resumed  from %s\n", path);
+    } else {
+        model_init(&run.model);
+    }
+    if (write_run_json(&run, &c, err)) die("%s", err);
+
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is reported as a failed write */
+
+    if (train_loop(&run, err)) die("%s", err);
+    print_curve(&run);
+    printf("peak memory %.1f MB; run folder %s\n", resident_peak() / 1e6, run.log.dir);
+    if (stop_signal && run.step < c.steps) {
+        printf("stopped by signal %d after step %d of %d; continue with: %s --run %s --resume\n",
+               (int)stop_signal, run.step, c.steps, argv[0], c.run);
+        return 128 + (int)stop_signal;
+    }
+    printf("sample from it with: ./generate --run %s\n", c.run);
+    log_close(&run.log);
+    data_close(&run.train);
+    data_close(&run.val);
+    model_free(&run.model);
+    free(run.x);
+    free(run.y);
+    return 0;
+}
+
+#endif
