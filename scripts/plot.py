@@ -31,14 +31,14 @@ def fail(message):
 def read_run(path):
     """The columns of one log as lists of floats, NaN for null; plus the run's name."""
     path = os.path.normpath(path)
-    log = os.path.join(path, "log.jsonl") if os.path.isdir(path) else path
+    log = path if os.path.isfile(path) else os.path.join(path, "log.jsonl")
     name = os.path.basename(os.path.dirname(os.path.abspath(log)))
     if not os.path.exists(log):
         where = os.path.dirname(path) or "."
         known = [d for d in sorted(os.listdir(where))] if os.path.isdir(where) else []
         known = [d for d in known if os.path.exists(os.path.join(where, d, "log.jsonl"))]
         hint = f"; runs in {where}: {', '.join(known)}" if known else ""
-        fail(f"there is no run in {path} (no {log}){hint}")
+        fail(f"there is no run in {path}: {log} does not exist{hint}")
     columns = {key: [] for key in ("step", "tokens", "train_loss", "val_loss", "seconds")}
     seconds, last_step = 0.0, 0
     with open(log, encoding="utf-8", errors="replace") as f:
@@ -70,8 +70,10 @@ def group_runs(runs, ending):
     groups = {}
     for name, columns in runs:
         short = re.sub(ending, "", name) if ending else name
-        groups.setdefault(short or name, []).append(columns)
-    return groups
+        groups.setdefault(short or name, []).append((name, columns))
+    # A seed alone keeps its full name.
+    return {short if len(members) > 1 else members[0][0]: [columns for _, columns in members]
+            for short, members in groups.items()}
 
 
 def curve(run, key):
@@ -81,26 +83,26 @@ def curve(run, key):
 
 
 def average(runs, key, np):
-    """Arrays over the steps that all seeds have: {x name: x}, and mean, min, max of the value."""
+    """Over the steps that all seeds have: {x name: x}, and the values as an array (seeds, steps)."""
     curves = [curve(run, key) for run in runs]
     steps = sorted(set.intersection(*(set(c) for c in curves)))
     if not steps:
         return None
     table = np.array([[c[s] for s in steps] for c in curves])  # seeds, steps, 3
     x = {"step": np.array(steps), "tokens": table[:, :, 1].mean(0), "seconds": table[:, :, 2].mean(0)}
-    values = table[:, :, 0]
-    return x, values.mean(0), values.min(0), values.max(0)
+    return x, table[:, :, 0]
 
 
 def smooth(values, np):
-    """Centered mean over a window that grows with the run and shrinks towards its beginning, where
-    the loss is steep: no lag."""
-    n, half = len(values), len(values) // 60
-    total = np.concatenate([[0.0], np.cumsum(values)])
+    """Along each row, the centered mean over a window that grows with the run and shrinks towards
+    its beginning, where the loss is steep: no lag."""
+    n = values.shape[1]
+    half = n // 60
+    total = np.cumsum(np.pad(values, ((0, 0), (1, 0))), axis=1)
     i = np.arange(n)
     reach = np.minimum(i, half)
     lo, hi = i - reach, np.minimum(i + reach + 1, n)
-    return (total[hi] - total[lo]) / (hi - lo)
+    return (total[:, hi] - total[:, lo]) / (hi - lo)
 
 
 def loss_range(curves, np):
@@ -173,6 +175,7 @@ def draw(groups, title, output):
         axis.set_xlabel(label)
         axis.tick_params(length=0)
         axis.margins(x=0.02)
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("loss (nats per token)")
 
     ranking = sorted(groups, key=lambda name: final_text(groups[name])[0])
@@ -187,28 +190,28 @@ def draw(groups, title, output):
         z = 3 + len(groups) - ranking.index(name)  # the best run on top
         for axis, (key, scale, _) in zip(axes, panels):
             if train is not None:
-                x, mean, low, high = train
-                light = smooth(mean, np)
+                x, raw = train
+                light = smooth(raw, np)
                 if len(runs) == 1:
-                    axis.plot(x[key] / scale, mean, color=color, lw=0.5, alpha=0.18, zorder=1)
+                    axis.plot(x[key] / scale, raw[0], color=color, lw=0.5, alpha=0.18, zorder=1)
                 else:
-                    axis.fill_between(x[key] / scale, smooth(low, np), smooth(high, np),
-                                      color=color, alpha=0.10, lw=0, zorder=1)
-                handle, = axis.plot(x[key] / scale, light, color=color, lw=1.2, alpha=0.5,
+                    axis.fill_between(x[key] / scale, light.min(0), light.max(0), color=color,
+                                      alpha=0.12, lw=0, zorder=1)
+                handle, = axis.plot(x[key] / scale, light.mean(0), color=color, lw=1.2, alpha=0.5,
                                     ls=line, zorder=2, label=label)
             if val is not None:
-                x, mean, low, high = val
+                x, seeds = val
                 if len(runs) > 1:
-                    axis.fill_between(x[key] / scale, low, high, color=color, alpha=0.22, lw=0,
-                                      zorder=z)
-                handle, = axis.plot(x[key] / scale, mean, color=color, lw=2, ls=line, marker="o",
-                                    ms=4.5, mec="white", mew=0.7, zorder=z, label=label,
-                                    markevery=max(1, len(mean) // 40))
+                    axis.fill_between(x[key] / scale, seeds.min(0), seeds.max(0), color=color,
+                                      alpha=0.22, lw=0, zorder=z)
+                handle, = axis.plot(x[key] / scale, seeds.mean(0), color=color, lw=2, ls=line,
+                                    marker="o", ms=4.5, mec="white", mew=0.7, zorder=z, label=label,
+                                    markevery=max(1, seeds.shape[1] // 40))
         handles.append((ranking.index(name), handle))
         if train is not None:
-            scaled.append((train[0]["step"], smooth(train[1], np)))
+            scaled.append((train[0]["step"], smooth(train[1], np).mean(0)))
         if val is not None:
-            scaled.append((val[0]["step"], val[1]))
+            scaled.append((val[0]["step"], val[1].mean(0)))
 
     axes[0].set_ylim(*loss_range(scaled, np))
     from matplotlib.lines import Line2D

@@ -76,7 +76,7 @@ class Trainer:
     def rates(self, name):
         role = "-embed" if name in EMBED else "-head" if name == "whead" else \
             "-scalar" if name[0] == "b" or name.startswith("norm") else ""
-        return self.number("lr" + role), self.number("wd" + role)
+        return self.number("lr" + role), self.number("weight-decay" + role)
 
     def zeros(self, name, array, count):
         return self.state.setdefault(name, [np.zeros_like(array) for _ in range(count)])

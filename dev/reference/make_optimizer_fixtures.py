@@ -26,9 +26,9 @@ FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "test"
 CM_DEFAULTS = dict(circuit="qk", heads=3, kv_heads=3, method="half_split", isotropic=0, hybrid=1,
                    whitening="both", connection="none", gauge_damping=1, momentum_reproject="0",
                    per_mat_renorm=0, shared_div="1", momentum=0.95, momentum_form="sum",
-                   nesterov=0, damping=0.01, mp=1, lr=0.1, wd=0, msign="pe8", inv_root="cans25")
-MUON_DEFAULTS = dict(lr=0.05, wd=0, momentum=0.95, momentum_form="ema", nesterov=1, msign="pe8",
-                     shape_scale="spectral")
+                   nesterov=0, damping=0.01, mp=1, lr=0.1, weight_decay=0, msign="pe8", inv_root="cans25")
+MUON_DEFAULTS = dict(lr=0.05, weight_decay=0, momentum=0.95, momentum_form="ema", nesterov=1, msign="pe8",
+                     scale="spectral")
 
 
 def flags(rule, options):
@@ -47,8 +47,8 @@ def cm_options(o):
 
 
 def muon_options(o):
-    return dict(lr=o["lr"], wd=o["wd"], beta=o["momentum"], form=o["momentum_form"],
-                nesterov=bool(o["nesterov"]), table=o["msign"], scale=o["shape_scale"])
+    return dict(lr=o["lr"], wd=o["weight_decay"], beta=o["momentum"], form=o["momentum_form"],
+                nesterov=bool(o["nesterov"]), table=o["msign"], scale=o["scale"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def run_muon(data, o, dtype):
 
 
 def run_adamw(data, o, dtype):
-    return run_single(lambda w, m, v, g, t: opt.adamw(w, m, v, g, t, o["lr"], o["wd"], o["beta1"],
+    return run_single(lambda w, m, v, g, t: opt.adamw(w, m, v, g, t, o["lr"], o["weight_decay"], o["beta1"],
                                                       o["beta2"], o["eps"]),
                       {"m": "full", "v": "full"}, data, dtype, o["steps"])
 
@@ -115,7 +115,7 @@ def run_muonh(data, o, dtype):
 
 
 def run_moonlight(data, o, dtype):
-    return run_single(lambda w, m, g, _: opt.moonlight(w, m, g, o["lr"], o["wd"], o["momentum"],
+    return run_single(lambda w, m, g, _: opt.moonlight(w, m, g, o["lr"], o["weight_decay"], o["momentum"],
                                                        o["msign"]), {"m": "full"}, data, dtype)
 
 
@@ -141,7 +141,7 @@ def run_partner_adamw(data, o, dtype):
         ga, gb = data[f"g{a}.{step}"].astype(dtype), data[f"g{b}.{step}"].astype(dtype)
         wa, wb, sa, sb = opt.partner_adamw(
             wa, wb, sa, sb, ga, gb, step, o["heads"], o["kv_heads"], o["circuit"], o["lr"],
-            o["wd"], o["beta1"], o["beta2"], o["eps"], o["damping"], bool(o["renorm"]))
+            o["weight_decay"], o["beta1"], o["beta2"], o["eps"], o["damping"], bool(o["renorm"]))
         for key, value in zip(out, (wa, wb, sa[0], sb[0], sa[1], sb[1])):
             out[key].append(value)
     return out
@@ -297,9 +297,9 @@ def basic(path):
         msign_cases(cases, rng)
         inv_root_cases(cases, rng)
         for name, shape, options in (
-                ("spectral_tall", (24, 8), {}), ("spectral_wide", (8, 24), {"wd": 0.1}),
-                ("rms", (12, 8), {"shape_scale": "rms", "wd": 0.1}),
-                ("none", (12, 8), {"shape_scale": "none"}),
+                ("spectral_tall", (24, 8), {}), ("spectral_wide", (8, 24), {"weight_decay": 0.1}),
+                ("rms", (12, 8), {"scale": "rms", "weight_decay": 0.1}),
+                ("none", (12, 8), {"scale": "none"}),
                 ("plain", (12, 8), {"nesterov": 0}), ("sum", (12, 8), {"momentum_form": "sum"}),
                 ("sum_plain", (12, 8), {"momentum_form": "sum", "nesterov": 0}),
                 ("quintic5", (12, 8), {"msign": "quintic5"}),
@@ -308,8 +308,8 @@ def basic(path):
                 ("head_o", (16, 24), {"parts": 3, "axis": 1})):
             whole_case(cases, "muon_" + name, "muon", single(rng, *shape),
                        {**MUON_DEFAULTS, "parts": 1, "axis": 0, **options})
-        for name, options in (("wd", {"wd": 0.1}), ("eps", {"eps": 1e-3, "beta2": 0.99})):
-            o = dict(lr=0.02, wd=0, beta1=0.9, beta2=0.95, eps=1e-8, steps=10)
+        for name, options in (("wd", {"weight_decay": 0.1}), ("eps", {"eps": 1e-3, "beta2": 0.99})):
+            o = dict(lr=0.02, weight_decay=0, beta1=0.9, beta2=0.95, eps=1e-8, steps=10)
             whole_case(cases, "adamw_" + name, "adamw", single(rng, 5, 7, 10), {**o, **options})
         mha = weights_and_gradients(rng, 3, 3, 8, 24)
         gqa = weights_and_gradients(rng, 3, 1, 8, 24)
@@ -320,7 +320,7 @@ def basic(path):
                     whole_case(cases, name, "cm", only(data, legs), {
                         **CM_DEFAULTS, "circuit": circuit, "kv_heads": kv_heads, "isotropic": iso})
         whole_case(cases, "cm_qk_mp_wd", "cm", only(mha, "qk"), {
-            **CM_DEFAULTS, "mp": 1.5, "wd": 0.2, "damping": 0.1, "nesterov": 1})
+            **CM_DEFAULTS, "mp": 1.5, "weight_decay": 0.2, "damping": 0.1, "nesterov": 1})
         small = weights_and_gradients(rng, 2, 2, 4, 12, "vo")
         small["wo.0"] = 0 * small["wo.0"]
         whole_case(cases, "cm_ov_zero_o", "cm", small, {
@@ -383,7 +383,7 @@ def variant_list():
         add(f"{leg}_nesterov", **base, nesterov=1)
         add(f"{leg}_ema", **base, momentum_form="ema", momentum=0.9)
         add(f"{leg}_ema_nesterov", **base, momentum_form="ema", nesterov=1)
-        add(f"{leg}_mp_wd", **base, mp=2, wd=0.3)
+        add(f"{leg}_mp_wd", **base, mp=2, weight_decay=0.3)
         add(f"{leg}_damping", **base, damping=0.5)
         for table in ("quintic5", "quintic5_nv", "simple12"):
             add(f"{leg}_{table}", **base, msign=table)
@@ -394,22 +394,22 @@ def variant_list():
 
 def control_list():
     """(name, rule, data set, options)."""
-    m, adam = MUON_DEFAULTS, dict(lr=0.02, wd=0.1, beta1=0.9, beta2=0.95, eps=1e-8)
+    m, adam = MUON_DEFAULTS, dict(lr=0.02, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8)
     out = []
     for data in ("tall", "wide", "square"):
         out += [
-            ("normuon", "normuon", data, {**m, "beta2": 0.95, "eps": 1e-10, "wd": 0.1}),
-            ("aurora", "aurora", data, {**m, "msign": "simple12", "wd": 0.1, "iterations": 2,
+            ("normuon", "normuon", data, {**m, "beta2": 0.95, "eps": 1e-10, "weight_decay": 0.1}),
+            ("aurora", "aurora", data, {**m, "msign": "simple12", "weight_decay": 0.1, "iterations": 2,
                                         "power": 0.5}),
-            ("muonh", "muonh", data, {**m, "shape_scale": "none"}),
+            ("muonh", "muonh", data, {**m, "scale": "none"}),
             ("moonlight", "moonlight", data, {
-                **m, "momentum_form": "sum", "shape_scale": "rms", "msign": "quintic5",
-                "wd": 0.1})]
+                **m, "momentum_form": "sum", "scale": "rms", "msign": "quintic5",
+                "weight_decay": 0.1})]
     out.append(("aurora4", "aurora", "tall", {**m, "msign": "pe8", "iterations": 4, "power": 0.25}))
     for parts, axis, data in ((4, 0, "tall"), (4, 1, "wide"), (2, 0, "tall")):
         out.append((f"muon_parts{parts}", "muon", data, {**m, "parts": parts, "axis": axis}))
     heads = {"heads": 3, "kv_heads": 3, "damping": 0.001}
-    out.append(("circuit", "circuit_muon", "mha", {**m, "msign": "simple12", **heads, "wd": 0.1}))
+    out.append(("circuit", "circuit_muon", "mha", {**m, "msign": "simple12", **heads, "weight_decay": 0.1}))
     for circuit in ("qk", "ov"):
         for heads, kv, data in ((3, 3, "mha"), (4, 2, "gqa")):
             for renorm in (0, 1):
@@ -419,7 +419,7 @@ def control_list():
     for heads, kv, data in ((3, 3, "mha"), (4, 2, "gqa")):
         for per_head in (0, 1):
             out.append((f"quack_{'head' if per_head else 'full'}", "quack", data, {
-                **m, "shape_scale": "none", "tau": 1.5, "per_head": per_head, "heads": heads,
+                **m, "scale": "none", "tau": 1.5, "per_head": per_head, "heads": heads,
                 "kv_heads": kv}))
     return [(f"{name}_{data}", rule, data, o) for name, rule, data, o in out]
 

@@ -1,6 +1,8 @@
-/* The run folder: names, refusal to overwrite, lines, truncation on resume, full disks. */
+/* The run folder: names, refusal to overwrite, lines, truncation on resume, full disks; and what
+   a person sees of a run: times, the progress line, the loss curve. */
 #include "check.h"
 #include "llmc/log.h"
+#include "llmc/progress.h"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -289,6 +291,125 @@ static void test_run_json(void) {
     log_close(&log);
 }
 
+static void test_numbers_text(void) {
+    static const double seconds[] = {0, 0.4, 3, 59.6, 125, 3720, 183600, -1, NAN, INFINITY};
+    static const char *const times[] = {"0s",    "0s",    "3s", "1m00s", "2m05s",
+                                        "1h02m", "2d03h", "--", "--",    "--"};
+    static const double values[] = {0, 834, 999.6, 9996, 52100, 1250000, 3.1e9, NAN};
+    static const char *const counts[] = {"0",     "834",   "1.00k", "10.0k",
+                                         "52.1k", "1.25M", "3.10G", "--"};
+    char text[32];
+    for (int i = 0; i < 10; i++) {
+        time_text(text, seconds[i]);
+        check(!strcmp(text, times[i]), "%g seconds: %s", seconds[i], text);
+    }
+    for (int i = 0; i < 8; i++) {
+        count_text(text, values[i]);
+        check(!strcmp(text, counts[i]), "%g: %s", values[i], text);
+    }
+}
+
+static void test_progress(void) {
+    Progress p;
+    char text[2048];
+    FILE *f = tmpfile();
+    progress_begin(&p, f, 100, 1100);
+    check(!p.live && isnan(progress_eta(&p)), "a file is no terminal, and nothing is known yet");
+    p.last = 0;
+    progress_time(&p, 101, 50); /* the first step is slow: it must not count */
+    check(isnan(progress_eta(&p)), "no estimate from the first step");
+    for (int i = 2; i <= 100; i++) progress_time(&p, 100 + i, 49 + i);
+    check(fabs(progress_eta(&p) - 900) < 1e-6, "900 steps of 1 s take %g s", progress_eta(&p));
+    p.loss = 3.25;
+    p.tok_s = 52100;
+    p.utf8 = 0;
+    for (int width = 0; width < 160; width++) {
+        progress_text(&p, text, sizeof text, width);
+        check((int)strlen(text) <= width, "%zu columns in %d: %s", strlen(text), width, text);
+    }
+    check(strstr(text, "step  200/1100 [") &&
+              strstr(text, "18%  loss 3.2500  52.1k tok/s  ETA 15m00s"),
+          "line: %s", text);
+    p.utf8 = 1;
+    progress_text(&p, text, sizeof text, 100);
+    int columns = 0;
+    for (char *c = text; *c; c++) columns += (*c & 0xC0) != 0x80;
+    check(columns <= 100 && strstr(text, "\u2501"), "%d columns: %s", columns, text);
+    progress_update(&p, 201, 3, 1);
+    progress_print(&p, "step %d", 201);
+    progress_clear(&p);
+    rewind(f);
+    check(fgets(text, sizeof text, f) && !strcmp(text, "step 201\n") &&
+              !fgets(text, sizeof text, f),
+          "a file gets plain lines only: %s", text);
+    fclose(f);
+}
+
+/* The curve as text; the caller frees it. */
+static char *curve_text(const double *train, const double *val, int n, int width, int height) {
+    char *text = NULL;
+    size_t size = 0;
+    int64_t *steps = (int64_t *)calloc((size_t)n + 1, sizeof *steps);
+    for (int i = 0; i < n; i++) steps[i] = 10 * i;
+    FILE *f = tmpfile();
+    curve_print(f, steps, train, val, n, width, height);
+    size = (size_t)ftell(f);
+    text = (char *)calloc(size + 1, 1);
+    rewind(f);
+    if (fread(text, 1, size, f) != size) text[0] = 0;
+    fclose(f);
+    free(steps);
+    return text;
+}
+
+static void test_curve(void) {
+    enum { N = 200 };
+    double train[N], val[N], none[N];
+    setenv("LC_ALL", "C", 1);
+    check(!terminal_utf8(), "C is not UTF-8");
+    for (int i = 0; i < N; i++) {
+        train[i] = 3 + 7 * exp(-i / 10.0);
+        val[i] = i % 20 ? NAN : train[i];
+        none[i] = NAN;
+    }
+    char *text = curve_text(train, val, N, 60, 12);
+    int lines = 0, wide = 0, ascii = 1;
+    char *first = NULL, *stars = NULL;
+    for (char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1, lines++) {
+        wide = max_int(wide, (int)(end - line));
+        if (!lines) first = line;
+    }
+    for (char *c = text; *c; c++) ascii &= (unsigned char)*c < 0x80;
+    stars = strchr(first, '*');
+    check(lines == 12 && ascii && strstr(text, "step 1990"), "%d lines:\n%s", lines, text);
+    /* The losses fall: the first row has its star left of the middle, the last one right of it. */
+    check(stars && stars - first < 30 && stars < strchr(first, '\n'), "it falls:\n%s", text);
+    check(strstr(text, "above the scale: up to 10.00") && strstr(text, "train 3.0000"),
+          "legend:\n%s", text);
+    free(text);
+
+    static const int sizes[][2] = {{0, 0}, {1, 1}, {9, 3}, {20, 5}, {500, 40}, {5000, 400}};
+    for (int s = 0; s < 6; s++)
+        for (int n = 0; n < 5; n++) { /* must neither crash nor print nothing */
+            text = curve_text(train, val, n, sizes[s][0], sizes[s][1]);
+            check(*text != 0, "size %d, %d points", s, n);
+            free(text);
+        }
+    text = curve_text(none, none, N, 60, 12);
+    check(strstr(text, "no loss"), "nothing but NaN:\n%s", text);
+    free(text);
+    for (int i = 0; i < N; i++) train[i] = 2.5;
+    text = curve_text(train, none, N, 60, 13);
+    check(strstr(text, "|*****************") && strstr(text, "2.54 +"),
+          "a constant is a straight line:\n%s", text);
+    free(text);
+    setenv("LC_ALL", "C.UTF-8", 1);
+    check(terminal_utf8(), "C.UTF-8 is UTF-8");
+    text = curve_text(train, none, N, 60, 12);
+    check(strstr(text, "\u2514\u2500") != NULL, "Unicode:\n%s", text);
+    free(text);
+}
+
 static void remove_tree(const char *dir) {
     char path[FILE_PATH_SIZE];
     struct dirent *entry;
@@ -315,6 +436,9 @@ int main(void) {
     test_full_disk();
     test_kill();
     test_run_json();
+    test_numbers_text();
+    test_progress();
+    test_curve();
     remove_tree(root);
     return check_done();
 }

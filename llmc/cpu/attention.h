@@ -21,11 +21,9 @@ tiles wholly above the diagonal are skipped. Sums have a fixed order for every n
 #include "gemm.h"
 #include "simd.h"
 
-enum {
-    ATTENTION_BQ = 4 * GEMM_MR,
-    ATTENTION_BK = 256 / ATTENTION_BQ * ATTENTION_BQ,
-    ATTENTION_LD = (ATTENTION_BK + GEMM_NR - 1) / GEMM_NR * GEMM_NR /* row stride of a key block */
-};
+#define ATTENTION_BQ (4 * GEMM_MR)
+#define ATTENTION_BK (256 / ATTENTION_BQ * ATTENTION_BQ)
+#define ATTENTION_LD ((ATTENTION_BK + GEMM_NR - 1) / GEMM_NR * GEMM_NR) /* BK in whole panels */
 
 static inline size_t attention_pad(int n) { /* n rounded up to whole panels */
     return (size_t)((n + GEMM_NR - 1) / GEMM_NR * GEMM_NR);
@@ -55,9 +53,7 @@ static inline int attention_pieces(int pairs, int T, int unit) {
    first i0+r+1 valid) become exp(scale (s - max)); the rest up to `end` become 0. Returns the sum
    of the row and its maximum. */
 static inline floatX attention_softmax_row(floatX *s, int n, int end, floatX scale, floatX *max) {
-    floatX m = s[0], sum = 0;
-#pragma omp simd reduction(max : m)
-    for (int j = 0; j < n; j++) m = s[j] > m ? s[j] : m;
+    floatX m = simd_max(s, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < n; j++) {
         floatX p = fast_exp(scale * (s[j] - m));

@@ -47,12 +47,10 @@ typedef floatX gemm_vec
 typedef floatX gemm_vec4
     __attribute__((vector_size(4 * sizeof(floatX)), aligned(sizeof(floatX)), may_alias));
 
-enum {
-    GEMM_VL = GEMM_VEC_BYTES / (int)sizeof(floatX),
-    GEMM_NR = 2 * GEMM_VL,
-    GEMM_KC = 256,
-    GEMM_NC = (1 << 19) / (GEMM_KC * (int)sizeof(floatX)) /* KC x NC is half a megabyte */
-};
+#define GEMM_VL (GEMM_VEC_BYTES / (int)sizeof(floatX))
+#define GEMM_NR (2 * GEMM_VL)
+#define GEMM_KC 256
+#define GEMM_NC ((1 << 19) / (GEMM_KC * (int)sizeof(floatX))) /* KC x NC is half a megabyte */
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Scratch: one buffer per thread and use, grown when needed, freed when the thread ends. */
@@ -250,7 +248,7 @@ static inline void gemm_scale(int M, int N, floatX beta, floatX *C, size_t ldc) 
 
 /* Few rows of A against B stored (N,K), as when a single token is generated: packing B would cost
    more than the product, so each element is a dot product along the rows of both. */
-enum { GEMM_DOT_ROWS = 3 };
+#define GEMM_DOT_ROWS 3
 static inline void gemm_dots(int ta, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
                              const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
     floatX *rows = NULL;

@@ -15,7 +15,8 @@ typedef struct {
 
 /* pe8: Polar Express (Amsel et al., arXiv 2505.16932) for singular values above 1e-3 of the Frobenius
    norm, as released with Compositional Muon. quintic5: Jordan et al., Muon 2024; it stops in
-   [0.68, 1.13], not at 1. simple12: 2x - 1.5x^3 + 0.5x^5, which has slope 0 at its fixed point 1. */
+   [0.68, 1.13], not at 1. quintic5_nv: the five varying steps of NVIDIA's Emerging-Optimizers, which
+   stop in [0.978, 1.032]. simple12: 2x - 1.5x^3 + 0.5x^5, which has slope 0 at its fixed point 1. */
 static inline const MsignTable *msign_table(int which) {
     static const MsignTable tables[] = {
         {8, {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250},
@@ -23,6 +24,8 @@ static inline const MsignTable *msign_table(int which) {
              {1.8564, -1.2132, 0.3568}, {1.8750, -1.2500, 0.3750}}},
         {5, {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
              {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}}},
+        {5, {{4.0848, -6.8946, 2.9270}, {3.9505, -6.3029, 2.6377}, {3.7418, -5.5913, 2.3037},
+             {2.8769, -3.1427, 1.2046}, {2.8366, -3.0525, 1.2012}}},
         {12, {{2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
               {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
               {2, -1.5, 0.5}, {2, -1.5, 0.5}}},

@@ -8,7 +8,7 @@ keys by name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
 
 #include "../flags.h"
 
-enum { MSIGN_PE8, MSIGN_QUINTIC5, MSIGN_SIMPLE12 };
+enum { MSIGN_PE8, MSIGN_QUINTIC5, MSIGN_QUINTIC5_NV, MSIGN_SIMPLE12 };
 enum { SCALE_SPECTRAL, SCALE_RMS, SCALE_NONE };
 enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH };
 enum { WHITEN_BOTH, WHITEN_PRE, WHITEN_POST, WHITEN_NONE };
@@ -41,8 +41,10 @@ typedef struct {
      "m = b m + g, or m = b m + (1 - b) g; auto: ema for Muon, sum for CM", NULL},                 \
     {"nesterov", FLAG_CHOICE, OPTIM_FLAG(BASE, nesterov), "auto", 0, 0, "auto|on|off",             \
      "Nesterov momentum; auto: on for Muon, off for CM", NULL},                                    \
-    {"msign", FLAG_CHOICE, OPTIM_FLAG(BASE, msign), "pe8", 0, 0, "pe8|quintic5|simple12",          \
-     "polynomial of the matrix sign: Polar Express 8 steps, classic quintic 5, simple 12", NULL},  \
+    {"msign", FLAG_CHOICE, OPTIM_FLAG(BASE, msign), "pe8", 0, 0,                                   \
+     "pe8|quintic5|quintic5_nv|simple12",                                                          \
+     "matrix sign: Polar Express 8 steps, classic quintic 5, NVIDIA's quintic 5, simple 12",       \
+     NULL},                                                                                        \
     {"scale", FLAG_CHOICE, OPTIM_FLAG(BASE, scale), "spectral", 0, 0, "spectral|rms|none",         \
      "Muon's shape factor: sqrt(max(1, rows/cols)), 0.2 sqrt(max(rows, cols)), or 1", NULL},       \
     {"mp", FLAG_FLOAT, OPTIM_FLAG(BASE, mp), "1", 0, 1e6, NULL,                                    \

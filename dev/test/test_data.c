@@ -1,0 +1,517 @@
+/* llmc/data.h: formats, orders, resuming, validation and what is said about bad files. */
+#include "llmc/data.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "dev/test/check.h"
+
+static char folder[64] = "/tmp/cm_test_data_XXXXXX";
+static char err[ERR_LEN];
+
+static const char *in_folder(const char *name) {
+    static char paths[8][FILE_PATH_SIZE];
+    static int turn;
+    char *path = paths[turn++ % 8];
+    file_path(path, "%s/%s", folder, name);
+    return path;
+}
+
+static void write_bytes(const char *name, const void *bytes, size_t n) {
+    FILE *f = fopen(in_folder(name), "wb");
+    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) {
+        perror(name);
+        exit(1);
+    }
+}
+
+/* A shard of n tokens first, first + 1, ... */
+static void write_counting(const char *name, int first, size_t n) {
+    uint16_t *tokens = (uint16_t *)malloc((n + 1) * sizeof(uint16_t));
+    for (size_t i = 0; i < n; i++) tokens[i] = (uint16_t)(first + (int)i);
+    if (data_write_shard(in_folder(name), tokens, n, err)) {
+        puts(err);
+        exit(1);
+    }
+    free(tokens);
+}
+
+static void open_or_exit(Data *d, const char *name, int part, int order, uint64_t seed, int T,
+                         int rows) {
+    if (data_open(d, in_folder(name), part, order, seed, T, rows, err)) {
+        puts(err);
+        exit(1);
+    }
+}
+
+/* The message names the file (or pattern) and says `word`. */
+static void check_refused(const char *name, int part, int order, int T, int rows,
+                          const char *word) {
+    Data d;
+    err[0] = 0;
+    int status = data_open(&d, in_folder(name), part, order, 0, T, rows, err);
+    check(status == -1 && strstr(err, name) && strstr(err, word) && d.files == NULL,
+          "opening %s should fail with \"%s\", got %d: %s", name, word, status, err);
+}
+
+static void test_refusals(void) {
+    unsigned char h[DATA_HEADER_BYTES + 20];
+    write_counting("good.bin", 0, 10);
+    FILE *f = fopen(in_folder("good.bin"), "rb");
+    check(f && fread(h, 1, sizeof h, f) == sizeof h && fgetc(f) == EOF, "a shard of 10 tokens");
+    if (f) fclose(f);
+    check(h[0] == 0x88 && h[1] == 0xd8 && h[2] == 0x34 && h[3] == 1 && h[4] == 1 && h[8] == 10 &&
+          h[1024 + 4] == 2 && h[1024 + 5] == 0, "header and tokens are little-endian");
+
+    check_refused("missing.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "does not exist");
+    check_refused("missing_*.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "no data file matches");
+    check_refused("", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "not a file");
+    write_bytes("empty.bin", h, 0);
+    check_refused("empty.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "empty");
+    write_bytes("short.bin", h, 1000);
+    check_refused("short.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "too short");
+    write_bytes("cut.bin", h, sizeof h - 1);
+    check_refused("cut.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "truncated");
+    h[8] = 9;
+    write_bytes("long.bin", h, sizeof h);
+    check_refused("long.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "damaged");
+    h[8] = 10, h[11] = 0x80; /* more than 2^31 tokens promised */
+    write_bytes("huge.bin", h, sizeof h);
+    check_refused("huge.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "truncated");
+    h[11] = 0, h[4] = 7;
+    write_bytes("version.bin", h, sizeof h);
+    check_refused("version.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "version 7");
+
+    static const struct { unsigned char magic[4]; const char *word; } others[] = {
+        {{0x01, 0x34, 0xd8, 0x88}, "big-endian"}, {{0xa1, 0xd9, 0x34, 0x01}, "20240801"},
+        {{0x8a, 0xd8, 0x34, 0x01}, "evaluation"}, {{0xc6, 0xd7, 0x34, 0x01}, "model"},
+        {{'<', '!', 'D', 'O'}, "error page"},     {{'O', 'n', 'c', 'e'}, "looks like text"},
+        {{0x50, 0xc4, 0x00, 0x00}, "not a token shard"},
+    };
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        memcpy(h, others[i].magic, 4);
+        write_bytes("other.bin", h, sizeof h);
+        check_refused("other.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, others[i].word);
+    }
+    /* 10 tokens: rows of 4 and a step of 2 rows need 2 * 4 + 1 < 10, the benchmark's condition */
+    Data d;
+    open_or_exit(&d, "good.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 2);
+    data_close(&d);
+    check_refused("good.bin", DATA_ALL, DATA_SEQUENTIAL, 3, 3, "needs 11");
+    check_refused("good.bin", DATA_ALL, DATA_SHUFFLED, 10, 1, "one row needs 10 + 1");
+    check_refused("good.bin", DATA_VAL, DATA_SEQUENTIAL, 4, 0, "never split");
+    open_or_exit(&d, "good.bin", DATA_ALL, DATA_SHUFFLED, 0, 9, 5);
+    data_close(&d);
+    write_bytes("tiny.txt", "0123456789", 10);
+    check_refused("tiny.txt", DATA_VAL, DATA_SEQUENTIAL, 4, 0, "at least 2");
+    write_counting("mixed_a.bin", 0, 100);
+    write_bytes("mixed_b.txt", "hello world", 11);
+    check(data_open(&d, in_folder("mixed_?.*"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1, err) == -1 &&
+          strstr(err, "mixed_b.txt is text"), "shards and text together: %s", err);
+    check(data_open(&d, in_folder("good.bin"), DATA_ALL, DATA_SEQUENTIAL, 0, 0, 1, err) == -1,
+          "rows of no tokens");
+}
+
+static void test_kinds(void) {
+    Data d;
+    char text[1000];
+    memset(text, 'x', sizeof text);
+    write_bytes("plain.md", text, sizeof text);
+    open_or_exit(&d, "plain.md", DATA_ALL, DATA_SEQUENTIAL, 0, 10, 1);
+    check(data_is_text(&d) && d.vocab == 256 && data_tokens(&d) == 1000 && data_max_token(&d) == 255,
+          "any file without the magic is text");
+    data_close(&d);
+    write_counting("shard", 7, 100);
+    open_or_exit(&d, "shard", DATA_TRAIN, DATA_SEQUENTIAL, 0, 10, 1);
+    check(!data_is_text(&d) && data_tokens(&d) == 100 && data_max_token(&d) == 106,
+          "a file with the magic is a shard under any name, and DATA_TRAIN takes it whole");
+    data_close(&d);
+    write_counting("magic.txt", 0, 100);
+    open_or_exit(&d, "magic.txt", DATA_ALL, DATA_SEQUENTIAL, 0, 10, 1);
+    check(data_is_text(&d) && data_tokens(&d) == 1224, "but .txt is text, whatever it holds");
+    data_close(&d);
+    write_counting("odd[1]*.bin", 0, 100); /* a name that is also a pattern */
+    open_or_exit(&d, "odd[1]*.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 10, 1);
+    data_close(&d);
+}
+
+/* The benchmark's loader, as it is described, against DATA_SEQUENTIAL in several micro-batches. */
+static void test_sequential(void) {
+    enum { T = 4, ROWS = 6, B = T * ROWS, STEPS = 60 };
+    static const size_t lengths[] = {100, B + 1, 3 * B + 1, 3 * B + 2, 9};
+    static const int firsts[] = {0, 1000, 2000, 3000, 4000};
+    static const char *names[] = {"s_1.bin", "s_2.bin", "s_3.bin", "s_4.bin", "s_5.bin"};
+    for (int i = 0; i < 5; i++) write_counting(names[i], firsts[i], lengths[i]);
+    static const int micro[] = {6, 3, 2, 1};
+    for (int m = 0; m < 4; m++) {
+        Data d;
+        open_or_exit(&d, "s_?.bin", DATA_ALL, DATA_SEQUENTIAL, (uint64_t)m, T, ROWS);
+        size_t shard = 0, p = 0, epoch = 0;
+        int bad = 0, x[B], y[B];
+        for (int step = 0; step < STEPS; step++) {
+            for (int r = 0; r < ROWS; r += micro[m])
+                bad += data_next(&d, micro[m], x + r * T, y + r * T, err) != 0;
+            while (p + B + 1 >= lengths[shard]) {
+                p = 0;
+                epoch += shard == 4;
+                shard = (shard + 1) % 5;
+            }
+            for (int i = 0; i < B; i++) {
+                int token = firsts[shard] + (int)p + i;
+                bad += x[i] != token || y[i] != token + 1;
+            }
+            p += B;
+            DataState s = data_state(&d);
+            bad += s.epoch != epoch || s.shard != shard || s.position != p;
+        }
+        check(!bad && epoch > 3, "sequential in micro-batches of %d: %d wrong", micro[m], bad);
+        data_close(&d);
+    }
+    Data d;
+    int x[B], y[B];
+    open_or_exit(&d, "s_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, T, ROWS);
+    check(data_next(&d, 4, x, y, err) == 0 && data_next(&d, 4, x, y, err) == -1 &&
+          strstr(err, "does not fit"), "a micro-batch across two steps: %s", err);
+    data_close(&d);
+}
+
+static void test_permutation(void) {
+    int bad = 0, moved = 0;
+    for (uint64_t n = 1; n <= 300; n++) {
+        unsigned char seen[300] = {0};
+        for (uint64_t i = 0; i < n; i++) {
+            uint64_t j = data_permute(12345 + n, n, i);
+            bad += j >= n || seen[j]++;
+            moved += j != i;
+        }
+    }
+    check(!bad && moved > 300 * 301 / 2 * 9 / 10, "not a permutation: %d, moved %d", bad, moved);
+    /* where 0 goes under 60,000 keys: 5 degrees of freedom, the 0.1 % quantile is 20.5 */
+    int count[6] = {0};
+    for (uint64_t key = 0; key < 60000; key++) count[data_permute(rng_mix(key), 6, 0)]++;
+    double chi2 = 0;
+    for (int i = 0; i < 6; i++) chi2 += (count[i] - 1e4) * (count[i] - 1e4) / 1e4;
+    check(chi2 < 20.5, "image of 0 among 6 is not uniform: chi2 = %g", chi2);
+}
+
+/* Draws an epoch's worth of rows and marks where each began; every token is its own position. */
+static void test_shuffled(void) {
+    enum { T = 8, ROWS = 5, LENGTHS = 4 };
+    static const size_t lengths[LENGTHS] = {1000, T + 1, 333, T};
+    static const char *names[LENGTHS] = {"r_1.bin", "r_2.bin", "r_3.bin", "r_4.bin"};
+    for (int i = 0; i < LENGTHS; i++) write_counting(names[i], 2000 * i, lengths[i]);
+    Data d;
+    int x[ROWS * T], y[ROWS * T], bad = 0, used = ROWS;
+    unsigned char seen[2000 * LENGTHS];
+    int first_of_epoch[6] = {0}, offset_of_epoch[6] = {0};
+    open_or_exit(&d, "r_?.bin", DATA_ALL, DATA_SHUFFLED, 3, T, ROWS);
+    for (uint64_t epoch = 0; epoch < 6; epoch++) {
+        memset(seen, 0, sizeof seen);
+        size_t rows = 0, file_rows[LENGTHS] = {0};
+        DataState s = {3, epoch, 0, 0};
+        for (size_t k = 0; k < LENGTHS; k++) rows += file_rows[k] = data_rows(&d, s, k);
+        check(file_rows[0] >= 123 && file_rows[1] == 1 && file_rows[2] >= 40 && file_rows[3] == 0,
+              "rows of the files: %zu %zu %zu %zu", file_rows[0], file_rows[1], file_rows[2],
+              file_rows[3]);
+        for (size_t i = 0; i < rows; i++) {
+            if (used == ROWS) { /* steps flow over the ends of shards and epochs */
+                if (data_next(&d, ROWS, x, y, err)) bad++;
+                used = 0;
+            }
+            const int *row = x + used * T, *target = y + used++ * T;
+            size_t file = (size_t)row[0] / 2000;
+            int at = row[0] % 2000, offset = (int)data_offset(&d, s, file);
+            for (int t = 0; t < T; t++) bad += row[t] != row[0] + t || target[t] != row[t] + 1;
+            bad += (at - offset) % T != 0 || seen[row[0]]++ || (size_t)(at + T) >= lengths[file];
+            if (i == 0) first_of_epoch[epoch] = row[0];
+        }
+        offset_of_epoch[epoch] = (int)data_offset(&d, s, 0);
+    }
+    check(!bad, "shuffled: %d rows or tokens wrong", bad);
+    int same_first = 0, same_offset = 0;
+    for (int e = 1; e < 6; e++) {
+        same_first += first_of_epoch[e] == first_of_epoch[0];
+        same_offset += offset_of_epoch[e] == offset_of_epoch[0];
+    }
+    check(same_first < 3 && same_offset < 5, "epochs repeat each other");
+    data_close(&d);
+}
+
+/* Same seed, same rows, however a step is divided; another seed, other rows. */
+static void test_determinism(void) {
+    enum { T = 8, ROWS = 6, STEPS = 50, N = STEPS * ROWS * T };
+    static int x[4][N], y[4][N];
+    for (int run = 0; run < 4; run++) {
+        Data d;
+        open_or_exit(&d, "r_?.bin", DATA_ALL, DATA_SHUFFLED, run == 3 ? 8 : 7, T, ROWS);
+        int rows = run == 1 ? 2 : run == 2 ? 1 : ROWS;
+        for (int r = 0; r < STEPS * ROWS; r += rows)
+            if (data_next(&d, rows, x[run] + r * T, y[run] + r * T, err)) puts(err);
+        data_close(&d);
+    }
+    check(!memcmp(x[0], x[1], sizeof x[0]) && !memcmp(x[0], x[2], sizeof x[0]) &&
+          !memcmp(y[0], y[1], sizeof y[0]), "micro-batches change the data");
+    int same = 0;
+    for (int r = 0; r < STEPS * ROWS; r++) same += x[0][r * T] == x[3][r * T];
+    check(same < STEPS * ROWS / 10, "seeds 7 and 8 share %d rows", same);
+}
+
+static void test_resume(void) {
+    enum { T = 8, ROWS = 4, STEPS = 120, B = ROWS * T };
+    for (int order = DATA_SEQUENTIAL; order <= DATA_SHUFFLED; order++) {
+        static int x[STEPS][B], y[STEPS][B];
+        DataState states[STEPS];
+        Data d, e;
+        int bad = 0, xx[B], yy[B];
+        open_or_exit(&d, "r_?.bin", DATA_ALL, order, 11, T, ROWS);
+        for (int i = 0; i < STEPS; i++) {
+            states[i] = data_state(&d);
+            bad += data_next(&d, ROWS, x[i], y[i], err);
+        }
+        open_or_exit(&e, "r_?.bin", DATA_ALL, order, 99, T, ROWS); /* the state carries the seed */
+        for (int i = 0; i < STEPS; i += 7) {
+            bad += data_seek(&e, states[i], err);
+            for (int k = i; k < STEPS && k < i + 45; k++) {
+                bad += data_next(&e, ROWS, xx, yy, err);
+                bad += memcmp(xx, x[k], sizeof xx) != 0 || memcmp(yy, y[k], sizeof yy) != 0;
+            }
+        }
+        check(!bad, "order %d: %d steps differ after resuming", order, bad);
+        /* within a step the state is that of its beginning */
+        bad = data_seek(&e, states[5], err) || data_next(&e, 1, xx, yy, err);
+        DataState s = data_state(&e);
+        check(!bad && memcmp(&s, &states[5], sizeof s) == 0, "state within a step");
+        s.shard = 4;
+        check(data_seek(&e, s, err) == -1 && strstr(err, "only 4 files"), "fewer files: %s", err);
+        s.shard = 0;
+        s.position = 5000;
+        check(data_seek(&e, s, err) == -1 && strstr(err, "5000"), "shorter file: %s", err);
+        data_close(&d);
+        data_close(&e);
+    }
+}
+
+/* Token i of the text is i % 251, so a position can be told from a few tokens. */
+static void test_text_split(void) {
+    enum { N = 1239, T = 16, TRAIN = N - N / 10 };
+    unsigned char text[N];
+    for (int i = 0; i < N; i++) text[i] = (unsigned char)(i < TRAIN ? i % 200 : 200 + i % 50);
+    write_bytes("split.txt", text, N);
+    Data train, val;
+    open_or_exit(&train, "split.txt", DATA_TRAIN, DATA_SHUFFLED, 1, T, 4);
+    open_or_exit(&val, "split.txt", DATA_VAL, DATA_SEQUENTIAL, 1, T, 0);
+    check(data_tokens(&train) == TRAIN && data_tokens(&val) == N / 10, "parts %zu and %zu",
+          data_tokens(&train), data_tokens(&val));
+    int x[4 * T], y[4 * T], leaked = 0, bad = 0;
+    for (int i = 0; i < 500; i++) {
+        bad += data_next(&train, 4, x, y, err);
+        for (int k = 0; k < 4 * T; k++) leaked += x[k] >= 200 || y[k] >= 200;
+    }
+    check(!bad && !leaked, "%d validation bytes seen in training", leaked);
+    check(data_val_rows(&val, 0) == 8, "rows %zu", data_val_rows(&val, 0)); /* 122 targets */
+    bad = data_val_batch(&val, 0, 4, 0, x, y, err) || x[0] != text[TRAIN] || y[0] != text[TRAIN + 1];
+    check(!bad, "the validation part begins behind the training part");
+    check(data_next(&val, 1, x, y, err) == -1 && strstr(err, "validation only"),
+          "drawing from validation data: %s", err);
+    check(data_checksum(&train) != data_checksum(&val), "the parts have different fingerprints");
+    data_close(&train);
+    data_close(&val);
+}
+
+static void test_validation(void) {
+    enum { T = 8 };
+    write_counting("v_1.bin", 0, 2 * T + 4);      /* 19 targets: 8 + 8 + 3 */
+    write_counting("v_2.bin", 100, 3 * T + 1);    /* 24: 8 + 8 + 8 */
+    write_counting("v_3.bin", 200, 1);            /* none */
+    Data d;
+    open_or_exit(&d, "v_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, T, 0);
+    static const size_t limits[] = {0, 1, 8, 9, 19, 20, 30, 43, 44};
+    static const size_t rows[] = {6, 1, 1, 2, 3, 4, 5, 6, 6};
+    for (int l = 0; l < 9; l++) {
+        check(data_val_rows(&d, limits[l]) == rows[l], "limit %zu: %zu rows", limits[l],
+              data_val_rows(&d, limits[l]));
+        size_t targets = 0, expect = limits[l] && limits[l] < 43 ? limits[l] : 43;
+        int bad = 0, x[3 * T], y[3 * T], next = 1;
+        for (size_t row = 0; row < 9; row += 3) { /* goes past the last row */
+            bad += data_val_batch(&d, row, 3, limits[l], x, y, err);
+            for (int i = 0; i < 3 * T; i++) {
+                if (y[i] < 0) {
+                    bad += x[i] != 0 || y[i] != -1;
+                    continue;
+                }
+                if (next == 20) next = 101;
+                bad += y[i] != next++ || x[i] != y[i] - 1;
+                targets++;
+            }
+        }
+        check(!bad && targets == expect, "limit %zu: %zu targets, %d wrong", limits[l], targets, bad);
+    }
+    data_close(&d);
+}
+
+static void test_vocabulary(void) {
+    Data d;
+    int x[16], y[16];
+    write_counting("big.bin", 50300, 40);
+    open_or_exit(&d, "big.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 8, 2);
+    check(data_max_token(&d) == 50339, "largest token %d", data_max_token(&d));
+    d.vocab = 50340;
+    check(data_next(&d, 2, x, y, err) == 0 && data_next(&d, 2, x, y, err) == 0, "%s", err);
+    DataState s = {0, 0, 0, 0};
+    check(data_seek(&d, s, err) == 0, "%s", err);
+    d.vocab = 50310;
+    check(data_next(&d, 1, x, y, err) == 0, "%s", err);
+    check(data_next(&d, 1, x, y, err) == -1 && strstr(err, "big.bin") && strstr(err, "token 50310") &&
+          strstr(err, "position 10") && strstr(err, "50310"), "token out of range: %s", err);
+    d.vocab = 50340;
+    check(data_next(&d, 1, x, y, err) == 0 && x[0] == 50308, "an error moves nothing");
+    d.vocab = 50305;
+    check(data_val_batch(&d, 0, 1, 0, x, y, err) == -1 && strstr(err, "50305"), "%s", err);
+    data_close(&d);
+}
+
+static uint64_t checksum_of(const char *pattern) {
+    Data d;
+    open_or_exit(&d, pattern, DATA_ALL, DATA_SEQUENTIAL, 0, 8, 1);
+    uint64_t h = data_checksum(&d);
+    data_close(&d);
+    return h;
+}
+
+static void test_checksum(void) {
+    write_counting("c_1.bin", 0, 20000);
+    uint64_t h = checksum_of("c_1.bin");
+    write_counting("other_name.bin", 0, 20000);
+    check(checksum_of("other_name.bin") == h, "the name does not count");
+    write_counting("c_1.bin", 0, 20001);
+    check(checksum_of("c_1.bin") != h, "the length counts");
+    write_counting("c_1.bin", 1, 20000);
+    check(checksum_of("c_1.bin") != h, "the content counts");
+    write_counting("c_1.bin", 0, 20000);
+    write_counting("c_2.bin", 0, 20000);
+    check(checksum_of("c_1.bin") == h && checksum_of("c_?.bin") != h, "the number of files counts");
+}
+
+/* Shards above 2 and 4 GiB, as sparse files: offsets and counts are 64-bit. */
+static void test_large(void) {
+    uint32_t count = 2200000000u, header[3] = {DATA_MAGIC, DATA_VERSION, count};
+    unsigned char h[DATA_HEADER_BYTES] = {0};
+    for (int i = 0; i < 12; i++) h[i] = (unsigned char)(header[i / 4] >> (8 * (i % 4)));
+    write_bytes("large.bin", h, sizeof h);
+    int fd = open(in_folder("large.bin"), O_WRONLY);
+    unsigned char last[2] = {0x50, 0xc4}; /* 50256 */
+    off_t at = DATA_HEADER_BYTES + 2 * ((off_t)count - 1);
+    int made = fd >= 0 && pwrite(fd, last, 2, at) == 2;
+    if (fd >= 0) close(fd);
+    check(made, "cannot make a sparse file of 4.4 GB in %s", folder);
+    if (!made) return;
+    Data d;
+    int x[8], y[8];
+    open_or_exit(&d, "large.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 8, 1);
+    check(data_tokens(&d) == count && data_checksum(&d) != 0, "count %zu", data_tokens(&d));
+    DataState s = {0, 0, 0, count - 10};
+    check(!data_seek(&d, s, err) && !data_next(&d, 1, x, y, err) && y[7] == 0, "%s", err);
+    check(!data_val_batch(&d, (count - 2) / 8, 1, 0, x, y, err) && y[6] == 50256 && y[7] == -1,
+          "last validation row: %d %d %s", y[6], y[7], err);
+    data_close(&d);
+    open_or_exit(&d, "large.bin", DATA_ALL, DATA_SHUFFLED, 0, 8, 1);
+    uint64_t far = 0;
+    for (int i = 0; i < 500; i++) {
+        size_t file, start;
+        DataState next = d.next;
+        data_locate(&d, &next, 0, &file, &start);
+        far += start > (uint64_t)1 << 31;
+        if (data_next(&d, 1, x, y, err)) puts(err);
+    }
+    check(far > 2 && far < 40, "%d of 500 rows above 2^31, 12 expected", (int)far);
+    data_close(&d);
+    unlink(in_folder("large.bin"));
+}
+
+/* The benchmark: 10^8 tokens a shard and 524,288 a step make exactly 190 steps a shard. */
+static void test_benchmark_steps(void) {
+    enum { T = 1024, ROWS = 512, B = T * ROWS };
+    unsigned char h[DATA_HEADER_BYTES] = {0x88, 0xd8, 0x34, 1, 1, 0, 0, 0, 0x00, 0xe1, 0xf5, 0x05};
+    static const char *names[] = {"f_1.bin", "f_2.bin"};
+    for (int i = 0; i < 2; i++) {
+        write_bytes(names[i], h, sizeof h);
+        if (truncate(in_folder(names[i]), DATA_HEADER_BYTES + 200000000)) perror("truncate");
+    }
+    Data d;
+    int *x = (int *)malloc(B * sizeof(int)), *y = (int *)malloc(B * sizeof(int));
+    open_or_exit(&d, "f_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, T, ROWS);
+    DataState s = {0, 0, 0, 189 * (uint64_t)B};
+    int bad = data_seek(&d, s, err) || data_next(&d, ROWS, x, y, err);
+    s = data_state(&d);
+    check(!bad && s.shard == 0 && s.position == 190 * (uint64_t)B && 100000000 - s.position == 385280,
+          "step 190 is the last of shard 1");
+    bad = data_next(&d, ROWS, x, y, err);
+    s = data_state(&d);
+    check(!bad && s.shard == 1 && s.position == B, "step 191 begins shard 2");
+    data_close(&d);
+    free(x);
+    free(y);
+}
+
+static int count_files(void) {
+    glob_t g;
+    memset(&g, 0, sizeof g);
+    int n = glob(in_folder("*"), 0, NULL, &g) == 0 ? (int)g.gl_pathc : 0;
+    globfree(&g);
+    return n;
+}
+
+static void test_writing(void) {
+    uint16_t tokens[5000] = {1, 2, 3};
+    check(data_write_shard(in_folder("no/such/folder.bin"), tokens, 3, err) == -1 &&
+          strstr(err, "no/such/folder.bin"), "%s", err);
+    /* a full disk, played by a limit on the size of files: the old file stays, nothing is left */
+    write_counting("kept.bin", 5, 100);
+    int before = count_files();
+    struct rlimit old, small;
+    getrlimit(RLIMIT_FSIZE, &old);
+    small = old;
+    small.rlim_cur = 4096;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    int status = data_write_shard(in_folder("kept.bin"), tokens, 5000, err);
+    setrlimit(RLIMIT_FSIZE, &old);
+    check(status == -1 && strstr(err, "kept.bin"), "full disk: %s", err);
+    check(count_files() == before, "a temporary file was left behind");
+    Data d;
+    open_or_exit(&d, "kept.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 8, 1);
+    check(data_tokens(&d) == 100, "the old shard is gone");
+    data_close(&d);
+}
+
+static void remove_folder(void) {
+    glob_t g;
+    memset(&g, 0, sizeof g);
+    if (glob(in_folder("*"), 0, NULL, &g) == 0)
+        for (size_t i = 0; i < g.gl_pathc; i++) unlink(g.gl_pathv[i]);
+    globfree(&g);
+    rmdir(folder);
+}
+
+int main(void) {
+    if (!mkdtemp(folder)) {
+        perror(folder);
+        return 1;
+    }
+    test_refusals();
+    test_kinds();
+    test_sequential();
+    test_permutation();
+    test_shuffled();
+    test_determinism();
+    test_resume();
+    test_text_split();
+    test_validation();
+    test_vocabulary();
+    test_checksum();
+    test_large();
+    test_benchmark_steps();
+    test_writing();
+    remove_folder();
+    return check_done();
+}
