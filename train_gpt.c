@@ -716,15 +716,15 @@ static int train_loop(Run *run, char *err) {
 
 /* What the run would be, without running it. */
 static int dry_run(Run *run, char *err) {
-    const Config *c = &run->model.c;
-    Memory memory = model_memory(c, &run->model.r, &run->model.plan, 1);
+    Config copy = run->model.c;
+    const Config *c = &copy;
     double per_token = flops_per_token(c, &run->model.r);
     double tokens = (double)c->steps * (double)c->total_batch_tokens;
     printf("\n");
     plan_print(stdout, &run->model.plan, &run->model.r);
     printf("\nflops    %.4g per token forward and backward, %.4g in all\n", per_token, per_token * tokens);
     /* The time is that of two real steps on a scratch model of this shape. */
-    if (model_create(&run->model, &run->model.c, 1, err)) return -1;
+    if (model_create(&run->model, c, 1, err)) return -1;
     model_init(&run->model);
     run->x = (int *)calloc((size_t)c->batch_size * c->seq_len * 2, sizeof(int));
     run->y = run->x + (size_t)c->batch_size * c->seq_len;
@@ -751,7 +751,6 @@ static int dry_run(Run *run, char *err) {
     printf("time     %s expected without validation: %.0f ms a step, %.0f of them in the update; "
            "%.0f tok/s, %.1f GFLOP/s\n", total, 1000 * step, 1000 * update_seconds,
            (double)c->total_batch_tokens / step, per_token * (double)c->total_batch_tokens / step / 1e9);
-    (void)memory;
     return 0;
 }
 

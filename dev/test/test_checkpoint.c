@@ -200,7 +200,7 @@ static void test_damage(void) {
 static void test_misuse(void) {
     CkptWriter w;
     char path[FILE_PATH_SIZE], header[16] = "";
-    int64_t dims[1] = {4}, huge[2] = {INT64_MAX / 2, 8};
+    int64_t dims[1] = {4}, huge[2] = {(int64_t)1 << 62, 1};
     in_root(path, "misuse.ckpt");
     check(ckpt_begin(&w, path, "no equal sign\n", err) == -1, "a header line without =");
     check(ckpt_begin(&w, path, "a=b", err) == -1, "a header without its line end");

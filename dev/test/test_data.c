@@ -303,7 +303,7 @@ static void test_text_split(void) {
     check(data_tokens(&train) == TRAIN && data_tokens(&val) == N / 10, "parts %zu and %zu",
           data_tokens(&train), data_tokens(&val));
     int x[4 * T], y[4 * T], leaked = 0, bad = 0;
-    for (int i = 0; i < 500; i++) {
+    for (int i = 0; i < 150; i++) {
         bad += data_next(&train, 4, x, y, err);
         for (int k = 0; k < 4 * T; k++) leaked += x[k] >= 200 || y[k] >= 200;
     }
@@ -416,14 +416,12 @@ static void test_large(void) {
     data_close(&d);
     open_or_exit(&d, "large.bin", DATA_ALL, DATA_SHUFFLED, 0, 8, 1);
     uint64_t far = 0;
-    for (int i = 0; i < 500; i++) {
+    for (int i = 0; i < 1000; i++) { /* without reading, which would fill the page cache */
         size_t file, start;
-        DataState next = d.next;
-        data_locate(&d, &next, 0, &file, &start);
+        data_locate(&d, &d.next, 0, &file, &start);
         far += start > (uint64_t)1 << 31;
-        if (data_next(&d, 1, x, y, err)) puts(err);
     }
-    check(far > 2 && far < 40, "%d of 500 rows above 2^31, 12 expected", (int)far);
+    check(far > 8 && far < 48, "%d of 1000 rows above 2^31, 24 expected", (int)far);
     data_close(&d);
     unlink(in_folder("large.bin"));
 }

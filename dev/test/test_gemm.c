@@ -139,6 +139,11 @@ static void test_bf16(void) {
     double rounding = product_error(gemm_model, 0, 0, 1, 64, 64, 256, 1, 0, 0);
     check(rounding > 1e-4 && rounding < 1e-2, "bf16 against exact inputs: %g", rounding);
     test_product("gemm_model, bf16", gemm_model, 1);
+    double inside = 0; /* inside a parallel region: the same rounding by another way */
+#pragma omp parallel num_threads(2)
+#pragma omp critical
+    inside = fmax(inside, product_error(gemm_model, 1, 1, 0, 40, 50, 300, 1, 1, 3));
+    check(inside < 1.5e-6, "gemm_model, bf16, inside a parallel region: %g", inside);
 #ifdef GEMM_ONEDNN
     static const uint32_t in[] = {0x3f800000, 0x3f808000, 0x3f818000, 0x3f808001,
                                   0x7f7fffff, 0xff800000, 0x7f800001, 0x00000001};

@@ -178,7 +178,9 @@ static void test_truncate(void) {
     check(log_open(&log, root, "zeros", 0, err) == 0 && put_line(&log, 1, 1, NAN) == 0, "%s", err);
     char *before = read_text(log.path);
     const char zeros[64] = {0};
-    check(write(log.fd, zeros, 63) == 63 && write(log.fd, "\n", 1) == 1, "zeros");
+    check(write(log.fd, "{\"step\": 2, ", 12) == 12 && write(log.fd, zeros, 63) == 63 &&
+              write(log.fd, "}\n", 2) == 2,
+          "zeros");
     log_close(&log);
     check(log_open(&log, root, "zeros", 1, err) == 0, "%s", err);
     char *text = read_text(log.path);

@@ -379,6 +379,17 @@ static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int col
     }
 }
 
+/* The same, but what comes out is fp32 with bf16 values. */
+static const float *gemm_round_bf16(int use, const float *src, int rows, int cols, size_t ld) {
+    float *dst = (float *)gemm_scratch(use, (size_t)rows * cols * sizeof *dst);
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) {
+            uint32_t u = (uint32_t)gemm_to_bf16(src[(size_t)i * ld + j]) << 16;
+            memcpy(&dst[(size_t)i * cols + j], &u, sizeof u);
+        }
+    return dst;
+}
+
 /* Building a primitive compiles code, so each shape is built once and kept. One program thread at
    a time may call gemm_model in bf16. */
 typedef struct {
@@ -525,14 +536,19 @@ __attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, fl
     gemm_builtin(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
 }
 
-/* After gemm_setup(COMPUTE_BF16): A and B rounded to bf16, sums and C in fp32. */
+/* After gemm_setup(COMPUTE_BF16): A and B rounded to bf16, sums and C in fp32. Where oneDNN cannot
+   serve (inside a parallel region) the rounded inputs go through gemm. */
 __attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int K, floatX alpha,
                                                const floatX *A, size_t lda, const floatX *B,
                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
 #ifdef GEMM_ONEDNN
-    if (gemm_compute == COMPUTE_BF16 && !in_parallel() && M > 0 && N > 0 && K > 0) {
-        if (gemm_bf16(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0) return;
-        die("oneDNN failed on a bf16 product of %d x %d x %d; use --compute fp32", M, N, K);
+    if (gemm_compute == COMPUTE_BF16 && M > 0 && N > 0 && K > 0) {
+        if (!in_parallel() &&
+            gemm_bf16(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0)
+            return;
+        A = gemm_round_bf16(GEMM_SCRATCH_A, A, ta ? K : M, ta ? M : K, lda);
+        B = gemm_round_bf16(GEMM_SCRATCH_B, B, tb ? N : K, tb ? K : N, ldb);
+        lda = (size_t)(ta ? M : K), ldb = (size_t)(tb ? K : N);
     }
 #endif
     gemm(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);

@@ -11,7 +11,7 @@ static inline size_t invroot_scratch(int n, int k) { return (size_t)n * (4 * (si
 
 /* R (n,k,k) = (G + damping I)^(-1/2). G is overwritten.
    cans25, cans12: the coupled iteration with Chebyshev-optimised coefficients (CANS, arXiv 2506.10935),
-   W = G + lambda I, s = 0.999 / ||W||_F, Y = s W, Z = I; P = Z Y, Y <- a Y + b Y P, Z <- a Z + b Z P,
+   W = G + lambda I, s = 0.999 / ||W||_F, Y = s W, Z = I; P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z,
    both made symmetric at every step; the root is sqrt(s) Z. Nine tuned steps, then (1.5, -0.5). */
 static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena) {
     static const double tuned[9][2] = {
@@ -43,7 +43,7 @@ static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena
         double a = i < 9 ? tuned[i][0] : 1.5, b = i < 9 ? tuned[i][1] : -0.5;
         la_gemm(P, 1, Z, Y, 0);
         la_gemm(Y2, 1, Y, P, 0);
-        la_gemm(Z2, 1, Z, P, 0);
+        la_gemm(Z2, 1, P, Z, 0); /* P Z, not Z P: the order keeps rounding errors bounded */
         la_polynomial(Y, 0, a, Y, b, Y2);
         la_polynomial(Z, 0, a, Z, b, Z2);
         la_symmetrize(Y);

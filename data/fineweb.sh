@@ -1,0 +1,68 @@
+#!/bin/sh
+# Fetches FineWeb-10B in GPT-2 tokens: the validation shard and the first N training shards of 10^8
+# tokens, 200 MB each, into data/fineweb10B/. There are 103; a run of S steps of 524,288 tokens
+# reads S / 190 of them, rounded up.
+#
+#   data/fineweb.sh [N]        N = 1 unless given
+#
+# Can be interrupted and started again: it goes on where it stopped and checks what is there.
+# FINEWEB_URL names another place that has the files.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=data/fetch.sh
+. "$here/fetch.sh"
+
+shards=${1:-1}
+case $shards in
+    '' | *[!0-9]* | ????*) fail 2 "\"$shards\" is not a number of shards; give 1 to 103" ;;
+esac
+[ "$shards" -le 103 ] || fail 2 "there are 103 training shards, not $shards"
+url=${FINEWEB_URL:-https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main}
+folder=$here/fineweb10B
+mkdir -p "$folder"
+
+# state FILE: "complete", "partial" (fewer tokens than its header promises) or "bad" (anything else)
+state() {
+    [ -f "$1" ] || { echo bad; return; }
+    size=$(wc -c <"$1")
+    # shellcheck disable=SC2046 # twelve words, one a byte: magic 20240520, version 1, token count
+    set -- $(od -An -v -tu1 -N12 "$1")
+    [ $# -eq 12 ] && [ "$1 $2 $3 $4 $5 $6 $7 $8" = "136 216 52 1 1 0 0 0" ] || { echo bad; return; }
+    shift 8
+    expected=$((1024 + 2 * ($1 + $2 * 256 + $3 * 65536 + $4 * 16777216)))
+    if [ "$size" -eq "$expected" ] && [ "$expected" -gt 1024 ]; then
+        echo complete
+    elif [ "$size" -lt "$expected" ]; then
+        echo partial
+    else
+        echo bad
+    fi
+}
+
+get() {
+    if [ "$(state "$folder/$1")" = complete ]; then
+        say "data/fineweb10B/$1 is there"
+        return
+    fi
+    part=$folder/$1.part
+    if [ "$(state "$part")" != complete ]; then
+        [ "$(state "$part")" = partial ] || rm -f "$part"
+        say "fetching $url/$1"
+        fetch "$url/$1" "$part" ||
+            fail 1 "cannot fetch $url/$1; run data/fineweb.sh $shards again to go on from there"
+    fi
+    [ "$(state "$part")" = complete ] || {
+        rm -f "$part"
+        fail 1 "$url/$1 is not a complete token shard; what came was removed, try again later"
+    }
+    mv "$part" "$folder/$1"
+}
+
+get fineweb_val_000000.bin
+i=1
+while [ "$i" -le "$shards" ]; do
+    get "$(printf 'fineweb_train_%06d.bin' "$i")"
+    i=$((i + 1))
+done
+say "train with --data \"data/fineweb10B/fineweb_train_*.bin\" \\"
+say "           --val-data data/fineweb10B/fineweb_val_000000.bin"

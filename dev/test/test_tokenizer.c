@@ -1,0 +1,359 @@
+/* llmc/tokenizer.h against an independent implementation (dev/reference/make_bpe_fixture.py), what it
+   says about bad files, and the program data/tokenize. */
+#define main tokenize_main
+#include "data/tokenize.c"
+#undef main
+
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include "dev/test/check.h"
+
+#define FIXTURES "dev/test/fixtures/bpe/"
+
+static char folder[64] = "/tmp/cm_test_tokenizer_XXXXXX";
+static char err[ERR_LEN];
+
+static const char *in_folder(const char *name) {
+    static char paths[8][FILE_PATH_SIZE];
+    static int turn;
+    char *path = paths[turn++ % 8];
+    file_path(path, "%s/%s", folder, name);
+    return path;
+}
+
+static void write_bytes(const char *name, const void *bytes, size_t n) {
+    FILE *f = fopen(in_folder(name), "wb");
+    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) {
+        perror(name);
+        exit(1);
+    }
+}
+
+/* The bytes that these tokens stand for are the ones given. */
+static int round_trip(const Tokenizer *t, const TokenList *list, const char *text, size_t n) {
+    size_t at = 0, k;
+    for (size_t i = 0; i < list->count; i++) {
+        const char *bytes = tokenizer_decode(t, list->ids[i], &k);
+        if (!bytes || k > n - at || memcmp(text + at, bytes, k) != 0) return 0;
+        at += k;
+    }
+    return at == n;
+}
+
+/* Every line of expected.txt, three times: first with an empty cache, then a full one, then with the
+   lines appended to one list. */
+static void test_expected(Tokenizer *t) {
+    size_t n;
+    char *file = (char *)tokenizer_read(FIXTURES "expected.txt", &n, err);
+    if (!check(file != NULL, "%s", err)) return;
+    int lines = 0;
+    TokenList all = {0, 0, 0};
+    for (int pass = 0; pass < 3; pass++) {
+        for (char *line = file, *next; *line; line = next) {
+            next = strchr(line, '\n') + 1;
+            char text[1024];
+            size_t length = 0;
+            unsigned byte;
+            char *s = line;
+            for (; *s != '\t'; s += 2) {
+                if (*s == '-') {
+                    s++;
+                    break;
+                }
+                sscanf(s, "%2x", &byte);
+                text[length++] = (char)byte;
+            }
+            TokenList list = {0, 0, 0};
+            size_t mark = all.count;
+            int status = tokenizer_encode(t, text, length, 0, pass == 2 ? &all : &list, err);
+            const int *ids = pass == 2 ? all.ids + mark : list.ids;
+            size_t count = pass == 2 ? all.count - mark : list.count, same = 0, expected = 0;
+            for (s++; s < next - 1; expected++) {
+                long id = strtol(s, &s, 10);
+                same += expected < count && ids[expected] == id;
+            }
+            check(!status && same == expected && count == expected,
+                  "pass %d: %.*s: %zu tokens, %zu of %zu as expected", pass, (int)(next - 1 - line),
+                  line, count, same, expected);
+            if (pass < 2)
+                check(round_trip(t, &list, text, length), "pass %d: decoding gives other bytes", pass);
+            lines += pass == 0;
+            free(list.ids);
+        }
+    }
+    check(lines >= 60, "only %d strings in the fixture", lines);
+    free(all.ids);
+    free(file);
+}
+
+static void test_special(Tokenizer *t) {
+    static const char text[] = "a<|endoftext|><|endoftext|> <|endoftext|";
+    TokenList list = {0, 0, 0}, plain = {0, 0, 0};
+    size_t n = strlen(text), k;
+    int bad = tokenizer_encode(t, text, n, 1, &list, err) || tokenizer_encode(t, text, n, 0, &plain, err);
+    int specials = 0, in_plain = 0;
+    for (size_t i = 0; i < list.count; i++) specials += list.ids[i] == t->eot;
+    for (size_t i = 0; i < plain.count; i++) in_plain += plain.ids[i] == t->eot;
+    check(!bad && specials == 2 && list.ids[1] == t->eot && list.ids[2] == t->eot && !in_plain,
+          "%d and %d special tokens", specials, in_plain);
+    check(round_trip(t, &list, text, n) && round_trip(t, &plain, text, n), "with special tokens");
+    check(t->vocab == 757 && t->eot == 756, "vocab %d, eot %d", t->vocab, t->eot);
+    check(!tokenizer_decode(t, 757, &k) && k == 0 && !tokenizer_decode(t, -1, &k) &&
+          tokenizer_decode(t, 756, &k) && k == 13, "ids outside the vocabulary");
+    free(list.ids);
+    free(plain.ids);
+}
+
+/* Words of a megabyte: merging must not be quadratic. 2^20 spaces in front of a word. */
+static void test_long_words(Tokenizer *t) {
+    size_t n = (size_t)1 << 20;
+    char *text = (char *)malloc(n + 1);
+    static const char *units[] = {" ", "a", "the", "\xe4\xb8\xad", "\x80"};
+    for (int u = 0; u < 5; u++) {
+        size_t m = strlen(units[u]);
+        for (size_t i = 0; i < n; i++) text[i] = units[u][i % m];
+        text[n] = 'x';
+        TokenList list = {0, 0, 0};
+        double start = now_seconds();
+        int status = tokenizer_encode(t, text, n + 1, 0, &list, err);
+        double seconds = now_seconds() - start;
+        check(!status && round_trip(t, &list, text, n + 1), "long word of unit %d: %s", u, err);
+        check(seconds < 20, "%.1f s for a word of a megabyte", seconds);
+        free(list.ids);
+    }
+    free(text);
+}
+
+static void test_bytes(void) {
+    Tokenizer t;
+    TokenList list = {0, 0, 0};
+    char text[256];
+    for (int i = 0; i < 256; i++) text[i] = (char)(255 - i);
+    check(tokenizer_bytes(&t, err) == 0 && t.vocab == 256 && t.eot == -1, "%s", err);
+    int bad = tokenizer_encode(&t, text, 256, 1, &list, err), wrong = 0;
+    for (int i = 0; i < 256 && !bad; i++) wrong += list.ids[i] != 255 - i;
+    check(!bad && list.count == 256 && !wrong && round_trip(&t, &list, text, 256), "bytes");
+    list.count = 0;
+    check(!tokenizer_encode(&t, TOKENIZER_EOT_TEXT, 13, 1, &list, err) && list.count == 13,
+          "bytes have no special token");
+    free(list.ids);
+    tokenizer_free(&t);
+}
+
+static void check_refused(const char *encoder, const char *bpe, const char *file, const char *word) {
+    Tokenizer t;
+    err[0] = 0;
+    check(tokenizer_load(&t, encoder, bpe, err) == -1 && strstr(err, file) && strstr(err, word) &&
+          !t.bytes && !t.merges, "should fail on %s with \"%s\": %s", file, word, err);
+}
+
+/* A vocabulary that is too small or malformed in one way each. */
+static void test_refusals(void) {
+    static const char bpe[] = FIXTURES "vocab.bpe", encoder[] = FIXTURES "encoder.json";
+    check_refused("none.json", bpe, "none.json", "gpt2_bpe.sh");
+    check_refused(encoder, "none.bpe", "none.bpe", "gpt2_bpe.sh");
+    check_refused(bpe, bpe, bpe, "'{'");
+    check_refused(encoder, encoder, encoder, "line 1");
+    static const struct { const char *json, *word; } cases[] = {
+        {"", "'{'"}, {"{", "string"}, {"{}", "string"}, {"{\"a", "truncated"}, {"{\"a\"", "':'"},
+        {"{\"a\":", "number"}, {"{\"a\": 1", "',' or '}'"}, {"{\"a\": 0, \"a\": 1}", "twice"},
+        {"{\"a\": -1}", "number"}, {"{\"\": 0}", "empty"}, {"{\"a\": 5}", "0, 1, 2"},
+        {"{\"a\": 0, \"b\": 0}", "0, 1, 2"}, {"{\"a\": 0}", "single byte"},
+        {"{\"\\q\": 0}", "malformed"}, {"{\"\\u00", "malformed"}, {"{\"\\u00g0\": 0}", "malformed"},
+        {"{\"\\u4e2d\": 0}", "U+4E2D"}, {"{\"\xff\": 0}", "malformed"}, {"{\"\\", "malformed"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        write_bytes("bad.json", cases[i].json, strlen(cases[i].json));
+        check_refused(in_folder("bad.json"), bpe, "bad.json", cases[i].word);
+    }
+    static const struct { const char *merges, *word; } lines[] = {
+        {"", "no merges"}, {"#version: 0.2\n", "no merges"}, {"a\n", "line 1"}, {"a b c\n", "line 1"},
+        {"#version: 0.2\nh e\nq q\n", "line 3"}, {"\xff e\n", "line 1"}, {"h \n", "line 1"},
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        write_bytes("bad.bpe", lines[i].merges, strlen(lines[i].merges));
+        check_refused(encoder, in_folder("bad.bpe"), "bad.bpe", lines[i].word);
+    }
+    size_t n;
+    char *json = (char *)tokenizer_read(encoder, &n, err);
+    int accepted = 0;
+    for (size_t cut = 0; json && cut + 2 < n; cut += 61) { /* without its "}\n" at the longest */
+        Tokenizer t;
+        write_bytes("cut.json", json, cut);
+        if (tokenizer_load(&t, in_folder("cut.json"), bpe, err) == 0) {
+            accepted++;
+            tokenizer_free(&t);
+        }
+    }
+    check(json && !accepted, "%d truncated vocabularies were accepted", accepted);
+    free(json);
+}
+
+/* Runs data/tokenize in a child, its output in the file "out"; gives the exit status. */
+static int run_tokenize(const char *input, const char *output, const char *flag, const char *value,
+                        size_t file_limit) {
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        char *argv[] = {(char *)"tokenize", (char *)"--encoder", (char *)FIXTURES "encoder.json",
+                        (char *)"--bpe", (char *)FIXTURES "vocab.bpe", (char *)"--input",
+                        (char *)input, (char *)"--output", (char *)output, (char *)flag,
+                        (char *)value, NULL};
+        if (!freopen(in_folder("out"), "w", stdout) || !freopen(in_folder("out"), "a", stderr)) _exit(9);
+        if (strcmp(input, "-") == 0 && !freopen(in_folder("docs.txt"), "r", stdin)) _exit(9);
+        struct rlimit limit = {file_limit, file_limit};
+        signal(SIGXFSZ, SIG_IGN);
+        if (file_limit) setrlimit(RLIMIT_FSIZE, &limit);
+        int status = tokenize_main(flag ? 11 : 9, argv);
+        fflush(NULL);
+        _exit(status);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int output_says(const char *word) {
+    size_t n;
+    char *text = (char *)tokenizer_read(in_folder("out"), &n, err);
+    int found = text && strstr(text, word);
+    if (!found && text) printf("tokenize said: %s\n", text);
+    free(text);
+    return found;
+}
+
+/* The tokens of all shards that match, in the order of their names. */
+static void read_shards(const char *pattern, TokenList *list, size_t *files) {
+    Data d;
+    *files = 0;
+    if (data_open(&d, in_folder(pattern), DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) {
+        check(0, "%s", err);
+        return;
+    }
+    *files = d.num_files;
+    for (size_t k = 0; k < d.num_files; k++)
+        for (size_t i = 0; i < d.files[k].count; i++) {
+            int id = data_token(&d, &d.files[k], i);
+            if (tokenizer_append(list, &id, 1, err)) puts(err);
+        }
+    data_close(&d);
+}
+
+static void test_program(Tokenizer *t) {
+    /* three documents, one of them empty, Windows line ends at the separators */
+    TokenList expected = {0, 0, 0};
+    FILE *f = fopen(in_folder("docs.txt"), "wb");
+    static const char *docs[] = {"First the document.\n", "@@\nA second one,\n\nin two parts.\n", "last"};
+    for (int i = 0; i < 3; i++) {
+        if (tokenizer_append(&expected, &t->eot, 1, err)) puts(err);
+        if (tokenizer_encode(t, docs[i], strlen(docs[i]), 0, &expected, err)) puts(err);
+        if (f) fprintf(f, "%s%s", docs[i], i == 0 ? "@@@\n@@@\r\n" : i == 1 ? "@@@\n" : "");
+    }
+    if (f) fclose(f);
+    size_t n = expected.count, files;
+
+    TokenList got = {0, 0, 0};
+    int status = run_tokenize(in_folder("docs.txt"), in_folder("a"), "--separator", "@@@", 0);
+    read_shards("a_*.bin", &got, &files); /* a_train before a_val */
+    check(status == 0 && output_says("3 documents") && files == 2 && got.count == n, "status %d", status);
+    check(got.count == n && !memcmp(got.ids, expected.ids + n / 10, (n - n / 10) * sizeof(int)) &&
+          !memcmp(got.ids + n - n / 10, expected.ids, n / 10 * sizeof(int)),
+          "a tenth is for validation, the rest for training");
+    check(run_tokenize(in_folder("docs.txt"), in_folder("a"), NULL, NULL, 0) == 1 &&
+          output_says("a_val_000000.bin exists"), "old shards are not mixed with new ones");
+
+    /* no validation, standard input, no separator: one document */
+    got.count = 0;
+    status = run_tokenize("-", in_folder("b"), "--val-tokens", "0", 0);
+    read_shards("b_train_000001.bin", &got, &files);
+    int ends = 0;
+    for (size_t i = 0; i < got.count; i++) ends += got.ids[i] == t->eot;
+    check(status == 0 && ends == 1 && got.ids[0] == t->eot && access(in_folder("b_val_000000.bin"), F_OK),
+          "standard input: status %d, %d documents", status, ends);
+
+    /* shards of 10 tokens: val first, then train 1, 2, ... */
+    TokenList cut = {0, 0, 0};
+    status = run_tokenize("-", in_folder("c"), "--shard-tokens", "10", 0);
+    read_shards("c_val_000000.bin", &cut, &files);
+    check(status == 0 && cut.count == 10, "validation shard of %zu tokens", cut.count);
+    read_shards("c_train_*.bin", &cut, &files);
+    check(files == (got.count + 9) / 10 - 1 && cut.count == got.count &&
+          !memcmp(cut.ids, got.ids, cut.count * sizeof(int)), "%zu shards, %zu tokens", files, cut.count);
+    check(run_tokenize("-", in_folder("d"), "--val-tokens", "1000", 0) == 1 &&
+          output_says("none would be left"), "validation takes everything");
+
+    /* a disk that fills up */
+    char big[20000];
+    for (size_t i = 0; i < sizeof big; i++) big[i] = (char)('!' + i * i % 90);
+    write_bytes("big.txt", big, sizeof big);
+    check(run_tokenize(in_folder("big.txt"), in_folder("e"), "--val-tokens", "0", 4096) == 1 &&
+          output_says("cannot write"), "full disk");
+    check(access(in_folder("e_train_000001.bin"), F_OK) != 0, "half a shard was left behind");
+    check(run_tokenize(in_folder("nothing.txt"), in_folder("f"), NULL, NULL, 0) == 1 &&
+          output_says("nothing.txt does not exist"), "missing input");
+    check(run_tokenize(in_folder("a_val_000000.bin"), in_folder("f"), NULL, NULL, 0) == 1 &&
+          output_says("already is a token shard"), "a shard as input");
+    free(got.ids);
+    free(cut.ids);
+    free(expected.ids);
+}
+
+/* A document encoded in pieces has the tokens it has in one. */
+static void test_pieces(Tokenizer *t) {
+    size_t n = (size_t)17 << 20; /* a piece has 16 MiB */
+    char *text = (char *)malloc(n);
+    uint64_t h = 1;
+    for (size_t i = 0; i < n; i++) {
+        h = rng_mix(h);
+        text[i] = "the in a  \n\xc3\xa9,'s1"[h % 18];
+    }
+    Options o;
+    memset(&o, 0, sizeof o);
+    o.shard_tokens = INT64_MAX;
+    Job job;
+    memset(&job, 0, sizeof job);
+    job.o = &o;
+    job.tokenizer = *t;
+    TokenList whole = {0, 0, 0};
+    int bad = add_document(&job, text, n, err);
+    *t = job.tokenizer; /* the scratch arrays may have moved */
+    bad = bad || tokenizer_encode(t, text, n, 0, &whole, err);
+    check(!bad && job.pending.count == whole.count + 1 && job.pending.ids[0] == t->eot &&
+          !memcmp(job.pending.ids + 1, whole.ids, whole.count * sizeof(int)), "pieces differ: %s", err);
+    free(job.pending.ids);
+    free(whole.ids);
+    free(text);
+}
+
+static void remove_folder(void) {
+    glob_t g;
+    memset(&g, 0, sizeof g);
+    if (glob(in_folder("*"), 0, NULL, &g) == 0)
+        for (size_t i = 0; i < g.gl_pathc; i++) unlink(g.gl_pathv[i]);
+    globfree(&g);
+    rmdir(folder);
+}
+
+int main(void) {
+    Tokenizer t;
+    if (!mkdtemp(folder)) {
+        perror(folder);
+        return 1;
+    }
+    if (tokenizer_load(&t, FIXTURES "encoder.json", FIXTURES "vocab.bpe", err)) {
+        check(0, "%s", err);
+    } else {
+        test_expected(&t);
+        test_special(&t);
+        test_long_words(&t);
+        test_program(&t);
+        test_pieces(&t);
+        tokenizer_free(&t);
+    }
+    test_bytes();
+    test_refusals();
+    remove_folder();
+    return check_done();
+}

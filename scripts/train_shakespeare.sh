@@ -1,0 +1,36 @@
+#!/bin/sh
+# Trains a GPT on TinyShakespeare with Compositional Muon and samples from it: `make train`.
+#   model     4 layers, see the defaults of ./train_gpt --help
+#   tokens    about two passes over one million bytes
+#   hardware  any laptop; about three minutes on two cores, no GPU, no cost
+# usage: scripts/train_shakespeare.sh RUN [train_gpt flags]
+set -eu
+cd "$(dirname "$0")/.."
+run=${1:-shakespeare}
+[ $# -gt 0 ] && shift
+
+# Data: the real text if it can be had, else another text by Shakespeare, else the text of this
+# repository, so that the program can be tried without any network.
+data=data/tinyshakespeare.txt
+if [ ! -f "$data" ]; then
+    status=0
+    sh data/tinyshakespeare.sh || status=$?
+    if [ ! -f "$data" ] && [ -f data/shakespeare.txt ]; then
+        data=data/shakespeare.txt
+    elif [ ! -f "$data" ]; then
+        data=data/repository.txt
+        cat README.md docs/*.md train_gpt.c generate.c llmc/*.h llmc/*/*.h dev/test/*.c >"$data"
+        echo "note: no text of Shakespeare could be had (data/tinyshakespeare.sh ended with status $status)."
+        echo "note: training on the text of this repository instead, $data; its losses compare with nothing else."
+    fi
+fi
+
+# A run that was interrupted goes on; one that is finished is not overwritten.
+if [ -d "runs/$run/checkpoints" ] && [ -n "$(ls -A "runs/$run/checkpoints")" ]; then
+    ./train_gpt --data "$data" --run "$run" --resume "$@"
+else
+    ./train_gpt --data "$data" --run "$run" "$@"
+fi
+echo
+echo "--- a sample ---"
+./generate --run "$run" --prompt "ROMEO:" --tokens 400
