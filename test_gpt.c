@@ -203,7 +203,7 @@ static double gradient_error(Function f, void *of, floatX *x, const floatX *g, s
         char what[160];                                                                            \
         snprintf(what, sizeof what, __VA_ARGS__);                                                  \
         double error = gradient_error(F, OF, X, G, COUNT, 400, 1e-3);                              \
-        check(error < 1e-8, "%s: d%s is off by %.1e", what, #X, error);                            \
+        check(error < 1e-9, "%s: d%s is off by %.1e", what, #X, error);                            \
     } while (0)
 
 static double dot(const floatX *a, const floatX *b, size_t n) {
@@ -491,7 +491,8 @@ static double loss_value(void *of) {
 
 /* Every parameter tensor against finite differences, on a batch of B of the model's sequences, `rows`
    rows of logits at a time. The gradient is added to noise, as to that of an earlier micro-batch. */
-static void test_model_gradient(const char *preset, const char *changes, int B, int rows) {
+static void test_model_gradient(const char *preset, const char *changes, int B, int rows,
+                                size_t most) {
     Config c = config_of(preset, changes);
     static Model m;
     int x[64], y[64], count = 0;
@@ -511,8 +512,9 @@ static void test_model_gradient(const char *preset, const char *changes, int B, 
         const Tensor *t = &m.r.t[id];
         if (!t->layers) continue;
         size_t used = id == T_BHEAD ? (size_t)c.vocab : (size_t)t->layers * t->used_rows * t->cols;
-        double e = gradient_error(loss_value, &loss, m.p + t->offset, m.g + t->offset, used, 32, 2e-4);
-        check(e < 1e-7, "%s %s: gradient of %s is off by %.1e", preset, changes, t->name, e);
+        double e = gradient_error(loss_value, &loss, m.p + t->offset, m.g + t->offset, used, most,
+                                  2e-4);
+        check(e < 3e-9, "%s %s: gradient of %s is off by %.1e", preset, changes, t->name, e);
         check(all_zero(m.g + t->offset + used, t->size - used), "%s %s: padding of %s has a gradient",
               preset, changes, t->name);
     }
@@ -541,10 +543,10 @@ static void test_model_gradients(void) {
         "--tied on", "--act swiglu", "--norm layernorm", "--vocab 65", "--kv-heads 1", "--layers 3",
     };
     const char *const presets[] = {gpt2, llama, speedrun};
-    for (int i = 0; i < 3; i++) test_model_gradient(presets[i], "", 3, 1000);
-    for (int i = 0; i < 3; i++) test_model_gradient(presets[i], "", 1, 1);
+    for (int i = 0; i < 3; i++) test_model_gradient(presets[i], "", 3, 1000, 40);
+    for (int i = 0; i < 3; i++) test_model_gradient(presets[i], "", 1, 1, 10);
 #define SWEEP(PRESET, OF)                                                                          \
-    for (size_t i = 0; i < sizeof OF / sizeof OF[0]; i++) test_model_gradient(PRESET, OF[i], 2, 5)
+    for (size_t i = 0; i < sizeof OF / sizeof OF[0]; i++) test_model_gradient(PRESET, OF[i], 2, 5, 10)
     SWEEP(gpt2, of_gpt2);
     SWEEP(llama, of_llama);
     SWEEP(speedrun, of_speedrun);
@@ -589,14 +591,14 @@ static void test_classifier(double softcap) {
     release();
 }
 
-/* Logits far out of exp's range. */
+/* Logits far out of exp's range. In float their log-sum-exp is known to 3e-5 only. */
 static void test_classifier_range(void) {
     const int target = 1;
     floatM loss;
     floatX z[4] = {(floatX)1000, (floatX)-1000, (floatX)999, 0};
     classifier(&loss, z, &target, 1, 3, 4, 0, 1);
-    check(relative_error(loss, 2000 + log1p(exp(-1)), 1) < 1e-6, "loss %g", (double)loss);
-    check(relative_error(z[0], 1 / (1 + exp(-1)), 1) < 1e-6 && z[1] == -1 && z[3] == 0,
+    check(relative_error(loss, 2000 + log1p(exp(-1)), 1) < BY_BUILD(1e-15, 1e-6), "loss %g", (double)loss);
+    check(relative_error(z[0], 1 / (1 + exp(-1)), 1) < BY_BUILD(1e-12, 1e-4) && z[1] == -1 && z[3] == 0,
           "gradient of large logits: %g %g %g %g", (double)z[0], (double)z[1], (double)z[2],
           (double)z[3]);
 }
@@ -634,7 +636,7 @@ static void test_parity(const Fixture *fx) {
         memcpy(dense + (size_t)n * V, m.a.logits + (size_t)n * Vp, (size_t)V * sizeof *dense);
     check(logits->count == (size_t)N * V, "%s: %zu logits", fx->path, logits->count);
     double e = relative_l2_mf(dense, logits->f4, logits->count, 1e-30);
-    check(e < BY_BUILD(1e-7, 2e-6), "%s: logits are off by %.1e", fx->path, e);
+    check(e < BY_BUILD(1e-7, 1e-6), "%s: logits are off by %.1e", fx->path, e);
 
     double want = fixture_get(fx, "loss", "f8")->f8[0], loss = loss_and_gradient(&m, x, y, m.B);
     check(relative_error(loss, want, 1) < BY_BUILD(1e-13, 1e-6), "%s: loss %.15g, want %.15g", fx->path,
@@ -645,7 +647,7 @@ static void test_parity(const Fixture *fx) {
         if (!t->layers) continue;
         const FixtureRecord *r = fixture_getf(fx, "f4", "grad.%s", t->name);
         e = relative_l2_mf(m.g + t->offset, r->f4, t->size, 1e-30);
-        check(e < BY_BUILD(1e-7, 5e-6), "%s: gradient of %s is off by %.1e", fx->path, t->name, e);
+        check(e < BY_BUILD(1e-7, 3e-6), "%s: gradient of %s is off by %.1e", fx->path, t->name, e);
         tensors++;
     }
     for (int i = 0; i < fx->count; i++) records += !strncmp(fx->records[i].name, "param.", 6);
@@ -654,10 +656,11 @@ static void test_parity(const Fixture *fx) {
     release();
 }
 
-/* Ten steps by the rules of the record O.flags: the losses before each, and where the parameters have
-   gone, relative to how far they went. */
-static void test_updates(const Fixture *fx, const char *optimizer, double loss_tolerance,
-                         double move_tolerance) {
+/* Ten steps by the rules of the record O.flags: the losses before each, and (of adamw and cm) where the
+   parameters have gone, relative to how far they went. Gains move by 1% of their size, so float32
+   storage alone costs 2e-6 of a movement, and float32 arithmetic about 1e-5. One tensor is worse in
+   float: without rotary positions the key bias has no gradient, and AdamW steps on its noise. */
+static void test_updates(const Fixture *fx, const char *optimizer) {
     Config c = config_of(fixture_text(fx, "flags"), fixture_getf(fx, "s1", "%s.flags", optimizer)->s1);
     static Model m;
     char name[96];
@@ -670,7 +673,7 @@ static void test_updates(const Fixture *fx, const char *optimizer, double loss_t
     double worst = 0;
     for (int step = 0; step < (int)losses->count; step++)
         worst = fmax(worst, relative_error(train(&m, x, y, step), losses->f8[step], 1e-30));
-    check(losses->count == 10 && worst < loss_tolerance, "%s, %s: the losses are off by %.1e", fx->path,
+    check(losses->count == 10 && worst < BY_BUILD(1e-13, 1e-6), "%s, %s: the losses are off by %.1e", fx->path,
           optimizer, worst);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &m.r.t[id];
@@ -684,7 +687,8 @@ static void test_updates(const Fixture *fx, const char *optimizer, double loss_t
             d += (got - want) * (got - want);
             s += want * want;
         }
-        check(sqrt(d / s) < move_tolerance, "%s, %s: the movement of %s is off by %.1e", fx->path,
+        double limit = BY_BUILD(5e-6, id == T_BQKV && c.pos == POS_LEARNED ? 5e-4 : 1e-4);
+        check(sqrt(d / s) < limit, "%s, %s: the movement of %s is off by %.1e", fx->path,
               optimizer, t->name, sqrt(d / s));
     }
     model_free(&m);
@@ -698,26 +702,496 @@ static void test_fixtures(void) {
         snprintf(path, sizeof path, "dev/test/fixtures/%s.fix", names[i]);
         Fixture *fx = fixture_load(path);
         test_parity(fx);
-        test_updates(fx, "adamw", BY_BUILD(1e-12, 1e-6), BY_BUILD(1e-5, 1e-4));
-        test_updates(fx, "cm", BY_BUILD(1e-10, 1e-5), BY_BUILD(1e-5, 1e-4));
-        test_updates(fx, "muon", BY_BUILD(1e-10, 1e-5), 0);
-        test_updates(fx, "cm_iso", BY_BUILD(1e-10, 1e-5), 0);
+        static const char *const optimizers[] = {"adamw", "cm", "muon", "cm_iso"};
+        for (int j = 0; j < 4; j++) test_updates(fx, optimizers[j]);
         fixture_free(fx);
     }
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* batches */
+
+/* A batch in two halves, each with half the scale, gives the gradient of the whole. */
+static void test_accumulation(const char *preset) {
+    Config c = config_of(preset, "--layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 6 --vocab 50 "
+                                 "--batch-size 4");
+    static Model m, half;
+    int x[24], y[24], count = 0;
+    double sum = 0;
+    create(&m, &c);
+    randomise(&m);
+    draw_batch(&c, x, y, 24);
+    double loss = loss_and_gradient(&m, x, y, 4);
+    c.batch_size = 2;
+    create(&half, &c);
+    memcpy(half.p, m.p, m.r.size * sizeof *m.p);
+    for (int i = 0; i < 2; i++) {
+        forward(&half, x + 12 * i, 2);
+        sum += forward_loss(&half, y + 12 * i, 2, 1.0 / 23, &count);
+        backward(&half, 2);
+    }
+    check(count == 23 && relative_error(sum / 23, loss, 1) < BY_BUILD(1e-14, 1e-6),
+          "%s: mean loss %.15g over %d targets in two halves, %.15g in one", preset, sum / 23, count,
+          loss);
+    double e = relative_l2_m(half.g, m.g, m.r.size, 1e-30);
+    check(e < BY_BUILD(1e-13, 2e-6), "%s: two halves change the gradient by %.1e", preset, e);
+    model_free(&half);
+
+    /* Fewer sequences than the model was made for: the same numbers, and the rest is not touched. */
+    floatM *two = array(m.r.size);
+    c.batch_size = 2;
+    create(&half, &c);
+    memcpy(half.p, m.p, m.r.size * sizeof *m.p);
+    y[2] = y[3] = -1;
+    double small = loss_and_gradient(&half, x, y, 2), large = loss_and_gradient(&m, x, y, 2);
+    memcpy(two, half.g, m.r.size * sizeof *two);
+    check(relative_error(small, large, 1) < BY_BUILD(1e-14, 1e-6), "%s: B 2 of 4 gives loss %.15g, not "
+          "%.15g", preset, large, small);
+    e = relative_l2_m(m.g, two, m.r.size, 1e-30);
+    check(e < BY_BUILD(1e-13, 2e-6), "%s: B 2 of 4 changes the gradient by %.1e", preset, e);
+
+    /* Logits seven rows at a time. */
+    loss = loss_and_gradient(&m, x, y, 4);
+    floatM *whole = array(m.r.size);
+    memcpy(whole, m.g, m.r.size * sizeof *whole);
+    m.R = 7;
+    double pieces = loss_and_gradient(&m, x, y, 4);
+    check(relative_error(pieces, loss, 1) < BY_BUILD(1e-14, 1e-6), "%s: loss %.15g in pieces, %.15g whole",
+          preset, pieces, loss);
+    e = relative_l2_m(m.g, whole, m.r.size, 1e-30);
+    check(e < BY_BUILD(1e-13, 2e-6), "%s: logits in pieces change the gradient by %.1e", preset, e);
+    model_free(&half);
+    model_free(&m);
+    release();
+}
+
+/* What comes later never reaches what came before: not one bit. */
+static void test_causality(const char *preset) {
+    Config c = config_of(preset, "--layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 9 --vocab 50 "
+                                 "--batch-size 2");
+    static Model m;
+    int x[18], y[18], C = 16, at = 5;
+    create(&m, &c);
+    randomise(&m);
+    draw_batch(&c, x, y, 18);
+    forward(&m, x, 2);
+    floatX *before = array(18 * 16);
+    memcpy(before, m.a.normf, 18 * 16 * sizeof *before);
+    x[at] = (x[at] + 1) % 50;
+    forward(&m, x, 2);
+    check(same_bits(before, m.a.normf, (size_t)at * C), "%s: position %d sees the future", preset, at);
+    for (int n = at; n < 9; n++)
+        check(!same_bits(before + n * C, m.a.normf + n * C, (size_t)C),
+              "%s: position %d does not see position %d", preset, n, at);
+    check(same_bits(before + 9 * C, m.a.normf + 9 * C, 9 * 16), "%s: sequences see each other", preset);
+    model_free(&m);
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* the trainer's steps, on a text file */
+
+static char folder[] = "/tmp/test_gpt.XXXXXX";
+
+static void start(Run *run, const char *changes) {
+    char data[4200];
+    memset(run, 0, sizeof *run);
+    snprintf(data, sizeof data, "--preset tiny --layers 1 --width 16 --heads 2 --seq-len 8 --batch-size 4 "
+             "--steps 100 --schedule constant --init gpt2 --lr-embed 0.01 --data %s/text.txt", folder);
+    Config c = run->asked = config_of(data, "");
+    if (config_apply(&c, NULL, changes, err)) die("%s", err);
+    c.total_batch_tokens = 32;
+    if (open_data(run, &c, err) || config_resolve(&c, err)) die("%s", err);
+    create(&run->model, &c);
+    model_init(&run->model);
+    run->x = (int *)malloc(32 * sizeof(int));
+    run->y = (int *)malloc(32 * sizeof(int));
+    if (!run->x || !run->y) die("out of memory");
+}
+
+static void stop(Run *run) {
+    data_close(&run->train);
+    data_close(&run->val);
+    model_free(&run->model);
+    free(run->x);
+    free(run->y);
+}
+
+static void test_train_step(void) {
+    static Run whole, pieces;
+    char path[4200];
+    double loss[2], norm[2], val[2];
+    snprintf(path, sizeof path, "%s/text.txt", folder);
+    FILE *f = fopen(path, "wb");
+    if (!f) die("cannot write %s", path);
+    for (int i = 0; i < 3000; i++) fputc((int)draw_index(40) + 'A', f);
+    fclose(f);
+    start(&whole, "--batch-size 4");
+    start(&pieces, "--batch-size 1");
+    floatM *p0 = array(whole.model.r.size);
+    memcpy(p0, whole.model.p, whole.model.r.size * sizeof *p0);
+    for (int step = 0; step < 3; step++) {
+        check(!train_step(&whole, &loss[0], &norm[0], err) && !train_step(&pieces, &loss[1], &norm[1], err),
+              "train_step: %s", err);
+        check(relative_error(loss[1], loss[0], 1) < BY_BUILD(1e-12, 1e-5) &&
+              relative_error(norm[1], norm[0], 1e-9) < BY_BUILD(1e-10, 1e-4),
+              "four micro-batches: loss %.15g, norm %.15g; one: %.15g, %.15g", loss[1], norm[1], loss[0],
+              norm[0]);
+    }
+    double moved = relative_l2_m(p0, whole.model.p, whole.model.r.size, 1e-30);
+    double e = relative_l2_m(pieces.model.p, whole.model.p, whole.model.r.size, 1e-30);
+    check(moved > 0.01 && e < BY_BUILD(1e-10, 1e-5), "moved %.1e, apart %.1e", moved, e);
+    check(pieces.step == 3 && pieces.tokens == 96, "step %d, tokens %lld", pieces.step,
+          (long long)pieces.tokens);
+
+    /* Validation does not depend on how its rows fall into batches; 37 rows are no multiple of 4. */
+    memcpy(pieces.model.p, whole.model.p, whole.model.r.size * sizeof *p0);
+    check(!validate(&whole.model, &whole.val, 0, whole.x, whole.y, &val[0], err) &&
+          !validate(&pieces.model, &pieces.val, 0, pieces.x, pieces.y, &val[1], err), "validate: %s", err);
+    check(relative_error(val[1], val[0], 1) < BY_BUILD(1e-13, 1e-6) && val[0] > 1 && val[0] < 10,
+          "validation %.15g in batches of 4, %.15g of 1", val[0], val[1]);
+
+    /* A run that diverges stops before it has damaged anything, and says so. */
+    floatM *head = master(&whole.model, T_WHEAD, 0);
+    int quiet = open("/dev/null", O_WRONLY), stderr_copy = dup(2);
+    head[0] = (floatM)NAN;
+    memcpy(p0, whole.model.p, whole.model.r.size * sizeof *p0);
+    fflush(stderr);
+    dup2(quiet, 2);
+    int status = train_step(&whole, &loss[0], &norm[0], err);
+    fflush(stderr);
+    dup2(stderr_copy, 2);
+    close(quiet);
+    close(stderr_copy);
+    check(status == -1 && strstr(err, "step 4"), "a NaN gave status %d, \"%s\"", status, err);
+    check(same_bits(p0, whole.model.p, whole.model.r.size), "a NaN changed the parameters");
+    stop(&whole);
+    stop(&pieces);
+    unlink(path);
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* initialisation */
+
+static const char *const init_flags = "--layers 3 --width 48 --heads 6 --seq-len 32 --vocab 300 "
+                                      "--batch-size 1";
+
+/* What the presets promise, written down a second time. */
+static void expected_init(const Config *c, const char *name, double *mean, double *std) {
+    int speedrun = c->init == INIT_SPEEDRUN, output = !strcmp(name, "wo") || !strcmp(name, "wproj");
+    *mean = *std = 0;
+    if (!strncmp(name, "norm", 4)) *mean = strstr(name, "_w") ? 1 : 0;
+    else if (name[0] == 'b') *std = 0;
+    else if (!strcmp(name, "wte")) *std = speedrun && !c->tied ? 1 : 0.02;
+    else if (!strcmp(name, "wpe")) *std = 0.02;
+    else if (!strcmp(name, "whead")) *std = speedrun ? 0 : 0.02;
+    else if (output) *std = speedrun ? 0 : 0.02 / sqrt(2.0 * 3);
+    else *std = speedrun ? sqrt(0.33 / 48) : 0.02;
+}
+
+static void test_init(const char *preset, const char *changes) {
+    Config c = config_of(preset, init_flags);
+    if (config_apply(&c, NULL, changes, err)) die("%s", err);
+    Registry r = registry_build(&c);
+    floatM *p = array(r.size), *q = array(r.size);
+    set_threads(1);
+    params_init(&r, p, 42);
+    set_threads(3);
+    params_init(&r, q, 42);
+    set_threads(2);
+    check(same_bits(p, q, r.size), "%s: initial values depend on the threads", preset);
+    params_init(&r, q, 43);
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r.t[id];
+        if (!t->layers) continue;
+        double mean, std, m1 = 0, m2 = 0, m4 = 0, same = 0;
+        expected_init(&c, t->name, &mean, &std);
+        size_t used = (size_t)t->layers * t->used_rows * t->cols;
+        const floatM *a = p + t->offset;
+        for (size_t i = 0; i < used; i++) m1 += (double)a[i] / (double)used;
+        for (size_t i = 0; i < used; i++) {
+            double d = ((double)a[i] - mean) * ((double)a[i] - mean);
+            m2 += d / (double)used;
+            m4 += d * d / (double)used;
+            same += a[i] == q[t->offset + i];
+        }
+        /* Five standard errors of each statistic of `used` normal numbers. */
+        double n = (double)used;
+        check(fabs(m1 - mean) <= 5 * std / sqrt(n) + 1e-12 * n * fabs(mean),
+              "%s: mean of %s is %g, not %g", preset, t->name, m1, mean);
+        check(fabs(m2 - std * std) <= 5 * std * std * sqrt(2 / n), "%s: std of %s is %g, not %g", preset,
+              t->name, sqrt(m2), std);
+        check(fabs(m4 - 3 * pow(std, 4)) <= 5 * pow(std, 4) * sqrt(96 / n), "%s: %s is not normal", preset,
+              t->name);
+        check(std == 0 ? same == n : same < 3, "%s: %g of %zu in %s are equal for two seeds", preset, same,
+              used, t->name);
+        check(all_zero(a + used, t->size - used), "%s: padding of %s is not zero", preset, t->name);
+        check(t->layers == 1 || std == 0 || a[0] != a[t->size / (size_t)t->layers],
+              "%s: the layers of %s are equal", preset, t->name);
+    }
+    check(relative_error(p[r.t[T_WQKV].offset] / r.t[T_WQKV].init_std,
+                         p[r.t[T_WFC].offset] / r.t[T_WFC].init_std, 1e-9) > 1e-3,
+          "%s: W_QKV and W_FC begin alike", preset);
+    release();
+}
+
+/* With the head zero, so are all logits; what then moves, and when. A zero matrix passes no gradient
+   down, so the parts wake one after the other. */
+static void test_zero_init(const char *optimizer) {
+    static const TensorId second[] = {T_WO, T_BO, T_WPROJ, T_BPROJ, T_WTE, T_NORM0_W, T_NORMF_W};
+    Config c = config_of("--preset speedrun --layers 2 --width 16 --heads 2 --seq-len 8 --vocab 64 "
+                         "--batch-size 2 --schedule constant", optimizer);
+    static Model m;
+    int x[16], y[16], count = 0;
+    create(&m, &c);
+    model_init(&m);
+    draw_batch(&c, x, y, 16);
+    forward(&m, x, 2);
+    double loss = forward_loss(&m, y, 2, 0, &count) / count;
+    check(fabs(loss - log(64)) < BY_BUILD(1e-14, 1e-6), "untrained loss %.15g, not ln 64 = %.15g", loss,
+          log(64));
+    for (int step = 0; step < 3; step++) {
+        loss_and_gradient(&m, x, y, 2);
+        for (int id = 0; id < TENSORS; id++) {
+            const Tensor *t = &m.r.t[id];
+            int expected = step == 2 || id == T_WHEAD || id == T_BHEAD;
+            for (int i = 0; i < 7; i++) expected |= step == 1 && id == (int)second[i];
+            for (int l = 0; l < t->layers; l++) {
+                const floatM *g = grad(&m, (TensorId)id, l);
+                check(all_zero(g, (size_t)t->rows * t->cols) != expected,
+                      "%s, step %d: layer %d of %s has %s gradient", optimizer, step, l, t->name,
+                      expected ? "no" : "a");
+            }
+        }
+        update(&m, step, 1);
+    }
+    model_free(&m);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* updates */
+
+static const char *const rules[] = {
+    "--optimizer adamw", "--optimizer muon", "--optimizer cm",
+    "--optimizer cm --qk muon-head --ov muon-head --mlp adamw",
+    "--optimizer cm --head-dim 8 --heads 4 --kv-heads 2 --inv-root eigh --per-mat-renorm on",
+};
+enum { RULES = (int)(sizeof rules / sizeof rules[0]) };
+
+/* Equal runs give equal bits, the padded vocabulary stays zero, every parameter that can moves, clipping
+   is a factor on the gradient. */
+static void test_update(const char *preset, const char *rule) {
+    char flags[256];
+    snprintf(flags, sizeof flags, "%s --layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 8 --vocab "
+             "50 --batch-size 2 --schedule constant --head-bias on", preset);
+    Config c = config_of(flags, rule);
+    static Model m[3];
+    int x[16], y[16];
+    for (int i = 0; i < 3; i++) create(&m[i], &c);
+    size_t bytes = m[0].r.size * sizeof(floatM);
+    randomise(&m[0]);
+    for (int i = 1; i < 3; i++) memcpy(m[i].p, m[0].p, bytes);
+    floatM *start = array(m[0].r.size);
+    memcpy(start, m[0].p, bytes);
+    draw_batch(&c, x, y, 16);
+    for (int step = 0; step < 3; step++) {
+        check(train(&m[0], x, y, step) == train(&m[1], x, y, step), "%s %s: two losses", preset, rule);
+        loss_and_gradient(&m[2], x, y, 2);
+        for (size_t i = 0; i < m[2].r.size; i++) m[2].g[i] *= 4;
+        update(&m[2], step, 0.25);
+    }
+    check(same_bits(m[0].p, m[1].p, m[0].r.size) && same_bits(m[0].m, m[1].m, m[0].r.size) &&
+          same_bits(m[0].v, m[1].v, m[0].plan.v_size), "%s %s: equal runs differ", preset, rule);
+    check(same_bits(m[0].p, m[2].p, m[0].r.size), "%s %s: clip is not a factor on the gradient", preset,
+          rule);
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m[0].r.t[id];
+        if (!t->layers) continue;
+        size_t used = id == T_BHEAD ? 50 : (size_t)t->layers * t->used_rows * t->cols, still = 0;
+        for (size_t i = 0; i < used; i++) still += m[0].p[t->offset + i] == start[t->offset + i];
+        check(all_zero(m[0].p + t->offset + used, t->size - used), "%s %s: padding of %s moved", preset,
+              rule, t->name);
+        /* Embeddings of tokens that were not seen stay (without weight decay). */
+        check(10 * still <= used || id == T_WTE, "%s %s: %zu of %zu in %s never moved", preset, rule, still,
+              used, t->name);
+    }
+    for (int i = 0; i < 3; i++) model_free(&m[i]);
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* registry and memory */
+
+static void test_registry(const char *flags, const char *changes, size_t count) {
+    Config c = config_of(flags, changes);
+    Registry r = registry_build(&c);
+    size_t end = 0, names = 0;
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r.t[id];
+        if (!t->layers) continue;
+        check(t->offset >= end, "%s: %s overlaps another tensor", flags, t->name);
+        check(t->offset * sizeof(float) % 64 == 0, "%s: %s is not aligned", flags, t->name);
+        check(t->size == (size_t)t->layers * t->rows * t->cols, "%s: size of %s", flags, t->name);
+        end = t->offset + t->size;
+        for (int other = 0; other < TENSORS; other++)
+            names += r.t[other].layers && !strcmp(r.t[other].name, t->name) && other != id;
+    }
+    check(r.size >= end && r.size < end + 64 && !names, "%s: size %zu, last tensor ends at %zu", flags,
+          r.size, end);
+    check(r.count == count, "%s %s has %zu parameters, not %zu", flags, changes, r.count, count);
+}
+
+static void test_registries(void) {
+    /* Radford et al.: tied, 50257 x 768 and 1024 x 768 embeddings, 12 blocks, a final norm. */
+    test_registry("--preset gpt2", "--vocab 50257", 124439808);
+    /* The count of the benchmark's own model. */
+    test_registry("--preset speedrun", "", 162354816);
+    /* By hand: 2 V C + L (2 C + C (C + 2 K) + C C + 3 C F) + C, K = 2 heads of 8. */
+    test_registry("--preset llama --layers 3 --width 32 --heads 4 --kv-heads 2 --ff-width 40 --seq-len 8 "
+                  "--batch-size 1", "--vocab 61",
+                  2 * 61 * 32 + 3 * (64 + 32 * (32 + 32) + 32 * 32 + 3 * 32 * 40) + 32);
+    /* Six FLOPs a parameter of the matrix products, and attention's causal half. */
+    Config c = config_of("--preset speedrun", "");
+    Registry r = registry_build(&c);
+    double flops = 6 * (84934656.0 + 50304 * 768) + 6.0 * 12 * 768 * 1024;
+    check(flops_per_token(&c, &r) == flops, "flops %g, not %g", flops_per_token(&c, &r), flops);
+}
+
+/* The report is what is allocated, and no purpose grows with the square of the sequence length. */
+static void test_memory(const char *preset) {
+    static Model m;
+    for (int training = 0; training < 2; training++) {
+        Config c = config_of(preset, init_flags);
+        Registry r = registry_build(&c);
+        Plan plan = plan_build(&c, &r);
+        size_t before = allocated;
+        Memory report = model_memory(&c, &r, &plan, training);
+        if (model_create(&m, &c, training, err)) die("%s", err);
+        check(report.total == allocated - before, "%s: %zu bytes reported, %zu allocated", preset,
+              report.total, allocated - before);
+        check(report.total == report.parameters + report.gradients + report.optimizer +
+              report.activations, "%s: the memory report does not add up", preset);
+        model_free(&m);
+    }
+    size_t bytes[2];
+    for (int i = 0; i < 2; i++) {
+        Config c = config_of(preset, i ? "--seq-len 65536 --batch-size 1" : "--seq-len 32768 --batch-size 1");
+        if (!c.vocab) c.vocab = 50257;
+        Registry r = registry_build(&c);
+        Plan plan = plan_build(&c, &r);
+        bytes[i] = model_memory(&c, &r, &plan, 1).activations;
+    }
+    check((double)bytes[1] <= 2.01 * (double)bytes[0], "%s: activations take %zu bytes, %zu for twice the "
+          "length", preset, bytes[0], bytes[1]);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* checkpoints */
+
+static unsigned char *read_all(const char *path, size_t *size) {
+    FILE *f = fopen(path, "rb");
+    unsigned char *data = (unsigned char *)malloc(1 << 22);
+    if (!data) die("out of memory");
+    *size = f ? fread(data, 1, 1 << 22, f) : 0;
+    if (f) fclose(f);
+    return data;
+}
+
+/* Saved, loaded into another model and saved again: the same bytes; and both models go on alike. */
+static void test_checkpoint(const char *preset, const char *rule) {
+    char flags[512], paths[2][FILE_PATH_SIZE];
+    snprintf(flags, sizeof flags, "%s --layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 8 "
+             "--batch-size 2 --head-bias on --vocab 50 --seed 9 --steps 77", preset);
+    Config asked = config_of(flags, rule), again = config_of("", ""), c = asked;
+    static Model m, n;
+    static RunLog log;
+    static Data data;
+    int x[16], y[16];
+    unsigned char *bytes[2];
+    size_t size[2];
+    Ckpt ckpt;
+    create(&m, &c);
+    create(&n, &c);
+    randomise(&m);
+    draw_batch(&c, x, y, 16);
+    for (int step = 0; step < 2; step++) train(&m, x, y, step);
+    for (int i = 0; i < 2; i++) {
+        snprintf(log.checkpoints, sizeof log.checkpoints, "%s/%d", folder, i);
+        mkdir(log.checkpoints, 0777);
+        ckpt_path(paths[i], log.checkpoints, 2);
+        if (!check(!save_checkpoint(i ? &n : &m, &asked, &log, 2, 32, &data, "0123", err), "save: %s", err) ||
+            !check(!ckpt_open(&ckpt, paths[i], err), "open: %s", err))
+            return;
+        check(!load_tensors(&n, &ckpt, 1, err), "load: %s", err);
+        check(!load_flags(&again, NULL, &ckpt, err), "flags: %s", err);
+        ckpt_close(&ckpt);
+        bytes[i] = read_all(paths[i], &size[i]);
+    }
+    check(size[0] > m.r.count * sizeof(floatM) && size[0] == size[1] && !memcmp(bytes[0], bytes[1], size[0]),
+          "%s: saved again, the checkpoint differs", rule);
+    check(same_bits(m.p, n.p, m.r.size) && same_bits(m.m, n.m, m.r.size) &&
+          same_bits(m.v, n.v, m.plan.v_size), "%s: the checkpoint does not give back the model", rule);
+    check(again.preset == asked.preset && again.seed == 9 && again.steps == 77 && again.vocab == 50 &&
+          again.optimizer == asked.optimizer && again.adam_eps == asked.adam_eps && again.head_bias == 1,
+          "%s: the checkpoint does not give back the flags", rule);
+    for (int step = 2; step < 4; step++) train(&m, x, y, step), train(&n, x, y, step);
+    check(same_bits(m.p, n.p, m.r.size), "%s: the resumed model goes another way", rule);
+    model_free(&n);
+
+    /* Into other models: refused, with the reason. Without training, parameters are all that is read. */
+    static const char *const others[] = {"--width 32", "--layers 3", "--biases on --norm layernorm"};
+    if (ckpt_open(&ckpt, paths[0], err)) die("%s", err);
+    for (int i = 0; i < 3; i++) {
+        Config other = config_of(flags, others[i]);
+        if (other.biases == asked.biases && i == 2) continue;
+        create(&n, &other);
+        err[0] = 0;
+        check(load_tensors(&n, &ckpt, 1, err) == -1 && strstr(err, i == 2 ? "has no tensor" : "another size"),
+              "%s loaded into %s: \"%s\"", flags, others[i], err);
+        model_free(&n);
+    }
+    if (model_create(&n, &c, 0, err)) die("%s", err);
+    check(!load_tensors(&n, &ckpt, 0, err) && !all_zero(n.p, n.r.size), "load for inference: %s", err);
+    ckpt_close(&ckpt);
+    model_free(&n);
+    model_free(&m);
+    for (int i = 0; i < 2; i++) {
+        free(bytes[i]);
+        unlink(paths[i]);
+        snprintf(log.checkpoints, sizeof log.checkpoints, "%s/%d", folder, i);
+        rmdir(log.checkpoints);
+    }
+}
+
 int main(void) {
+    static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
+                                          "--preset speedrun"};
     if (device_setup(2, COMPUTE_FP32, err)) die("%s", err);
+    if (!mkdtemp(folder)) die("cannot make %s", folder);
 #ifdef CM_DOUBLE
-    double t0 = now_seconds();
     test_layers();
-    fprintf(stderr, "layers %.2f\n", now_seconds() - t0);
     test_model_gradients();
-    fprintf(stderr, "models %.2f\n", now_seconds() - t0);
 #endif
     test_classifier(0);
     test_classifier(15);
     test_classifier_range();
     test_fixtures();
+    test_registries();
+    for (int i = 0; i < 4; i++) {
+        test_accumulation(presets[i]);
+        test_causality(presets[i]);
+        test_init(presets[i], "");
+        test_memory(presets[i]);
+    }
+    test_init("--preset tiny", "--tied on");
+    for (int i = 0; i < 3; i++) test_zero_init(rules[i]);
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < RULES; j++) test_update(presets[i], rules[j]);
+    test_train_step();
+    test_checkpoint("--preset gpt2", "--optimizer adamw");
+    test_checkpoint("--preset speedrun", "--optimizer muon");
+    test_checkpoint("--preset llama", "--optimizer cm");
+    if (rmdir(folder)) check(0, "something is left in %s", folder);
     return check_done();
 }

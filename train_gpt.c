@@ -655,6 +655,14 @@ static int train_step(Run *run, double *loss, double *norm, char *err) {
     return 0;
 }
 
+/* A checkpoint of now, once the log that leads to it is on the disk. */
+static int save_run(Run *run, char *err) {
+    if (!run->asked.keep_checkpoints) return 0;
+    if (log_sync(&run->log, err)) return -1;
+    return save_checkpoint(&run->model, &run->asked, &run->log, run->step, run->tokens, &run->train,
+                           run->data_id, err);
+}
+
 /* From run->step to the last step, or to a signal. Returns 0 or -1 with a message. */
 static int train_loop(Run *run, char *err) {
     Model *m = &run->model;
@@ -662,7 +670,6 @@ static int train_loop(Run *run, char *err) {
     Progress progress;
     size_t val_limit = (size_t)c->val_tokens;
     int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
-    int64_t saved = run->step;
     progress_begin(&progress, stdout, run->step, c->steps);
     if (run->step == 0) {
         LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL};
@@ -692,19 +699,10 @@ static int train_loop(Run *run, char *err) {
                            line.train_loss, line.grad_norm, line.ms, line.tok_s);
         }
         if (log_line(&run->log, &line, err)) return -1;
-        if (last || stop_signal || (c->checkpoint_every && run->step % c->checkpoint_every == 0)) {
-            if (log_sync(&run->log, err) ||
-                save_checkpoint(m, &run->asked, &run->log, run->step, run->tokens, &run->train,
-                                run->data_id, err))
-                return -1;
-            saved = run->step;
-        }
+        int due = c->checkpoint_every && run->step % c->checkpoint_every == 0;
+        if ((last || due) && save_run(run, err)) return -1;
     }
-    /* A signal that came between a save and the loop's test. */
-    if (saved != run->step)
-        if (save_checkpoint(m, &run->asked, &run->log, run->step, run->tokens, &run->train,
-                            run->data_id, err))
-            return -1;
+    if (stop_signal && run->step < c->steps && save_run(run, err)) return -1;
     progress_clear(&progress);
     return 0;
 }

@@ -27,7 +27,10 @@ state() {
     size=$(wc -c <"$1")
     # shellcheck disable=SC2046 # twelve words, one a byte: magic 20240520, version 1, token count
     set -- $(od -An -v -tu1 -N12 "$1")
-    [ $# -eq 12 ] && [ "$1 $2 $3 $4 $5 $6 $7 $8" = "136 216 52 1 1 0 0 0" ] || { echo bad; return; }
+    if [ $# -ne 12 ] || [ "$1 $2 $3 $4 $5 $6 $7 $8" != "136 216 52 1 1 0 0 0" ]; then
+        echo bad
+        return
+    fi
     shift 8
     expected=$((1024 + 2 * ($1 + $2 * 256 + $3 * 65536 + $4 * 16777216)))
     if [ "$size" -eq "$expected" ] && [ "$expected" -gt 1024 ]; then

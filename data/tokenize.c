@@ -91,8 +91,8 @@ static int write_rest(Job *job, char *err) {
     if (write_full_shards(job, err)) return -1;
     size_t n = job->pending.count;
     if (job->shards == 0 && job->o->val_tokens > 0)
-        return fail(err, "--val-tokens %lld: the text has only %zu tokens, so none would be left for "
-                         "training", (long long)job->o->val_tokens, n);
+        return fail(err, "--val-tokens %lld: the text has only %zu tokens, so none would be left "
+                         "for training", (long long)job->o->val_tokens, n);
     if (job->shards == 0 && job->o->val_tokens < 0) {
         if (n < 20) return fail(err, "--input %s: %zu tokens are too few", job->o->input, n);
         if (write_shard(job, n / 10, err)) return -1;
@@ -100,8 +100,8 @@ static int write_rest(Job *job, char *err) {
     return job->pending.count ? write_shard(job, job->pending.count, err) : 0;
 }
 
-/* One document, encoded in pieces so that a huge one needs no huge list. A piece ends before a space
-   that follows a visible character; such a space always begins a word, so no word is cut. */
+/* One document, encoded in pieces so that a huge one needs no huge list. A piece ends before a
+   space that follows a visible character: such a space always begins a word, so no word is cut. */
 static int add_document(Job *job, const char *text, size_t n, char *err) {
     if (n == 0) return 0;
     job->documents++;
@@ -170,8 +170,8 @@ static int add_files(Job *job, char *err) {
 
 /* Shards of an earlier run that this one would not overwrite would be trained on with it. */
 static int check_output(const Options *o, char *err) {
-    if (!o->output[0]) return fail(err, "--output PREFIX says where the shards go; --help explains");
-    if (!o->input[0]) return fail(err, "--input FILE says what to read; --help explains");
+    if (!o->input[0]) return fail(err, "--input FILE is missing: what to read (see --help)");
+    if (!o->output[0]) return fail(err, "--output PREFIX is missing: where to write (see --help)");
     static const char *const kinds[] = {"val", "train"};
     for (int i = 0; i < 2; i++) {
         char pattern[FILE_PATH_SIZE], first[FILE_PATH_SIZE] = "";
@@ -181,8 +181,8 @@ static int check_output(const Options *o, char *err) {
         if (glob(pattern, 0, NULL, &g) == 0) file_path(first, "%s", g.gl_pathv[0]);
         globfree(&g);
         if (first[0])
-            return fail(err, "%.700s exists; remove the shards of that run or give another --output",
-                        first);
+            return fail(err, "%.700s exists; remove the shards of that run or give another "
+                             "--output", first);
     }
     return 0;
 }

@@ -19,7 +19,7 @@ Two orders:
     DATA_SEQUENTIAL  every step takes the next rows_per_step * T tokens of the shard, one block. If
                      p + rows_per_step * T + 1 >= length, the tail of the shard is dropped and the
                      next one starts at 0; after the last shard the next epoch starts. This is the
-                     loader of the modded-nanogpt optimizer benchmark: every seed sees the same data.
+                     loader of modded-nanogpt's optimizer benchmark: every seed sees the same data.
     DATA_SHUFFLED    per epoch the shards come in a random order, each is cut into rows at a random
                      offset in [0, T), and its rows come in a random order, each exactly once. A
                      permutation is a function of (seed, epoch, shard), never a table, so a billion
@@ -118,8 +118,9 @@ static inline int data_fail_magic(const char *path, const unsigned char *p, char
     if (printable)
         return fail(err, "%s: looks like text; rename it to .txt to train on its bytes, or make "
                          "shards of it with data/tokenize", path);
-    return fail(err, "%s: not a token shard: its first number is %u, not %d (files without a header "
-                     "or in another byte order cannot be read)", path, (unsigned)magic, DATA_MAGIC);
+    return fail(err, "%s: not a token shard: its first number is %u, not %d (files without a "
+                     "header or in another byte order cannot be read)", path, (unsigned)magic,
+                DATA_MAGIC);
 }
 
 /* Finds the tokens of a mapped shard. */
@@ -134,8 +135,8 @@ static inline int data_read_header(DataFile *f, char *err) {
     uint64_t count = data_u32(f->map + 8); /* unsigned: up to 4.29e9 tokens */
     uint64_t expect = DATA_HEADER_BYTES + 2 * count;
     if (expect != f->map_bytes)
-        return fail(err, "%s: the header promises %llu tokens, which is %llu bytes, but the file has "
-                         "%zu: it is %s; fetch or write it again", f->path,
+        return fail(err, "%s: the header promises %llu tokens, which is %llu bytes, but the file "
+                         "has %zu: it is %s; fetch or write it again", f->path,
                     (unsigned long long)count, (unsigned long long)expect, f->map_bytes,
                     expect > f->map_bytes ? "truncated" : "damaged or two files in one");
     f->tokens = f->map + DATA_HEADER_BYTES;
@@ -192,9 +193,9 @@ static inline int data_list(Data *d, const char *pattern, char *err) {
         globfree(&g);
         if (rc == GLOB_NOSPACE) return fail(err, "out of memory listing data files %s", pattern);
         if (rc == GLOB_ABORTED) return fail(err, "cannot read the folder of %s", pattern);
-        return fail(err, wild ? "no data file matches %s; see data/README.md for how to get data"
-                              : "data file %s does not exist; see data/README.md for how to get data",
-                    pattern);
+        return fail(err, "%s %s%s; see data/README.md for how to get data",
+                    wild ? "no data file matches" : "data file", pattern,
+                    wild ? "" : " does not exist");
     }
     d->files = (DataFile *)calloc(n, sizeof(DataFile));
     int bad = d->files == NULL;
@@ -233,8 +234,8 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
                         d->is_text ? "text" : "a token shard");
         size_t tenth = f->count / 10;
         if (d->part == DATA_VAL && !is_text)
-            return fail(err, "%s is a token shard, which is never split into training and validation "
-                             "data; name a validation shard", f->path);
+            return fail(err, "%s is a token shard, which is never split into training and "
+                             "validation data; name a validation shard", f->path);
         if (d->part == DATA_TRAIN && is_text) f->count -= tenth;
         if (d->part == DATA_VAL) {
             f->tokens += f->count - tenth;
@@ -307,7 +308,7 @@ static inline int data_max_token(const Data *d) {
 }
 
 /* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every
-   file, not the names. It tells one data set from another; it does not prove that no bit changed. */
+   file, not the names. It tells data sets from each other; it does not prove that no bit changed. */
 static inline uint64_t data_checksum(const Data *d) {
     uint64_t h = rng_mix(d->num_files * 2 + (uint64_t)d->is_text);
     int split = d->is_text ? d->part : DATA_ALL;
@@ -358,10 +359,11 @@ static inline uint64_t data_key(uint64_t seed, uint64_t epoch, uint64_t purpose,
 /* The file behind shard number s.shard of epoch s.epoch. */
 static inline size_t data_shard_file(const Data *d, DataState s) {
     if (d->order == DATA_SEQUENTIAL) return (size_t)s.shard;
-    return (size_t)data_permute(data_key(s.seed, s.epoch, DATA_KEY_SHARDS, 0), d->num_files, s.shard);
+    uint64_t key = data_key(s.seed, s.epoch, DATA_KEY_SHARDS, 0);
+    return (size_t)data_permute(key, d->num_files, s.shard);
 }
 
-/* Where the first row of that file starts in that epoch: in [0, T), but leaving one row at least. */
+/* Where the first row of that file starts in that epoch: in [0, T), leaving one row at least. */
 static inline size_t data_offset(const Data *d, DataState s, size_t file) {
     size_t n = d->files[file].count, T = (size_t)d->T;
     if (n < T + 1) return 0;
@@ -410,8 +412,8 @@ static inline int data_copy(const Data *d, const DataFile *f, size_t start, int 
     for (int t = 0; t <= n; t++) {
         int id = data_token(d, f, start + (size_t)t);
         if (id >= d->vocab)
-            return fail(err, "%s: token %d at position %zu is outside the vocabulary of %d; the data "
-                             "was made for another tokenizer, or the vocabulary size is wrong",
+            return fail(err, "%s: token %d at position %zu is outside the vocabulary of %d; the "
+                             "data was made for another tokenizer, or the vocabulary size is wrong",
                         f->path, id, start + (size_t)t, d->vocab);
         if (t < n) x[t] = id;
         if (t > 0) y[t - 1] = id;
@@ -425,8 +427,8 @@ static inline int data_next(Data *d, int rows, int *x, int *y, char *err) {
     if (d->rows_per_step == 0)
         return fail(err, "data was opened for validation only; training cannot draw from it");
     if (rows < 1 || rows > d->rows_per_step - d->row)
-        return fail(err, "data: a micro-batch of %d rows does not fit into a step of %d rows, %d of "
-                         "which are drawn", rows, d->rows_per_step, d->row);
+        return fail(err, "data: a micro-batch of %d rows does not fit into a step of %d rows, %d "
+                         "of which are drawn", rows, d->rows_per_step, d->row);
     DataState s = d->next;
     for (int r = 0; r < rows; r++) {
         size_t file, start, at = (size_t)r * (size_t)d->T;
@@ -448,14 +450,14 @@ static inline DataState data_state(const Data *d) { return d->begin; }
 /* Goes on from a state of data_state, seed included, with the same files, T and order. */
 static inline int data_seek(Data *d, DataState s, char *err) {
     if (s.shard >= d->num_files)
-        return fail(err, "cannot resume at shard %llu: %s and its like are only %zu files; resume on "
-                         "the data the run was started with", (unsigned long long)s.shard,
+        return fail(err, "cannot resume at shard %llu: %s and its like are only %zu files; resume "
+                         "on the data the run was started with", (unsigned long long)s.shard,
                     d->files[0].path, d->num_files);
     size_t file = data_shard_file(d, s);
     size_t end = d->order == DATA_SHUFFLED ? data_rows(d, s, file) : d->files[file].count;
     if (s.position > end)
-        return fail(err, "cannot resume at %s %llu of %s, which has %zu; resume on the data and with "
-                         "the sequence length and data order the run was started with",
+        return fail(err, "cannot resume at %s %llu of %s, which has %zu; resume on the data and "
+                         "with the sequence length and data order the run was started with",
                     d->order == DATA_SHUFFLED ? "row" : "token", (unsigned long long)s.position,
                     d->files[file].path, end);
     d->seed = s.seed;

@@ -627,7 +627,7 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
         if (++line == 1 && n > 8 && memcmp(l->data + at, "#version", 8) == 0) continue;
         if (n == 0) continue;
         if (tokenizer_parse_merge(l, l->data + at, n, pair, lengths))
-            return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; the file is not GPT-2's vocab.bpe",
+            return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; it is not GPT-2's vocab.bpe",
                         path, line);
         int left = tokenizer_find_name(l, pair, lengths[0])->id;
         int right = tokenizer_find_name(l, pair + lengths[0], lengths[1])->id;

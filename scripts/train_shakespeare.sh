@@ -9,20 +9,12 @@ cd "$(dirname "$0")/.."
 run=${1:-shakespeare}
 [ $# -gt 0 ] && shift
 
-# Data: the real text if it can be had, else another text by Shakespeare, else the text of this
-# repository, so that the program can be tried without any network.
-data=data/tinyshakespeare.txt
-if [ ! -f "$data" ]; then
-    status=0
-    sh data/tinyshakespeare.sh || status=$?
-    if [ ! -f "$data" ] && [ -f data/shakespeare.txt ]; then
-        data=data/shakespeare.txt
-    elif [ ! -f "$data" ]; then
-        data=data/repository.txt
-        cat README.md docs/*.md train_gpt.c generate.c llmc/*.h llmc/*/*.h dev/test/*.c >"$data"
-        echo "note: no text of Shakespeare could be had (data/tinyshakespeare.sh ended with status $status)."
-        echo "note: training on the text of this repository instead, $data; its losses compare with nothing else."
-    fi
+# The text, or another edition of Shakespeare, or, without any network, the text of this repository,
+# so that the program can be tried anywhere.
+if ! data=$(sh data/tinyshakespeare.sh); then
+    data=data/repository.txt
+    cat README.md docs/*.md train_gpt.c generate.c llmc/*.h llmc/*/*.h dev/test/*.c >"$data"
+    echo "note: training on the text of this repository instead, $data; its losses compare with nothing else." >&2
 fi
 
 # A run that was interrupted goes on; one that is finished is not overwritten.

@@ -2,7 +2,7 @@
 Milliseconds and GFLOP/s of attention, counting only the work below the diagonal: two products
 forward, five backward, each 2 HS B NH T (T + 1) / 2. Beside it the GFLOP/s of a square product.
 
-    make bench_attention && ./bench_attention
+    make build/bench_attention && build/bench_attention
 */
 #include "../../llmc/cpu/attention.h"
 
@@ -21,7 +21,7 @@ static double square_product_gflops(void) {
     for (int round = 0; round < 10; round++) {
         double seconds = now_seconds();
         gemm_builtin(0, 1, N, N, N, 1, A, N, A, N, 0, C, N);
-        best = fmax(best, 2e-9 * N * N * N / (now_seconds() - seconds));
+        best = fmax(best, 2e-9 * (double)(N * N * N) / (now_seconds() - seconds));
     }
     free(A), free(C);
     return best;

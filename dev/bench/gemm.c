@@ -2,16 +2,16 @@
 GFLOP/s of the matrix products at the shapes that training meets: the built-in, and where the build
 has oneDNN its fp32 and bf16. Best of several rounds; % is of what the threads' registers can do.
 
-    make bench_gemm && ./bench_gemm
+    make build/bench_gemm && build/bench_gemm
 */
 #include "../../llmc/cpu/gemm.h"
 
 /* Multiply-adds per second of all threads with every operand in a register, as GFLOP/s: the speed
    of light for this compiler's vectors. */
 static double gemm_flops_peak(void) {
-    enum { CHAINS = 12, ROUNDS = 4000000 };
+    const int CHAINS = 12, ROUNDS = 400000;
     double best = 0;
-    for (int round = 0; round < 3; round++) {
+    for (int round = 0; round < 30; round++) {
         double seconds = now_seconds(), total = 0;
         int threads = 1;
 #pragma omp parallel reduction(+ : total)
@@ -20,7 +20,7 @@ static double gemm_flops_peak(void) {
 #pragma omp single
             threads = omp_get_num_threads();
 #endif
-            gemm_vec c[CHAINS], x = (gemm_vec){0} + (floatX)0.999;
+            gemm_vec c[12], x = (gemm_vec){0} + (floatX)0.999;
             for (int i = 0; i < CHAINS; i++) c[i] = x * (floatX)i;
             for (int r = 0; r < ROUNDS; r++) {
 #pragma GCC unroll 12
@@ -78,8 +78,8 @@ int main(void) {
     char err[ERR_LEN] = "";
     int bf16 = gemm_setup(COMPUTE_BF16, err) == 0;
     gemm_setup(COMPUTE_FP32, err);
-    printf("%d threads, %.0f GFLOP/s in registers (%d bytes a vector)\ngemm is %s\n", thread_count(),
-           peak, GEMM_VEC_BYTES, gemm_describe());
+    printf("%d threads, %.0f GFLOP/s in registers (%d bytes a vector)\ngemm is %s\n",
+           thread_count(), peak, GEMM_VEC_BYTES, gemm_describe());
     if (!bf16) printf("no bf16: %s\n", err);
     printf("\n%-18s %5s %5s %5s  built-in     %%     gemm     %%     bf16\n", "", "M", "N", "K");
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {

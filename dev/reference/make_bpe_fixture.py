@@ -25,11 +25,14 @@ STRINGS = [
     "end of text   ", "end of text\n\n\n", "a\u00a0b", "a\u00a0 b", "\u3000\u3000wide", "x\u2003 y",
     "a\u0085b", "a\x1cb", "a\u200bb", " \u200b ", "\ufeffbom",
     # contractions
-    "I'm you're he's it'll they've we'd don't", "'s 't 're 've 'm 'll 'd", "I'M YOU'RE", "rock'n'roll",
+    "I'm you're he's it'll they've we'd don't", "'s 't 're 've 'm 'll 'd", "I'M YOU'RE",
+    "rock'n'roll",
     "''s '''t", "a 's", "'", "' ", "'r", "'l", "'v", "l'été", "\u2019s don\u2019t", "'sing 'then",
     # numbers and signs
     "3.14159 and 2,718", " 1234567890", "x1y22z333", "²½Ⅷ٣४", "a+b=c; (d)*[e]!?", "... --- ===",
     "$100 #1 @you 50%", "http://example.org/a_b?c=d&e", " !  !!   !!!",
+    # 's is a word of its own behind letters, numbers and spaces, but not behind other characters
+    "5's ٣'s ²'s Ⅷ's 𝟘's", "中's é's 𝒜's ª's", "\u3000's \u2003's", "€'s 👍's \u0301's _'s",
     # other scripts, emoji, characters above U+FFFF
     "Ωmega αβγ", "Привет, мир! 123", "naïve café e\u0301", "日本語 テキスト。", "한국어 텍스트", "हिन्दी में",
     "العربية ١٢٣", "👍 👩\u200d👩\u200d👧 🇺🇸x", "𝟘𝟙 𝒜bc 𠀀", "\U0010ffff\ufffd\ue000", "a\x00b\x00",
@@ -37,8 +40,11 @@ STRINGS = [
     "a<|endoftext|>b", "the the the in in in an an er er on on re re at at",
     " " * 40 + "x", "th" * 40,
     # bytes that are not UTF-8: stray, truncated, overlong, surrogate, too large
-    b"a\x80b", b"\xff\xfe the", b"caf\xc3", b"\xe2\x82", b"\xe2\x82 the", b"\xc0\xafx", b"\xe0\x80\xaf",
-    b"\xed\xa0\x80z", b"\xf4\x90\x80\x80", b"\xf5'\xf5's", b" \xe4\xb8 \xe4\xb8\xad", b"\xf0\x9f\x91",
+    b"a\x80b", b"\xff\xfe the", b"caf\xc3", b"\xe2\x82", b"\xe2\x82 the", b"\xc0\xafx",
+    b"\xe0\x80\xaf",
+    b"\xe0\x81\x81's", b"\xf0\x80\x80\xb1's", b"\xc1\x81's", b"\xed\xbf\xbf's",
+    b"\xed\xa0\x80z", b"\xf4\x90\x80\x80", b"\xf5'\xf5's", b" \xe4\xb8 \xe4\xb8\xad",
+    b"\xf0\x9f\x91",
     bytes(range(256)),
 ]
 

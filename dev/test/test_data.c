@@ -118,8 +118,8 @@ static void test_kinds(void) {
     memset(text, 'x', sizeof text);
     write_bytes("plain.md", text, sizeof text);
     open_or_exit(&d, "plain.md", DATA_ALL, DATA_SEQUENTIAL, 0, 10, 1);
-    check(data_is_text(&d) && d.vocab == 256 && data_tokens(&d) == 1000 && data_max_token(&d) == 255,
-          "any file without the magic is text");
+    check(data_is_text(&d) && d.vocab == 256 && data_tokens(&d) == 1000 &&
+          data_max_token(&d) == 255, "any file without the magic is text");
     data_close(&d);
     write_counting("shard", 7, 100);
     open_or_exit(&d, "shard", DATA_TRAIN, DATA_SEQUENTIAL, 0, 10, 1);
@@ -309,8 +309,9 @@ static void test_text_split(void) {
     }
     check(!bad && !leaked, "%d validation bytes seen in training", leaked);
     check(data_val_rows(&val, 0) == 8, "rows %zu", data_val_rows(&val, 0)); /* 122 targets */
-    bad = data_val_batch(&val, 0, 4, 0, x, y, err) || x[0] != text[TRAIN] || y[0] != text[TRAIN + 1];
-    check(!bad, "the validation part begins behind the training part");
+    bad = data_val_batch(&val, 0, 4, 0, x, y, err);
+    check(!bad && x[0] == text[TRAIN] && y[0] == text[TRAIN + 1],
+          "the validation part begins behind the training part");
     check(data_next(&val, 1, x, y, err) == -1 && strstr(err, "validation only"),
           "drawing from validation data: %s", err);
     check(data_checksum(&train) != data_checksum(&val), "the parts have different fingerprints");
@@ -344,7 +345,8 @@ static void test_validation(void) {
                 targets++;
             }
         }
-        check(!bad && targets == expect, "limit %zu: %zu targets, %d wrong", limits[l], targets, bad);
+        check(!bad && targets == expect, "limit %zu: %zu targets, %d wrong", limits[l], targets,
+              bad);
     }
     data_close(&d);
 }
@@ -361,8 +363,8 @@ static void test_vocabulary(void) {
     check(data_seek(&d, s, err) == 0, "%s", err);
     d.vocab = 50310;
     check(data_next(&d, 1, x, y, err) == 0, "%s", err);
-    check(data_next(&d, 1, x, y, err) == -1 && strstr(err, "big.bin") && strstr(err, "token 50310") &&
-          strstr(err, "position 10") && strstr(err, "50310"), "token out of range: %s", err);
+    check(data_next(&d, 1, x, y, err) == -1 && strstr(err, "big.bin: token 50310 at position 10 ") &&
+          strstr(err, "vocabulary of 50310"), "token out of range: %s", err);
     d.vocab = 50340;
     check(data_next(&d, 1, x, y, err) == 0 && x[0] == 50308, "an error moves nothing");
     d.vocab = 50305;
@@ -441,7 +443,7 @@ static void test_benchmark_steps(void) {
     DataState s = {0, 0, 0, 189 * (uint64_t)B};
     int bad = data_seek(&d, s, err) || data_next(&d, ROWS, x, y, err);
     s = data_state(&d);
-    check(!bad && s.shard == 0 && s.position == 190 * (uint64_t)B && 100000000 - s.position == 385280,
+    check(!bad && s.shard == 0 && s.position == 190 * (uint64_t)B,
           "step 190 is the last of shard 1");
     bad = data_next(&d, ROWS, x, y, err);
     s = data_state(&d);

@@ -209,7 +209,8 @@ static void attention_backward_piece(floatX *dqkv, const floatX *dout, const flo
                     floatX beta = h == g * group && j0 + j >= i0 ? 0 : 1;
                     size_t at = (size_t)(j0 + j) * C3;
                     gemm_block(1, m, HS, bq - r, 1, dp + r * ATTENTION_LD + j, ATTENTION_LD,
-                               qp + r * GEMM_NR, GEMM_NR, ATTENTION_BQ * GEMM_NR, beta, dk + at, C3);
+                               qp + r * GEMM_NR, GEMM_NR, ATTENTION_BQ * GEMM_NR, beta, dk + at,
+                               C3);
                     gemm_block(1, m, HS, bq - r, 1, s + r * ATTENTION_LD + j, ATTENTION_LD,
                                dop + r * GEMM_NR, GEMM_NR, ATTENTION_BQ * GEMM_NR, beta, dv + at,
                                C3);

@@ -28,7 +28,8 @@ the tiling, so the built-in gives the same bits for every number of threads.
 typedef enum { COMPUTE_FP32, COMPUTE_BF16 } Compute;
 
 /* Vectors of the widest kind the compiler may use; loads and stores need no alignment. MR x 2
-   accumulators, 2 vectors of B and one of A have to fit the registers (32, or 16 before AVX-512). */
+   accumulators, 2 vectors of B and one of A have to fit the registers: 32 of them, or 16 on x86
+   before AVX-512. */
 #if defined(__AVX512F__)
 #define GEMM_VEC_BYTES 64
 #define GEMM_MR 8
@@ -527,7 +528,7 @@ __attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, fl
                                          floatX beta, floatX *C, size_t ldc) {
     if (M <= 0 || N <= 0) return;
 #ifdef GEMM_ONEDNN
-    /* Below this size the built-in is the quicker one, and inside a parallel region the only one. */
+    /* Below this size the built-in is quicker; inside a parallel region it is the only one. */
     if (!in_parallel() && K > 0 && (double)M * N * K > 1e6 &&
         dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, A, (dnnl_dim_t)lda, B,
                    (dnnl_dim_t)ldb, beta, C, (dnnl_dim_t)ldc) == dnnl_success)

@@ -1,7 +1,7 @@
 /*
-exp, tanh and maximum that a compiler can vectorise: no branches, no table, no -ffast-math. A loop marked
-`#pragma omp simd` over them runs at vector speed, where the library's functions would run one
-element at a time. In the double build they are the library's.
+exp, tanh and maximum that a compiler can vectorise: no branches, no table, no -ffast-math. A loop
+marked `#pragma omp simd` over fast_exp or fast_tanh runs at vector speed, where the library's
+functions would run one element at a time. In the double build they are the library's.
 
 e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2) / 2, and e^r - 1 = r + r^2 P(r), P a
 minimax polynomial of degree 4 (relative error 3e-9, so that rounding dominates).
@@ -19,7 +19,7 @@ static inline floatX fast_tanh(floatX x) { return tanh(x); }
 /* Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum. */
 #define SIMD_ROUND 12582912.0f
 
-/* For |x| < 88.03: *scale = 2^n, and the value is e^r - 1. */
+/* For -87 <= x <= 88.37: *scale = 2^n, and the value is e^r - 1. */
 static inline float simd_split_exp(float x, float *scale) {
     float shifted = x * 1.44269504f + SIMD_ROUND;
     float n = shifted - SIMD_ROUND;

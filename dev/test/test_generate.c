@@ -1,0 +1,360 @@
+/*
+Generation: decoding with a cache against the full forward pass for every kind of model, the window
+that slides when the context is full, the sampler, and bytes on their way to a terminal.
+*/
+#define CM_NO_GENERATE_MAIN
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function" /* not every function is tested here */
+#include "generate.c"
+#pragma GCC diagnostic pop
+
+#include "check.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* decode */
+
+/* A model of these flags with every tensor random, gains and biases too. */
+static int make_model(Model *m, const char *flags) {
+    char err[ERR_LEN];
+    Config c;
+    memset(&c, 0, sizeof c);
+    flags_defaults(config_flags, CONFIG_FLAGS, &c);
+    c.vocab = 77; /* not a multiple of 64, so that there is padding */
+    c.batch_size = 1;
+    if (config_apply(&c, NULL, "--layers 3 --width 32 --heads 4 --seq-len 16", err) ||
+        config_apply(&c, NULL, flags, err) || config_resolve(&c, err) || model_create(m, &c, 0, err))
+        return check(0, "%s: %s", flags, err);
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m->r.t[id];
+        double mean = t->init_mean, std = t->rows > 1 ? 1 / sqrt(t->cols) : 0.2;
+        for (size_t i = 0; i < t->size; i++)
+            m->p[t->offset + i] = (floatM)(mean + std * rng_normal(5, (uint64_t)id, i));
+    }
+    return 1;
+}
+
+/* Logits (T,V) of every position by the forward pass of the trainer. */
+static void full_logits(Model *m, const int *tokens, floatX *logits) {
+    int V = m->c.vocab, Vp = round_up(V, 64);
+    forward(m, tokens, 1);
+    for (int t = 0; t < m->T; t++) {
+        forward_logits(m, t, 1);
+        softcap_forward(m->a.logits, 1, V, Vp, m->c.softcap);
+        memcpy(logits + (size_t)t * V, m->a.logits, (size_t)V * sizeof(floatX));
+    }
+}
+
+static double logits_error(const floatX *a, const floatX *b, int V) {
+    double d = 0, s = 0;
+    for (int v = 0; v < V; v++) {
+        d += (double)(a[v] - b[v]) * (double)(a[v] - b[v]);
+        s += (double)b[v] * (double)b[v];
+    }
+    double r = sqrt(d / s);
+    return r == r ? r : INFINITY;
+}
+
+static void test_decode(const char *flags) {
+    enum { T = 16, V = 77 };
+    static const int starts[] = {1, 2, 9, 16};
+    char err[ERR_LEN];
+    static floatX expected[T * V];
+    int tokens[T];
+    Model m;
+    Cache cache;
+    if (!make_model(&m, flags)) return;
+    if (cache_create(&cache, &m.c, err)) {
+        check(0, "%s", err);
+        return;
+    }
+    for (int t = 0; t < T; t++) tokens[t] = (int)(rng_bits(1, 2, (uint64_t)t) % V);
+    full_logits(&m, tokens, expected);
+    double differs = logits_error(expected, expected + V, V);
+    check(differs > 0.01, "%s: logits of two positions are the same", flags);
+    for (int i = 0; i < 4; i++) {
+        int n = starts[i];
+        prefill(&m, &cache, tokens, n);
+        double worst = logits_error(m.a.logits, expected + (n - 1) * V, V);
+        check(worst < 1e-5, "%s: prefill of %d tokens is off by %g", flags, n, worst);
+        check(m.T == T, "%s: prefill left sequences of %d tokens", flags, m.T);
+        for (int t = n; t < T; t++) {
+            decode(&m, &cache, tokens[t], t);
+            worst = fmax(worst, logits_error(m.a.logits, expected + t * V, V));
+        }
+        check(worst < 1e-5, "%s: decoding after %d tokens is off by %g", flags, n, worst);
+    }
+    cache_free(&cache);
+    model_free(&m);
+}
+
+/* Tokens one after the other for three contexts: after each the logits are those of a fresh pass over
+   the tokens that ought to be in sight. */
+static void test_slide(int T, const char *flags) {
+    enum { STEPS = 50 };
+    char text[256], err[ERR_LEN];
+    int all[STEPS];
+    Model m, fresh;
+    Context x;
+    Cache cache;
+    snprintf(text, sizeof text, "--seq-len %d %s", T, flags);
+    if (!make_model(&m, text) || !make_model(&fresh, text)) return;
+    if (context_create(&x, &m, err) || cache_create(&cache, &fresh.c, err)) {
+        check(0, "%s", err);
+        return;
+    }
+    for (int i = 0; i < STEPS; i++) all[i] = (int)(rng_bits(3, 4, (uint64_t)i) % 77);
+    int first = 0, slides = 0;
+    double worst = 0;
+    context_start(&x, all, 1);
+    for (int i = 1; i < STEPS; i++) {
+        context_append(&x, all[i]);
+        if (i - first >= T) {
+            first = i + 1 - (T / 2 > 1 ? T / 2 : 1);
+            slides++;
+        }
+        int n = i + 1 - first;
+        if (!check(x.count == n && !memcmp(x.tokens, all + first, (size_t)n * sizeof(int)),
+                   "T %d, token %d: the window has %d tokens, not %d", T, i, x.count, n))
+            break;
+        prefill(&fresh, &cache, all + first, n);
+        worst = fmax(worst, logits_error(m.a.logits, fresh.a.logits, 77));
+    }
+    check(worst < 1e-5, "T %d %s: logits off by %g", T, flags, worst);
+    check(slides >= 2, "T %d: only %d slides", T, slides);
+    context_free(&x);
+    cache_free(&cache);
+    model_free(&m);
+    model_free(&fresh);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* sampler */
+
+static int draw(Sampler s, const floatM *z, int V, int position) {
+    static SamplerEntry scratch[1024];
+    char err[ERR_LEN];
+    int token = -1;
+    return sampler_next(&s, z, V, 7, (uint64_t)position, scratch, &token, err) ? -1 : token;
+}
+
+static void test_sampler_greedy(void) {
+    const floatM z[] = {1, 5, -2, 5, 4.5f}, flat[] = {0, 0, 0};
+    Sampler greedy = {0, 0, 1, 1}, k1 = {2, 1, 1, 1}, p0 = {2, 0, 0, 1}, p_tiny = {1, 0, 1e-9, 1};
+    Sampler both = {3, 4, 1e-9, 1}, cold = {1e-300, 0, 1, 1};
+    int wrong = 0, k = 0, nucleus = 0, combined = 0, low = 0;
+    for (int i = 0; i < 100; i++) {
+        wrong += draw(greedy, z, 5, i) != 1;
+        k += draw(k1, z, 5, i) != 1;
+        nucleus += draw(p0, z, 5, i) != 1 || draw(p_tiny, z, 5, i) != 1;
+        combined += draw(both, z, 5, i) != 1;
+        low += draw(cold, z + 2, 3, i) != 1;
+    }
+    check(wrong == 0, "greedy is not the first of the largest logits");
+    check(k == 0, "top-k 1 is not the first of the largest logits");
+    check(nucleus == 0, "a top-p near 0 is not the first of the largest logits");
+    check(combined == 0, "top-k and a tiny top-p are not the first of the largest logits");
+    check(low == 0, "a temperature near 0 is not greedy");
+    check(draw(greedy, flat, 3, 0) == 0, "of equal logits the first is not taken");
+}
+
+/* Which tokens 4000 draws bring, as bits. */
+static unsigned seen(Sampler s, const floatM *z, int V) {
+    unsigned bits = 0;
+    for (int i = 0; i < 4000; i++) bits |= 1u << draw(s, z, V, i);
+    return bits;
+}
+
+static void test_sampler_sets(void) {
+    /* probabilities .4 .1 .2 .2 .1 */
+    const floatM z[] = {(floatM)log(4), 0, (floatM)log(2), (floatM)log(2), 0};
+    const struct { int k; double p; unsigned bits; } cases[] = {
+        {0, 1, 31},   {2, 1, 5},   {3, 1, 13},  {4, 1, 15},    {5, 1, 31},   {100, 1, 31},
+        {0, .3, 1},   {0, .5, 5},  {0, .7, 13}, {0, .85, 15},  {0, .95, 31},
+        {2, .6, 1},   /* of two, the first has 2/3 */
+        {2, .7, 5},   {3, .49, 1}, {3, .6, 5},  {5, .85, 15},  {100, .7, 13},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        Sampler s = {1, cases[i].k, cases[i].p, 3};
+        unsigned bits = seen(s, z, 5);
+        check(bits == cases[i].bits, "top-k %d, top-p %g: tokens %x, not %x", cases[i].k, cases[i].p,
+              bits, cases[i].bits);
+    }
+    const floatM holes[] = {-INFINITY, 1, -INFINITY, 1, -1e30f};
+    Sampler plain = {1, 0, 1, 3}, hot = {INFINITY, 0, 1, 3}, k4 = {1, 4, 1, 3}, p9 = {1, 0, .9, 3};
+    check(seen(plain, holes, 5) == 10, "tokens ruled out are drawn");
+    check(seen(hot, holes, 5) == 26, "an infinite temperature is not even among the tokens allowed");
+    check(seen(k4, holes, 5) == 10 && seen(p9, holes, 5) == 10, "top-k or top-p draws what is ruled out");
+}
+
+/* Pearson's statistic of n draws against the probabilities p. */
+static double chi_square(Sampler s, const floatM *z, const double *p, int V, int n) {
+    int counts[16] = {0};
+    double x = 0;
+    for (int i = 0; i < n; i++) counts[draw(s, z, V, i)]++;
+    for (int v = 0; v < V; v++) {
+        if (p[v] <= 0) x += counts[v] ? INFINITY : 0;
+        else x += (counts[v] - n * p[v]) * (counts[v] - n * p[v]) / (n * p[v]);
+    }
+    return x;
+}
+
+static void test_sampler_distribution(void) {
+    enum { V = 8, DRAWS = 20000 };
+    const double temperatures[] = {0.5, 1, 2}, bound = 24.32; /* 7 degrees of freedom, 1 in 1000 */
+    floatM z[V];
+    double p[V], k3[V], sum;
+    for (int v = 0; v < V; v++) z[v] = (floatM)(v % 5 - 0.3 * v + 100);
+    for (int i = 0; i < 3; i++) {
+        sum = 0;
+        for (int v = 0; v < V; v++) sum += p[v] = exp((double)z[v] / temperatures[i]);
+        for (int v = 0; v < V; v++) p[v] /= sum;
+        Sampler s = {temperatures[i], 0, 1, 11}, all = {temperatures[i], V, 1, 12};
+        double x = chi_square(s, z, p, V, DRAWS), y = chi_square(all, z, p, V, DRAWS);
+        check(x < bound, "temperature %g: chi-square %g", temperatures[i], x);
+        check(y < bound, "temperature %g, all by top-k: chi-square %g", temperatures[i], y);
+    }
+    /* top-k 3 of these are tokens 4, 3, 2 and keep their proportions */
+    sum = 0;
+    for (int v = 0; v < V; v++) sum += k3[v] = v >= 2 && v <= 4 ? exp((double)z[v] - 100) : 0;
+    for (int v = 0; v < V; v++) k3[v] /= sum;
+    Sampler s3 = {1, 3, 1, 13};
+    double x = chi_square(s3, z, k3, V, DRAWS);
+    check(x < 13.82, "top-k 3: chi-square %g", x); /* 2 degrees of freedom */
+}
+
+static void test_sampler_draws(void) {
+    enum { V = 1000 };
+    static floatM z[V];
+    static SamplerEntry entries[V];
+    Sampler s = {1, 0, 1, 1}, other = {1, 0, 1, 2};
+    int same = 0, equal = 0;
+    for (int v = 0; v < V; v++) z[v] = (floatM)rng_normal(9, 9, (uint64_t)v);
+    for (int i = 0; i < 200; i++) {
+        equal += draw(s, z, V, i) == draw(s, z, V, i);
+        same += draw(s, z, V, i) == draw(other, z, V, i);
+    }
+    check(equal == 200, "the same draw gives another token");
+    check(same < 20, "two seeds agree on %d of 200 tokens", same);
+    /* the heap brings the entries in order, equal weights by their number */
+    for (int v = 0; v < V; v++) {
+        entries[v].weight = (double)(rng_bits(1, 1, (uint64_t)v) % 50);
+        entries[v].token = v;
+    }
+    Sampler sorted = {1, V, 1, 1};
+    int n = sampler_truncate(&sorted, entries, V), wrong = 0;
+    for (int i = 0; i + 1 < V; i++) wrong += !sampler_before(&entries[i + 1], &entries[i]);
+    check(n == V && wrong == 0, "%d of %d entries are out of order", wrong, n);
+}
+
+static void test_sampler_errors(void) {
+    const floatM nan_z[] = {1, NAN, 2}, inf_z[] = {1, 2, INFINITY}, none[] = {-INFINITY, -INFINITY};
+    const floatM fine[] = {1, 2, 3};
+    const struct { const floatM *z; int V; Sampler s; const char *names; } cases[] = {
+        {nan_z, 3, {1, 0, 1, 1}, "token 1"},   {nan_z, 3, {0, 0, 1, 1}, "token 1"},
+        {inf_z, 3, {1, 0, 1, 1}, "token 2"},   {none, 2, {1, 0, 1, 1}, "none of the 2"},
+        {fine, 0, {1, 0, 1, 1}, "none"},       {fine, 3, {-1, 0, 1, 1}, "temperature"},
+        {fine, 3, {NAN, 0, 1, 1}, "temperature"}, {fine, 3, {1, -1, 1, 1}, "top-k"},
+        {fine, 3, {1, 0, 1.5, 1}, "top-p"},    {fine, 3, {1, 0, NAN, 1}, "top-p"},
+    };
+    SamplerEntry scratch[3];
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char err[ERR_LEN] = "";
+        int token = -7;
+        int status = sampler_next(&cases[i].s, cases[i].z, cases[i].V, 0, 0, scratch, &token, err);
+        check(status == -1 && strstr(err, cases[i].names), "case %d: status %d, \"%s\" lacks \"%s\"",
+              (int)i, status, err, cases[i].names);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* text */
+
+/* What comes out of the bytes given one by one; `held` is what the last of them left waiting. */
+static void put_all(const char *bytes, size_t n, int terminal, char *out, size_t size, int *held) {
+    char *buffer = NULL;
+    size_t length = 0;
+    FILE *f = open_memstream(&buffer, &length);
+    Text text = {f, terminal, 0, {0}};
+    for (size_t i = 0; i < n; i++) text_put(&text, bytes + i, 1);
+    *held = text.held;
+    text_flush(&text, 1);
+    fclose(f);
+    snprintf(out, size, "%s", buffer);
+    free(buffer);
+}
+
+static void test_text(void) {
+    const struct { const char *in, *shown; int held; } cases[] = {
+        {"plain\n\ttext", "plain\n\ttext", 0},
+        {"a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z", "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z", 0},
+        {"a\xE2\x82", "a\xEF\xBF\xBD\xEF\xBF\xBD", 2},
+        {"a\xF0\x9F\x98", "a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD", 3},
+        {"\xE2(\xA1", "\xEF\xBF\xBD(\xEF\xBF\xBD", 0},
+        {"\xC3\xC3\xA9", "\xEF\xBF\xBD\xC3\xA9", 0},
+        {"\xFF\xFE!", "\xEF\xBF\xBD\xEF\xBF\xBD!", 0},
+        {"\033[2J\r\x7F", "\xEF\xBF\xBD[2J\xEF\xBF\xBD\xEF\xBF\xBD", 0},
+        {"\xC2\x9B", "\xEF\xBF\xBD", 0}, /* a control character of two bytes */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char out[128];
+        int held;
+        size_t n = strlen(cases[i].in);
+        put_all(cases[i].in, n, 1, out, sizeof out, &held);
+        check(!strcmp(out, cases[i].shown), "terminal, case %d: \"%s\"", (int)i, out);
+        check(held == cases[i].held, "case %d: %d bytes wait, not %d", (int)i, held, cases[i].held);
+        put_all(cases[i].in, n, 0, out, sizeof out, &held);
+        check(!strcmp(out, cases[i].in), "file, case %d: \"%s\"", (int)i, out);
+    }
+}
+
+static void test_prompt(void) {
+    char err[ERR_LEN] = "";
+    Tokenizer t;
+    Config c;
+    TokenList list = {NULL, 0, 0};
+    memset(&c, 0, sizeof c);
+    c.seq_len = 8;
+    c.vocab = 100;
+    if (tokenizer_bytes(&t, err)) {
+        check(0, "%s", err);
+        return;
+    }
+    check(!encode_prompt(&t, &c, "", 0, &list, err) && list.count == 1 && list.ids[0] == '\n',
+          "an empty prompt is not a line end");
+    list.count = 0;
+    check(!encode_prompt(&t, &c, "ABCDEFGH", 8, &list, err) && list.count == 8, "8 tokens: %s", err);
+    list.count = 0;
+    check(encode_prompt(&t, &c, "ABCDEFGHI", 9, &list, err) && strstr(err, "9 tokens") &&
+              strstr(err, "is 8"), "too long: \"%s\"", err);
+    list.count = 0;
+    check(encode_prompt(&t, &c, "ABz", 3, &list, err) && strstr(err, "token 122 at position 2"),
+          "outside the vocabulary: \"%s\"", err);
+    free(list.ids);
+    tokenizer_free(&t);
+}
+
+int main(void) {
+    char err[ERR_LEN];
+    device_setup(2, COMPUTE_FP32, err);
+    test_decode("");
+    device_setup(1, COMPUTE_FP32, err); /* models as small as these gain nothing from threads */
+    test_decode("--preset tiny --norm layernorm --pos learned --qk-norm off --act gelu --biases on "
+                "--tied on --embed-norm off --softcap 0");
+    test_decode("--act swiglu --tied on --softcap 0 --embed-norm off --kv-heads 2");
+    test_decode("--pos rope-half --head-bias on --biases on --kv-heads 1 --attn-scale 0.12");
+    test_decode("--pos none --qk-norm off --norm layernorm --embed-norm on --head-bias on");
+    test_decode("--pos learned --embed-norm on --head-dim 12 --ff-width 20 --layers 1");
+    test_decode("--pos rope --qk-norm off --rope-base 100 --kv-heads 2 --head-dim 16 --biases on");
+    test_slide(8, "");
+    test_slide(7, "--pos learned --norm layernorm");
+    test_slide(2, "--pos rope-half");
+    test_slide(1, "--pos none");
+    test_sampler_greedy();
+    test_sampler_sets();
+    test_sampler_distribution();
+    test_sampler_draws();
+    test_sampler_errors();
+    test_text();
+    test_prompt();
+    return check_done();
+}

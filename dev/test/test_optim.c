@@ -1,0 +1,1916 @@
+/*
+The optimizers: the linear-algebra operations against plain loops, the rules against the fixtures of
+the NumPy oracle and against their definitions by exact decompositions, the properties that follow from
+the theory (bounds, equivariance, reductions), the routing of the plan, and the schedules.
+
+Built twice, with float (and oneDNN where there is one) and with double: TOL(f, d) is the tolerance of
+the two. Everything runs in both.
+*/
+#include "../../llmc/linalg.h"
+
+/* The plan cuts layers into chunks by this budget; here it is a variable, so that a test can vary it. */
+#undef LA_SCRATCH_BUDGET
+static size_t scratch_budget = (size_t)8 << 20;
+#define LA_SCRATCH_BUDGET scratch_budget
+
+#include "../../llmc/optim/plan.h"
+#include "../../llmc/rng.h"
+#include "check.h"
+#include "fixture.h"
+
+#ifdef CM_DOUBLE
+#define TOL(f, d) (d)
+#else
+#define TOL(f, d) (f)
+#endif
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Memory and random numbers                                                                      */
+
+/* Everything a test allocates is given back at once by release(). */
+static void *pool[1 << 16];
+static int pool_used;
+
+static void *take_bytes(size_t bytes) {
+    void *p = calloc(bytes + 1, 1);
+    if (!p || pool_used == 1 << 16) die("out of memory");
+    return pool[pool_used++] = p;
+}
+
+static void release(void) {
+    while (pool_used) free(pool[--pool_used]);
+}
+
+static double *take(size_t n) { return (double *)take_bytes(n * sizeof(double)); }
+static floatM *take_m(size_t n) { return (floatM *)take_bytes(n * sizeof(floatM)); }
+
+static floatM *copy_of(const floatM *x, size_t n) {
+    floatM *y = take_m(n);
+    memcpy(y, x, n * sizeof *y);
+    return y;
+}
+
+static uint64_t draws;
+static double normal(void) { return rng_normal(7, 7, draws++); }
+static double uniform(void) { return rng_uniform(7, 8, draws++); } /* [0, 1) */
+static int pick(int lo, int hi) { return lo + (int)(uniform() * (hi - lo + 1)); }
+
+static double *normals(size_t n) {
+    double *x = take(n);
+    for (size_t i = 0; i < n; i++) x[i] = normal();
+    return x;
+}
+
+static floatM *normals_m(size_t n, double scale) {
+    floatM *x = take_m(n);
+    for (size_t i = 0; i < n; i++) x[i] = (floatM)(scale * normal());
+    return x;
+}
+
+/* An arena of exactly the size a rule asks for, full of NaN: asking for too little aborts, reading
+   what was never written shows. */
+static Arena arena_of(size_t size) {
+    Arena a = {take_m(size), size, 0};
+    for (size_t i = 0; i < size; i++) a.p[i] = (floatM)NAN;
+    return a;
+}
+
+static void set_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Exact decompositions of small dense row-major matrices in double                               */
+
+/* C (m,n) = op(A) op(B) with inner dimension k; ta: A is stored (k,m), tb: B is stored (n,k). */
+static void multiply(double *C, const double *A, int ta, const double *B, int tb, int m, int n, int k) {
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) {
+            double sum = 0;
+            for (int p = 0; p < k; p++)
+                sum += (ta ? A[p * m + i] : A[i * k + p]) * (tb ? B[j * k + p] : B[p * n + j]);
+            C[i * n + j] = sum;
+        }
+}
+
+static double *product(const double *A, int ta, const double *B, int tb, int m, int n, int k) {
+    double *C = take((size_t)m * n);
+    multiply(C, A, ta, B, tb, m, n, k);
+    return C;
+}
+
+/* One-sided Jacobi of a tall T (M,N): rotates its columns until they are orthogonal, T becomes U S,
+   V (N,N) collects the rotations, s the norms of the columns (unsorted). */
+static void jacobi_svd(double *T, double *V, double *s, int M, int N) {
+    for (int i = 0; i < N * N; i++) V[i] = i % (N + 1) == 0;
+    for (int sweep = 0, turned = 1; turned && sweep < 60; sweep++) {
+        turned = 0;
+        for (int p = 0; p < N; p++)
+            for (int q = p + 1; q < N; q++) {
+                double a = 0, b = 0, g = 0;
+                for (int i = 0; i < M; i++) {
+                    a += T[i * N + p] * T[i * N + p];
+                    b += T[i * N + q] * T[i * N + q];
+                    g += T[i * N + p] * T[i * N + q];
+                }
+                if (fabs(g) <= 1e-15 * sqrt(a * b) || g == 0) continue;
+                turned = 1;
+                double zeta = (b - a) / (2 * g);
+                double t = (zeta >= 0 ? 1 : -1) / (fabs(zeta) + sqrt(1 + zeta * zeta));
+                double c = 1 / sqrt(1 + t * t), sn = c * t;
+                for (int i = 0; i < M + N; i++) {
+                    double *row = i < M ? T + i * N : V + (i - M) * N, x = row[p], y = row[q];
+                    row[p] = c * x - sn * y;
+                    row[q] = sn * x + c * y;
+                }
+            }
+    }
+    for (int j = 0; j < N; j++) {
+        double sum = 0;
+        for (int i = 0; i < M; i++) sum += T[i * N + j] * T[i * N + j];
+        s[j] = sqrt(sum);
+    }
+}
+
+static int descending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* The singular values of X (m,n), largest first; there are min(m,n). */
+static double *singular_values(const double *X, int m, int n) {
+    int M = max_int(m, n), N = min_int(m, n);
+    double *T = take((size_t)M * N), *V = take((size_t)N * N), *s = take((size_t)N);
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) T[i * N + j] = m >= n ? X[i * n + j] : X[j * n + i];
+    jacobi_svd(T, V, s, M, N);
+    qsort(s, (size_t)N, sizeof *s, descending);
+    return s;
+}
+
+static double operator_norm(const double *X, int m, int n) { return singular_values(X, m, n)[0]; }
+
+static double nuclear_norm(const double *X, int m, int n) {
+    const double *s = singular_values(X, m, n);
+    double sum = 0;
+    for (int i = 0; i < min_int(m, n); i++) sum += s[i];
+    return sum;
+}
+
+static double frobenius(const double *X, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += X[i] * X[i];
+    return sqrt(sum);
+}
+
+/* U V^T of the thin SVD of X (m,n); singular values of rounding size count as zero. */
+static double *exact_sign(const double *X, int m, int n) {
+    int M = max_int(m, n), N = min_int(m, n);
+    double *T = take((size_t)M * N), *V = take((size_t)N * N), *s = take((size_t)N);
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) T[i * N + j] = m >= n ? X[i * n + j] : X[j * n + i];
+    double floor = 1e-13 * frobenius(X, (size_t)m * n);
+    jacobi_svd(T, V, s, M, N);
+    for (int i = 0; i < M * N; i++) T[i] = s[i % N] > floor ? T[i] / s[i % N] : 0;
+    return m >= n ? product(T, 0, V, 1, M, N, N) : product(V, 0, T, 1, N, M, N);
+}
+
+/* (G + damping I)^-1/2 of a symmetric G (k,k) of which G + damping I is positive definite. */
+static double *exact_rroot(const double *G, int k, double damping) {
+    double *T = take((size_t)k * k), *V = take((size_t)k * k), *s = take((size_t)k);
+    for (int i = 0; i < k * k; i++) T[i] = G[i] + (i % (k + 1) == 0 ? damping : 0);
+    jacobi_svd(T, V, s, k, k);
+    for (int i = 0; i < k * k; i++) T[i] = V[i] / sqrt(s[i % k]);
+    return product(T, 0, V, 1, k, k, k);
+}
+
+/* A random orthogonal matrix. */
+static double *orthogonal(int k) { return exact_sign(normals((size_t)k * k), k, k); }
+
+static double *inverse(const double *A, int k) {
+    double *L = take((size_t)k * k), *R = take((size_t)k * k);
+    memcpy(L, A, (size_t)k * k * sizeof *L);
+    for (int i = 0; i < k; i++) R[i * k + i] = 1;
+    for (int c = 0; c < k; c++) {
+        int best = c;
+        for (int r = c; r < k; r++) best = fabs(L[r * k + c]) > fabs(L[best * k + c]) ? r : best;
+        for (int j = 0; j < k; j++) {
+            double l = L[c * k + j], x = R[c * k + j];
+            L[c * k + j] = L[best * k + j], L[best * k + j] = l;
+            R[c * k + j] = R[best * k + j], R[best * k + j] = x;
+        }
+        for (int r = 0; r < k; r++) {
+            double f = r == c ? 0 : L[r * k + c] / L[c * k + c];
+            for (int j = 0; j < k; j++) L[r * k + j] -= f * L[c * k + j], R[r * k + j] -= f * R[c * k + j];
+        }
+    }
+    for (int i = 0; i < k * k; i++) R[i] /= L[i / k * (k + 1)];
+    return R;
+}
+
+static void test_decompositions(void) {
+    double *X = normals(7 * 4), *S = exact_sign(X, 7, 4), *T = exact_sign(X, 4, 7);
+    double *E = product(S, 1, S, 0, 4, 4, 7), *F = product(T, 0, T, 1, 4, 4, 7), worst = 0;
+    for (int i = 0; i < 16; i++) worst = fmax(worst, fabs(E[i] - (i % 5 == 0)) + fabs(F[i] - (i % 5 == 0)));
+    double *P = product(S, 1, X, 0, 4, 4, 7); /* the polar factor: symmetric, trace = nuclear norm */
+    for (int i = 0; i < 16; i++) worst = fmax(worst, fabs(P[i] - P[i % 4 * 4 + i / 4]));
+    worst = fmax(worst, fabs(P[0] + P[5] + P[10] + P[15] - nuclear_norm(X, 7, 4)));
+    double *G = product(X, 1, X, 0, 4, 4, 7), *R = exact_rroot(G, 4, 0.3), *I = product(G, 0, inverse(G, 4), 0, 4, 4, 4);
+    for (int i = 0; i < 16; i++) G[i] += 0.3 * (i % 5 == 0);
+    double *RGR = product(product(R, 0, G, 0, 4, 4, 4), 0, R, 0, 4, 4, 4);
+    for (int i = 0; i < 16; i++) worst = fmax(worst, fabs(RGR[i] - (i % 5 == 0)) + fabs(I[i] - (i % 5 == 0)));
+    check(worst < 1e-12, "the decompositions of this test are off by %g", worst);
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The operations of linalg.h against loops, on views of every kind                               */
+
+/* A random view, its memory, and a copy of that memory. */
+typedef struct {
+    Mat m;
+    floatM *memory, *before;
+    size_t size;
+} View;
+
+enum { APART, ROW_BLOCKS, COLUMN_BLOCKS, REPEATED };
+
+/* n0 x n1 items of (rows, cols) as separate matrices, as blocks of rows or of columns of larger ones, or
+   one of them repeated; transposed or not; always with memory between and around that is not theirs. */
+static View view_of(int kind, int transposed, int n0, int n1, int rows, int cols) {
+    int r = transposed ? cols : rows, c = transposed ? rows : cols, pad = pick(0, 3);
+    size_t ld = (size_t)(kind == COLUMN_BLOCKS ? n1 * c : c) + (size_t)pad;
+    size_t s1 = kind == ROW_BLOCKS ? (size_t)r * ld
+                : kind == COLUMN_BLOCKS ? (size_t)c : kind == REPEATED ? 0 : (size_t)r * ld + 5;
+    size_t s0 = (kind == COLUMN_BLOCKS || kind == REPEATED ? 1 : (size_t)n1) * ((size_t)r * ld + 5) + 2;
+    View v;
+    v.size = (size_t)n0 * s0 + 16;
+    v.memory = normals_m(v.size, 1);
+    v.before = copy_of(v.memory, v.size);
+    Mat m = {v.memory + 3, n0, n1, s0, s1, r, c, ld, 1};
+    v.m = transposed ? mat_t(m) : m;
+    return v;
+}
+
+static View random_view(int writable, int n0, int n1, int rows, int cols) {
+    return view_of(pick(0, writable ? 2 : 3), pick(0, 1), n0, n1, rows, cols);
+}
+
+static size_t element(const View *v, int i, int r, int c) {
+    return (size_t)(v->m.p - v->memory) + (size_t)(i / v->m.n1) * v->m.s0 +
+           (size_t)(i % v->m.n1) * v->m.s1 + (size_t)r * v->m.rs + (size_t)c * v->m.cs;
+}
+
+static double was(const View *v, int i, int r, int c) { return v->before[element(v, i, r, c)]; }
+
+/* Largest error of the view against expected (items, rows, cols), relative to the largest expected
+   number; infinite if anything outside the view was written. */
+static double view_error(const View *v, const double *expected) {
+    double worst = 0, largest = 1e-30;
+    unsigned char *inside = (unsigned char *)take_bytes(v->size);
+    size_t at = 0;
+    for (int i = 0; i < mat_count(v->m); i++)
+        for (int r = 0; r < v->m.rows; r++)
+            for (int c = 0; c < v->m.cols; c++, at++) {
+                double e = fabs((double)v->memory[element(v, i, r, c)] - expected[at]);
+                worst = e <= worst ? worst : e == e ? e : INFINITY;
+                largest = fmax(largest, fabs(expected[at]));
+                inside[element(v, i, r, c)] = 1;
+            }
+    for (size_t j = 0; j < v->size; j++)
+        if (!inside[j] && memcmp(&v->memory[j], &v->before[j], sizeof(floatM))) return INFINITY;
+    return worst / largest;
+}
+
+/* Fills expected[] by EXPRESSION of i, r, c. */
+#define EXPECT(V, EXPRESSION)                                                                      \
+    do {                                                                                           \
+        size_t at_ = 0;                                                                            \
+        for (int i = 0; i < mat_count((V).m); i++)                                                 \
+            for (int r = 0; r < (V).m.rows; r++)                                                   \
+                for (int c = 0; c < (V).m.cols; c++) expected[at_++] = (EXPRESSION);               \
+    } while (0)
+
+static void fill_nan(View *v) {
+    for (int i = 0; i < mat_count(v->m); i++)
+        for (int r = 0; r < v->m.rows; r++)
+            for (int c = 0; c < v->m.cols; c++) v->memory[element(v, i, r, c)] = (floatM)NAN;
+}
+
+static void test_elementwise(void) {
+    double bad[6] = {0};
+    for (int trial = 0; trial < 300; trial++) {
+        int n0 = pick(1, 3), n1 = pick(1, 4), rows = pick(1, 9), cols = pick(1, 9);
+        double *expected = take((size_t)n0 * n1 * rows * cols);
+        View X = random_view(0, n0, n1, rows, cols), Y = random_view(1, n0, n1, rows, cols);
+        double a = normal(), b = trial % 3 ? normal() : 0;
+        if (b == 0) fill_nan(&Y); /* must be overwritten, not multiplied by 0 */
+        la_axpby(Y.m, a, X.m, b);
+        EXPECT(Y, a * was(&X, i, r, c) + (b != 0 ? b * was(&Y, i, r, c) : 0));
+        bad[0] = fmax(bad[0], view_error(&Y, expected));
+
+        Y = random_view(1, n0, n1, rows, cols);
+        la_copy(Y.m, X.m);
+        EXPECT(Y, was(&X, i, r, c));
+        bad[1] = fmax(bad[1], view_error(&Y, expected) > 0);
+
+        /* The gradient has the geometry of the momentum, U any. */
+        int kind = pick(0, 2), transposed = pick(0, 1), nesterov = trial & 1;
+        View M = view_of(kind, transposed, n0, n1, rows, cols), U = random_view(1, n0, n1, rows, cols);
+        View G = view_of(kind, transposed, n0, n1, rows, cols);
+        double beta = uniform(), gain = normal();
+        la_momentum(U.m, M.m, G.m, beta, gain, nesterov);
+        EXPECT(M, beta * was(&M, i, r, c) + gain * was(&G, i, r, c));
+        bad[2] = fmax(bad[2], view_error(&M, expected));
+        EXPECT(U, (nesterov ? beta : 1) * (beta * was(&M, i, r, c) + gain * was(&G, i, r, c)) +
+                      (nesterov ? gain * was(&G, i, r, c) : 0));
+        bad[2] = fmax(bad[2], view_error(&U, expected));
+
+        int count = n0 * n1, group = count % 2 == 0 && trial & 2 ? 2 : 1;
+        floatM *s = normals_m((size_t)count, 1);
+        Y = random_view(1, n0, n1, rows, cols);
+        la_scale(Y.m, s, group);
+        EXPECT(Y, (double)s[i / group] * was(&Y, i, r, c));
+        bad[3] = fmax(bad[3], view_error(&Y, expected));
+
+        floatM *norms = take_m((size_t)count);
+        la_norms(norms, X.m, group);
+        for (int i = 0; i < count / group; i++) {
+            double sum = 0;
+            for (int j = i * group; j < (i + 1) * group; j++)
+                for (int e = 0; e < rows * cols; e++) {
+                    double x = was(&X, j, e / cols, e % cols);
+                    sum += x * x;
+                }
+            bad[4] = fmax(bad[4], relative_error((double)norms[i], sqrt(sum), 1e-30));
+        }
+
+        View P = view_of(kind, 0, n0, n1, rows, cols), D = view_of(kind, 0, n0, n1, rows, cols);
+        View V = view_of(kind, 0, n0, n1, rows, cols);
+        M = view_of(kind, 0, n0, n1, rows, cols);
+        for (size_t i = 0; i < V.size; i++) V.memory[i] = V.before[i] = (floatM)fabs((double)V.memory[i]);
+        double scale = 0.5 + uniform(), b1 = uniform(), b2 = uniform(), rate = uniform();
+        double root = 1 + uniform(), eps = 0.1 * uniform(), keep = 0.9;
+        la_adamw(P.m, D.m, M.m, V.m, scale, b1, b2, rate, root, eps, keep);
+        double *m1 = take((size_t)n0 * n1 * rows * cols), *v1 = take((size_t)n0 * n1 * rows * cols);
+        size_t at = 0;
+        for (int i = 0; i < count; i++)
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < cols; c++, at++) {
+                    double g = scale * was(&D, i, r, c);
+                    m1[at] = b1 * was(&M, i, r, c) + (1 - b1) * g;
+                    v1[at] = b2 * was(&V, i, r, c) + (1 - b2) * g * g;
+                    expected[at] = keep * was(&P, i, r, c) - rate * m1[at] / (sqrt(v1[at]) * root + eps);
+                }
+        bad[5] = fmax(bad[5], fmax(view_error(&P, expected), fmax(view_error(&M, m1), view_error(&V, v1))));
+        release();
+    }
+    static const char *const names[] = {"axpby", "copy", "momentum", "scale", "norms", "adamw"};
+    for (int i = 0; i < 6; i++) check(bad[i] <= TOL(2e-6, 4e-15), "la_%s is off by %g", names[i], bad[i]);
+}
+
+static void test_products(void) {
+    double bad[5] = {0};
+    for (int trial = 0; trial < 240; trial++) {
+        int n0 = pick(1, 3), n1 = pick(1, 4), m = pick(1, 12), n = pick(1, 12), k = pick(1, 40);
+        if (trial % 80 == 0) n0 = n1 = 1, m = 70, n = 90, k = 130; /* one large: all threads on it */
+        double *expected = take((size_t)n0 * n1 * m * (size_t)max_int(m, n));
+        View A = random_view(0, n0, n1, m, k), B = random_view(0, n0, n1, k, n);
+        View C = random_view(1, n0, n1, m, n);
+        double a = normal(), b = trial % 3 ? normal() : 0;
+        if (b == 0) fill_nan(&C);
+        la_gemm(C.m, a, A.m, B.m, b);
+        size_t at = 0;
+        for (int i = 0; i < n0 * n1; i++)
+            for (int r = 0; r < m; r++)
+                for (int c = 0; c < n; c++) {
+                    double sum = 0;
+                    for (int p = 0; p < k; p++) sum += was(&A, i, r, p) * was(&B, i, p, c);
+                    expected[at++] = a * sum + (b != 0 ? b * was(&C, i, r, c) : 0);
+                }
+        bad[0] = fmax(bad[0], view_error(&C, expected));
+
+        View G = random_view(1, n0, n1, m, m);
+        la_gram(G.m, A.m, b);
+        at = 0;
+        for (int i = 0; i < n0 * n1; i++)
+            for (int r = 0; r < m; r++)
+                for (int c = 0; c < m; c++) {
+                    double sum = 0;
+                    for (int p = 0; p < k; p++) sum += was(&A, i, r, p) * was(&A, i, c, p);
+                    expected[at++] = sum + (b != 0 ? b * was(&G, i, r, c) : 0);
+                }
+        bad[1] = fmax(bad[1], view_error(&G, expected));
+
+        /* Square dense matrices. */
+        View X = view_of(APART, 0, n0, n1, m, m), Z = view_of(APART, 0, n0, n1, m, m);
+        View Y = view_of(APART, 0, n0, n1, m, m), *out = trial % 3 == 0 ? &X : trial % 3 == 1 ? &Z : &Y;
+        double e = trial % 4 ? normal() : 0, f = normal(), h = normal();
+        la_polynomial(out->m, e, f, X.m, h, Z.m);
+        EXPECT(Y, (r == c) * e + f * was(&X, i, r, c) + h * was(&Z, i, r, c));
+        bad[2] = fmax(bad[2], view_error(out, expected));
+
+        X = view_of(APART, 0, n0, n1, m, m);
+        la_symmetrize(X.m);
+        EXPECT(X, 0.5 * (was(&X, i, r, c) + was(&X, i, c, r)));
+        bad[3] = fmax(bad[3], view_error(&X, expected));
+
+        /* A Gram plus damping; sometimes an almost symmetric one, of which the symmetric part counts. */
+        int small = min_int(m, 9), twisted = trial & 1;
+        double damping = 0.01 + uniform();
+        View S = view_of(APART, 0, n0, n1, small, small), R = view_of(APART, 0, n0, n1, small, small);
+        double *x = normals((size_t)small * 12), *sym = product(x, 0, x, 1, small, small, 12);
+        for (int i = 0; i < n0 * n1; i++)
+            for (int r = 0; r < small; r++)
+                for (int c = 0; c < small; c++)
+                    S.memory[element(&S, i, r, c)] =
+                        (floatM)((i + 1) * sym[r * small + c] + (twisted ? 0.25 * (r > c) - 0.25 * (r < c) : 0));
+        la_eigh_rroot(R.m, S.m, damping);
+        for (int i = 0; i < n0 * n1; i++) {
+            double *g = take((size_t)small * small);
+            for (int j = 0; j < small * small; j++) g[j] = (i + 1) * sym[j];
+            memcpy(expected + (size_t)i * small * small, exact_rroot(g, small, damping),
+                   (size_t)small * small * sizeof *g);
+        }
+        bad[4] = fmax(bad[4], view_error(&R, expected));
+        release();
+    }
+    static const char *const names[] = {"gemm", "gram", "polynomial", "symmetrize", "eigh_rroot"};
+    for (int i = 0; i < 5; i++)
+        check(bad[i] <= (i == 4 ? TOL(5e-5, 1e-12) : TOL(1e-5, 1e-13)), "la_%s is off by %g", names[i], bad[i]);
+
+    /* The eigenvalues are clamped from below, so a zero Gram without damping has a finite root. */
+    floatM zero[4] = {0}, root[4];
+    la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0);
+    check(relative_error((double)root[0], 1e6, 1) < 1e-6 && root[1] == 0 && root[3] == root[0],
+          "la_eigh_rroot of zero: %g %g", (double)root[0], (double)root[1]);
+}
+
+static void test_vectors(void) {
+    floatM x[4] = {4, 0, (floatM)0.25, 2}, s[4], t[4] = {2, 0, 8, (floatM)0.5};
+#define ON_COPY(CALL, E0, E1, E2, E3)                                                              \
+    do {                                                                                           \
+        memcpy(s, x, sizeof s);                                                                    \
+        CALL;                                                                                      \
+        double e_[4] = {E0, E1, E2, E3};                                                           \
+        for (int i = 0; i < 4; i++)                                                                \
+            check(relative_error((double)s[i], e_[i], 1e-30) < 1e-6 || (e_[i] == 0 && s[i] == 0), \
+                  #CALL ": item %d is %g, not %g", i, (double)s[i], e_[i]);                        \
+    } while (0)
+    ON_COPY(la_vec_recip(s, 4, 0.5), 0.25, 2, 2, 0.5);
+    ON_COPY(la_vec_rroot(s, 4, 3, 1), 1 / 7.0, 1, 1 / sqrt(1.1875), 1 / sqrt(13.0));
+    ON_COPY(la_vec_rroot(s, 4, 1, 0), 0.25, 1e6, 4, 0.5);
+    ON_COPY(la_vec_div(s, t, 4, 1), 2, 0, 0.25 / 8, 2);
+    ON_COPY(la_vec_mul(s, 4, -3), -12, 0, -0.75, -6);
+    ON_COPY(la_vec_sqrt(s, 4), 2, 0, 0.5, sqrt(2.0));
+#undef ON_COPY
+}
+
+/* Sums do not depend on the number of threads, which would make runs irreproducible. */
+static void test_sums(void) {
+    int threads = thread_count();
+    static const size_t sizes[] = {0, 1, 255, 256, 257, 10007, 70000};
+    floatM *x = normals_m(70000, 1);
+    for (int i = 0; i < 7; i++) {
+        double expected = 0, got[3];
+        for (size_t j = 0; j < sizes[i]; j++) expected += (double)x[j] * (double)x[j];
+        for (int n = 1; n <= 3; n++) {
+            set_threads(n);
+            got[n - 1] = la_sum_squares(x, sizes[i]);
+        }
+        check(relative_error(got[0], expected, 1e-30) < 1e-13 || got[0] == expected,
+              "la_sum_squares of %zu: %g, not %g", sizes[i], got[0], expected);
+        check(got[0] == got[1] && got[1] == got[2], "la_sum_squares of %zu depends on threads", sizes[i]);
+    }
+    floatM s[3][8];
+    for (int n = 1; n <= 3; n++) {
+        set_threads(n);
+        la_norms(s[n - 1], mat_dense(x, 8, 80, 100), 1);
+    }
+    check(!memcmp(s[0], s[1], sizeof s[0]) && !memcmp(s[0], s[2], sizeof s[0]), "la_norms depends on threads");
+    set_threads(threads);
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Fixtures                                                                                       */
+
+static const Flag optim_flags[] = {OPTIM_FLAGS(0)};
+enum { OPTIM_FLAG_COUNT = (int)(sizeof optim_flags / sizeof optim_flags[0]) };
+
+static OptimOptions default_options(void) {
+    OptimOptions o;
+    memset(&o, 0, sizeof o);
+    flags_defaults(optim_flags, OPTIM_FLAG_COUNT, &o);
+    return o;
+}
+
+static const char *const table_names[] = {"pe8", "quintic5", "quintic5_nv", "simple12"};
+
+/* Option `key` of a case, from its own flags or its rule's defaults; "" if neither states it. */
+static const char *case_option(const Fixture *fx, const char *name, const char *key, char *out, size_t n) {
+    char rule[32], record[64];
+    const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
+    if (fixture_option(flags, key, out, n)[0]) return out;
+    fixture_option(flags, "rule", rule, sizeof rule);
+    snprintf(record, sizeof record, "defaults.%s", rule);
+    const FixtureRecord *defaults = fixture_find(fx, record);
+    return defaults ? fixture_option(defaults->s1, key, out, n) : out;
+}
+
+static int case_is(const Fixture *fx, const char *name, const char *key, const char *value) {
+    char text[64];
+    return !strcmp(case_option(fx, name, key, text, sizeof text), value);
+}
+
+static double case_number(const Fixture *fx, const char *name, const char *key) {
+    char text[64];
+    if (!case_option(fx, name, key, text, sizeof text)[0]) fixture_die("case %s does not state %s", name, key);
+    return atof(text);
+}
+
+/* Options of a case through the flag table, as a user would set them. Returns 0 if the case asks for
+   something that the table does not know. */
+static int case_options(const Fixture *fx, const char *name, OptimOptions *o) {
+    static const char *const later[][2] = {
+        {"method", "half_split"}, {"connection", "none"}, {"momentum_reproject", "0"}};
+    char value[64], key[64], err[ERR_LEN] = "";
+    *o = default_options();
+    for (int i = 0; i < 3; i++) {
+        snprintf(key, sizeof key, "%s", later[i][0]);
+        for (char *p = key; *p; p++) *p = *p == '_' ? '-' : *p;
+        if (flags_find(optim_flags, OPTIM_FLAG_COUNT, key) >= 0) continue;
+        if (case_option(fx, name, later[i][0], value, sizeof value)[0] && strcmp(value, later[i][1])) return 0;
+    }
+    for (int i = 0; i < OPTIM_FLAG_COUNT; i++) {
+        snprintf(key, sizeof key, "%s", optim_flags[i].name);
+        for (char *p = key; *p; p++) *p = *p == '-' ? '_' : *p;
+        if (!case_option(fx, name, key, value, sizeof value)[0]) continue;
+        if (!strcmp(key, "nesterov")) strcpy(value, value[0] == '1' ? "on" : "off");
+        check(!flags_set(optim_flags, OPTIM_FLAG_COUNT, o, NULL, optim_flags[i].name, value, err), "%s: %s",
+              name, err);
+    }
+    return 1;
+}
+
+/* Where a case's record lies: with the case, or in the data set that it names. */
+static const FixtureRecord *case_record(const Fixture *fx, const char *name, const char *key, int step) {
+    char data[32];
+    if (case_option(fx, name, "data", data, sizeof data)[0])
+        return fixture_getf(fx, "f4", "data.%s.%s.%d", data, key, step);
+    return fixture_getf(fx, "f4", "case.%s.%s.%d", name, key, step);
+}
+
+static floatM *floats_of(const FixtureRecord *r) {
+    floatM *x = take_m(r->count);
+    for (size_t i = 0; i < r->count; i++) x[i] = (floatM)r->f4[i];
+    return x;
+}
+
+/* ||x - r|| / ||r - start||, start NULL being zero: the error relative to what the rule did, not to the
+   weight, which would hide it. */
+static double moved_error(const floatM *x, const FixtureRecord *r, const FixtureRecord *start) {
+    double d = 0, s = 0;
+    for (size_t i = 0; i < r->count; i++) {
+        double e = (double)x[i] - (double)r->f4[i], t = (double)r->f4[i] - (start ? (double)start->f4[i] : 0);
+        d += e * e;
+        s += t * t;
+    }
+    double e = s > 0 ? sqrt(d / s) : d > 0 ? INFINITY : 0;
+    return e == e ? e : INFINITY;
+}
+
+/* The expected values are rounded to float32, which is 1e-7 of a weight and a few times that of its
+   displacement. */
+#define WEIGHT_TOL TOL(1e-4, 2e-6)
+
+/* Checks what a case says about tensor `key` after `step`, if it says something. */
+static int check_state(const Fixture *fx, const char *name, const char *kind, const char *leg, int step,
+                       const floatM *x) {
+    char record[96], key[8];
+    snprintf(key, sizeof key, "%s%s", kind, leg);
+    snprintf(record, sizeof record, "case.%s.%s.%d", name, key, step);
+    const FixtureRecord *r = fixture_find(fx, record);
+    if (!r) return 0;
+    int weight = kind[0] == 'w';
+    double e = moved_error(x, r, weight ? case_record(fx, name, key, 0) : NULL);
+    check(e < (weight ? WEIGHT_TOL : 1e-6), "%s: %s after step %d is off by %g", name, key, step, e);
+    return 1;
+}
+
+static void msign_case(const Fixture *fx, const char *name) {
+    const FixtureRecord *r = fixture_getf(fx, "f4", "case.%s.x", name);
+    int rows = (int)r->dims[0], cols = (int)r->dims[1];
+    for (int table = 0; table < 4; table++) {
+        floatM *x = floats_of(r);
+        Arena arena = arena_of(msign_scratch(1, rows, cols));
+        msign(mat_dense(x, 1, rows, cols), table, &arena);
+        double *y = take(r->count);
+        for (size_t i = 0; i < r->count; i++) y[i] = (double)x[i];
+        const double *expected = fixture_getf(fx, "f8", "case.%s.%s", name, table_names[table])->f8;
+        double e = relative_l2_dd(y, expected, r->count, 1);
+        check(e < TOL(2e-4, 1e-10), "%s: %s is off by %g", name, table_names[table], e);
+        if (!case_is(fx, name, "svd", "1")) continue;
+        static const double reach[] = {TOL(1e-5, 1e-6), 0.35, 0.03, TOL(1e-5, 1e-9)};
+        const double *exact = fixture_getf(fx, "f8", "case.%s.svd", name)->f8;
+        e = relative_l2_dd(y, exact, r->count, 1);
+        check(e < reach[table], "%s: %s is %g from the sign", name, table_names[table], e);
+        if (table) continue;
+        double *own = take(r->count), *sign;
+        for (size_t i = 0; i < r->count; i++) own[i] = (double)r->f4[i];
+        sign = exact_sign(own, rows, cols);
+        check(relative_l2_dd(sign, exact, r->count, 1) < 1e-11, "%s: the test's own sign is off", name);
+    }
+}
+
+static void invroot_case(const Fixture *fx, const char *name) {
+    static const char *const roots[] = {"cans25", "cans12", "eigh"};
+    const FixtureRecord *r = fixture_getf(fx, "f4", "case.%s.gram", name);
+    int k = (int)r->dims[0];
+    double damping = case_number(fx, name, "damping");
+    for (int which = 0; which < 3; which++) {
+        floatM *gram = floats_of(r), *root = take_m(r->count);
+        Arena arena = arena_of(invroot_scratch(1, k));
+        invroot(mat_dense(root, 1, k, k), mat_dense(gram, 1, k, k), damping, which, &arena);
+        double *y = take(r->count);
+        for (size_t i = 0; i < r->count; i++) y[i] = (double)root[i];
+        double e = relative_l2_dd(y, fixture_getf(fx, "f8", "case.%s.%s", name, roots[which])->f8, r->count, 1e-30);
+        check(e < TOL(1e-4, 1e-9), "%s: %s is off by %g", name, roots[which], e);
+    }
+}
+
+/* The view of a Muon case: parts are blocks of rows, or of columns (axis 1). */
+static Mat muon_view(floatM *p, int rows, int cols, int parts, int axis) {
+    Mat m = mat_dense(p, 1, rows, cols);
+    return axis ? mat_t(mat_heads(mat_t(m), parts)) : mat_heads(m, parts);
+}
+
+static void muon_case(const Fixture *fx, const char *name, const OptimOptions *o) {
+    const FixtureRecord *start = case_record(fx, name, "w", 0);
+    int rows = (int)start->dims[0], cols = (int)start->dims[1], seen = 0;
+    int parts = (int)case_number(fx, name, "parts"), axis = (int)case_number(fx, name, "axis");
+    floatM *w = floats_of(start), *m = take_m(start->count);
+    Mat W = muon_view(w, rows, cols, parts, axis), M = muon_view(m, rows, cols, parts, axis);
+    for (int step = 1; step <= 3; step++) {
+        Arena arena = arena_of(muon_scratch(W));
+        floatM *g = floats_of(case_record(fx, name, "g", step));
+        muon_update(W, muon_view(g, rows, cols, parts, axis), M, o, o->momentum, case_number(fx, name, "lr"),
+                    case_number(fx, name, "weight_decay"), 1, &arena);
+        seen += check_state(fx, name, "w", "", step, w) + check_state(fx, name, "m", "", step, m);
+    }
+    check(seen >= 1, "%s: the fixture holds no results", name);
+}
+
+static void adamw_case(const Fixture *fx, const char *name) {
+    const FixtureRecord *start = case_record(fx, name, "w", 0);
+    int rows = (int)start->dims[0], cols = (int)start->dims[1], seen = 0;
+    int steps = (int)case_number(fx, name, "steps");
+    floatM *w = floats_of(start), *m = take_m(start->count), *v = take_m(start->count);
+    AdamW a = {case_number(fx, name, "lr"), case_number(fx, name, "weight_decay"),
+               case_number(fx, name, "beta1"), case_number(fx, name, "beta2"), case_number(fx, name, "eps"), 1, 0};
+    for (a.step = 1; a.step <= steps; a.step++) {
+        floatM *g = floats_of(case_record(fx, name, "g", a.step));
+        adamw_update(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols), mat_dense(m, 1, rows, cols),
+                     mat_dense(v, 1, rows, cols), &a);
+        seen += check_state(fx, name, "w", "", a.step, w);
+        seen += check_state(fx, name, "m", "", a.step, m) + check_state(fx, name, "v", "", a.step, v);
+    }
+    check(seen == steps + 2, "%s: the fixture holds %d results", name, seen);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Pairs of factors                                                                               */
+
+/* Leg 0 is the per-query factor A, W_Q (H k, d) or W_O (d, H k), leg 1 the shared B, (S k, d). */
+typedef struct {
+    int layers, H, S, k, d, output; /* output: A is W_O, whose heads are blocks of columns */
+} Shape;
+
+typedef struct {
+    Shape s;
+    size_t n[2];
+    floatM *W[2], *G[2], *M[2];
+} Legs;
+
+static int heads_of(Shape s, int leg) { return leg ? s.S : s.H; }
+
+/* Row r, column c of head h as a (k, d) block, in storage order. */
+static size_t leg_index(Shape s, int leg, int layer, int h, int r, int c) {
+    size_t width = (size_t)heads_of(s, leg) * s.k, base = (size_t)layer * width * s.d;
+    size_t row = (size_t)h * s.k + (size_t)r;
+    return base + (s.output && !leg ? (size_t)c * width + row : row * (size_t)s.d + (size_t)c);
+}
+
+static double *block_of(Shape s, const floatM *x, int leg, int layer, int h) {
+    double *b = take((size_t)s.k * s.d);
+    for (int i = 0; i < s.k * s.d; i++) b[i] = (double)x[leg_index(s, leg, layer, h, i / s.d, i % s.d)];
+    return b;
+}
+
+static void set_block(Shape s, floatM *x, int leg, int layer, int h, const double *b) {
+    for (int i = 0; i < s.k * s.d; i++) x[leg_index(s, leg, layer, h, i / s.d, i % s.d)] = (floatM)b[i];
+}
+
+static Mat leg_view(Shape s, floatM *x, int leg) {
+    int rows = heads_of(s, leg) * s.k;
+    Mat m = s.output && !leg ? mat_t(mat_dense(x, s.layers, s.d, rows)) : mat_dense(x, s.layers, rows, s.d);
+    return mat_heads(m, heads_of(s, leg));
+}
+
+/* Weights whose rows and heads differ in size (a partner Gram that is no multiple of I), Gaussian
+   gradients, zero momentum. */
+static Legs legs_of(Shape s) {
+    Legs p;
+    p.s = s;
+    for (int leg = 0; leg < 2; leg++) {
+        p.n[leg] = (size_t)s.layers * heads_of(s, leg) * s.k * s.d;
+        p.W[leg] = take_m(p.n[leg]), p.M[leg] = take_m(p.n[leg]);
+        p.G[leg] = normals_m(p.n[leg], leg ? 3e-3 : 1e-2);
+        for (int i = 0; i < s.layers * heads_of(s, leg); i++) {
+            double *b = normals((size_t)s.k * s.d), size = 0.15 + 0.25 * uniform();
+            for (int r = 0; r < s.k; r++) {
+                double stretch = size * exp(0.4 * normal());
+                for (int c = 0; c < s.d; c++) b[r * s.d + c] *= stretch;
+            }
+            set_block(s, p.W[leg], leg, i / heads_of(s, leg), i % heads_of(s, leg), b);
+        }
+    }
+    return p;
+}
+
+static Legs legs_copy(const Legs *p) {
+    Legs q = *p;
+    for (int leg = 0; leg < 2; leg++) {
+        q.W[leg] = copy_of(p->W[leg], p->n[leg]);
+        q.G[leg] = copy_of(p->G[leg], p->n[leg]);
+        q.M[leg] = copy_of(p->M[leg], p->n[leg]);
+    }
+    return q;
+}
+
+static void legs_step_scaled(Legs *p, const OptimOptions *o, double lr, double wd, double gscale) {
+    Pair pair;
+    for (int leg = 0; leg < 2; leg++) {
+        Factor f = {leg_view(p->s, p->W[leg], leg), leg_view(p->s, p->G[leg], leg), leg_view(p->s, p->M[leg], leg)};
+        *(leg ? &pair.B : &pair.A) = f;
+    }
+    pair.whole_sign_A = o->hybrid && p->s.output;
+    Arena arena = arena_of(pair_scratch(&pair, p->s.layers));
+    pair_update(pair, o, o->momentum, lr, wd, gscale, &arena);
+}
+
+static void legs_step(Legs *p, const OptimOptions *o, double lr, double wd) {
+    legs_step_scaled(p, o, lr, wd, 1);
+}
+
+/* What a step subtracts from the weights at learning rate 1, in storage order: half of the direction. */
+static void half_directions(const Legs *p, const OptimOptions *o, floatM *D[2]) {
+    Legs q = legs_copy(p);
+    legs_step(&q, o, 1, 0);
+    for (int leg = 0; leg < 2; leg++) {
+        D[leg] = take_m(p->n[leg]);
+        for (size_t i = 0; i < p->n[leg]; i++) D[leg][i] = p->W[leg][i] - q.W[leg][i];
+    }
+}
+
+/* Rounding of W - delta costs 1e-7 |W| / |delta| of a delta. */
+static double distance(const floatM *a, const floatM *b, size_t n) {
+    double d = 0, s = 0;
+    for (size_t i = 0; i < n; i++) {
+        double e = (double)a[i] - (double)b[i];
+        d += e * e;
+        s += (double)b[i] * (double)b[i];
+    }
+    double e = s > 0 ? sqrt(d / s) : d > 0 ? INFINITY : 0;
+    return e == e ? e : INFINITY;
+}
+
+static double legs_distance(floatM *const a[2], floatM *const b[2], const size_t n[2]) {
+    return fmax(distance(a[0], b[0], n[0]), distance(a[1], b[1], n[1]));
+}
+
+static void cm_case(const Fixture *fx, const char *name, const OptimOptions *o) {
+    int output = case_is(fx, name, "circuit", "ov"), seen = 0;
+    const char *leg_name[2] = {output ? "o" : "q", output ? "v" : "k"};
+    Legs p;
+    p.s.layers = 1, p.s.output = output;
+    p.s.H = (int)case_number(fx, name, "heads"), p.s.S = (int)case_number(fx, name, "kv_heads");
+    for (int leg = 0; leg < 2; leg++) {
+        char key[4] = {'w', leg_name[leg][0], 0};
+        const FixtureRecord *start = case_record(fx, name, key, 0);
+        p.W[leg] = floats_of(start), p.M[leg] = take_m(start->count), p.n[leg] = start->count;
+        if (leg) p.s.d = (int)start->dims[1], p.s.k = (int)start->dims[0] / p.s.S;
+    }
+    for (int step = 1; step <= 3; step++) {
+        for (int leg = 0; leg < 2; leg++) {
+            char key[4] = {'g', leg_name[leg][0], 0};
+            p.G[leg] = floats_of(case_record(fx, name, key, step));
+        }
+        legs_step(&p, o, case_number(fx, name, "lr"), case_number(fx, name, "weight_decay"));
+        for (int leg = 0; leg < 2; leg++) {
+            seen += check_state(fx, name, "w", leg_name[leg], step, p.W[leg]);
+            seen += check_state(fx, name, "m", leg_name[leg], step, p.M[leg]);
+        }
+    }
+    check(seen >= 2, "%s: the fixture holds %d results", name, seen);
+}
+
+/* Walks a fixture: runs the cases whose rule and options exist here, and returns their number. */
+static int test_fixture(const char *path, int *skipped) {
+    Fixture *fx = fixture_load(path);
+    char name[64];
+    int ran = 0;
+    *skipped = 0;
+    for (const char *p = fixture_text(fx, "cases"); fixture_word(&p, name, sizeof name);) {
+        OptimOptions o;
+        int known = case_options(fx, name, &o);
+        if (case_is(fx, name, "rule", "msign")) msign_case(fx, name);
+        else if (case_is(fx, name, "rule", "invroot")) invroot_case(fx, name);
+        else if (case_is(fx, name, "rule", "muon")) muon_case(fx, name, &o);
+        else if (case_is(fx, name, "rule", "adamw")) adamw_case(fx, name);
+        else if (case_is(fx, name, "rule", "cm") && known) cm_case(fx, name, &o);
+        else (*skipped)++, ran--;
+        ran++;
+        release();
+    }
+    fixture_free(fx);
+    return ran;
+}
+
+static void test_fixtures(void) {
+    int skipped, ran = test_fixture("dev/test/fixtures/optim_basic.fix", &skipped);
+    check(ran == 39 && !skipped, "optim_basic.fix: %d cases ran, %d did not", ran, skipped);
+    ran = test_fixture("dev/test/fixtures/optim_variants.fix", &skipped);
+    check(ran >= 69, "optim_variants.fix: only %d cases ran", ran);
+    printf("optim_variants.fix: %d cases run, %d of rules and options that are not implemented\n", ran, skipped);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The sign and the root beyond the fixtures                                                      */
+
+static void test_msign(void) {
+    static const int shapes[][2] = {{1, 1}, {3, 3}, {5, 40}, {40, 5}, {16, 96}, {64, 17}, {1, 9}, {9, 1}, {30, 60}};
+    for (int i = 0; i < 9; i++)
+        for (int table = 0; table < 4; table++) {
+            /* A batch of very different sizes: each item has its own norm. */
+            int m = shapes[i][0], n = shapes[i][1], items = 4;
+            floatM *x = normals_m((size_t)items * m * n, 1), *y;
+            for (int j = 0; j < items * m * n; j++) x[j] *= (floatM)pow(100, j / (m * n) - 2);
+            if (m == 3) /* square Gaussian matrices may be nearly singular */
+                for (int j = 0; j < items * 9; j++) x[j] = (floatM)(0.2 * (double)x[j] + (j % 9 % 4 == 0) * pow(100, j / 9 - 2));
+            y = copy_of(x, (size_t)items * m * n);
+            Arena arena = arena_of(msign_scratch(items, m, n));
+            msign(mat_dense(y, items, m, n), table, &arena);
+            double worst = 0, lowest = 9, highest = 0;
+            for (int j = 0; j < items; j++) {
+                double *X = take((size_t)m * n), *Y = take((size_t)m * n), *s;
+                for (int e = 0; e < m * n; e++) X[e] = (double)x[j * m * n + e], Y[e] = (double)y[j * m * n + e];
+                worst = fmax(worst, relative_l2_dd(Y, exact_sign(X, m, n), (size_t)m * n, 1));
+                s = singular_values(Y, m, n);
+                highest = fmax(highest, s[0]);
+                lowest = fmin(lowest, s[min_int(m, n) - 1]);
+            }
+            static const double reach[] = {TOL(1e-4, 1e-6), 0.35, 0.05, TOL(1e-4, 1e-7)};
+            static const double low[] = {0.9999, 0.67, 0.97, 0.9999}, high[] = {1.0001, 1.21, 1.04, 1.0001};
+            check(worst < reach[table], "msign %s of %d x %d is %g from the sign", table_names[table], m, n, worst);
+            check(lowest > low[table] && highest < high[table], "msign %s of %d x %d: singular values %g to %g",
+                  table_names[table], m, n, lowest, highest);
+            release();
+        }
+    /* Zero in, zero out, also beside a matrix that is not; NaN and infinity do not stay hidden. */
+    for (int table = 0; table < 4; table++) {
+        floatM *x = normals_m(4 * 6 * 4, 1);
+        memset(x, 0, 24 * sizeof *x);
+        x[2 * 24 + 5] = (floatM)NAN, x[3 * 24 + 7] = (floatM)INFINITY;
+        Arena arena = arena_of(msign_scratch(4, 6, 4));
+        msign(mat_dense(x, 4, 6, 4), table, &arena);
+        int zero = 1, finite = 1, nan = 1, inf = 1;
+        for (int i = 0; i < 24; i++) {
+            zero &= x[i] == 0;
+            finite &= isfinite((double)x[24 + i]);
+            nan &= isnan((double)x[48 + i]);
+            inf &= !isfinite((double)x[72 + i]);
+        }
+        check(zero && finite && nan && inf, "msign %s: zero %d, beside it %d, NaN %d, infinity %d",
+              table_names[table], zero, finite, nan, inf);
+        release();
+    }
+}
+
+static void test_invroot(void) {
+    static const int sizes[] = {1, 2, 5, 8, 16, 64};
+    for (int i = 0; i < 6; i++)
+        for (int which = 0; which < 3; which++) {
+            int k = sizes[i], items = 3, d = 4 * k;
+            floatM *gram = take_m((size_t)items * k * k), *root = take_m((size_t)items * k * k);
+            double *exact = take((size_t)items * k * k), *got = take((size_t)items * k * k);
+            for (int j = 0; j < items; j++) { /* Grams of weights of deviation 0.02, 0.2, 2 */
+                double *x = normals((size_t)k * d), *g = product(x, 0, x, 1, k, k, d);
+                for (int e = 0; e < k * k; e++)
+                    gram[j * k * k + e] = (floatM)(g[e] *= pow(100, j) * 4e-4), g[e] = (double)gram[j * k * k + e];
+                memcpy(exact + j * k * k, exact_rroot(g, k, 0.01), (size_t)k * k * sizeof *exact);
+            }
+            Arena arena = arena_of(invroot_scratch(items, k));
+            invroot(mat_dense(root, items, k, k), mat_dense(gram, items, k, k), 0.01, which, &arena);
+            for (int e = 0; e < items * k * k; e++) got[e] = (double)root[e];
+            for (int j = 0; j < items; j++) {
+                double e = relative_l2_dd(got + j * k * k, exact + j * k * k, (size_t)k * k, 1e-30);
+                check(e < TOL(1e-4, 1e-9), "inverse root %d of %d x %d, item %d, is off by %g", which, k, k, j, e);
+            }
+            release();
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Compositional Muon against its definition, by exact roots and signs                            */
+
+static const char *describe(const OptimOptions *o, Shape s) {
+    static char text[8][160];
+    static int next;
+    static const char *const whitening[] = {"both", "pre", "post", "none"};
+    char *t = text[next++ % 8];
+    snprintf(t, sizeof text[0], "%s H=%d S=%d k=%d d=%d whitening=%s isotropic=%d hybrid=%d damping=%g renorm=%d",
+             s.output ? "OV" : "QK", s.H, s.S, s.k, s.d, whitening[o->whitening], o->isotropic, o->hybrid,
+             o->damping, o->per_mat_renorm);
+    return t;
+}
+
+/* C^-1 (k,k) that whitens head h of a leg: from the partner's Gram, for the shared leg the sum over its
+   query heads. */
+static double *whitener_by_definition(const Legs *p, int leg, int layer, int h, const OptimOptions *o) {
+    Shape s = p->s;
+    int G = s.H / s.S, first = leg ? h * G : h / G, count = leg ? G : 1;
+    double *gram = take((size_t)s.k * s.k), *root = take((size_t)s.k * s.k), trace = 0;
+    for (int i = 0; i < count; i++) {
+        double *w = block_of(s, p->W[1 - leg], 1 - leg, layer, first + i), *g = product(w, 0, w, 1, s.k, s.k, s.d);
+        for (int e = 0; e < s.k * s.k; e++) gram[e] += g[e];
+    }
+    if (!o->isotropic) return exact_rroot(gram, s.k, o->damping);
+    for (int i = 0; i < s.k; i++) trace += gram[i * s.k + i];
+    for (int i = 0; i < s.k; i++) root[i * s.k + i] = 1 / sqrt(trace / s.k + o->damping);
+    return root;
+}
+
+/* Half of each leg's direction, U being the gradient (zero momentum). */
+static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
+    Shape s = p->s;
+    int pre = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_PRE;
+    int post = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_POST;
+    size_t kd = (size_t)s.k * s.d;
+    for (int leg = 0; leg < 2; leg++) {
+        int H = heads_of(s, leg), whole = !leg && s.output && o->hybrid;
+        double div = leg && o->shared_div == DIV_GROUP ? s.H / s.S : 1;
+        D[leg] = take_m(p->n[leg]);
+        for (int l = 0; l < s.layers; l++) {
+            double *X = take(H * kd), *S = take(H * kd), *delta = take(H * kd), factor = 0.5 * o->mp / div;
+            for (int h = 0; h < H; h++) {
+                double *u = block_of(s, p->G[leg], leg, l, h), *C = whitener_by_definition(p, leg, l, h, o);
+                memcpy(X + h * kd, pre ? product(C, 0, u, 0, s.k, s.d, s.k) : u, kd * sizeof *X);
+                if (!whole) memcpy(S + h * kd, exact_sign(X + h * kd, s.k, s.d), kd * sizeof *S);
+            }
+            if (whole) S = exact_sign(X, H * s.k, s.d);
+            for (int h = 0; h < H; h++) {
+                double *C = whitener_by_definition(p, leg, l, h, o);
+                memcpy(delta + h * kd, post ? product(C, 0, S + h * kd, 0, s.k, s.d, s.k) : S + h * kd,
+                       kd * sizeof *delta);
+            }
+            if (o->per_mat_renorm) factor *= frobenius(S, H * kd) / frobenius(delta, H * kd);
+            for (size_t e = 0; e < H * kd; e++) delta[e] *= factor;
+            for (int h = 0; h < H; h++) set_block(s, D[leg], leg, l, h, delta + h * kd);
+        }
+    }
+}
+
+/* Chosen so that no matrix that is signed is nearly square, where the sign has no accuracy to test. */
+static const Shape shapes[] = {
+    {1, 3, 3, 4, 24, 0}, {1, 3, 3, 4, 30, 1}, {2, 4, 2, 3, 30, 0}, {2, 4, 2, 3, 26, 1}, {1, 1, 1, 5, 17, 0},
+    {3, 1, 1, 5, 17, 1}, {1, 4, 1, 2, 11, 0}, {1, 6, 1, 2, 30, 1}, {1, 2, 2, 9, 4, 0},  {1, 2, 2, 9, 4, 1},
+    {1, 1, 1, 1, 7, 0},  {2, 6, 3, 4, 10, 1}, {1, 2, 2, 16, 64, 0}, {1, 5, 5, 3, 7, 0},
+};
+enum { SHAPES = (int)(sizeof shapes / sizeof shapes[0]) };
+
+static void test_definition(void) {
+    for (int i = 0; i < SHAPES; i++)
+        for (int variant = 0; variant < 48; variant++) {
+            OptimOptions o = default_options();
+            o.whitening = variant % 4;
+            o.isotropic = variant / 4 % 2;
+            o.hybrid = variant / 8 % 2;
+            o.per_mat_renorm = variant / 16 == 1;
+            o.shared_div = variant / 16 == 2 ? DIV_GROUP : DIV_ONE;
+            o.mp = variant / 16 == 2 ? 3 : 1;
+            o.inv_root = variant % 3;
+            o.damping = variant & 1 ? 0.1 : 0.02;
+            if (!shapes[i].output && !o.hybrid) continue; /* the same thing */
+            Legs p = legs_of(shapes[i]);
+            floatM *D[2], *E[2];
+            half_directions(&p, &o, D);
+            by_definition(&p, &o, E);
+            double e = legs_distance(D, E, p.n);
+            check(e < TOL(3e-4, 1e-6), "%s is %g from the definition", describe(&o, p.s), e);
+            release();
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Properties                                                                                     */
+
+/* Exact roots, no damping, and the sign table that converges for the widest range. */
+static OptimOptions exact_options(void) {
+    OptimOptions o = default_options();
+    o.damping = 0;
+    o.inv_root = ROOT_EIGH;
+    o.msign = MSIGN_SIMPLE12;
+    return o;
+}
+
+/* The change of the composed map A^T B (d,d) of one query head: by leg 0, leg 1 or both (leg 2). */
+static double *composed(const Legs *p, floatM *const D[2], int leg, int layer, int h) {
+    Shape s = p->s;
+    int g = h / (s.H / s.S);
+    double *M = take((size_t)s.d * s.d);
+    if (leg != 1) multiply(M, block_of(s, D[0], 0, layer, h), 1, block_of(s, p->W[1], 1, layer, g), 0, s.d, s.d, s.k);
+    if (leg == 0) return M;
+    double *N = product(block_of(s, p->W[0], 0, layer, h), 1, block_of(s, D[1], 1, layer, g), 0, s.d, s.d, s.k);
+    for (int e = 0; e < s.d * s.d; e++) N[e] += M[e];
+    return N;
+}
+
+/* [M_1 .. M_H] (d, H d) of the A leg, or [M_1; ..] (G d, d) of the B leg over the heads of one group. */
+static double stacked_norm(const Legs *p, floatM *const D[2], int leg, int first, int count, double *smallest) {
+    int d = p->s.d, rank = min_int(p->s.k * (leg ? 1 : count), d);
+    double *X = take((size_t)count * d * d);
+    for (int h = 0; h < count; h++) {
+        double *M = composed(p, D, leg, 0, first + h);
+        for (int r = 0; r < d; r++)
+            for (int c = 0; c < d; c++)
+                X[leg ? (h * d + r) * d + c : r * count * d + h * d + c] = M[r * d + c];
+    }
+    double *s = leg ? singular_values(X, count * d, d) : singular_values(X, d, count * d);
+    if (smallest) *smallest = s[rank - 1];
+    return s[0];
+}
+
+static void test_bounds(void) {
+    double slack = TOL(1e-4, 1e-7);
+    for (int i = 0; i < SHAPES; i++) {
+        Shape s = shapes[i];
+        int G = s.H / s.S, full_rank = s.k <= s.d;
+        for (int kind = 0; kind < 6; kind++) {
+            /* 0: full, no damping. 1, 2: damped. 3: only post. 4: isotropic. 5: degenerate weights. */
+            if (!full_rank && (kind == 0 || kind == 3)) continue;
+            OptimOptions o = exact_options();
+            o.damping = kind == 1 || kind == 5 ? 0.01 : kind == 2 ? 1 : 0;
+            if (kind == 1) o.inv_root = ROOT_CANS25, o.msign = MSIGN_PE8;
+            if (kind == 3) o.whitening = WHITEN_POST;
+            if (kind == 4) o.isotropic = 1;
+            if (kind == 5) o.inv_root = ROOT_CANS25;
+            Legs p = legs_of(s);
+            if (kind == 5)
+                for (int leg = 0; leg < 2; leg++) { /* a head of rank one, gradients of rank one, a zero head */
+                    double *b = block_of(s, p.W[leg], leg, 0, 0), *g = block_of(s, p.G[leg], leg, 0, 0);
+                    for (int e = s.d; e < s.k * s.d; e++) b[e] = b[e % s.d], g[e] = -g[e % s.d];
+                    set_block(s, p.W[leg], leg, 0, 0, b);
+                    set_block(s, p.G[leg], leg, 0, 0, g);
+                    double *zero = take((size_t)s.k * s.d);
+                    if (heads_of(s, leg) > 1) set_block(s, p.W[leg], leg, 0, 1, zero);
+                }
+            floatM *D[2];
+            half_directions(&p, &o, D);
+            for (int h = 0; h < s.H; h++) {
+                double limit = o.isotropic ? 0.5 * sqrt(s.k) : 0.5, norm[3];
+                double *first = NULL;
+                for (int leg = 0; leg < 3; leg++) {
+                    double *sv = singular_values(composed(&p, D, leg, 0, h), s.d, s.d);
+                    norm[leg] = sv[0];
+                    if (leg == 0) first = sv;
+                    int whole = leg == 0 && s.output;
+                    if (kind != 0 || leg == 2 || whole || (leg == 1 && G > 1)) continue;
+                    check(fabs(sv[0] - 0.5) < slack && fabs(sv[s.k - 1] - 0.5) < slack && (s.k == s.d || sv[s.k] < slack),
+                          "%s: leg %d moves the map by singular values %g to %g, not 1/2", describe(&o, s), leg,
+                          sv[0], sv[s.k - 1]);
+                }
+                check(norm[0] < limit + slack && norm[1] < limit + slack && norm[2] < 2 * limit + slack,
+                      "%s: legs move the map by %g and %g, together %g", describe(&o, s), norm[0], norm[1], norm[2]);
+                if (kind == 2) check(norm[0] < 0.4999 && norm[1] < 0.4999 && first[0] > 0, "%s: damping must shrink", describe(&o, s));
+                if (kind == 4) {
+                    double *b = block_of(s, p.W[1], 1, 0, h / G);
+                    double tight = 0.5 * operator_norm(b, s.k, s.d) * sqrt(s.k) / frobenius(b, (size_t)s.k * s.d);
+                    check(norm[0] < tight + slack, "%s: A leg %g over its isotropic bound %g", describe(&o, s), norm[0], tight);
+                }
+            }
+            if (kind == 0 && s.output) { /* hybrid: the O leg of all heads together */
+                double low, high = stacked_norm(&p, D, 0, 0, s.H, &low);
+                check(fabs(high - 0.5) < slack && (s.H * s.k > s.d || fabs(low - 0.5) < slack),
+                      "%s: the aggregated O leg has singular values %g to %g", describe(&o, s), low, high);
+            }
+            if (kind == 0) /* the shared leg over its whole group */
+                for (int g = 0; g < s.S; g++) {
+                    double low, high = stacked_norm(&p, D, 1, g * G, G, &low);
+                    check(fabs(high - 0.5) < slack && fabs(low - 0.5) < slack,
+                          "%s: the shared leg over its group has singular values %g to %g", describe(&o, s), low, high);
+                }
+            release();
+        }
+    }
+    /* What must exceed the bounds does: whitening only before or not at all, and per-head W_O summed over
+       heads that agree, by sqrt(H). */
+    for (int whitening = WHITEN_PRE; whitening <= WHITEN_NONE; whitening += 2) {
+        OptimOptions o = exact_options();
+        o.whitening = whitening;
+        Legs p = legs_of(shapes[0]);
+        floatM *D[2];
+        for (size_t i = 0; i < p.n[1]; i++) p.W[1][i] *= 8;
+        half_directions(&p, &o, D);
+        check(operator_norm(composed(&p, D, 0, 0, 0), 24, 24) > 1, "%s stays in the bound", describe(&o, p.s));
+        release();
+    }
+    for (int hybrid = 0; hybrid < 2; hybrid++) {
+        Shape s = {1, 4, 4, 3, 16, 1};
+        OptimOptions o = exact_options();
+        o.hybrid = hybrid;
+        Legs p = legs_of(s);
+        for (int h = 1; h < 4; h++) {
+            set_block(s, p.W[1], 1, 0, h, block_of(s, p.W[1], 1, 0, 0));
+            set_block(s, p.G[0], 0, 0, h, block_of(s, p.G[0], 0, 0, 0));
+        }
+        floatM *D[2];
+        half_directions(&p, &o, D);
+        double total = stacked_norm(&p, D, 0, 0, 4, NULL);
+        check(fabs(total - (hybrid ? 0.5 : 1)) < slack, "hybrid=%d: agreeing heads move the sum by %g", hybrid, total);
+        release();
+    }
+}
+
+/* Replaces every head by R A, R^-T B for one R a group, and the gradients as those of the same loss:
+   by R^-T and R. Directions of an equivariant rule change like the weights. */
+static void gauge(Legs *p, int layer, int g, const double *R, floatM *D[2]) {
+    Shape s = p->s;
+    int G = s.H / s.S;
+    double *I = inverse(R, s.k);
+    for (int j = 0; j <= G; j++) {
+        int leg = j == G, h = leg ? g : g * G + j;
+        for (int what = 0; what < 3; what++) {
+            floatM *x = what == 0 ? p->W[leg] : what == 1 ? p->G[leg] : D[leg];
+            int contra = leg != (what == 1);
+            set_block(s, x, leg, layer, h,
+                      product(contra ? I : R, contra, block_of(s, x, leg, layer, h), 0, s.k, s.d, s.k));
+        }
+    }
+}
+
+enum { ROTATIONS, SIMILARITIES, ALL }; /* O(k), O(k) times scale, GL(k) */
+
+static void test_equivariance(void) {
+    static const Shape gauged[] = {{2, 3, 3, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {2, 3, 3, 4, 30, 1}, {1, 4, 2, 3, 30, 1}};
+    static const struct {
+        int whitening, isotropic, renorm;
+        double damping;
+        int group, per_head_only;
+    } rules[] = {
+        {WHITEN_BOTH, 0, 0, 0, ALL, 0},          {WHITEN_BOTH, 0, 0, 0.1, ROTATIONS, 0},
+        {WHITEN_POST, 0, 0, 0, SIMILARITIES, 1}, {WHITEN_PRE, 0, 0, 0, ROTATIONS, 0},
+        {WHITEN_NONE, 0, 0, 0, ROTATIONS, 0},    {WHITEN_BOTH, 1, 0, 0, SIMILARITIES, 0},
+        {WHITEN_POST, 1, 0, 0, SIMILARITIES, 1}, {WHITEN_PRE, 1, 0, 0, ROTATIONS, 0},
+        {WHITEN_BOTH, 1, 0, 0.1, ROTATIONS, 0},  {WHITEN_BOTH, 0, 1, 0, ROTATIONS, 0},
+    };
+    for (int i = 0; i < 4; i++)
+        for (int rule = 0; rule < 10; rule++)
+            for (int hybrid = 0; hybrid < 2; hybrid++)
+                for (int group = ROTATIONS; group <= ALL; group++) {
+                    OptimOptions o = exact_options();
+                    Shape s = gauged[i];
+                    o.whitening = rules[rule].whitening;
+                    o.isotropic = rules[rule].isotropic;
+                    o.per_mat_renorm = rules[rule].renorm;
+                    o.damping = rules[rule].damping;
+                    o.hybrid = hybrid;
+                    if (hybrid && (!s.output || rules[rule].per_head_only)) continue;
+                    Legs p = legs_of(s), q;
+                    floatM *D[2], *E[2];
+                    half_directions(&p, &o, D);
+                    q = legs_copy(&p);
+                    for (int j = 0; j < s.layers * s.S; j++) {
+                        double *R = orthogonal(s.k), size = 0.5 + uniform(), *N = normals((size_t)s.k * s.k);
+                        for (int e = 0; e < s.k * s.k; e++) {
+                            if (group >= SIMILARITIES) R[e] *= size;
+                            if (group == ALL) R[e] += 0.25 * N[e] / sqrt(s.k);
+                        }
+                        gauge(&q, j / s.S, j % s.S, R, D);
+                    }
+                    half_directions(&q, &o, E);
+                    double e = legs_distance(E, D, p.n);
+                    int expected = group <= rules[rule].group;
+                    check(expected ? e < TOL(5e-4, 1e-7) : e > 1e-3, "%s: %s %s, distance %g", describe(&o, s),
+                          expected ? "must be equivariant under" : "should not be equivariant under",
+                          group == ALL ? "GL(k)" : group ? "scaled rotations" : "rotations", e);
+                    if (!expected) {
+                        release();
+                        continue;
+                    }
+                    double worst = 0; /* so the change of the composed map does not depend on the gauge */
+                    half_directions(&p, &o, D);
+                    for (int h = 0; h < s.H; h++)
+                        worst = fmax(worst, relative_l2_dd(composed(&q, E, 2, 0, h), composed(&p, D, 2, 0, h),
+                                                           (size_t)s.d * s.d, 1e-30));
+                    check(worst < TOL(1e-3, 1e-7), "%s: the composed step changes by %g", describe(&o, s), worst);
+                    release();
+                }
+}
+
+/* Directions of plain Muon on every head (or on W_O as a whole), times a factor. */
+static void muon_directions(const Legs *p, const OptimOptions *options, double factor, floatM *D[2]) {
+    OptimOptions o = *options;
+    o.scale = SCALE_NONE, o.momentum_form = FORM_SUM, o.nesterov = AUTO_OFF;
+    for (int leg = 0; leg < 2; leg++) {
+        floatM *w = take_m(p->n[leg]), *m = take_m(p->n[leg]);
+        Mat W = leg_view(p->s, w, leg), G = leg_view(p->s, p->G[leg], leg), M = leg_view(p->s, m, leg);
+        if (!leg && p->s.output && o.hybrid) {
+            int width = p->s.H * p->s.k;
+            W = mat_dense(w, p->s.layers, p->s.d, width), G = mat_dense(p->G[0], p->s.layers, p->s.d, width);
+            M = mat_dense(m, p->s.layers, p->s.d, width);
+        }
+        Arena arena = arena_of(muon_scratch(W));
+        muon_update(W, G, M, &o, o.momentum, factor, 0, 1, &arena);
+        D[leg] = take_m(p->n[leg]);
+        for (size_t i = 0; i < p->n[leg]; i++) D[leg][i] = -w[i];
+    }
+}
+
+static void test_reductions(void) {
+    floatM *D[2], *E[2];
+    for (int i = 0; i < SHAPES; i++) {
+        Shape s = shapes[i];
+        for (int hybrid = 0; hybrid < 2; hybrid++) {
+            if (!s.output && hybrid) continue;
+            OptimOptions o = default_options(), other;
+            o.hybrid = hybrid;
+            Legs p = legs_of(s);
+
+            o.whitening = WHITEN_NONE; /* no whitening: Muon per head, or on the whole of W_O */
+            half_directions(&p, &o, D);
+            muon_directions(&p, &o, 0.5, E);
+            check(legs_distance(D, E, p.n) < TOL(1e-5, 1e-13), "%s is not Muon", describe(&o, s));
+
+            o.whitening = WHITEN_BOTH; /* and so is much damping */
+            o.damping = 1e6;
+            half_directions(&p, &o, D);
+            for (int leg = 0; leg < 2; leg++)
+                for (size_t e = 0; e < p.n[leg]; e++) D[leg][e] *= (floatM)1e3;
+            double e = legs_distance(D, E, p.n);
+            check(e < TOL(2e-3, 2e-5), "%s: sqrt(damping) delta is %g from Muon", describe(&o, s), e);
+            o.damping = 0.01;
+
+            /* Isotropic: what a scalar does before a sign is lost, head by head. */
+            o.isotropic = 1;
+            o.whitening = WHITEN_PRE;
+            other = o, other.whitening = WHITEN_NONE;
+            half_directions(&p, &o, D);
+            half_directions(&p, &other, E);
+            e = legs_distance(D, E, p.n);
+            int lost = !hybrid || s.H == 1 || s.S == 1;
+            check(lost ? e < TOL(1e-5, 1e-13) : e > 1e-2, "%s: %g from none", describe(&o, s), e);
+            o.whitening = WHITEN_BOTH;
+            other.whitening = WHITEN_POST;
+            half_directions(&p, &o, D);
+            half_directions(&p, &other, E);
+            e = legs_distance(D, E, p.n);
+            check(lost ? e < TOL(1e-5, 1e-13) : e > 1e-2, "%s: %g from post", describe(&o, s), e);
+            release();
+        }
+
+        /* A partner with W W^T = c^2 I: the full rule is the isotropic one, msign(U) / sqrt(c^2 + damping). */
+        if (s.k <= s.d && s.H == s.S) {
+            OptimOptions o = default_options(), iso = o;
+            o.hybrid = iso.hybrid = 0, iso.isotropic = 1;
+            Legs p = legs_of(s);
+            double c = 0.7;
+            for (int leg = 0; leg < 2; leg++)
+                for (int j = 0; j < s.layers * s.H; j++) {
+                    double *b = exact_sign(block_of(s, p.W[leg], leg, j / s.H, j % s.H), s.k, s.d);
+                    for (int e = 0; e < s.k * s.d; e++) b[e] *= c;
+                    set_block(s, p.W[leg], leg, j / s.H, j % s.H, b);
+                }
+            half_directions(&p, &o, D);
+            half_directions(&p, &iso, E);
+            check(legs_distance(D, E, p.n) < TOL(2e-5, 1e-9), "%s: full is not isotropic", describe(&o, s));
+            muon_directions(&p, &o, 0.5 / sqrt(c * c + o.damping), E);
+            check(legs_distance(D, E, p.n) < TOL(2e-5, 1e-9), "%s: not msign(U) / sqrt(c^2 + damping)", describe(&o, s));
+            release();
+        }
+
+        /* Zero W_O, as at the start of a run: C_O^-1 = damping^-1/2. One head: hybrid is per head. */
+        if (s.output) {
+            OptimOptions o = default_options(), per_head = o;
+            per_head.hybrid = 0;
+            Legs p = legs_of(s);
+            half_directions(&p, &o, D);
+            half_directions(&p, &per_head, E);
+            double e = distance(D[0], E[0], p.n[0]);
+            check(s.H == 1 ? e < TOL(1e-5, 1e-13) : e > 1e-2, "%s: O leg %g from the per-head rule", describe(&o, s), e);
+            check(!memcmp(D[1], E[1], p.n[1] * sizeof(floatM)), "%s: hybrid changes the V leg", describe(&o, s));
+            memset(p.W[0], 0, p.n[0] * sizeof(floatM));
+            half_directions(&p, &o, D);
+            muon_directions(&p, &o, 0.5 / sqrt(o.damping), E);
+            e = distance(D[1], E[1], p.n[1]);
+            check(e < TOL(1e-5, 1e-13), "%s: V leg at W_O = 0 is off by %g", describe(&o, s), e);
+            release();
+        }
+
+        /* Grouped queries. The per-query leg is that of a model with the shared factor written out. The
+           shared leg sees the sum of Grams, so G equal query heads are one of size sqrt(G). */
+        if (s.H > s.S) {
+            int G = s.H / s.S;
+            OptimOptions o = default_options(), div = o;
+            div.shared_div = DIV_GROUP;
+            Legs p = legs_of(s);
+            Shape written_out = s, single = s;
+            written_out.S = s.H, single.H = s.S;
+            Legs q = legs_of(written_out), r = legs_of(single);
+            memcpy(q.W[0], p.W[0], p.n[0] * sizeof(floatM));
+            memcpy(q.G[0], p.G[0], p.n[0] * sizeof(floatM));
+            memcpy(r.G[1], p.G[1], p.n[1] * sizeof(floatM));
+            for (int j = 0; j < s.layers * s.H; j++)
+                set_block(s, q.W[1], 1, 0, 0, block_of(s, p.W[1], 1, 0, 0)), /* set below, with q's own heads */
+                set_block(written_out, q.W[1], 1, j / s.H, j % s.H, block_of(s, p.W[1], 1, j / s.H, j % s.H / G));
+            half_directions(&p, &o, D);
+            half_directions(&q, &o, E);
+            double e = distance(D[0], E[0], p.n[0]);
+            check(e < TOL(1e-5, 1e-12), "%s: the per-query leg is %g from that of MHA", describe(&o, s), e);
+            half_directions(&p, &div, E);
+            for (size_t j = 0; j < p.n[1]; j++) E[1][j] *= (floatM)G;
+            check(distance(D[1], E[1], p.n[1]) < TOL(1e-5, 1e-13) && distance(D[0], E[0], p.n[0]) == 0,
+                  "%s: shared-div group does not divide K and V alone by %d", describe(&o, s), G);
+            for (int j = 0; j < s.layers * s.H; j++) {
+                double *b = block_of(single, r.W[0], 0, j / s.H, j % s.H / G);
+                for (int x = 0; x < s.k * s.d; x++) b[x] /= sqrt(G);
+                set_block(s, p.W[0], 0, j / s.H, j % s.H, b);
+            }
+            half_directions(&p, &o, D);
+            half_directions(&r, &o, E);
+            e = distance(D[1], E[1], p.n[1]);
+            check(e < TOL(1e-4, 1e-10), "%s: the shared leg is %g from that of one equal head", describe(&o, s), e);
+            release();
+        }
+    }
+}
+
+static void test_invariances(void) {
+    floatM *D[2], *E[2];
+    for (int i = 0; i < SHAPES; i++)
+        for (int hybrid = 0; hybrid < 2; hybrid++) {
+            Shape s = shapes[i];
+            if (!s.output && hybrid) continue;
+            OptimOptions o = default_options();
+            o.hybrid = hybrid;
+            Legs p = legs_of(s), q;
+            half_directions(&p, &o, D);
+
+            /* Each leg's gradient has a size of its own that does not matter. */
+            q = legs_copy(&p);
+            for (size_t j = 0; j < p.n[0]; j++) q.G[0][j] *= (floatM)700;
+            for (size_t j = 0; j < p.n[1]; j++) q.G[1][j] *= (floatM)0.03;
+            half_directions(&q, &o, E);
+            double e = legs_distance(E, D, p.n);
+            check(e < TOL(1e-5, 1e-10), "%s: scaled gradients change the step by %g", describe(&o, s), e);
+
+            /* Reversing the groups, and the query heads with them, reverses the step. */
+            q = legs_copy(&p);
+            int G = s.H / s.S;
+            floatM *reversed[2] = {take_m(p.n[0]), take_m(p.n[1])};
+            for (int leg = 0; leg < 2; leg++)
+                for (int l = 0; l < s.layers; l++)
+                    for (int h = 0; h < heads_of(s, leg); h++) {
+                        int to = leg ? s.S - 1 - h : (s.S - 1 - h / G) * G + h % G;
+                        set_block(s, q.W[leg], leg, l, to, block_of(s, p.W[leg], leg, l, h));
+                        set_block(s, q.G[leg], leg, l, to, block_of(s, p.G[leg], leg, l, h));
+                        set_block(s, reversed[leg], leg, l, to, block_of(s, D[leg], leg, l, h));
+                    }
+            half_directions(&q, &o, E);
+            e = legs_distance(E, reversed, p.n);
+            check(e < TOL(2e-5, 1e-10), "%s: permuting the heads changes the step by %g", describe(&o, s), e);
+
+            /* A leg does not depend on its own weights. */
+            q = legs_copy(&p);
+            for (size_t j = 0; j < p.n[0]; j++) q.W[0][j] *= -2;
+            half_directions(&q, &o, E);
+            e = distance(E[0], D[0], p.n[0]);
+            check(e < TOL(1e-5, 1e-13) && distance(E[1], D[1], p.n[1]) > 1e-2,
+                  "%s: the A leg depends on A by %g", describe(&o, s), e);
+            q = legs_copy(&p);
+            for (size_t j = 0; j < p.n[1]; j++) q.W[1][j] *= -2;
+            half_directions(&q, &o, E);
+            e = distance(E[1], D[1], p.n[1]);
+            check(e < TOL(1e-5, 1e-13) && distance(E[0], D[0], p.n[0]) > 1e-2,
+                  "%s: the B leg depends on B by %g", describe(&o, s), e);
+
+            /* The first head's step does not see the last one's gradient, except by hybrid. */
+            if (s.S > 1) {
+                q = legs_copy(&p);
+                for (int leg = 0; leg < 2; leg++)
+                    set_block(s, q.G[leg], leg, 0, heads_of(s, leg) - 1, normals((size_t)s.k * s.d));
+                half_directions(&q, &o, E);
+                size_t kd = (size_t)s.k * s.d;
+                double a = relative_l2_dd(block_of(s, E[0], 0, 0, 0), block_of(s, D[0], 0, 0, 0), kd, 1e-30);
+                double b = relative_l2_dd(block_of(s, E[1], 1, 0, 0), block_of(s, D[1], 1, 0, 0), kd, 1e-30);
+                check(b == 0, "%s: the B leg is not head-local, %g", describe(&o, s), b);
+                check(hybrid ? a > 1e-2 : a == 0, "%s: another head's gradient changes the A leg by %g", describe(&o, s), a);
+            }
+
+            /* Layers do not see each other. */
+            if (s.layers > 1) {
+                Legs one = p;
+                one.s.layers = 1;
+                for (int leg = 0; leg < 2; leg++) {
+                    size_t skip = one.n[leg] = p.n[leg] / (size_t)s.layers;
+                    one.W[leg] += skip, one.G[leg] += skip, one.M[leg] += skip;
+                    D[leg] += skip;
+                }
+                half_directions(&one, &o, E);
+                e = legs_distance(E, D, one.n);
+                check(e < TOL(1e-5, 1e-12), "%s: the second layer alone moves differently by %g", describe(&o, s), e);
+            }
+            release();
+        }
+}
+
+/* Steepest descent: <G, delta> is the nuclear norm of the whitened gradient, and no other step of A
+   that keeps the bound descends more. */
+static void test_optimality(void) {
+    static const Shape legs[] = {{1, 2, 2, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {1, 3, 3, 5, 30, 1}};
+    for (int i = 0; i < 3; i++) {
+        Shape s = legs[i];
+        OptimOptions o = exact_options();
+        o.hybrid = 0;
+        Legs p = legs_of(s);
+        floatM *D[2];
+        size_t kd = (size_t)s.k * s.d;
+        half_directions(&p, &o, D);
+        for (int leg = 0; leg < 2; leg++)
+            for (int h = 0; h < heads_of(s, leg); h++) {
+                double *g = block_of(s, p.G[leg], leg, 0, h), *d = block_of(s, D[leg], leg, 0, h), descent = 0;
+                double *C = whitener_by_definition(&p, leg, 0, h, &o), best = 0;
+                for (size_t e = 0; e < kd; e++) descent += 2 * g[e] * d[e];
+                double dual = nuclear_norm(product(C, 0, g, 0, s.k, s.d, s.k), s.k, s.d);
+                check(relative_error(descent, dual, 1e-30) < TOL(1e-5, 1e-10), "leg %d descends by %g of %g", leg,
+                      descent, dual);
+                for (int trial = 0; trial < 10; trial++) {
+                    double *z = normals(kd), other = 0;
+                    for (size_t e = 0; e < kd; e++) z[e] += 0.1 * trial * g[e] / frobenius(g, kd);
+                    z = product(C, 0, exact_sign(z, s.k, s.d), 0, s.k, s.d, s.k);
+                    for (size_t e = 0; e < kd; e++) other += g[e] * z[e];
+                    best = fmax(best, other);
+                }
+                check(best < descent, "another step in the bound descends more: %g > %g", best, descent);
+            }
+        release();
+    }
+}
+
+/* Momentum: m = b m + g and m = b m + (1 - b) g differ by a factor that the sign removes; the gradient's
+   factor gscale goes into the buffer. */
+static void test_momentum(void) {
+    for (int nesterov = 0; nesterov < 2; nesterov++) {
+        OptimOptions sum = default_options(), ema;
+        sum.momentum = 0.9, sum.momentum_form = FORM_SUM, sum.nesterov = nesterov ? AUTO_ON : AUTO_OFF;
+        ema = sum, ema.momentum_form = FORM_EMA;
+        Legs p = legs_of(shapes[3]), q = legs_copy(&p);
+        floatM *start[2] = {copy_of(p.W[0], p.n[0]), copy_of(p.W[1], p.n[1])};
+        for (int step = 0; step < 4; step++) {
+            legs_step(&p, &sum, 0.1, 0.1);
+            legs_step_scaled(&q, &ema, 0.1, 0.1, 3);
+            for (int leg = 0; leg < 2; leg++) {
+                p.G[leg] = normals_m(p.n[leg], 0.01);
+                q.G[leg] = copy_of(p.G[leg], p.n[leg]);
+            }
+        }
+        for (int leg = 0; leg < 2; leg++) {
+            for (size_t i = 0; i < p.n[leg]; i++) {
+                q.M[leg][i] /= (floatM)(3 * (1 - 0.9));
+                p.W[leg][i] -= start[leg][i], q.W[leg][i] -= start[leg][i];
+            }
+            double m = distance(q.M[leg], p.M[leg], p.n[leg]), w = distance(q.W[leg], p.W[leg], p.n[leg]);
+            check(m < TOL(1e-5, 1e-12), "EMA momentum is %g from (1 - b) SUM, nesterov %d", m, nesterov);
+            check(w < TOL(1e-4, 1e-9), "EMA and SUM move the weights differently by %g", w);
+        }
+        release();
+    }
+    OptimOptions o = default_options();
+    Momentum muon = momentum_of(&o, 0, 0.75), cm = momentum_of(&o, 1, 0.75);
+    check(muon.beta == 0.75 && muon.gain == 0.25 && muon.nesterov, "Muon's momentum is not EMA with Nesterov");
+    check(cm.beta == 0.75 && cm.gain == 1 && !cm.nesterov, "CM's momentum is not a plain sum");
+    o.momentum_form = FORM_SUM, o.nesterov = AUTO_OFF;
+    muon = momentum_of(&o, 0, 0.75);
+    o.momentum_form = FORM_EMA, o.nesterov = AUTO_ON;
+    cm = momentum_of(&o, 1, 0.75);
+    check(muon.gain == 1 && !muon.nesterov && cm.gain == 0.25 && cm.nesterov, "momentum options are ignored");
+}
+
+/* per_mat_renorm: each leg of a layer has the norm of its sign, sqrt(rank), and the same direction; so the
+   size of the partner no longer matters. */
+static void test_renorm(void) {
+    for (int i = 0; i < SHAPES; i++) {
+        Shape s = shapes[i];
+        OptimOptions o = default_options(), plain;
+        o.per_mat_renorm = 1, o.hybrid = 0;
+        if (s.k <= s.d) o.damping = 0, o.inv_root = ROOT_EIGH;
+        plain = o, plain.per_mat_renorm = 0;
+        Legs p = legs_of(s);
+        floatM *D[2], *E[2];
+        half_directions(&p, &o, D);
+        half_directions(&p, &plain, E);
+        for (int leg = 0; leg < 2; leg++)
+            for (int l = 0; l < s.layers; l++) {
+                size_t n = p.n[leg] / (size_t)s.layers;
+                floatM *x = D[leg] + l * n, *y = E[leg] + l * n;
+                double norm = sqrt(la_sum_squares(x, n)), expected = 0.5 * sqrt(heads_of(s, leg) * min_int(s.k, s.d));
+                double ratio = norm / sqrt(la_sum_squares(y, n));
+                check(relative_error(norm, expected, 1) < TOL(1e-4, 1e-6), "%s: leg %d has norm %g, not %g", describe(&o, s), leg,
+                      norm, expected);
+                for (size_t e = 0; e < n; e++) y[e] *= (floatM)ratio;
+                check(distance(x, y, n) < TOL(1e-5, 1e-12), "%s: leg %d turned", describe(&o, s), leg);
+            }
+        if (s.k <= s.d) {
+            Legs q = legs_copy(&p);
+            for (int leg = 0; leg < 2; leg++)
+                for (size_t e = 0; e < p.n[leg]; e++) q.W[leg][e] *= (floatM)5;
+            half_directions(&q, &o, E);
+            double e = legs_distance(E, D, p.n);
+            check(e < TOL(1e-4, 1e-10), "%s: larger weights change the step by %g", describe(&o, s), e);
+        }
+        release();
+    }
+}
+
+/* Nothing in, nothing out: zero gradient and momentum leave every bit; weight decay alone shrinks. */
+static void test_nothing(void) {
+    for (int i = 0; i < SHAPES; i++)
+        for (int variant = 0; variant < 8; variant++) {
+            OptimOptions o = default_options();
+            o.isotropic = variant & 1, o.hybrid = variant >> 1 & 1, o.per_mat_renorm = variant >> 2;
+            Legs p = legs_of(shapes[i]), q;
+            for (int leg = 0; leg < 2; leg++) memset(p.G[leg], 0, p.n[leg] * sizeof(floatM));
+            q = legs_copy(&p);
+            legs_step(&q, &o, 0.1, 0);
+            int same = 1;
+            for (int leg = 0; leg < 2; leg++) {
+                same &= !memcmp(p.W[leg], q.W[leg], p.n[leg] * sizeof(floatM));
+                same &= !memcmp(p.M[leg], q.M[leg], p.n[leg] * sizeof(floatM));
+            }
+            check(same, "%s: a zero gradient changes something", describe(&o, p.s));
+            legs_step(&q, &o, 0.1, 0.5);
+            for (int leg = 0; leg < 2; leg++)
+                for (size_t e = 0; e < p.n[leg]; e++) p.W[leg][e] *= (floatM)0.95;
+            check(legs_distance(q.W, p.W, p.n) < TOL(2e-7, 1e-15), "%s: weight decay is not 1 - lr wd", describe(&o, p.s));
+            release();
+        }
+    OptimOptions o = default_options();
+    floatM *w = normals_m(40, 1), *before = copy_of(w, 40), *g = take_m(40), *m = take_m(40), *v = take_m(40);
+    Mat W = mat_dense(w, 1, 5, 8), G = mat_dense(g, 1, 5, 8), M = mat_dense(m, 1, 5, 8), V = mat_dense(v, 1, 5, 8);
+    Arena arena = arena_of(muon_scratch(W));
+    AdamW a = {0.1, 0, 0.9, 0.95, 1e-8, 1, 1};
+    muon_update(W, G, M, &o, 0.95, 0.1, 0, 1, &arena);
+    adamw_update(W, G, M, V, &a);
+    check(!memcmp(w, before, 40 * sizeof *w), "a zero gradient moves Muon's or AdamW's weights");
+    release();
+}
+
+/* Muon's shape factors by hand, and an update of the size they promise. */
+static void test_muon_scale(void) {
+    check(muon_scale(SCALE_SPECTRAL, 32, 8) == 2 && muon_scale(SCALE_SPECTRAL, 8, 32) == 1, "spectral scale");
+    check(fabs(muon_scale(SCALE_RMS, 25, 9) - 1) < 1e-15 && fabs(muon_scale(SCALE_RMS, 9, 25) - 1) < 1e-15, "rms scale");
+    check(muon_scale(SCALE_NONE, 32, 8) == 1, "scale none");
+    static const int sizes[][2] = {{24, 8}, {8, 24}, {6, 60}};
+    for (int i = 0; i < 3; i++) {
+        OptimOptions o = default_options();
+        o.scale = SCALE_RMS;
+        int rows = sizes[i][0], cols = sizes[i][1];
+        size_t n = (size_t)rows * cols;
+        floatM *w = take_m(n), *m = take_m(n);
+        Arena arena = arena_of(muon_scratch(mat_dense(w, 1, rows, cols)));
+        muon_update(mat_dense(w, 1, rows, cols), mat_dense(normals_m(n, 1), 1, rows, cols), mat_dense(m, 1, rows, cols), &o,
+                    0.95, 0.5, 0, 1, &arena);
+        double rms = sqrt(la_sum_squares(w, n) / (double)n);
+        check(fabs(rms - 0.1) < 1e-5, "scale rms: an update of %d x %d has RMS %g at rate 1/2, not 0.1", rows, cols, rms);
+        release();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The plan                                                                                       */
+
+/* A model parameter block as the plan must see it: rows [first, first + rows) of a tensor, in the order
+   (layer, row, column), copied out of an allocation or back. */
+static floatM *cut(const Registry *r, TensorId id, int first, int rows, const floatM *x) {
+    const Tensor *t = &r->t[id];
+    size_t n = (size_t)rows * t->cols;
+    floatM *y = take_m((size_t)t->layers * n);
+    for (int l = 0; l < t->layers; l++)
+        memcpy(y + l * n, x + t->offset + (size_t)(l * t->rows + first) * t->cols, n * sizeof *y);
+    return y;
+}
+
+static void paste(const Registry *r, TensorId id, int first, int rows, floatM *x, const floatM *y) {
+    const Tensor *t = &r->t[id];
+    size_t n = (size_t)rows * t->cols;
+    for (int l = 0; l < t->layers; l++)
+        memcpy(x + t->offset + (size_t)(l * t->rows + first) * t->cols, y + l * n, n * sizeof *y);
+}
+
+/* What plan_step should do, tensor by tensor and layer by layer on copies. */
+typedef struct {
+    const Config *c;
+    const Registry *r;
+    floatM *p, *g, *m, *v; /* v laid out by the registry here */
+    double scale, beta, gscale;
+    int step;
+} Expected;
+
+static void expect_adamw(Expected *e, TensorId id, int first, int rows, double lr, double wd) {
+    int cols = e->r->t[id].cols, layers = e->r->t[id].layers;
+    floatM *p = cut(e->r, id, first, rows, e->p), *g = cut(e->r, id, first, rows, e->g);
+    floatM *m = cut(e->r, id, first, rows, e->m), *v = cut(e->r, id, first, rows, e->v);
+    AdamW a = {lr * e->scale, wd, e->c->adam_beta1, e->c->adam_beta2, e->c->adam_eps, e->gscale, e->step};
+    adamw_update(mat_dense(p, layers, rows, cols), mat_dense(g, layers, rows, cols),
+                 mat_dense(m, layers, rows, cols), mat_dense(v, layers, rows, cols), &a);
+    paste(e->r, id, first, rows, e->p, p), paste(e->r, id, first, rows, e->m, m), paste(e->r, id, first, rows, e->v, v);
+}
+
+/* parts > 0: that many blocks of rows, of columns if axis. */
+static void expect_muon(Expected *e, TensorId id, int first, int rows, int parts, int axis) {
+    int cols = e->r->t[id].cols, layers = e->r->t[id].layers;
+    floatM *p = cut(e->r, id, first, rows, e->p), *g = cut(e->r, id, first, rows, e->g);
+    floatM *m = cut(e->r, id, first, rows, e->m);
+    for (int l = 0; l < layers; l++) {
+        size_t at = (size_t)l * rows * cols;
+        Mat W = muon_view(p + at, rows, cols, parts, axis);
+        Arena arena = arena_of(muon_scratch(W));
+        muon_update(W, muon_view(g + at, rows, cols, parts, axis), muon_view(m + at, rows, cols, parts, axis),
+                    &e->c->optim, e->beta, e->c->lr * e->scale, e->c->weight_decay, e->gscale, &arena);
+    }
+    paste(e->r, id, first, rows, e->p, p), paste(e->r, id, first, rows, e->m, m);
+}
+
+static void expect_cm(Expected *e, TensorId id, int rows, int output, int shared_first, int shared_rows) {
+    const Config *c = e->c;
+    int shape_rows[2] = {rows, shared_rows}, first[2] = {0, shared_first};
+    TensorId ids[2] = {id, T_WQKV};
+    floatM *p[2], *g[2], *m[2];
+    for (int leg = 0; leg < 2; leg++) {
+        p[leg] = cut(e->r, ids[leg], first[leg], shape_rows[leg], e->p);
+        g[leg] = cut(e->r, ids[leg], first[leg], shape_rows[leg], e->g);
+        m[leg] = cut(e->r, ids[leg], first[leg], shape_rows[leg], e->m);
+    }
+    for (int l = 0; l < c->layers; l++) {
+        Legs legs;
+        Shape s = {1, c->heads, c->kv_heads, c->head_dim, c->width, output};
+        legs.s = s;
+        for (int leg = 0; leg < 2; leg++) {
+            legs.n[leg] = (size_t)heads_of(s, leg) * s.k * s.d;
+            legs.W[leg] = p[leg] + l * legs.n[leg];
+            legs.G[leg] = g[leg] + l * legs.n[leg];
+            legs.M[leg] = m[leg] + l * legs.n[leg];
+        }
+        OptimOptions o = c->optim;
+        o.momentum = e->beta;
+        legs_step_scaled(&legs, &o, c->lr * e->scale, c->weight_decay, e->gscale);
+    }
+    for (int leg = 0; leg < 2; leg++) {
+        paste(e->r, ids[leg], first[leg], shape_rows[leg], e->p, p[leg]);
+        paste(e->r, ids[leg], first[leg], shape_rows[leg], e->m, m[leg]);
+    }
+}
+
+static void expect_step(Expected *e) {
+    const Config *c = e->c;
+    int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim, F = c->ff_width;
+    int swiglu = c->act == ACT_SWIGLU;
+    if (c->qk == RULE_CM) expect_cm(e, T_WQKV, A, 0, A, K);
+    if (c->ov == RULE_CM) expect_cm(e, T_WO, c->width, 1, A + K, K);
+    struct {
+        TensorId id;
+        int rule, first, rows, parts, axis;
+    } blocks[] = {
+        {T_WQKV, c->qk, 0, A, c->heads, 0},
+        {T_WQKV, c->qk, A, K, c->kv_heads, 0},
+        {T_WQKV, c->ov, A + K, K, c->kv_heads, 0},
+        {T_WO, c->ov, 0, c->width, c->heads, 1},
+        {T_WFC, c->mlp == MLP_RULE_MUON ? RULE_MUON : RULE_ADAMW, 0, F, 1, 0},
+        {T_WFC, c->mlp == MLP_RULE_MUON ? RULE_MUON : RULE_ADAMW, F, swiglu ? F : 0, 1, 0},
+        {T_WPROJ, c->mlp == MLP_RULE_MUON ? RULE_MUON : RULE_ADAMW, 0, c->width, 1, 0},
+    };
+    for (int i = 0; i < 7; i++) {
+        if (!blocks[i].rows) continue;
+        if (blocks[i].rule == RULE_ADAMW)
+            expect_adamw(e, blocks[i].id, blocks[i].first, blocks[i].rows, c->lr, c->weight_decay);
+        if (blocks[i].rule == RULE_MUON) expect_muon(e, blocks[i].id, blocks[i].first, blocks[i].rows, 1, 0);
+        if (blocks[i].rule == RULE_MUON_HEAD)
+            expect_muon(e, blocks[i].id, blocks[i].first, blocks[i].rows, blocks[i].parts, blocks[i].axis);
+    }
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &e->r->t[id];
+        if (!t->layers || id == T_WQKV || id == T_WO || id == T_WFC || id == T_WPROJ) continue;
+        int embed = id == T_WTE || id == T_WPE, head = id == T_WHEAD;
+        expect_adamw(e, (TensorId)id, 0, t->rows, embed ? c->lr_embed : head ? c->lr_head : c->lr_scalar,
+                     embed ? c->weight_decay_embed : head ? c->weight_decay_head : c->weight_decay_scalar);
+    }
+}
+
+/* Runs two steps of a plan beside what they should be. Returns the worst error of any tensor relative to
+   its displacement; infinite if padding changed. */
+static double plan_error(const char *flags, char *worst_name, size_t size, floatM **result) {
+    static char text[1024];
+    char *argv[64] = {(char *)"test"}, err[ERR_LEN] = "", *save = NULL;
+    int argc = 1;
+    snprintf(text, sizeof text, "--lr 0.03 --lr-embed 0.011 --lr-head 0.007 --lr-scalar 0.005 "
+             "--weight-decay 0.3 --weight-decay-embed 0.2 --weight-decay-head 0.1 --weight-decay-scalar 0.4 "
+             "--layers 3 --width 24 --seq-len 7 --adam-eps 1e-6 --damping 0.05 %s", flags);
+    for (char *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save)) argv[argc++] = word;
+    Config *c = (Config *)take_bytes(sizeof *c);
+    unsigned char given[CONFIG_FLAGS];
+    if (config_parse(c, given, argc, argv, err)) die("%s", err);
+    c->vocab = 40;
+    if (config_resolve(c, err)) die("%s", err);
+    Registry r = registry_build(c);
+    Plan plan = plan_build(c, &r);
+    Arena arena = arena_of(plan.arena_size);
+    floatM *start = normals_m(r.size, 0.3), *p = copy_of(start, r.size), *m = take_m(r.size), *v = take_m(plan.v_size);
+    Expected e = {c, &r, copy_of(start, r.size), NULL, take_m(r.size), take_m(r.size), 0.5, 0.8, 1.5, 0};
+    double worst = 0;
+    for (int step = 1; step <= 2; step++) {
+        floatM *g = normals_m(r.size, 0.01);
+        PlanState s = {p, g, m, v, &arena, 0.5, 0.8, 1.5, step};
+        plan_step(&plan, &r, c, &s);
+        e.g = copy_of(g, r.size);
+        e.step = step;
+        expect_step(&e);
+        check(arena.used == 0 && !memcmp(g, e.g, r.size * sizeof *g), "plan_step leaves the arena used or changes gradients");
+    }
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r.t[id];
+        floatM *a = take_m(t->size), *b = take_m(t->size);
+        for (size_t i = 0; i < t->size; i++)
+            a[i] = p[t->offset + i] - start[t->offset + i], b[i] = e.p[t->offset + i] - start[t->offset + i];
+        double x = fmax(distance(a, b, t->size), distance(m + t->offset, e.m + t->offset, t->size));
+        if (x > worst) worst = x, snprintf(worst_name, size, "%s", t->name);
+        memset(e.p + t->offset, 0, t->size * sizeof *p); /* what remains is padding */
+        for (size_t i = 0; i < t->size; i++) start[t->offset + i] = 0;
+    }
+    if (result) *result = copy_of(p, r.size);
+    for (int id = 0; id < TENSORS; id++) memset(p + r.t[id].offset, 0, r.t[id].size * sizeof *p);
+    if (memcmp(p, start, r.size * sizeof *p)) worst = INFINITY, snprintf(worst_name, size, "padding");
+    return worst;
+}
+
+static void test_plan(void) {
+    static const char *const rules[] = {"cm", "muon", "muon-head", "adamw"};
+    static const char *const models[] = {
+        "--heads 3 --act relu2", "--heads 4 --kv-heads 2 --act swiglu --biases on --norm layernorm --pos learned",
+        "--heads 6 --kv-heads 1 --head-dim 8 --act gelu --tied on --head-bias on --embed-norm off --shared-div group --hybrid off"};
+    char flags[512], where[64];
+    for (int model = 0; model < 3; model++)
+        for (int i = 0; i < 16; i++) {
+            /* All pairs of rules over --qk and --ov; --mlp in turn. */
+            snprintf(flags, sizeof flags, "%s --qk %s --ov %s --mlp %s", models[model], rules[i % 4], rules[i / 4],
+                     i % 3 ? "muon" : "adamw");
+            double e = plan_error(flags, where, sizeof where, NULL);
+            check(e < TOL(2e-4, 1e-9), "%s: %s is off by %g", flags, where, e);
+            release();
+        }
+    /* --optimizer stands for a choice of the others. */
+    static const char *const optimizers[][2] = {{"cm", "--qk cm --ov cm --mlp muon"},
+                                                {"muon", "--qk muon --ov muon --mlp muon"},
+                                                {"adamw", "--qk adamw --ov adamw --mlp adamw"}};
+    for (int i = 0; i < 3; i++) {
+        floatM *one, *other;
+        uint64_t at = draws;
+        snprintf(flags, sizeof flags, "%s --optimizer %s", models[1], optimizers[i][0]);
+        double e = plan_error(flags, where, sizeof where, &one);
+        draws = at;
+        snprintf(flags, sizeof flags, "%s %s", models[1], optimizers[i][1]);
+        plan_error(flags, where, sizeof where, &other);
+        check(e < TOL(2e-4, 1e-9) && one[100] == other[100], "--optimizer %s: %s is off by %g", optimizers[i][0], where, e);
+        release();
+    }
+    /* Cut into chunks of one or two layers (scratch for all three does not fit), the step is the same. */
+    for (int i = 0; i < 4; i++) {
+        snprintf(flags, sizeof flags, "%s --qk %s --ov %s", models[1], rules[i % 3], rules[i % 3]);
+        scratch_budget = i < 3 ? 1 : 12000;
+        double e = plan_error(flags, where, sizeof where, NULL);
+        scratch_budget = (size_t)8 << 20;
+        check(e < TOL(2e-4, 1e-9), "in chunks, %s: %s is off by %g", flags, where, e);
+        release();
+    }
+}
+
+/* The plan covers every parameter once, nothing twice, and second moments of AdamW do not overlap. */
+static void test_plan_cover(void) {
+    static const char *const presets[] = {"tiny", "gpt2", "llama", "speedrun"};
+    for (int i = 0; i < 4; i++) {
+        char err[ERR_LEN] = "", *argv[] = {(char *)"test", (char *)"--preset", (char *)presets[i],
+                                           (char *)"--layers", (char *)"2", (char *)"--width", (char *)"48",
+                                           (char *)"--seq-len", (char *)"16", (char *)"--total-batch-tokens", (char *)"0"};
+        Config *c = (Config *)take_bytes(sizeof *c);
+        unsigned char given[CONFIG_FLAGS];
+        if (config_parse(c, given, 11, argv, err)) die("%s", err);
+        c->vocab = 50;
+        if (config_resolve(c, err)) die("%s", err);
+        Registry r = registry_build(c);
+        Plan plan = plan_build(c, &r);
+        floatM *count = take_m(r.size), *moments = take_m(plan.v_size);
+        for (int j = 0; j < plan.n; j++) {
+            const PlanEntry *e = &plan.e[j];
+            for (int partner = 0; partner <= (e->rule == UPDATE_CM); partner++) {
+                Mat m = part_view(&r, partner ? e->partner : e->part, count);
+                for (int l = 0; l < m.n0; l++)
+                    for (int x = 0; x < m.rows * m.cols; x++) m.p[(size_t)l * m.s0 + x] += 1;
+                for (size_t x = 0; e->rule == UPDATE_ADAMW && x < mat_size(m); x++) moments[e->v + x] += 1;
+            }
+        }
+        int right = 1, once = 1;
+        for (int id = 0; id < TENSORS; id++)
+            for (size_t x = 0; x < r.t[id].size; x++) right &= count[r.t[id].offset + x]-- == 1;
+        for (size_t x = 0; x < r.size; x++) right &= count[x] == 0;
+        for (size_t x = 0; x < plan.v_size; x++) once &= moments[x] <= 1;
+        check(right && once, "--preset %s: the plan covers the parameters once %d, moments once %d", presets[i], right, once);
+        release();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Schedules                                                                                      */
+
+static void test_schedules(void) {
+    Schedule s;
+    memset(&s, 0, sizeof s);
+#define AT(STEP, VALUE)                                                                            \
+    check(fabs(schedule_lr(&s, STEP) - (VALUE)) < 1e-12, "schedule %d, warmup %d: %g at step %d, not %g", s.kind,  \
+          s.warmup, schedule_lr(&s, STEP), STEP, (double)(VALUE))
+    s.steps = 100, s.kind = SCHEDULE_CONSTANT;
+    AT(0, 1), AT(50, 1), AT(99, 1);
+    s.warmup = 4;
+    AT(0, 0.25), AT(1, 0.5), AT(3, 1), AT(4, 1), AT(99, 1);
+    s.warmup = 0, s.kind = SCHEDULE_LINEAR;
+    AT(0, 1), AT(25, 0.75), AT(99, 0.01), AT(100, 0), AT(120, 0);
+    s.final = 0.1;
+    AT(0, 1), AT(50, 0.55), AT(99, 0.1 + 0.9 * 0.01), AT(100, 0.1);
+    s.warmup = 20; /* the decay spans what remains after it */
+    AT(19, 1), AT(20, 1), AT(60, 0.55), AT(100, 0.1);
+    s.warmup = 0, s.kind = SCHEDULE_COSINE;
+    AT(0, 1), AT(25, 0.1 + 0.9 * (0.5 + 0.5 * sqrt(0.5))), AT(50, 0.55), AT(75, 0.1 + 0.9 * (0.5 - 0.5 * sqrt(0.5))), AT(100, 0.1);
+    s.warmup = 20, s.final = 0;
+    AT(9, 0.5), AT(20, 1), AT(40, 0.5 + 0.5 * sqrt(0.5)), AT(60, 0.5), AT(100, 0);
+    s.warmup = 0, s.kind = SCHEDULE_TRAPEZOID, s.cooldown = 0.5;
+    AT(0, 1), AT(50, 1), AT(51, 0.98), AT(75, 0.5), AT(99, 0.02), AT(100, 0);
+    s.final = 0.2;
+    AT(75, 0.6), AT(100, 0.2);
+    s.final = 0, s.warmup = 10;
+    AT(0, 0.1), AT(9, 1), AT(10, 1), AT(50, 1), AT(75, 0.5);
+    s.warmup = 0, s.cooldown = 1;
+    AT(0, 1), AT(1, 0.99), AT(50, 0.5);
+    s.cooldown = 0.7;
+    static const int runs[] = {10, 3250, 3600};
+    for (int i = 0; i < 3; i++) { /* the speedrun: 1, then (1 - s/N) / 0.7 from s/N = 0.3 on */
+        int N = s.steps = runs[i];
+        for (int step = 0; step < N; step++) AT(step, step < 0.3 * N ? 1 : (1 - (double)step / N) / 0.7);
+        AT(N - 1, 1 / (0.7 * N));
+    }
+#undef AT
+    s.momentum_warmup = 0, s.momentum_start = 0.85;
+    check(schedule_momentum(&s, 0, 0.95) == 0.95, "momentum without warm-up");
+    s.momentum_warmup = 300;
+    check(fabs(schedule_momentum(&s, 0, 0.95) - 0.85) < 1e-15 && fabs(schedule_momentum(&s, 150, 0.95) - 0.9) < 1e-15 &&
+              fabs(schedule_momentum(&s, 75, 0.95) - 0.875) < 1e-15 && schedule_momentum(&s, 300, 0.95) == 0.95,
+          "momentum warm-up");
+}
+
+int main(void) {
+    char err[ERR_LEN] = "";
+    if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
+    test_decompositions();
+    test_elementwise();
+    test_products();
+    test_vectors();
+    test_sums();
+    test_fixtures();
+    test_msign();
+    test_invroot();
+    test_definition();
+    test_bounds();
+    test_equivariance();
+    test_reductions();
+    test_invariances();
+    test_optimality();
+    test_momentum();
+    test_renorm();
+    test_nothing();
+    test_muon_scale();
+    test_plan();
+    test_plan_cover();
+    test_schedules();
+    return check_done();
+}
