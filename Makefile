@@ -2,7 +2,9 @@
 # make test     builds and runs every test
 # make help     the other targets
 
-CC ?= gcc
+ifeq ($(origin CC),default)
+  CC = gcc
+endif
 BUILD ?= build
 OPT ?= -O3 -march=native
 WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes -Werror
@@ -13,14 +15,15 @@ LDLIBS += -lm -lpthread
 SHELL = /bin/sh
 
 # What this machine has, asked of the compiler itself.
+hash := \#
 have = $(shell printf '$(1)\nint main(void){return 0;}\n' | $(CC) -x c - $(2) -o /dev/null 2>/dev/null && echo yes)
-ifeq ($(call have,\#include <omp.h>,-fopenmp),yes)
+ifeq ($(call have,$(hash)include <omp.h>,-fopenmp),yes)
   override CFLAGS += -fopenmp
 else
-  override CFLAGS += -Wno-unknown-pragmas
+  override CFLAGS += -Wno-unknown-pragmas $(if $(call have,,-fopenmp-simd),-fopenmp-simd)
   $(info note: $(CC) has no OpenMP, so the program will use one core (Debian: apt-get install gcc, or libomp-dev for clang))
 endif
-ONEDNN ?= $(call have,\#include <dnnl.h>,-ldnnl)
+ONEDNN ?= $(call have,$(hash)include <dnnl.h>,-ldnnl)
 ifeq ($(ONEDNN),yes)
   DNNL = -DCM_USE_ONEDNN
   DNNL_LIBS = -ldnnl

@@ -116,6 +116,12 @@ static int logit_rows(const Config *c, int N) {
     return (int)min_size((size_t)N, rows < 64 ? 64 : rows);
 }
 
+/* Bytes of the cosines, and of the sines; none without rotary positions. */
+static size_t rotary_bytes(const Config *c) {
+    if (c->pos != POS_ROPE && c->pos != POS_ROPE_HALF) return 0;
+    return (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
+}
+
 typedef struct {
     size_t parameters, gradients, optimizer, activations, total;
 } Memory;
@@ -129,6 +135,7 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
     m.gradients = training ? r->size * sizeof(floatM) : 0;
     m.optimizer = training ? (r->size + plan->v_size + plan->arena_size) * sizeof(floatM) : 0;
     m.activations = acts_layout(&none, c, c->batch_size, logit_rows(c, N), NULL, training);
+    m.activations += 2 * rotary_bytes(c);
     m.total = m.parameters + m.gradients + m.optimizer + m.activations;
     return m;
 }
@@ -152,7 +159,8 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
         m->v = (floatM *)device_alloc(m->plan.v_size * sizeof(floatM));
         m->arena_memory = device_alloc(m->plan.arena_size * sizeof(floatM));
     }
-    m->acts_memory = device_alloc(need.activations);
+    m->acts_bytes = need.activations - 2 * rotary_bytes(c);
+    m->acts_memory = device_alloc(m->acts_bytes);
     m->host_losses = (floatM *)calloc((size_t)m->B * m->T, sizeof(floatM));
     if (!m->p || !m->acts_memory || !m->host_losses ||
         (training && (!m->g || !m->m || !m->v || !m->arena_memory)))
@@ -163,8 +171,8 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
     acts_layout(&m->a, c, m->B, m->R, (char *)m->acts_memory, training);
     m->arena.p = (floatM *)m->arena_memory;
     m->arena.size = m->plan.arena_size;
-    if (c->pos == POS_ROPE || c->pos == POS_ROPE_HALF) {
-        size_t n = (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
+    if (rotary_bytes(c)) {
+        size_t n = rotary_bytes(c);
         floatM *table = (floatM *)malloc(2 * n);
         m->cosine = (floatM *)device_alloc(n);
         m->sine = (floatM *)device_alloc(n);
@@ -392,6 +400,7 @@ static int save_checkpoint(Model *m, const Config *asked, const RunLog *log, int
     fprintf(f, "vocab=%d\n", m->c.vocab);
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         char text[FLAG_STRING_SIZE];
+        if (config_flags[i].kind == FLAG_SWITCH) continue; /* of one start, not of the run */
         flags_get_text(&config_flags[i], asked, text);
         fprintf(f, "flag.%s=%s\n", config_flags[i].name, text);
     }

@@ -41,6 +41,7 @@ def f32(x):
 
 def cm_options(o):
     plain = {k: v for k, v in o.items() if k in opt.CM.__dataclass_fields__}
+    plain["wd"] = o["weight_decay"]
     for k in ("isotropic", "hybrid", "gauge_damping", "per_mat_renorm", "nesterov"):
         plain[k] = bool(plain[k])
     return opt.CM(**plain)

@@ -349,21 +349,11 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
             continue;
         }
         /* With u = 1 / sqrt(1 + (z/c)^2), the capped logit is z u and its derivative u^3. */
-        floatM max = -INFINITY;
+        floatM max = simd_max(z, V); /* capping is monotone */
+        if (inverse > 0) max /= CM_SQRT(1 + max * inverse * max * inverse);
+        floatM sum = 0, zt = z[target], ut = 1;
         if (inverse > 0) {
-#pragma omp simd reduction(max : max)
-            for (int v = 0; v < V; v++) {
-                floatM q = z[v] * inverse, s = z[v] / CM_SQRT(1 + q * q);
-                max = s > max ? s : max;
-            }
-        } else {
-#pragma omp simd reduction(max : max)
-            for (int v = 0; v < V; v++) max = z[v] > max ? z[v] : max;
-        }
-        floatM sum = 0, zt = z[target];
-        if (inverse > 0) {
-            floatM q = zt * inverse;
-            zt = zt / CM_SQRT(1 + q * q);
+            ut = 1 / CM_SQRT(1 + zt * inverse * zt * inverse);
 #pragma omp simd reduction(+ : sum)
             for (int v = 0; v < V; v++) {
                 floatM w = z[v] * inverse;
@@ -373,23 +363,20 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
 #pragma omp simd reduction(+ : sum)
             for (int v = 0; v < V; v++) sum += fast_exp(z[v] - max);
         }
-        floatM lse = max + (floatM)log((double)sum);
-        losses[n] = lse - zt;
+        floatM lse = max + (floatM)log((double)sum), k = (floatM)scale;
+        losses[n] = lse - zt * ut;
         if (scale == 0) continue;
-        floatM raw = z[target], k = (floatM)scale;
         if (inverse > 0) {
 #pragma omp simd
             for (int v = 0; v < V; v++) {
                 floatM w = z[v] * inverse, u = 1 / CM_SQRT(1 + w * w);
                 z[v] = k * fast_exp(z[v] * u - lse) * u * u * u;
             }
-            floatM w = raw * inverse, u = 1 / CM_SQRT(1 + w * w);
-            z[target] -= k * u * u * u;
         } else {
 #pragma omp simd
             for (int v = 0; v < V; v++) z[v] = k * fast_exp(z[v] - lse);
-            z[target] -= k;
         }
+        z[target] -= k * ut * ut * ut;
         for (int v = V; v < Vp; v++) z[v] = 0;
     }
 }
