@@ -32,9 +32,11 @@ endif
 HEADERS = $(wildcard llmc/*.h llmc/cpu/*.h llmc/optim/*.h dev/test/*.h)
 PROGRAMS = train_gpt generate data/tokenize
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt $(BUILD)/test_gpt_double \
-        $(BUILD)/test_optim_double $(BUILD)/test_attention_double $(BUILD)/test_gemm_double
+        $(BUILD)/test_optim_double $(BUILD)/test_variants_double $(BUILD)/test_attention_double $(BUILD)/test_gemm_double
 
-.PHONY: all train test test-asan bench clean help
+LIBRARY = libcmuon.so libcmuon.a cmuon.pc
+
+.PHONY: all train test test-asan bench install clean help
 all: $(PROGRAMS)
 
 train_gpt: train_gpt.c $(HEADERS)
@@ -62,6 +64,35 @@ $(BUILD)/test_%: dev/test/test_%.c $(HEADERS) | $(BUILD)
 $(BUILD)/bench_%: dev/bench/%.c $(HEADERS) | $(BUILD)
 	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
 
+# libcmuon, the optimizer for other programs: only what cmuon.h marks is visible. Code of a library
+# stays loaded (nodelete), because threads that end run its clean-up.
+$(BUILD)/cmuon.o: llmc/cmuon.c $(HEADERS) | $(BUILD)
+	$(CC) $(CFLAGS) -fPIC -fvisibility=hidden -c $< -o $@
+
+libcmuon.so: $(BUILD)/cmuon.o
+	$(CC) $(CFLAGS) -shared -Wl,-soname,libcmuon.so -Wl,-z,nodelete $< -o $@ $(LDLIBS)
+
+libcmuon.a: $(BUILD)/cmuon.o
+	rm -f $@
+	$(AR) rcs $@ $<
+
+PREFIX ?= /usr/local
+cmuon.pc: Makefile
+	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
+	  'Name: cmuon' 'Description: Compositional Muon and Muon, the optimizers, in C' 'Version: 1.0' \
+	  'Libs: -L$${libdir} -lcmuon' 'Libs.private: $(filter -fopenmp,$(CFLAGS)) $(LDLIBS)' \
+	  'Cflags: -I$${includedir}' >$@
+
+# make install PREFIX=$$HOME/.local; DESTDIR is put before it.
+install: $(LIBRARY)
+	mkdir -p $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
+	install -m 755 libcmuon.so $(DESTDIR)$(PREFIX)/lib
+	install -m 644 libcmuon.a $(DESTDIR)$(PREFIX)/lib
+	sed 's|^prefix=.*|prefix=$(PREFIX)|' cmuon.pc >$(DESTDIR)$(PREFIX)/lib/pkgconfig/cmuon.pc
+	install -m 644 llmc/cmuon.h $(DESTDIR)$(PREFIX)/include
+
+$(BUILD)/test_cmuon: llmc/cmuon.c
+
 $(BUILD):
 	mkdir -p $(BUILD)
 
@@ -70,7 +101,7 @@ RUN ?= shakespeare
 train: train_gpt generate
 	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
 
-test: $(PROGRAMS) $(TESTS)
+test: $(PROGRAMS) $(TESTS) $(LIBRARY)
 	@sh dev/test/run.sh $(TESTS)
 
 # The whole suite once more under AddressSanitizer and UndefinedBehaviorSanitizer.
@@ -84,12 +115,13 @@ bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done
 
 clean:
-	rm -rf $(BUILD) $(PROGRAMS)
+	rm -rf $(BUILD) $(PROGRAMS) $(LIBRARY)
 
 help:
 	@echo "make train       train on TinyShakespeare, then sample (about three minutes on two cores)"
 	@echo "make             build train_gpt, generate and data/tokenize"
 	@echo "make test        every test; make test-asan: under sanitizers"
 	@echo "make bench       benchmarks of the parts"
+	@echo "make libcmuon.so the optimizer as a library (also libcmuon.a); make install PREFIX=..."
 	@echo "make clean       remove what was built (runs/ and data/ stay)"
 	@echo "options: CC=clang, ONEDNN=no (built-in matrix product), OPT='-O2' (portable code)"

@@ -56,7 +56,8 @@ typedef struct {
     Registry r;
     Plan plan;
     int B, T, R;              /* largest batch, sequence length, rows of logits at a time */
-    floatM *p, *g, *m, *v;    /* parameters, gradients, first moments, AdamW's second moments */
+    floatM *p, *g, *m, *v;    /* parameters, gradients, first moments, the plan's further state */
+    floatM *before;           /* with --log-groups the parameters before the update, else NULL */
     const floatX *w;          /* parameters as the layers read them: p itself when floatX is floatM */
     void *acts_memory, *arena_memory;
     size_t acts_bytes;
@@ -134,6 +135,7 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
     m.parameters = r->size * sizeof(floatM);
     m.gradients = training ? r->size * sizeof(floatM) : 0;
     m.optimizer = training ? (r->size + plan->v_size + plan->arena_size) * sizeof(floatM) : 0;
+    if (training && c->log_groups) m.optimizer += r->size * sizeof(floatM);
     m.activations = acts_layout(&none, c, c->batch_size, logit_rows(c, N), NULL, training);
     m.activations += 2 * rotary_bytes(c);
     m.total = m.parameters + m.gradients + m.optimizer + m.activations;
@@ -158,12 +160,13 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
         m->m = (floatM *)device_alloc(bytes);
         m->v = (floatM *)device_alloc(m->plan.v_size * sizeof(floatM));
         m->arena_memory = device_alloc(m->plan.arena_size * sizeof(floatM));
+        if (c->log_groups) m->before = (floatM *)device_alloc(bytes);
     }
     m->acts_bytes = need.activations - 2 * rotary_bytes(c);
     m->acts_memory = device_alloc(m->acts_bytes);
     m->host_losses = (floatM *)calloc((size_t)m->B * m->T, sizeof(floatM));
     if (!m->p || !m->acts_memory || !m->host_losses ||
-        (training && (!m->g || !m->m || !m->v || !m->arena_memory)))
+        (training && (!m->g || !m->m || !m->v || !m->arena_memory || (c->log_groups && !m->before))))
         return fail(err, "out of memory: the run needs %.1f MB (parameters %.1f, gradients %.1f, "
                          "optimizer %.1f, activations %.1f); try a smaller --batch-size",
                     need.total / 1e6, need.parameters / 1e6, need.gradients / 1e6,
@@ -190,6 +193,7 @@ static void model_free(Model *m) {
     device_free(m->g);
     device_free(m->m);
     device_free(m->v);
+    device_free(m->before);
     device_free(m->arena_memory);
     device_free(m->acts_memory);
     device_free(m->cosine);
@@ -355,6 +359,7 @@ static void update(Model *m, int step, double clip) {
     const Config *c = &m->c;
     PlanState s = {m->p, m->g, m->m, m->v, &m->arena, schedule_lr(&c->schedule, step),
                    schedule_momentum(&c->schedule, step, c->optim.momentum), clip, step + 1};
+    if (m->before) plan_groups_keep(&m->plan, &m->r, m->p, m->before);
     plan_step(&m->plan, &m->r, c, &s);
 }
 
@@ -384,7 +389,7 @@ static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *l
 
 /* Everything a run needs to go on: the flags it was started with, the step, the place in the data, the
    parameters and the optimizer's moments. Random numbers need no state: they are counted by (seed,
-   step). Parameters and first moments are stored by tensor, second moments by entry of the plan. */
+   step). Parameters and first moments are stored by tensor, other moments by entry of the plan. */
 static int save_checkpoint(Model *m, const Config *asked, const RunLog *log, int step, int64_t tokens,
                            const Data *train, const char *data_id, char *err) {
     static const char *const parts[] = {"p.", "m."};
@@ -521,10 +526,11 @@ static void print_memory(FILE *out, Memory m) {
 }
 
 static void print_rules(FILE *out, const Config *c) {
-    static const char *const rule[] = {"", "CM", "Muon", "Muon per head", "AdamW"};
-    static const char *const mlp[] = {"", "Muon", "AdamW"};
-    fprintf(out, "update   %s on W_Q W_K, %s on W_O W_V, %s on the MLPs, AdamW on the rest\n",
-            rule[c->qk], rule[c->ov], mlp[c->mlp]);
+    static const char *const rule[] = {"", "CM", "Muon", "Muon per head", "NorMuon", "Aurora", "MuonH",
+                                       "AdamW", "partner-rescaled AdamW", "QuacK"};
+    static const char *const mlp[] = {"", "Muon", "NorMuon", "Aurora", "MuonH", "AdamW"};
+    fprintf(out, "update   %s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs, AdamW on the rest\n",
+            rule[c->qk], rule[c->ov], c->optim.circuit ? " and Circuit-Muon" : "", mlp[c->mlp]);
 }
 
 /* Peak resident memory of this process in bytes; 0 where the system does not say. */
@@ -664,6 +670,19 @@ static int train_step(Run *run, double *loss, double *norm, char *err) {
     return 0;
 }
 
+/* {"groups": ...}, the sizes of the last update, for the log; NULL when not asked for. To be freed. */
+static char *group_sizes(Model *m) {
+    char *text = NULL;
+    size_t size = 0;
+    FILE *f = m->before ? open_memstream(&text, &size) : NULL;
+    if (!f) return NULL;
+    fputs("{\"groups\": ", f);
+    plan_groups_json(f, &m->plan, &m->r, m->p, m->before);
+    fputs("}", f);
+    fclose(f);
+    return text;
+}
+
 /* A checkpoint of now, once the log that leads to it is on the disk. */
 static int save_run(Run *run, char *err) {
     if (!run->asked.keep_checkpoints) return 0;
@@ -707,7 +726,11 @@ static int train_loop(Run *run, char *err) {
             progress_print(&progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s", run->step,
                            line.train_loss, line.grad_norm, line.ms, line.tok_s);
         }
-        if (log_line(&run->log, &line, err)) return -1;
+        char *groups = group_sizes(m);
+        line.extra = groups;
+        int status = log_line(&run->log, &line, err);
+        free(groups);
+        if (status) return -1;
         int due = c->checkpoint_every && run->step % c->checkpoint_every == 0;
         if ((last || due) && save_run(run, err)) return -1;
     }

@@ -17,8 +17,11 @@ enum { POS_LEARNED, POS_ROPE, POS_ROPE_HALF, POS_NONE };
 enum { ACT_GELU, ACT_RELU2, ACT_SWIGLU };
 enum { INIT_GPT2, INIT_SPEEDRUN };
 enum { OPT_CM, OPT_MUON, OPT_ADAMW };
-enum { RULE_AUTO, RULE_CM, RULE_MUON, RULE_MUON_HEAD, RULE_ADAMW }; /* order of --qk and --ov */
-enum { MLP_RULE_AUTO, MLP_RULE_MUON, MLP_RULE_ADAMW };              /* order of --mlp */
+/* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
+enum { RULE_AUTO, RULE_CM, RULE_MUON, RULE_MUON_HEAD, RULE_NORMUON, RULE_AURORA, RULE_MUONH, RULE_ADAMW,
+       RULE_ADAMW_PARTNER, RULE_QUACK };
+enum { MLP_RULE_AUTO, MLP_RULE_MUON, MLP_RULE_NORMUON, MLP_RULE_AURORA, MLP_RULE_MUONH, MLP_RULE_ADAMW };
+#define RULES_OV "auto|cm|muon|muon-head|normuon|aurora|muonh|adamw|adamw-partner"
 
 typedef struct {
     /* run */
@@ -29,6 +32,7 @@ typedef struct {
     int val_every;
     int64_t val_tokens;
     int checkpoint_every, keep_checkpoints, threads, compute, dry_run, print_every, version;
+    int log_groups;
     int help_markdown;
     /* data */
     char data[FLAG_STRING_SIZE], val_data[FLAG_STRING_SIZE];
@@ -49,7 +53,9 @@ typedef struct {
     double lr, lr_embed, lr_head, lr_scalar;
     double weight_decay, weight_decay_embed, weight_decay_head, weight_decay_scalar;
     double adam_beta1, adam_beta2, adam_eps, grad_clip;
+    int cm_match_muon;
     OptimOptions optim;
+    ControlOptions control;
     Schedule schedule; /* .steps is filled from `steps` */
 } Config;
 
@@ -74,6 +80,8 @@ static const Flag config_flags[] = {
      "newest checkpoints to keep; 0: write none", NULL},
     {"print-every", FLAG_INT, F(print_every), "0", 0, 1e9, NULL,
      "steps between printed lines when the output is not a terminal; 0: about forty a run", NULL},
+    {"log-groups", FLAG_SWITCH, F(log_groups), "off", 0, 0, NULL,
+     "add the size of each group's update to every line of log.jsonl", NULL},
     {"threads", FLAG_INT, F(threads), "0", 0, 4096, NULL, "CPU threads; 0: all cores", NULL},
     {"compute", FLAG_CHOICE, F(compute), "fp32", 0, 0, "fp32|bf16",
      "precision of the model's matrix products (bf16 accumulates in fp32)", NULL},
@@ -134,11 +142,11 @@ static const Flag config_flags[] = {
     {"optimizer", FLAG_CHOICE, F(optimizer), "cm", 0, 0, "cm|muon|adamw",
      "cm: CM on attention, Muon on MLPs, AdamW on the rest; muon: Muon on both; adamw: all AdamW",
      "Optimizer"},
-    {"qk", FLAG_CHOICE, F(qk), "auto", 0, 0, "auto|cm|muon|muon-head|adamw",
+    {"qk", FLAG_CHOICE, F(qk), "auto", 0, 0, RULES_OV "|quack",
      "rule of W_Q and W_K; auto: as --optimizer says", NULL},
-    {"ov", FLAG_CHOICE, F(ov), "auto", 0, 0, "auto|cm|muon|muon-head|adamw",
-     "rule of W_O and W_V", NULL},
-    {"mlp", FLAG_CHOICE, F(mlp), "auto", 0, 0, "auto|muon|adamw", "rule of the MLP matrices", NULL},
+    {"ov", FLAG_CHOICE, F(ov), "auto", 0, 0, RULES_OV, "rule of W_O and W_V", NULL},
+    {"mlp", FLAG_CHOICE, F(mlp), "auto", 0, 0, "auto|muon|normuon|aurora|muonh|adamw",
+     "rule of the MLP matrices", NULL},
     {"embed", FLAG_CHOICE, F(embed), "adamw", 0, 0, "adamw", "rule of the embeddings", NULL},
     {"head", FLAG_CHOICE, F(head), "adamw", 0, 0, "adamw", "rule of the head", NULL},
     {"lr", FLAG_FLOAT, F(lr), "0", 0, 1e6, NULL,
@@ -160,7 +168,10 @@ static const Flag config_flags[] = {
      "AdamW, relative to gradients of the mean loss", NULL},
     {"grad-clip", FLAG_FLOAT, F(grad_clip), "0", 0, 1e9, NULL,
      "scale the gradient down to this global norm; 0: off", NULL},
+    {"cm-match-muon", FLAG_SWITCH, F(cm_match_muon), "off", 0, 0, NULL,
+     "CM at Muon's learning rate: stands for --per-mat-renorm on --mp 2", NULL},
     OPTIM_FLAGS(F(optim)),
+    CONTROL_FLAGS(F(control)),
 
     {"schedule", FLAG_CHOICE, F(schedule.kind), "trapezoid", 0, 0,
      "constant|linear|cosine|trapezoid", "of all learning rates", "Schedule"},
@@ -219,6 +230,23 @@ static inline int config_apply(Config *c, const unsigned char *given, const char
     return status;
 }
 
+/* --cm-match-muon: sets what it stands for, as if given. */
+static inline int config_match_muon(Config *c, unsigned char *given, char *err) {
+    int renorm = flags_find(config_flags, CONFIG_FLAGS, "per-mat-renorm");
+    int mp = flags_find(config_flags, CONFIG_FLAGS, "mp");
+    if (!c->cm_match_muon) return 0;
+    if (given[renorm] && !c->optim.per_mat_renorm)
+        return fail(err, "--cm-match-muon stands for --per-mat-renorm on and contradicts "
+                         "--per-mat-renorm off; leave one of them out");
+    if (given[mp] && c->optim.mp != 2)
+        return fail(err, "--cm-match-muon stands for --mp 2 and contradicts --mp %g; leave one of them "
+                         "out", c->optim.mp);
+    given[renorm] = given[mp] = 1;
+    c->optim.per_mat_renorm = 1;
+    c->optim.mp = 2;
+    return 0;
+}
+
 /* Parses a command line: defaults, then the preset, then the flags given. `given` (CONFIG_FLAGS
    bytes) marks the latter. Returns 1 if --help was asked for, -1 with a message, else 0. */
 static inline int config_parse(Config *c, unsigned char *given, int argc, char **argv, char *err) {
@@ -226,7 +254,44 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     memset(given, 0, CONFIG_FLAGS);
     flags_defaults(config_flags, CONFIG_FLAGS, c);
     int status = flags_parse(config_flags, CONFIG_FLAGS, c, given, argc, argv, err);
+    if (!status) status = config_match_muon(c, given, err);
     return status ? status : config_apply(c, given, config_presets[c->preset], err);
+}
+
+/* Refuses rules and options that mean nothing together, or for this model. The rules are resolved. */
+static inline int config_check_rules(const Config *c, char *err) {
+    char why[ERR_LEN] = "";
+    int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
+    OptimOptions qk = c->optim;
+    qk.circuit = 0; /* a flag of OV alone */
+    if (c->qk == RULE_CM && optim_check(&qk, 0, c->heads, c->kv_heads, why))
+        return fail(err, "--qk cm: %s", why);
+    if (c->ov == RULE_CM && optim_check(&c->optim, 1, c->heads, c->kv_heads, why))
+        return fail(err, "--ov cm: %s", why);
+    if (c->cm_match_muon && c->qk != RULE_CM && c->ov != RULE_CM)
+        return fail(err, "--cm-match-muon sets the size of CM's steps, but neither --qk nor --ov is cm");
+    if (c->optim.circuit && (c->ov == RULE_MUONH || c->ov == RULE_ADAMW || c->ov == RULE_ADAMW_PARTNER))
+        return fail(err, "--circuit on rescales directions of cm, muon, muon-head, normuon or aurora; set "
+                         "--ov to one of them");
+    if (c->qk == RULE_AURORA && A == c->width && K == c->width)
+        return fail(err, "--qk aurora is muon on square matrices, and W_Q and W_K are %d x %d; use --qk "
+                         "muon", A, c->width);
+    if (c->ov == RULE_AURORA && A == c->width && K == c->width)
+        return fail(err, "--ov aurora is muon on square matrices, and W_V and W_O are %d x %d; use --ov "
+                         "muon", A, c->width);
+    if (c->mlp == MLP_RULE_AURORA && c->ff_width == c->width)
+        return fail(err, "--mlp aurora is muon on square matrices, and the MLP's are %d x %d; use --mlp "
+                         "muon", c->width, c->width);
+    const char *sphere = c->qk == RULE_MUONH ? "--qk" : c->ov == RULE_MUONH ? "--ov"
+                         : c->mlp == MLP_RULE_MUONH ? "--mlp" : NULL;
+    if (sphere && c->weight_decay > 0)
+        return fail(err, "%s muonh keeps the norm of its weights, so --weight-decay %g has no meaning for "
+                         "it; set --weight-decay 0", sphere, c->weight_decay);
+    if ((c->ov == RULE_MUONH || c->mlp == MLP_RULE_MUONH) && c->init == INIT_SPEEDRUN)
+        return fail(err, "%s muonh keeps the norm that its weights start with, and --init speedrun starts "
+                         "the residual projections at zero; use --init gpt2",
+                    c->ov == RULE_MUONH ? "--ov" : "--mlp");
+    return 0;
 }
 
 /* Fills in every value that 0 or auto leaves open, and refuses what does not fit together.
@@ -260,6 +325,7 @@ static inline int config_resolve(Config *c, char *err) {
     if (c->ov == RULE_AUTO) c->ov = attention;
     if (c->mlp == MLP_RULE_AUTO) c->mlp = c->optimizer == OPT_ADAMW ? MLP_RULE_ADAMW : MLP_RULE_MUON;
     if (c->lr == 0) c->lr = c->optimizer == OPT_ADAMW ? 0.002 : 0.02;
+    if (config_check_rules(c, err)) return -1;
     c->schedule.steps = c->steps;
     if (c->schedule.kind == SCHEDULE_TRAPEZOID && c->schedule.cooldown == 0)
         c->schedule.kind = SCHEDULE_CONSTANT;

@@ -83,8 +83,27 @@ static inline floatM *mat_item(Mat m, int i) {
     return m.p + (size_t)(i / m.n1) * m.s0 + (size_t)(i % m.n1) * m.s1;
 }
 
+/* Items [first, first + n) of the whole batch; n is 1 or all of them. */
+static inline Mat mat_part(Mat m, int first, int n) {
+    if (n == mat_count(m)) return m;
+    m.p = mat_item(m, first);
+    m.n0 = m.n1 = 1;
+    return m;
+}
+
+static inline void mat_swap(Mat *a, Mat *b) {
+    Mat c = *a;
+    *a = *b;
+    *b = c;
+}
+
 /* Scratch memory that rules take from and give back in stack order. Every rule has a function that
-   says how much it needs, so running out is a mistake of ours. */
+   says how much it needs, so running out is a mistake of ours. A library must not abort even then:
+   it defines what to do instead, which must not return. */
+#ifndef ARENA_EXCEEDED
+#define ARENA_EXCEEDED(A, N)                                                                       \
+    (fprintf(stderr, "internal error: arena of %zu exceeded by %zu\n", (A)->size, (N)), abort())
+#endif
 typedef struct {
     floatM *p;
     size_t size, used;
@@ -92,26 +111,33 @@ typedef struct {
 
 static inline floatM *arena_take(Arena *a, size_t n) {
     n = (n + 15) / 16 * 16;
-    if (a->used + n > a->size) {
-        fprintf(stderr, "internal error: arena of %zu exceeded by %zu\n", a->size, n);
-        abort();
-    }
+    if (a->used + n > a->size) ARENA_EXCEEDED(a, n);
     floatM *p = a->p + a->used;
     a->used += n;
     return p;
 }
 
+/* The w-th arena of n elements within memory that was taken for several. */
+static inline Arena arena_piece(floatM *memory, size_t n, int w) {
+    Arena piece = {memory + n * (size_t)w, n, 0};
+    return piece;
+}
+
 static inline size_t arena_round(size_t n) { return (n + 15) / 16 * 16; }
 
 /*
-The operations. `s` is an array with one number per item, in the memory of the backend.
+The operations. Long iterations run on mat_part()s of la_chunk(n) items, la_workers() of them at a time,
+each with scratch of its own. `s` is an array with one number per item, in the memory of the backend.
 
 la_copy(Y, X)                     Y = X
 la_axpby(Y, a, X, b)              Y = a X + b Y
 la_momentum(U, M, G, b, g, n)     M = b M + g G; U = g G + b M if n (Nesterov), else U = M
 la_gemm(C, a, A, B, b)            C = a A B + b C
+la_gemm_symmetric(C, a, A, B, b)  the same where C is known to be symmetric: half the work
 la_gram(G, A, b)                  G = A A^T + b G, full symmetric storage
 la_polynomial(Y, a, b, X, c, Z)   Y = a I + b X + c Z (square, dense; Y may be X or Z)
+la_identity_gap(X)                largest ||X_i - I||_F, returned to the host; a backend that would have
+                                  to wait for it may answer infinity
 la_symmetrize(X)                  X = (X + X^T) / 2 (square, dense)
 la_norms(s, X, g)                 s = Frobenius norm of every g consecutive items together
 la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
@@ -121,8 +147,28 @@ la_vec_rroot(s, n, a, b)          s = (a s^2 + b)^-1/2
 la_vec_div(s, t, n, floor)        s = s / max(t, floor)
 la_vec_mul(s, n, a), la_vec_sqrt(s, n)
 la_adamw(P, G, M, V, ...)         element-wise, see optim/adamw.h
-la_eigh_rroot(R, G, a)            R = (G + a I)^-1/2 by eigendecomposition, clamped
+la_eigh_rroot(R, G, a, S)         R = (G + a I)^-1/2 by eigendecomposition, clamped; S is scratch,
+                                  la_eigh_scratch(rows) a matrix
+
+Of the gauge connections and the controls:
+
+la_inner(s, X, Y, g)              s = <X, Y> of every g consecutive items together
+la_add_scaled(Y, a, s, X, g)      Y = Y + a s X, g consecutive items by one number
+la_row_norms(s, X)                s = norm of every row of every item
+la_scale_rows(Y, s, X)            Y = every row of X times its number; Y may be X
+la_adam(U, G, M, V, ...)          Adam's moments and direction, element-wise, see optim/adamw.h
+la_eigh(Q, w, G, S)               G = Q diag(w) Q^T, unsorted, of dense symmetric G; S as above
+la_gauge(S, L, R, a, b, l, f)     the S of a connection in the eigenbases of two Grams with eigenvalues
+                                  a, b (+ l), f = LA_GAUGE_...; quotients by zero are zero
+la_vec_gauge(x, p, q, a, b, n, l, f)   its scalar form from p = tr L, q = tr R and two norms a, b
+la_vec_moment(v, s, n, b, a)      v = b v + (1 - b) a s^2
+la_vec_root_recip(s, v, n, e)     s = 1 / (sqrt(v) + e)
+la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, 1e-14))^p
 */
+/* Plain: (L - R)_ij / (a_i + b_j). Partner: 1/2 (L_ij / a_i - R_ij / b_j). Relative: as plain, with L and
+   a divided by sum a, R and b by sum b; its scalar form is that of partner. */
+enum { LA_GAUGE_PLAIN, LA_GAUGE_PARTNER, LA_GAUGE_RELATIVE };
+
 #ifdef __CUDACC__
 #include "cuda/linalg.cuh"
 #else

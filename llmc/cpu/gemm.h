@@ -6,6 +6,8 @@ stored (K,N), or (N,K) when tb = 1. beta = 0 never reads C. K = 0 or alpha = 0 g
 
 gemm          all threads, floatX precision; inside a parallel region it is gemm_serial
 gemm_serial   the calling thread only; cheap enough for the blocks inside attention
+gemm_symmetric  a product known to be symmetric (A A^T, or of matrices that commute): computes one
+              triangle and mirrors it, half the work; the built-in kernel in every build
 gemm_model    what the model's layers call: gemm, or bf16 inputs with fp32 sums (--compute bf16)
 gemm_builtin  our own kernel, which is what gemm is without oneDNN and in the double build
 
@@ -13,7 +15,8 @@ The built-in follows Goto and van de Geijn, "Anatomy of high-performance matrix 
 (ACM TOMS 2008), with one change: A is read in place where its rows are contiguous. A block of B,
 KC x NC, is packed into the L2 cache as panels of NR columns; a tile of C, MR x NR, lives in
 registers while the kernel runs along K. Every element of C is summed in the same order whatever
-the tiling, so the built-in gives the same bits for every number of threads.
+the tiling, so the built-in gives the same bits for every number of threads. Its scratch is a
+convenience: without memory it packs one panel at a time on the stack, so it cannot fail.
 */
 #ifndef CM_GEMM_H
 #define CM_GEMM_H
@@ -73,26 +76,34 @@ static void gemm_scratch_free(void *p) {
 
 static void gemm_scratch_init(void) { pthread_key_create(&gemm_scratch_key, gemm_scratch_free); }
 
-/* `bytes` of 64-byte aligned memory, valid until the thread asks for the same `use` again. */
-__attribute__((unused)) static void *gemm_scratch(int use, size_t bytes) {
+/* `bytes` of 64-byte aligned memory, valid until the thread asks for the same `use` again; NULL if
+   there is none. */
+__attribute__((unused)) static void *gemm_scratch_try(int use, size_t bytes) {
     static __thread GemmScratch *s;
     if (!s) {
         pthread_once(&gemm_scratch_once, gemm_scratch_init);
         s = (GemmScratch *)calloc(1, sizeof *s);
         if (s) pthread_setspecific(gemm_scratch_key, s);
     }
-    if (s && s->bytes[use] < bytes) {
+    if (!s) return NULL;
+    if (s->bytes[use] < bytes) {
         free(s->data[use]);
         s->bytes[use] = 0;
         s->data[use] = NULL;
         bytes += bytes / 4;
-        if (posix_memalign(&s->data[use], 64, bytes) == 0) s->bytes[use] = bytes;
+        void *p;
+        if (posix_memalign(&p, 64, bytes) == 0) s->data[use] = p, s->bytes[use] = bytes;
     }
-    if (!s || !s->data[use]) {
+    return s->data[use];
+}
+
+__attribute__((unused)) static void *gemm_scratch(int use, size_t bytes) {
+    void *p = gemm_scratch_try(use, bytes);
+    if (!p) {
         fprintf(stderr, "error: out of memory (%zu bytes of matrix scratch)\n", bytes);
         abort();
     }
-    return s->data[use];
+    return p;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -183,26 +194,27 @@ gemm_tile(const int packed, const int nv, int K, int m, int n, floatX alpha, con
             if (nv > 1) c[i][1] += a * b1;
         }
     }
-    if (m == GEMM_MR && n == nv * GEMM_VL) {
+    /* A partial tile takes a detour through `edge` but the same instructions: which tiles are partial
+       depends on the split among threads, and the rounding must not. */
+    int whole = m == GEMM_MR && n == nv * GEMM_VL;
+    floatX edge[GEMM_MR * GEMM_NR], *out = whole ? C : edge;
+    size_t ldo = whole ? ldc : GEMM_NR;
+    if (!whole && beta != 0) {
+        memset(edge, 0, sizeof edge);
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < n; j++) edge[i * GEMM_NR + j] = C[(size_t)i * ldc + j];
+    }
 #pragma GCC unroll 16
-        for (int i = 0; i < GEMM_MR; i++, C += ldc)
+    for (int i = 0; i < GEMM_MR; i++, out += ldo)
 #pragma GCC unroll 2
-            for (int v = 0; v < nv; v++) {
-                gemm_vec r = alpha * c[i][v];
-                if (beta != 0) r += beta * gemm_load(C + v * GEMM_VL);
-                gemm_store(C + v * GEMM_VL, r);
-            }
-        return;
-    }
-    floatX edge[GEMM_MR][GEMM_NR];
-#pragma GCC unroll 16
-    for (int i = 0; i < GEMM_MR; i++) {
-        gemm_store(edge[i], c[i][0]);
-        if (nv > 1) gemm_store(edge[i] + GEMM_VL, c[i][1]);
-    }
+        for (int v = 0; v < nv; v++) {
+            gemm_vec r = alpha * c[i][v];
+            if (beta != 0) r += beta * gemm_load(out + v * GEMM_VL);
+            gemm_store(out + v * GEMM_VL, r);
+        }
+    if (whole) return;
     for (int i = 0; i < m; i++, C += ldc)
-        for (int j = 0; j < n; j++)
-            C[j] = beta != 0 ? alpha * edge[i][j] + beta * C[j] : alpha * edge[i][j];
+        for (int j = 0; j < n; j++) C[j] = edge[i * GEMM_NR + j];
 }
 
 #define GEMM_DEFINE_TILE(NAME, PACKED, NV)                                                         \
@@ -217,19 +229,26 @@ GEMM_DEFINE_TILE(gemm_tile_packed_2, 1, 2)
 GEMM_DEFINE_TILE(gemm_tile_packed_1, 1, 1)
 
 /* All the row tiles of C (M,n), n <= NC, over one block of K <= KC, B already in panels: panel p
-   starts at B + p * panel_stride and has row stride ldb. */
-static inline void gemm_block(int ta, int M, int n, int K, floatX alpha, const floatX *A,
-                              size_t lda, const floatX *B, size_t ldb, size_t panel_stride,
-                              floatX beta, floatX *C, size_t ldc) {
+   starts at B + p * panel_stride and has row stride ldb. Row i needs only its columns up to i + reach:
+   GEMM_ALL, or where the diagonal lies when only the lower triangle is wanted. */
+#define GEMM_ALL (1 << 30)
+static inline void gemm_block_reach(int ta, int M, int n, int K, floatX alpha, const floatX *A,
+                                    size_t lda, const floatX *B, size_t ldb, size_t panel_stride,
+                                    floatX beta, floatX *C, size_t ldc, int reach) {
     __attribute__((aligned(64))) floatX tile[GEMM_MR * GEMM_KC];
-    for (int i = 0; i < M; i += GEMM_MR) {
+    for (int i = 0, columns = n; i < M; i += GEMM_MR) {
         int m = min_int(GEMM_MR, M - i);
+        if (reach < n) {
+            int last = i + m + reach; /* whole vectors up to the last row's diagonal */
+            columns = last <= 0 ? 0 : min_int(n, (last + GEMM_VL - 1) / GEMM_VL * GEMM_VL);
+            if (!columns) continue;
+        }
         const floatX *a = ta ? tile : A + (size_t)i * lda;
         if (ta) gemm_pack_at(tile, K, m, A + i, lda);
         const floatX *b = B;
         floatX *c = C + (size_t)i * ldc;
-        for (int j = 0; j < n; j += GEMM_NR, b += panel_stride, c += GEMM_NR) {
-            int w = min_int(GEMM_NR, n - j);
+        for (int j = 0; j < columns; j += GEMM_NR, b += panel_stride, c += GEMM_NR) {
+            int w = min_int(GEMM_NR, columns - j);
             if (ta && w > GEMM_VL)
                 gemm_tile_packed_2(K, m, w, alpha, a, 0, b, ldb, beta, c, ldc);
             else if (ta)
@@ -242,19 +261,27 @@ static inline void gemm_block(int ta, int M, int n, int K, floatX alpha, const f
     }
 }
 
+static inline void gemm_block(int ta, int M, int n, int K, floatX alpha, const floatX *A,
+                              size_t lda, const floatX *B, size_t ldb, size_t panel_stride,
+                              floatX beta, floatX *C, size_t ldc) {
+    gemm_block_reach(ta, M, n, K, alpha, A, lda, B, ldb, panel_stride, beta, C, ldc, GEMM_ALL);
+}
+
 static inline void gemm_scale(int M, int N, floatX beta, floatX *C, size_t ldc) {
     for (int i = 0; i < M; i++, C += ldc)
         for (int j = 0; j < N; j++) C[j] = beta != 0 ? beta * C[j] : 0;
 }
 
 /* Few rows of A against B stored (N,K), as when a single token is generated: packing B would cost
-   more than the product, so each element is a dot product along the rows of both. */
+   more than the product, so each element is a dot product along the rows of both. -1 without memory
+   for the rows of A^T. */
 #define GEMM_DOT_ROWS 3
-static inline void gemm_dots(int ta, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
-                             const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
+static inline int gemm_dots(int ta, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
+                            const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
     floatX *rows = NULL;
     if (ta) {
-        rows = (floatX *)gemm_scratch(GEMM_SCRATCH_PACK, (size_t)M * K * sizeof(floatX));
+        rows = (floatX *)gemm_scratch_try(GEMM_SCRATCH_PACK, (size_t)M * K * sizeof(floatX));
+        if (!rows) return -1;
         for (int k = 0; k < K; k++)
             for (int i = 0; i < M; i++) rows[(size_t)i * K + k] = A[(size_t)k * lda + i];
         A = rows;
@@ -281,25 +308,29 @@ static inline void gemm_dots(int ta, int M, int N, int K, floatX alpha, const fl
             *c = beta != 0 ? alpha * sum + beta * *c : alpha * sum;
         }
     }
+    return 0;
 }
 
-__attribute__((unused)) static void gemm_serial(int ta, int tb, int M, int N, int K, floatX alpha,
-                                                const floatX *A, size_t lda, const floatX *B,
-                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
+/* The rows of C from the row-th of a matrix on; only their lower triangle if `lower`. */
+static void gemm_rows(int ta, int tb, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
+                      const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc, int lower,
+                      int row) {
     if (M <= 0 || N <= 0) return;
     if (K <= 0 || alpha == 0) {
         gemm_scale(M, N, beta, C, ldc);
         return;
     }
-    if (tb && M <= GEMM_DOT_ROWS) {
-        gemm_dots(ta, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+    if (tb && M <= GEMM_DOT_ROWS && !lower &&
+        gemm_dots(ta, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0)
         return;
-    }
+    __attribute__((aligned(64))) floatX one_panel[GEMM_KC * GEMM_NR];
     int widest = min_int(GEMM_NC, (N + GEMM_NR - 1) / GEMM_NR * GEMM_NR);
-    floatX *packed = (floatX *)gemm_scratch(
+    floatX *packed = (floatX *)gemm_scratch_try(
         GEMM_SCRATCH_PACK, (size_t)widest * min_int(K, GEMM_KC) * sizeof(floatX));
+    int pack_columns = packed ? GEMM_NC : GEMM_NR;
+    if (!packed) packed = one_panel;
     for (int j = 0; j < N; j += GEMM_NC) {
-        int n = min_int(GEMM_NC, N - j);
+        int n = min_int(GEMM_NC, N - j), reach = lower ? row - j : GEMM_ALL;
         for (int k = 0; k < K; k += GEMM_KC) {
             int kc = min_int(GEMM_KC, K - k);
             size_t panel = (size_t)kc * GEMM_NR;
@@ -309,17 +340,68 @@ __attribute__((unused)) static void gemm_serial(int ta, int tb, int M, int N, in
             int in_place = 0; /* columns of B read where they lie: too few rows to repay packing */
             if (!tb && M <= 2 * GEMM_MR) {
                 in_place = n / GEMM_NR * GEMM_NR;
-                gemm_block(ta, M, in_place, kc, alpha, a, lda, B + (size_t)k * ldb + j, ldb,
-                           GEMM_NR, b, c, ldc);
+                gemm_block_reach(ta, M, in_place, kc, alpha, a, lda, B + (size_t)k * ldb + j, ldb,
+                                 GEMM_NR, b, c, ldc, reach);
             }
-            floatX *p = packed;
-            for (int jj = in_place; jj < n; jj += GEMM_NR, p += panel)
-                gemm_pack_panel(p, tb, kc, min_int(GEMM_NR, n - jj),
-                                tb ? B + (size_t)(j + jj) * ldb + k : B + (size_t)k * ldb + j + jj,
-                                ldb);
-            gemm_block(ta, M, n - in_place, kc, alpha, a, lda, packed, GEMM_NR, panel, b,
-                       c + in_place, ldc);
+            for (int from = in_place; from < n; from += pack_columns) {
+                int to = min_int(n, from + pack_columns);
+                floatX *p = packed;
+                for (int jj = from; jj < to; jj += GEMM_NR, p += panel)
+                    gemm_pack_panel(
+                        p, tb, kc, min_int(GEMM_NR, n - jj),
+                        tb ? B + (size_t)(j + jj) * ldb + k : B + (size_t)k * ldb + j + jj, ldb);
+                gemm_block_reach(ta, M, to - from, kc, alpha, a, lda, packed, GEMM_NR, panel, b,
+                                 c + from, ldc, lower ? reach - from : GEMM_ALL);
+            }
         }
+    }
+}
+
+__attribute__((unused)) static void gemm_serial(int ta, int tb, int M, int N, int K, floatX alpha,
+                                                const floatX *A, size_t lda, const floatX *B,
+                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
+    gemm_rows(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc, 0, 0);
+}
+
+/* Copies the lower triangle of rows [first, last) to the columns above the diagonal. */
+static inline void gemm_mirror(floatX *C, size_t ldc, int first, int last) {
+    enum { BLOCK = 32 };
+    for (int j = 0; j < last; j += BLOCK)
+        for (int i = max_int(first, j); i < last; i++) {
+            int end = min_int(i, j + BLOCK), c = j;
+            if (!((i - first) & 3) && i + 4 <= last) {
+                for (; c + 4 <= end; c += 4)
+                    gemm_transpose4(C + (size_t)c * ldc + i, ldc, C + (size_t)i * ldc + c, ldc);
+                for (int r = i; r < i + 4; r++)
+                    for (int cc = c; cc < min_int(r, j + BLOCK); cc++)
+                        C[(size_t)cc * ldc + r] = C[(size_t)r * ldc + cc];
+                i += 3;
+            } else {
+                for (; c < end; c++) C[(size_t)c * ldc + i] = C[(size_t)i * ldc + c];
+            }
+        }
+}
+
+/* C (N,N) = alpha op(A) op(B) + beta C, which the caller knows to be symmetric. Bands of rows over the
+   threads, the longest first; the bits do not depend on the split. */
+__attribute__((unused)) static void gemm_symmetric(int ta, int tb, int N, int K, floatX alpha,
+                                                   const floatX *A, size_t lda, const floatX *B,
+                                                   size_t ldb, floatX beta, floatX *C, size_t ldc) {
+    int threads = in_parallel() || (double)N * N * K < 1e5 ? 1 : thread_count();
+    if (threads == 1) {
+        gemm_rows(ta, tb, N, N, K, alpha, A, lda, B, ldb, beta, C, ldc, 1, 0);
+        gemm_mirror(C, ldc, 0, N);
+        return;
+    }
+    int band = max_int(min_int(128, N / threads), N / (8 * threads));
+    band = (band + GEMM_MR - 1) / GEMM_MR * GEMM_MR;
+    int bands = (N + band - 1) / band;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int t = bands - 1; t >= 0; t--) {
+        int row = t * band, last = min_int(N, row + band);
+        gemm_rows(ta, tb, last - row, last, K, alpha, ta ? A + row : A + (size_t)row * lda, lda, B,
+                  ldb, beta, C + (size_t)row * ldc, ldc, 1, row);
+        gemm_mirror(C, ldc, row, last);
     }
 }
 

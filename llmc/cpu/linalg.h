@@ -24,105 +24,186 @@ static inline floatM *la_row(Mat m, int i, int r) { return mat_item(m, i) + (siz
    way round the matrix is named. */
 static inline Mat la_upright(Mat m) { return m.cs == 1 ? m : mat_t(m); }
 
+/* Threads are worth waking for this many elements, unless every thread has its own matrix already. */
+static inline int la_wide(size_t elements) {
+    return elements > 16384 && !in_parallel() && thread_count() > 1;
+}
+
+/* STATEMENT for every item i and row r of X. */
+#define LA_ROWS(X, STATEMENT)                                                                      \
+    do {                                                                                           \
+        const int items_ = mat_count(X), rows_ = (X).rows;                                         \
+        if (la_wide(mat_size(X))) {                                                                \
+            _Pragma("omp parallel for collapse(2)") for (int i = 0; i < items_; i++) for (         \
+                int r = 0; r < rows_; r++) STATEMENT;                                              \
+        } else {                                                                                   \
+            for (int i = 0; i < items_; i++)                                                       \
+                for (int r = 0; r < rows_; r++) STATEMENT;                                         \
+        }                                                                                          \
+    } while (0)
+
+/* Items that a rule takes through a long iteration together: one here, which stays in its thread's
+   cache from the first product to the last. */
+static inline int la_chunk(int n) { return n < 1 ? n : 1; }
+
+/* Threads to give `chunks` iterations to, each with a thread of its own; 1: one after the other, all
+   threads on each, when there are few or they are too large for a core's cache. */
+static inline int la_workers(int chunks, size_t elements) {
+    int threads = in_parallel() ? 1 : thread_count();
+    int few = chunks < threads || (elements > ((size_t)1 << 18) && chunks < 4 * threads);
+    return few ? 1 : threads;
+}
+
+static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs, floatM b, int cols) {
+    if (cs == 1 && b == 0)
+        for (int c = 0; c < cols; c++) y[c] = a * x[c];
+    else if (cs == 1)
+        for (int c = 0; c < cols; c++) y[c] = a * x[c] + b * y[c];
+    else if (b == 0)
+        for (int c = 0; c < cols; c++) y[c] = a * x[c * cs];
+    else
+        for (int c = 0; c < cols; c++) y[c] = a * x[c * cs] + b * y[c];
+}
+
 static inline void la_axpby(Mat Y, double a, Mat X, double b) {
     if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
-    floatM fa = (floatM)a, fb = (floatM)b;
-#pragma omp parallel for collapse(2)
-    for (int i = 0; i < mat_count(Y); i++)
-        for (int r = 0; r < Y.rows; r++) {
-            floatM *y = la_row(Y, i, r);
-            const floatM *x = la_row(X, i, r);
-            const size_t cs = X.cs;
-            if (b == 0)
-                for (int c = 0; c < Y.cols; c++) y[c] = fa * x[c * cs];
-            else
-                for (int c = 0; c < Y.cols; c++) y[c] = fa * x[c * cs] + fb * y[c];
-        }
+    LA_ROWS(Y, la_axpby_row(la_row(Y, i, r), (floatM)a, la_row(X, i, r), X.cs, (floatM)b, Y.cols));
 }
 
 static inline void la_copy(Mat Y, Mat X) { la_axpby(Y, 1, X, 0); }
 
-static inline void la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov) {
-    if (M.cs != 1) U = mat_t(U), M = mat_t(M), G = mat_t(G);
-    floatM b = (floatM)beta, k = (floatM)gain;
-#pragma omp parallel for collapse(2)
-    for (int i = 0; i < mat_count(M); i++)
-        for (int r = 0; r < M.rows; r++) {
-            floatM *u = la_row(U, i, r), *m = la_row(M, i, r);
-            const floatM *g = la_row(G, i, r);
-            const size_t cs = U.cs;
-            for (int c = 0; c < M.cols; c++) {
-                floatM kg = k * g[c];
-                m[c] = b * m[c] + kg;
-                u[c * cs] = nesterov ? kg + b * m[c] : m[c];
-            }
+static inline void la_momentum_row(floatM *u, size_t cs, floatM *m, const floatM *g, floatM b,
+                                   floatM k, int nesterov, int cols) {
+    floatM own = nesterov ? k : 0, kept = nesterov ? b : 1; /* u = own g + kept m */
+    if (cs == 1)
+        for (int c = 0; c < cols; c++) {
+            floatM x = b * m[c] + k * g[c];
+            u[c] = own * g[c] + kept * x;
+            m[c] = x;
+        }
+    else
+        for (int c = 0; c < cols; c++) {
+            floatM x = b * m[c] + k * g[c];
+            u[c * cs] = own * g[c] + kept * x;
+            m[c] = x;
         }
 }
 
-static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, int serial) {
+static inline void la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov) {
+    if (M.cs != 1) U = mat_t(U), M = mat_t(M), G = mat_t(G);
+    LA_ROWS(M, la_momentum_row(la_row(U, i, r), U.cs, la_row(M, i, r), la_row(G, i, r),
+                               (floatM)beta, (floatM)gain, nesterov, M.cols));
+}
+
+/* One product; symmetric: the result is known to be. */
+static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, int serial,
+                                int symmetric) {
     int ta = A.cs != 1, tb = B.cs != 1;
-    (serial ? gemm_serial : gemm)(ta, tb, C.rows, C.cols, A.cols, (floatM)a, mat_item(A, i),
-                                  ta ? A.cs : A.rs, mat_item(B, i), tb ? B.cs : B.rs, (floatM)b,
-                                  mat_item(C, i), C.rs);
+    size_t lda = ta ? A.cs : A.rs, ldb = tb ? B.cs : B.rs;
+    const floatM *x = mat_item(A, i), *y = mat_item(B, i);
+    if (symmetric)
+        gemm_symmetric(ta, tb, C.rows, A.cols, (floatM)a, x, lda, y, ldb, (floatM)b, mat_item(C, i),
+                       C.rs);
+    else
+        (serial ? gemm_serial : gemm)(ta, tb, C.rows, C.cols, A.cols, (floatM)a, x, lda, y, ldb,
+                                      (floatM)b, mat_item(C, i), C.rs);
+}
+
+static inline void la_gemm_items(Mat C, double a, Mat A, Mat B, double b, int symmetric) {
+    int n = mat_count(C), alone = in_parallel(), threads = alone ? 1 : thread_count();
+    if (threads > 1 && n >= threads && 2.0 * C.rows * C.cols * A.cols < 3e7) {
+#pragma omp parallel for schedule(static)
+        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, 1, symmetric);
+    } else {
+        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, alone, symmetric);
+    }
 }
 
 static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
-    if (C.cs != 1) {
-        la_gemm(mat_t(C), a, mat_t(B), mat_t(A), b);
-        return;
-    }
-    int n = mat_count(C), threads = thread_count();
-    double flops = 2.0 * C.rows * C.cols * A.cols;
-    if (n >= threads && flops < 3e7) {
-#pragma omp parallel for schedule(static)
-        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, 1);
-    } else {
-        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, 0);
-    }
+    if (C.cs != 1) la_gemm_items(mat_t(C), a, mat_t(B), mat_t(A), b, 0);
+    else la_gemm_items(C, a, A, B, b, 0);
 }
 
-static inline void la_gram(Mat G, Mat A, double b) { la_gemm(G, 1, A, mat_t(A), b); }
+static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
+    la_gemm_items(C.cs != 1 ? mat_t(C) : C, a, A, B, b, 1);
+}
+
+/* With b the old G counts, which a caller need not keep symmetric. */
+static inline void la_gram(Mat G, Mat A, double b) {
+    if (b == 0) la_gemm_symmetric(G, 1, A, mat_t(A), 0);
+    else la_gemm(G, 1, A, mat_t(A), b);
+}
+
+static inline void la_polynomial_row(floatM *y, floatM a, floatM b, const floatM *x, floatM c,
+                                     const floatM *z, int cols, int r) {
+    for (int j = 0; j < cols; j++) y[j] = b * x[j] + c * z[j];
+    y[r] += a;
+}
 
 static inline void la_polynomial(Mat Y, double a, double b, Mat X, double c, Mat Z) {
-    floatM fb = (floatM)b, fc = (floatM)c;
-#pragma omp parallel for collapse(2)
-    for (int i = 0; i < mat_count(Y); i++)
-        for (int r = 0; r < Y.rows; r++) {
-            floatM *y = la_row(Y, i, r);
-            const floatM *x = la_row(X, i, r), *z = la_row(Z, i, r);
-            for (int j = 0; j < Y.cols; j++) y[j] = fb * x[j] + fc * z[j];
-            y[r] += (floatM)a;
+    LA_ROWS(Y, la_polynomial_row(la_row(Y, i, r), (floatM)a, (floatM)b, la_row(X, i, r), (floatM)c,
+                                 la_row(Z, i, r), Y.cols, r));
+}
+
+/* The largest ||X_i - I||_F of the batch; NaN if one is NaN. */
+static inline double la_identity_gap(Mat X) {
+    double largest = 0;
+    for (int i = 0; i < mat_count(X); i++) {
+        double total = 0;
+        for (int r = 0; r < X.rows; r++) {
+            const floatM *x = la_row(X, i, r);
+            double diagonal = (double)x[r] - 1, rest = 0;
+#pragma omp simd reduction(+ : rest)
+            for (int c = 0; c < X.cols; c++) rest += c == r ? 0 : (double)x[c] * (double)x[c];
+            total += diagonal * diagonal + rest;
+        }
+        if (!(total <= largest)) largest = total;
+    }
+    return sqrt(largest);
+}
+
+static inline void la_symmetrize_item(Mat X, int i) {
+    floatM *x = mat_item(X, i);
+    for (int r = 0; r < X.rows; r++)
+        for (int c = r + 1; c < X.cols; c++) {
+            floatM m = (floatM)0.5 * (x[r * X.rs + c] + x[c * X.rs + r]);
+            x[r * X.rs + c] = x[c * X.rs + r] = m;
         }
 }
 
 static inline void la_symmetrize(Mat X) {
+    int n = mat_count(X);
+    if (la_wide(mat_size(X))) {
 #pragma omp parallel for
-    for (int i = 0; i < mat_count(X); i++) {
-        floatM *x = mat_item(X, i);
-        for (int r = 0; r < X.rows; r++)
-            for (int c = r + 1; c < X.cols; c++) {
-                floatM m = (floatM)0.5 * (x[r * X.rs + c] + x[c * X.rs + r]);
-                x[r * X.rs + c] = x[c * X.rs + r] = m;
-            }
+        for (int i = 0; i < n; i++) la_symmetrize_item(X, i);
+    } else {
+        for (int i = 0; i < n; i++) la_symmetrize_item(X, i);
     }
+}
+
+/* Sum of squares of items [first, last) in double, row by row in order, so that the result does not
+   depend on the threads. */
+static inline double la_squares(Mat X, int first, int last) {
+    double total = 0;
+    for (int j = first; j < last; j++)
+        for (int r = 0; r < X.rows; r++) {
+            const floatM *x = la_row(X, j, r);
+            double sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int c = 0; c < X.cols; c++) sum += (double)x[c] * (double)x[c];
+            total += sum;
+        }
+    return total;
 }
 
 static inline void la_norms(floatM *s, Mat X, int group) {
     X = la_upright(X);
     int n = mat_count(X) / group;
-    /* Summed in double, row by row in order, so the result does not depend on the threads. */
-#pragma omp parallel for if (mat_size(X) > 4096)
-    for (int i = 0; i < n; i++) {
-        double total = 0;
-        for (int j = i * group; j < (i + 1) * group; j++)
-            for (int r = 0; r < X.rows; r++) {
-                const floatM *x = la_row(X, j, r);
-                double sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (int c = 0; c < X.cols; c++) sum += (double)x[c] * (double)x[c];
-                total += sum;
-            }
-        s[i] = (floatM)sqrt(total);
+    if (la_wide(mat_size(X))) {
+#pragma omp parallel for
+        for (int i = 0; i < n; i++) s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group));
+    } else {
+        for (int i = 0; i < n; i++) s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group));
     }
 }
 
@@ -141,14 +222,13 @@ static inline double la_sum_squares(const floatM *x, size_t n) {
     return total;
 }
 
+static inline void la_scale_row(floatM *x, floatM k, int cols) {
+    for (int c = 0; c < cols; c++) x[c] *= k;
+}
+
 static inline void la_scale(Mat X, const floatM *s, int group) {
     X = la_upright(X);
-#pragma omp parallel for collapse(2)
-    for (int i = 0; i < mat_count(X); i++)
-        for (int r = 0; r < X.rows; r++) {
-            floatM *x = la_row(X, i, r), k = s[i / group];
-            for (int c = 0; c < X.cols; c++) x[c] *= k;
-        }
+    LA_ROWS(X, la_scale_row(la_row(X, i, r), s[i / group], X.cols));
 }
 
 static inline void la_vec_recip(floatM *s, int n, double floor) {
@@ -229,11 +309,16 @@ static inline void la_jacobi(double *a, double *v, double *w, int n) {
     for (int i = 0; i < n; i++) w[i] = a[i * n + i];
 }
 
-static inline void la_eigh_rroot(Mat R, Mat G, double damping) {
+/* Elements that la_eigh_rroot works in, per matrix: two matrices and a vector in double. */
+static inline size_t la_eigh_scratch(int n) {
+    return arena_round((2 * (size_t)n * n + n) * (sizeof(double) / sizeof(floatM)));
+}
+
+static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
-        double *a = (double *)malloc((2 * (size_t)n * n + n) * sizeof(double));
+        double *a = (double *)(void *)(scratch + (size_t)i * la_eigh_scratch(n));
         double *v = a + (size_t)n * n, *w = v + (size_t)n * n;
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++)
@@ -247,7 +332,183 @@ static inline void la_eigh_rroot(Mat R, Mat G, double damping) {
                 for (int k = 0; k < n; k++) sum += v[r * n + k] * w[k] * v[c * n + k];
                 la_row(R, i, r)[c] = (floatM)sum;
             }
-        free(a);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Operations of the gauge connections and of the controls                                        */
+
+/* Sum over one row of x_c y_c, the columns of y cs apart, in double. */
+static inline double la_dot(const floatM *x, const floatM *y, size_t cs, int cols) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < cols; c++) sum += (double)x[c] * (double)y[(size_t)c * cs];
+    return sum;
+}
+
+static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
+    if (X.cs != 1) X = mat_t(X), Y = mat_t(Y);
+    int n = mat_count(X) / group;
+#pragma omp parallel for
+    for (int i = 0; i < n; i++) {
+        double total = 0;
+        for (int j = i * group; j < (i + 1) * group; j++)
+            for (int r = 0; r < X.rows; r++)
+                total += la_dot(la_row(X, j, r), la_row(Y, j, r), Y.cs, X.cols);
+        s[i] = (floatM)total;
+    }
+}
+
+static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int group) {
+    if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
+#pragma omp parallel for collapse(2)
+    for (int i = 0; i < mat_count(Y); i++)
+        for (int r = 0; r < Y.rows; r++) {
+            floatM *y = la_row(Y, i, r), k = (floatM)a * s[i / group];
+            const floatM *x = la_row(X, i, r);
+            const size_t cs = X.cs;
+            for (int c = 0; c < Y.cols; c++) y[c] += k * x[(size_t)c * cs];
+        }
+}
+
+static inline void la_row_norms(floatM *norms, Mat X) {
+    enum { BLOCK = 64 }; /* rows side by side in memory are summed together */
+    int blocks = (X.rows + BLOCK - 1) / BLOCK;
+#pragma omp parallel for collapse(2)
+    for (int i = 0; i < mat_count(X); i++)
+        for (int b = 0; b < blocks; b++) {
+            int first = b * BLOCK, n = min_int(BLOCK, X.rows - first);
+            double sum[BLOCK];
+            for (int r = 0; r < n; r++) {
+                const floatM *x = la_row(X, i, first + r);
+                sum[r] = X.cs == 1 ? la_dot(x, x, 1, X.cols) : 0;
+            }
+            for (int c = 0; X.cs != 1 && c < X.cols; c++) {
+                const floatM *x = la_row(X, i, first) + (size_t)c * X.cs;
+                for (int r = 0; r < n; r++) sum[r] += (double)x[r] * (double)x[r];
+            }
+            for (int r = 0; r < n; r++)
+                norms[(size_t)i * X.rows + first + r] = (floatM)sqrt(sum[r]);
+        }
+}
+
+static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
+    int across = Y.cs != 1; /* then walk along the columns */
+    Mat A = across ? mat_t(Y) : Y, B = across ? mat_t(X) : X;
+#pragma omp parallel for collapse(2)
+    for (int i = 0; i < mat_count(A); i++)
+        for (int r = 0; r < A.rows; r++) {
+            floatM *y = la_row(A, i, r);
+            const floatM *x = la_row(B, i, r), *k = s + (size_t)i * Y.rows;
+            const size_t cs = B.cs;
+            for (int c = 0; c < A.cols; c++) y[c] = k[across ? c : r] * x[(size_t)c * cs];
+        }
+}
+
+static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
+                           double rate, double root, double eps) {
+    floatM k = (floatM)gscale, b1 = (floatM)beta1, b2 = (floatM)beta2, e = (floatM)eps;
+    floatM size = (floatM)rate, correct = (floatM)root;
+#pragma omp parallel for collapse(2)
+    for (int i = 0; i < mat_count(U); i++)
+        for (int r = 0; r < U.rows; r++) {
+            floatM *u = la_row(U, i, r), *m = la_row(M, i, r), *v = la_row(V, i, r);
+            const floatM *gradient = la_row(G, i, r);
+#pragma omp simd
+            for (int c = 0; c < U.cols; c++) {
+                floatM g = k * gradient[c];
+                m[c] = b1 * m[c] + (1 - b1) * g;
+                v[c] = b2 * v[c] + (1 - b2) * g * g;
+                u[c] = size * m[c] / (LA_SQRT(v[c]) * correct + e);
+            }
+        }
+}
+
+static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
+    int n = G.rows;
+#pragma omp parallel for
+    for (int i = 0; i < mat_count(G); i++) {
+        double *a = (double *)(void *)(scratch + (size_t)i * la_eigh_scratch(n));
+        double *v = a + (size_t)n * n, *w = v + (size_t)n * n;
+        for (int r = 0; r < n; r++)
+            for (int c = 0; c < n; c++)
+                a[r * n + c] = 0.5 * ((double)la_row(G, i, r)[c] + (double)la_row(G, i, c)[r]);
+        la_jacobi(a, v, w, n);
+        for (int r = 0; r < n; r++)
+            for (int c = 0; c < n; c++) la_row(Q, i, r)[c] = (floatM)v[r * n + c];
+        for (int k = 0; k < n; k++) values[(size_t)i * n + k] = (floatM)w[k];
+    }
+}
+
+/* An eigenvalue of G + damping I from one of the Gram G, which rounding may leave below zero. */
+static inline double la_damped(floatM value, double damping) {
+    return ((double)value < 0 ? 0 : (double)value) + damping;
+}
+
+/* The sum of n of them. *zero is the size below which one is what rounding leaves of a singular Gram,
+   which stands for zero; damping lifts all above it. */
+static inline double la_damped_trace(const floatM *values, int n, double damping, double *zero) {
+    double largest = 0, sum = 0;
+    for (int k = 0; k < n; k++) {
+        double w = la_damped(values[k], damping);
+        largest = w > largest ? w : largest;
+        sum += w;
+    }
+    *zero = damping > 0 ? 0 : n * (sizeof(floatM) == 8 ? 2.3e-16 : 1.2e-7) * largest;
+    return sum;
+}
+
+static inline void la_gauge(Mat S, Mat L, Mat R, const floatM *values_a, const floatM *values_b,
+                            double damping, int form) {
+    int n = S.rows;
+#pragma omp parallel for
+    for (int i = 0; i < mat_count(S); i++) {
+        const floatM *a = values_a + (size_t)i * n, *b = values_b + (size_t)i * n;
+        double zero_a, zero_b, alpha = 1, beta = 1;
+        double trace_a = la_damped_trace(a, n, damping, &zero_a);
+        double trace_b = la_damped_trace(b, n, damping, &zero_b);
+        if (form == LA_GAUGE_RELATIVE) {
+            alpha = trace_a == 0 ? 0 : 1 / trace_a;
+            beta = trace_b == 0 ? 0 : 1 / trace_b;
+        }
+        for (int r = 0; r < n; r++)
+            for (int c = 0; c < n; c++) {
+                double l = (double)la_row(L, i, r)[c], m = (double)la_row(R, i, r)[c], x;
+                double ar = la_damped(a[r], damping), bc = la_damped(b[c], damping);
+                double sum = alpha * ar + beta * bc;
+                if (form == LA_GAUGE_PARTNER)
+                    x = 0.5 * ((ar <= zero_a ? 0 : l / ar) - (bc <= zero_b ? 0 : m / bc));
+                else
+                    x = sum <= alpha * zero_a + beta * zero_b ? 0 : (alpha * l - beta * m) / sum;
+                la_row(S, i, r)[c] = (floatM)x;
+            }
+    }
+}
+
+static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, const floatM *norm_a,
+                                const floatM *norm_b, int n, double damping, int form) {
+    for (int i = 0; i < n; i++) {
+        double a = (double)norm_a[i] * (double)norm_a[i] + damping;
+        double b = (double)norm_b[i] * (double)norm_b[i] + damping;
+        double p = (double)l[i], q = (double)r[i], sum = a + b;
+        if (form == LA_GAUGE_PLAIN) x[i] = (floatM)((p - q) / (sum < 1e-12 ? 1e-12 : sum));
+        else x[i] = (floatM)(0.5 * ((a == 0 ? 0 : p / a) - (b == 0 ? 0 : q / b)));
+    }
+}
+
+static inline void la_vec_moment(floatM *v, const floatM *s, int n, double beta, double a) {
+    for (int i = 0; i < n; i++)
+        v[i] = (floatM)(beta * (double)v[i] + (1 - beta) * a * (double)s[i] * (double)s[i]);
+}
+
+static inline void la_vec_root_recip(floatM *s, const floatM *v, int n, double eps) {
+    for (int i = 0; i < n; i++) s[i] = (floatM)(1 / (sqrt((double)v[i]) + eps));
+}
+
+static inline void la_vec_balance(floatM *s, const floatM *t, int n, double target, double power) {
+    for (int i = 0; i < n; i++) {
+        double square = (double)t[i] * (double)t[i];
+        s[i] *= (floatM)pow(target / (square < 1e-14 ? 1e-14 : square), power);
     }
 }
 

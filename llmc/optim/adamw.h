@@ -19,4 +19,10 @@ static inline void adamw_update(Mat P, Mat G, Mat M, Mat V, const AdamW *o) {
     la_adamw(P, G, M, V, o->gscale, o->beta1, o->beta2, rate, root, o->eps, 1 - o->lr * o->weight_decay);
 }
 
+/* U = (m / c1) / (sqrt(v / c2) + eps), the direction of that step, without learning rate and decay. */
+static inline void adamw_direction(Mat U, Mat G, Mat M, Mat V, const AdamW *o) {
+    double rate = 1 / (1 - pow(o->beta1, o->step)), root = 1 / sqrt(1 - pow(o->beta2, o->step));
+    la_adam(U, G, M, V, o->gscale, o->beta1, o->beta2, rate, root, o->eps);
+}
+
 #endif

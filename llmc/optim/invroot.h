@@ -7,13 +7,15 @@
 #include "../linalg.h"
 #include "options.h"
 
-static inline size_t invroot_scratch(int n, int k) { return (size_t)n * (4 * (size_t)k * k + 1) + 96; }
+static inline size_t invroot_scratch(int n, int k) {
+    size_t coupled = 3 * arena_round((size_t)k * k) + 16, eigh = la_eigh_scratch(k);
+    return (size_t)n * (coupled > eigh ? coupled : eigh) + 64;
+}
 
-/* R (n,k,k) = (G + damping I)^(-1/2). G is overwritten.
-   cans25, cans12: the coupled iteration with Chebyshev-optimised coefficients (CANS, arXiv 2506.10935),
-   W = G + lambda I, s = 0.999 / ||W||_F, Y = s W, Z = I; P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z,
-   both made symmetric at every step; the root is sqrt(s) Z. Nine tuned steps, then (1.5, -0.5). */
-static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena) {
+/* The coupled iteration on a few items together, of at most `steps` steps. Products known to be
+   symmetric are computed by half, which also keeps them so; but not P: its two triangles differ by the
+   rounding errors that the next step corrects, and without that feedback the iteration diverges. */
+static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena arena) {
     static const double tuned[9][2] = {
         {5.182503604966906, -5.178098480082684},   {2.586120737395915, -0.6479542005271643},
         {2.567364126726186, -0.6454968804392178},  {2.520560084348265, -0.6393528082067044},
@@ -21,36 +23,75 @@ static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena
         {1.8595760874873613, -0.5504490972723968}, {1.589020160467417, -0.5126569802066718},
         {1.5051653981684994, -0.5007377068751799},
     };
-    int n = mat_count(G), k = G.rows;
-    if (which == ROOT_EIGH) {
-        la_eigh_rroot(R, G, damping);
-        return;
-    }
-    size_t mark = arena->used, kk = (size_t)n * k * k;
-    Mat Y = G, Z = R;
-    Mat P = mat_dense(arena_take(arena, kk), n, k, k);
-    Mat Y2 = mat_dense(arena_take(arena, kk), n, k, k);
-    Mat Z2 = mat_dense(arena_take(arena, kk), n, k, k);
-    floatM *s = arena_take(arena, (size_t)n);
-    la_polynomial(Y, damping, 1, G, 0, G);
+    const double tiny = sizeof(floatM) == 8 ? 1e-9 : 1e-5; /* gap whose square is below rounding */
+    int n = mat_count(Y), k = Y.rows;
+    Mat P = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k), Z = R;
+    Mat Y2 = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k);
+    Mat Z2 = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k);
+    floatM *s = arena_take(&arena, (size_t)n);
+    la_polynomial(Y, damping, 1, Y, 0, Y);
     la_norms(s, Y, 1);
     la_vec_recip(s, n, 1e-8);
     la_vec_mul(s, n, 0.999);
     la_scale(Y, s, 1);
-    la_polynomial(Z, 1, 0, Y, 0, Y);
-    int steps = which == ROOT_CANS12 ? 12 : 25;
-    for (int i = 0; i < steps; i++) {
+    double gap = INFINITY;
+    for (int i = 0, last = 0; !last; i++) {
         double a = i < 9 ? tuned[i][0] : 1.5, b = i < 9 ? tuned[i][1] : -0.5;
+        if (i == 0) { /* Z = I, P = Y */
+            la_polynomial(Z, a, b, Y, 0, Y);
+            la_axpby(Y2, a, Y, 0);
+            la_gemm_symmetric(Y2, b, Y, Y, 1);
+            mat_swap(&Y, &Y2);
+            continue;
+        }
         la_gemm(P, 1, Z, Y, 0);
-        la_gemm(Y2, 1, Y, P, 0);
-        la_gemm(Z2, 1, P, Z, 0); /* P Z, not Z P: the order keeps rounding errors bounded */
-        la_polynomial(Y, 0, a, Y, b, Y2);
-        la_polynomial(Z, 0, a, Z, b, Z2);
-        la_symmetrize(Y);
-        la_symmetrize(Z);
+        last = i == steps - 1;
+        if (i >= 9 && !last) {
+            /* Gap after gap is squared until rounding stops it; NaN runs on to the end. */
+            double before = gap;
+            gap = la_identity_gap(P) / sqrt((double)k);
+            last = gap < tiny || (gap < 0.01 && 2 * gap > before);
+        }
+        la_axpby(Z2, a, Z, 0);
+        la_gemm_symmetric(Z2, b, P, Z, 1); /* P Z, not Z P: the order keeps rounding errors bounded */
+        mat_swap(&Z, &Z2);
+        if (last) break;
+        la_axpby(Y2, a, Y, 0);
+        la_gemm_symmetric(Y2, b, Y, P, 1);
+        mat_swap(&Y, &Y2);
     }
     la_vec_sqrt(s, n);
     la_scale(Z, s, 1);
+    if (Z.p != R.p) la_copy(R, Z);
+}
+
+/* R (n,k,k) = (G + damping I)^(-1/2). G is overwritten.
+   cans25, cans12: the coupled iteration with Chebyshev-optimised coefficients (CANS, arXiv 2506.10935),
+   W = G + lambda I, s = 0.999 / ||W||_F, Y = s W, Z = I; P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z,
+   both kept symmetric at every step; the root is sqrt(s) Z. Nine tuned steps, then (1.5, -0.5), of which
+   those are left out that would change nothing: P = I to rounding. */
+static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena) {
+    int n = mat_count(G), k = G.rows;
+    size_t mark = arena->used;
+    if (which == ROOT_EIGH) {
+        la_eigh_rroot(R, G, damping, arena_take(arena, (size_t)n * la_eigh_scratch(k)));
+        arena->used = mark;
+        return;
+    }
+    int steps = which == ROOT_CANS12 ? 12 : 25, chunk = la_chunk(n), chunks = n ? n / chunk : 0;
+    size_t piece = invroot_scratch(chunk, k) - 64;
+    int workers = la_workers(chunks, (size_t)k * k);
+    floatM *memory = arena_take(arena, (size_t)workers * piece);
+    if (workers > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
+        for (int i = 0; i < chunks; i++)
+            invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping, steps,
+                          arena_piece(memory, piece, thread_index()));
+    } else { /* not a parallel region of one thread: those within would start threads anew each time */
+        for (int i = 0; i < chunks; i++)
+            invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping, steps,
+                          arena_piece(memory, piece, 0));
+    }
     arena->used = mark;
 }
 

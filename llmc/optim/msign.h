@@ -1,6 +1,13 @@
 /*
 msign(X) = U V^T for the thin SVD X = U S V^T, by odd polynomials of degree five:
-A = X X^T, X <- a X + (b A + c A^2) X, started from X / ||X||_F.
+A = X X^T, X <- P X, P = a I + b A + c A^2, started from X / ||X||_F.
+
+A wide X (k x d, d >= 2k: a head, an MLP matrix) is left alone for several steps: its Gram follows by
+itself, A <- P A P, and the steps' polynomials gather in Q <- P Q, k x k all, until X <- Q X. In exact
+arithmetic that is the plain iteration. In rounded arithmetic the Gram holds the square of the singular
+values, of which the small ones drown; so Q is applied and the Gram formed anew before they have to be
+told apart, after 2, 1 and 5 steps of pe8. dev/test/test_msign.c holds it to the plain iteration's
+accuracy. Everything k x k is symmetric, so half of each product is computed.
 */
 #ifndef CM_MSIGN_H
 #define CM_MSIGN_H
@@ -10,6 +17,7 @@ A = X X^T, X <- a X + (b A + c A^2) X, started from X / ||X||_F.
 
 typedef struct {
     int steps;
+    int runs[4]; /* steps on one Gram of a wide matrix; they add up to `steps` */
     double abc[12][3];
 } MsignTable;
 
@@ -19,54 +27,114 @@ typedef struct {
    stop in [0.978, 1.032]. simple12: 2x - 1.5x^3 + 0.5x^5, which has slope 0 at its fixed point 1. */
 static inline const MsignTable *msign_table(int which) {
     static const MsignTable tables[] = {
-        {8, {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250},
-             {3.2856, -2.4153, 0.4853}, {2.2779, -1.6198, 0.3985}, {1.8726, -1.2307, 0.3585},
-             {1.8564, -1.2132, 0.3568}, {1.8750, -1.2500, 0.3750}}},
-        {5, {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
-             {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}}},
-        {5, {{4.0848, -6.8946, 2.9270}, {3.9505, -6.3029, 2.6377}, {3.7418, -5.5913, 2.3037},
-             {2.8769, -3.1427, 1.2046}, {2.8366, -3.0525, 1.2012}}},
-        {12, {{2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
-              {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
-              {2, -1.5, 0.5}, {2, -1.5, 0.5}}},
+        {8, {2, 1, 5, 0},
+         {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250},
+          {3.2856, -2.4153, 0.4853}, {2.2779, -1.6198, 0.3985}, {1.8726, -1.2307, 0.3585},
+          {1.8564, -1.2132, 0.3568}, {1.8750, -1.2500, 0.3750}}},
+        {5, {3, 2, 0, 0},
+         {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}}},
+        {5, {2, 1, 2, 0},
+         {{4.0848, -6.8946, 2.9270}, {3.9505, -6.3029, 2.6377}, {3.7418, -5.5913, 2.3037},
+          {2.8769, -3.1427, 1.2046}, {2.8366, -3.0525, 1.2012}}},
+        {12, {4, 4, 4, 0},
+         {{2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
+          {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
+          {2, -1.5, 0.5}, {2, -1.5, 0.5}}},
     };
     return &tables[which];
 }
 
 #define MSIGN_EPS 1e-7 /* floor of the norm that X is divided by: zero in, zero out */
 
+/* Sides at least this far apart pay for the iteration on the Gram. */
+static inline int msign_on_gram(int rows, int cols) {
+    return max_int(rows, cols) >= 2 * min_int(rows, cols);
+}
+
 /* Elements of scratch that msign of n matrices (rows, cols) takes. */
 static inline size_t msign_scratch(int n, int rows, int cols) {
-    size_t m = (size_t)min_int(rows, cols);
-    return (size_t)n * (2 * m * m + (size_t)rows * cols) + (size_t)n + 64;
+    size_t m = (size_t)min_int(rows, cols), squares = msign_on_gram(rows, cols) ? 4 : 2;
+    return (size_t)n * (squares * arena_round(m * m) + arena_round((size_t)rows * cols) + 16) + 64;
+}
+
+/* n dense m x m matrices of scratch. */
+static inline Mat msign_square(Arena *arena, int n, int m) {
+    return mat_dense(arena_take(arena, (size_t)n * m * m), n, m, m);
+}
+
+/* P = k0 I + k1 A + k2 A^2 */
+static inline void msign_polynomial(Mat P, const double *k, Mat A) {
+    la_gemm_symmetric(P, 1, A, A, 0);
+    la_polynomial(P, k[0], k[1], A, k[2], P);
+}
+
+/* X <- msign X for X with ||X||_F <= 1 on its short side, Y scratch of its shape. The result is in what
+   is X afterwards. */
+static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
+    Mat A = msign_square(arena, mat_count(*X), X->rows), P = msign_square(arena, mat_count(*X), X->rows);
+    for (int i = 0; i < table->steps; i++) {
+        la_gram(A, *X, 0);
+        msign_polynomial(P, table->abc[i], A);
+        la_gemm(*Y, 1, P, *X, 0);
+        mat_swap(X, Y);
+    }
+}
+
+/* The same through the Gram; all four squares commute and are symmetric. */
+static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
+    int n = mat_count(*X), m = X->rows;
+    Mat A = msign_square(arena, n, m), P = msign_square(arena, n, m);
+    Mat Q = msign_square(arena, n, m), T = msign_square(arena, n, m);
+    const double(*k)[3] = table->abc;
+    for (const int *run = table->runs; *run; run++) {
+        la_gram(A, *X, 0);
+        for (int i = 0; i < *run; i++, k++) {
+            msign_polynomial(P, *k, A);
+            if (i + 1 < *run) {
+                la_gemm_symmetric(T, 1, P, A, 0);
+                la_gemm_symmetric(A, 1, P, T, 0);
+            }
+            if (i > 0) la_gemm_symmetric(T, 1, P, Q, 0);
+            mat_swap(&Q, i > 0 ? &T : &P);
+        }
+        la_gemm(*Y, 1, Q, *X, 0);
+        mat_swap(X, Y);
+    }
+}
+
+/* msign of a few items together. */
+static inline void msign_items(Mat X, const MsignTable *table, Arena arena) {
+    int n = mat_count(X);
+    Mat Y = mat_dense(arena_take(&arena, mat_size(X)), n, X.rows, X.cols), out = X;
+    floatM *s = arena_take(&arena, (size_t)n);
+    la_norms(s, X, 1);
+    la_vec_recip(s, n, MSIGN_EPS);
+    la_scale(X, s, 1);
+    int tall = X.rows > X.cols;
+    if (tall) X = mat_t(X), Y = mat_t(Y);
+    if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, table, &arena);
+    else msign_plain(&X, &Y, table, &arena);
+    if (X.p != out.p) la_copy(out, tall ? mat_t(X) : X);
 }
 
 /* Replaces each item of the dense batch X by its sign. The products run on the short side whichever
    it is. A non-finite input gives a non-finite output. */
 static inline void msign(Mat X, int which, Arena *arena) {
     const MsignTable *table = msign_table(which);
-    int n = mat_count(X), m = min_int(X.rows, X.cols);
+    int n = mat_count(X), chunk = la_chunk(n), chunks = n ? n / chunk : 0;
+    size_t piece = msign_scratch(chunk, X.rows, X.cols) - 64;
+    int workers = la_workers(chunks, (size_t)X.rows * X.cols);
     size_t mark = arena->used;
-    Mat A = mat_dense(arena_take(arena, (size_t)n * m * m), n, m, m);
-    Mat P = mat_dense(arena_take(arena, (size_t)n * m * m), n, m, m);
-    Mat Y = mat_dense(arena_take(arena, mat_size(X)), n, X.rows, X.cols);
-    floatM *s = arena_take(arena, (size_t)n);
-    la_norms(s, X, 1);
-    la_vec_recip(s, n, MSIGN_EPS);
-    la_scale(X, s, 1);
-    if (X.rows > X.cols) X = mat_t(X), Y = mat_t(Y);
-    Mat out = X;
-    for (int i = 0; i < table->steps; i++) {
-        const double *k = table->abc[i];
-        la_gram(A, X, 0);
-        la_gemm(P, 1, A, A, 0);
-        la_polynomial(P, k[0], k[1], A, k[2], P);
-        la_gemm(Y, 1, P, X, 0);
-        Mat swap = X;
-        X = Y;
-        Y = swap;
+    floatM *memory = arena_take(arena, (size_t)workers * piece);
+    if (workers > 1) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
+        for (int i = 0; i < chunks; i++)
+            msign_items(mat_part(X, i * chunk, chunk), table, arena_piece(memory, piece, thread_index()));
+    } else { /* not a parallel region of one thread: those within would start threads anew each time */
+        for (int i = 0; i < chunks; i++)
+            msign_items(mat_part(X, i * chunk, chunk), table, arena_piece(memory, piece, 0));
     }
-    if (X.p != out.p) la_copy(out, X);
     arena->used = mark;
 }
 

@@ -7,10 +7,21 @@ and weight decay. Built once from the config and the registry; --dry-run prints 
 
 #include "../params.h"
 #include "adamw.h"
+#include "aurora.h"
 #include "compositional.h"
 #include "muon.h"
+#include "muonh.h"
+#include "normuon.h"
+#include "partner.h"
+#include "quack.h"
 
-typedef enum { UPDATE_ADAMW, UPDATE_MUON, UPDATE_MUON_HEAD, UPDATE_CM } UpdateRule;
+typedef enum {
+    UPDATE_ADAMW, UPDATE_MUON, UPDATE_MUON_HEAD, UPDATE_CM, UPDATE_NORMUON, UPDATE_AURORA, UPDATE_MUONH,
+    UPDATE_ADAMW_PARTNER
+} UpdateRule;
+
+/* What is done to the directions of both legs of a circuit before they are applied. */
+typedef enum { COUPLE_NOT, COUPLE_CIRCUIT, COUPLE_QUACK } Coupling;
 
 /* Rows [first, first + rows) of every layer of a tensor. heads > 0: they are that many row blocks, or,
    in W_O, column blocks. */
@@ -20,11 +31,14 @@ typedef struct {
 } Part;
 
 typedef struct {
-    char name[24];
+    char name[24];   /* of a circuit "W_Q, W_K" */
     UpdateRule rule;
-    Part part, partner; /* partner: the shared factor of a CM pair */
+    Coupling coupling; /* CM does its own */
+    Part part, partner; /* partner: the shared factor where both are updated together, else no rows */
     double lr, weight_decay;
-    size_t v; /* AdamW: where this entry's second moments start */
+    size_t v, v_partner; /* state beyond first moments: where second moments of part and partner
+                            start, or MuonH's radii */
+    size_t norms;        /* and QuacK's initial norms */
 } PlanEntry;
 
 enum { PLAN_MAX = 40 };
@@ -32,7 +46,7 @@ enum { PLAN_MAX = 40 };
 typedef struct {
     PlanEntry e[PLAN_MAX];
     int n;
-    size_t v_size;     /* second moments of all AdamW entries; first moments exist for every tensor */
+    size_t v_size;     /* that state of all entries; first moments exist for every tensor */
     size_t arena_size; /* scratch of the largest chunk */
 } Plan;
 
@@ -45,7 +59,8 @@ typedef struct {
 } PlanState;
 
 static inline const char *update_name(UpdateRule rule) {
-    static const char *const names[] = {"adamw", "muon", "muon-head", "cm"};
+    static const char *const names[] = {"adamw",  "muon",  "muon-head",    "cm", "normuon",
+                                        "aurora", "muonh", "adamw-partner"};
     return names[rule];
 }
 
@@ -59,8 +74,7 @@ static inline Mat part_view(const Registry *r, Part part, floatM *base) {
 
 /* Its heads as wide (L, heads) x (k, d) blocks: W_O is read as its transpose. */
 static inline Mat part_heads(const Registry *r, Part part, floatM *base) {
-    Mat m = part_view(r, part, base);
-    return mat_heads(part.by_column ? mat_t(m) : m, part.heads);
+    return leg_heads(part_view(r, part, base), part.heads, part.by_column);
 }
 
 static inline PlanEntry *plan_add(Plan *plan, const char *name, UpdateRule rule, Part part, double lr,
@@ -75,21 +89,89 @@ static inline PlanEntry *plan_add(Plan *plan, const char *name, UpdateRule rule,
     return e;
 }
 
-static inline Factor plan_factor(const Registry *r, Part part, const PlanState *s) {
-    Factor f = {part_heads(r, part, s->p), part_heads(r, part, s->g), part_heads(r, part, s->m)};
+/* The two tensors of a circuit: together where a rule needs both, else one after the other. */
+static inline void plan_add_circuit(Plan *plan, const char *const name[2], UpdateRule rule,
+                                    Coupling coupling, Part part, Part partner, double lr, double wd) {
+    char both[24];
+    if (rule == UPDATE_CM || rule == UPDATE_ADAMW_PARTNER || coupling != COUPLE_NOT) {
+        snprintf(both, sizeof both, "%s, %s", name[0], name[1]);
+        PlanEntry *e = plan_add(plan, both, rule, part, lr, wd);
+        e->partner = partner;
+        e->coupling = coupling;
+    } else {
+        plan_add(plan, name[0], rule, part, lr, wd);
+        plan_add(plan, name[1], rule, partner, lr, wd);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Views and scratch of the entries                                                               */
+
+/* One leg of an entry in the layers of a chunk: weight, gradient and first moment as the rule sees
+   them, whole matrices or heads as they are stored; and its further state. */
+typedef struct {
+    Mat W, G, M;
+    floatM *v;
+    int heads, by_column;
+} PlanLeg;
+
+static inline Mat plan_muon_view(const Registry *r, UpdateRule rule, Part part, floatM *base) {
+    if (rule != UPDATE_MUON_HEAD) return part_view(r, part, base);
+    Mat heads = part_heads(r, part, base);
+    return part.by_column ? mat_t(heads) : heads;
+}
+
+/* Numbers of state that a rule keeps beside the first moment of W, per layer. */
+static inline size_t plan_state(UpdateRule rule, Mat W) {
+    if (rule == UPDATE_ADAMW || rule == UPDATE_ADAMW_PARTNER) return (size_t)W.rows * W.cols;
+    if (rule == UPDATE_NORMUON) return (size_t)W.rows;
+    return rule == UPDATE_MUONH;
+}
+
+static inline PlanLeg plan_leg(const Registry *r, const PlanEntry *e, int partner, const PlanState *s,
+                               int layer, int layers) {
+    Part part = partner ? e->partner : e->part;
+    PlanLeg l = {plan_muon_view(r, e->rule, part, s->p),
+                 plan_muon_view(r, e->rule, part, s->g),
+                 plan_muon_view(r, e->rule, part, s->m),
+                 NULL, part.heads, part.by_column};
+    if (s->v) l.v = s->v + (partner ? e->v_partner : e->v) + (size_t)layer * plan_state(e->rule, l.W);
+    l.W = mat_outer(l.W, layer, layers);
+    l.G = mat_outer(l.G, layer, layers);
+    l.M = mat_outer(l.M, layer, layers);
+    return l;
+}
+
+/* Blocks (k,d) of a view or of a direction of the leg, in whichever form the rule has it. */
+static inline Mat plan_leg_heads(const PlanLeg *l, UpdateRule rule, Mat m) {
+    if (rule == UPDATE_MUON_HEAD) return l->by_column ? mat_t(m) : m;
+    return leg_heads(m, l->heads, l->by_column);
+}
+
+static inline Factor plan_factor(const Registry *r, Part part, const PlanState *s, int layer, int layers) {
+    Factor f = {mat_outer(part_heads(r, part, s->p), layer, layers),
+                mat_outer(part_heads(r, part, s->g), layer, layers),
+                mat_outer(part_heads(r, part, s->m), layer, layers)};
     return f;
 }
 
-static inline Pair plan_pair(const Registry *r, const PlanEntry *e, const PlanState *s, int hybrid) {
-    Pair p = {plan_factor(r, e->part, s), plan_factor(r, e->partner, s), hybrid && e->part.by_column};
+static inline Pair plan_pair(const Registry *r, const PlanEntry *e, const PlanState *s, int hybrid,
+                             int layer, int layers) {
+    Pair p = {plan_factor(r, e->part, s, layer, layers), plan_factor(r, e->partner, s, layer, layers),
+              hybrid && e->part.by_column};
     return p;
 }
 
-/* W, G, M of a Muon entry: whole parts, or heads in the orientation in which they are stored. */
-static inline Mat plan_muon_view(const Registry *r, const PlanEntry *e, floatM *base) {
-    if (e->rule == UPDATE_MUON) return part_view(r, e->part, base);
-    Mat heads = part_heads(r, e->part, base);
-    return e->part.by_column ? mat_t(heads) : heads;
+static inline AdamLeg plan_adam_leg(const PlanLeg *l) {
+    AdamLeg a = {l->W, l->G, l->M, mat_dense(l->v, l->W.n0, l->W.rows, l->W.cols), l->heads, l->by_column};
+    return a;
+}
+
+static inline size_t direction_scratch(UpdateRule rule, Mat W) {
+    if (rule == UPDATE_NORMUON) return normuon_scratch(W);
+    if (rule == UPDATE_AURORA) return aurora_scratch(W);
+    if (rule == UPDATE_MUONH) return muonh_scratch(W);
+    return rule == UPDATE_ADAMW ? mat_size(W) + 16 : muon_scratch(W);
 }
 
 /* Scratch an entry takes for `layers` layers at a time. */
@@ -97,12 +179,21 @@ static inline size_t plan_scratch(const Registry *r, const PlanEntry *e, const O
                                   int layers) {
     PlanState none;
     memset(&none, 0, sizeof none);
-    if (e->rule == UPDATE_ADAMW) return 0;
+    PlanLeg a = plan_leg(r, e, 0, &none, 0, layers);
+    if (e->rule == UPDATE_ADAMW && !e->partner.rows) return 0;
+    if (!e->partner.rows) return direction_scratch(e->rule, a.W);
+    PlanLeg b = plan_leg(r, e, 1, &none, 0, layers);
     if (e->rule == UPDATE_CM) {
-        Pair p = plan_pair(r, e, &none, o->hybrid);
-        return pair_scratch(&p, layers);
+        Pair p = plan_pair(r, e, &none, o->hybrid, 0, layers);
+        return pair_scratch(&p, layers, o);
     }
-    return muon_scratch(mat_outer(plan_muon_view(r, e, NULL), 0, layers));
+    if (e->rule == UPDATE_ADAMW_PARTNER) {
+        AdamLeg x = plan_adam_leg(&a), y = plan_adam_leg(&b);
+        return partner_adamw_scratch(&x, &y);
+    }
+    return direction_scratch(e->rule, a.W) + direction_scratch(e->rule, b.W) +
+           (e->coupling == COUPLE_CIRCUIT ? circuit_scratch(layers, b.heads, b.W.rows / b.heads)
+                                          : quack_scratch(layers, b.heads));
 }
 
 /* Layers updated together: as many as fit the budget, which keeps a CPU's working set in its cache
@@ -113,27 +204,37 @@ static inline int plan_chunk(const Registry *r, const PlanEntry *e, const OptimO
     return layers;
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Building                                                                                       */
+
+/* Gives an entry n numbers of state. */
+static inline size_t plan_take(Plan *plan, size_t n) {
+    size_t at = plan->v_size;
+    plan->v_size += arena_round(n);
+    return at;
+}
+
 static inline Plan plan_build(const Config *c, const Registry *r) {
-    static const UpdateRule rules[] = {UPDATE_CM, UPDATE_CM, UPDATE_MUON, UPDATE_MUON_HEAD, UPDATE_ADAMW};
+    /* In the order of RULE_..., QuacK standing for its base; and of MLP_RULE_... */
+    static const UpdateRule quack[] = {UPDATE_MUON, UPDATE_MUON_HEAD, UPDATE_ADAMW};
+    static const UpdateRule rules[] = {UPDATE_CM,     UPDATE_CM,    UPDATE_MUON,  UPDATE_MUON_HEAD,
+                                       UPDATE_NORMUON, UPDATE_AURORA, UPDATE_MUONH, UPDATE_ADAMW,
+                                       UPDATE_ADAMW_PARTNER};
+    static const UpdateRule mlp_rules[] = {UPDATE_MUON,   UPDATE_MUON,  UPDATE_NORMUON,
+                                           UPDATE_AURORA, UPDATE_MUONH, UPDATE_ADAMW};
+    static const char *const qk_names[2] = {"W_Q", "W_K"}, *const ov_names[2] = {"W_O", "W_V"};
     Plan plan;
     memset(&plan, 0, sizeof plan);
     int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim, F = c->ff_width;
     double lr = c->lr, wd = c->weight_decay;
     Part q = {T_WQKV, 0, A, c->heads, 0}, k = {T_WQKV, A, K, c->kv_heads, 0};
     Part v = {T_WQKV, A + K, K, c->kv_heads, 0}, o = {T_WO, 0, c->width, c->heads, 1};
-    if (rules[c->qk] == UPDATE_CM) {
-        plan_add(&plan, "W_Q, W_K", UPDATE_CM, q, lr, wd)->partner = k;
-    } else {
-        plan_add(&plan, "W_Q", rules[c->qk], q, lr, wd);
-        plan_add(&plan, "W_K", rules[c->qk], k, lr, wd);
-    }
-    if (rules[c->ov] == UPDATE_CM) {
-        plan_add(&plan, "W_O, W_V", UPDATE_CM, o, lr, wd)->partner = v;
-    } else {
-        plan_add(&plan, "W_V", rules[c->ov], v, lr, wd);
-        plan_add(&plan, "W_O", rules[c->ov], o, lr, wd);
-    }
-    UpdateRule mlp = c->mlp == MLP_RULE_ADAMW ? UPDATE_ADAMW : UPDATE_MUON;
+    int quacks = c->qk == RULE_QUACK;
+    plan_add_circuit(&plan, qk_names, quacks ? quack[c->control.quack_base] : rules[c->qk],
+                     quacks ? COUPLE_QUACK : COUPLE_NOT, q, k, lr, wd);
+    plan_add_circuit(&plan, ov_names, rules[c->ov],
+                     c->optim.circuit && c->ov != RULE_CM ? COUPLE_CIRCUIT : COUPLE_NOT, o, v, lr, wd);
+    UpdateRule mlp = mlp_rules[c->mlp];
     Part gate = {T_WFC, 0, F, 0, 0}, up = {T_WFC, F, F, 0, 0}, proj = {T_WPROJ, 0, c->width, 0, 0};
     plan_add(&plan, c->act == ACT_SWIGLU ? "W_gate" : "W_fc", mlp, gate, lr, wd);
     if (c->act == ACT_SWIGLU) plan_add(&plan, "W_up", mlp, up, lr, wd);
@@ -151,62 +252,177 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
     }
     for (int i = 0; i < plan.n; i++) {
         PlanEntry *e = &plan.e[i];
-        if (e->rule == UPDATE_ADAMW) {
-            e->v = plan.v_size;
-            plan.v_size += (mat_size(part_view(r, e->part, NULL)) + 15) / 16 * 16;
+        size_t layers = (size_t)r->t[e->part.id].layers;
+        for (int leg = 0; leg <= (e->partner.rows > 0); leg++) {
+            Mat W = part_view(r, leg ? e->partner : e->part, NULL);
+            *(leg ? &e->v_partner : &e->v) = plan_take(&plan, layers * plan_state(e->rule, W));
         }
+        if (e->coupling == COUPLE_QUACK)
+            e->norms = plan_take(&plan, 2 * layers * (size_t)e->partner.heads);
         size_t need = plan_scratch(r, e, &c->optim, plan_chunk(r, e, &c->optim));
         if (need > plan.arena_size) plan.arena_size = need;
     }
     return plan;
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* A step                                                                                         */
+
+/* The direction of one leg, shaped as its W, of every rule that has one; *scale is Muon's shape factor,
+   which is still to be multiplied. */
+static inline Mat plan_direction(const PlanEntry *e, const PlanLeg *l, const Config *c,
+                                 const PlanState *s, const AdamW *adam, double *scale) {
+    const OptimOptions *o = &c->optim;
+    const ControlOptions *x = &c->control;
+    Mat U = muon_direction_take(l->W, s->arena);
+    *scale = muon_scale(o->scale, l->W.rows, l->W.cols);
+    if (e->rule == UPDATE_NORMUON) {
+        normuon_direction(U, l->G, l->M, l->v, o, x->normuon_beta2, s->beta, s->gscale, s->arena);
+    } else if (e->rule == UPDATE_AURORA) {
+        aurora_direction(U, l->G, l->M, o, x->aurora_iterations, x->aurora_power, s->beta, s->gscale,
+                         s->arena);
+    } else if (e->rule == UPDATE_ADAMW) {
+        adamw_direction(U, l->G, l->M, mat_dense(l->v, U.n0, U.rows, U.cols), adam);
+        *scale = 1;
+    } else {
+        muon_direction(U, l->G, l->M, o, s->beta, s->gscale, s->arena);
+    }
+    return U;
+}
+
+/* Directions of both legs, scaled by the partners' sizes, then applied. */
+static inline void plan_coupled_step(const PlanEntry *e, const PlanLeg *a, const PlanLeg *b,
+                                     const Config *c, const PlanState *s, const AdamW *adam, floatM *norms,
+                                     size_t norms_apart) {
+    const PlanLeg *leg[2] = {a, b};
+    Mat U[2], W[2], D[2];
+    double scale;
+    for (int i = 0; i < 2; i++) {
+        U[i] = plan_direction(e, leg[i], c, s, adam, &scale);
+        if (scale != 1) la_axpby(U[i], scale, U[i], 0);
+        W[i] = plan_leg_heads(leg[i], e->rule, leg[i]->W);
+        D[i] = plan_leg_heads(leg[i], e->rule, U[i]);
+    }
+    if (e->coupling == COUPLE_CIRCUIT)
+        circuit_fix(W[0], W[1], D[0], D[1], c->optim.circuit_damping, s->arena);
+    else
+        quack_scale(W[0], W[1], D[0], D[1], norms, norms + norms_apart, s->step == 1,
+                    c->control.quack_tau, s->arena);
+    for (int i = 0; i < 2; i++) la_axpby(leg[i]->W, -adam->lr, U[i], 1 - adam->lr * adam->weight_decay);
+}
+
+/* Layers [layer, layer + layers) of an entry. */
+static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const Config *c,
+                                   const PlanState *s, int layer, int layers) {
+    const OptimOptions *o = &c->optim;
+    double lr = e->lr * s->lr_scale;
+    size_t mark = s->arena->used;
+    AdamW adam = {lr, e->weight_decay, c->adam_beta1, c->adam_beta2, c->adam_eps, s->gscale, s->step};
+    PlanLeg a = plan_leg(r, e, 0, s, layer, layers);
+    if (e->rule == UPDATE_CM) {
+        pair_update(plan_pair(r, e, s, o->hybrid, layer, layers), o, s->beta, lr, e->weight_decay,
+                    s->gscale, s->arena);
+    } else if (e->partner.rows) {
+        PlanLeg b = plan_leg(r, e, 1, s, layer, layers);
+        size_t heads = (size_t)b.heads;
+        if (e->rule == UPDATE_ADAMW_PARTNER)
+            partner_adamw_update(plan_adam_leg(&a), plan_adam_leg(&b), &adam, o->damping,
+                                 o->per_mat_renorm, s->arena);
+        else
+            plan_coupled_step(e, &a, &b, c, s, &adam, s->v + e->norms + (size_t)layer * heads,
+                              (size_t)r->t[e->part.id].layers * heads);
+    } else if (e->rule == UPDATE_ADAMW) {
+        adamw_update(a.W, a.G, a.M, mat_dense(a.v, layers, a.W.rows, a.W.cols), &adam);
+    } else if (e->rule == UPDATE_MUONH) {
+        muonh_update(a.W, a.G, a.M, a.v, s->step == 1, o, s->beta, lr, s->gscale, s->arena);
+    } else {
+        double scale;
+        Mat U = plan_direction(e, &a, c, s, &adam, &scale);
+        la_axpby(a.W, -lr * scale, U, 1 - lr * e->weight_decay);
+    }
+    s->arena->used = mark;
+}
+
 /* Updates every tensor. */
 static inline void plan_step(const Plan *plan, const Registry *r, const Config *c, const PlanState *s) {
-    const OptimOptions *o = &c->optim;
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
-        double lr = e->lr * s->lr_scale;
-        if (e->rule == UPDATE_ADAMW) {
-            AdamW a = {lr, e->weight_decay, c->adam_beta1, c->adam_beta2, c->adam_eps, s->gscale, s->step};
-            Mat P = part_view(r, e->part, s->p);
-            adamw_update(P, part_view(r, e->part, s->g), part_view(r, e->part, s->m),
-                         mat_dense(s->v + e->v, P.n0, P.rows, P.cols), &a);
-            continue;
-        }
-        int layers = r->t[e->part.id].layers, chunk = plan_chunk(r, e, o);
-        for (int l = 0; l < layers; l += chunk) {
-            int n = min_int(chunk, layers - l);
-            if (e->rule == UPDATE_CM) {
-                Pair p = plan_pair(r, e, s, o->hybrid);
-                Factor *f[2] = {&p.A, &p.B};
-                for (int j = 0; j < 2; j++) {
-                    f[j]->W = mat_outer(f[j]->W, l, n);
-                    f[j]->G = mat_outer(f[j]->G, l, n);
-                    f[j]->M = mat_outer(f[j]->M, l, n);
-                }
-                pair_update(p, o, s->beta, lr, e->weight_decay, s->gscale, s->arena);
-            } else {
-                muon_update(mat_outer(plan_muon_view(r, e, s->p), l, n),
-                            mat_outer(plan_muon_view(r, e, s->g), l, n),
-                            mat_outer(plan_muon_view(r, e, s->m), l, n), o, s->beta, lr,
-                            e->weight_decay, s->gscale, s->arena);
-            }
-        }
+        int layers = r->t[e->part.id].layers, chunk = plan_chunk(r, e, &c->optim);
+        for (int l = 0; l < layers; l += chunk) plan_entry_step(r, e, c, s, l, min_int(chunk, layers - l));
     }
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Reports                                                                                        */
+
 /* The plan as a table. */
 static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
-    fprintf(out, "%-12s %-10s %18s %10s %10s\n", "tensor", "rule", "shape", "lr", "decay");
+    static const char *const suffix[] = {"", "+circuit", "+quack"};
+    fprintf(out, "%-12s %-18s %18s %10s %10s\n", "tensor", "rule", "shape", "lr", "decay");
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         Mat m = part_view(r, e->part, NULL);
-        char shape[64];
+        char shape[64], rule[32];
         snprintf(shape, sizeof shape, "%d x %d x %d", m.n0, m.rows, m.cols);
-        fprintf(out, "%-12s %-10s %18s %10.4g %10.4g\n", e->name, update_name(e->rule), shape, e->lr,
-                e->weight_decay);
+        snprintf(rule, sizeof rule, "%s%s", update_name(e->rule), suffix[e->coupling]);
+        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", e->name, rule, shape, e->lr, e->weight_decay);
     }
+}
+
+/* One tensor of the plan, of which an entry has one or two: its name and its part. Returns 0 past the
+   last. */
+static inline int plan_group(const Plan *plan, int index, char name[24], Part *part) {
+    for (int i = 0; i < plan->n; i++) {
+        const PlanEntry *e = &plan->e[i];
+        const char *comma = strstr(e->name, ", ");
+        int legs = 1 + (e->partner.rows > 0);
+        if (index >= legs) {
+            index -= legs;
+            continue;
+        }
+        *part = index ? e->partner : e->part;
+        if (index) snprintf(name, 24, "%s", comma + 2);
+        else snprintf(name, 24, "%.*s", comma ? (int)(comma - e->name) : 24, e->name);
+        return 1;
+    }
+    return 0;
+}
+
+/* Copies the parameters to where plan_groups_json will look for them. */
+static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM *p, floatM *before) {
+    char name[24];
+    Part part;
+    for (int i = 0; plan_group(plan, i, name, &part); i++)
+        la_copy(part_view(r, part, before), part_view(r, part, p));
+}
+
+/* What an update did, as a JSON object with a member a tensor:
+
+       {"W_Q": {"update_rms": 0.0011, "effective_lr": 0.021}, ...}
+
+   update_rms is ||dW||_F / sqrt(n), dW = p - before of all layers, with learning rate, weight decay and
+   everything. effective_lr, for matrices of the blocks, is the learning rate at which plain Muon
+   (a matrix sign without shape factor, whose RMS is 1 / sqrt(max(rows, cols))) takes a step of that
+   RMS. `before`, laid out by the registry, is overwritten by dW. */
+static inline void plan_groups_json(FILE *out, const Plan *plan, const Registry *r, floatM *p,
+                                    floatM *before) {
+    char name[24];
+    Part part;
+    fputc('{', out);
+    for (int i = 0; plan_group(plan, i, name, &part); i++) {
+        Role role = r->t[part.id].role;
+        Mat W = part_view(r, part, p), D = part_view(r, part, before);
+        double sum = 0;
+        la_axpby(D, 1, W, -1);
+        for (int l = 0; l < D.n0; l++)
+            sum += la_sum_squares(mat_item(D, l), (size_t)D.rows * (size_t)D.cols);
+        double rms = sqrt(sum / (double)mat_size(D));
+        fprintf(out, "%s\"%s\": {\"update_rms\": %.6g", i ? ", " : "", name, rms);
+        if (role == ROLE_QKV || role == ROLE_O || role == ROLE_MLP)
+            fprintf(out, ", \"effective_lr\": %.6g", rms * sqrt((double)max_int(W.rows, W.cols)));
+        fputc('}', out);
+    }
+    fputc('}', out);
 }
 
 #endif

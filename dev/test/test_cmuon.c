@@ -1,0 +1,810 @@
+/*
+libcmuon through its C ABI: the fixtures of the oracle, the options, the mistakes a caller can make,
+and the promises of cmuon.h: a failing call changes nothing, running out of memory anywhere is an
+error code, threads neither disturb each other nor change a bit.
+
+The library is included as source, so that allocations can be made to fail. How it links and what it
+exports is libcmuon_test.sh.
+*/
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../llmc/base.h"
+#include "check.h"
+#include "fixture.h"
+
+/* The allocation after `allocations_left` more fails, and all later ones; -1: none does. */
+static int allocations_left = -1, allocations_failed;
+
+static int allocation_fails(void) {
+    if (__atomic_load_n(&allocations_left, __ATOMIC_RELAXED) < 0) return 0;
+    if (__atomic_fetch_sub(&allocations_left, 1, __ATOMIC_RELAXED) > 0) return 0;
+    __atomic_store_n(&allocations_left, 0, __ATOMIC_RELAXED);
+    allocations_failed++;
+    return 1;
+}
+static void *test_malloc(size_t n) { return allocation_fails() ? NULL : malloc(n); }
+static void *test_calloc(size_t n, size_t size) {
+    return allocation_fails() ? NULL : calloc(n, size);
+}
+static int test_memalign(void **p, size_t align, size_t n) {
+    return allocation_fails() ? ENOMEM : posix_memalign(p, align, n);
+}
+#define malloc(n) test_malloc(n)
+#define calloc(n, size) test_calloc(n, size)
+#define posix_memalign(p, align, n) test_memalign(p, align, n)
+#include "../../llmc/cmuon.c"
+#undef malloc
+#undef calloc
+#undef posix_memalign
+#include "../../llmc/rng.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* One call with its buffers                                                                      */
+
+enum { QK, OV, MUON, MSIGN, ROOT, CALLS };
+static const char *const call_names[] = {"cm_qk", "cm_ov", "cm_muon", "cm_msign", "cm_inv_sqrt"};
+
+/* Buffers in the order of the arguments: w, g, m of cm_muon, the six of a pair. */
+typedef struct {
+    int call, d, H, S, k; /* cm_muon, cm_msign: (H, d); cm_inv_sqrt: n = d */
+    float eta;
+    cm_options *o;
+    int n;
+    float *b[6];
+    size_t size[6];
+} Case;
+
+static size_t case_size(const Case *c, int i) {
+    if (c->call == QK || c->call == OV) {
+        int per_query = (i % 2 == 0) == (c->call == QK);
+        return (size_t)(per_query ? c->H : c->S) * c->k * c->d;
+    }
+    return (size_t)(c->call == ROOT ? c->d : c->H) * c->d;
+}
+
+static Case case_new(int call, int d, int H, int S, int k, uint64_t seed) {
+    static const int buffers[] = {6, 6, 3, 1, 1};
+    Case c = {call, d, H, S, k, 0.1f, cm_options_new(), buffers[call], {0}, {0}};
+    for (int i = 0; i < c.n; i++) {
+        c.size[i] = case_size(&c, i);
+        c.b[i] = (float *)calloc(c.size[i] + 1, sizeof(float));
+        for (size_t j = 0; j < c.size[i]; j++)
+            c.b[i][j] =
+                (float)(rng_normal(seed, (uint64_t)i, j) * (i < (c.n == 6 ? 2 : 1) ? 0.2 : 0.01));
+    }
+    if (call == ROOT) /* symmetric, positive definite */
+        for (int r = 0; r < d; r++)
+            for (int s = 0; s <= r; s++)
+                c.b[0][s * d + r] = c.b[0][r * d + s] = r == s ? 2 + c.b[0][r * d + s]
+                                                               : c.b[0][r * d + s] / (float)d;
+    return c;
+}
+
+static Case case_copy(const Case *c) {
+    Case e = *c;
+    e.o = cm_options_new();
+    *e.o = *c->o;
+    for (int i = 0; i < c->n; i++) {
+        e.b[i] = (float *)calloc(c->size[i] + 1, sizeof(float));
+        memcpy(e.b[i], c->b[i], c->size[i] * sizeof(float));
+    }
+    return e;
+}
+
+static void case_free(Case *c) {
+    for (int i = 0; i < c->n; i++) free(c->b[i]);
+    cm_options_free(c->o);
+}
+
+static int case_run(Case *c) {
+    float **b = c->b;
+    switch (c->call) {
+    case QK: return cm_qk(b[0], b[1], b[2], b[3], b[4], b[5], c->d, c->H, c->S, c->k, c->eta, c->o);
+    case OV: return cm_ov(b[0], b[1], b[2], b[3], b[4], b[5], c->d, c->H, c->S, c->k, c->eta, c->o);
+    case MUON: return cm_muon(b[0], b[1], b[2], c->H, c->d, c->eta, c->o);
+    case MSIGN: return cm_msign(b[0], c->H, c->d, c->o);
+    default: return cm_inv_sqrt(b[0], c->d, 0.01f, c->o);
+    }
+}
+
+static int case_same(const Case *a, const Case *b) {
+    for (int i = 0; i < a->n; i++)
+        if (memcmp(a->b[i], b->b[i], a->size[i] * sizeof(float))) return 0;
+    return 1;
+}
+
+static double case_distance(const Case *a, const Case *b) {
+    double worst = 0;
+    for (int i = 0; i < a->n; i++)
+        worst = fmax(worst, relative_l2_ff(a->b[i], b->b[i], a->size[i], 1e-30));
+    return worst;
+}
+
+/* Runs a copy, which must fail with `code` and change nothing. */
+static void check_refused(const Case *c, int code, const char *what) {
+    Case e = case_copy(c);
+    int status = case_run(&e);
+    check(status == code && case_same(c, &e), "%s: %s: %d (%s), not %d; buffers %s",
+          call_names[c->call], what, status, cm_strerror(status), code,
+          case_same(c, &e) ? "kept" : "changed");
+    case_free(&e);
+}
+
+static Case small(int call) { return case_new(call, call == ROOT ? 9 : 24, 4, 2, 8, 11); }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Fixtures                                                                                       */
+
+static double case_number(const Fixture *fx, const char *name, const char *key) {
+    char text[64];
+    return atof(fixture_case_option(fx, name, key, text, sizeof text));
+}
+
+/* w + leg, step: in the case, or in the data set that it shares. */
+static const FixtureRecord *case_record(const Fixture *fx, const char *name, const char *key,
+                                        int step) {
+    char record[96], data[32];
+    snprintf(record, sizeof record, "case.%s.%s.%d", name, key, step);
+    const FixtureRecord *r = fixture_find(fx, record);
+    if (r) return r;
+    fixture_option(fixture_getf(fx, "s1", "case.%s.flags", name)->s1, "data", data, sizeof data);
+    snprintf(record, sizeof record, "data.%s.%s.%d", data, key, step);
+    return fixture_find(fx, record);
+}
+
+/* Sets every option of a case by name, except those that are arguments. Returns how many the
+   library refuses. */
+static int case_set(const Fixture *fx, const char *name, const char *rule, cm_options *o) {
+    static const char *const arguments[] = {"rule", "circuit", "heads", "kv_heads",
+                                            "lr",   "data",    "parts", "axis"};
+    char record[96], word[96];
+    int refused = 0;
+    for (int i = 0; i < 2; i++) {
+        if (i == 0) snprintf(record, sizeof record, "defaults.%s", rule);
+        else snprintf(record, sizeof record, "case.%s.flags", name);
+        const FixtureRecord *r = fixture_find(fx, record);
+        for (const char *p = r ? r->s1 : ""; fixture_word(&p, word, sizeof word);) {
+            char *value = strchr(word, '=');
+            int skip = !value;
+            for (int j = 0; j < 8 && value; j++)
+                skip |= !strncmp(word, arguments[j], strlen(arguments[j])) &&
+                        word[strlen(arguments[j])] == '=';
+            if (skip) continue;
+            *value++ = 0;
+            refused += cm_options_set(o, word, value) != 0;
+        }
+    }
+    return refused;
+}
+
+static float *floats_of(const FixtureRecord *r) {
+    float *x = (float *)calloc(r->count + 1, sizeof *x);
+    for (size_t i = 0; i < r->count; i++) x[i] = r->f4 ? r->f4[i] : (float)r->f8[i];
+    return x;
+}
+
+/* Compares with what the fixture holds of (key, step), relative to the way from step 0. */
+static int check_state(const Fixture *fx, const char *name, const char *key, int step,
+                       const float *x) {
+    char record[96];
+    snprintf(record, sizeof record, "case.%s.%s.%d", name, key, step);
+    const FixtureRecord *r = fixture_find(fx, record), *start = NULL;
+    if (!r) return 0;
+    if (key[0] == 'w') start = case_record(fx, name, key, 0);
+    double error = 0, moved = 0;
+    for (size_t i = 0; i < r->count; i++) {
+        double y = r->f8 ? r->f8[i] : (double)r->f4[i], from = start ? (double)start->f4[i] : 0;
+        error += ((double)x[i] - y) * ((double)x[i] - y);
+        moved += (y - from) * (y - from);
+    }
+    error = sqrt(error) / fmax(sqrt(moved), 1e-30);
+    check(error < 2e-4, "%s: %s after step %d is off by %g", name, key, step, error);
+    return 1;
+}
+
+static int cm_fixture(const Fixture *fx, const char *name) {
+    char circuit[8];
+    fixture_case_option(fx, name, "circuit", circuit, sizeof circuit);
+    int is_ov = !strcmp(circuit, "ov"), seen = 0;
+    const char *legs = is_ov ? "vo" : "qk";
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.call = is_ov ? OV : QK;
+    c.o = cm_options_new();
+    c.H = (int)case_number(fx, name, "heads"), c.S = (int)case_number(fx, name, "kv_heads");
+    c.eta = (float)case_number(fx, name, "lr");
+    if (case_set(fx, name, "cm", c.o)) {
+        case_free(&c);
+        return 0;
+    }
+    for (int leg = 0; leg < 2; leg++) {
+        char key[3] = {'w', legs[leg], 0};
+        const FixtureRecord *start = case_record(fx, name, key, 0);
+        c.b[leg] = floats_of(start);
+        c.b[4 + leg] = (float *)calloc(start->count, sizeof(float));
+        if (legs[leg] == 'k' || legs[leg] == 'v')
+            c.d = (int)start->dims[1], c.k = (int)start->dims[0] / c.S;
+    }
+    c.n = 6;
+    for (int step = 1; step <= 3; step++) {
+        for (int leg = 0; leg < 2; leg++) {
+            char key[3] = {'g', legs[leg], 0};
+            free(c.b[2 + leg]);
+            c.b[2 + leg] = floats_of(case_record(fx, name, key, step));
+        }
+        int status = case_run(&c);
+        check(status == 0, "%s: %s", name, cm_strerror(status));
+        for (int leg = 0; leg < 2; leg++) {
+            char w[3] = {'w', legs[leg], 0}, m[3] = {'m', legs[leg], 0};
+            seen += check_state(fx, name, w, step, c.b[leg]);
+            seen += check_state(fx, name, m, step, c.b[4 + leg]);
+        }
+    }
+    check(seen >= 2, "%s: the fixture holds %d results", name, seen);
+    case_free(&c);
+    return 1;
+}
+
+static int muon_fixture(const Fixture *fx, const char *name) {
+    Case c;
+    memset(&c, 0, sizeof c);
+    c.call = MUON, c.n = 3;
+    c.o = cm_options_new();
+    char parts_text[8], axis[8];
+    const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
+    fixture_case_option(fx, name, "parts", parts_text, sizeof parts_text);
+    fixture_option(flags, "axis", axis, sizeof axis);
+    int parts = atoi(parts_text);
+    /* Blocks of columns are not contiguous: the library has no stride for them. */
+    if (!strcmp(axis, "1") || case_set(fx, name, "muon", c.o)) {
+        case_free(&c);
+        return 0;
+    }
+    const FixtureRecord *start = case_record(fx, name, "w", 0);
+    float *w = floats_of(start), *m = (float *)calloc(start->count, sizeof(float));
+    c.H = (int)start->dims[0] / parts, c.d = (int)start->dims[1];
+    c.eta = (float)case_number(fx, name, "lr");
+    for (int step = 1; step <= 3; step++) {
+        float *g = floats_of(case_record(fx, name, "g", step));
+        for (int part = 0; part < parts; part++) {
+            size_t at = (size_t)part * c.H * c.d;
+            int status = cm_muon(w + at, g + at, m + at, c.H, c.d, c.eta, c.o);
+            check(status == 0, "%s: %s", name, cm_strerror(status));
+        }
+        free(g);
+        check_state(fx, name, "w", step, w);
+        check_state(fx, name, "m", step, m);
+    }
+    free(w);
+    free(m);
+    case_free(&c);
+    return 1;
+}
+
+static void msign_fixture(const Fixture *fx, const char *name) {
+    static const char *const tables[] = {"pe8", "quintic5", "quintic5_nv", "simple12"};
+    const FixtureRecord *x = fixture_getf(fx, "f4", "case.%s.x", name);
+    for (int i = 0; i < 4; i++) {
+        const FixtureRecord *y = fixture_getf(fx, "f8", "case.%s.%s", name, tables[i]);
+        float *z = floats_of(x);
+        cm_options *o = cm_options_new();
+        cm_options_set(o, "msign", tables[i]);
+        int status = cm_msign(z, (int)x->dims[0], (int)x->dims[1], o);
+        double e = relative_l2_fd(z, y->f8, x->count, 1);
+        check(!status && e < 2e-4, "%s %s: status %d, off by %g", name, tables[i], status, e);
+        cm_options_free(o);
+        free(z);
+    }
+}
+
+static void root_fixture(const Fixture *fx, const char *name) {
+    static const char *const kinds[] = {"cans25", "cans12", "eigh"};
+    const FixtureRecord *x = fixture_getf(fx, "f4", "case.%s.gram", name);
+    for (int i = 0; i < 3; i++) {
+        const FixtureRecord *y = fixture_getf(fx, "f8", "case.%s.%s", name, kinds[i]);
+        float *z = floats_of(x);
+        cm_options *o = cm_options_new();
+        cm_options_set(o, "inv_root", kinds[i]);
+        int status = cm_inv_sqrt(z, (int)x->dims[0], (float)case_number(fx, name, "damping"), o);
+        double e = relative_l2_fd(z, y->f8, x->count, 1e-30);
+        check(!status && e < 1e-4, "%s %s: status %d, off by %g", name, kinds[i], status, e);
+        cm_options_free(o);
+        free(z);
+    }
+}
+
+/* Runs what the library can express; *other counts cases of rules that it does not have. */
+static int test_fixture(const char *path, int *refused, int *other) {
+    Fixture *fx = fixture_load(path);
+    char name[64], rule[32];
+    int ran = 0, ok;
+    *refused = *other = 0;
+    for (const char *p = fixture_text(fx, "cases"); fixture_word(&p, name, sizeof name);) {
+        fixture_option(fixture_getf(fx, "s1", "case.%s.flags", name)->s1, "rule", rule,
+                       sizeof rule);
+        ok = 1;
+        if (!strcmp(rule, "cm")) *refused += !(ok = cm_fixture(fx, name));
+        else if (!strcmp(rule, "muon")) *other += !(ok = muon_fixture(fx, name));
+        else if (!strcmp(rule, "msign")) msign_fixture(fx, name);
+        else if (!strcmp(rule, "invroot")) root_fixture(fx, name);
+        else *other += !(ok = 0);
+        ran += ok;
+    }
+    fixture_free(fx);
+    return ran;
+}
+
+static void test_fixtures(void) {
+    int refused, other, ran = test_fixture("dev/test/fixtures/optim_basic.fix", &refused, &other);
+    check(!refused && ran == 36 && other == 3,
+          "optim_basic.fix: %d cases ran, %d refused, %d other", ran, refused, other);
+    ran = test_fixture("dev/test/fixtures/optim_variants.fix", &refused, &other);
+    check(!refused && ran == 224 && other == 27,
+          "optim_variants.fix: %d cases ran, %d refused, %d other", ran, refused, other);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Options                                                                                        */
+
+static void test_options(void) {
+    static const char *const good[][2] = {
+        {"isotropic", "0"},         {"isotropic", "1"},      {"isotropic", "on"},
+        {"hybrid", "off"},          {"hybrid", "1"},         {"whitening", "both"},
+        {"whitening", "pre"},       {"whitening", "post"},   {"whitening", "none"},
+        {"per_mat_renorm", "1"},    {"per-mat-renorm", "0"}, {"momentum", "0.9"},
+        {"momentum_form", "sum"},   {"momentum_form", "ema"}, {"momentum-form", "auto"},
+        {"nesterov", "0"},          {"nesterov", "1"},       {"nesterov", "on"},
+        {"nesterov", "auto"},       {"weight_decay", "0.1"}, {"damping", "1e-3"},
+        {"mp", "2"},                {"msign", "pe8"},        {"msign", "quintic5"},
+        {"msign", "quintic5_nv"},   {"msign", "simple12"},   {"inv_root", "cans25"},
+        {"inv_root", "cans12"},     {"inv-root", "eigh"},    {"shared_div", "1"},
+        {"shared_div", "group"},    {"scale", "spectral"},   {"scale", "rms"},
+        {"scale", "none"},          {"compute", "fp32"},     {"threads", "0"},
+        {"threads", "3"},           {"method", "half_split"}, {"method", "joint"},
+        {"connection", "none"},     {"connection", "frobenius"},
+        {"connection", "scale_aware"}, {"connection", "scale_aware_sylv"},
+        {"connection", "frobenius_scalar"}, {"connection", "scale_aware_scalar"},
+        {"gauge_damping", "0"},     {"gauge_damping", "1"},  {"momentum_reproject", "0"},
+        {"momentum_reproject", "copy"}, {"momentum_reproject", "write_back"},
+        {"circuit", "0"},           {"circuit", "1"}};
+    static const struct {
+        const char *key, *value;
+        int code;
+    } bad[] = {
+        {"isotropic", "2", CM_EVALUE},    {"isotropic", "", CM_EVALUE},
+        {"whitening", "1", CM_EVALUE},    {"whitening", "Both", CM_EVALUE},
+        {"nesterov", "2", CM_EVALUE},     {"momentum", "nan", CM_EVALUE},
+        {"momentum", "1", CM_EVALUE},     {"momentum", "-0.1", CM_EVALUE},
+        {"momentum", "0.9x", CM_EVALUE},  {"damping", "-1", CM_EVALUE},
+        {"damping", "inf", CM_EVALUE},    {"threads", "-1", CM_EVALUE},
+        {"threads", "1.5", CM_EVALUE},    {"shared_div", "2", CM_EVALUE},
+        {"connection", "0", CM_EVALUE},   {"momentum_reproject", "1", CM_EVALUE},
+        {"method", "half", CM_EVALUE},    {"normuon_beta2", "0.9", CM_EKEY},
+        {"msign", "pe9", CM_EVALUE},      {"compute", "bf16", CM_EUNSUPPORTED},
+        {"compute", "fp16", CM_EVALUE},   {"learning_rate", "1", CM_EKEY},
+        {"", "1", CM_EKEY},               {"Momentum", "0.9", CM_EKEY},
+        {"momentum ", "0.9", CM_EKEY},    {NULL, "1", CM_ENULL},
+        {"momentum", NULL, CM_ENULL},
+        {"a_key_that_is_longer_than_any_name_of_an_option_could_ever_possibly_be", "1", CM_EKEY}};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        cm_options *o = cm_options_new();
+        int status = cm_options_set(o, good[i][0], good[i][1]);
+        check(status == 0, "%s=%s: %s", good[i][0], good[i][1], cm_strerror(status));
+        cm_options_free(o);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        cm_options *o = cm_options_new(), before;
+        cm_options_set(o, "momentum", "0.7");
+        before = *o;
+        int status = cm_options_set(o, bad[i].key, bad[i].value);
+        check(status == bad[i].code && !memcmp(o, &before, sizeof before), "%s=%s: %s",
+              bad[i].key ? bad[i].key : "NULL", bad[i].value ? bad[i].value : "NULL",
+              cm_strerror(status));
+        cm_options_free(o);
+    }
+    check(cm_options_set(NULL, "momentum", "0.9") == CM_ENULL, "options NULL");
+    cm_options_free(NULL);
+    /* The values reach the struct. */
+    cm_options *o = cm_options_new();
+    check(o->optim.momentum == 0.95 && o->optim.damping == 0.01 && o->optim.mp == 1 &&
+              o->optim.hybrid == 1 && o->optim.isotropic == 0 && o->weight_decay == 0 &&
+              o->threads == 0,
+          "the defaults");
+    cm_options_set(o, "nesterov", "0");
+    check(o->optim.nesterov == AUTO_OFF, "nesterov=0");
+    cm_options_set(o, "nesterov", "1");
+    check(o->optim.nesterov == AUTO_ON, "nesterov=1");
+    cm_options_set(o, "weight_decay", "0.25");
+    cm_options_set(o, "isotropic", "1");
+    check(o->weight_decay == 0.25 && o->optim.isotropic == 1, "weight_decay, isotropic");
+    cm_options_free(o);
+    /* options NULL: the defaults. */
+    for (int call = 0; call < CALLS; call++) {
+        Case a = small(call), b = case_copy(&a);
+        cm_options_free(b.o);
+        b.o = NULL;
+        check(case_run(&a) == 0 && case_run(&b) == 0 && case_same(&a, &b), "%s without options",
+              call_names[call]);
+        case_free(&a), case_free(&b);
+    }
+}
+
+static void test_strerror(void) {
+    for (int i = 0; i <= CM_EINTERNAL; i++) {
+        int unlike = strlen(cm_strerror(i)) > 5;
+        for (int j = i + 1; j <= CM_EINTERNAL + 1; j++)
+            unlike &= strcmp(cm_strerror(i), cm_strerror(j)) != 0;
+        check(unlike, "the sentence of error %d: %s", i, cm_strerror(i));
+    }
+    check(cm_strerror(-1) && cm_strerror(99999), "unknown codes have a sentence");
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Mistakes                                                                                       */
+
+static void test_arguments(void) {
+    for (int call = 0; call < CALLS; call++) {
+        Case c = small(call);
+        for (int i = 0; i < c.n; i++) {
+            Case e = c;
+            e.b[i] = NULL;
+            check(case_run(&e) == CM_ENULL, "%s: buffer %d NULL", call_names[call], i);
+        }
+        static const int sizes[] = {0, -1, -2147483647 - 1, 2147483647, (1 << 24) + 1};
+        for (int i = 0; i < 5; i++) {
+            int *const fields[] = {&c.d, &c.H, &c.S, &c.k}, pair = call == QK || call == OV;
+            for (int f = 0; f < (pair ? 4 : call == ROOT ? 1 : 2); f++) {
+                int before = *fields[f];
+                *fields[f] = sizes[i];
+                check_refused(&c, CM_ESIZE, "size");
+                *fields[f] = before;
+            }
+        }
+        if (call <= MUON) {
+            static const float etas[] = {NAN, INFINITY, -INFINITY};
+            for (int i = 0; i < 3; i++) {
+                c.eta = etas[i];
+                check_refused(&c, CM_ENUMBER, "eta");
+            }
+        }
+        if (call == QK || call == OV) {
+            c.eta = 0.1f;
+            c.S = 3;
+            check_refused(&c, CM_EHEADS, "4 heads over 3");
+            c.S = 8;
+            check_refused(&c, CM_EHEADS, "4 heads over 8");
+        }
+        case_free(&c);
+    }
+    float x[4] = {1, 0, 0, 1};
+    check(cm_inv_sqrt(x, 2, -1, NULL) == CM_ENUMBER && cm_inv_sqrt(x, 2, NAN, NULL) == CM_ENUMBER &&
+              x[0] == 1,
+          "damping of cm_inv_sqrt");
+    /* Buffers that are written must not overlap others; gradients may share memory. */
+    for (int call = QK; call <= MUON; call++) {
+        Case c = case_new(call, 24, 2, 2, 8, 3);
+        if (call == MUON) c.H = c.d;
+        int written = 0;
+        for (int i = 0; i < c.n; i++)
+            for (int j = 0; j < i; j++) {
+                Case e = c;
+                int gradients = call == MUON ? 0 : i == 3 && j == 2;
+                if (call == MUON) e = case_new(call, 24, 24, 1, 1, 3);
+                float *old = e.b[i];
+                e.b[i] = e.b[j];
+                Case before = case_copy(&e);
+                int status = case_run(&e);
+                written +=
+                    gradients ? status != 0 : status != CM_EOVERLAP || !case_same(&e, &before);
+                case_free(&before);
+                if (call == MUON) e.b[i] = old, case_free(&e);
+            }
+        check(!written, "%s: %d overlaps", call_names[call], written);
+        case_free(&c);
+    }
+    float *both = (float *)calloc(200, sizeof(float)), g[100] = {1};
+    check(cm_muon(both, g, both + 99, 10, 10, 0.1f, NULL) == CM_EOVERLAP &&
+              cm_muon(both, g, both + 100, 10, 10, 0.1f, NULL) == 0,
+          "overlap by one element");
+    free(both);
+}
+
+/* Options that exclude each other are refused, and only those. */
+static void test_combinations(void) {
+    static const struct {
+        int call, groups, code;
+        const char *options;
+    } rows[] = {
+        {QK, 0, 0, "method=joint"},
+        {QK, 1, CM_ECOMBINATION, "method=joint"},
+        {QK, 0, CM_ECOMBINATION, "method=joint per_mat_renorm=1"},
+        {QK, 0, 0, "method=joint connection=frobenius isotropic=1"},
+        {OV, 0, CM_ECOMBINATION, "method=joint"},
+        {OV, 0, 0, "method=joint hybrid=0"},
+        {QK, 0, CM_ECOMBINATION, "circuit=1"},
+        {OV, 0, 0, "circuit=1"},
+        {OV, 1, 0, "circuit=1 per_mat_renorm=1"},
+        {OV, 0, CM_ECOMBINATION, "circuit=1 method=joint hybrid=0"},
+        {OV, 0, CM_ECOMBINATION, "circuit=1 connection=frobenius"},
+        {MUON, 0, 0, "circuit=1 method=joint connection=frobenius"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        Case c = case_new(rows[i].call, 24, 4, rows[i].groups ? 2 : 4, 8, 17), e;
+        char word[64];
+        for (const char *p = rows[i].options; fixture_word(&p, word, sizeof word);) {
+            char *value = strchr(word, '=');
+            *value++ = 0;
+            check(cm_options_set(c.o, word, value) == 0, "%s=%s", word, value);
+        }
+        if (rows[i].code) {
+            check_refused(&c, rows[i].code, rows[i].options);
+        } else {
+            e = case_copy(&c);
+            int status = case_run(&e);
+            check(status == 0 && !case_same(&c, &e), "%s %s: %s", call_names[rows[i].call],
+                  rows[i].options, cm_strerror(status));
+            case_free(&e);
+        }
+        case_free(&c);
+    }
+}
+
+static void test_nonfinite(void) {
+    static const float values[] = {NAN, INFINITY, -INFINITY};
+    for (int call = 0; call < CALLS; call++) {
+        Case c = small(call);
+        for (int i = 0; i < c.n; i++)
+            for (int v = 0; v < 3; v++) {
+                size_t at = v == 0 ? 0 : v == 1 ? c.size[i] - 1 : c.size[i] / 2;
+                float before = c.b[i][at];
+                c.b[i][at] = values[v];
+                check_refused(&c, CM_ENONFINITE, "a value that is not finite");
+                c.b[i][at] = before;
+            }
+        case_free(&c);
+    }
+    /* Finite values whose result is not. */
+    for (int call = QK; call <= MUON; call++) {
+        Case c = small(call);
+        int gradient = call == MUON ? 1 : 3, momentum = call == MUON ? 2 : 5;
+        c.b[gradient][7] = c.b[momentum][7] = 3.4e38f;
+        cm_options_set(c.o, "momentum_form", "sum");
+        check_refused(&c, CM_EOVERFLOW, "an overflow of the momentum");
+        c.b[gradient][7] = c.b[momentum][7] = 0.01f;
+        c.eta = 3e38f;
+        cm_options_set(c.o, "mp", "1000");
+        for (size_t j = 0; j < c.size[0]; j++) c.b[0][j] = -3.4e38f;
+        check_refused(&c, CM_EOVERFLOW, "an overflow of the weights");
+        case_free(&c);
+    }
+}
+
+/* No gradient, no momentum, no decay: not a bit changes, not even the sign of a zero. */
+static void test_idle(void) {
+    for (int call = QK; call <= MUON; call++)
+        for (int sign = 0; sign < 2; sign++) {
+            Case c = small(call);
+            int weights = c.n / 3;
+            for (int i = weights; i < c.n; i++)
+                for (size_t j = 0; j < c.size[i]; j++) c.b[i][j] = sign ? -0.0f : 0;
+            c.b[0][3] = -0.0f, c.b[0][4] = 0;
+            Case e = case_copy(&c);
+            int status = case_run(&e);
+            check(status == 0 && case_same(&c, &e), "%s: a step without gradient",
+                  call_names[call]);
+            cm_options_set(e.o, "weight_decay", "0.5");
+            status = case_run(&e);
+            double worst = 0;
+            for (size_t j = 0; j < c.size[0]; j++)
+                worst = fmax(worst, fabs((double)e.b[0][j] - 0.95 * (double)c.b[0][j]));
+            check(status == 0 && worst < 1e-6, "%s: decay alone, off by %g", call_names[call],
+                  worst);
+            case_free(&c), case_free(&e);
+        }
+}
+
+/* What is not an output, and what lies behind an output, stays. */
+static void test_bounds(void) {
+    for (int call = 0; call < CALLS; call++) {
+        Case c = small(call), e;
+        for (int i = 0; i < c.n; i++) c.b[i][c.size[i]] = 77;
+        e = case_copy(&c);
+        for (int i = 0; i < c.n; i++) e.b[i][e.size[i]] = 77;
+        int status = case_run(&e), kept = 1;
+        for (int i = 0; i < c.n; i++) {
+            int gradient = c.n == 6 ? i == 2 || i == 3 : c.n == 3 && i == 1;
+            int same = !memcmp(c.b[i], e.b[i], c.size[i] * sizeof(float));
+            kept &= same == gradient && e.b[i][e.size[i]] == 77;
+        }
+        check(status == 0 && kept, "%s writes all of its outputs and nothing else",
+              call_names[call]);
+        case_free(&c), case_free(&e);
+    }
+    /* One head, one shared head, width below the sum of heads. */
+    static const int shapes[][4] = {{1, 1, 1, 1}, {3, 1, 1, 5}, {5, 4, 1, 8}, {64, 6, 3, 4}};
+    for (int i = 0; i < 4; i++)
+        for (int call = QK; call <= OV; call++) {
+            const int *s = shapes[i];
+            Case c = case_new(call, s[0], s[1], s[2], s[3], (uint64_t)i);
+            check(case_run(&c) == 0, "%s of d %d, heads %d over %d, %d wide", call_names[call],
+                  s[0], s[1], s[2], s[3]);
+            case_free(&c);
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Memory                                                                                         */
+
+static void *run_in_thread(void *c) {
+    return (void *)(intptr_t)case_run((Case *)c);
+}
+
+/* Every call in a thread of its own (its scratch is then fresh), with the n-th allocation and all
+   after it failing: an error and nothing changed, or the result in spite of it. */
+static void test_memory(void) {
+    for (int call = 0; call < CALLS; call++)
+        for (int root = 0; root < 2; root++) {
+            Case c = small(call), right;
+            cm_options_set(c.o, "threads", "1");
+            if (root) cm_options_set(c.o, "inv_root", "eigh");
+            right = case_copy(&c);
+            check(case_run(&right) == 0, "%s with memory", call_names[call]);
+            int survived = 0;
+            for (int n = 0; n < 12; n++) {
+                Case e = case_copy(&c);
+                pthread_t thread;
+                void *status = NULL;
+                allocations_failed = 0;
+                __atomic_store_n(&allocations_left, n, __ATOMIC_RELAXED);
+                int started = !pthread_create(&thread, NULL, run_in_thread, &e);
+                if (started) pthread_join(thread, &status);
+                __atomic_store_n(&allocations_left, -1, __ATOMIC_RELAXED);
+                int code = (int)(intptr_t)status;
+                survived += code == 0 && allocations_failed;
+                if (code == 0)
+                    check(case_distance(&e, &right) < 1e-5, "%s: wrong by %g after %d allocations",
+                          call_names[call], case_distance(&e, &right), n);
+                else
+                    check(started && code == CM_ENOMEM && case_same(&c, &e),
+                          "%s: %s after %d allocations", call_names[call], cm_strerror(code), n);
+                case_free(&e);
+                if (!allocations_failed) break;
+                check(n < 11, "%s never has enough memory", call_names[call]);
+            }
+            check(survived > 0 || (root && call == ROOT), "%s never ran without scratch",
+                  call_names[call]);
+            case_free(&c), case_free(&right);
+        }
+    allocations_left = 0;
+    cm_options *o = cm_options_new();
+    allocations_left = -1;
+    check(!o, "cm_options_new without memory");
+}
+
+static void take_too_much(const Job *job, Arena *arena) {
+    (void)job;
+    arena_take(arena, 1000);
+}
+
+static void test_overrun(void) {
+    float memory[64];
+    Workspace ws;
+    ws.arena.p = memory, ws.arena.size = 64, ws.arena.used = 0;
+    check(run_threads(take_too_much, NULL, &ws, 1) == CM_EINTERNAL, "too small a workspace");
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Threads                                                                                        */
+
+/* Matrices large enough for the product to be shared among threads. */
+static Case large(int call, uint64_t seed) {
+    return case_new(call, call == ROOT ? 48 : 160, call >= MUON ? 96 : 4, 2, 24, seed);
+}
+
+static void test_thread_option(void) {
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    for (int call = 0; call < CALLS; call++) {
+        Case c = large(call, 5), one = case_copy(&c);
+        cm_options_set(one.o, "threads", "1");
+        check(case_run(&one) == 0, "%s with one thread", call_names[call]);
+        for (int threads = 2; threads <= 3; threads++) {
+            Case e = case_copy(&c);
+            cm_options_set(e.o, "threads", threads == 2 ? "2" : "3");
+            check(case_run(&e) == 0 && case_same(&one, &e), "%s with %d threads differs",
+                  call_names[call], threads);
+            check(omp_get_max_threads() == before, "%s leaves the number of threads at %d",
+                  call_names[call], omp_get_max_threads());
+            case_free(&e);
+        }
+        case_free(&c), case_free(&one);
+    }
+    /* Called from inside a parallel region, as a program that updates its layers in parallel does.
+     */
+    Case c = large(QK, 6), e[4];
+    for (int i = 0; i < 4; i++) e[i] = case_copy(&c);
+    int bad = 0;
+    check(case_run(&c) == 0, "serial");
+#pragma omp parallel for num_threads(2) reduction(+ : bad)
+    for (int i = 0; i < 4; i++) bad += case_run(&e[i]) != 0;
+    for (int i = 0; i < 4; i++) {
+        bad += !case_same(&c, &e[i]);
+        case_free(&e[i]);
+    }
+    check(!bad, "inside a parallel region %d of 4 calls differ", bad);
+    case_free(&c);
+#endif
+}
+
+enum { THREADS = 8, ROUNDS = 6 };
+
+/* One thread's life: every call on its own buffers, with options that all threads share. */
+static void life(Case *c, int thread) {
+    for (int round = 0; round < ROUNDS; round++)
+        for (int i = 0; i < CALLS; i++) {
+            int call = (i + thread) % CALLS;
+            if (call < MSIGN || round == 0) c[call].n = case_run(&c[call]) ? 0 : c[call].n;
+        }
+}
+
+typedef struct {
+    Case c[CALLS];
+    int index;
+} Life;
+
+static void *live(void *p) {
+    life(((Life *)p)->c, ((Life *)p)->index);
+    return NULL;
+}
+
+static void test_concurrency(void) {
+    static Life serial[THREADS], parallel[THREADS];
+    pthread_t threads[THREADS];
+    cm_options *shared = cm_options_new();
+    cm_options_set(shared, "threads", "1");
+    cm_options_set(shared, "weight_decay", "0.1");
+    for (int t = 0; t < THREADS; t++) {
+        serial[t].index = parallel[t].index = t;
+        for (int call = 0; call < CALLS; call++) {
+            serial[t].c[call] = large(call, (uint64_t)(100 + t));
+            cm_options_free(serial[t].c[call].o);
+            serial[t].c[call].o = shared;
+            parallel[t].c[call] = case_copy(&serial[t].c[call]);
+            cm_options_free(parallel[t].c[call].o);
+            parallel[t].c[call].o = shared;
+        }
+    }
+    for (int t = 0; t < THREADS; t++) live(&serial[t]);
+    int bad = 0;
+    for (int t = 0; t < THREADS; t++)
+        bad += pthread_create(&threads[t], NULL, live, &parallel[t]) != 0;
+    for (int t = 0; t < THREADS; t++) pthread_join(threads[t], NULL);
+    for (int t = 0; t < THREADS; t++)
+        for (int call = 0; call < CALLS; call++) {
+            Case *a = &serial[t].c[call], *b = &parallel[t].c[call];
+            check(a->n > 0 && a->n == b->n && case_same(a, b), "thread %d: %s differs from serial",
+                  t, call_names[call]);
+            a->o = b->o = NULL;
+            case_free(a), case_free(b);
+        }
+    check(!bad, "%d threads did not start", bad);
+    cm_options_free(shared);
+}
+
+int main(void) {
+    test_strerror();
+    test_options();
+    test_fixtures();
+    test_arguments();
+    test_combinations();
+    test_nonfinite();
+    test_idle();
+    test_bounds();
+    test_memory();
+    test_overrun();
+    test_thread_option();
+    test_concurrency();
+    return check_done();
+}

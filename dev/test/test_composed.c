@@ -1,0 +1,257 @@
+/*
+What Compositional Muon promises, measured on a model in training: per head, a step moves the composed
+map A^T B (W_Q^T W_K, or W_O W_V) by at most the learning rate in the spectral norm, up to a term of
+second order. Two small models are trained with the trainer's own steps, by CM and by Muon, and after
+every step the weights before and after are compared, whatever the optimizer says that it did.
+
+With --csv FILE the measurements are written too; dev/reference/plot_composed.py draws them.
+*/
+#include "dev/test/check.h"
+
+#define CM_NO_MAIN
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function" /* what only main calls */
+#include "train_gpt.c"
+#pragma GCC diagnostic pop
+
+enum { STEPS = 40, MAX_K = 16, MAX_D = 64, WORDS = 12 };
+
+static char err[ERR_LEN];
+static char folder[] = "/tmp/cm_test_composed_XXXXXX";
+
+/* ---------------------------------------------------------------------------------------------- */
+/* spectral norms */
+
+/* Largest eigenvalue of K (n,n), a product of two positive semidefinite matrices, from above and
+   overwriting K: with p = 2^14, lambda <= (tr K^p)^(1/p) <= n^(1/p) lambda, which is 1.0002 lambda at
+   n = 32. Power iteration would err to the other side, and slowly, since after a sign many singular
+   values lie together. */
+static double largest_eigenvalue(double *K, int n) {
+    static double square[4 * MAX_K * MAX_K];
+    double log_scale = 0, power = 1; /* K^power of the argument is exp(log_scale) K now */
+    for (int i = 0;; i++) {
+        double trace = 0;
+        for (int r = 0; r < n; r++) trace += K[r * n + r];
+        if (!(trace > 0)) return trace;
+        for (int j = 0; j < n * n; j++) K[j] /= trace;
+        log_scale += log(trace);
+        if (i == 14) return exp(log_scale / power);
+        memset(square, 0, sizeof square);
+        for (int r = 0; r < n; r++)
+            for (int s = 0; s < n; s++)
+                for (int c = 0; c < n; c++) square[r * n + c] += K[r * n + s] * K[s * n + c];
+        memcpy(K, square, (size_t)n * n * sizeof(double));
+        log_scale *= 2, power *= 2;
+    }
+}
+
+/* X X^T of X (n,d). */
+static void gram(double *G, const double *X, int n, int d) {
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j <= i; j++) {
+            double sum = 0;
+            for (int c = 0; c < d; c++) sum += X[i * d + c] * X[j * d + c];
+            G[i * n + j] = G[j * n + i] = sum;
+        }
+}
+
+/* ||X^T Y|| of X, Y (n,d) without the (d,d) product: its squared singular values are the eigenvalues of
+   (X X^T)(Y Y^T). */
+static double product_norm(const double *X, const double *Y, int n, int d) {
+    static double GX[4 * MAX_K * MAX_K], GY[4 * MAX_K * MAX_K], K[4 * MAX_K * MAX_K];
+    gram(GX, X, n, d);
+    gram(GY, Y, n, d);
+    memset(K, 0, sizeof K);
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++)
+            for (int c = 0; c < n; c++) K[i * n + c] += GX[i * n + j] * GY[j * n + c];
+    return sqrt(largest_eigenvalue(K, n));
+}
+
+static double norm_of(const double *X, int n, int d) {
+    static double G[4 * MAX_K * MAX_K];
+    gram(G, X, n, d);
+    return sqrt(largest_eigenvalue(G, n));
+}
+
+/* The measure against plain power iteration on the (d,d) product, which approaches from below. */
+static void test_measure(void) {
+    enum { K = 6, D = 20 };
+    double X[K * D], Y[K * D], v[D], w[D], M[D][D], norm = 0;
+    for (int i = 0; i < K * D; i++) {
+        X[i] = (i % D == 3 ? 3 : 1) * rng_normal(5, 1, (uint64_t)i);
+        Y[i] = (i % D == 9 ? 3 : 1) * rng_normal(5, 2, (uint64_t)i);
+    }
+    for (int i = 0; i < D; i++)
+        for (int j = 0; j < D; j++) {
+            M[i][j] = 0;
+            for (int r = 0; r < K; r++) M[i][j] += X[r * D + i] * Y[r * D + j];
+        }
+    for (int i = 0; i < D; i++) v[i] = 1 + 0.1 * i;
+    for (int turn = 0; turn < 500; turn++) {
+        double size = 0;
+        for (int i = 0; i < D; i++) {
+            w[i] = 0;
+            for (int j = 0; j < D; j++) w[i] += M[i][j] * v[j];
+        }
+        for (int j = 0; j < D; j++) {
+            v[j] = 0;
+            for (int i = 0; i < D; i++) v[j] += M[i][j] * w[i];
+            size += v[j] * v[j];
+        }
+        norm = sqrt(sqrt(size));
+        for (int j = 0; j < D; j++) v[j] /= sqrt(size);
+    }
+    double measured = product_norm(X, Y, K, D);
+    check(measured >= norm * (1 - 1e-12) && measured < norm * 1.0003, "norm of a product: %.9g, not %.9g",
+          measured, norm);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* a training run under measurement */
+
+/* Sentences of a small grammar: enough for the loss to fall in a few steps. */
+static void write_text(const char *path) {
+    static const char *const who[WORDS] = {"the king", "a fool", "my lord", "the sea", "a ghost", "our queen",
+                                           "the night", "a friar", "the duke", "a rose", "his sword", "no man"};
+    static const char *const does[WORDS] = {"fears", "loves", "sees", "leaves", "finds", "calls",
+                                            "mocks", "keeps", "hears", "seeks", "serves", "forgets"};
+    FILE *f = fopen(path, "w");
+    if (!f) die("cannot write %s", path);
+    for (uint64_t i = 0; i < 2000; i++)
+        fprintf(f, "%s %s %s.\n", who[rng_bits(3, 0, i) % WORDS], does[rng_bits(3, 1, i) % WORDS],
+                who[rng_bits(3, 2, i) % WORDS]);
+    if (fclose(f)) die("cannot write %s", path);
+}
+
+typedef struct {
+    double largest[2];       /* of QK, of OV */
+    double excess;           /* largest ratio - (1 + second order) */
+    double second;           /* largest second-order term */
+    char where[64];          /* of the excess */
+    double first_loss, last_loss;
+} Result;
+
+/* One head, `now` and `before` being (k,d) views of its two factors: the ratio to lr, and the term of
+   second order. With d = now - before, the map moved by A'^T B' - A^T B = dA^T B' + A^T dB, which is a
+   product of two stacks of 2k rows; formed from the differences, so that nothing cancels. */
+static double measure(const Mat now[2], const Mat before[2], int item, double lr, double *second) {
+    static double X[2 * MAX_K * MAX_D], Y[2 * MAX_K * MAX_D];
+    int k = now[0].rows, d = now[0].cols, kd = k * d;
+    double *dA = X, *A = X + kd, *B_now = Y, *dB = Y + kd;
+    for (int r = 0; r < k; r++)
+        for (int c = 0; c < d; c++) {
+            double at[2], was[2];
+            for (int i = 0; i < 2; i++) {
+                at[i] = (double)mat_item(now[i], item)[(size_t)r * now[i].rs + (size_t)c * now[i].cs];
+                was[i] = (double)mat_item(before[i], item)[(size_t)r * before[i].rs + (size_t)c * before[i].cs];
+            }
+            dA[r * d + c] = at[0] - was[0];
+            A[r * d + c] = was[0];
+            B_now[r * d + c] = at[1];
+            dB[r * d + c] = at[1] - was[1];
+        }
+    *second = norm_of(dA, k, d) * norm_of(dB, k, d) / lr;
+    return product_norm(X, Y, 2 * k, d) / lr;
+}
+
+/* STEPS steps of a small model, all other flags at their defaults, so --mp 1 and no weight decay. */
+static Result train_measured(const char *optimizer, const char *text, FILE *csv) {
+    static Run run;
+    char command[256], name[] = "test_composed", *argv[32], *save = NULL;
+    int argc = 1;
+    Result result;
+    memset(&run, 0, sizeof run);
+    memset(&result, 0, sizeof result);
+    result.excess = -INFINITY;
+    argv[0] = name;
+    snprintf(command, sizeof command,
+             "--layers 2 --width 64 --heads 4 --seq-len 32 --batch-size 8 --steps %d --optimizer %s --data %s",
+             STEPS, optimizer, text);
+    for (char *w = strtok_r(command, " ", &save); w; w = strtok_r(NULL, " ", &save)) argv[argc++] = w;
+    argv[argc] = NULL;
+    if (config_parse(&run.asked, run.given, argc, argv, err)) die("%s", err);
+    Config c = run.asked;
+    if (open_data(&run, &c, err) || config_resolve(&c, err) || model_create(&run.model, &c, 1, err))
+        die("%s", err);
+    Model *m = &run.model;
+    model_init(m);
+    size_t bytes = m->r.size * sizeof(floatM), batch = (size_t)c.batch_size * c.seq_len;
+    floatM *before = (floatM *)malloc(bytes);
+    run.x = (int *)malloc(batch * sizeof(int));
+    run.y = (int *)malloc(batch * sizeof(int));
+    if (!before || !run.x || !run.y) die("test_composed: out of memory");
+
+    int A = c.heads * c.head_dim, H = c.heads;
+    Part parts[2][2] = {{{T_WQKV, 0, A, H, 0}, {T_WQKV, A, A, H, 0}},
+                        {{T_WO, 0, c.width, H, 1}, {T_WQKV, 2 * A, A, H, 0}}};
+    static const char *const circuit[] = {"qk", "ov"};
+    for (int step = 0; step < STEPS; step++) {
+        double loss, norm, lr = c.lr * schedule_lr(&c.schedule, step);
+        memcpy(before, m->p, bytes);
+        if (train_step(&run, &loss, &norm, err)) die("%s", err);
+        *(step ? &result.last_loss : &result.first_loss) = loss;
+        for (int ov = 0; ov < 2; ov++) {
+            Mat now[2], was[2];
+            for (int i = 0; i < 2; i++) {
+                now[i] = part_heads(&m->r, parts[ov][i], m->p);
+                was[i] = part_heads(&m->r, parts[ov][i], before);
+            }
+            for (int item = 0; item < c.layers * H; item++) {
+                double second, ratio = measure(now, was, item, lr, &second), excess = ratio - 1 - second;
+                if (ratio > result.largest[ov]) result.largest[ov] = ratio;
+                if (second > result.second) result.second = second;
+                if (!(excess <= result.excess)) { /* or not a number */
+                    result.excess = excess;
+                    snprintf(result.where, sizeof result.where, "step %d, %s, layer %d, head %d", step + 1,
+                             circuit[ov], item / H, item % H);
+                }
+                if (csv)
+                    fprintf(csv, "%d,%s,%s,%d,%d,%.6g\n", step + 1, optimizer, circuit[ov], item / H,
+                            item % H, ratio);
+            }
+        }
+    }
+    free(before);
+    free(run.x);
+    free(run.y);
+    data_close(&run.train);
+    data_close(&run.val);
+    model_free(m);
+    return result;
+}
+
+int main(int argc, char **argv) {
+    char text[FILE_PATH_SIZE];
+    FILE *csv = NULL;
+    if (argc != 1 && (argc != 3 || strcmp(argv[1], "--csv"))) die("usage: test_composed [--csv FILE]");
+    if (argc == 3 && !(csv = fopen(argv[2], "w"))) die("--csv: cannot write %s", argv[2]);
+    if (csv) fprintf(csv, "step,optimizer,circuit,layer,head,ratio\n");
+    if (device_setup(1, COMPUTE_FP32, err)) die("%s", err);
+    if (!mkdtemp(folder)) die("cannot make a folder below /tmp");
+    file_path(text, "%s/text", folder);
+    write_text(text);
+
+    test_measure();
+    Result cm = train_measured("cm", text, csv), muon = train_measured("muon", text, csv);
+    printf("largest step of a composed map over the learning rate: CM %.4f (QK) %.4f (OV), Muon %.4f %.4f\n",
+           cm.largest[0], cm.largest[1], muon.largest[0], muon.largest[1]);
+    printf("CM: second order at most %.4f, bound exceeded by at most %.2g (%s); loss %.3f to %.3f\n",
+           cm.second, cm.excess, cm.where, cm.first_loss, cm.last_loss);
+    check(cm.excess <= 1e-3, "CM moves a composed map by 1 + second order + %.4g learning rates at %s",
+          cm.excess, cm.where);
+    for (int ov = 0; ov < 2; ov++)
+        check(cm.largest[ov] > 0.5, "CM uses no more than %.4f of the budget of %s", cm.largest[ov],
+              ov ? "OV" : "QK");
+    /* The same measure without the promise: were it blind, this would fail. */
+    check(fmax(muon.largest[0], muon.largest[1]) > 1, "Muon stays within CM's budget: %.4f, %.4f",
+          muon.largest[0], muon.largest[1]);
+    check(cm.last_loss < 0.7 * cm.first_loss && muon.last_loss < 0.7 * muon.first_loss,
+          "training: the loss went from %.3f to %.3f with CM and from %.3f to %.3f with Muon", cm.first_loss,
+          cm.last_loss, muon.first_loss, muon.last_loss);
+
+    remove(text);
+    remove(folder);
+    if (csv && (ferror(csv) || fclose(csv))) die("--csv: writing %s failed", argv[2]);
+    return check_done();
+}

@@ -1,0 +1,307 @@
+/*
+The fast paths of the sign and of the inverse root: the iteration on the Gram, products of which half
+is computed, items spread over threads, tail steps left out. They have to be as accurate as the plain
+iterations, run here step by step in double, and give the same bits for every number of threads.
+*/
+#include "optim_cases.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The plain iterations in double                                                                 */
+
+static double *plain_sign(const floatM *x, int rows, int cols, int which) {
+    const MsignTable *table = msign_table(which);
+    int m = min_int(rows, cols), n = max_int(rows, cols);
+    double *X = take((size_t)m * n), *Y = take((size_t)m * n), *A = take((size_t)m * m);
+    double *AA = take((size_t)m * m), sum = 0;
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cols; c++)
+            X[rows > cols ? c * n + r : r * n + c] = (double)x[r * cols + c];
+    for (int i = 0; i < m * n; i++) sum += X[i] * X[i];
+    for (int i = 0; i < m * n; i++) X[i] /= fmax(sqrt(sum), MSIGN_EPS);
+    for (int step = 0; step < table->steps; step++) {
+        const double *k = table->abc[step];
+        multiply(A, X, 0, X, 1, m, m, n);
+        multiply(AA, A, 0, A, 0, m, m, m);
+        for (int i = 0; i < m * m; i++)
+            AA[i] = (i % (m + 1) == 0 ? k[0] : 0) + k[1] * A[i] + k[2] * AA[i];
+        multiply(Y, AA, 0, X, 0, m, n, m);
+        double *swap = X;
+        X = Y, Y = swap;
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cols; c++) Y[r * cols + c] = X[rows > cols ? c * n + r : r * n + c];
+    return Y;
+}
+
+/* The plain iteration in the precision of the build: what rounding costs without any fast path. */
+static floatM *plain_rounded_sign(const floatM *x, int rows, int cols, int which) {
+    Mat X = mat_dense(copy_of(x, (size_t)rows * cols), 1, rows, cols);
+    Mat Y = mat_dense(take_m((size_t)rows * cols), 1, rows, cols);
+    size_t m = (size_t)min_int(rows, cols);
+    Arena arena = arena_of(2 * m * m + 64);
+    floatM s;
+    la_norms(&s, X, 1);
+    la_vec_recip(&s, 1, MSIGN_EPS);
+    la_scale(X, &s, 1);
+    if (rows > cols) X = mat_t(X), Y = mat_t(Y);
+    msign_plain(&X, &Y, msign_table(which), &arena);
+    return X.p;
+}
+
+static double root_gap(const double *P, int k) {
+    double sum = 0;
+    for (int i = 0; i < k * k; i++) {
+        double e = P[i] - (i % (k + 1) == 0);
+        sum += e * e;
+    }
+    return sqrt(sum);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Matrices                                                                                       */
+
+enum { GAUSSIAN, GRADED_1E2, GRADED_1E3, HALF_1E3, ONE_BIG_1E3, DEFICIENT, KINDS };
+static const char *const kind_names[KINDS] = {
+    "Gaussian", "graded to 1e-2", "graded to 1e-3", "half at 1e-3", "all but one at 1e-3", "deficient"};
+
+/* U S V^T of Frobenius norm near 1; sign receives U V^T, which is also the sign where S > 0. */
+static floatM *matrix_of(int kind, int rows, int cols, double **sign) {
+    int m = min_int(rows, cols);
+    floatM *x = take_m((size_t)rows * cols);
+    *sign = NULL;
+    if (kind == GAUSSIAN) {
+        for (int i = 0; i < rows * cols; i++) x[i] = (floatM)normal();
+        return x;
+    }
+    double *U = orthogonal(m), *V = exact_sign(normals((size_t)rows * cols), rows, cols);
+    double *S = take((size_t)m), *US = take((size_t)m * m), norm = 0;
+    for (int i = 0; i < m; i++) {
+        double t = m > 1 ? (double)i / (m - 1) : 0;
+        if (kind == GRADED_1E2) S[i] = pow(10, -2 * t);
+        if (kind == GRADED_1E3) S[i] = pow(10, -3 * t);
+        if (kind == HALF_1E3) S[i] = i < (m + 1) / 2 ? 1 : 0;
+        if (kind == ONE_BIG_1E3) S[i] = i == 0;
+        if (kind == DEFICIENT) S[i] = i < (m + 1) / 2 ? 1 - 0.5 * t : 0;
+        norm += S[i] * S[i];
+    }
+    for (int i = 0; i < m; i++) {
+        S[i] /= sqrt(norm);
+        if (kind == HALF_1E3 || kind == ONE_BIG_1E3) S[i] = fmax(S[i], 1e-3);
+    }
+    for (int i = 0; i < m * m; i++) US[i] = U[i] * S[i % m];
+    double *W = rows <= cols ? product(US, 0, V, 0, rows, cols, m) : product(V, 0, US, 1, rows, cols, m);
+    for (int i = 0; i < rows * cols; i++) x[i] = (floatM)W[i];
+    *sign = rows <= cols ? product(U, 0, V, 0, rows, cols, m) : product(V, 0, U, 1, rows, cols, m);
+    return x;
+}
+
+static double error_of(const floatM *x, const double *expected, size_t n) {
+    double d = 0, s = 0;
+    for (size_t i = 0; i < n; i++) {
+        d += ((double)x[i] - expected[i]) * ((double)x[i] - expected[i]);
+        s += expected[i] * expected[i];
+    }
+    double e = sqrt(d) / fmax(sqrt(s), 1e-300);
+    return e == e ? e : INFINITY;
+}
+
+static floatM *sign_of(const floatM *x, int n, int rows, int cols, int which) {
+    floatM *y = copy_of(x, (size_t)n * rows * cols);
+    Arena arena = arena_of(msign_scratch(n, rows, cols));
+    msign(mat_dense(y, n, rows, cols), which, &arena);
+    return y;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+static const int shapes[][2] = {{32, 128}, {64, 160}, {128, 32}, {16, 16}, {24, 40}, {7, 50},
+                                {33, 67},  {5, 10},   {1, 40},   {40, 1},  {1, 1},   {2, 3}};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+/* Not worse than a few times what rounding does to the plain iteration anyway; and the sign itself,
+   where the table reaches it. */
+static void test_accuracy(void) {
+    for (int s = 0; s < SHAPES; s++)
+        for (int kind = 0; kind < KINDS; kind++) {
+            int rows = shapes[s][0], cols = shapes[s][1];
+            size_t n = (size_t)rows * cols;
+            double *exact;
+            floatM *x = matrix_of(kind, rows, cols, &exact);
+            for (int which = 0; which < 4; which++) {
+                const double *plain = plain_sign(x, rows, cols, which);
+                const floatM *fast = sign_of(x, 1, rows, cols, which);
+                double e = error_of(fast, plain, n);
+                double rounding = error_of(plain_rounded_sign(x, rows, cols, which), plain, n);
+                double bound = fmax(6 * rounding, TOL(1e-5, 1e-13));
+                check(e <= bound, "%s of %d x %d, %s: %g from the plain iteration, rounding %g",
+                      table_names[which], rows, cols, kind_names[kind], e, rounding);
+                if (!exact || kind == DEFICIENT || which != MSIGN_PE8) continue;
+                e = error_of(fast, exact, n);
+                check(e < TOL(1.5e-4, 1e-4), "pe8 of %d x %d, %s: %g from the sign", rows, cols,
+                      kind_names[kind], e);
+            }
+            release();
+        }
+}
+
+/* The norm is divided out, but for what lies below its floor, which is the floor's business; zero
+   stays zero, and what is not finite stays so. */
+static void test_extremes(void) {
+    static const double sizes[] = {1e-20, 1e-12, 1e20};
+    for (int s = 0; s < SHAPES; s++) {
+        int rows = shapes[s][0], cols = shapes[s][1];
+        size_t n = (size_t)rows * cols;
+        for (int which = 0; which < 4; which++) {
+            for (int i = 0; i < 3; i++) {
+                floatM *x = normals_m(n, sizes[i]);
+                double e = error_of(sign_of(x, 1, rows, cols, which), plain_sign(x, rows, cols, which), n);
+                check(e < TOL(2e-4, 1e-11), "%s of %d x %d numbers of size %g: %g from the plain iteration",
+                      table_names[which], rows, cols, sizes[i], e);
+            }
+            const floatM *zero = sign_of(take_m(n), 1, rows, cols, which);
+            int all_zero = 1;
+            for (size_t i = 0; i < n; i++) all_zero &= zero[i] == 0;
+            check(all_zero, "%s of a zero matrix %d x %d is not zero", table_names[which], rows, cols);
+            for (int infinite = 0; infinite < 2; infinite++) {
+                floatM *x = normals_m(n, 1);
+                x[n / 2] = infinite ? (floatM)INFINITY : (floatM)NAN;
+                const floatM *y = sign_of(x, 1, rows, cols, which);
+                int finite = 1;
+                for (size_t i = 0; i < n; i++) finite &= isfinite((double)y[i]) != 0;
+                check(!finite, "%s of %d x %d hides %s", table_names[which], rows, cols,
+                      infinite ? "infinity" : "NaN");
+            }
+            release();
+        }
+    }
+}
+
+/* Threads decide who computes an item and never how; nor does its neighbour. */
+static void test_same_bits(void) {
+    static const int batches[][3] = {{1, 32, 128}, {5, 32, 128}, {9, 24, 24}, {3, 130, 70}, {0, 4, 8}};
+    for (int b = 0; b < 5; b++) {
+        int n = batches[b][0], rows = batches[b][1], cols = batches[b][2];
+        size_t size = (size_t)rows * cols;
+        floatM *x = normals_m((size_t)n * size, 1), *first = NULL;
+        if (n > 2) memset(x + size, 0, size * sizeof *x);
+        for (int threads = 1; threads <= 4; threads++) {
+            set_threads(threads);
+            floatM *y = sign_of(x, n, rows, cols, MSIGN_PE8);
+            if (!first) first = y;
+            check(!memcmp(first, y, (size_t)n * size * sizeof *y),
+                  "the sign of %d of %d x %d differs with %d threads", n, rows, cols, threads);
+        }
+        for (int i = 0; i < n; i++)
+            check(!memcmp(first + (size_t)i * size, sign_of(x + (size_t)i * size, 1, rows, cols, MSIGN_PE8),
+                          size * sizeof *x),
+                  "item %d of %d x %d depends on its neighbours", i, rows, cols);
+        release();
+    }
+    set_threads(2);
+}
+
+/* gemm_symmetric against the product by definition, from views and with an old C. */
+static void test_symmetric_product(void) {
+    static const int sizes[] = {1, 2, 3, 4, 8, 15, 16, 17, 31, 32, 33, 64, 100, 129, 260, 600};
+    for (int s = 0; s < 16; s++)
+        for (int form = 0; form < 4; form++) {
+            int N = sizes[s], K = s % 3 == 0 ? 300 : 1 + s * 7, ta = form & 1, beta = form >> 1;
+            if (N > 300) K = 20;
+            size_t lda = (size_t)(ta ? N : K) + 3, ldc = (size_t)N + 5;
+            floatM *A = normals_m(lda * (size_t)(ta ? K : N), 1), *C0 = normals_m(ldc * N, 1), *first = NULL;
+            for (int i = 0; i < N; i++)
+                for (int j = 0; j < i; j++) C0[(size_t)j * ldc + i] = C0[(size_t)i * ldc + j];
+            double *expected = take((size_t)N * N), norm = 0, off = 0;
+            for (int i = 0; i < N; i++)
+                for (int j = 0; j < N; j++) {
+                    double sum = 0;
+                    for (int k = 0; k < K; k++)
+                        sum += (double)(ta ? A[k * lda + i] : A[i * lda + k]) *
+                               (double)(ta ? A[k * lda + j] : A[j * lda + k]);
+                    expected[i * N + j] = 0.5 * sum + (beta ? 2 * (double)C0[(size_t)i * ldc + j] : 0);
+                }
+            for (int threads = 1; threads <= 3; threads++) {
+                set_threads(threads);
+                floatM *C = copy_of(C0, ldc * N);
+                gemm_symmetric(ta, !ta, N, K, (floatM)0.5, A, lda, A, lda, beta ? 2 : 0, C, ldc);
+                if (!first) first = C;
+                int same = !memcmp(first, C, ldc * N * sizeof *C), mirrored = 1, outside = 1;
+                for (int i = 0; i < N; i++) {
+                    for (size_t j = (size_t)N; j < ldc; j++)
+                        outside &= C[i * ldc + j] == C0[i * ldc + j];
+                    for (int j = 0; j < N; j++) {
+                        double e = (double)C[i * ldc + j] - expected[i * N + j];
+                        mirrored &= C[i * ldc + j] == C[j * ldc + i];
+                        off += e * e, norm += expected[i * N + j] * expected[i * N + j];
+                    }
+                }
+                check(same && mirrored && outside,
+                      "symmetric product %d x %d, K %d, form %d: same bits with %d threads %d, mirrored %d, "
+                      "padding kept %d", N, N, K, form, threads, same, mirrored, outside);
+            }
+            check(sqrt(off) <= TOL(2e-6, 1e-14) * sqrt(norm), "symmetric product %d, K %d, form %d: %g", N, K,
+                  form, sqrt(off / norm));
+            release();
+        }
+    set_threads(2);
+}
+
+/* The inverse root of Grams with eigenvalues from 1 down to 1/condition: against the decomposition, within
+   what rounding G alone may do; against all 25 steps, of which the last change nothing; and alike for
+   every number of threads. */
+static void test_root(void) {
+    static const double conditions[] = {1, 10, 1e3, 1e5, 1e7, 1e9};
+    for (int c = 0; c < 6; c++)
+        for (int k = 1; k <= 64; k = k < 4 ? k + 1 : 4 * k) {
+            enum { ITEMS = 3 };
+            size_t kk = (size_t)k * k;
+            floatM *G = take_m(ITEMS * kk), *first = NULL;
+            double *exact[ITEMS];
+            for (int i = 0; i < ITEMS; i++) {
+                double *U = orthogonal(k), *US = take(kk);
+                for (size_t j = 0; j < kk; j++)
+                    US[j] = U[j] * pow(conditions[c], k > 1 ? -(double)(j % k) / (k - 1) : 0) * (i + 1);
+                double *W = product(US, 0, U, 1, k, k, k);
+                for (size_t j = 0; j < kk; j++)
+                    G[i * kk + j] = (floatM)(0.5 * (W[j] + W[(j % k) * k + j / k]));
+                double *stored = take(kk);
+                for (size_t j = 0; j < kk; j++) stored[j] = (double)G[i * kk + j];
+                exact[i] = exact_rroot(stored, k, 1e-5);
+            }
+            for (int threads = 1; threads <= 3; threads++) {
+                set_threads(threads);
+                floatM *g = copy_of(G, ITEMS * kk), *r = take_m(ITEMS * kk);
+                Arena arena = arena_of(invroot_scratch(ITEMS, k));
+                invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5, ROOT_CANS25, &arena);
+                if (!first) first = r;
+                check(!memcmp(first, r, ITEMS * kk * sizeof *r), "root of %d x %d with %d threads", k, k, threads);
+            }
+            double kappa = fmin(conditions[c], 1e5); /* the damping ends it */
+            for (int i = 0; i < ITEMS; i++) {
+                double e = error_of(first + i * kk, exact[i], kk);
+                check(e < TOL(3e-7, 3e-15) * (40 + kappa / 2), "root of %d x %d, condition %g: error %g", k, k,
+                      conditions[c], e);
+                double *R = take(kk), *RW = take(kk), *W = take(kk), gap;
+                for (size_t j = 0; j < kk; j++) {
+                    R[j] = (double)first[i * kk + j];
+                    W[j] = (double)G[i * kk + j] + (j % (k + 1) == 0 ? 1e-5 : 0);
+                }
+                multiply(RW, R, 0, W, 0, k, k, k);
+                gap = root_gap(product(RW, 0, R, 0, k, k, k), k);
+                check(gap < TOL(4e-7, 4e-15) * sqrt(k) * (40 + kappa),
+                      "root of %d x %d, condition %g: ||R W R - I|| = %g", k, k, conditions[c], gap);
+            }
+            release();
+        }
+    set_threads(2);
+}
+
+int main(void) {
+    set_threads(2);
+    test_accuracy();
+    test_extremes();
+    test_same_bits();
+    test_symmetric_product();
+    test_root();
+    return check_done();
+}

@@ -1,0 +1,1191 @@
+/*
+The variants of Compositional Muon and the rules it is compared with: every case of the NumPy oracle
+through the plan that the trainer runs, the properties that follow from the theory (joint signs, gauge
+connections, reprojection, Circuit-Muon, the controls), and the combinations that are refused.
+
+Built twice, with float and with double: TOL(f, d) is the tolerance of the two.
+*/
+#include "optim_cases.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* A small model whose plan runs                                                                  */
+
+typedef struct {
+    Config c;
+    Registry r;
+    Plan plan;
+    Arena arena;
+    floatM *p, *g, *m, *v;
+} Run;
+
+/* Parses flags into a config, which is not resolved. Returns config_parse's status. */
+static int config_of(Config *c, const char *flags, char *err) {
+    static char text[1024];
+    char *argv[80] = {(char *)"test"}, *save = NULL;
+    unsigned char given[CONFIG_FLAGS];
+    int argc = 1;
+    snprintf(text, sizeof text, "%s", flags);
+    for (char *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save))
+        argv[argc++] = word;
+    return config_parse(c, given, argc, argv, err);
+}
+
+/* Finishes a run whose config is resolved; parameters are zero. */
+static void run_build(Run *run) {
+    run->r = registry_build(&run->c);
+    run->plan = plan_build(&run->c, &run->r);
+    run->arena = arena_of(run->plan.arena_size);
+    run->p = take_m(run->r.size), run->g = take_m(run->r.size), run->m = take_m(run->r.size);
+    run->v = take_m(run->plan.v_size);
+}
+
+static void run_step(Run *run, int step) {
+    PlanState s = {run->p, run->g, run->m, run->v, &run->arena, 1, run->c.optim.momentum, 1, step};
+    plan_step(&run->plan, &run->r, &run->c, &s);
+}
+
+static Run run_of(const char *flags) {
+    char err[ERR_LEN] = "";
+    Run run;
+    if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
+    run.c.vocab = 8;
+    if (config_resolve(&run.c, err)) die("%s: %s", flags, err);
+    run_build(&run);
+    return run;
+}
+
+/* Where the tensor of a name of the oracle lies in an allocation of one layer. */
+static floatM *tensor_named(const Run *run, floatM *base, const char *name) {
+    int A = run->c.heads * run->c.head_dim, K = run->c.kv_heads * run->c.head_dim;
+    floatM *qkv = base + run->r.t[T_WQKV].offset;
+    switch (name[0]) {
+    case 'q': return qkv;
+    case 'k': return qkv + (size_t)A * run->c.width;
+    case 'v': return qkv + (size_t)(A + K) * run->c.width;
+    case 'o': return base + run->r.t[T_WO].offset;
+    case 'f': return base + run->r.t[T_WFC].offset;
+    default: return base + run->r.t[T_WPROJ].offset;
+    }
+}
+
+static void put_tensor(const Run *run, floatM *base, const char *name, const FixtureRecord *r) {
+    floatM *to = tensor_named(run, base, name);
+    for (size_t i = 0; i < r->count; i++) to[i] = (floatM)r->f4[i];
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The cases of the oracle                                                                        */
+
+/* A rule on W_Q and W_K or W_O and W_V, through the plan of a model of one layer. */
+static void circuit_case(const Fixture *fx, const char *name, const char *rule, int output) {
+    char flags[512], err[ERR_LEN] = "";
+    const char *names[2] = {output ? "o" : "q", output ? "v" : "k"};
+    int adam = !strcmp(rule, "adamw-partner"), seen = 0;
+    Run run;
+    const FixtureRecord *b = case_record(fx, name, output ? "wv" : "wk", 0);
+    int heads = (int)case_number(fx, name, "heads"), shared = (int)case_number(fx, name, "kv_heads");
+    snprintf(flags, sizeof flags, "--layers 1 --width %d --heads %d --kv-heads %d --head-dim %d --lr %g "
+             "--weight-decay %g --seq-len 8 --mlp adamw --%s adamw --%s %s", (int)b->dims[1],
+             heads, shared, (int)b->dims[0] / shared, case_number(fx, name, "lr"),
+             case_number(fx, name, "weight_decay"), output ? "qk" : "ov", output ? "ov" : "qk", rule);
+    if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
+    run.c.vocab = 8;
+    run.c.optim = case_options(fx, name);
+    if (adam) {
+        run.c.adam_beta1 = case_number(fx, name, "beta1");
+        run.c.adam_beta2 = case_number(fx, name, "beta2");
+        run.c.adam_eps = case_number(fx, name, "eps");
+        run.c.optim.per_mat_renorm = case_is(fx, name, "renorm", "1");
+    }
+    if (case_is(fx, name, "rule", "circuit_muon")) {
+        run.c.optim.circuit = 1;
+        run.c.optim.circuit_damping = case_number(fx, name, "damping");
+    }
+    if (!strcmp(rule, "quack")) {
+        run.c.control.quack_base = case_is(fx, name, "per_head", "1") ? QUACK_MUON_HEAD : QUACK_MUON;
+        run.c.control.quack_tau = case_number(fx, name, "tau");
+    }
+    if (config_resolve(&run.c, err)) {
+        check(0, "%s is refused: %s", name, err);
+        return;
+    }
+    run_build(&run);
+    for (int step = 0; step <= 3; step++) {
+        for (int leg = 0; leg < 2; leg++) {
+            char key[8];
+            snprintf(key, sizeof key, "%c%s", step ? 'g' : 'w', names[leg]);
+            put_tensor(&run, step ? run.g : run.p, names[leg], case_record(fx, name, key, step));
+        }
+        if (!step) continue;
+        run_step(&run, step);
+        for (int leg = 0; leg < 2; leg++) {
+            seen += check_state(fx, name, "w", names[leg], step, tensor_named(&run, run.p, names[leg]));
+            seen += check_state(fx, name, "m", names[leg], step, tensor_named(&run, run.m, names[leg]));
+        }
+    }
+    check(seen >= 2, "%s: the fixture holds %d results", name, seen);
+}
+
+/* A rule on one matrix: as the first MLP matrix of a model if it is tall, else as the second. */
+static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
+    char flags[512], err[ERR_LEN] = "";
+    const FixtureRecord *start = case_record(fx, name, "w", 0);
+    int rows = (int)start->dims[0], cols = (int)start->dims[1], tall = rows >= cols, seen = 0;
+    const char *tensor = tall ? "f" : "p";
+    Run run;
+    snprintf(flags, sizeof flags, "--layers 1 --width %d --heads 1 --head-dim 8 --ff-width %d --lr %g "
+             "--weight-decay %g --seq-len 8 --qk adamw --ov adamw --init gpt2 --mlp muon",
+             tall ? cols : rows, tall ? rows : cols, case_number(fx, name, "lr"),
+             case_number(fx, name, "weight_decay"));
+    if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
+    run.c.vocab = 8;
+    run.c.optim = case_options(fx, name);
+    if (config_resolve(&run.c, err)) die("%s: %s", name, err);
+    /* After the checks, which refuse Aurora on square matrices: its rule is defined there. */
+    run.c.mlp = !strcmp(rule, "normuon")  ? MLP_RULE_NORMUON
+                : !strcmp(rule, "aurora") ? MLP_RULE_AURORA
+                : !strcmp(rule, "muonh")  ? MLP_RULE_MUONH
+                                          : MLP_RULE_MUON;
+    if (run.c.mlp == MLP_RULE_NORMUON) run.c.control.normuon_beta2 = case_number(fx, name, "beta2");
+    if (run.c.mlp == MLP_RULE_AURORA) {
+        run.c.control.aurora_iterations = (int)case_number(fx, name, "iterations");
+        run.c.control.aurora_power = case_number(fx, name, "power");
+    }
+    run_build(&run);
+    for (size_t i = 0; i < run.r.size; i++) run.p[i] = (floatM)normal(); /* MuonH: nothing is zero */
+    put_tensor(&run, run.p, tensor, start);
+    for (int step = 1; step <= 3; step++) {
+        char key[8] = "g";
+        put_tensor(&run, run.g, tensor, case_record(fx, name, key, step));
+        run_step(&run, step);
+        seen += check_state(fx, name, "w", "", step, tensor_named(&run, run.p, tensor));
+        seen += check_state(fx, name, "m", "", step, tensor_named(&run, run.m, tensor));
+        for (int i = 0; i < run.plan.n; i++)
+            if (run.plan.e[i].part.id == (tall ? T_WFC : T_WPROJ))
+                seen += check_state(fx, name, "v", "", step, run.v + run.plan.e[i].v);
+    }
+    check(seen >= 1 + (run.c.mlp == MLP_RULE_NORMUON), "%s: the fixture holds %d results", name, seen);
+}
+
+static void test_fixture(void) {
+    Fixture *fx = fixture_load("dev/test/fixtures/optim_variants.fix");
+    char name[64], rule[32];
+    int ran = 0, of_cm = 0;
+    for (const char *p = fixture_text(fx, "cases"); fixture_word(&p, name, sizeof name); ran++) {
+        OptimOptions o = case_options(fx, name);
+        int output = case_is(fx, name, "circuit", "ov");
+        case_option(fx, name, "rule", rule, sizeof rule);
+        if (!strcmp(rule, "cm")) {
+            circuit_case(fx, name, "cm", output);
+            cm_case(fx, name, &o); /* and without the plan, as libraries call it */
+            of_cm++;
+        } else if (!strcmp(rule, "muon")) {
+            muon_case(fx, name, &o);
+        } else if (!strcmp(rule, "circuit_muon")) {
+            circuit_case(fx, name, "muon", 1);
+        } else if (!strcmp(rule, "partner_adamw")) {
+            circuit_case(fx, name, "adamw-partner", output);
+        } else if (!strcmp(rule, "quack")) {
+            circuit_case(fx, name, "quack", 0);
+        } else {
+            matrix_case(fx, name, rule);
+        }
+        release();
+    }
+    check(ran == 251 && of_cm == 222, "optim_variants.fix: %d cases ran, %d of CM", ran, of_cm);
+    fixture_free(fx);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The operations of linalg.h that only these rules use                                           */
+
+static void test_operations(void) {
+    double worst = 0, solved = 0;
+    for (int trial = 0; trial < 200; trial++) {
+        int n = pick(1, 4), rows = pick(1, trial % 20 ? 9 : 150), cols = pick(1, 9);
+        set_threads(trial % 20 ? 1 : 2); /* a second thread is slow to start for this little */
+        int flip_x = trial & 1, flip_y = trial >> 1 & 1, group = n % 2 ? 1 : 2;
+        size_t size = (size_t)n * rows * cols;
+        floatM *x = normals_m(size, 1), *y = normals_m(size, 1), *before = copy_of(y, size);
+        floatM *s = normals_m((size_t)n, 1), *r = take_m((size_t)n * rows), *t = take_m((size_t)n);
+        Mat X = flip_x ? mat_t(mat_dense(x, n, cols, rows)) : mat_dense(x, n, rows, cols);
+        Mat Y = flip_y ? mat_t(mat_dense(y, n, cols, rows)) : mat_dense(y, n, rows, cols);
+#define AT(M, I, R, C) ((M).p[(size_t)(I) * (M).s0 + (size_t)(R) * (M).rs + (size_t)(C) * (M).cs])
+        la_row_norms(r, X);
+        la_inner(t, X, Y, group);
+        la_add_scaled(Y, 0.5, s, X, group);
+        for (int i = 0; i < n; i++) {
+            for (int a = 0; a < rows; a++) {
+                double sum = 0;
+                for (int b = 0; b < cols; b++) {
+                    Mat B = Y;
+                    B.p = before;
+                    sum += (double)AT(X, i, a, b) * (double)AT(X, i, a, b);
+                    double e = (double)AT(B, i, a, b) +
+                               0.5 * (double)s[i / group] * (double)AT(X, i, a, b);
+                    worst = fmax(worst, fabs(e - (double)AT(Y, i, a, b)));
+                    t[i / group] -= AT(X, i, a, b) * AT(B, i, a, b);
+                }
+                worst = fmax(worst, fabs(sqrt(sum) - (double)r[i * rows + a]));
+            }
+        }
+        for (int i = 0; i < n / group; i++) worst = fmax(worst, fabs((double)t[i]) / (rows + cols));
+        la_scale_rows(Y, r, X);
+        for (int i = 0; i < n * rows * cols; i++) {
+            int b = i % cols, a = i / cols % rows, j = i / cols / rows;
+            worst = fmax(worst, fabs((double)AT(Y, j, a, b) -
+                                     (double)r[j * rows + a] * (double)AT(X, j, a, b)));
+        }
+#undef AT
+        int k = min_int(rows, 12);
+        floatM *G = take_m((size_t)n * k * k), *Q = take_m((size_t)n * k * k), *w = take_m((size_t)n * k);
+        for (int i = 0; i < n; i++) {
+            double *z = normals((size_t)k * k), *g = product(z, 0, z, 1, k, k, k);
+            for (int e = 0; e < k * k; e++) G[i * k * k + e] = (floatM)g[e];
+        }
+        la_eigh(mat_dense(Q, n, k, k), w, mat_dense(G, n, k, k), take_m((size_t)n * la_eigh_scratch(k)));
+        for (int i = 0; i < n * k * k; i++) {
+            int b = i % k, a = i / k % k, at = i / k / k;
+            double sum = 0, unit = 0;
+            for (int e = 0; e < k; e++) {
+                double p = (double)Q[at * k * k + a * k + e], q = (double)Q[at * k * k + b * k + e];
+                sum += p * (double)w[at * k + e] * q;
+                unit += p * q;
+            }
+            solved = fmax(solved, fabs(sum - (double)G[i]) + fabs(unit - (a == b)));
+        }
+        release();
+    }
+    check(worst < TOL(1e-5, 1e-13), "operations are off by %g", worst);
+    check(solved < TOL(5e-5, 1e-12), "la_eigh is off by %g", solved);
+
+    /* Adam's direction is what AdamW subtracts. */
+    floatM *m[2] = {take_m(35), take_m(35)}, *v[2] = {take_m(35), take_m(35)};
+    floatM *w = normals_m(35, 1), *moved = copy_of(w, 35), *u = take_m(35);
+    for (int step = 1; step <= 3; step++) {
+        AdamW a = {0.1, 0.3, 0.9, 0.95, 1e-3, 2, step};
+        Mat G = mat_dense(normals_m(35, 1), 1, 5, 7);
+        adamw_update(mat_dense(moved, 1, 5, 7), G, mat_dense(m[0], 1, 5, 7), mat_dense(v[0], 1, 5, 7), &a);
+        adamw_direction(mat_dense(u, 1, 5, 7), G, mat_dense(m[1], 1, 5, 7), mat_dense(v[1], 1, 5, 7), &a);
+        for (int i = 0; i < 35; i++) w[i] = (floatM)(0.97 * (double)w[i] - 0.1 * (double)u[i]);
+    }
+    check(distance(w, moved, 35) < TOL(1e-6, 1e-14), "adamw_direction is off by %g", distance(w, moved, 35));
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Joint signs                                                                                    */
+
+static const Shape cases[] = {
+    {1, 3, 3, 4, 24, 0}, {1, 3, 3, 4, 30, 1}, {2, 4, 2, 3, 30, 0}, {2, 4, 2, 3, 26, 1},
+    {1, 1, 1, 5, 17, 0}, {3, 1, 1, 5, 17, 1}, {1, 4, 1, 2, 11, 0}, {1, 6, 1, 2, 30, 1},
+    {1, 5, 5, 3, 7, 1},  {1, 2, 2, 9, 4, 0},  {1, 3, 3, 1, 7, 0},
+};
+enum { CASES = (int)(sizeof cases / sizeof cases[0]) };
+
+/* The direction of a joint step by an exact sign of the stack of the whitened legs. */
+static void joint_by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
+    Shape s = p->s;
+    size_t kd = (size_t)s.k * s.d;
+    int pre = whitens_pre(o), post = whitens_post(o);
+    for (int leg = 0; leg < 2; leg++) D[leg] = take_m(p->n[leg]);
+    for (int i = 0; i < s.layers * s.H; i++) {
+        double *stack = take(2 * kd), *C[2];
+        for (int leg = 0; leg < 2; leg++) {
+            double *u = block_of(s, p->G[leg], leg, i / s.H, i % s.H);
+            C[leg] = whitener_by_definition(p, leg, i / s.H, i % s.H, o);
+            if (pre) u = product(C[leg], 0, u, 0, s.k, s.d, s.k);
+            for (size_t e = 0; e < kd; e++)
+                stack[(int)e / s.d * 2 * s.d + leg * s.d + (int)e % s.d] = u[e];
+        }
+        double *sign = exact_sign(stack, s.k, 2 * s.d);
+        for (int leg = 0; leg < 2; leg++) {
+            double *half = take(kd);
+            for (size_t e = 0; e < kd; e++)
+                half[e] = sign[(int)e / s.d * 2 * s.d + leg * s.d + (int)e % s.d];
+            if (post) half = product(C[leg], 0, half, 0, s.k, s.d, s.k);
+            set_block(s, D[leg], leg, i / s.H, i % s.H, half);
+        }
+    }
+}
+
+static void test_joint(void) {
+    for (int i = 0; i < CASES; i++)
+        for (int variant = 0; variant < 8; variant++) {
+            Shape s = cases[i];
+            OptimOptions o = default_options();
+            floatM *D[2], *E[2];
+            o.method = METHOD_JOINT, o.hybrid = 0;
+            o.isotropic = variant & 1, o.whitening = variant / 2;
+            o.inv_root = variant % 3;
+            o.msign = variant & 1 ? MSIGN_PE8 : MSIGN_SIMPLE12;
+            if (s.H != s.S) continue; /* refused */
+            Legs p = legs_of(s);
+            half_directions(&p, &o, D);
+            joint_by_definition(&p, &o, E);
+            double e = legs_distance(D, E, p.n);
+            check(e < TOL(3e-4, 1e-6), "joint, %s is %g from the definition", describe(&o, s), e);
+            /* The whole budget: each leg at most 1, both at most 2. */
+            for (int h = 0; h < s.H && o.whitening == WHITEN_BOTH && !o.isotropic; h++) {
+                double norm[3];
+                for (int leg = 0; leg < 3; leg++)
+                    norm[leg] = operator_norm(composed(&p, D, leg, 0, h), s.d, s.d);
+                check(norm[0] < 1 + 1e-4 && norm[1] < 1 + 1e-4 && norm[2] < 2 + 1e-4,
+                      "joint, %s: legs move the map by %g and %g, together %g", describe(&o, s), norm[0],
+                      norm[1], norm[2]);
+            }
+            /* One budget for both: a common factor of the gradients is lost, one leg's is not. */
+            Legs q = legs_copy(&p);
+            for (int leg = 0; leg < 2; leg++)
+                for (size_t j = 0; j < p.n[leg]; j++) q.G[leg][j] *= (floatM)7;
+            half_directions(&q, &o, E);
+            double common = legs_distance(E, D, p.n);
+            for (size_t j = 0; j < p.n[1]; j++) q.G[1][j] *= (floatM)5;
+            half_directions(&q, &o, E);
+            double single = legs_distance(E, D, p.n);
+            check(common < TOL(1e-4, 1e-10) && single > 0.05,
+                  "joint, %s: changes by %g with both gradients, by %g with one", describe(&o, s), common,
+                  single);
+            release();
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Gauge connections                                                                              */
+
+static const char *const connection_names[] = {"none",           "frobenius",        "scale_aware",
+                                               "scale_aware_sylv", "frobenius_scalar", "scale_aware_scalar"};
+enum { CONNECTIONS = 6 };
+
+static int is_scalar(int connection) {
+    return connection == CONNECTION_FROBENIUS_SCALAR || connection == CONNECTION_SCALE_AWARE_SCALAR;
+}
+
+static void fix_legs(const Legs *p, floatM *D[2], int connection, double damping) {
+    Arena arena = arena_of(gauge_scratch(p->s.layers * p->s.S, p->s.k));
+    gauge_fix(leg_view(p->s, p->W[0], 0), leg_view(p->s, p->W[1], 1), leg_view(p->s, D[0], 0),
+              leg_view(p->s, D[1], 1), connection, damping, &arena);
+}
+
+/* X Y^T (k,k) summed over the heads of group g of a leg. */
+static double *group_product(const Legs *p, const floatM *X, const floatM *Y, int leg, int layer, int g) {
+    Shape s = p->s;
+    int G = leg ? 1 : s.H / s.S;
+    double *sum = take((size_t)s.k * s.k);
+    for (int j = 0; j < G; j++) {
+        double *x = block_of(s, X, leg, layer, g * G + j), *y = block_of(s, Y, leg, layer, g * G + j);
+        double *z = product(x, 0, y, 1, s.k, s.k, s.d);
+        for (int e = 0; e < s.k * s.k; e++) sum[e] += z[e];
+    }
+    return sum;
+}
+
+static double trace_of(const double *x, int k) {
+    double sum = 0;
+    for (int i = 0; i < k; i++) sum += x[i * k + i];
+    return sum;
+}
+
+/* What a connection demands of a step, at damping 0, as the size of the defect relative to its terms:
+   L and R are A dA^T and dB B^T in block layout. */
+static double horizontal_defect(const Legs *p, floatM *D[2], int connection) {
+    int k = p->s.k;
+    double worst = 0;
+    for (int i = 0; i < p->s.layers * p->s.S; i++) {
+        int l = i / p->s.S, g = i % p->s.S;
+        double *L = group_product(p, p->W[0], D[0], 0, l, g), *R = group_product(p, D[1], p->W[1], 1, l, g);
+        double *A = group_product(p, p->W[0], p->W[0], 0, l, g);
+        double *B = group_product(p, p->W[1], p->W[1], 1, l, g);
+        double ta = trace_of(A, k), tb = trace_of(B, k), a = 1, b = 1, d = 0, size = 0;
+        if (connection == CONNECTION_SCALE_AWARE_SYLV || connection == CONNECTION_SCALE_AWARE_SCALAR)
+            a = 1 / ta, b = 1 / tb;
+        if (connection == CONNECTION_SCALE_AWARE)
+            L = product(L, 0, B, 0, k, k, k), R = product(A, 0, R, 0, k, k, k);
+        if (is_scalar(connection)) {
+            d = fabs(a * trace_of(L, k) - b * trace_of(R, k));
+            size = a * frobenius(L, (size_t)k * k) + b * frobenius(R, (size_t)k * k);
+        } else {
+            for (int e = 0; e < k * k; e++) {
+                d = fmax(d, fabs(a * L[e] - b * R[e]));
+                size = fmax(size, fmax(fabs(a * L[e]), fabs(b * R[e])));
+            }
+        }
+        worst = fmax(worst, d / fmax(size, 1e-30));
+    }
+    return worst;
+}
+
+/* D = (S^T A, -S B), a motion along the gauge orbit, with S = I for the scalar kinds. */
+static void vertical(const Legs *p, int scalar, floatM *D[2]) {
+    Shape s = p->s;
+    for (int leg = 0; leg < 2; leg++) D[leg] = take_m(p->n[leg]);
+    for (int i = 0; i < s.layers * s.S; i++) {
+        int l = i / s.S, g = i % s.S, G = s.H / s.S;
+        double *S = normals((size_t)s.k * s.k);
+        for (int e = 0; scalar && e < s.k * s.k; e++) S[e] = e % (s.k + 1) == 0;
+        for (int j = 0; j < G; j++)
+            set_block(s, D[0], 0, l, g * G + j,
+                      product(S, 1, block_of(s, p->W[0], 0, l, g * G + j), 0, s.k, s.d, s.k));
+        double *b = product(S, 0, block_of(s, p->W[1], 1, l, g), 0, s.k, s.d, s.k);
+        for (int e = 0; e < s.k * s.d; e++) b[e] = -b[e];
+        set_block(s, D[1], 1, l, g, b);
+    }
+}
+
+static double legs_norm(floatM *const D[2], const size_t n[2]) {
+    return sqrt(la_sum_squares(D[0], n[0]) + la_sum_squares(D[1], n[1]));
+}
+
+static double legs_dot(floatM *const a[2], floatM *const b[2], const size_t n[2]) {
+    double sum = 0;
+    for (int leg = 0; leg < 2; leg++)
+        for (size_t i = 0; i < n[leg]; i++) sum += (double)a[leg][i] * (double)b[leg][i];
+    return sum;
+}
+
+static void check_connection(const Legs *p, int connection) {
+    Shape s = p->s;
+    const char *name = connection_names[connection];
+    int full = s.k <= s.d; /* the Grams have inverses */
+    for (int damped = 0; damped < 2; damped++) {
+        double damping = damped ? 0.05 : 0;
+        floatM *D[2] = {normals_m(p->n[0], 1), normals_m(p->n[1], 1)};
+        floatM *E[2] = {copy_of(D[0], p->n[0]), copy_of(D[1], p->n[1])};
+        fix_legs(p, E, connection, damping);
+        double worst = 0, moved = legs_distance(E, D, p->n);
+        for (int h = 0; h < s.H; h++)
+            worst = fmax(worst, relative_l2_dd(composed(p, E, 2, 0, h), composed(p, D, 2, 0, h),
+                                               (size_t)s.d * s.d, 1e-30));
+        check(moved > 1e-3 && worst < TOL(2e-5, 1e-12),
+              "%s, damping %g, %s: moves the legs by %g and the composed step by %g", name, damping,
+              s.output ? "OV" : "QK", moved, worst);
+        if (damped || !full) continue;
+        double defect = horizontal_defect(p, E, connection);
+        check(defect < TOL(2e-4, 1e-10), "%s, H=%d S=%d k=%d: the step is off the horizontal space by %g",
+              name, s.H, s.S, s.k, defect);
+        floatM *F[2] = {copy_of(E[0], p->n[0]), copy_of(E[1], p->n[1])};
+        fix_legs(p, F, connection, 0);
+        double again = legs_distance(F, E, p->n);
+        check(again < TOL(5e-4, 1e-10), "%s, k=%d: is not idempotent by %g", name, s.k, again);
+        vertical(p, is_scalar(connection), F);
+        double size = legs_norm(F, p->n);
+        fix_legs(p, F, connection, 0);
+        check(legs_norm(F, p->n) < TOL(5e-4, 1e-10) * size, "%s, k=%d: keeps %g of a vertical step", name,
+              s.k, legs_norm(F, p->n) / size);
+        if (connection != CONNECTION_FROBENIUS) continue;
+        /* An orthogonal projection: the shortest of all steps of one composed step, and products with
+           horizontal vectors are kept. */
+        floatM *V[2], *H[2] = {normals_m(p->n[0], 1), normals_m(p->n[1], 1)};
+        vertical(p, 0, V);
+        fix_legs(p, H, connection, 0);
+        double cosine = fabs(legs_dot(E, V, p->n)) / (legs_norm(E, p->n) * legs_norm(V, p->n));
+        double kept = fabs(legs_dot(E, H, p->n) - legs_dot(D, H, p->n)) /
+                      (legs_norm(D, p->n) * legs_norm(H, p->n));
+        check(cosine < TOL(1e-5, 1e-12) && kept < TOL(1e-5, 1e-12),
+              "frobenius is no orthogonal projection: %g, %g", cosine, kept);
+    }
+}
+
+/* A model that trains conserves what its connection makes horizontal: G_A - G_B, its trace, or the ratio
+   of the norms, up to the square of the learning rate. */
+static void check_conservation(Shape s, int connection) {
+    double drift[2][2];
+    for (int fixed = 0; fixed < 2; fixed++)
+        for (int small = 0; small < 2; small++) {
+            uint64_t at = draws;
+            OptimOptions o = default_options();
+            o.connection = fixed ? connection : CONNECTION_NONE;
+            o.gauge_damping = 0;
+            Legs p = legs_of(s);
+            double *A = group_product(&p, p.W[0], p.W[0], 0, 0, 0);
+            double *B = group_product(&p, p.W[1], p.W[1], 1, 0, 0);
+            legs_step(&p, &o, small ? 1e-3 : 1e-2, 0);
+            double *C = group_product(&p, p.W[0], p.W[0], 0, 0, 0);
+            double *E = group_product(&p, p.W[1], p.W[1], 1, 0, 0), d = 0;
+            for (int e = 0; e < s.k * s.k; e++) d = fmax(d, fabs(C[e] - E[e] - A[e] + B[e]));
+            if (connection == CONNECTION_FROBENIUS_SCALAR)
+                d = fabs(trace_of(C, s.k) - trace_of(E, s.k) - trace_of(A, s.k) + trace_of(B, s.k));
+            if (connection == CONNECTION_SCALE_AWARE_SCALAR)
+                d = fabs(log(trace_of(C, s.k) / trace_of(E, s.k) * trace_of(B, s.k) / trace_of(A, s.k)));
+            drift[fixed][small] = d;
+            draws = at;
+            release();
+        }
+    check(drift[1][0] < 0.3 * drift[0][0] && drift[1][1] < 0.03 * drift[0][1],
+          "%s: drifts by %g and %g, without it by %g and %g", connection_names[connection], drift[1][0],
+          drift[1][1], drift[0][0], drift[0][1]);
+    check(TOL(1, drift[1][1] < 0.02 * drift[1][0]), "%s: the drift is not of second order: %g, %g",
+          connection_names[connection], drift[1][0], drift[1][1]);
+}
+
+static void test_connections(void) {
+    for (int i = 0; i < CASES; i++)
+        for (int connection = CONNECTION_FROBENIUS; connection < CONNECTIONS; connection++) {
+            Legs p = legs_of(cases[i]);
+            check_connection(&p, connection);
+            release();
+        }
+    Shape s = {1, 2, 2, 4, 24, 0}, one = {1, 3, 3, 1, 9, 0};
+    check_conservation(s, CONNECTION_FROBENIUS);
+    check_conservation(s, CONNECTION_FROBENIUS_SCALAR);
+    check_conservation(s, CONNECTION_SCALE_AWARE_SCALAR);
+
+    /* Width 1: the matrix is a number. Isotropic Grams: the scalar form is the trace part of the other. */
+    Legs p = legs_of(one);
+    floatM *D[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
+    floatM *E[2] = {copy_of(D[0], p.n[0]), copy_of(D[1], p.n[1])};
+    fix_legs(&p, D, CONNECTION_FROBENIUS, 0.1);
+    fix_legs(&p, E, CONNECTION_FROBENIUS_SCALAR, 0.1);
+    check(legs_distance(D, E, p.n) < TOL(1e-5, 1e-12), "k=1: frobenius_scalar is not frobenius");
+    p = legs_of(s);
+    for (int leg = 0; leg < 2; leg++)
+        for (int h = 0; h < s.H; h++) {
+            double *b = exact_sign(block_of(s, p.W[leg], leg, 0, h), s.k, s.d);
+            for (int e = 0; e < s.k * s.d; e++) b[e] *= leg ? 0.5 : 1.5;
+            set_block(s, p.W[leg], leg, 0, h, b);
+        }
+    static const int scalar_of[] = {0, CONNECTION_FROBENIUS_SCALAR, CONNECTION_SCALE_AWARE_SCALAR,
+                                    CONNECTION_SCALE_AWARE_SCALAR};
+    for (int connection = CONNECTION_FROBENIUS; connection <= CONNECTION_SCALE_AWARE_SYLV; connection++) {
+        floatM *X[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
+        floatM *Y[2] = {copy_of(X[0], p.n[0]), copy_of(X[1], p.n[1])};
+        fix_legs(&p, X, connection, 0);
+        fix_legs(&p, Y, scalar_of[connection], 0);
+        for (int h = 0; h < s.H; h++) { /* the gauge components <A, dA>, head by head */
+            double *a = block_of(s, p.W[0], 0, 0, h), *x = block_of(s, X[0], 0, 0, h),
+                   *y = block_of(s, Y[0], 0, 0, h), dx = 0, dy = 0;
+            for (int e = 0; e < s.k * s.d; e++) dx += a[e] * x[e], dy += a[e] * y[e];
+            check(fabs(dx - dy) < TOL(1e-4, 1e-11), "%s: trace part %g, scalar form %g",
+                  connection_names[connection], dx, dy);
+        }
+    }
+    release();
+}
+
+/* Which changes of gauge the factors' steps follow, and that the composed step does not change by
+   more than its rule allows. */
+static void test_connection_equivariance(void) {
+    static const Shape gauged[] = {
+        {2, 3, 3, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {2, 3, 3, 4, 30, 1}, {1, 4, 2, 3, 30, 1}};
+    static const struct {
+        int connection, isotropic, joint, factors, steps;
+    } rules[] = {
+        {CONNECTION_SCALE_AWARE, 0, 0, ALL, ALL},
+        {CONNECTION_FROBENIUS, 0, 0, ROTATIONS, ALL},
+        {CONNECTION_FROBENIUS_SCALAR, 0, 0, ROTATIONS, ALL},
+        {CONNECTION_SCALE_AWARE_SYLV, 0, 0, SIMILARITIES, ALL},
+        {CONNECTION_SCALE_AWARE_SCALAR, 0, 0, SIMILARITIES, ALL},
+        {CONNECTION_SCALE_AWARE_SCALAR, 1, 0, SIMILARITIES, SIMILARITIES},
+        {CONNECTION_SCALE_AWARE_SYLV, 1, 0, SIMILARITIES, SIMILARITIES},
+        {CONNECTION_FROBENIUS_SCALAR, 1, 0, ROTATIONS, SIMILARITIES},
+        {CONNECTION_NONE, 0, 1, SIMILARITIES, SIMILARITIES},
+        {CONNECTION_NONE, 1, 1, SIMILARITIES, SIMILARITIES},
+    };
+    for (int i = 0; i < 4; i++)
+        for (int rule = 0; rule < 10; rule++)
+            for (int group = ROTATIONS; group <= ALL; group++) {
+                Shape s = gauged[i];
+                OptimOptions o = exact_options();
+                o.connection = rules[rule].connection, o.isotropic = rules[rule].isotropic;
+                o.method = rules[rule].joint ? METHOD_JOINT : METHOD_HALF_SPLIT;
+                if (rules[rule].joint && s.H != s.S) continue;
+                if (rules[rule].joint) o.hybrid = 0;
+                Legs p = legs_of(s), q;
+                floatM *D[2], *E[2], *moved[2];
+                half_directions(&p, &o, D);
+                for (int leg = 0; leg < 2; leg++) moved[leg] = copy_of(D[leg], p.n[leg]);
+                q = legs_copy(&p);
+                for (int j = 0; j < s.layers * s.S; j++) {
+                    double *R = orthogonal(s.k), size = 0.5 + uniform(), *N = normals((size_t)s.k * s.k);
+                    for (int e = 0; e < s.k * s.k; e++) {
+                        if (group >= SIMILARITIES) R[e] *= size;
+                        if (group == ALL) R[e] += 0.25 * N[e] / sqrt(s.k);
+                    }
+                    gauge(&q, j / s.S, j % s.S, R, moved);
+                }
+                half_directions(&q, &o, E);
+                double factors = legs_distance(E, moved, p.n), steps = 0;
+                for (int h = 0; h < s.H; h++)
+                    steps = fmax(steps, relative_l2_dd(composed(&q, E, 2, 0, h), composed(&p, D, 2, 0, h),
+                                                       (size_t)s.d * s.d, 1e-30));
+                check(group <= rules[rule].factors ? factors < TOL(2e-3, 1e-7) : factors > 1e-3,
+                      "rule %d, %s, group %d: factors change by %g", rule, describe(&o, s), group, factors);
+                check(group <= rules[rule].steps ? steps < TOL(2e-3, 1e-7) : steps > 1e-3,
+                      "rule %d, %s, group %d: the composed step changes by %g", rule, describe(&o, s), group,
+                      steps);
+                release();
+            }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Momentum reprojection                                                                          */
+
+static void test_reprojection(void) {
+    for (int i = 0; i < CASES; i++)
+        for (int connection = CONNECTION_NONE; connection < CONNECTIONS; connection++)
+            for (int nesterov = 0; nesterov < 2; nesterov++) {
+                Shape s = cases[i];
+                OptimOptions o = default_options();
+                int active = connection ? connection : CONNECTION_FROBENIUS;
+                o.connection = connection, o.gauge_damping = 0;
+                o.nesterov = nesterov ? AUTO_ON : AUTO_OFF;
+                Legs p = legs_of(s);
+                for (int leg = 0; leg < 2; leg++)
+                    memcpy(p.M[leg], normals_m(p.n[leg], 0.02), p.n[leg] * sizeof(floatM));
+                Legs plain = legs_copy(&p), copy = legs_copy(&p), written = legs_copy(&p);
+                legs_step(&plain, &o, 0.1, 0);
+                o.momentum_reproject = REPROJECT_COPY;
+                legs_step(&copy, &o, 0.1, 0);
+                o.momentum_reproject = REPROJECT_WRITE_BACK;
+                legs_step(&written, &o, 0.1, 0);
+                check(!memcmp(copy.M[0], plain.M[0], p.n[0] * sizeof(floatM)) &&
+                          !memcmp(copy.M[1], plain.M[1], p.n[1] * sizeof(floatM)),
+                      "%s: copy changes the buffers", connection_names[connection]);
+                if (s.k > s.d) continue;
+                if (s.k > 1) { /* which is not what a per-head scalar can show */
+                    double moved = legs_distance(copy.W, plain.W, p.n);
+                    check(moved > 1e-4, "%s, k=%d: reprojection does nothing, %g",
+                          connection_names[connection], s.k, moved);
+                }
+                double defect, before;
+                floatM *W[2] = {p.W[0], p.W[1]};
+                written.W[0] = W[0], written.W[1] = W[1]; /* horizontal at the weights before the step */
+                plain.W[0] = W[0], plain.W[1] = W[1];
+                defect = horizontal_defect(&written, written.M, active);
+                before = horizontal_defect(&plain, plain.M, active);
+                check(defect < TOL(2e-4, 1e-10) && before > 1e-3,
+                      "%s: write_back leaves a defect of %g, of %g before", connection_names[connection],
+                      defect, before);
+                release();
+            }
+    /* The gradient of a function of the composed map is horizontal, so reprojecting it does nothing. */
+    Shape s = {1, 3, 3, 4, 24, 0};
+    Legs p = legs_of(s);
+    for (int h = 0; h < s.H; h++) {
+        double *N = normals((size_t)s.d * s.d), *a = block_of(s, p.W[0], 0, 0, h);
+        double *b = block_of(s, p.W[1], 1, 0, h);
+        set_block(s, p.G[0], 0, 0, h, product(b, 0, N, 1, s.k, s.d, s.d));
+        set_block(s, p.G[1], 1, 0, h, product(a, 0, N, 0, s.k, s.d, s.d));
+    }
+    OptimOptions o = default_options();
+    floatM *D[2], *E[2];
+    o.gauge_damping = 0;
+    half_directions(&p, &o, D);
+    for (int kind = REPROJECT_COPY; kind <= REPROJECT_WRITE_BACK; kind++) {
+        o.momentum_reproject = kind;
+        half_directions(&p, &o, E);
+        check(legs_distance(E, D, p.n) < TOL(2e-4, 1e-10), "a true gradient is reprojected by %g",
+              legs_distance(E, D, p.n));
+    }
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Circuit-Muon, and renormalisation                                                              */
+
+static void test_circuit(void) {
+    for (int i = 0; i < CASES; i++)
+        for (int hybrid = 0; hybrid < 2; hybrid++) {
+            Shape s = cases[i];
+            if (!s.output) continue;
+            OptimOptions plain = default_options(), circuit, cm;
+            floatM *D[2], *E[2];
+            plain.whitening = WHITEN_NONE, plain.hybrid = hybrid;
+            circuit = plain, circuit.circuit = 1, circuit.circuit_damping = 0.02;
+            /* On unwhitened signs it is the isotropic, post-whitening, renormalised CM. */
+            cm = plain, cm.isotropic = 1, cm.whitening = WHITEN_POST, cm.per_mat_renorm = 1;
+            cm.connection = CONNECTION_FROBENIUS_SCALAR, cm.damping = 0.02;
+            Legs p = legs_of(s);
+            half_directions(&p, &circuit, D);
+            half_directions(&p, &cm, E);
+            double e = legs_distance(D, E, p.n);
+            check(e < TOL(1e-5, 1e-12), "circuit, %s is %g from CM", describe(&plain, s), e);
+            /* Heads of one size: only the gauge is fixed, and at damping 0 <O, dO> = <V, dV>. */
+            for (int leg = 0; leg < 2; leg++)
+                for (int j = 0; j < s.layers * heads_of(s, leg); j++) {
+                    int l = j / heads_of(s, leg), h = j % heads_of(s, leg);
+                    double *b = block_of(s, p.W[leg], leg, l, h), norm = frobenius(b, (size_t)s.k * s.d);
+                    for (int f = 0; f < s.k * s.d; f++) b[f] /= norm;
+                    set_block(s, p.W[leg], leg, l, h, b);
+                }
+            circuit.circuit_damping = 0;
+            half_directions(&p, &circuit, D);
+            half_directions(&p, &plain, E);
+            double defect = horizontal_defect(&p, D, CONNECTION_FROBENIUS_SCALAR), steps = 0;
+            for (int h = 0; h < s.H; h++)
+                steps = fmax(steps, relative_l2_dd(composed(&p, D, 2, 0, h), composed(&p, E, 2, 0, h),
+                                                   (size_t)s.d * s.d, 1e-30));
+            check(defect < TOL(1e-4, 1e-11) && steps < TOL(1e-5, 1e-12),
+                  "circuit, %s: trace defect %g, composed step changed by %g", describe(&plain, s), defect,
+                  steps);
+            /* W_O = 0, as at the start of a run: finite, and V keeps its direction. */
+            memset(p.W[0], 0, p.n[0] * sizeof(floatM));
+            circuit.circuit_damping = 1e-3;
+            half_directions(&p, &circuit, D);
+            half_directions(&p, &plain, E);
+            for (size_t f = 0; f < p.n[0]; f++)
+                if (!isfinite((double)D[0][f])) e = INFINITY;
+            check(e < 1, "circuit at W_O = 0 is not finite");
+            release();
+        }
+}
+
+/* --cm-match-muon: a leg's step has the norm of Muon's, sqrt(H k), at one learning rate. */
+static void test_match_muon(void) {
+    for (int i = 0; i < CASES; i++) {
+        Shape s = cases[i];
+        Config c;
+        char err[ERR_LEN] = "";
+        floatM *D[2];
+        int status = config_of(&c, "--cm-match-muon", err);
+        check(!status && c.optim.per_mat_renorm && c.optim.mp == 2,
+              "--cm-match-muon: renorm %d, mp %g, %s", c.optim.per_mat_renorm, c.optim.mp, err);
+        if (s.k > s.d) continue;
+        c.optim.hybrid = 0; /* so that every sign has full rank */
+        Legs p = legs_of(s);
+        half_directions(&p, &c.optim, D);
+        for (int leg = 0; leg < 2; leg++) {
+            double norm = sqrt(la_sum_squares(D[leg], p.n[leg])), muon = sqrt(s.layers * heads_of(s, leg) * s.k);
+            check(relative_error(norm, muon, 1) < 1e-4, "leg %d has norm %g, Muon's %g", leg, norm, muon);
+        }
+        release();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Awkward input, for every variant                                                               */
+
+static OptimOptions variant_of(int i) {
+    OptimOptions o = default_options();
+    o.connection = i % CONNECTIONS;
+    o.momentum_reproject = i / CONNECTIONS % 3;
+    o.gauge_damping = i / 18 % 2;
+    if (i >= 36) o.method = METHOD_JOINT, o.hybrid = 0;
+    return o;
+}
+enum { VARIANTS = 72 };
+
+static void test_awkward(void) {
+    for (int i = 0; i < CASES; i++)
+        for (int variant = 0; variant < VARIANTS; variant++) {
+            Shape s = cases[i];
+            OptimOptions o = variant_of(variant);
+            char err[ERR_LEN];
+            if (optim_check(&o, s.output, s.H, s.S, err)) continue;
+            Legs p = legs_of(s), q;
+            /* A gradient and momentum of zero change no bit. */
+            q = legs_copy(&p);
+            for (int leg = 0; leg < 2; leg++) memset(q.G[leg], 0, p.n[leg] * sizeof(floatM));
+            legs_step(&q, &o, 0.1, 0);
+            int same = 1, finite = 1, spread = 1;
+            for (int leg = 0; leg < 2; leg++) same &= !memcmp(q.W[leg], p.W[leg], p.n[leg] * sizeof(floatM));
+            check(same, "variant %d, %s: a zero gradient moves the weights", variant, describe(&o, s));
+            /* Weights of rank one and of zero: finite. */
+            q = legs_copy(&p);
+            double *b = block_of(s, q.W[0], 0, 0, 0);
+            for (int e = s.d; e < s.k * s.d; e++) b[e] = b[e % s.d];
+            set_block(s, q.W[0], 0, 0, 0, b);
+            set_block(s, q.W[variant & 1], variant & 1, 0, heads_of(s, variant & 1) - 1,
+                      take((size_t)s.k * s.d));
+            floatM *D[2];
+            half_directions(&q, &o, D);
+            for (int leg = 0; leg < 2; leg++)
+                for (size_t e = 0; e < p.n[leg]; e++)
+                    finite &= isfinite((double)D[leg][e]) && fabs((double)D[leg][e]) < 1e4;
+            check(finite, "variant %d, %s: degenerate weights give steps that are not finite", variant,
+                  describe(&o, s));
+            /* NaN in one head: NaN out there, in no other layer. */
+            q = legs_copy(&p);
+            q.G[0][0] = (floatM)NAN;
+            legs_step(&q, &o, 0.1, 0);
+            for (size_t e = p.n[0] / (size_t)s.layers; e < p.n[0]; e++) spread &= isfinite((double)q.W[0][e]);
+            check(isnan((double)q.W[0][0]) && spread, "variant %d, %s: NaN is lost or spreads", variant,
+                  describe(&o, s));
+            release();
+        }
+}
+
+/* Cutting the coupled path into layers, and the threads, change nothing. */
+static void test_plan_chunks(void) {
+    static const char *const rules[] = {
+        "--qk cm --ov cm --connection frobenius --momentum-reproject copy",
+        "--qk cm --ov cm --circuit on", "--qk normuon --ov normuon --mlp normuon",
+        "--qk muonh --ov muonh --mlp muonh", "--qk quack --ov muon --circuit on --mlp aurora",
+        "--qk adamw-partner --ov adamw-partner", "--qk quack --quack-base adamw --ov muon-head --circuit on",
+        "--qk quack --quack-base muon-head --ov normuon --circuit on",
+        "--qk aurora --ov aurora --circuit on --mlp muonh"};
+    for (int i = 0; i < 9; i++) {
+        char flags[512];
+        floatM *result[2];
+        size_t n = 0;
+        uint64_t at = draws;
+        snprintf(flags, sizeof flags, "--layers 3 --width 24 --heads 4 --kv-heads 2 --head-dim 6 --seq-len 8 "
+                 "--init gpt2 %s", rules[i]);
+        for (int chunked = 0; chunked < 2; chunked++) {
+            draws = at;
+            scratch_budget = chunked ? 1 : (size_t)8 << 20;
+            Run run = run_of(flags);
+            n = run.r.size;
+            for (size_t j = 0; j < n; j++) run.p[j] = (floatM)(0.3 * normal());
+            for (int step = 1; step <= 3; step++) {
+                for (size_t j = 0; j < n; j++) run.g[j] = (floatM)(0.01 * normal());
+                run_step(&run, step);
+            }
+            result[chunked] = run.p;
+        }
+        scratch_budget = (size_t)8 << 20;
+        double e = distance(result[1], result[0], n);
+        check(e < TOL(1e-6, 1e-14), "%s: in chunks of one layer the step differs by %g", rules[i], e);
+        release();
+    }
+}
+
+/* The plan covers every parameter once and gives each entry state of its own. */
+static void test_plan_state(void) {
+    static const char *const rules[] = {"cm", "muon", "muon-head", "normuon", "muonh", "adamw",
+                                        "adamw-partner", "quack"};
+    static const char *const mlp[] = {"muon", "normuon", "aurora", "muonh", "adamw"};
+    for (int i = 0; i < 8 * 7; i++) {
+        char flags[512];
+        int circuit = i / 8 < 4 && i % 2;
+        snprintf(flags, sizeof flags, "--layers 2 --width 24 --heads 4 --kv-heads 2 --seq-len 8 --init gpt2 "
+                 "--qk %s --ov %s --mlp %s --act swiglu --circuit %s", rules[i % 8], rules[i / 8], mlp[i % 5],
+                 circuit ? "on" : "off");
+        Run run = run_of(flags);
+        int once = 1, apart = 1;
+        char name[24];
+        Part part;
+        for (int j = 0; plan_group(&run.plan, j, name, &part); j++) {
+            Mat m = part_view(&run.r, part, run.p);
+            for (int l = 0; l < m.n0; l++)
+                for (int x = 0; x < m.rows * m.cols; x++) m.p[(size_t)l * m.s0 + x] += 1;
+        }
+        for (int id = 0; id < TENSORS; id++)
+            for (size_t x = 0; x < run.r.t[id].size; x++) once &= run.p[run.r.t[id].offset + x] == 1;
+        /* State that is written: every number of an entry's own, none of another's. */
+        for (int j = 0; j < run.plan.n; j++) {
+            const PlanEntry *e = &run.plan.e[j];
+            size_t layers = (size_t)run.r.t[e->part.id].layers;
+            for (int leg = 0; leg <= (e->partner.rows > 0); leg++) {
+                Mat W = part_view(&run.r, leg ? e->partner : e->part, NULL);
+                size_t first = leg ? e->v_partner : e->v, count = layers * plan_state(e->rule, W);
+                apart &= first + count <= run.plan.v_size || !count;
+                for (size_t x = 0; x < count; x++) apart &= run.v[first + x]++ == 0;
+            }
+            if (e->coupling == COUPLE_QUACK)
+                for (size_t x = 0; x < 2 * layers * (size_t)e->partner.heads; x++)
+                    apart &= run.v[e->norms + x]++ == 0;
+        }
+        check(once && apart, "%s: parameters covered once %d, state apart %d", flags, once, apart);
+        release();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Controls                                                                                       */
+
+/* NorMuon's first step has rows of one norm and the norm of Muon's. Aurora's rows are nearly equal and
+   do not see the scale of the gradient's rows. MuonH stays on its sphere. Moonlight's RMS is 0.2. */
+static void test_controls(void) {
+    static const int sizes[][2] = {{24, 8}, {8, 24}, {40, 6}};
+    for (int i = 0; i < 3; i++) {
+        int rows = sizes[i][0], cols = sizes[i][1], tall = rows > cols;
+        size_t n = (size_t)rows * cols;
+        OptimOptions o = default_options();
+        floatM *g = normals_m(n, 1), *u = take_m(n), *m = take_m(n), *v = take_m((size_t)rows), *w = take_m(n);
+        Mat U = mat_dense(u, 1, rows, cols), G = mat_dense(g, 1, rows, cols), M = mat_dense(m, 1, rows, cols);
+        Arena arena = arena_of(normuon_scratch(U) + aurora_scratch(U) + muonh_scratch(U));
+        double low = 1e9, high = 0;
+        for (int r = 0; r < rows; r++) /* rows of very different sizes */
+            for (int c = 0; c < cols; c++) g[r * cols + c] *= (floatM)exp(normal() * 0.1 + r % 3);
+
+        normuon_direction(U, G, M, v, &o, 0.95, 0.95, 1, &arena);
+        for (int r = 0; r < rows; r++) {
+            double norm = sqrt(la_sum_squares(u + r * cols, (size_t)cols));
+            low = fmin(low, norm), high = fmax(high, norm);
+        }
+        check(relative_error(low, high, 1e-30) < 1e-5, "NorMuon: rows of norm %g to %g", low, high);
+        double norm = sqrt(la_sum_squares(u, n)), muon = sqrt(min_int(rows, cols));
+        check(relative_error(norm, muon, 1) < 1e-4, "NorMuon: norm %g, Muon's %g", norm, muon);
+
+        double spread[2];
+        for (int many = 0; many < 2; many++) {
+            memset(m, 0, n * sizeof *m);
+            aurora_direction(U, G, M, &o, many ? 6 : 1, 0.5, 0.95, 1, &arena);
+            Mat tall_U = tall ? U : mat_t(U);
+            floatM *norms = take_m((size_t)tall_U.rows);
+            la_row_norms(norms, tall_U);
+            low = 1e9, high = 0;
+            for (int r = 0; r < tall_U.rows; r++)
+                low = fmin(low, (double)norms[r]), high = fmax(high, (double)norms[r]);
+            spread[many] = high / low;
+        }
+        check(spread[1] < 1.05 && spread[1] < spread[0], "Aurora: rows differ by %g, then %g", spread[0],
+              spread[1]);
+        floatM *first = copy_of(u, n);
+        memset(m, 0, n * sizeof *m);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < cols; c++) g[r * cols + c] *= (floatM)(tall ? 1 + r % 5 : 1 + c % 5);
+        aurora_direction(U, G, M, &o, 6, 0.5, 0.95, 1, &arena);
+        check(distance(u, first, n) < TOL(1e-4, 1e-10), "Aurora sees the scale of rows, %g",
+              distance(u, first, n));
+
+        floatM *radius = take_m(1);
+        memset(m, 0, n * sizeof *m);
+        for (size_t j = 0; j < n; j++) w[j] = (floatM)normal();
+        double start = sqrt(la_sum_squares(w, n)), relative = 0;
+        floatM *before = copy_of(w, n);
+        for (int step = 0; step < 5; step++) {
+            muonh_update(mat_dense(w, 1, rows, cols), G, M, radius, step == 0, &o, 0.95, 0.01, 1, &arena);
+            if (step == 0) relative = distance(w, before, n);
+            for (size_t j = 0; step == 2 && j < n; j++) w[j] *= 2; /* the sphere stays where it was */
+        }
+        norm = sqrt(la_sum_squares(w, n));
+        check(relative_error(norm, start, 1) < TOL(1e-6, 1e-14), "MuonH leaves its sphere: %g, %g", start, norm);
+        check(relative < 0.0101 && relative > 0.005, "MuonH: the relative step is %g, not 0.01", relative);
+
+        o.scale = SCALE_RMS, o.momentum_form = FORM_SUM; /* Moonlight */
+        memset(m, 0, n * sizeof *m), memset(w, 0, n * sizeof *w);
+        muon_update(mat_dense(w, 1, rows, cols), G, M, &o, 0.95, 1, 0, 1, &arena);
+        check(fabs(sqrt(la_sum_squares(w, n) / (double)n) - 0.2) < 1e-4, "Moonlight: RMS %g",
+              sqrt(la_sum_squares(w, n) / (double)n));
+        check(m[3] == g[3], "Moonlight's buffer is not a sum");
+        release();
+    }
+}
+
+/* QuacK: the base rule times tau at the first step; after that a head's rate falls as its partner grows,
+   and no other head's does. */
+static void test_quack(void) {
+    for (int i = 0; i < CASES; i++) {
+        Shape s = cases[i];
+        if (s.output) continue;
+        int G = s.H / s.S, n = s.layers * s.S;
+        Legs p = legs_of(s);
+        floatM *init_a = take_m((size_t)n), *init_b = take_m((size_t)n);
+        for (int step = 0; step < 2; step++) {
+            Arena arena = arena_of(quack_scratch(s.layers, s.S));
+            floatM *D[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
+            floatM *E[2] = {copy_of(D[0], p.n[0]), copy_of(D[1], p.n[1])};
+            if (step) { /* the partner of the first group grows */
+                double *b = block_of(s, p.W[1], 1, 0, 0);
+                for (int e = 0; e < s.k * s.d; e++) b[e] *= 4;
+                set_block(s, p.W[1], 1, 0, 0, b);
+            }
+            quack_scale(leg_view(s, p.W[0], 0), leg_view(s, p.W[1], 1), leg_view(s, D[0], 0),
+                        leg_view(s, D[1], 1), init_a, init_b, step == 0, 3, &arena);
+            for (int leg = 0; leg < 2; leg++)
+                for (int h = 0; h < heads_of(s, leg); h++) {
+                    double *x = block_of(s, D[leg], leg, 0, h), *y = block_of(s, E[leg], leg, 0, h);
+                    double rate = frobenius(x, (size_t)s.k * s.d) / frobenius(y, (size_t)s.k * s.d);
+                    double expected = step && !leg && h / G == 0 ? 0.75 : 3;
+                    check(relative_error(rate, expected, 1) < 1e-5, "leg %d, head %d, step %d: rate %g, not %g",
+                          leg, h, step, rate, expected);
+                }
+        }
+        release();
+    }
+}
+
+/* Partner-rescaled AdamW: with equal partners a constant, and with keep_norm nothing. */
+static void test_partner(void) {
+    for (int i = 0; i < CASES; i++) {
+        Shape s = cases[i];
+        Legs p = legs_of(s);
+        floatM *D[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
+        floatM *E[2] = {copy_of(D[0], p.n[0]), copy_of(D[1], p.n[1])};
+        for (int keep = 1; keep >= 0; keep--) {
+            Arena arena = arena_of(partner_scratch(s.layers, s.S));
+            partner_scale(leg_view(s, p.W[0], 0), leg_view(s, p.W[1], 1), leg_view(s, D[0], 0),
+                          leg_view(s, D[1], 1), 0.01, keep, &arena);
+            for (int leg = 0; leg < 2 && keep; leg++)
+                for (int l = 0; l < s.layers; l++) {
+                    size_t size = p.n[leg] / (size_t)s.layers, at = (size_t)l * size;
+                    check(relative_error(la_sum_squares(D[leg] + at, size), la_sum_squares(E[leg] + at, size),
+                                         1) < 1e-5, "partner_scale changes the norm of leg %d", leg);
+                }
+            if (keep) {
+                D[0] = copy_of(E[0], p.n[0]), D[1] = copy_of(E[1], p.n[1]);
+                continue;
+            }
+            OptimOptions o = default_options();
+            o.isotropic = 1;
+            for (int leg = 0; leg < 2; leg++) {
+                double *C = whitener_by_definition(&p, leg, 0, 0, &o);
+                double *x = block_of(s, D[leg], leg, 0, 0), *y = block_of(s, E[leg], leg, 0, 0);
+                for (int e = 0; e < s.k * s.d; e++) y[e] *= C[0];
+                check(relative_l2_dd(x, y, (size_t)s.k * s.d, 1e-30) < TOL(1e-6, 1e-13),
+                      "partner_scale is not the isotropic whitener");
+            }
+        }
+        release();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The inverse root where the coupled iteration is delicate                                       */
+
+/* The first tuned step sends an eigenvalue at a third of the norm to the root of the second; products in
+   the wrong order then amplify rounding errors without bound in fp32. */
+static void test_root_at_third(void) {
+    double worst = 0;
+    for (int trial = 0; trial < 60; trial++) {
+        int k = 4 + trial % 29;
+        double *U = orthogonal(k), *w = take((size_t)k), sum = 0, target = 0.30 + 0.06 * uniform();
+        for (int i = 0; i < k; i++) w[i] = 1e-4 + uniform() * (i % 3 ? 0.02 : 0.2), sum += w[i] * w[i];
+        sum -= w[0] * w[0] + w[1] * w[1];
+        /* w1 = 1 and w0 = t ||w||: t^2 (sum + 1) / (1 - t^2) */
+        w[1] = 1;
+        w[0] = target * sqrt((sum + 1) / (1 - target * target));
+        double *SU = take((size_t)k * k), *G;
+        for (int e = 0; e < k * k; e++) SU[e] = U[e] * w[e / k];
+        G = product(U, 1, SU, 0, k, k, k);
+        floatM *root[2];
+        for (int which = 0; which < 2; which++) {
+            floatM *gram = take_m((size_t)k * k);
+            root[which] = take_m((size_t)k * k);
+            for (int e = 0; e < k * k; e++) gram[e] = (floatM)G[e];
+            Arena arena = arena_of(invroot_scratch(1, k));
+            invroot(mat_dense(root[which], 1, k, k), mat_dense(gram, 1, k, k), 1e-3,
+                    which ? ROOT_EIGH : ROOT_CANS25, &arena);
+        }
+        worst = fmax(worst, distance(root[0], root[1], (size_t)k * k));
+        release();
+    }
+    check(worst < 1e-3, "cans25 is %g from eigh where an eigenvalue is a third of the norm", worst);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* What is refused, and the log                                                                   */
+
+static void test_refusals(void) {
+    static const struct {
+        const char *flags, *says;
+    } refused[] = {
+        {"--method joint", "hybrid"},
+        {"--method joint --hybrid off --kv-heads 2", "--qk cm: method joint"},
+        {"--method joint --hybrid off --per-mat-renorm on", "per-mat-renorm"},
+        {"--method joint --hybrid off --cm-match-muon", "per-mat-renorm"},
+        {"--method joint --hybrid off --circuit on", "circuit"},
+        {"--circuit on --connection frobenius", "--ov cm: circuit"},
+        {"--circuit on --ov adamw", "--circuit"},
+        {"--circuit on --ov adamw-partner", "--circuit"},
+        {"--circuit on --ov muonh --init gpt2", "--circuit"},
+        {"--cm-match-muon --mp 3", "--mp 3"},
+        {"--cm-match-muon --per-mat-renorm off", "--per-mat-renorm off"},
+        {"--cm-match-muon --optimizer muon", "neither --qk nor --ov is cm"},
+        {"--qk aurora", "--qk aurora is muon on square matrices"},
+        {"--ov aurora", "--ov aurora is muon on square matrices"},
+        {"--mlp aurora --ff-width 24", "--mlp aurora is muon on square matrices"},
+        {"--mlp muonh --init gpt2 --weight-decay 0.1", "--weight-decay 0.1"},
+        {"--mlp muonh", "--init speedrun"},
+        {"--ov muonh", "--init speedrun"},
+        {"--ov quack", "--ov"},
+        {"--mlp cm", "--mlp"},
+        {"--connection gauge", "--connection"},
+        {"--momentum-reproject on", "--momentum-reproject"},
+    };
+    static const char *const accepted[] = {
+        "--method joint --hybrid off", "--method joint --ov muon", "--qk muon --circuit on",
+        "--circuit on --ov muon --connection frobenius", "--circuit on --ov normuon", "--qk aurora --kv-heads 2",
+        "--mlp aurora", "--mlp muonh --init gpt2", "--qk muonh", "--cm-match-muon --mp 2",
+        "--cm-match-muon --per-mat-renorm on --ov muon", "--connection scale_aware_sylv --gauge-damping 0",
+        "--momentum-reproject write_back", "--qk quack --quack-base adamw --quack-tau 0.1",
+        "--scale rms --momentum-form sum --msign quintic5 --optimizer muon", "--log-groups"};
+    Config c;
+    for (int i = 0; i < (int)(sizeof refused / sizeof *refused) + (int)(sizeof accepted / sizeof *accepted); i++) {
+        int r = (int)(sizeof refused / sizeof *refused), bad = i < r;
+        char err[ERR_LEN] = "", flags[512];
+        snprintf(flags, sizeof flags, "--width 24 --heads 4 --seq-len 8 %s",
+                 bad ? refused[i].flags : accepted[i - r]);
+        int status = config_of(&c, flags, err);
+        c.vocab = 8;
+        if (!status) status = config_resolve(&c, err);
+        check(bad ? status == -1 && strstr(err, refused[i].says) : !status, "%s: status %d, \"%s\"", flags,
+              status, err);
+    }
+    /* What the checks of one circuit say to a library. */
+    OptimOptions o = default_options();
+    char err[ERR_LEN] = "";
+    check(!optim_check(&o, 0, 4, 2, err) && !optim_check(&o, 1, 4, 2, err), "defaults are refused: %s", err);
+    check(optim_check(&o, 0, 4, 3, err) == -1 && optim_check(&o, 0, 0, 0, err) == -1, "heads 4 over 3");
+    o.circuit = 1;
+    check(optim_check(&o, 0, 4, 4, err) == -1 && strstr(err, "circuit") && !optim_check(&o, 1, 4, 4, err),
+          "circuit on QK");
+    o.circuit = 0, o.method = METHOD_JOINT;
+    check(!optim_check(&o, 0, 4, 4, err) && optim_check(&o, 1, 4, 4, err) == -1, "joint with hybrid");
+}
+
+/* The sizes of an update: Muon without a shape factor has its own learning rate as effective one. */
+static void test_groups(void) {
+    Run run = run_of("--layers 2 --width 24 --heads 4 --kv-heads 2 --seq-len 8 --optimizer muon --scale none "
+                     "--lr 0.03 --ov cm --msign simple12 --lr-embed 0.5 --log-groups");
+    floatM *before = take_m(run.r.size);
+    char *text = NULL;
+    size_t size = 0;
+    for (size_t i = 0; i < run.r.size; i++) run.p[i] = (floatM)normal(), run.g[i] = (floatM)normal();
+    /* Well conditioned: a sign's norm is the root of its rank. */
+    for (int id = T_WQKV; id <= T_WPROJ; id++)
+        for (int l = 0; run.r.t[id].rows > 1 && l < run.r.t[id].layers; l++) {
+            const Tensor *t = &run.r.t[id];
+            floatM *g = run.g + t->offset + (size_t)l * t->rows * t->cols;
+            for (int i = 0; i < t->rows; i++) g[i * t->cols + i % t->cols] += (floatM)12;
+        }
+    floatM *start = copy_of(run.p, run.r.size);
+    plan_groups_keep(&run.plan, &run.r, run.p, before);
+    run_step(&run, 1);
+    FILE *f = open_memstream(&text, &size);
+    plan_groups_json(f, &run.plan, &run.r, run.p, before);
+    fclose(f);
+    char name[24];
+    Part part;
+    int groups = 0;
+    for (; plan_group(&run.plan, groups, name, &part); groups++) {
+        char key[48];
+        const Tensor *t = &run.r.t[part.id];
+        snprintf(key, sizeof key, "\"%s\": {\"update_rms\": ", name);
+        const char *at = strstr(text, key), *lr = at ? strstr(at, "\"effective_lr\": ") : NULL;
+        double rms = at ? strtod(at + strlen(key), NULL) : NAN, sum = 0;
+        for (int l = 0; l < t->layers; l++)
+            for (int i = 0; i < part.rows * t->cols; i++) {
+                size_t x = t->offset + ((size_t)l * t->rows + part.first) * t->cols + (size_t)i;
+                sum += ((double)run.p[x] - (double)start[x]) * ((double)run.p[x] - (double)start[x]);
+            }
+        sum = sqrt(sum / ((double)t->layers * part.rows * t->cols));
+        check(relative_error(rms, sum, 1e-30) < 1e-4, "%s: update_rms %g, not %g", name, rms, sum);
+        if (!strcmp(name, "W_Q") || !strcmp(name, "W_K") || !strcmp(name, "W_fc") || !strcmp(name, "W_proj")) {
+            double rate = lr ? strtod(lr + 16, NULL) : NAN;
+            check(relative_error(rate, 0.03, 1) < 1e-4 && lr < strchr(at, '}'), "%s: effective_lr %g, not 0.03",
+                  name, rate);
+        }
+        if (!strcmp(name, "wte")) check(!lr || lr > strchr(at, '}'), "wte has an effective_lr");
+    }
+    check(groups >= 8 && text[0] == '{' && text[size - 1] == '}', "%d groups: %s", groups, text);
+    check(strstr(text, "\"W_O\"") && strstr(text, "\"W_V\""), "a circuit's tensors are apart: %s", text);
+    free(text);
+    release();
+}
+
+int main(void) {
+    char err[ERR_LEN] = "";
+    if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
+    test_operations();
+    set_threads(1);
+    test_fixture();
+    test_joint();
+    test_connections();
+    test_connection_equivariance();
+    test_reprojection();
+    test_circuit();
+    test_match_muon();
+    test_awkward();
+    test_plan_chunks();
+    test_plan_state();
+    test_controls();
+    test_quack();
+    test_partner();
+    test_root_at_third();
+    test_refusals();
+    test_groups();
+    return check_done();
+}
