@@ -36,7 +36,7 @@ PROGRAMS = train_gpt generate data/tokenize
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt $(BUILD)/test_gpt_double \
         $(BUILD)/test_optim_double $(BUILD)/test_attention_double $(BUILD)/test_gemm_double
 
-.PHONY: all train test test-asan bench clean help
+.PHONY: all train test test-asan asan-programs bench clean help
 all: $(PROGRAMS)
 
 train_gpt: train_gpt.c $(HEADERS)
@@ -47,6 +47,9 @@ generate: generate.c train_gpt.c $(HEADERS)
 
 data/tokenize: data/tokenize.c $(HEADERS)
 	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+
+$(BUILD)/train_gpt $(BUILD)/generate: $(BUILD)/%: %.c train_gpt.c $(HEADERS) | $(BUILD)
+	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
 
 $(BUILD)/test_gpt: test_gpt.c train_gpt.c $(HEADERS) | $(BUILD)
 	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
@@ -75,14 +78,14 @@ train: train_gpt generate
 	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
 
 test: $(PROGRAMS) $(TESTS)
-	@sh dev/test/run.sh $(TESTS)
+	@sh dev/test/run.sh $(TESTS) dev/test/*_test.sh
 
 # The whole suite once more under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	@$(MAKE) --no-print-directory BUILD=build/asan ONEDNN=no \
 	  OPT="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=all" asan-programs
-asan-programs: $(TESTS)
-	@sh dev/test/run.sh $(TESTS)
+asan-programs: $(TESTS) $(BUILD)/train_gpt $(BUILD)/generate
+	@TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/run.sh $(TESTS) dev/test/cli_test.sh
 
 bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c))
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done
