@@ -313,11 +313,13 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     FILE *to = open_memstream(text, size);
     FILE *from = strcmp(path, "-") ? path[0] ? fopen(path, "rb") : NULL : stdin;
     if (!to) return fail(err, "out of memory: the prompt");
-    int status = path[0] && !from ? fail(err, "--prompt-file: cannot open %s: %s", path, strerror(errno))
-                                  : 0;
+    int status = 0;
+    if (path[0] && !from)
+        status = fail(err, "--prompt-file: cannot open %s: %s", path, strerror(errno));
     if (!path[0]) fputs(o->prompt, to);
     while (from && (n = fread(block, 1, sizeof block, from)) > 0) fwrite(block, 1, n, to);
-    if (from && ferror(from)) status = fail(err, "--prompt-file: cannot read %s: %s", path, strerror(errno));
+    if (from && ferror(from))
+        status = fail(err, "--prompt-file: cannot read %s: %s", path, strerror(errno));
     if (from && from != stdin) fclose(from);
     if (fclose(to) && !status) status = fail(err, "out of memory: the prompt");
     return status;
@@ -325,14 +327,14 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
 
 /* The tokens to begin with, from 1 to seq_len of them: those of the prompt, or what stands before
    a text: a line end among bytes, the end of another document among GPT-2's tokens. */
-static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t size, TokenList *list,
-                         char *err) {
+static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t size,
+                         TokenList *list, char *err) {
     int start = t->eot >= 0 ? t->eot : '\n';
     if (size ? tokenizer_encode(t, text, size, 1, list, err) : tokenizer_append(list, &start, 1, err))
         return -1;
     if (list->count > (size_t)c->seq_len)
-        return fail(err, "the prompt has %zu tokens and the model's context is %d (--seq-len when it was "
-                         "trained): shorten the prompt", list->count, c->seq_len);
+        return fail(err, "the prompt has %zu tokens and the model's context is %d (--seq-len when it "
+                         "was trained): shorten the prompt", list->count, c->seq_len);
     for (size_t i = 0; i < list->count; i++)
         if (list->ids[i] >= c->vocab)
             return fail(err, "the prompt has token %d at position %zu, and the model knows only %d: "
@@ -393,7 +395,8 @@ int main(int argc, char **argv) {
         die("--checkpoint names a file and --run another: give one of them");
     if (o.prompt[0] && o.prompt_file[0]) die("--prompt and --prompt-file are both given: keep one");
 
-    if (find_checkpoint(&o, &ckpt, path, err) || ckpt_number(&ckpt, "step", &step, err)) die("%s", err);
+    if (find_checkpoint(&o, &ckpt, path, err) || ckpt_number(&ckpt, "step", &step, err))
+        die("%s", err);
     if (load_model(&m, &ckpt, o.threads, err)) die("%s: %s", path, err);
     ckpt_close(&ckpt);
     if (load_tokenizer(&t, &o, m.c.vocab, err) || read_prompt(&o, &prompt, &prompt_size, err) ||

@@ -559,8 +559,22 @@ typedef struct {
     int *x, *y;               /* a batch on the host, (B,T) each */
 } Run;
 
-static volatile sig_atomic_t stop_signal;
-static void on_signal(int number) { stop_signal = number; }
+/* SIGINT and SIGTERM are held back in all threads and looked for between steps. A handler would be
+   called in the midst of oneDNN's matrix product, whose kernels move the stack pointer into a small
+   buffer on the heap; the frame of a handler, 11 kB with AMX, then overwrites what lies below. */
+static int stop_signal;
+static void hold_signals(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+static int waiting_signal(void) {
+    sigset_t set;
+    sigpending(&set);
+    return sigismember(&set, SIGINT) ? SIGINT : sigismember(&set, SIGTERM) ? SIGTERM : 0;
+}
 
 /* Opens the data and lets it decide what the flags leave open: vocabulary and validation part. */
 static int open_data(Run *run, Config *c, char *err) {
@@ -585,13 +599,15 @@ static int open_data(Run *run, Config *c, char *err) {
     return 0;
 }
 
-/* Opens the newest checkpoint of --run and takes over its flags. */
+/* Opens the newest checkpoint of --run and takes over its flags. Returns 1 where a run was killed before
+   its first checkpoint: it starts over with the flags given. */
 static int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
     char folder[FILE_PATH_SIZE];
     file_path(folder, "%s/%s/checkpoints", run->asked.runs_dir, run->asked.run);
+    if (access(folder, F_OK))
+        return fail(err, "--resume: there is no run %s/%s; check --run and --runs-dir", run->asked.runs_dir,
+                    run->asked.run);
     int status = ckpt_open_newest(ckpt, folder, path, err);
-    if (status > 0)
-        return fail(err, "--resume: there is no checkpoint in %s; check --run and --runs-dir", folder);
     return status ? status : load_flags(&run->asked, run->given, ckpt, err);
 }
 
@@ -706,7 +722,7 @@ static int train_loop(Run *run, char *err) {
             return -1;
         progress_print(&progress, "step %5d  validation %.4f", 0, line.val_loss);
     }
-    while (run->step < c->steps && !stop_signal) {
+    while (run->step < c->steps && !(stop_signal = waiting_signal())) {
         LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL};
         double start = now_seconds();
         line.lr = c->lr * schedule_lr(&c->schedule, run->step);
@@ -816,7 +832,8 @@ int main(int argc, char **argv) {
         flags_markdown(stdout, config_flags, CONFIG_FLAGS);
         return 0;
     }
-    if (run.asked.resume && open_checkpoint(&run, &ckpt, path, err)) die("%s", err);
+    int started = run.asked.resume ? open_checkpoint(&run, &ckpt, path, err) : 1;
+    if (started < 0) die("%s", err);
     Config c = run.asked;
     if (open_data(&run, &c, err) || config_resolve(&c, err)) die("%s", err);
     if (device_setup(c.threads, c.compute, err)) die("%s", err);
@@ -840,34 +857,31 @@ int main(int argc, char **argv) {
         if (dry_run(&run, err)) die("%s", err);
         return 0;
     }
+    hold_signals();           /* before there are threads, which inherit it */
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is reported as a failed write */
     if (log_open(&run.log, c.runs_dir, c.run, c.resume, err)) die("%s", err);
     if (model_create(&run.model, &c, 1, err)) die("%s", err);
     run.x = (int *)malloc((size_t)c.batch_size * c.seq_len * sizeof(int));
     run.y = (int *)malloc((size_t)c.batch_size * c.seq_len * sizeof(int));
     if (!run.x || !run.y) die("out of memory: a batch");
-    if (c.resume) {
+    if (started == 0) {
         if (restore(&run, &ckpt, err)) die("%s", err);
         ckpt_close(&ckpt);
         printf("resumed  from %s\n", path);
     } else {
+        if (c.resume) printf("resumed  from the beginning: there was no checkpoint yet\n");
+        if (log_truncate_after(&run.log, -1, err)) die("%s", err);
         model_init(&run.model);
     }
     if (write_run_json(&run, &c, err)) die("%s", err);
-
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGXFSZ, SIG_IGN); /* a file size limit is reported as a failed write */
 
     if (train_loop(&run, err)) die("%s", err);
     print_curve(&run);
     printf("peak memory %.1f MB; run folder %s\n", resident_peak() / 1e6, run.log.dir);
     if (stop_signal && run.step < c.steps) {
         printf("stopped by signal %d after step %d of %d; continue with: %s --run %s --resume\n",
-               (int)stop_signal, run.step, c.steps, argv[0], c.run);
-        return 128 + (int)stop_signal;
+               stop_signal, run.step, c.steps, argv[0], c.run);
+        return 128 + stop_signal;
     }
     printf("sample from it with: ./generate --run %s\n", c.run);
     log_close(&run.log);

@@ -21,9 +21,13 @@ cp "$data/val.bin" "$tokens/tiny_shakespeare_val.bin"
 echo "GPT-2 124M, B=4 T=64 (256 tokens a step), fp32, AdamW, $threads threads"
 round=1
 while [ "$round" -le "$rounds" ]; do
-    # llm.c: steps 1 and 2 (step 0 allocates), then stopped.
-    (cd "$peer" && OMP_NUM_THREADS=$threads stdbuf -oL ./train_gpt2 2>/dev/null) |
-        sed -n 's/^step [12]: .*took \([0-9.]*\) ms.*/\1/p' | head -n 2 >"$data/theirs.$round"
+    # llm.c: steps 1 and 2 (step 0 allocates), then it is stopped.
+    (cd "$peer" && exec env OMP_NUM_THREADS="$threads" stdbuf -oL ./train_gpt2) >"$data/llmc.out" 2>&1 &
+    peer_pid=$!
+    until grep -q '^step 2:' "$data/llmc.out"; do kill -0 $peer_pid 2>/dev/null || break; sleep 0.2; done
+    kill $peer_pid 2>/dev/null || true
+    wait $peer_pid 2>/dev/null || true
+    sed -n 's/^step [12]: .*took \([0-9.]*\) ms.*/\1/p' "$data/llmc.out" >"$data/theirs.$round"
     rm -rf "$data/runs"
     ./train_gpt --preset gpt2 --seq-len 64 --batch-size 4 --optimizer adamw --lr 1e-4 --steps 6 \
         --threads "$threads" --data "$data/train.bin" --val-data "$data/val.bin" --val-tokens 1280 \

@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PANELS = {"qk": r"QK: $W_Q^\top W_K$", "ov": r"OV: $W_O W_V$"}
-LINES = {"muon": ("Muon", "#c8553d"), "cm": ("Compositional Muon", "#22577a")}
+LINES = {"muon": ("Muon", "#c8553d"), "cm": ("CM", "#22577a")}
 
 
 def read(path):
@@ -39,7 +39,7 @@ def draw(ratios, path):
         axis.axhline(1, color="#222222", linewidth=1, zorder=1)
         for optimizer, (label, colour) in LINES.items():
             steps = ratios[circuit, optimizer]
-            x = sorted(steps)
+            x = [s for s in sorted(steps) if max(steps[s]) > 0]  # before, no gradient arrives
             largest = [max(steps[s]) for s in x]
             median = [statistics.median(steps[s]) for s in x]
             axis.fill_between(x, median, largest, color=colour, alpha=0.12, linewidth=0)
@@ -57,7 +57,7 @@ def draw(ratios, path):
     axes[0].set_ylabel("‖change of the composed map‖ / η")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False,
                   fontsize=9, handlelength=1.9, columnspacing=1.4)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ refused "unknown flag" 'unknown flag --widht, did you mean --width' train $minut
 refused "flag without value" '--steps needs a value' train $minute --steps
 refused "width and heads" '--width 33 .* --heads 2' train --data text.txt --width 33 --heads 2 --dry-run
 refused "run exists" 'runs/a already has steps.*--resume' train $minute --run a --steps 12
-refused "no such run" 'no checkpoint in runs/none/checkpoints' train $minute --run none --resume
+refused "no such run" 'there is no run runs/none' train $minute --run none --resume
 sed 's/silver/golden/' text.txt >other.txt
 refused "other data" 'other.txt is not the data' train --run a --resume --steps 12 --data other.txt
 refused "other width" '\(tensor wte\|tensor p.wte\|--width\)' train --run a --resume --steps 12 --width 64
@@ -222,16 +222,17 @@ finish() {
     status=$?
     child=
 }
+# Starts the run, or goes on with it: from its newest checkpoint or, where there is none yet, anew.
+go_on() {
+    if [ -n "$(newest broken/runs/r)" ]; then start --run r --resume
+    elif [ -d broken/runs/r/checkpoints ]; then start $flags --resume
+    else start $flags; fi
+}
 # Kills the run at a random moment of its life, wherever it is then, and lets the next one go on.
 kill_once() {
     random 30
     at=$drawn
-    if [ -n "$(newest broken/runs/r)" ]; then
-        start --run r --resume
-    else
-        rm -rf broken/runs
-        start $flags
-    fi
+    go_on
     await_lines "$at"
     random 4
     sleep "0.00$drawn" 2>/dev/null
@@ -253,15 +254,20 @@ begin() { # makes the run that nothing happens to
     check "unbroken run with $flags" [ -f whole/runs/r/checkpoints/step_00000030.ckpt ]
     history="SEED=$SEED $flags:"
 }
-model="--data ../text.txt --run r --layers 2 --width 64 --heads 2 --seq-len 64 --batch-size 4 --steps 30 \
+model="--data ../text.txt --run r --layers 2 --width 48 --heads 2 --seq-len 32 --batch-size 2 --steps 30 \
     --val-every 7 --val-tokens 512 --checkpoint-every 3"
 
-flags="$model --threads 1 --total-batch-tokens 512 --optimizer muon"
+flags="$model --threads 1 --total-batch-tokens 256 --optimizer muon"
 begin
+# Once before the first checkpoint, which comes at step 3.
+start $flags
+await_lines 2
+kill -9 $child 2>/dev/null
+finish 2>/dev/null
 kill_once
 kill_once
 kill_once
-if [ -n "$(newest broken/runs/r)" ]; then start --run r --resume; else rm -rf broken/runs; start $flags; fi
+go_on
 finish
 compare "kill -9, gradient accumulation"
 

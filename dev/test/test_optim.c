@@ -114,6 +114,7 @@ static void fill_nan(View *v) {
 static void test_elementwise(void) {
     double bad[6] = {0};
     for (int trial = 0; trial < 300; trial++) {
+        set_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), rows = pick(1, 9), cols = pick(1, 9);
         double *expected = take((size_t)n0 * n1 * rows * cols);
         View X = random_view(0, n0, n1, rows, cols), Y = random_view(1, n0, n1, rows, cols);
@@ -164,7 +165,7 @@ static void test_elementwise(void) {
         for (size_t i = 0; i < V.size; i++)
             V.memory[i] = V.before[i] = (floatM)fabs((double)V.memory[i]);
         double scale = 0.5 + uniform(), b1 = uniform(), b2 = uniform(), rate = uniform();
-        double root = 1 + uniform(), eps = 0.1 * uniform(), keep = 0.9;
+        double root = 1 + uniform(), eps = 0.2 + 0.2 * uniform(), keep = 0.9;
         la_adamw(P.m, D.m, M.m, V.m, scale, b1, b2, rate, root, eps, keep);
         double *m1 = take((size_t)n0 * n1 * rows * cols), *v1 = take((size_t)n0 * n1 * rows * cols);
         size_t at = 0;
@@ -183,12 +184,13 @@ static void test_elementwise(void) {
     }
     static const char *const names[] = {"axpby", "copy", "momentum", "scale", "norms", "adamw"};
     for (int i = 0; i < 6; i++)
-        check(bad[i] <= TOL(2e-6, 4e-15), "la_%s is off by %g", names[i], bad[i]);
+        check(bad[i] <= TOL(1e-5, 1e-13), "la_%s is off by %g", names[i], bad[i]);
 }
 
 static void test_products(void) {
     double bad[5] = {0};
     for (int trial = 0; trial < 240; trial++) {
+        set_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), m = pick(1, 12), n = pick(1, 12), k = pick(1, 40);
         if (trial % 80 == 0)
             n0 = n1 = 1, m = 70, n = 90, k = 130; /* one large: all threads on it */
@@ -494,7 +496,7 @@ static void test_invroot(void) {
         check_invroot(grams, items, k, 0.01, "random Grams");
         release();
     }
-    /* Out of the reach of twelve steps the result is the coefficients' own: values of the oracle. */
+    /* Out of the reach of twelve steps the result shows the coefficients: values of the oracle. */
     static const double steps12[] = {0.9999999999999931, 6786.417901637372, 3948.6579238688178};
     static const double steps25[] = {0.9999999999999931, 32768, 4096};
     for (int which = ROOT_CANS25; which <= ROOT_CANS12; which++) {
@@ -1087,6 +1089,16 @@ static void test_momentum(void) {
         release();
     }
     OptimOptions o = default_options();
+    Legs p = legs_of(shapes[0]); /* each rule takes its own form: the buffer shows which */
+    Mat W = leg_view(p.s, p.W[0], 0), G = leg_view(p.s, p.G[0], 0), M = leg_view(p.s, p.M[0], 0);
+    Arena arena = arena_of(muon_scratch(W));
+    muon_update(W, G, M, &o, 0.75, 0.1, 0, 1, &arena);
+    check(relative_error((double)p.M[0][5], 0.25 * (double)p.G[0][5], 0) < 1e-6,
+          "Muon's buffer is not EMA");
+    memset(p.M[0], 0, p.n[0] * sizeof(floatM));
+    legs_step(&p, &o, 0.1, 0);
+    check(p.M[0][5] == p.G[0][5], "CM's buffer is not a sum");
+    release();
     Momentum muon = momentum_of(&o, 0, 0.75), cm = momentum_of(&o, 1, 0.75);
     check(muon.beta == 0.75 && muon.gain == 0.25 && muon.nesterov,
           "Muon's momentum is not EMA with Nesterov");
@@ -1417,8 +1429,8 @@ static void test_plan(void) {
     static const char *const models[] = {
         "--heads 3 --act relu2",
         "--heads 4 --kv-heads 2 --act swiglu --biases on --norm layernorm --pos learned",
-        "--heads 6 --kv-heads 1 --head-dim 8 --act gelu --tied on --head-bias on --embed-norm off "
-        "--shared-div group --hybrid off"};
+        "--heads 6 --kv-heads 1 --head-dim 8 --tied on --biases on --hybrid off --shared-div group",
+    };
     char flags[512], where[64];
     for (int model = 0; model < 3; model++)
         for (int i = 0; i < 16; i++) {
@@ -1553,13 +1565,12 @@ int main(void) {
     char err[ERR_LEN] = "";
     if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
     test_decompositions();
-    set_threads(2);
     test_elementwise();
     test_products();
     test_vectors();
     test_sums();
+    set_threads(1); /* matrices as small as those below would only wait for a second thread */
     test_fixtures();
-    set_threads(1); /* matrices this small would only wait for a second thread */
     test_msign();
     test_invroot();
     test_definition();

@@ -381,10 +381,4 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
     }
 }
 
-/* a += b over n elements. */
-static inline void add_inplace(floatX *a, const floatX *b, size_t n) {
-#pragma omp parallel for simd
-    for (size_t i = 0; i < n; i++) a[i] += b[i];
-}
-
 #endif

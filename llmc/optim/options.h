@@ -67,9 +67,9 @@ typedef struct {
      NULL},                                                                                        \
     {"scale", FLAG_CHOICE, OPTIM_FLAG(BASE, scale), "spectral", 0, 0, "spectral|rms|none",         \
      "Muon's shape factor: sqrt(max(1, rows/cols)), 0.2 sqrt(max(rows, cols)), or 1", NULL},       \
-    {"mp", FLAG_FLOAT, OPTIM_FLAG(BASE, mp), "1", 0, 1e6, NULL,                                    \
+    {"mp", FLAG_FLOAT, OPTIM_FLAG(BASE, mp), "1", 0, INFINITY, NULL,                                    \
      "CM's learning-rate multiplier", NULL},                                                       \
-    {"damping", FLAG_FLOAT, OPTIM_FLAG(BASE, damping), "0.01", 0, 1e6, NULL,                       \
+    {"damping", FLAG_FLOAT, OPTIM_FLAG(BASE, damping), "0.01", 0, INFINITY, NULL,                       \
      "CM: added to the diagonal of each partner Gram", NULL},                                      \
     {"isotropic", FLAG_BOOL, OPTIM_FLAG(BASE, isotropic), "off", 0, 0, NULL,                       \
      "CM: whiten by a scalar per head instead of the inverse Gram root", NULL},                    \
