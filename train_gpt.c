@@ -111,9 +111,10 @@ static size_t acts_layout(Acts *a, const Config *c, int B, int R, char *base, in
     return at;
 }
 
-/* Rows of logits formed at a time: at most 16 MB of them, so that memory does not grow with B T V. */
+/* Rows of logits formed at a time: at most 64 MB of them, so that memory does not grow with B T V; every
+   chunk reads the whole head, so they should not be small. */
 static int logit_rows(const Config *c, int N) {
-    size_t rows = ((size_t)16 << 20) / ((size_t)round_up(c->vocab, 64) * sizeof(floatX));
+    size_t rows = ((size_t)64 << 20) / ((size_t)round_up(c->vocab, 64) * sizeof(floatX));
     return (int)min_size((size_t)N, rows < 64 ? 64 : rows);
 }
 
