@@ -633,15 +633,15 @@ static int restore(Run *run, const Ckpt *ckpt, char *err) {
 }
 
 static int write_run_json(Run *run, const Config *c, char *err) {
-    char parameters[32], train_tokens[32], val_tokens[32], val_id[64], command[96];
+    char parameters[32], train_tokens[32], val_tokens[32], val_id[64], flops[32];
     snprintf(parameters, sizeof parameters, "%zu", run->model.r.count);
     snprintf(train_tokens, sizeof train_tokens, "%zu", data_tokens(&run->train));
     snprintf(val_tokens, sizeof val_tokens, "%zu", data_tokens(&run->val));
     snprintf(val_id, sizeof val_id, "%016llx", (unsigned long long)data_checksum(&run->val));
-    snprintf(command, sizeof command, "%.6g", flops_per_token(c, &run->model.r));
+    snprintf(flops, sizeof flops, "%.6g", flops_per_token(c, &run->model.r));
     LogPair pairs[] = {
         {"program", "cm.c", 0},           {"version", CM_VERSION, 0},
-        {"parameters", parameters, 1},    {"flops_per_token", command, 1},
+        {"parameters", parameters, 1},    {"flops_per_token", flops, 1},
         {"train_tokens", train_tokens, 1}, {"val_tokens", val_tokens, 1},
         {"train_checksum", run->data_id, 0}, {"val_checksum", val_id, 0},
     };
@@ -770,12 +770,12 @@ static int dry_run(Run *run, char *err) {
     printf("\n");
     plan_print(stdout, &run->model.plan, &run->model.r);
     printf("\nflops    %.4g per token forward and backward, %.4g in all\n", per_token, per_token * tokens);
-    /* The time is that of two real steps on a scratch model of this shape. */
+    /* The time is that of real micro-batches and updates on a scratch model of this shape. */
     if (model_create(&run->model, c, 1, err)) return -1;
     model_init(&run->model);
     run->x = (int *)calloc((size_t)c->batch_size * c->seq_len * 2, sizeof(int));
-    run->y = run->x + (size_t)c->batch_size * c->seq_len;
     if (!run->x) return fail(err, "out of memory: a batch");
+    run->y = run->x + (size_t)c->batch_size * c->seq_len;
     double best = 1e30, update_seconds = 1e30;
     for (int i = 0; i < 3; i++) {
         int count = 0;
