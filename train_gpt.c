@@ -628,8 +628,11 @@ static int restore(Run *run, const Ckpt *ckpt, char *err) {
     if (load_tensors(&run->model, ckpt, 1, err) || data_seek(&run->train, d, err)) return -1;
     run->step = (int)step;
     run->tokens = (int64_t)tokens;
-    if (log_truncate_after(&run->log, (int64_t)step, err)) return -1;
-    return ckpt_discard_after(run->log.checkpoints, (int64_t)step, err);
+    if (log_truncate_after(&run->log, (int64_t)step, err) ||
+        ckpt_discard_after(run->log.checkpoints, (int64_t)step, err))
+        return -1;
+    /* A run killed between writing a checkpoint and deleting an old one has one too many. */
+    return ckpt_prune(run->log.checkpoints, run->asked.keep_checkpoints, err);
 }
 
 static int write_run_json(Run *run, const Config *c, char *err) {

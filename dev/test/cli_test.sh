@@ -271,6 +271,12 @@ go_on
 finish
 compare "kill -9, gradient accumulation"
 
+# Killed after its last checkpoint was written, before an older one was deleted.
+cp whole/runs/r/checkpoints/step_00000030.ckpt broken/runs/r/checkpoints/step_00000021.ckpt
+(cd broken && train --run r --resume)
+check "a checkpoint too many: files are left: $(ls broken/runs/r/checkpoints)" \
+    [ "$(ls broken/runs/r/checkpoints)" = "$(ls whole/runs/r/checkpoints)" ]
+
 threads=2
 train --data text.txt --threads 2 --dry-run --layers 1 --width 32 --heads 2 || threads=1
 flags="$model --threads $threads --keep-checkpoints 3"
