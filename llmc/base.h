@@ -5,7 +5,7 @@ floatX  the type of activations and of the weights the matrix products read
 floatM  the "master" type: parameters, gradients, optimizer state, statistics
 
 On a CPU both are float. A build with -DCM_DOUBLE makes both double, which is what the finite
-difference tests use. On CUDA floatX is bf16 (or float) and floatM stays float.
+difference tests use. With -DCM_CUDA floatX is bf16, or float with -DCM_FP32; floatM stays float.
 The code is C11 that is also valid C++20 (nvcc compiles it): cast what malloc returns.
 */
 #ifndef CM_BASE_H
@@ -23,13 +23,24 @@ The code is C11 that is also valid C++20 (nvcc compiles it): cast what malloc re
 #include <omp.h>
 #endif
 
-#ifdef CM_DOUBLE
+#if defined(CM_DOUBLE)
 typedef double floatX;
 typedef double floatM;
+#elif defined(CM_CUDA) && !defined(CM_FP32)
+#ifdef CM_EMU
+#include "../dev/emu/emu.h"
+#else
+#include <cuda_bf16.h>
+#endif
+typedef __nv_bfloat16 floatX;
+typedef float floatM;
 #else
 typedef float floatX;
 typedef float floatM;
 #endif
+
+/* Precision of the model's matrix products; auto is fp32 on a CPU, floatX's on CUDA. */
+typedef enum { COMPUTE_FP32, COMPUTE_BF16, COMPUTE_AUTO } Compute;
 
 /* Length of every error message buffer. Functions that can fail for the user's reasons take a
    `char *err` of this size, fill it with one sentence (what failed, on which file or flag, what to

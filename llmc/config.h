@@ -83,8 +83,9 @@ static const Flag config_flags[] = {
     {"log-groups", FLAG_SWITCH, F(log_groups), "off", 0, 0, NULL,
      "add the size of each group's update to every line of log.jsonl", NULL},
     {"threads", FLAG_INT, F(threads), "0", 0, 4096, NULL, "CPU threads; 0: all cores", NULL},
-    {"compute", FLAG_CHOICE, F(compute), "fp32", 0, 0, "fp32|bf16",
-     "precision of the model's matrix products (bf16 accumulates in fp32)", NULL},
+    {"compute", FLAG_CHOICE, F(compute), "auto", 0, 0, "fp32|bf16|auto",
+     "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 on a CPU, and on a GPU "
+     "what the program was built for", NULL},
     {"dry-run", FLAG_SWITCH, F(dry_run), "off", 0, 0, NULL,
      "print parameters, memory, update plan, FLOPs and expected time, then stop", NULL},
     {"version", FLAG_SWITCH, F(version), "off", 0, 0, NULL, "print the version and stop", NULL},

@@ -169,7 +169,7 @@ la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, 1e-14))^p
    a divided by sum a, R and b by sum b; its scalar form is that of partner. */
 enum { LA_GAUGE_PLAIN, LA_GAUGE_PARTNER, LA_GAUGE_RELATIVE };
 
-#ifdef __CUDACC__
+#ifdef CM_CUDA
 #include "cuda/linalg.cuh"
 #else
 #include "cpu/linalg.h"

@@ -28,8 +28,6 @@ convenience: without memory it packs one panel at a time on the stack, so it can
 #include <dnnl.h>
 #endif
 
-typedef enum { COMPUTE_FP32, COMPUTE_BF16 } Compute;
-
 /* Vectors of the widest kind the compiler may use; loads and stores need no alignment. MR x 2
    accumulators, 2 vectors of B and one of A have to fit the registers: 32 of them, or 16 on x86
    before AVX-512. */
@@ -658,7 +656,7 @@ __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
                          "clean && make; or use --compute fp32");
 #endif
     }
-    gemm_compute = compute;
+    gemm_compute = compute == COMPUTE_BF16 ? COMPUTE_BF16 : COMPUTE_FP32;
     return 0;
 }
 

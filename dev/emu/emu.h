@@ -1,0 +1,485 @@
+/*
+Runs our CUDA kernels on a CPU, so that they can be tested where there is no GPU. Included by
+llmc/cuda/runtime.cuh instead of the CUDA headers when CM_EMU is defined; compile with g++ or clang++.
+
+A grid is run block by block, the threads of a block as fibers: each runs until it meets the others at
+a barrier (__syncthreads, a shuffle, a vote), then the next one runs. That is one of the orders a GPU may
+choose, and an unkind one: what one thread writes before a barrier, the others have not seen. Blocks and
+the threads within them run in turns forwards and backwards.
+
+What is checked: every barrier is reached by all threads of the block, every warp operation by its whole
+warp, with the same operation; launches respect the limits of a GPU; dynamic shared memory, device memory
+(plain malloc) and static shared memory are bounded, to the byte under AddressSanitizer. Device memory and
+dynamic shared memory start as NaN. Copies by cp.async happen only when they are waited for. What is not:
+races that this order does not show, memory alignment beyond that of the types, and time.
+*/
+#ifndef CM_EMU_H
+#define CM_EMU_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define EMU_ASAN
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define EMU_ASAN
+#endif
+#endif
+#ifdef EMU_ASAN
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+/* ---------------------------------------------------------------------------------------------- */
+/* language */
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static /* one block runs at a time */
+#define __align__(N) alignas(N)
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(16) double2 { double x, y; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+/* bfloat16 is the upper half of a float; conversion rounds to nearest, ties to even, NaN stays NaN. */
+struct __nv_bfloat16 {
+    uint16_t bits;
+    __nv_bfloat16() = default;
+    __nv_bfloat16(float f) {
+        uint32_t u;
+        memcpy(&u, &f, 4);
+        bits = f != f ? 0x7fff : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+    }
+    __nv_bfloat16(double d) : __nv_bfloat16((float)d) {}
+    operator float() const {
+        uint32_t u = (uint32_t)bits << 16;
+        float f;
+        memcpy(&f, &u, 4);
+        return f;
+    }
+};
+struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f); }
+static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
+static inline float __bfloat162float(__nv_bfloat16 b) { return (float)b; }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__nv_bfloat16(x), __nv_bfloat16(y)};
+}
+static inline float2 __bfloat1622float2(__nv_bfloat162 b) { return {(float)b.x, (float)b.y}; }
+
+#define __expf expf /* the C library has hidden functions of these names */
+#define __logf logf
+static inline float __fdividef(float x, float y) { return x / y; }
+static inline float __frcp_rn(float x) { return 1 / x; }
+static inline float __fsqrt_rn(float x) { return sqrtf(x); }
+static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+static inline double rsqrt(double x) { return 1 / sqrt(x); }
+static inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
+static inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
+template <typename T> static inline T __ldg(const T *p) { return *p; }
+template <typename T> static inline T __ldcs(const T *p) { return *p; }
+template <typename T> static inline void __stcs(T *p, T v) { *p = v; }
+
+/* Atomics of integers and maxima only: float sums would depend on the order. */
+static inline int atomicAdd(int *p, int v) { int old = *p; *p += v; return old; }
+static inline unsigned atomicAdd(unsigned *p, unsigned v) { unsigned old = *p; *p += v; return old; }
+static inline int atomicMax(int *p, int v) { int old = *p; if (v > old) *p = v; return old; }
+static inline int atomicMin(int *p, int v) { int old = *p; if (v < old) *p = v; return old; }
+static inline int atomicOr(int *p, int v) { int old = *p; *p |= v; return old; }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* fibers */
+
+enum { EMU_READY, EMU_AT_BLOCK_BARRIER, EMU_AT_WARP_BARRIER, EMU_DONE };
+enum { EMU_MAX_THREADS = 1024, EMU_EXCHANGE_BYTES = 64, EMU_COPIES = 256 };
+#ifdef EMU_ASAN
+enum { EMU_STACK = 256 << 10 };
+#else
+enum { EMU_STACK = 64 << 10 };
+#endif
+
+struct EmuThread {
+    dim3 index;
+    void *sp;             /* where it was left */
+    int state, lane, warp;
+    int operations;       /* warp operations so far, which picks the half of the exchange */
+    const char *where;    /* name of the barrier it waits at */
+    int vote;             /* what it brought to __syncthreads_or and the like */
+    void *fake_stack;     /* AddressSanitizer's */
+    struct { void *to; const void *from; int bytes, group; } copy[EMU_COPIES]; /* cp.async not yet done */
+    int copies, group;
+};
+
+struct EmuWarp {
+    alignas(16) unsigned char exchange[2][32][EMU_EXCHANGE_BYTES];
+};
+
+struct EmuState {
+    dim3 grid, block, index;
+    EmuThread *current;
+    EmuThread thread[EMU_MAX_THREADS];
+    EmuWarp warp[EMU_MAX_THREADS / 32];
+    char *stacks;
+    void *scheduler_sp, *scheduler_fake;
+    const void *scheduler_bottom;
+    size_t scheduler_size;
+    void (*body)(const void *);
+    const void *arguments;
+    unsigned char *shared;
+    const char *kernel;
+    int votes_or, votes_count;
+    long launches;
+};
+inline EmuState emu;
+
+#define threadIdx (emu.current->index)
+#define blockIdx (emu.index)
+#define blockDim (emu.block)
+#define gridDim (emu.grid)
+#define warpSize 32
+
+[[noreturn]] static void emu_die(const char *what) {
+    const EmuThread *t = emu.current;
+    fprintf(stderr, "emulator: %s: %s", emu.kernel ? emu.kernel : "?", what);
+    if (t)
+        fprintf(stderr, " (block %u,%u,%u thread %u,%u,%u)", emu.index.x, emu.index.y, emu.index.z,
+                t->index.x, t->index.y, t->index.z);
+    fprintf(stderr, "\n");
+    abort();
+}
+
+/* emu_switch(save, to): pushes what a callee must keep, stores the stack pointer in *save, goes on where
+   `to` was stored. emu_prepare lays out a stack from which it starts emu_entry. */
+extern "C" void emu_switch(void **save, void *to);
+extern "C" void emu_entry(void);
+#if defined(__x86_64__)
+__asm__(".text\n.globl emu_switch\n.type emu_switch,@function\nemu_switch:\n"
+        "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
+        "movq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
+        "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n"
+        ".size emu_switch,.-emu_switch\n");
+static inline void *emu_prepare(char *stack, size_t size) {
+    void **sp = (void **)(void *)(stack + size) - 2;
+    *sp = (void *)emu_entry; /* the function starts as if called: stack 8 below a multiple of 16 */
+    sp -= 6;
+    memset(sp, 0, 6 * sizeof *sp);
+    return sp;
+}
+#elif defined(__aarch64__)
+__asm__(".text\n.globl emu_switch\n.type emu_switch,%function\nemu_switch:\n"
+        "sub sp,sp,#160\nstp x19,x20,[sp]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\n"
+        "stp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp x29,x30,[sp,#80]\nstp d8,d9,[sp,#96]\n"
+        "stp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\n"
+        "mov x9,sp\nstr x9,[x0]\nmov sp,x1\n"
+        "ldp x19,x20,[sp]\nldp x21,x22,[sp,#16]\nldp x23,x24,[sp,#32]\nldp x25,x26,[sp,#48]\n"
+        "ldp x27,x28,[sp,#64]\nldp x29,x30,[sp,#80]\nldp d8,d9,[sp,#96]\nldp d10,d11,[sp,#112]\n"
+        "ldp d12,d13,[sp,#128]\nldp d14,d15,[sp,#144]\nadd sp,sp,#160\nret\n");
+static inline void *emu_prepare(char *stack, size_t size) {
+    void **sp = (void **)(void *)(stack + size) - 20;
+    memset(sp, 0, 20 * sizeof *sp);
+    sp[11] = (void *)emu_entry; /* x30 */
+    return sp;
+}
+#else
+#error "the emulator knows how to switch stacks on x86-64 and aarch64 only"
+#endif
+
+static inline char *emu_stack(const EmuThread *t) { return emu.stacks + (size_t)(t - emu.thread) * EMU_STACK; }
+
+/* From a thread to the scheduler. */
+static inline void emu_yield(int state, const char *where) {
+    EmuThread *t = emu.current;
+    t->state = state;
+    t->where = where;
+#ifdef EMU_ASAN
+    __sanitizer_start_switch_fiber(state == EMU_DONE ? NULL : &t->fake_stack, emu.scheduler_bottom,
+                                   emu.scheduler_size);
+#endif
+    emu_switch(&t->sp, emu.scheduler_sp);
+#ifdef EMU_ASAN
+    __sanitizer_finish_switch_fiber(t->fake_stack, NULL, NULL);
+#endif
+}
+
+extern "C" __attribute__((used)) inline void emu_entry(void) {
+#ifdef EMU_ASAN
+    __sanitizer_finish_switch_fiber(NULL, &emu.scheduler_bottom, &emu.scheduler_size);
+#endif
+    emu.body(emu.arguments);
+    if (emu.current->copies) emu_die("a thread ends with copies by cp.async that nobody waited for");
+    emu_yield(EMU_DONE, "its end");
+    abort();
+}
+
+/* From the scheduler to a thread, until it yields. */
+static inline void emu_resume(EmuThread *t) {
+    emu.current = t;
+#ifdef EMU_ASAN
+    __sanitizer_start_switch_fiber(&emu.scheduler_fake, emu_stack(t), EMU_STACK);
+#endif
+    emu_switch(&emu.scheduler_sp, t->sp);
+#ifdef EMU_ASAN
+    __sanitizer_finish_switch_fiber(emu.scheduler_fake, NULL, NULL);
+#endif
+}
+
+/* Runs one warp's threads until all are at a barrier of the block or done. */
+static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
+    for (;;) {
+        int waiting = 0;
+        for (int i = 0; i < n; i++) {
+            EmuThread *t = first + (backwards ? n - 1 - i : i);
+            if (t->state == EMU_READY) emu_resume(t);
+            waiting += t->state == EMU_AT_WARP_BARRIER;
+        }
+        if (!waiting) return;
+        emu.current = first;
+        if (n != 32) emu_die("a warp operation in a warp of fewer than 32 threads");
+        for (int i = 0; i < n; i++)
+            if (first[i].state != EMU_AT_WARP_BARRIER || strcmp(first[i].where, first->where)) {
+                emu.current = first + i;
+                fprintf(stderr, "emulator: lane 0 is at %s, lane %d at %s\n", first->where, i,
+                        first[i].where);
+                emu_die("the threads of a warp are not at the same operation");
+            }
+        for (int i = 0; i < n; i++) first[i].state = EMU_READY;
+    }
+}
+
+static inline void emu_run_block(int threads, int backwards) {
+    int warps = (threads + 31) / 32;
+    for (;;) {
+        int done = 0, any = 0, count = 0;
+        for (int k = 0; k < warps; k++) {
+            int w = backwards ? warps - 1 - k : k, n = threads - 32 * w;
+            emu_run_warp(emu.thread + 32 * w, n < 32 ? n : 32, backwards);
+        }
+        for (int i = 0; i < threads; i++) {
+            EmuThread *t = &emu.thread[i];
+            done += t->state == EMU_DONE;
+            any |= t->vote, count += t->vote != 0;
+        }
+        if (done == threads) return;
+        for (int i = 0; i < threads; i++) {
+            EmuThread *t = &emu.thread[i];
+            emu.current = t;
+            if (done) emu_die("some threads have ended where the others wait for the whole block");
+            if (strcmp(t->where, emu.thread[0].where))
+                emu_die("the threads of a block are not at the same barrier");
+            t->state = EMU_READY;
+        }
+        emu.votes_or = any;
+        emu.votes_count = count;
+    }
+}
+
+/* Limits are those of compute capability 8.0: 163 KB of shared memory a block; 9.0 has 227 KB. */
+#ifndef EMU_SHARED_LIMIT
+#define EMU_SHARED_LIMIT (227 << 10)
+#endif
+
+static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t shared,
+                            void (*body)(const void *), const void *arguments) {
+    size_t threads = (size_t)block.x * block.y * block.z;
+    emu.kernel = kernel;
+    emu.current = NULL;
+    if (!threads || threads > EMU_MAX_THREADS) emu_die("a block must have 1 to 1024 threads");
+    if (!grid.x || !grid.y || !grid.z) emu_die("an empty grid");
+    if (grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) emu_die("the grid is too large");
+    if (shared > EMU_SHARED_LIMIT) emu_die("too much shared memory");
+    if (!emu.stacks) {
+        emu.stacks = (char *)mmap(NULL, (size_t)EMU_STACK * EMU_MAX_THREADS, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (emu.stacks == MAP_FAILED) emu_die("out of memory: stacks");
+    }
+    emu.grid = grid, emu.block = block;
+    emu.body = body, emu.arguments = arguments;
+    emu.shared = NULL;
+    size_t blocks = (size_t)grid.x * grid.y * grid.z;
+    for (size_t n = 0; n < blocks; n++) {
+        size_t b = emu.launches % 2 ? blocks - 1 - n : n;
+        emu.index = dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
+                         (unsigned)(b / grid.x / grid.y));
+        void *memory;
+        if (posix_memalign(&memory, 128, shared ? shared : 1)) emu_die("out of memory: shared memory");
+        emu.shared = (unsigned char *)memory;
+        memset(emu.shared, 0xff, shared);
+        for (size_t i = 0; i < threads; i++) {
+            EmuThread *t = &emu.thread[i];
+            t->index = dim3((unsigned)(i % block.x), (unsigned)(i / block.x % block.y),
+                            (unsigned)(i / block.x / block.y));
+            t->lane = (int)(i % 32), t->warp = (int)(i / 32);
+            t->state = EMU_READY, t->operations = t->copies = t->group = t->vote = 0;
+            t->sp = emu_prepare(emu_stack(t), EMU_STACK);
+        }
+        emu_run_block((int)threads, (int)((n + emu.launches / 2) % 2));
+        free(emu.shared);
+    }
+    emu.current = NULL;
+    emu.launches++;
+}
+
+template <typename F> static inline void emu_launch(const char *kernel, dim3 grid, dim3 block,
+                                                    size_t shared, const F &f) {
+    emu_grid(kernel, grid, block, shared, [](const void *g) { (*(const F *)g)(); }, &f);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* barriers, shuffles, votes */
+
+static inline void __syncthreads(void) { emu_yield(EMU_AT_BLOCK_BARRIER, "__syncthreads"); }
+
+static inline int __syncthreads_or(int vote) {
+    emu.current->vote = vote != 0;
+    emu_yield(EMU_AT_BLOCK_BARRIER, "__syncthreads_or");
+    emu.current->vote = 0;
+    return emu.votes_or;
+}
+
+static inline int __syncthreads_count(int vote) {
+    emu.current->vote = vote != 0;
+    emu_yield(EMU_AT_BLOCK_BARRIER, "__syncthreads_count");
+    emu.current->vote = 0;
+    return emu.votes_count;
+}
+
+/* Every lane hands in `bytes` and gets the 32 lanes' contributions, EMU_EXCHANGE_BYTES apart. They stay
+   valid until the lane's next warp operation but one. */
+static inline const unsigned char *emu_exchange(const void *mine, size_t bytes, const char *where) {
+    EmuThread *t = emu.current;
+    unsigned char(*slots)[EMU_EXCHANGE_BYTES] = emu.warp[t->warp].exchange[t->operations++ % 2];
+    if (bytes > EMU_EXCHANGE_BYTES) emu_die("an exchange of too many bytes");
+    memcpy(slots[t->lane], mine, bytes);
+    emu_yield(EMU_AT_WARP_BARRIER, where);
+    return slots[0];
+}
+
+static inline void emu_whole_warp(unsigned mask) {
+    if (mask != 0xffffffffu) emu_die("only whole warps are emulated");
+}
+
+static inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    emu_whole_warp(mask);
+    emu_exchange("", 1, "__syncwarp");
+}
+
+template <typename T> static inline T emu_shuffle(T v, int from, const char *where) {
+    T out;
+    const unsigned char *all = emu_exchange(&v, sizeof v, where);
+    memcpy(&out, all + (size_t)(from & 31) * EMU_EXCHANGE_BYTES, sizeof out);
+    return out;
+}
+template <typename T> static inline T __shfl_sync(unsigned mask, T v, int from, int width = 32) {
+    emu_whole_warp(mask);
+    int lane = emu.current->lane;
+    return emu_shuffle(v, (lane & ~(width - 1)) + (from & (width - 1)), "__shfl_sync");
+}
+template <typename T> static inline T __shfl_xor_sync(unsigned mask, T v, int with, int width = 32) {
+    emu_whole_warp(mask);
+    int lane = emu.current->lane, from = lane ^ with;
+    return emu_shuffle(v, from / width > lane / width ? lane : from, "__shfl_xor_sync");
+}
+template <typename T> static inline T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32) {
+    emu_whole_warp(mask);
+    int lane = emu.current->lane, from = lane + (int)by;
+    return emu_shuffle(v, lane % width + (int)by >= width ? lane : from, "__shfl_down_sync");
+}
+template <typename T> static inline T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32) {
+    emu_whole_warp(mask);
+    int lane = emu.current->lane, from = lane - (int)by;
+    return emu_shuffle(v, lane % width < (int)by ? lane : from, "__shfl_up_sync");
+}
+static inline unsigned __ballot_sync(unsigned mask, int vote) {
+    emu_whole_warp(mask);
+    unsigned bits = 0;
+    int v = vote != 0;
+    const unsigned char *all = emu_exchange(&v, sizeof v, "__ballot_sync");
+    for (int i = 0; i < 32; i++) bits |= (unsigned)all[i * EMU_EXCHANGE_BYTES] << i;
+    return bits;
+}
+static inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
+static inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) == 0xffffffffu; }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* asynchronous copies to shared memory: done when waited for, not before */
+
+static inline void emu_cp_async(void *to, const void *from, int bytes) {
+    EmuThread *t = emu.current;
+    if (((uintptr_t)to | (uintptr_t)from) % (uintptr_t)bytes) emu_die("cp.async of unaligned memory");
+    if (t->copies == EMU_COPIES) emu_die("too many copies by cp.async under way");
+    t->copy[t->copies++] = {to, from, bytes, t->group};
+}
+static inline void emu_cp_async_commit(void) { emu.current->group++; }
+/* Until at most `left` of the latest groups are under way. */
+static inline void emu_cp_async_wait(int left) {
+    EmuThread *t = emu.current;
+    int kept = 0;
+    for (int i = 0; i < t->copies; i++) {
+        if (t->copy[i].group < t->group - left) memcpy(t->copy[i].to, t->copy[i].from, (size_t)t->copy[i].bytes);
+        else t->copy[kept++] = t->copy[i];
+    }
+    t->copies = kept;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* run-time library: the device is this process, every call is done when it returns */
+
+typedef int cudaError_t;
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+typedef void *cudaStream_t;
+typedef void *cudaEvent_t;
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+static inline const char *cudaGetErrorString(cudaError_t e) { return e ? "out of memory" : "no error"; }
+static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
+static inline cudaError_t cudaMalloc(void **p, size_t bytes) {
+    *p = malloc(bytes ? bytes : 1);
+    if (!*p) return cudaErrorMemoryAllocation;
+    memset(*p, 0xff, bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaFree(void *p) { free(p); return cudaSuccess; }
+static inline cudaError_t cudaMallocHost(void **p, size_t bytes) { return cudaMalloc(p, bytes); }
+static inline cudaError_t cudaFreeHost(void *p) { return cudaFree(p); }
+static inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t) {
+    memset(p, byte, n);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t) {
+    memcpy(to, from, n);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                                            size_t bytes, size_t rows, cudaMemcpyKind, cudaStream_t) {
+    for (size_t r = 0; r < rows; r++)
+        memcpy((char *)to + r * to_pitch, (const char *)from + r * from_pitch, bytes);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+static inline cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+
+#endif

@@ -1,0 +1,94 @@
+/*
+Support of the kernel tests: random numbers, and arrays that exist on the host in float and on the device
+in any type. What the device gets is rounded to its type on the host too, so that a CPU twin reads the
+same numbers. Works on a GPU and under the emulator. Everything is freed by release().
+*/
+#ifndef CM_TEST_DEVICE_H
+#define CM_TEST_DEVICE_H
+
+#include "../../../llmc/cuda/runtime.cuh"
+#include "../../../llmc/rng.h"
+#include "../check.h"
+
+static uint64_t device_drawn;
+static inline double draw(void) { return 2 * rng_uniform(7, 7, device_drawn++) - 1; } /* in [-1, 1) */
+
+static void *device_arrays[512], *host_arrays[512];
+static int device_array_count, host_array_count;
+
+static inline void release(void) {
+    while (device_array_count) CUDA_CHECK(cudaFree(device_arrays[--device_array_count]));
+    while (host_array_count) free(host_arrays[--host_array_count]);
+}
+
+/* n numbers on the host, NaN. */
+static inline float *host_array(size_t n) {
+    float *p = (float *)malloc((n + !n) * sizeof *p);
+    if (!p || host_array_count == 512) die("test: out of memory or of arrays");
+    host_arrays[host_array_count++] = p;
+    for (size_t i = 0; i < n; i++) p[i] = NAN;
+    return p;
+}
+
+static inline float *random_array(size_t n, double scale) {
+    float *p = host_array(n);
+    for (size_t i = 0; i < n; i++) p[i] = (float)(scale * draw());
+    return p;
+}
+
+/* n elements on the device, every byte 0xff: NaN. */
+template <typename T> static inline T *device_array(size_t n) {
+    void *p;
+    if (device_array_count == 512) die("test: out of arrays");
+    CUDA_CHECK(cudaMalloc(&p, (n + !n) * sizeof(T)));
+    CUDA_CHECK(cudaMemsetAsync(p, 0xff, (n + !n) * sizeof(T), cuda_stream));
+    device_arrays[device_array_count++] = p;
+    return (T *)p;
+}
+
+template <typename T> static inline float rounded(float x) { return x; }
+template <> inline float rounded<__nv_bfloat16>(float x) { return __bfloat162float(__float2bfloat16(x)); }
+
+/* Copies host numbers to the device, and rounds them to T on both sides. */
+template <typename T> static inline void put(T *to, float *from, size_t n) {
+    T *t = (T *)malloc((n + !n) * sizeof(T));
+    if (!t) die("test: out of memory");
+    for (size_t i = 0; i < n; i++) {
+        from[i] = rounded<T>(from[i]);
+        t[i] = T(from[i]);
+    }
+    CUDA_CHECK(cudaMemcpyAsync(to, t, n * sizeof(T), cudaMemcpyHostToDevice, cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    free(t);
+}
+
+/* A copy of n host numbers on the device. */
+template <typename T> static inline T *on_device(float *from, size_t n) {
+    T *p = device_array<T>(n);
+    put(p, from, n);
+    return p;
+}
+static inline int *ints_on_device(const int *from, size_t n) {
+    int *p = device_array<int>(n);
+    CUDA_CHECK(cudaMemcpyAsync(p, from, n * sizeof *p, cudaMemcpyHostToDevice, cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    return p;
+}
+
+/* n device numbers on the host, once the kernels before have ended. */
+template <typename T> static inline float *on_host(const T *from, size_t n) {
+    float *p = host_array(n);
+    T *t = (T *)malloc((n + !n) * sizeof(T));
+    if (!t) die("test: out of memory");
+    CUDA_CHECK(cudaMemcpyAsync(t, from, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    for (size_t i = 0; i < n; i++) p[i] = (float)t[i];
+    free(t);
+    return p;
+}
+
+/* What a comparison of results in T may differ by, relative to their norm: rounding of the result
+   (2^-9 for bf16), or the sums of float. */
+template <typename T> static inline double tolerance(void) { return sizeof(T) == 2 ? 4e-3 : 2e-6; }
+
+#endif

@@ -1,0 +1,3 @@
+#ifndef CM_CUDA_LINALG_CUH
+#define CM_CUDA_LINALG_CUH
+#endif

@@ -1,0 +1,165 @@
+/*
+What every CUDA file stands on: the CUDA headers or the emulator's (dev/emu/emu.h, with CM_EMU), the one
+macro that launches kernels, the stream they run on, 16-byte loads, and reductions in a fixed order.
+
+Kernels are launched by LAUNCH alone and take dynamic shared memory by SHARED alone, so that they also
+run, block by block, on a CPU. They use no atomics on floating-point numbers: equal runs, equal bits.
+*/
+#ifndef CM_CUDA_RUNTIME_CUH
+#define CM_CUDA_RUNTIME_CUH
+
+#ifdef CM_EMU
+#include "../../dev/emu/emu.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include "../base.h"
+
+/* The one stream of everything. */
+inline cudaStream_t cuda_stream;
+
+/* A failing call ends the program: these are out of memory where it could not be foreseen, a lost
+   device, or our mistakes. */
+#define CUDA_CHECK(CALL) cuda_check((CALL), #CALL, __FILE__, __LINE__)
+static inline void cuda_check(cudaError_t status, const char *call, const char *file, int line) {
+    if (status != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
+}
+
+/* LAUNCH(kernel, grid, block, bytes of dynamic shared memory, arguments...). A kernel template with a
+   comma in its arguments is put in parentheses. SHARED(type, name) is that memory in the kernel,
+   aligned to 16 bytes. More than 48 KB of it have to be asked for. */
+#ifdef CM_EMU
+#define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
+    emu_launch(#KERNEL, GRID, BLOCK, BYTES, [&] { KERNEL(__VA_ARGS__); })
+#define SHARED(TYPE, NAME) TYPE *NAME = (TYPE *)(void *)emu.shared
+#define UNROLL
+#else
+#define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
+    do {                                                                                           \
+        static size_t cuda_allowed_ = 48 << 10;                                                    \
+        const size_t cuda_bytes_ = (BYTES);                                                        \
+        if (cuda_bytes_ > cuda_allowed_) {                                                         \
+            CUDA_CHECK(cudaFuncSetAttribute((const void *)(KERNEL),                                \
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize,           \
+                                            (int)cuda_bytes_));                                    \
+            cuda_allowed_ = cuda_bytes_;                                                           \
+        }                                                                                          \
+        (KERNEL)<<<(GRID), (BLOCK), cuda_bytes_, cuda_stream>>>(__VA_ARGS__);                      \
+        CUDA_CHECK(cudaGetLastError());                                                            \
+    } while (0)
+#define SHARED(TYPE, NAME)                                                                         \
+    extern __shared__ __align__(16) unsigned char cuda_shared_[];                                  \
+    TYPE *NAME = (TYPE *)(void *)cuda_shared_
+#define UNROLL _Pragma("unroll")
+#endif
+
+/* Largest dynamic shared memory of a block on this device; cuda_setup asks for it. */
+inline size_t cuda_shared_limit = 227 << 10;
+
+static inline unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d); }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Scratch of the backend: one allocation that kernels of one call may use between them. Work on a
+   stream is done in order, so the next call may use it again. */
+
+inline void *cuda_scratch_memory;
+inline size_t cuda_scratch_bytes;
+
+/* Makes it at least this large; a program asks once, for its model, before it starts. */
+static inline int cuda_scratch_reserve(size_t bytes) {
+    if (bytes <= cuda_scratch_bytes) return 0;
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    if (cuda_scratch_memory) CUDA_CHECK(cudaFree(cuda_scratch_memory));
+    cuda_scratch_memory = NULL, cuda_scratch_bytes = 0;
+    if (cudaMalloc(&cuda_scratch_memory, bytes) != cudaSuccess) {
+        cudaGetLastError(); /* forget it */
+        return -1;
+    }
+    cuda_scratch_bytes = bytes;
+    return 0;
+}
+
+static inline void *cuda_scratch(size_t bytes) {
+    if (cuda_scratch_reserve(bytes)) die("out of GPU memory: %zu bytes of scratch", bytes);
+    return cuda_scratch_memory;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Numbers. Kernels compute in float whatever they store. */
+
+__device__ static inline float to_float(float x) { return x; }
+__device__ static inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <typename T> __device__ static inline T from_float(float x);
+template <> __device__ inline float from_float<float>(float x) { return x; }
+template <> __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
+
+/* Elements of T that one 16-byte load brings. */
+template <typename T> struct Wide { enum { N = 16 / sizeof(T) }; };
+
+/* N consecutive elements as floats; N = Wide<T>::N makes one 16-byte access of it, for which p must be
+   aligned, and N = 1 a plain one. */
+template <int N, typename T> __device__ static inline void load(float (&x)[N], const T *p) {
+    if constexpr (N * sizeof(T) == 16) {
+        uint4 raw = *(const uint4 *)(const void *)p;
+        const T *t = (const T *)(const void *)&raw;
+UNROLL
+        for (int i = 0; i < N; i++) x[i] = to_float(t[i]);
+    } else {
+UNROLL
+        for (int i = 0; i < N; i++) x[i] = to_float(p[i]);
+    }
+}
+template <int N, typename T> __device__ static inline void store(T *p, const float (&x)[N]) {
+    if constexpr (N * sizeof(T) == 16) {
+        uint4 raw;
+        T *t = (T *)(void *)&raw;
+UNROLL
+        for (int i = 0; i < N; i++) t[i] = from_float<T>(x[i]);
+        *(uint4 *)(void *)p = raw;
+    } else {
+UNROLL
+        for (int i = 0; i < N; i++) p[i] = from_float<T>(x[i]);
+    }
+}
+
+/* Whether rows of n elements of T from p can be read 16 bytes at a time. */
+template <typename T> static inline int wide_rows(const T *p, size_t n) {
+    return (uintptr_t)p % 16 == 0 && n * sizeof(T) % 16 == 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Reductions; every lane, every thread gets the result. */
+
+#define FULL_WARP 0xffffffffu
+
+template <typename T> __device__ static inline T warp_sum(T x) {
+UNROLL
+    for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(FULL_WARP, x, i);
+    return x;
+}
+__device__ static inline float warp_max(float x) {
+UNROLL
+    for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, i));
+    return x;
+}
+
+/* Of a one-dimensional block of whole warps; room is shared memory for 32 T, free again after the next
+   barrier of the block. */
+template <typename T> __device__ static inline T block_sum(T x, T *room) {
+    int warps = (int)blockDim.x / 32, lane = (int)threadIdx.x % 32;
+    x = warp_sum(x);
+    if (lane == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_sum(lane < warps ? room[lane] : (T)0);
+}
+__device__ static inline float block_max(float x, float *room) {
+    int warps = (int)blockDim.x / 32, lane = (int)threadIdx.x % 32;
+    x = warp_max(x);
+    if (lane == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_max(lane < warps ? room[lane] : -INFINITY);
+}
+
+#endif
