@@ -33,9 +33,18 @@ ifeq ($(ONEDNN),yes)
 endif
 
 HEADERS = $(wildcard llmc/*.h llmc/cpu/*.h llmc/optim/*.h dev/test/*.h)
+CUDA_HEADERS = $(HEADERS) $(wildcard llmc/cuda/*.cuh dev/emu/*.h dev/test/cuda/*.h)
 PROGRAMS = train_gpt generate data/tokenize
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt $(BUILD)/test_gpt_double \
         $(BUILD)/test_optim_double $(BUILD)/test_variants_double $(BUILD)/test_msign_double $(BUILD)/test_attention_double $(BUILD)/test_gemm_double
+
+# The CUDA side without a GPU: our kernels on the emulator (dev/emu), in bf16 and in fp32, and with them
+# the tests that the CPU has to pass.
+EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
+EMU_TESTS = $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu,$(EMU_KERNEL_TESTS)) gpt optim variants msign) \
+            $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32
+EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/generate $(BUILD)/emu/generate_fp32
 
 LIBRARY = libcmuon.so libcmuon.a cmuon.pc
 
@@ -105,13 +114,82 @@ $(BUILD)/test_cmuon: llmc/cmuon.c
 $(BUILD):
 	mkdir -p $(BUILD)
 
+# ---- CUDA on the emulator: needs a C++ compiler, no CUDA and no GPU
+CXX = $(if $(findstring clang,$(CC)),clang++,g++)
+TEST_SCRIPTS = $(wildcard dev/test/*_test.sh)
+ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
+  EMU_TESTS =
+  EMU_PROGRAMS =
+  TEST_SCRIPTS := $(filter-out %/cuda_test.sh,$(TEST_SCRIPTS))
+  $(info note: no $(CXX), so the tests of the CUDA kernels are left out (Debian: apt-get install g++))
+endif
+EMU_OPT ?= -O1
+EMU_FLAGS = -std=c++20 $(EMU_OPT) -I. -Wall -Wextra -Wshadow -Werror -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
+            -DCM_CUDA -DCM_EMU
+emu_precision = $(if $(findstring _fp32,$@),-DCM_FP32)
+emu_build = $(CXX) $(EMU_FLAGS) $(emu_precision) -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
+
+$(BUILD)/emu:
+	mkdir -p $@
+$(BUILD)/twin.o: dev/test/cuda/twin.c $(HEADERS) dev/test/cuda/twin.h | $(BUILD)
+	$(CC) $(CFLAGS) -c $< -o $@
+$(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%): $(BUILD)/emu/test_%: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/emu
+	$(emu_build) $(filter -fopenmp,$(CFLAGS))
+$(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%_fp32): $(BUILD)/emu/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/emu
+	$(emu_build) $(filter -fopenmp,$(CFLAGS))
+$(BUILD)/emu/test_gpt_fp32: test_gpt.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+	$(emu_build)
+$(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+	$(emu_build)
+$(BUILD)/emu/test_%_fp32: dev/test/test_%.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+	$(emu_build)
+$(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32: train_gpt.cu train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+	$(emu_build)
+$(BUILD)/emu/generate $(BUILD)/emu/generate_fp32: generate.cu generate.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+	$(emu_build)
+
+# ---- CUDA: nvcc from the PATH or the usual places; ARCH=sm_80 or the GPU's own, else sm_90
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc) /usr/local/cuda/bin/nvcc \
+          /usr/local/cuda-*/bin/nvcc /opt/cuda/bin/nvcc)))
+CUDA_LIB = $(firstword $(wildcard $(dir $(realpath $(NVCC)))../lib64 $(dir $(realpath $(NVCC)))../lib))
+gpu_arch = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]*\)\.\([0-9]*\).*/sm_\1\2/p')
+cuda_arch := $(or $(ARCH),$(if $(filter cuda %cuda %cuda_fp32 $(BUILD)/cuda/%,$(MAKECMDGOALS)),$(gpu_arch)),sm_90)
+NVCC_OPT ?= -O3
+NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. -DCM_CUDA -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas \
+            -Werror all-warnings -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
+CUDA_LIBS = $(if $(CUDA_LIB),-L$(CUDA_LIB) -Xlinker -rpath -Xlinker $(realpath $(CUDA_LIB))) -lcublasLt -ldl
+nvcc_build = $(if $(NVCC),,$(error no nvcc: install the CUDA Toolkit, 12.4 or later, or name it with NVCC=/path/to/nvcc))\
+             $(NVCC) $(NVCCFLAGS) $(emu_precision) $< $(filter %.o,$^) -o $@ $(CUDA_LIBS)
+CUDA_PROGRAMS = train_gpt_cuda train_gpt_cuda_fp32 generate_cuda
+CUDA_KERNEL_TESTS = $(filter-out emu,$(EMU_KERNEL_TESTS))
+
+.PHONY: cuda
+cuda: $(CUDA_PROGRAMS)
+
+train_gpt_cuda train_gpt_cuda_fp32: train_gpt.cu train_gpt.c $(CUDA_HEADERS)
+	$(nvcc_build)
+generate_cuda: generate.cu generate.c train_gpt.c $(CUDA_HEADERS)
+	$(nvcc_build)
+$(BUILD)/cuda:
+	mkdir -p $@
+$(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%): $(BUILD)/cuda/test_%: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/cuda
+	$(nvcc_build)
+$(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32): $(BUILD)/cuda/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/cuda
+	$(nvcc_build)
+$(BUILD)/cuda/bench_cuda: dev/bench/cuda.cu $(CUDA_HEADERS) | $(BUILD)/cuda
+	$(nvcc_build)
+test_gpt_cuda test_gpt_cuda_fp32: test_gpt.cu train_gpt.c $(CUDA_HEADERS)
+	$(nvcc_build)
+# All that runs on a device to test: the model's program and one for each file of kernels, in both precisions.
+test_gpt_cuda: | test_gpt_cuda_fp32 $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%) $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32)
+
 # The main job. RUN names the run folder, ARGS adds flags: make train RUN=b ARGS="--seed 2".
 RUN ?= shakespeare
 train: train_gpt generate
 	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
 
-test: $(PROGRAMS) $(TESTS) $(LIBRARY)
-	@sh dev/test/run.sh $(TESTS) dev/test/*_test.sh
+test: $(PROGRAMS) $(TESTS) $(LIBRARY) $(EMU_TESTS) $(EMU_PROGRAMS)
+	@sh dev/test/run.sh $(TESTS) $(EMU_TESTS) $(TEST_SCRIPTS)
 
 # The whole suite once more under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
@@ -124,12 +202,14 @@ bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done
 
 clean:
-	rm -rf $(BUILD) $(PROGRAMS) $(LIBRARY)
+	rm -rf $(BUILD) $(PROGRAMS) $(LIBRARY) $(CUDA_PROGRAMS) test_gpt_cuda test_gpt_cuda_fp32
 
 help:
 	@echo "make train       train on TinyShakespeare, then sample (about three minutes on two cores)"
 	@echo "make             build train_gpt, generate and data/tokenize"
 	@echo "make test        every test; make test-asan: under sanitizers"
+	@echo "make cuda        train_gpt_cuda, train_gpt_cuda_fp32 and generate_cuda for NVIDIA GPUs (ARCH=sm_80, NVCC=...)"
+	@echo "make test_gpt_cuda  the tests that run on a GPU; bash dev/gpu/check.sh runs them and more"
 	@echo "make bench       benchmarks of the parts"
 	@echo "make libcmuon.so the optimizer as a library (also libcmuon.a); make install PREFIX=..."
 	@echo "make clean       remove what was built (runs/ and data/ stay)"

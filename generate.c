@@ -44,11 +44,10 @@ static void cache_free(Cache *cache) {
 /* Takes the keys and values of layer l at positions t, t + 1, ... from the n rows of qkv. */
 static void cache_store(Cache *cache, const Config *c, int l, int t, const floatX *qkv, int n) {
     size_t A = (size_t)c->heads * c->head_dim, KV = (size_t)c->kv_heads * c->head_dim;
-    size_t at = ((size_t)l * c->seq_len + t) * KV;
-    for (int i = 0; i < n; i++, at += KV, qkv += A + 2 * KV) {
-        memcpy(cache->k + at, qkv + A, KV * sizeof(floatX));
-        memcpy(cache->v + at, qkv + A + KV, KV * sizeof(floatX));
-    }
+    size_t at = ((size_t)l * c->seq_len + t) * KV, row = (A + 2 * KV) * sizeof(floatX);
+    size_t bytes = KV * sizeof(floatX);
+    device_copy_rows(cache->k + at, bytes, qkv + A, row, bytes, (size_t)n);
+    device_copy_rows(cache->v + at, bytes, qkv + A + KV, row, bytes, (size_t)n);
 }
 
 /* The logits of the token after row n of a.normf, capped, into the first row of a.logits. */
@@ -289,10 +288,13 @@ static int load_model(Model *m, const Ckpt *ckpt, int threads, char *err) {
     c.batch_size = 1;
     c.total_batch_tokens = 0;
     if (config_resolve(&c, err)) return -1;
-    /* A small model's layers end sooner than threads meet. And always fp32: with one row at a time
-       bf16 saves nothing, and not every machine has it. */
-    if (!threads && registry_build(&c).count < 10000000) threads = 1;
-    if (device_setup(threads, COMPUTE_FP32, err) || model_create(m, &c, 0, err)) return -1;
+    /* A small model's layers end sooner than threads meet. And a CPU computes in fp32: with one row at a
+       time bf16 saves nothing, and not every machine has it. */
+    c.threads = !threads && registry_build(&c).count < 10000000 ? 1 : threads;
+    c.compute = COMPUTE_AUTO;
+    c.recompute = RECOMPUTE_NONE; /* prefill looks for keys and values in all layers */
+    c.attention = ATTENTION_FLASH;
+    if (device_setup(&c, err) || model_create(m, &c, 0, err)) return -1;
     return load_tensors(m, ckpt, 0, err);
 }
 

@@ -127,16 +127,23 @@ static void draw_batch(const Config *c, int *x, int *y, int N) {
     y[N / 3] = -1;
 }
 
+/* The summed loss of targets after a forward pass; see forward_loss. */
+static double loss_of(Model *m, const int *y, int B, double scale, int64_t *count) {
+    forward_loss(m, y, B, scale, count);
+    return take_loss(m);
+}
+
 /* Sets m->g to the gradient of the mean loss, which is returned. */
 static double loss_and_gradient(Model *m, const int *x, const int *y, int B) {
-    int valid = 0, count = 0;
+    int valid = 0;
+    int64_t count = 0;
     for (int n = 0; n < B * m->T; n++) valid += y[n] >= 0;
     device_zero(m->g, m->r.size * sizeof(floatM));
     forward(m, x, B);
-    double sum = forward_loss(m, y, B, 1.0 / valid, &count);
+    double sum = loss_of(m, y, B, 1.0 / valid, &count);
     backward(m, B);
-    check(count == valid, "%d targets counted of %d", count, valid);
-    return sum / count;
+    check(count == valid, "%d targets counted of %d", (int)count, valid);
+    return sum / (double)count;
 }
 
 static double train(Model *m, const int *x, const int *y, int step) {
@@ -493,9 +500,9 @@ typedef struct {
 static double loss_value(void *of) {
     Loss *o = (Loss *)of;
     const Config *c = &o->m->c;
-    int count = 0;
+    int64_t count = 0;
     forward(o->m, o->x, o->B);
-    double sum = forward_loss(o->m, o->y, o->B, 0, &count);
+    double sum = loss_of(o->m, o->y, o->B, 0, &count);
     side_of_kinks = 0;
     if (c->act == ACT_RELU2)
         for (int l = 0; l < c->layers; l++) {
@@ -503,7 +510,7 @@ static double loss_value(void *of) {
             for (size_t i = 0; i < (size_t)o->B * o->m->T * c->ff_width; i++)
                 side_of_kinks = rng_mix(side_of_kinks + (fc[i] > 0));
         }
-    return sum / count;
+    return sum / (double)count;
 }
 
 /* Every parameter tensor against finite differences, on a batch of B of the model's sequences,
@@ -513,7 +520,8 @@ static void test_model_gradient(const char *preset, const char *changes, int B, 
                                 size_t most) {
     Config c = config_of(preset, changes);
     static Model m;
-    int x[64], y[64], count = 0;
+    int x[64], y[64];
+    int64_t count = 0;
     create(&m, &c);
     randomise(&m);
     m.R = min_int(m.R, rows);
@@ -522,7 +530,7 @@ static void test_model_gradient(const char *preset, const char *changes, int B, 
     memcpy(m.g, before, m.r.size * sizeof *before);
     set_threads(B == m.B ? 2 : 1); /* two threads wait long for each other on a busy machine */
     forward(&m, x, B);
-    forward_loss(&m, y, B, 1.0 / (B * m.T - 1), &count);
+    loss_of(&m, y, B, 1.0 / (B * m.T - 1), &count);
     backward(&m, B);
     set_threads(1);
     subtract(m.g, before, m.r.size);
@@ -764,7 +772,8 @@ static void test_accumulation(const char *preset) {
         config_of(preset, "--layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 6 --vocab 50 "
                           "--batch-size 4");
     static Model m, half;
-    int x[24], y[24], count = 0;
+    int x[24], y[24];
+    int64_t count = 0;
     double sum = 0;
     create(&m, &c);
     randomise(&m);
@@ -775,12 +784,12 @@ static void test_accumulation(const char *preset) {
     memcpy(half.p, m.p, m.r.size * sizeof *m.p);
     for (int i = 0; i < 2; i++) {
         forward(&half, x + 12 * i, 2);
-        sum += forward_loss(&half, y + 12 * i, 2, 1.0 / 23, &count);
+        sum += loss_of(&half, y + 12 * i, 2, 1.0 / 23, &count);
         backward(&half, 2);
     }
     check(count == 23 && relative_error(sum / 23, loss, 1) < BY_BUILD(1e-14, 1e-6),
           "%s: mean loss %.15g over %d targets in two halves, %.15g in one", preset, sum / 23,
-          count, loss);
+          (int)count, loss);
     double e = relative_l2_m(half.g, m.g, m.r.size, 1e-30);
     check(e < BY_BUILD(1e-13, 2e-6), "%s: two halves change the gradient by %.1e", preset, e);
     model_free(&half);
@@ -1032,12 +1041,13 @@ static void test_zero_init(const char *optimizer) {
                          "--batch-size 2 --schedule constant",
                          optimizer);
     static Model m;
-    int x[16], y[16], count = 0;
+    int x[16], y[16];
+    int64_t count = 0;
     create(&m, &c);
     model_init(&m);
     draw_batch(&c, x, y, 16);
     forward(&m, x, 2);
-    double loss = forward_loss(&m, y, 2, 0, &count) / count;
+    double loss = loss_of(&m, y, 2, 0, &count) / (double)count;
     check(fabs(loss - log(64)) < BY_BUILD(1e-14, 1e-6), "untrained loss %.15g, not ln 64 = %.15g",
           loss, log(64));
     for (int step = 0; step < 3; step++) {
@@ -1173,7 +1183,8 @@ static void test_memory(const char *preset) {
         check(report.total == allocated - before, "%s: %zu bytes reported, %zu allocated", preset,
               report.total, allocated - before);
         check(report.total ==
-                  report.parameters + report.gradients + report.optimizer + report.activations,
+                  report.parameters + report.gradients + report.optimizer + report.activations +
+                      report.workspace,
               "%s: the memory report does not add up", preset);
         model_free(&m);
     }
@@ -1190,6 +1201,39 @@ static void test_memory(const char *preset) {
           "%s: activations take %zu bytes, %zu for twice the "
           "length",
           preset, bytes[0], bytes[1]);
+}
+
+/* What --recompute leaves out is computed again to the bit, and takes less memory the more there is. */
+static void test_recompute(const char *preset) {
+    static const char *const levels[] = {"none", "act", "norm", "block"};
+    static Model m;
+    floatM *first = NULL;
+    double first_loss = 0;
+    size_t bytes = 0;
+    for (int i = 0; i < 4; i++) {
+        char changes[256];
+        int x[18], y[18];
+        snprintf(changes, sizeof changes, "--layers 3 --width 16 --heads 2 --ff-width 24 --seq-len 6 --vocab 50 "
+                                          "--batch-size 3 --recompute %s", levels[i]);
+        Config c = config_of(preset, changes);
+        create(&m, &c);
+        drawn = 77;
+        randomise(&m);
+        draw_batch(&c, x, y, 18);
+        double loss = loss_and_gradient(&m, x, y, 3);
+        check(!i || m.acts_bytes < bytes, "%s: --recompute %s takes %zu bytes, %s %zu", preset, levels[i],
+              m.acts_bytes, levels[i - !!i], bytes);
+        bytes = m.acts_bytes;
+        if (!i) {
+            first = array(m.r.size);
+            first_loss = loss;
+            memcpy(first, m.g, m.r.size * sizeof *first);
+        }
+        check(loss == first_loss && !memcmp(first, m.g, m.r.size * sizeof *first),
+              "%s: --recompute %s changes the gradient", preset, levels[i]);
+        model_free(&m);
+    }
+    release();
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -1284,7 +1328,9 @@ int main(void) {
     static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
                                           "--preset speedrun"};
     /* One thread is the quickest for models of this size; some tests set more. */
-    if (device_setup(1, COMPUTE_FP32, err)) die("%s", err);
+    static Config machine;
+    machine.threads = 1;
+    if (device_setup(&machine, err)) die("%s", err);
     if (!mkdtemp(folder)) die("cannot make %s", folder);
 #ifdef CM_DOUBLE
     test_layers();
@@ -1301,6 +1347,7 @@ int main(void) {
         test_causality(presets[i]);
         test_init(presets[i], "");
         test_memory(presets[i]);
+        test_recompute(presets[i]);
     }
     test_init("--preset tiny", "--tied on");
     for (int i = 0; i < 3; i++) test_zero_init(rules[i]);

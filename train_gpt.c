@@ -7,7 +7,8 @@ GPT pretraining in plain C, forward and backward by hand. Read it top to bottom:
     update       gradients -> parameters, by the plan (CM, Muon, AdamW)
     validation, checkpoints, the loop, main
 
-What a machine is good at stands in the backend's headers (llmc/cpu); this file is the same for all.
+What a machine is good at stands in the backend's headers (llmc/cpu, llmc/cuda); this file is the same
+for all. On a GPU all work is queued and done in order; the program waits where it reads a result.
 Shapes: B sequences, T tokens each, N = B T, C width, L layers, NH query heads and NKV key/value heads
 of width HS, A = NH HS, F MLP width, V vocabulary, Vp = V padded to a multiple of 64.
 */
@@ -33,7 +34,8 @@ of width HS, A = NH HS, F MLP width, V vocabulary, Vp = V padded to a multiple o
 /* model */
 
 /* What the forward pass keeps for the backward pass, and what the backward pass works in. Tensors of
-   all layers are stacked. One allocation; acts_layout is the only place that knows the sizes. */
+   all layers are stacked, but --recompute makes the layers share some, which block_at knows. One
+   allocation; acts_layout is the only place that knows the sizes. */
 typedef struct {
     floatX *embed;                       /* (N,C) before the embedding's norm, if it has one */
     floatX *x;                           /* (L+1,N,C) the residual stream before each block */
@@ -45,10 +47,11 @@ typedef struct {
     floatM *mean0, *rstd0, *mean1, *rstd1, *mean2, *rstd2, *meanf, *rstdf; /* (N) or (L,N) */
     floatM *qk_rstd, *lse;               /* (L,N,NH+NKV), (L,B,NH,T) */
     floatM *losses;                      /* (N) */
+    double *loss_sum;                    /* of the batches since take_loss */
     floatX *logits;                      /* (R,Vp), R rows at a time */
     floatX *branch;                      /* (N,C) what a block adds to the stream, and its gradient */
     floatX *dx, *dnorm, *dqkv, *datt, *dfc, *dact; /* gradients of one layer */
-    int *tokens, *targets;               /* (B,T) */
+    int *tokens, *targets;               /* (B,T); tokens in the backend's form */
 } Acts;
 
 typedef struct {
@@ -58,13 +61,13 @@ typedef struct {
     int B, T, R;              /* largest batch, sequence length, rows of logits at a time */
     floatM *p, *g, *m, *v;    /* parameters, gradients, first moments, the plan's further state */
     floatM *before;           /* with --log-groups the parameters before the update, else NULL */
-    const floatX *w;          /* parameters as the layers read them: p itself when floatX is floatM */
+    floatX *w;                /* parameters as the layers read them: p itself when floatX is floatM */
     void *acts_memory, *arena_memory;
     size_t acts_bytes;
     Acts a;
     Arena arena;
     floatM *cosine, *sine;    /* (T,HS/2), NULL without rotary positions */
-    floatM *host_losses;      /* (N) */
+    DeviceGraph graph;        /* the work of a micro-batch, recorded where the device can replay it */
 } Model;
 
 /* Lays the activations out from base and returns their bytes; with base NULL it only counts. */
@@ -73,30 +76,33 @@ static size_t acts_layout(Acts *a, const Config *c, int B, int R, char *base, in
     size_t NH = (size_t)c->heads, NKV = (size_t)c->kv_heads, HS = (size_t)c->head_dim, A = NH * HS;
     size_t QKV = (NH + 2 * NKV) * HS, F = (size_t)c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
     size_t Vp = (size_t)round_up(c->vocab, 64), at = 0, bwd = training ? 1 : 0;
+    size_t all = c->recompute < RECOMPUTE_BLOCK ? L : 1; /* layers that keep what they computed, */
+    size_t norms = c->recompute < RECOMPUTE_NORM ? L : 1, acts = c->recompute < RECOMPUTE_ACT ? L : 1;
 #define TAKE(FIELD, TYPE, COUNT)                                                                   \
     a->FIELD = base ? (TYPE *)(void *)(base + at) : NULL;                                          \
     at += ((COUNT) * sizeof(TYPE) + 63) / 64 * 64
     TAKE(embed, floatX, c->embed_norm ? N * C : 0);
     TAKE(x, floatX, (L + 1) * N * C);
-    TAKE(mid, floatX, L * N * C);
-    TAKE(norm1, floatX, L * N * C);
-    TAKE(norm2, floatX, L * N * C);
+    TAKE(mid, floatX, all * N * C);
+    TAKE(norm1, floatX, norms * N * C);
+    TAKE(norm2, floatX, norms * N * C);
     TAKE(normf, floatX, N * C);
-    TAKE(qkv, floatX, L * N * QKV);
-    TAKE(att, floatX, L * N * A);
-    TAKE(fc, floatX, L * N * H);
-    TAKE(act, floatX, L * N * F);
+    TAKE(qkv, floatX, all * N * QKV);
+    TAKE(att, floatX, all * N * A);
+    TAKE(fc, floatX, all * N * H);
+    TAKE(act, floatX, acts * N * F);
     TAKE(mean0, floatM, N);
     TAKE(rstd0, floatM, N);
-    TAKE(mean1, floatM, L * N);
-    TAKE(rstd1, floatM, L * N);
-    TAKE(mean2, floatM, L * N);
-    TAKE(rstd2, floatM, L * N);
+    TAKE(mean1, floatM, all * N);
+    TAKE(rstd1, floatM, all * N);
+    TAKE(mean2, floatM, all * N);
+    TAKE(rstd2, floatM, all * N);
     TAKE(meanf, floatM, N);
     TAKE(rstdf, floatM, N);
-    TAKE(qk_rstd, floatM, L * N * (NH + NKV));
-    TAKE(lse, floatM, L * N * NH);
+    TAKE(qk_rstd, floatM, all * N * (NH + NKV));
+    TAKE(lse, floatM, all * N * NH);
     TAKE(losses, floatM, N);
+    TAKE(loss_sum, double, 1);
     TAKE(logits, floatX, (size_t)R * Vp);
     TAKE(branch, floatX, N * C);
     TAKE(dx, floatX, bwd * N * C);
@@ -105,7 +111,7 @@ static size_t acts_layout(Acts *a, const Config *c, int B, int R, char *base, in
     TAKE(datt, floatX, bwd * N * A);
     TAKE(dfc, floatX, bwd * N * H);
     TAKE(dact, floatX, bwd * N * F);
-    TAKE(tokens, int, N);
+    TAKE(tokens, int, DEVICE_TOKENS(N));
     TAKE(targets, int, N);
 #undef TAKE
     return at;
@@ -125,22 +131,44 @@ static size_t rotary_bytes(const Config *c) {
 }
 
 typedef struct {
-    size_t parameters, gradients, optimizer, activations, total;
+    size_t parameters, gradients, optimizer, activations, workspace, total;
 } Memory;
+
+/* Whether the layers read a copy of the parameters in a type of its own. */
+static int has_copy(void) { return sizeof(floatX) != sizeof(floatM); }
 
 /* Bytes of every purpose, from the config alone. */
 static Memory model_memory(const Config *c, const Registry *r, const Plan *plan, int training) {
     Acts none;
     Memory m;
-    int N = c->batch_size * c->seq_len;
-    m.parameters = r->size * sizeof(floatM);
+    int N = c->batch_size * c->seq_len, R = logit_rows(c, N);
+    m.parameters = r->size * (sizeof(floatM) + (has_copy() ? sizeof(floatX) : 0));
     m.gradients = training ? r->size * sizeof(floatM) : 0;
     m.optimizer = training ? (r->size + plan->v_size + plan->arena_size) * sizeof(floatM) : 0;
     if (training && c->log_groups) m.optimizer += r->size * sizeof(floatM);
-    m.activations = acts_layout(&none, c, c->batch_size, logit_rows(c, N), NULL, training);
+    m.activations = acts_layout(&none, c, c->batch_size, R, NULL, training);
     m.activations += 2 * rotary_bytes(c);
-    m.total = m.parameters + m.gradients + m.optimizer + m.activations;
+    m.workspace = device_workspace(c, R, training);
+    m.total = m.parameters + m.gradients + m.optimizer + m.activations + m.workspace;
     return m;
+}
+
+/* Refuses a run that the device has no memory for, naming the largest batch that it has. */
+static int check_memory(const Config *c, const Registry *r, const Plan *plan, char *err) {
+    double room = (double)device_memory_free();
+    Config smaller = *c;
+    Memory need = model_memory(c, r, plan, 1);
+    if (room == 0 || (double)need.total <= room) return 0; /* 0: the device does not say */
+    while (smaller.batch_size > 0 && (double)model_memory(&smaller, r, plan, 1).total > room)
+        smaller.batch_size--;
+    if (smaller.batch_size)
+        return fail(err, "the run needs %.1f MB and the device has %.1f MB free: the largest --batch-size that "
+                         "fits is %d%s", need.total / 1e6, room / 1e6, smaller.batch_size,
+                    c->recompute < RECOMPUTE_BLOCK ? "; --recompute block makes room for more" : "");
+    return fail(err, "the run needs %.1f MB and the device has %.1f MB free, which is too little for one "
+                     "sequence: parameters, gradients and optimizer state take %.1f MB%s", need.total / 1e6,
+                room / 1e6, (need.parameters + need.gradients + need.optimizer) / 1e6,
+                c->recompute < RECOMPUTE_BLOCK ? "; --recompute block makes room" : "");
 }
 
 /* Allocates a model of a resolved config; parameters are left zero. training 0: forward only. */
@@ -155,7 +183,7 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
     Memory need = model_memory(c, &m->r, &m->plan, training);
     size_t bytes = m->r.size * sizeof(floatM);
     m->p = (floatM *)device_alloc(bytes);
-    m->w = (const floatX *)m->p;
+    m->w = has_copy() ? (floatX *)device_alloc(m->r.size * sizeof(floatX)) : (floatX *)(void *)m->p;
     if (training) {
         m->g = (floatM *)device_alloc(bytes);
         m->m = (floatM *)device_alloc(bytes);
@@ -165,13 +193,12 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
     }
     m->acts_bytes = need.activations - 2 * rotary_bytes(c);
     m->acts_memory = device_alloc(m->acts_bytes);
-    m->host_losses = (floatM *)calloc((size_t)m->B * m->T, sizeof(floatM));
-    if (!m->p || !m->acts_memory || !m->host_losses ||
+    if (!m->p || !m->w || !m->acts_memory || device_reserve(need.workspace) ||
         (training && (!m->g || !m->m || !m->v || !m->arena_memory || (c->log_groups && !m->before))))
         return fail(err, "out of memory: the run needs %.1f MB (parameters %.1f, gradients %.1f, "
                          "optimizer %.1f, activations %.1f); try a smaller --batch-size",
                     need.total / 1e6, need.parameters / 1e6, need.gradients / 1e6,
-                    need.optimizer / 1e6, need.activations / 1e6);
+                    need.optimizer / 1e6, (need.activations + need.workspace) / 1e6);
     acts_layout(&m->a, c, m->B, m->R, (char *)m->acts_memory, training);
     m->arena.p = (floatM *)m->arena_memory;
     m->arena.size = m->plan.arena_size;
@@ -190,6 +217,7 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
 }
 
 static void model_free(Model *m) {
+    if (has_copy()) device_free(m->w);
     device_free(m->p);
     device_free(m->g);
     device_free(m->m);
@@ -197,10 +225,15 @@ static void model_free(Model *m) {
     device_free(m->before);
     device_free(m->arena_memory);
     device_free(m->acts_memory);
+    device_graph_free(&m->graph);
     device_free(m->cosine);
     device_free(m->sine);
-    free(m->host_losses);
     memset(m, 0, sizeof *m);
+}
+
+/* Brings the layers' copy of the parameters up to date. */
+static void refresh_weights(Model *m) {
+    if (has_copy()) cast_weights(m->w, m->p, m->r.size);
 }
 
 /* Initial parameters of the config's seed. */
@@ -210,11 +243,13 @@ static void model_init(Model *m) {
     params_init(&m->r, host, (uint64_t)m->c.seed);
     device_upload(m->p, host, m->r.size * sizeof(floatM));
     free(host);
+    refresh_weights(m);
 }
 
 /* Tensor `id` of layer l: as the layers read it, as master copy, its gradient. NULL if absent. */
 static const floatX *weight(const Model *m, TensorId id, int l) {
-    return (const floatX *)tensor_at(&m->r, (floatM *)m->w, id, l);
+    const Tensor *t = &m->r.t[id];
+    return t->layers ? m->w + t->offset + (size_t)l * t->rows * t->cols : NULL;
 }
 static floatM *master(const Model *m, TensorId id, int l) { return tensor_at(&m->r, m->p, id, l); }
 static floatM *grad(const Model *m, TensorId id, int l) { return tensor_at(&m->r, m->g, id, l); }
@@ -225,45 +260,85 @@ static const floatX *head_weight(const Model *m) {
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
-/* The blocks: tokens (B,T), at most the model's B of them, to the normed stream a.normf (N,C). */
-static void forward(Model *m, const int *tokens, int B) {
+/* One layer's place in the stacks. */
+typedef struct {
+    floatX *x, *mid, *norm1, *norm2, *qkv, *att, *fc, *act;
+    floatM *mean1, *rstd1, *mean2, *rstd2, *qk_rstd, *lse;
+} Block;
+
+static Block block_at(const Model *m, int l) {
+    const Config *c = &m->c;
+    const Acts *a = &m->a;
+    size_t C = (size_t)c->width, NH = (size_t)c->heads, NKV = (size_t)c->kv_heads, HS = (size_t)c->head_dim;
+    size_t F = (size_t)c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
+    /* The layer's first row in the stacks; 0 in those that are computed again. */
+    size_t n = (size_t)l * m->B * m->T, all = c->recompute < RECOMPUTE_BLOCK ? n : 0;
+    size_t norms = c->recompute < RECOMPUTE_NORM ? n : 0, acts = c->recompute < RECOMPUTE_ACT ? n : 0;
+    Block b;
+    b.x = a->x + n * C, b.mid = a->mid + all * C;
+    b.norm1 = a->norm1 + norms * C, b.norm2 = a->norm2 + norms * C;
+    b.qkv = a->qkv + all * (NH + 2 * NKV) * HS, b.att = a->att + all * NH * HS;
+    b.fc = a->fc + all * H, b.act = a->act + acts * F;
+    b.mean1 = a->mean1 + all, b.rstd1 = a->rstd1 + all;
+    b.mean2 = a->mean2 + all, b.rstd2 = a->rstd2 + all;
+    b.qk_rstd = a->qk_rstd + all * (NH + NKV), b.lse = a->lse + all * NH;
+    return b;
+}
+
+/* Layer l, from the stream before it to a.branch, what its MLP adds to the stream. The sum of the last
+   block's middle and branch is formed on the way into the first norm. With `again`, of a layer computed
+   before, b.x is there already, and the last product is not needed. */
+static void block_forward(Model *m, int l, int B, int again) {
     const Config *c = &m->c;
     Acts *a = &m->a;
-    int T = m->T, N = B * T, C = c->width, L = c->layers, NH = c->heads, NKV = c->kv_heads;
-    int HS = c->head_dim, A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width;
-    int H = c->act == ACT_SWIGLU ? 2 * F : F;
-    device_upload(a->tokens, tokens, (size_t)N * sizeof(int));
+    Block b = block_at(m, l);
+    int T = m->T, N = B * T, C = c->width, NH = c->heads, NKV = c->kv_heads, HS = c->head_dim;
+    int A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
+    int first = again || l == 0;
+    norm_forward(b.norm1, b.mean1, b.rstd1, b.x, first ? b.x : block_at(m, l - 1).mid,
+                 first ? NULL : a->branch, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l), N, C, c->norm,
+                 c->norm_eps);
+    linear_forward(b.qkv, b.norm1, weight(m, T_WQKV, l), weight(m, T_BQKV, l), N, C, QKV);
+    qk_forward(b.qkv, b.qk_rstd, m->cosine, m->sine, N, T, 0, NH, NKV, HS, c->qk_norm, c->norm_eps);
+    attention_forward(b.att, b.lse, b.qkv, B, T, NH, NKV, HS, c->attn_scale);
+    linear_forward(a->branch, b.att, weight(m, T_WO, l), weight(m, T_BO, l), N, A, C);
 
+    norm_forward(b.norm2, b.mean2, b.rstd2, b.mid, b.x, a->branch, master(m, T_NORM2_W, l),
+                 master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
+    linear_forward(b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, H);
+    act_forward(b.act, b.fc, N, F, c->act);
+    if (!again) linear_forward(a->branch, b.act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, F, C);
+}
+
+/* Computes again what --recompute did not keep of layer l: the same numbers to the bit. */
+static void block_recompute(Model *m, int l, int B) {
+    const Config *c = &m->c;
+    Block b = block_at(m, l);
+    int N = B * m->T, C = c->width;
+    if (c->recompute == RECOMPUTE_BLOCK) {
+        block_forward(m, l, B, 1);
+        return;
+    }
+    if (c->recompute >= RECOMPUTE_ACT) act_forward(b.act, b.fc, N, c->ff_width, c->act);
+    if (c->recompute < RECOMPUTE_NORM) return;
+    norm_forward(b.norm1, b.mean1, b.rstd1, NULL, b.x, NULL, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l),
+                 N, C, c->norm, c->norm_eps);
+    norm_forward(b.norm2, b.mean2, b.rstd2, NULL, b.mid, NULL, master(m, T_NORM2_W, l),
+                 master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
+}
+
+/* From a.tokens (B,T) through the blocks to the normed stream a.normf (N,C). */
+static void forward_pass(Model *m, int B) {
+    const Config *c = &m->c;
+    Acts *a = &m->a;
+    int T = m->T, N = B * T, C = c->width, L = c->layers;
     embed_forward(c->embed_norm ? a->embed : a->x, a->tokens, weight(m, T_WTE, 0),
                   weight(m, T_WPE, 0), B, T, C);
     if (c->embed_norm)
         norm_forward(a->x, a->mean0, a->rstd0, NULL, a->embed, NULL, master(m, T_NORM0_W, 0),
                      master(m, T_NORM0_B, 0), N, C, c->norm, c->norm_eps);
-    for (int l = 0; l < L; l++) {
-        size_t n = (size_t)l * m->B * T; /* this layer's first row in the stacks */
-        floatX *x = a->x + n * C, *mid = a->mid + n * C;
-        floatX *norm1 = a->norm1 + n * C, *norm2 = a->norm2 + n * C;
-        floatX *qkv = a->qkv + n * QKV, *att = a->att + n * A;
-        floatX *fc = a->fc + n * H, *act = a->act + n * F;
-
-        /* The sum of the last block's input and its MLP's branch is formed on the way into a norm. */
-        norm_forward(norm1, a->mean1 + n, a->rstd1 + n, x, l ? a->mid + (n - (size_t)m->B * T) * C : x,
-                     l ? a->branch : NULL, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l), N, C,
-                     c->norm, c->norm_eps);
-        linear_forward(qkv, norm1, weight(m, T_WQKV, l), weight(m, T_BQKV, l), N, C, QKV);
-        qk_forward(qkv, a->qk_rstd + n * (NH + NKV), m->cosine, m->sine, N, T, 0, NH, NKV, HS,
-                   c->qk_norm, c->norm_eps);
-        attention_forward(att, a->lse + n * NH, qkv, B, T, NH, NKV, HS, c->attn_scale);
-        linear_forward(a->branch, att, weight(m, T_WO, l), weight(m, T_BO, l), N, A, C);
-
-        norm_forward(norm2, a->mean2 + n, a->rstd2 + n, mid, x, a->branch, master(m, T_NORM2_W, l),
-                     master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
-        linear_forward(fc, norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, H);
-        act_forward(act, fc, N, F, c->act);
-        linear_forward(a->branch, act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, F, C);
-    }
-    size_t last = (size_t)(L - 1) * m->B * T * C;
-    norm_forward(a->normf, a->meanf, a->rstdf, a->x + (size_t)L * m->B * T * C, a->mid + last,
+    for (int l = 0; l < L; l++) block_forward(m, l, B, 0);
+    norm_forward(a->normf, a->meanf, a->rstdf, a->x + (size_t)L * m->B * T * C, block_at(m, L - 1).mid,
                  a->branch, master(m, T_NORMF_W, 0), master(m, T_NORMF_B, 0), N, C, c->norm,
                  c->norm_eps);
 }
@@ -275,15 +350,26 @@ static void forward_logits(Model *m, int first, int rows) {
                    rows, C, Vp);
 }
 
-/* Cross entropy of targets (B,T), -1 for none; returns the sum over targets and counts them. Logits
-   are formed some rows at a time and never kept. So where gradients are wanted (scale != 0, the
+/* The same of tokens (B,T), at most the model's B of them. */
+static void forward(Model *m, const int *tokens, int B) {
+    tokens_upload(m->a.tokens, tokens, B * m->T, round_up(m->c.vocab, 64));
+    forward_pass(m, B);
+}
+
+/* Sends targets (B,T), -1 for none, to the device, and counts them. */
+static void send_targets(Model *m, const int *targets, int B, int64_t *count) {
+    int N = B * m->T;
+    device_send(m->a.targets, targets, (size_t)N * sizeof(int));
+    for (int n = 0; n < N; n++) *count += targets[n] >= 0;
+}
+
+/* Cross entropy of a.targets, added up where take_loss finds it. Logits are formed some rows at a time and never kept. So where gradients are wanted (scale != 0, the
    factor on the summed loss) the head's backward pass happens here: its parameter gradients are
    added to, and a.dnorm (N,C) is set. */
-static double forward_loss(Model *m, const int *targets, int B, double scale, int *count) {
+static void loss_pass(Model *m, int B, double scale) {
     const Config *c = &m->c;
     Acts *a = &m->a;
     int N = B * m->T, C = c->width, V = c->vocab, Vp = round_up(V, 64);
-    device_upload(a->targets, targets, (size_t)N * sizeof(int));
     for (int n = 0; n < N; n += m->R) {
         int rows = min_int(m->R, N - n);
         forward_logits(m, n, rows);
@@ -293,13 +379,20 @@ static double forward_loss(Model *m, const int *targets, int B, double scale, in
                             grad(m, T_BHEAD, 0), a->logits, a->normf + (size_t)n * C, head_weight(m),
                             rows, C, Vp);
     }
-    floatM *host = m->host_losses;
-    device_download(host, a->losses, (size_t)N * sizeof(floatM));
-    double sum = 0;
-    for (int n = 0; n < N; n++) {
-        sum += (double)host[n];
-        *count += targets[n] >= 0;
-    }
+    losses_add(a->loss_sum, a->losses, N);
+}
+
+/* The same after a forward pass, of targets (B,T). */
+static void forward_loss(Model *m, const int *targets, int B, double scale, int64_t *count) {
+    send_targets(m, targets, B, count);
+    loss_pass(m, B, scale);
+}
+
+/* The sum of the losses since the last call. Waits for the device. */
+static double take_loss(Model *m) {
+    double sum;
+    device_download(&sum, m->a.loss_sum, sizeof sum);
+    device_zero(m->a.loss_sum, sizeof sum);
     return sum;
 }
 
@@ -319,36 +412,42 @@ static void backward(Model *m, int B) {
                   a->x + (size_t)L * m->B * T * C, master(m, T_NORMF_W, 0), a->meanf, a->rstdf, N, C,
                   c->norm);
     for (int l = L - 1; l >= 0; l--) {
-        size_t n = (size_t)l * m->B * T;
-        const floatX *x = a->x + n * C, *mid = a->mid + n * C;
-        const floatX *norm1 = a->norm1 + n * C, *norm2 = a->norm2 + n * C;
-        const floatX *qkv = a->qkv + n * QKV, *att = a->att + n * A;
-        const floatX *fc = a->fc + n * H, *act = a->act + n * F;
-
+        Block b = block_at(m, l);
+        block_recompute(m, l, B);
         /* dx is the gradient of the stream after the block, and so of the MLP's branch. */
-        linear_backward(a->dact, grad(m, T_WPROJ, l), grad(m, T_BPROJ, l), a->dx, act,
+        linear_backward(a->dact, grad(m, T_WPROJ, l), grad(m, T_BPROJ, l), a->dx, b.act,
                         weight(m, T_WPROJ, l), N, F, C);
-        act_backward(a->dfc, a->dact, fc, N, F, c->act);
-        linear_backward(a->dnorm, grad(m, T_WFC, l), grad(m, T_BFC, l), a->dfc, norm2,
+        act_backward(a->dfc, a->dact, b.fc, N, F, c->act);
+        linear_backward(a->dnorm, grad(m, T_WFC, l), grad(m, T_BFC, l), a->dfc, b.norm2,
                         weight(m, T_WFC, l), N, C, H);
-        norm_backward(a->dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), a->dnorm, a->dx, mid,
-                      master(m, T_NORM2_W, l), a->mean2 + n, a->rstd2 + n, N, C, c->norm);
+        norm_backward(a->dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), a->dnorm, a->dx, b.mid,
+                      master(m, T_NORM2_W, l), b.mean2, b.rstd2, N, C, c->norm);
 
-        linear_backward(a->datt, grad(m, T_WO, l), grad(m, T_BO, l), a->dx, att, weight(m, T_WO, l), N,
+        linear_backward(a->datt, grad(m, T_WO, l), grad(m, T_BO, l), a->dx, b.att, weight(m, T_WO, l), N,
                         A, C);
-        attention_backward(a->dqkv, a->datt, qkv, att, a->lse + n * NH, B, T, NH, NKV, HS,
-                           c->attn_scale);
-        qk_backward(a->dqkv, qkv, a->qk_rstd + n * (NH + NKV), m->cosine, m->sine, N, T, NH, NKV, HS,
-                    c->qk_norm);
-        linear_backward(a->dnorm, grad(m, T_WQKV, l), grad(m, T_BQKV, l), a->dqkv, norm1,
+        attention_backward(a->dqkv, a->datt, b.qkv, b.att, b.lse, B, T, NH, NKV, HS, c->attn_scale);
+        qk_backward(a->dqkv, b.qkv, b.qk_rstd, m->cosine, m->sine, N, T, NH, NKV, HS, c->qk_norm);
+        linear_backward(a->dnorm, grad(m, T_WQKV, l), grad(m, T_BQKV, l), a->dqkv, b.norm1,
                         weight(m, T_WQKV, l), N, C, QKV);
-        norm_backward(a->dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), a->dnorm, a->dx, x,
-                      master(m, T_NORM1_W, l), a->mean1 + n, a->rstd1 + n, N, C, c->norm);
+        norm_backward(a->dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), a->dnorm, a->dx, b.x,
+                      master(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
     }
     if (c->embed_norm)
         norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), a->dx, NULL, a->embed,
                       master(m, T_NORM0_W, 0), a->mean0, a->rstd0, N, C, c->norm);
     embed_backward(grad(m, T_WTE, 0), grad(m, T_WPE, 0), a->dx, a->tokens, B, T, C);
+}
+
+/* Forward, loss and backward of one micro-batch (B,T) of the model's B: adds to the gradient and to the loss.
+   All addresses and sizes are those of the last one, so a device may replay what it did then. */
+static void micro_batch(Model *m, const int *tokens, const int *targets, double scale, int64_t *count) {
+    tokens_upload(m->a.tokens, tokens, m->B * m->T, round_up(m->c.vocab, 64));
+    send_targets(m, targets, m->B, count);
+    if (device_replays(&m->graph)) return;
+    forward_pass(m, m->B);
+    loss_pass(m, m->B, scale);
+    backward(m, m->B);
+    device_recorded(&m->graph);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -362,6 +461,7 @@ static void update(Model *m, int step, double clip) {
                    schedule_momentum(&c->schedule, step, c->optim.momentum), clip, step + 1};
     if (m->before) plan_groups_keep(&m->plan, &m->r, m->p, m->before);
     plan_step(&m->plan, &m->r, c, &s);
+    refresh_weights(m);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -370,18 +470,14 @@ static void update(Model *m, int step, double clip) {
 /* Mean loss over the first `limit` targets (0: all) of the validation data, in nats per token. */
 static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *loss, char *err) {
     size_t rows = data_val_rows(val, limit);
-    double sum = 0;
-    int count = 0;
-    size_t total = 0;
+    int64_t count = 0;
     for (size_t row = 0; row < rows; row += (size_t)m->B) {
         int B = (int)min_size((size_t)m->B, rows - row);
         if (data_val_batch(val, row, B, limit, x, y, err)) return -1;
         forward(m, x, B);
-        count = 0;
-        sum += forward_loss(m, y, B, 0, &count);
-        total += (size_t)count;
+        forward_loss(m, y, B, 0, &count);
     }
-    *loss = sum / (double)total;
+    *loss = take_loss(m) / (double)count;
     return 0;
 }
 
@@ -468,6 +564,7 @@ static int load_tensors(Model *m, const Ckpt *ckpt, int training, char *err) {
         snprintf(name, sizeof name, "m.%s", t->name);
         if (training && load_record(ckpt, name, m->m + t->offset, t->size, err)) return -1;
     }
+    refresh_weights(m);
     if (training && m->plan.v_size) return load_record(ckpt, "v", m->v, m->plan.v_size, err);
     return 0;
 }
@@ -521,9 +618,11 @@ static void print_model(FILE *out, const Config *c, const Registry *r) {
 }
 
 static void print_memory(FILE *out, Memory m) {
-    fprintf(out, "memory   %.1f MB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f\n",
+    fprintf(out, "memory   %.1f MB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f",
             m.total / 1e6, m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6,
             m.activations / 1e6);
+    if (m.workspace) fprintf(out, ", workspace %.1f", m.workspace / 1e6);
+    fputc('\n', out);
 }
 
 static void print_rules(FILE *out, const Config *c) {
@@ -558,6 +657,7 @@ typedef struct {
     int step;                 /* updates done */
     int64_t tokens;           /* and tokens they read */
     int *x, *y;               /* a batch on the host, (B,T) each */
+    double peak, stated_peak; /* FLOP/s of the machine, see device_peak */
 } Run;
 
 /* SIGINT and SIGTERM are held back in all threads and looked for between steps. A handler would be
@@ -635,7 +735,7 @@ static int restore(Run *run, const Ckpt *ckpt, char *err) {
     return ckpt_prune(run->log.checkpoints, run->asked.keep_checkpoints, err);
 }
 
-static int write_run_json(Run *run, const Config *c, char *err) {
+static int write_run_json(Run *run, const Config *c, const char *machine, char *err) {
     char parameters[32], train_tokens[32], val_tokens[32], val_id[64], flops[32];
     snprintf(parameters, sizeof parameters, "%zu", run->model.r.count);
     snprintf(train_tokens, sizeof train_tokens, "%zu", data_tokens(&run->train));
@@ -648,7 +748,7 @@ static int write_run_json(Run *run, const Config *c, char *err) {
         {"train_tokens", train_tokens, 1}, {"val_tokens", val_tokens, 1},
         {"train_checksum", run->data_id, 0}, {"val_checksum", val_id, 0},
     };
-    return log_run_json(&run->log, config_flags, CONFIG_FLAGS, c, gemm_describe(), pairs,
+    return log_run_json(&run->log, config_flags, CONFIG_FLAGS, c, machine, pairs,
                         (int)(sizeof pairs / sizeof pairs[0]), err);
 }
 
@@ -658,17 +758,15 @@ static int write_run_json(Run *run, const Config *c, char *err) {
 static int train_step(Run *run, double *loss, double *norm, char *err) {
     Model *m = &run->model;
     const Config *c = &m->c;
-    int micro = (int)(c->total_batch_tokens / ((int64_t)m->B * m->T)), count = 0;
-    double sum = 0;
+    int micro = (int)(c->total_batch_tokens / ((int64_t)m->B * m->T));
+    int64_t count = 0;
     device_zero(m->g, m->r.size * sizeof(floatM));
     for (int i = 0; i < micro; i++) {
         if (data_next(&run->train, m->B, run->x, run->y, err)) return -1;
-        forward(m, run->x, m->B);
-        sum += forward_loss(m, run->y, m->B, 1.0 / (double)c->total_batch_tokens, &count);
-        backward(m, m->B);
+        micro_batch(m, run->x, run->y, 1.0 / (double)c->total_batch_tokens, &count);
     }
-    *loss = sum / count;
-    *norm = sqrt(la_sum_squares(m->g, m->r.size));
+    *norm = sqrt(la_sum_squares(m->g, m->r.size)); /* the one place where a step waits for the device */
+    *loss = take_loss(m) / (double)count;
     if (!isfinite(*loss) || !isfinite(*norm)) {
         floatM *host = (floatM *)malloc(m->r.size * sizeof(floatM));
         fprintf(stderr, "\nstep %d: loss %g, gradient norm %g\n", run->step + 1, *loss, *norm);
@@ -690,16 +788,28 @@ static int train_step(Run *run, double *loss, double *norm, char *err) {
     return 0;
 }
 
-/* {"groups": ...}, the sizes of the last update, for the log; NULL when not asked for. To be freed. */
-static char *group_sizes(Model *m) {
-    char *text = NULL;
+/* What else a line of the log holds, as a JSON object: the sizes of the last update when asked for, and
+   the device's state where it tells. NULL if there is nothing; to be freed. */
+static char *log_extra(Model *m) {
+    char *text = NULL, state[256];
     size_t size = 0;
-    FILE *f = m->before ? open_memstream(&text, &size) : NULL;
+    device_state(state, sizeof state);
+    FILE *f = m->before || state[0] ? open_memstream(&text, &size) : NULL;
     if (!f) return NULL;
-    fputs("{\"groups\": ", f);
-    plan_groups_json(f, &m->plan, &m->r, m->p, m->before);
+    fprintf(f, "{%s", state);
+    if (m->before) {
+        fprintf(f, "%s\"groups\": ", state[0] ? ", " : "");
+        plan_groups_json(f, &m->plan, &m->r, m->p, m->before);
+    }
     fputs("}", f);
     fclose(f);
+    return text;
+}
+
+/* "  mfu 41.3 %", or nothing where the machine's peak is not known. */
+static const char *mfu_text(char text[32], double mfu) {
+    text[0] = 0;
+    if (mfu > 0) snprintf(text, 32, "  mfu %.1f %%", 100 * mfu);
     return text;
 }
 
@@ -717,17 +827,18 @@ static int train_loop(Run *run, char *err) {
     const Config *c = &m->c;
     Progress progress;
     size_t val_limit = (size_t)c->val_tokens;
+    char mfu[32];
     int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
     progress_begin(&progress, stdout, run->step, c->steps);
     if (run->step == 0) {
-        LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL};
+        LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL, 0, 0};
         if (validate(m, &run->val, val_limit, run->x, run->y, &line.val_loss, err) ||
             log_line(&run->log, &line, err))
             return -1;
         progress_print(&progress, "step %5d  validation %.4f", 0, line.val_loss);
     }
     while (run->step < c->steps && !(stop_signal = waiting_signal())) {
-        LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL};
+        LogLine line = {0, 0, NAN, NAN, NAN, NAN, NAN, NAN, NULL, 0, 0};
         double start = now_seconds();
         line.lr = c->lr * schedule_lr(&c->schedule, run->step);
         if (train_step(run, &line.train_loss, &line.grad_norm, err)) return -1;
@@ -736,20 +847,23 @@ static int train_loop(Run *run, char *err) {
         line.tokens = run->tokens;
         line.ms = 1000 * seconds;
         line.tok_s = (double)c->total_batch_tokens / seconds;
+        if (run->peak > 0) line.mfu = flops_per_token(c, &m->r) * line.tok_s / run->peak;
+        if (run->stated_peak > 0) line.mfu_stated = flops_per_token(c, &m->r) * line.tok_s / run->stated_peak;
         int last = run->step == c->steps;
         progress_update(&progress, run->step, line.train_loss, line.tok_s);
         if (last || (c->val_every && run->step % c->val_every == 0)) {
             if (validate(m, &run->val, val_limit, run->x, run->y, &line.val_loss, err)) return -1;
-            progress_print(&progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s",
-                           run->step, line.train_loss, line.val_loss, line.ms, line.tok_s);
+            progress_print(&progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s%s",
+                           run->step, line.train_loss, line.val_loss, line.ms, line.tok_s,
+                           mfu_text(mfu, line.mfu));
         } else if (!progress.live && run->step % every == 0) {
-            progress_print(&progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s", run->step,
-                           line.train_loss, line.grad_norm, line.ms, line.tok_s);
+            progress_print(&progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s%s", run->step,
+                           line.train_loss, line.grad_norm, line.ms, line.tok_s, mfu_text(mfu, line.mfu));
         }
-        char *groups = group_sizes(m);
-        line.extra = groups;
+        char *extra = log_extra(m);
+        line.extra = extra;
         int status = log_line(&run->log, &line, err);
-        free(groups);
+        free(extra);
         if (status) return -1;
         int due = c->checkpoint_every && run->step % c->checkpoint_every == 0;
         if ((last || due) && save_run(run, err)) return -1;
@@ -781,14 +895,15 @@ static int dry_run(Run *run, char *err) {
     run->y = run->x + (size_t)c->batch_size * c->seq_len;
     double best = 1e30, update_seconds = 1e30;
     for (int i = 0; i < 3; i++) {
-        int count = 0;
+        int64_t count = 0;
+        device_wait();
         double start = now_seconds();
         if (data_next(&run->train, c->batch_size, run->x, run->y, err)) return -1;
-        forward(&run->model, run->x, c->batch_size);
-        forward_loss(&run->model, run->y, c->batch_size, 1.0 / (double)c->total_batch_tokens, &count);
-        backward(&run->model, c->batch_size);
+        micro_batch(&run->model, run->x, run->y, 1.0 / (double)c->total_batch_tokens, &count);
+        take_loss(&run->model);
         double middle = now_seconds();
         update(&run->model, 0, 1);
+        device_wait();
         double end = now_seconds();
         if (middle - start < best) best = middle - start;
         if (end - middle < update_seconds) update_seconds = end - middle;
@@ -821,7 +936,7 @@ static void print_curve(const Run *run) {
 
 int main(int argc, char **argv) {
     static Run run;
-    char err[ERR_LEN], machine[256], path[FILE_PATH_SIZE];
+    char err[ERR_LEN], machine[512], path[FILE_PATH_SIZE];
     Ckpt ckpt;
     memset(&ckpt, 0, sizeof ckpt);
     int status = config_parse(&run.asked, run.given, argc, argv, err);
@@ -840,7 +955,8 @@ int main(int argc, char **argv) {
     if (started < 0) die("%s", err);
     Config c = run.asked;
     if (open_data(&run, &c, err) || config_resolve(&c, err)) die("%s", err);
-    if (device_setup(c.threads, c.compute, err)) die("%s", err);
+    if (device_setup(&c, err)) die("%s", err);
+    run.asked.attention = c.attention; /* as chosen: a resumed run has to take the same */
     device_describe(machine, sizeof machine);
 
     run.model.c = c;
@@ -857,6 +973,7 @@ int main(int argc, char **argv) {
            (double)c.steps * (double)c.total_batch_tokens / (double)data_tokens(&run.train),
            (long long)c.seed);
     fflush(stdout);
+    if (check_memory(&c, &run.model.r, &run.model.plan, err)) die("%s", err);
     if (c.dry_run) {
         if (dry_run(&run, err)) die("%s", err);
         return 0;
@@ -877,11 +994,17 @@ int main(int argc, char **argv) {
         if (log_truncate_after(&run.log, -1, err)) die("%s", err);
         model_init(&run.model);
     }
-    if (write_run_json(&run, &c, err)) die("%s", err);
+    device_peak(&run.peak, &run.stated_peak);
+    if (run.peak > 0) printf("peak     %.0f TFLOP/s measured", run.peak / 1e12);
+    if (run.peak > 0 && run.stated_peak > 0) printf(", %.0f stated", run.stated_peak / 1e12);
+    if (run.peak > 0) printf("\n");
+    if (write_run_json(&run, &c, machine, err)) die("%s", err);
 
     if (train_loop(&run, err)) die("%s", err);
     print_curve(&run);
-    printf("peak memory %.1f MB; run folder %s\n", resident_peak() / 1e6, run.log.dir);
+    printf("peak memory %.1f MB", resident_peak() / 1e6);
+    if (device_memory_peak()) printf(", on the GPU %.1f MB", device_memory_peak() / 1e6);
+    printf("; run folder %s\n", run.log.dir);
     if (stop_signal && run.step < c.steps) {
         printf("stopped by signal %d after step %d of %d; continue with: %s --run %s --resume\n",
                stop_signal, run.step, c.steps, argv[0], c.run);

@@ -17,6 +17,8 @@ enum { POS_LEARNED, POS_ROPE, POS_ROPE_HALF, POS_NONE };
 enum { ACT_GELU, ACT_RELU2, ACT_SWIGLU };
 enum { INIT_GPT2, INIT_SPEEDRUN };
 enum { OPT_CM, OPT_MUON, OPT_ADAMW };
+enum { RECOMPUTE_NONE, RECOMPUTE_ACT, RECOMPUTE_NORM, RECOMPUTE_BLOCK };
+enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN };
 /* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
 enum { RULE_AUTO, RULE_CM, RULE_MUON, RULE_MUON_HEAD, RULE_NORMUON, RULE_AURORA, RULE_MUONH, RULE_ADAMW,
        RULE_ADAMW_PARTNER, RULE_QUACK };
@@ -32,7 +34,8 @@ typedef struct {
     int val_every;
     int64_t val_tokens;
     int checkpoint_every, keep_checkpoints, threads, compute, dry_run, print_every, version;
-    int log_groups;
+    int log_groups, recompute;
+    int device, attention, tf32, cuda_graph; /* of a GPU */
     int help_markdown;
     /* data */
     char data[FLAG_STRING_SIZE], val_data[FLAG_STRING_SIZE];
@@ -86,6 +89,19 @@ static const Flag config_flags[] = {
     {"compute", FLAG_CHOICE, F(compute), "auto", 0, 0, "fp32|bf16|auto",
      "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 on a CPU, and on a GPU "
      "what the program was built for", NULL},
+    {"recompute", FLAG_CHOICE, F(recompute), "none", 0, 0, "none|act|norm|block",
+     "what the backward pass computes again instead of keeping it for all layers: MLP activations, norms too, "
+     "or all but each block's input; slower, less memory, the same numbers", NULL},
+#ifdef CM_CUDA
+    {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
+    {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn",
+     "our flash attention, or cuDNN's; auto: the faster one that this GPU and cuDNN support", NULL},
+    {"cuda-graph", FLAG_BOOL, F(cuda_graph), "off", 0, 0, NULL,
+     "record the kernels of a micro-batch and replay them: saves launches, which small models wait for", NULL},
+    {"tf32", FLAG_BOOL, F(tf32), "on", 0, 0, NULL,
+     "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 program), 10 bits of mantissa",
+     NULL},
+#endif
     {"dry-run", FLAG_SWITCH, F(dry_run), "off", 0, 0, NULL,
      "print parameters, memory, update plan, FLOPs and expected time, then stop", NULL},
     {"version", FLAG_SWITCH, F(version), "off", 0, 0, NULL, "print the version and stop", NULL},

@@ -149,6 +149,15 @@ la_vec_mul(s, n, a), la_vec_sqrt(s, n)
 la_adamw(P, G, M, V, ...)         element-wise, see optim/adamw.h
 la_eigh_rroot(R, G, a, S)         R = (G + a I)^-1/2 by eigendecomposition, clamped; S is scratch,
                                   la_eigh_scratch(rows) a matrix
+la_fast(on)                       products from here on may round their input to ten bits (TF32) where a
+                                  backend gains by it; returns whether they do; off outside of msign
+
+Two long iterations that a backend may do in one piece, or decline by answering 0:
+
+la_root_iteration(R, G, a, ab, n, w)   R = (G + a I)^-1/2 by n steps of optim/invroot.h with coefficients
+                                  ab[n][2]; before each from w on a matrix may stop by LA_ROOT_DONE
+la_sign_run(Q, A, abc, n)         n steps of optim/msign.h on Grams A: Q = P_n ... P_1 with coefficients
+                                  abc[n][3]; A may be overwritten
 
 Of the gauge connections and the controls:
 
@@ -168,6 +177,14 @@ la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, 1e-14))^p
 /* Plain: (L - R)_ij / (a_i + b_j). Partner: 1/2 (L_ij / a_i - R_ij / b_j). Relative: as plain, with L and
    a divided by sum a, R and b by sum b; its scalar form is that of partner. */
 enum { LA_GAUGE_PLAIN, LA_GAUGE_PARTNER, LA_GAUGE_RELATIVE };
+
+/* Most steps of the two long iterations. */
+enum { LA_ROOT_STEPS = 25, LA_SIGN_STEPS = 12 };
+
+/* Whether the coupled iteration has arrived, from the gap ||P - I||_F / sqrt(k) of this step and the one
+   before: gap after gap is squared until rounding stops it. NaN runs on to the end. */
+#define LA_ROOT_DONE(GAP, BEFORE)                                                                  \
+    ((GAP) < (sizeof(floatM) == 8 ? 1e-9 : 1e-5) || ((GAP) < 0.01 && 2 * (GAP) > (BEFORE)))
 
 #ifdef CM_CUDA
 #include "cuda/linalg.cuh"

@@ -8,7 +8,8 @@ log.jsonl    what happened: one JSON object a line, in rising order of step,
     {"step": 10, "tokens": 81920, "train_loss": 4.2, "val_loss": null, "lr": 0.0003,
      "grad_norm": 1.5, "ms": 12.345, "tok_s": 6636000, "extra": {...}}
 
-             with the keys always in that order and "extra" only where there is something to add.
+             with the keys always in that order, "mfu" and "mfu_stated" before "extra" where the machine's
+             peak is known, and "extra" only where there is something to add.
              null stands for what was not measured and for NaN and infinity. The keys before "ms"
              do not depend on the machine's speed, so two logs are compared by cutting each line
              at `, "ms"`. Losses, norms and rates have 9 digits, which name a float exactly.
@@ -34,6 +35,7 @@ typedef struct {
     int64_t step, tokens;
     double train_loss, val_loss, lr, grad_norm, ms, tok_s;
     const char *extra; /* a JSON value, or NULL */
+    double mfu, mfu_stated; /* fraction of the measured peak and of the data sheet's; 0: not known */
 } LogLine;
 
 /* One more entry of run.json: a string, or any JSON value where is_json is 1. */
@@ -254,6 +256,8 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
     else fputs(", \"ms\": null", f);
     if (isfinite(line->tok_s)) fprintf(f, ", \"tok_s\": %.0f", line->tok_s);
     else fputs(", \"tok_s\": null", f);
+    if (line->mfu > 0) fprintf(f, ", \"mfu\": %.4f", line->mfu);
+    if (line->mfu_stated > 0) fprintf(f, ", \"mfu_stated\": %.4f", line->mfu_stated);
     if (line->extra) fprintf(f, ", \"extra\": %s", line->extra);
     fputs("}\n", f);
     int status = fclose(f) ? fail(err, "out of memory while writing %s", log->path) : 0;

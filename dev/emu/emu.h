@@ -22,6 +22,7 @@ races that this order does not show, memory alignment beyond that of the types, 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define EMU_ASAN
@@ -49,13 +50,15 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) double2 { double x, y; };
+/* Through which kernels read and write memory of other types, as nvcc allows. */
+#define EMU_VECTOR(BYTES) __attribute__((aligned(BYTES), may_alias))
+struct EMU_VECTOR(8) float2 { float x, y; };
+struct EMU_VECTOR(16) float4 { float x, y, z, w; };
+struct EMU_VECTOR(8) int2 { int x, y; };
+struct EMU_VECTOR(16) int4 { int x, y, z, w; };
+struct EMU_VECTOR(8) uint2 { unsigned x, y; };
+struct EMU_VECTOR(16) uint4 { unsigned x, y, z, w; };
+struct EMU_VECTOR(16) double2 { double x, y; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
@@ -246,6 +249,8 @@ static inline void emu_resume(EmuThread *t) {
 #endif
 }
 
+static inline int emu_same(const char *a, const char *b) { return a == b || !strcmp(a, b); }
+
 /* Runs one warp's threads until all are at a barrier of the block or done. */
 static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
     for (;;) {
@@ -259,7 +264,7 @@ static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
         emu.current = first;
         if (n != 32) emu_die("a warp operation in a warp of fewer than 32 threads");
         for (int i = 0; i < n; i++)
-            if (first[i].state != EMU_AT_WARP_BARRIER || strcmp(first[i].where, first->where)) {
+            if (first[i].state != EMU_AT_WARP_BARRIER || !emu_same(first[i].where, first->where)) {
                 emu.current = first + i;
                 fprintf(stderr, "emulator: lane 0 is at %s, lane %d at %s\n", first->where, i,
                         first[i].where);
@@ -287,7 +292,7 @@ static inline void emu_run_block(int threads, int backwards) {
             EmuThread *t = &emu.thread[i];
             emu.current = t;
             if (done) emu_die("some threads have ended where the others wait for the whole block");
-            if (strcmp(t->where, emu.thread[0].where))
+            if (!emu_same(t->where, emu.thread[0].where))
                 emu_die("the threads of a block are not at the same barrier");
             t->state = EMU_READY;
         }
@@ -477,9 +482,49 @@ static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const voi
         memcpy((char *)to + r * to_pitch, (const char *)from + r * from_pitch, bytes);
     return cudaSuccess;
 }
+enum { cudaEventDisableTiming = 2 };
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { *e = NULL; return cudaSuccess; }
+/* Events with timing hold the host's milliseconds. */
+static inline cudaError_t cudaEventCreate(cudaEvent_t *e) {
+    *e = calloc(1, sizeof(double));
+    return *e ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }
+static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    *ms = (float)(*(double *)to - *(double *)from);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = NULL; return cudaSuccess; }
+
+/* One device of 1 GB, or of CM_EMU_MEMORY bytes, which programs under test may find too small. */
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount;
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
+};
+static inline size_t emu_memory(void) {
+    const char *text = getenv("CM_EMU_MEMORY");
+    return text ? (size_t)strtoull(text, NULL, 10) : (size_t)1 << 30;
+}
+static inline cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaRuntimeGetVersion(int *v) { *v = 13000; return cudaSuccess; }
+static inline cudaError_t cudaMemGetInfo(size_t *room, size_t *all) {
+    *room = *all = emu_memory();
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    *p = {"emulator", 9, 0, 1, emu_memory(), EMU_SHARED_LIMIT};
+    return cudaSuccess;
+}
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 static inline cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    if (e) *(double *)e = 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+    return cudaSuccess;
+}
 
 #endif

@@ -8,7 +8,7 @@ Programs are built with float and with double: TOL(f, d) is the tolerance of the
 #ifndef CM_OPTIM_CASES_H
 #define CM_OPTIM_CASES_H
 
-#include "../../llmc/linalg.h"
+#include "backend.h"
 
 /* The plan cuts layers into chunks by this budget; here it is a variable, so that a test can vary
    it. */

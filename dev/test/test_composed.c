@@ -227,7 +227,9 @@ int main(int argc, char **argv) {
     if (argc != 1 && (argc != 3 || strcmp(argv[1], "--csv"))) die("usage: test_composed [--csv FILE]");
     if (argc == 3 && !(csv = fopen(argv[2], "w"))) die("--csv: cannot write %s", argv[2]);
     if (csv) fprintf(csv, "step,optimizer,circuit,layer,head,ratio\n");
-    if (device_setup(1, COMPUTE_FP32, err)) die("%s", err);
+    static Config machine;
+    machine.threads = 1;
+    if (device_setup(&machine, err)) die("%s", err);
     if (!mkdtemp(folder)) die("cannot make a folder below /tmp");
     file_path(text, "%s/text", folder);
     write_text(text);

@@ -336,9 +336,12 @@ static void test_prompt(void) {
 
 int main(void) {
     char err[ERR_LEN];
-    device_setup(2, COMPUTE_FP32, err);
+    static Config machine;
+    machine.threads = 2;
+    device_setup(&machine, err);
     test_decode("");
-    device_setup(1, COMPUTE_FP32, err); /* models as small as these gain nothing from threads */
+    machine.threads = 1;
+    device_setup(&machine, err); /* models as small as these gain nothing from threads */
     test_decode("--preset tiny --norm layernorm --pos learned --qk-norm off --act gelu --biases on "
                 "--tied on --embed-norm off --softcap 0");
     test_decode("--act swiglu --tied on --softcap 0 --embed-norm off --kv-heads 2");

@@ -28,7 +28,7 @@ static void write_text(const char *path, const char *mode, const char *text) {
 }
 
 static int put_line(RunLog *log, int64_t step, double train, double val) {
-    LogLine line = {step, 8192 * step, train, val, 3e-4, 1.5, 12.3456, 663600.4, NULL};
+    LogLine line = {step, 8192 * step, train, val, 3e-4, 1.5, 12.3456, 663600.4, NULL, 0, 0};
     return log_line(log, &line, err);
 }
 
@@ -61,7 +61,7 @@ static void test_lines(void) {
     LogCurve curve = {0, NULL, NULL, NULL, NULL};
     check(log_open(&log, root, "lines", 0, err) == 0, "%s", err);
     float loss = 3.14159274f;
-    LogLine extra = {2, 16384, (double)loss, NAN, 1e-5, INFINITY, NAN, 1e6, "{\"mfu\": 0.5}"};
+    LogLine extra = {2, 16384, (double)loss, NAN, 1e-5, INFINITY, NAN, 1e6, "{\"gpu_w\": 640}", 0.5625, 0.41};
     check(put_line(&log, 0, NAN, 10.825) == 0 && put_line(&log, 1, 9.5, NAN) == 0, "%s", err);
     check(log_line(&log, &extra, err) == 0, "%s", err);
     check(log_append_text(&log, "no end", err) == -1, "a line needs its end");
@@ -73,8 +73,8 @@ static void test_lines(void) {
         "{\"step\": 1, \"tokens\": 8192, \"train_loss\": 9.5, \"val_loss\": null, \"lr\": 0.0003, "
         "\"grad_norm\": 1.5, \"ms\": 12.346, \"tok_s\": 663600}\n"
         "{\"step\": 2, \"tokens\": 16384, \"train_loss\": 3.14159274, \"val_loss\": null, \"lr\": "
-        "1e-05, \"grad_norm\": null, \"ms\": null, \"tok_s\": 1000000, \"extra\": {\"mfu\": "
-        "0.5}}\n";
+        "1e-05, \"grad_norm\": null, \"ms\": null, \"tok_s\": 1000000, \"mfu\": 0.5625, "
+        "\"mfu_stated\": 0.4100, \"extra\": {\"gpu_w\": 640}}\n";
     check(!strcmp(text, expected), "log:\n%s", text);
     free(text);
 

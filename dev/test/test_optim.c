@@ -1126,7 +1126,7 @@ static void test_gscale(void) {
             Mat w = mat_dense(W[i], 1, 5, 7), g = mat_dense(G[i], 1, 5, 7),
                 m = mat_dense(M[i], 1, 5, 7);
             Arena arena = arena_of(muon_scratch(w));
-            AdamW a = {0.1, 0.1, 0.9, 0.95, 1e-3, i ? 1 : 4, 3};
+            AdamW a = {0.1, 0.1, 0.9, 0.95, 1e-3, i ? 1.0 : 4.0, 3};
             if (rule) adamw_update(w, g, m, mat_dense(V[i], 1, 5, 7), &a);
             else muon_update(w, g, m, &o, 0.9, 0.1, 0.1, i ? 1 : 4, &arena);
         }

@@ -23,14 +23,61 @@ static inline void device_download(void *to, const void *from, size_t bytes) {
     memcpy(to, from, bytes);
 }
 
+/* Rows of n bytes, the pitches apart, from one place of device memory to another. */
+static inline void device_copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t n,
+                                    size_t rows) {
+    for (size_t r = 0; r < rows; r++)
+        memcpy((char *)to + r * to_pitch, (const char *)from + r * from_pitch, n);
+}
+
+/* An upload that need not be done when the call returns; `from` may be overwritten at once. */
+static inline void device_send(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+
+/* The n tokens of a batch, in the form that embed_backward wants: DEVICE_TOKENS(n) ints. */
+#define DEVICE_TOKENS(N) (N)
+static inline void tokens_upload(int *to, const int *tokens, int n, int vocab) {
+    (void)vocab;
+    device_send(to, tokens, (size_t)n * sizeof *to);
+}
+
+/* Until all that was asked of the device is done. */
+static inline void device_wait(void) {}
+
+/* Bytes of device memory that are free; 0: not known, or not to be relied on. */
+static inline size_t device_memory_free(void) { return 0; }
+
+/* Bytes that the backend works in beside the model's own, with R rows of logits at a time; and makes
+   sure of them, or returns -1. */
+static inline size_t device_workspace(const Config *c, int R, int training) {
+    return (void)c, (void)R, (void)training, (size_t)0;
+}
+static inline int device_reserve(size_t bytes) { return (void)bytes, 0; }
+
+/* The most the device used, in bytes; 0: all is in the process's own memory. */
+static inline size_t device_memory_peak(void) { return 0; }
+
+/* Floating-point operations a second that the matrix product reaches, measured, and that the maker
+   states; 0: not known. */
+static inline void device_peak(double *measured, double *stated) { *measured = *stated = 0; }
+
+/* Work that a device can record and replay: device_replays is 1 where it did it again, else the work is to
+   be asked for, and device_recorded to follow. */
+typedef int DeviceGraph;
+static inline int device_replays(DeviceGraph *g) { return (void)g, 0; }
+static inline void device_recorded(DeviceGraph *g) { (void)g; }
+static inline void device_graph_free(DeviceGraph *g) { (void)g; }
+
+/* Facts about the device for a line of the log, as members of a JSON object; nothing if there are none. */
+static inline void device_state(char *text, size_t size) { (void)size, text[0] = 0; }
+
 /* Picks threads and precision; describes the machine in one line. */
-static inline int device_setup(int threads, int compute, char *err) {
+static inline int device_setup(Config *c, char *err) {
 #ifdef _OPENMP
-    if (threads) omp_set_num_threads(threads);
+    if (c->threads) omp_set_num_threads(c->threads);
 #else
-    if (threads > 1) return fail(err, "--threads %d: this program was built without OpenMP", threads);
+    if (c->threads > 1) return fail(err, "--threads %d: this program was built without OpenMP", c->threads);
 #endif
-    return gemm_setup((Compute)compute, err);
+    return gemm_setup((Compute)c->compute, err);
 }
 
 static inline void device_describe(char *text, size_t size) {

@@ -9,6 +9,7 @@ Attention and the matrix products have files of their own.
 
 #include "../base.h"
 #include "../config.h"
+#include "../rope.h"
 #include "gemm.h"
 #include "simd.h"
 
@@ -180,21 +181,6 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
             for (int o = 0; o < O; o++) sum[o] += dy[n * O + o];
     }
     sums_add(db, (size_t)O, 0, (size_t)O);
-}
-
-/* Rotary angles: cosine and sine (T, HS/2) of t omega_j for the pair (j, j + HS/2).
-   rope: omega_j = base^(-2j/HS). rope-half: omega_j = base^(-j/(HS/4 - 1)) in the first half of the
-   planes, 0 in the others, turning the other way round (modded-nanoGPT). */
-static inline void rope_table(floatM *cosine, floatM *sine, int T, int HS, int pos, double base) {
-    int half = HS / 2;
-    for (int t = 0; t < T; t++)
-        for (int j = 0; j < half; j++) {
-            double omega = 0;
-            if (pos == POS_ROPE) omega = pow(base, -2.0 * j / HS);
-            if (pos == POS_ROPE_HALF && j < HS / 4) omega = -pow(base, -j / (HS / 4 - 1.0));
-            cosine[(size_t)t * half + j] = (floatM)cos(t * omega);
-            sine[(size_t)t * half + j] = (floatM)sin(t * omega);
-        }
 }
 
 /* Per head of the queries and keys in qkv (N, (NH + 2 NKV) HS), in place: RMS-normalise without gain
@@ -379,6 +365,18 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
         z[target] -= k * ut * ut * ut;
         for (int v = V; v < Vp; v++) z[v] = 0;
     }
+}
+
+/* *total += the N losses. */
+static inline void losses_add(double *total, const floatM *losses, int N) {
+    double sum = 0;
+    for (int n = 0; n < N; n++) sum += (double)losses[n];
+    *total += sum;
+}
+
+/* The parameters as the layers read them; only called where the types differ. */
+static inline void cast_weights(floatX *w, const floatM *p, size_t n) {
+    for (size_t i = 0; i < n; i++) w[i] = (floatX)p[i];
 }
 
 #endif

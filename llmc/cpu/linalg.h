@@ -54,6 +54,15 @@ static inline int la_workers(int chunks, size_t elements) {
     return few ? 1 : threads;
 }
 
+/* Products are as precise as numbers are stored, and iterations are not done in one piece. */
+static inline int la_fast(int on) { return (void)on, 0; }
+static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps, int watch) {
+    return (void)R, (void)G, (void)damping, (void)ab, (void)steps, (void)watch, 0;
+}
+static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
+    return (void)Q, (void)A, (void)abc, (void)steps, 0;
+}
+
 static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs, floatM b, int cols) {
     if (cs == 1 && b == 0)
         for (int c = 0; c < cols; c++) y[c] = a * x[c];

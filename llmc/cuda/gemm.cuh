@@ -18,6 +18,7 @@ Under the emulator the product is computed here, with TF32's rounding where TF32
 #endif
 
 enum { GEMM_FP32, GEMM_BF16 };
+enum { GEMM_WORKSPACE = 32 << 20 }; /* bytes that cuBLASLt may work in */
 
 template <typename T> struct GemmType;
 template <> struct GemmType<float> { enum { ID = GEMM_FP32 }; };
@@ -111,7 +112,7 @@ typedef struct {
     int used;
 } GemmPlan;
 
-enum { GEMM_PLANS = 4096, GEMM_WORKSPACE = 32 << 20 };
+enum { GEMM_PLANS = 4096 };
 inline GemmPlan *gemm_plans; /* a hash table, open addressing */
 inline int gemm_plan_count;
 inline cublasLtHandle_t gemm_handle;
@@ -119,7 +120,7 @@ inline void *gemm_workspace;
 
 #define GEMM_CHECK(CALL) gemm_check((CALL), #CALL, __LINE__)
 static inline void gemm_check(cublasStatus_t status, const char *call, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) die("gemm.cuh:%d: %s: %s", line, call, cublasGetStatusString(status));
+    if (status != CUBLAS_STATUS_SUCCESS) die("gemm.cuh:%d: %s: %s", line, call, cublasLtGetStatusString(status));
 }
 
 static inline int gemm_alignment(const void *p) {
@@ -185,7 +186,7 @@ static inline void gemm_plan_make(GemmPlan *p, const GemmCall *c) {
     if (status != CUBLAS_STATUS_SUCCESS || !found)
         die("cuBLASLt has no algorithm for a product of %d x %d x %d (transposed %d %d, strides %lld %lld "
             "%lld, %d items): %s", c->M, c->N, c->K, c->ta, c->tb, (long long)c->lda, (long long)c->ldb,
-            (long long)c->ldc, c->batch, cublasGetStatusString(status));
+            (long long)c->ldc, c->batch, cublasLtGetStatusString(status));
     p->algo = result.algo;
 }
 

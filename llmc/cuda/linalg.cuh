@@ -1,3 +1,1228 @@
+/*
+The operations of linalg.h on a GPU, on device memory. Element by element: one grid walks all views of an
+operation together. Products: cuBLASLt, batched. The iterations on small matrices, the inverse root and
+the sign's run on a Gram: one block a matrix, from the first product to the last in shared memory.
+Nothing waits for the device but la_sum_squares. Sums are taken in an order that the shapes alone decide.
+*/
 #ifndef CM_CUDA_LINALG_CUH
 #define CM_CUDA_LINALG_CUH
+
+#include "../linalg.h"
+#include "gemm.cuh"
+
+/* Elements of scratch that a rule may spread over layers: 512 MB. */
+#define LA_SCRATCH_BUDGET ((size_t)128 << 20)
+
+static inline int la_chunk(int n) { return n; }
+static inline int la_workers(int chunks, size_t elements) { return (void)chunks, (void)elements, 1; }
+
+inline int la_fast_on;
+static inline int la_fast(int on) { return la_fast_on = on && gemm_allow_tf32; }
+
+/* Item i of a batch, on the device. */
+__device__ static inline floatM *la_at(const Mat &m, unsigned i) {
+    unsigned n1 = (unsigned)m.n1;
+    return m.p + (size_t)(i / n1) * m.s0 + (size_t)(i % n1) * m.s1;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Walking views                                                                                  */
+
+/* How a thread meets elements of a tile: one; four side by side, by 16-byte accesses; or, where views
+   differ in which of rows and columns are contiguous, four of a 32 x 32 tile that goes through shared
+   memory, so that every view is read and written along its own lines. */
+enum { LA_SINGLE = 1, LA_WIDE = 4, LA_TURNED = 0 };
+template <int MODE> struct LaShare { enum { N = MODE == LA_TURNED ? 4 : MODE }; };
+
+/* N views over the same elements, view 0 with cs = 1, and the tiles of an item: `across` by `down`, of
+   `lanes` threads (each LA_WIDE or LA_SINGLE columns) by as many rows as the block has. */
+template <int N> struct LaWalk {
+    Mat m[N];
+    unsigned turned; /* bit v: view v has rs = 1 instead */
+    int mode, lanes, threads;
+    unsigned across, down;
+};
+
+/* What the indices of an element are needed for: nothing, its item's number, or all three. The fewer,
+   the more lines that follow each other in memory become one. */
+enum { LA_PLAIN, LA_BY_ITEM, LA_BY_ROW };
+
+template <int N> static inline void la_merge(Mat (&m)[N], int need) {
+    const size_t limit = (size_t)1 << 30;
+    size_t cols = (size_t)m[0].cols, rows = (size_t)m[0].rows, n1 = (size_t)m[0].n1, n0 = (size_t)m[0].n0;
+    int merge = need < LA_BY_ROW && rows * cols <= limit;
+    for (int v = 0; v < N; v++) merge &= m[v].cs == 1 && (rows == 1 || m[v].rs == cols);
+    if (!merge) return;
+    cols *= rows;
+    int inner = need == LA_PLAIN && n1 * cols <= limit, outer = inner && n0 * n1 * cols <= limit;
+    for (int v = 0; v < N; v++) inner &= n1 == 1 || m[v].s1 == cols;
+    for (int v = 0; v < N; v++) outer &= inner && (n0 == 1 || m[v].s0 == n1 * cols);
+    for (int v = 0; v < N; v++) {
+        m[v].rows = 1, m[v].cols = (int)cols, m[v].rs = cols;
+        if (inner) m[v].n1 = 1, m[v].cols *= (int)n1;
+        if (outer) m[v].n0 = 1, m[v].cols *= (int)n0;
+    }
+}
+
+static inline int la_aligned(Mat m) {
+    return (uintptr_t)m.p % 16 == 0 && m.cols % 4 == 0 && (m.rows == 1 || m.rs % 4 == 0) &&
+           (m.n0 == 1 || m.s0 % 4 == 0) && (m.n1 == 1 || m.s1 % 4 == 0);
+}
+
+static inline int la_power_of_two(int n, int most) {
+    int p = 1;
+    while (p < n && p < most) p *= 2;
+    return p;
+}
+
+template <int N> static inline LaWalk<N> la_walk(Mat (&m)[N], int need) {
+    LaWalk<N> w;
+    w.turned = 0;
+    if (m[0].cs != 1)
+        for (int v = 0; v < N; v++) m[v] = mat_t(m[v]);
+    la_merge(m, need);
+    int wide = 1;
+    for (int v = 0; v < N; v++) {
+        w.turned |= (unsigned)(m[v].cs != 1) << v;
+        wide &= la_aligned(m[v]);
+        w.m[v] = m[v];
+    }
+    w.mode = w.turned ? LA_TURNED : wide ? LA_WIDE : LA_SINGLE;
+    int rows = m[0].rows, cols = m[0].cols, each = w.turned ? 1 : w.mode, deep = 32;
+    w.lanes = w.turned ? 32 : la_power_of_two((cols + each - 1) / each, 256);
+    if (!w.turned) deep = la_power_of_two(rows, 256 / w.lanes);
+    w.threads = w.turned ? 256 : max_int(32, w.lanes * deep);
+    if (!w.turned) deep = w.threads / w.lanes;
+    w.across = ceil_div((size_t)cols, (size_t)w.lanes * each);
+    w.down = ceil_div((size_t)rows, (size_t)deep);
+    return w;
+}
+
+template <int N> static inline unsigned la_tiles(const LaWalk<N> &w) {
+    return w.across * w.down * (unsigned)mat_count(w.m[0]);
+}
+
+/* A tile, and in it the first element of this thread; the others of four lie beside it, or, where views
+   are turned, 8 rows apart. */
+typedef struct {
+    unsigned item;
+    int row, col;   /* of the tile */
+    int r, c;       /* of the element */
+} LaSpot;
+
+template <int MODE, int N> __device__ static inline LaSpot la_spot(const LaWalk<N> &w, unsigned tile) {
+    unsigned each = w.across * w.down, t = threadIdx.x, lanes = MODE == LA_TURNED ? 32 : (unsigned)w.lanes;
+    unsigned deep = MODE == LA_TURNED ? 32 : blockDim.x / lanes, wide = MODE == LA_TURNED ? 1 : MODE;
+    LaSpot at;
+    at.item = tile / each;
+    at.row = (int)(tile % each / w.across * deep), at.col = (int)(tile % w.across * lanes * wide);
+    at.r = at.row + (int)(t / lanes), at.c = at.col + (int)(t % lanes * wide);
+    return at;
+}
+
+template <int MODE> __device__ static inline int la_row_of(const LaSpot &at, int e) {
+    return at.r + (MODE == LA_TURNED ? 8 * e : 0);
+}
+template <int MODE> __device__ static inline int la_col_of(const LaSpot &at, int e) {
+    return at.c + (MODE == LA_TURNED ? 0 : e);
+}
+
+template <int MODE, int N> struct LaRoom {
+    enum { LINES = MODE == LA_TURNED ? 32 : 1, PITCH = MODE == LA_TURNED ? 33 : 1 };
+    float x[N][LINES][PITCH];
+};
+
+/* x[v] = this thread's elements of every view v in READS; of those beyond the edge nothing. */
+template <int MODE, unsigned READS, int N>
+__device__ static inline void la_fetch(float (&x)[N][LaShare<MODE>::N], const LaWalk<N> &w, const LaSpot &at,
+                                       LaRoom<MODE, N> &room) {
+    const int rows = w.m[0].rows, cols = w.m[0].cols;
+    const int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
+    if constexpr (MODE == LA_TURNED) __syncthreads();
+UNROLL
+    for (int v = 0; v < N; v++) {
+        if (!(READS >> v & 1)) continue;
+        const float *p = la_at(w.m[v], at.item);
+        if constexpr (MODE != LA_TURNED) {
+            if (at.r < rows && at.c < cols) load<MODE>(x[v], p + (size_t)at.r * w.m[v].rs + (size_t)at.c);
+        } else {
+            const int turned = w.turned >> v & 1;
+UNROLL
+            for (int e = 0; e < 4; e++) {
+                int r = turned ? at.row + lane : at.r + 8 * e, c = turned ? at.col + line + 8 * e : at.c;
+                if (r >= rows || c >= cols) continue;
+                float y = p[(size_t)r * w.m[v].rs + (size_t)c * w.m[v].cs];
+                if (turned) room.x[v][line + 8 * e][lane] = y;
+                else x[v][e] = y;
+            }
+        }
+    }
+    if constexpr (MODE == LA_TURNED) {
+        __syncthreads();
+UNROLL
+        for (int v = 0; v < N; v++)
+            for (int e = 0; e < 4; e++)
+                if ((READS & w.turned) >> v & 1 && at.r + 8 * e < rows && at.c < cols)
+                    x[v][e] = room.x[v][lane][line + 8 * e];
+    }
+}
+
+/* The way back, of the views in WRITES. */
+template <int MODE, unsigned WRITES, int N>
+__device__ static inline void la_put(const float (&x)[N][LaShare<MODE>::N], const LaWalk<N> &w,
+                                     const LaSpot &at, LaRoom<MODE, N> &room) {
+    const int rows = w.m[0].rows, cols = w.m[0].cols;
+    const int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
+    if constexpr (MODE == LA_TURNED) {
+        __syncthreads();
+UNROLL
+        for (int v = 0; v < N; v++)
+            for (int e = 0; e < 4; e++)
+                if ((WRITES & w.turned) >> v & 1) room.x[v][lane][line + 8 * e] = x[v][e];
+        __syncthreads();
+    }
+UNROLL
+    for (int v = 0; v < N; v++) {
+        if (!(WRITES >> v & 1)) continue;
+        float *p = la_at(w.m[v], at.item);
+        if constexpr (MODE != LA_TURNED) {
+            if (at.r < rows && at.c < cols) store<MODE>(p + (size_t)at.r * w.m[v].rs + (size_t)at.c, x[v]);
+        } else {
+            const int turned = w.turned >> v & 1;
+UNROLL
+            for (int e = 0; e < 4; e++) {
+                int r = turned ? at.row + lane : at.r + 8 * e, c = turned ? at.col + line + 8 * e : at.c;
+                if (r < rows && c < cols)
+                    p[(size_t)r * w.m[v].rs + (size_t)c * w.m[v].cs] =
+                        turned ? room.x[v][line + 8 * e][lane] : x[v][e];
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Element by element: F says how many views, which it reads and writes, and what it does with one
+   element x of each, which is (r, c) of an item                                                  */
+
+template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F::N> w) {
+    __shared__ LaRoom<MODE, F::N> room;
+    enum { E = LaShare<MODE>::N };
+    float x[F::N][E] = {};
+    LaSpot at = la_spot<MODE>(w, blockIdx.x);
+    la_fetch<MODE, F::READS>(x, w, at, room);
+UNROLL
+    for (int e = 0; e < E; e++) {
+        int r = la_row_of<MODE>(at, e), c = la_col_of<MODE>(at, e);
+        float y[F::N];
+        if (r >= w.m[0].rows || c >= w.m[0].cols) continue;
+UNROLL
+        for (int v = 0; v < F::N; v++) y[v] = x[v][e];
+        f(y, at.item, r, c);
+UNROLL
+        for (int v = 0; v < F::N; v++) x[v][e] = y[v];
+    }
+    la_put<MODE, F::WRITES>(x, w, at, room);
+}
+
+/* The views of m in the order of F; m[0] decides which way the others are walked. */
+template <class F> static inline void la_map(F f, Mat (&m)[F::N]) {
+    if (!mat_size(m[0])) return;
+    LaWalk<F::N> w = la_walk(m, F::NEED);
+    const unsigned blocks = la_tiles(w), threads = (unsigned)w.threads;
+    if (w.mode == LA_WIDE) LAUNCH((la_map_kernel<F, LA_WIDE>), blocks, threads, 0, f, w);
+    else if (w.mode == LA_SINGLE) LAUNCH((la_map_kernel<F, LA_SINGLE>), blocks, threads, 0, f, w);
+    else LAUNCH((la_map_kernel<F, LA_TURNED>), blocks, threads, 0, f, w);
+}
+
+struct LaAssign { /* y = a x */
+    enum { N = 2, READS = 2, WRITES = 1, NEED = LA_PLAIN };
+    float a;
+    __device__ void operator()(float *y, unsigned, int, int) const { y[0] = a * y[1]; }
+};
+struct LaAxpby {
+    enum { N = 2, READS = 3, WRITES = 1, NEED = LA_PLAIN };
+    float a, b;
+    __device__ void operator()(float *y, unsigned, int, int) const { y[0] = a * y[1] + b * y[0]; }
+};
+struct LaMomentum { /* of m, g, u */
+    enum { N = 3, READS = 3, WRITES = 5, NEED = LA_PLAIN };
+    float beta, gain, own, kept; /* u = own g + kept m */
+    __device__ void operator()(float *y, unsigned, int, int) const {
+        y[0] = beta * y[0] + gain * y[1];
+        y[2] = own * y[1] + kept * y[0];
+    }
+};
+struct LaPolynomial {
+    enum { N = 3, READS = 6, WRITES = 1, NEED = LA_BY_ROW };
+    float a, b, c;
+    __device__ void operator()(float *y, unsigned, int r, int k) const {
+        y[0] = b * y[1] + c * y[2] + (r == k ? a : 0);
+    }
+};
+struct LaScale {
+    enum { N = 1, READS = 1, WRITES = 1, NEED = LA_BY_ITEM };
+    const float *s;
+    unsigned group;
+    __device__ void operator()(float *y, unsigned item, int, int) const { y[0] *= s[item / group]; }
+};
+struct LaAddScaled {
+    enum { N = 2, READS = 3, WRITES = 1, NEED = LA_BY_ITEM };
+    float a;
+    const float *s;
+    unsigned group;
+    __device__ void operator()(float *y, unsigned item, int, int) const { y[0] += a * s[item / group] * y[1]; }
+};
+struct LaScaleRows {
+    enum { N = 2, READS = 2, WRITES = 1, NEED = LA_BY_ROW };
+    const float *s;
+    int rows, across; /* across: walked along the columns, so c is the row */
+    __device__ void operator()(float *y, unsigned item, int r, int c) const {
+        y[0] = s[(size_t)item * (size_t)rows + (size_t)(across ? c : r)] * y[1];
+    }
+};
+
+/* Adam's moments m, v of the gradient g; APPLY: a step of the parameter, else the direction itself. */
+template <int APPLY> struct LaAdam {
+    enum { N = 4, READS = APPLY ? 15 : 14, WRITES = 13, NEED = LA_PLAIN };
+    float scale, b1, b2, rate, root, eps, keep;
+    __device__ void operator()(float *y, unsigned, int, int) const {
+        float g = scale * y[1], m = b1 * y[2] + (1 - b1) * g, v = b2 * y[3] + (1 - b2) * g * g;
+        float step = rate * m / (sqrtf(v) * root + eps);
+        y[2] = m, y[3] = v;
+        y[0] = APPLY ? keep * y[0] - step : step;
+    }
+};
+
+static inline void la_axpby(Mat Y, double a, Mat X, double b) {
+    Mat m[2] = {Y, X};
+    if (b == 0) la_map(LaAssign{(float)a}, m);
+    else la_map(LaAxpby{(float)a, (float)b}, m);
+}
+
+static inline void la_copy(Mat Y, Mat X) { la_axpby(Y, 1, X, 0); }
+
+static inline void la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov) {
+    Mat m[3] = {M, G, U};
+    float b = (float)beta, k = (float)gain;
+    la_map(LaMomentum{b, k, nesterov ? k : 0, nesterov ? b : 1}, m);
+}
+
+static inline void la_polynomial(Mat Y, double a, double b, Mat X, double c, Mat Z) {
+    Mat m[3] = {Y, X, Z};
+    la_map(LaPolynomial{(float)a, (float)b, (float)c}, m);
+}
+
+static inline void la_scale(Mat X, const floatM *s, int group) {
+    Mat m[1] = {X};
+    la_map(LaScale{s, (unsigned)group}, m);
+}
+
+static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int group) {
+    Mat m[2] = {Y, X};
+    la_map(LaAddScaled{(float)a, s, (unsigned)group}, m);
+}
+
+static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
+    Mat m[2] = {Y, X};
+    la_map(LaScaleRows{s, Y.rows, Y.cs != 1}, m);
+}
+
+static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
+                            double rate, double root, double eps, double keep) {
+    Mat m[4] = {P, G, M, V};
+    la_map(LaAdam<1>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root, (float)eps,
+                     (float)keep}, m);
+}
+
+static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
+                           double rate, double root, double eps) {
+    Mat m[4] = {U, G, M, V};
+    la_map(LaAdam<0>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root, (float)eps, 0}, m);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Sums in double: a block sums every `pieces`-th tile of a group, then one block a group sums those  */
+
+enum { LA_PARTS = 4096 };
+inline double *la_parts; /* made once: sums of pieces, where there is more than one */
+
+static inline double *la_parts_memory(void) {
+    if (!la_parts) CUDA_CHECK(cudaMalloc((void **)&la_parts, LA_PARTS * sizeof *la_parts));
+    return la_parts;
+}
+
+struct LaNorm {
+    enum { N = 1, READS = 1 };
+    __device__ static double term(const float *x) { return (double)x[0] * (double)x[0]; }
+    __device__ static float end(double sum) { return (float)sqrt(sum); }
+};
+struct LaInner {
+    enum { N = 2, READS = 3 };
+    __device__ static double term(const float *x) { return (double)x[0] * (double)x[1]; }
+    __device__ static float end(double sum) { return (float)sum; }
+};
+
+template <class F, int MODE>
+__global__ static void la_fold_kernel(float *s, double *parts, LaWalk<F::N> w, unsigned pieces, unsigned tiles) {
+    __shared__ LaRoom<MODE, F::N> room;
+    __shared__ double sums[32];
+    enum { E = LaShare<MODE>::N };
+    unsigned group = blockIdx.x / pieces;
+    double sum = 0;
+    for (unsigned tile = blockIdx.x % pieces; tile < tiles; tile += pieces) {
+        float x[F::N][E] = {}; /* beyond the edge nothing is added */
+        la_fetch<MODE, F::READS>(x, w, la_spot<MODE>(w, group * tiles + tile), room);
+UNROLL
+        for (int e = 0; e < E; e++) {
+            float y[F::N];
+UNROLL
+            for (int v = 0; v < F::N; v++) y[v] = x[v][e];
+            sum += F::term(y);
+        }
+    }
+    sum = block_sum(sum, sums);
+    if (threadIdx.x) return;
+    if (pieces > 1) parts[blockIdx.x] = sum;
+    else s[group] = F::end(sum);
+}
+
+template <class F> __global__ static void la_fold_end_kernel(float *s, const double *parts, unsigned pieces) {
+    __shared__ double sums[32];
+    double sum = 0;
+    for (unsigned i = threadIdx.x; i < pieces; i += blockDim.x) sum += parts[blockIdx.x * pieces + i];
+    sum = block_sum(sum, sums);
+    if (!threadIdx.x) s[blockIdx.x] = F::end(sum);
+}
+
+template <class F> static inline void la_fold(float *s, Mat (&m)[F::N], int group) {
+    unsigned groups = (unsigned)(mat_count(m[0]) / group);
+    if (!groups) return;
+    LaWalk<F::N> w = la_walk(m, LA_BY_ITEM);
+    unsigned tiles = w.across * w.down * (unsigned)group, most = LA_PARTS / 2 / groups;
+    unsigned pieces = ceil_div(tiles, 4), threads = (unsigned)w.threads;
+    if (pieces > most) pieces = most;
+    if (!pieces) pieces = 1;
+    double *parts = la_parts_memory();
+    const unsigned blocks = groups * pieces;
+    if (w.mode == LA_WIDE)
+        LAUNCH((la_fold_kernel<F, LA_WIDE>), blocks, threads, 0, s, parts, w, pieces, tiles);
+    else if (w.mode == LA_SINGLE)
+        LAUNCH((la_fold_kernel<F, LA_SINGLE>), blocks, threads, 0, s, parts, w, pieces, tiles);
+    else
+        LAUNCH((la_fold_kernel<F, LA_TURNED>), blocks, threads, 0, s, parts, w, pieces, tiles);
+    if (pieces > 1) LAUNCH(la_fold_end_kernel<F>, groups, 128, 0, s, parts, pieces);
+}
+
+static inline void la_norms(floatM *s, Mat X, int group) {
+    Mat m[1] = {X};
+    la_fold<LaNorm>(s, m, group);
+}
+
+static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
+    Mat m[2] = {X, Y};
+    la_fold<LaInner>(s, m, group);
+}
+
+template <int V> __global__ static void la_squares_kernel(double *parts, const float *x, size_t n) {
+    __shared__ double sums[32];
+    size_t step = (size_t)gridDim.x * blockDim.x, i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    double sum = 0;
+    for (; i < n / V; i += step) {
+        float y[V];
+        load<V>(y, x + V * i);
+UNROLL
+        for (int k = 0; k < V; k++) sum += (double)y[k] * (double)y[k];
+    }
+    if (V > 1 && blockIdx.x == 0 && threadIdx.x == 0)
+        for (size_t k = n / V * V; k < n; k++) sum += (double)x[k] * (double)x[k];
+    sum = block_sum(sum, sums);
+    if (!threadIdx.x) parts[blockIdx.x] = sum;
+}
+
+/* The one operation that waits for its result. */
+static inline double la_sum_squares(const floatM *x, size_t n) {
+    const unsigned blocks = (unsigned)min_size(LA_PARTS / 2, (n + 1023) / 1024);
+    double *parts = la_parts_memory(), sums[LA_PARTS / 2], sum = 0;
+    if (!n) return 0;
+    if ((uintptr_t)x % 16 == 0) LAUNCH(la_squares_kernel<4>, blocks, 256, 0, parts, x, n);
+    else LAUNCH(la_squares_kernel<1>, blocks, 256, 0, parts, x, n);
+    CUDA_CHECK(cudaMemcpyAsync(sums, parts, blocks * sizeof *sums, cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    for (unsigned i = 0; i < blocks; i++) sum += sums[i];
+    return sum;
+}
+
+static inline double la_identity_gap(Mat X) { return (void)X, INFINITY; }
+
+/* Norms of 32 rows, or of 8: one warp a row that is contiguous; else 32 rows side by side, every eighth
+   column a thread. */
+template <int ACROSS> __global__ static void la_row_norms_kernel(float *norms, Mat X, unsigned tiles) {
+    __shared__ double part[8][33];
+    int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
+    unsigned item = blockIdx.x / tiles;
+    int r = (int)(blockIdx.x % tiles) * (ACROSS ? 32 : 8) + (ACROSS ? lane : line);
+    const float *x = la_at(X, item) + (size_t)r * X.rs;
+    double sum = 0;
+    if (r < X.rows)
+        for (int c = ACROSS ? line : lane; c < X.cols; c += ACROSS ? 8 : 32) {
+            double y = (double)x[(size_t)c * X.cs];
+            sum += y * y;
+        }
+    if (ACROSS) {
+        part[line][lane] = sum;
+        __syncthreads();
+        sum = 0;
+        for (int i = 0; i < 8; i++) sum += part[i][lane];
+    } else {
+        sum = warp_sum(sum);
+    }
+    if ((ACROSS ? line : lane) == 0 && r < X.rows)
+        norms[(size_t)item * (size_t)X.rows + (size_t)r] = (float)sqrt(sum);
+}
+
+static inline void la_row_norms(floatM *norms, Mat X) {
+    const int across = X.cs != 1;
+    const unsigned tiles = ceil_div((size_t)X.rows, across ? 32 : 8), blocks = tiles * (unsigned)mat_count(X);
+    if (!blocks) return;
+    if (across) LAUNCH(la_row_norms_kernel<1>, blocks, 256, 0, norms, X, tiles);
+    else LAUNCH(la_row_norms_kernel<0>, blocks, 256, 0, norms, X, tiles);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Vectors of one number an item                                                                  */
+
+enum { LA_RECIP, LA_RROOT, LA_DIV, LA_MUL, LA_SQRT_OF, LA_MOMENT, LA_ROOT_RECIP, LA_BALANCE };
+
+__global__ static void la_vec_kernel(int op, float *s, const float *t, int n, double a, double b) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    double x = (double)s[i], y = t ? (double)t[i] : 0, square = op == LA_BALANCE ? y * y : a * x * x + b;
+    if (op == LA_RECIP) s[i] = (float)(1 / (x > a ? x : a));
+    if (op == LA_RROOT) s[i] = (float)(1 / sqrt(square > 1e-12 ? square : 1e-12));
+    if (op == LA_DIV) s[i] = (float)(x / (y > a ? y : a));
+    if (op == LA_MUL) s[i] *= (float)a;
+    if (op == LA_SQRT_OF) s[i] = (float)sqrt(x);
+    if (op == LA_MOMENT) s[i] = (float)(a * x + (1 - a) * b * y * y);
+    if (op == LA_ROOT_RECIP) s[i] = (float)(1 / (sqrt(y) + a));
+    if (op == LA_BALANCE) s[i] *= (float)pow(a / (square < 1e-14 ? 1e-14 : square), b);
+}
+
+static inline void la_vec(int op, floatM *s, const floatM *t, int n, double a, double b) {
+    if (n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
+}
+
+static inline void la_vec_recip(floatM *s, int n, double floor) { la_vec(LA_RECIP, s, NULL, n, floor, 0); }
+static inline void la_vec_rroot(floatM *s, int n, double a, double b) { la_vec(LA_RROOT, s, NULL, n, a, b); }
+static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
+    la_vec(LA_DIV, s, t, n, floor, 0);
+}
+static inline void la_vec_mul(floatM *s, int n, double a) { la_vec(LA_MUL, s, NULL, n, a, 0); }
+static inline void la_vec_sqrt(floatM *s, int n) { la_vec(LA_SQRT_OF, s, NULL, n, 0, 0); }
+static inline void la_vec_moment(floatM *v, const floatM *s, int n, double beta, double a) {
+    la_vec(LA_MOMENT, v, s, n, beta, a);
+}
+static inline void la_vec_root_recip(floatM *s, const floatM *v, int n, double eps) {
+    la_vec(LA_ROOT_RECIP, s, v, n, eps, 0);
+}
+static inline void la_vec_balance(floatM *s, const floatM *t, int n, double target, double power) {
+    la_vec(LA_BALANCE, s, t, n, target, power);
+}
+
+__global__ static void la_vec_gauge_kernel(float *x, const float *l, const float *r, const float *norm_a,
+                                           const float *norm_b, int n, double damping, int form) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    double a = (double)norm_a[i] * (double)norm_a[i] + damping;
+    double b = (double)norm_b[i] * (double)norm_b[i] + damping;
+    double p = (double)l[i], q = (double)r[i], sum = a + b;
+    if (form == LA_GAUGE_PLAIN) x[i] = (float)((p - q) / (sum < 1e-12 ? 1e-12 : sum));
+    else x[i] = (float)(0.5 * ((a == 0 ? 0 : p / a) - (b == 0 ? 0 : q / b)));
+}
+
+static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, const floatM *norm_a,
+                                const floatM *norm_b, int n, double damping, int form) {
+    if (n > 0)
+        LAUNCH(la_vec_gauge_kernel, ceil_div((size_t)n, 128), 128, 0, x, l, r, norm_a, norm_b, n, damping, form);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Symmetric matrices                                                                             */
+
+/* A 32 x 32 tile above the diagonal, and the one it mirrors: both get their mean, or the lower gets the
+   upper. */
+template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned tiles) {
+    __shared__ float upper[32][33], lower[32][33];
+    unsigned rest = blockIdx.x % (tiles * tiles);
+    int up = (int)(rest / tiles) * 32, left = (int)(rest % tiles) * 32, n = X.rows;
+    int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
+    if (up > left) return;
+    float *x = la_at(X, blockIdx.x / (tiles * tiles));
+    for (int e = line; e < 32; e += 8) {
+        if (up + e < n && left + lane < n) upper[e][lane] = x[(size_t)(up + e) * X.rs + (size_t)(left + lane)];
+        if (MEAN && left + e < n && up + lane < n)
+            lower[e][lane] = x[(size_t)(left + e) * X.rs + (size_t)(up + lane)];
+    }
+    __syncthreads();
+    for (int e = line; e < 32; e += 8) {
+        int r = up + e, c = left + lane; /* the lower tile's element (e, lane) is (left + e, up + lane) */
+        if (MEAN && r < n && c < n && r < c)
+            x[(size_t)r * X.rs + (size_t)c] = 0.5f * (upper[e][lane] + lower[lane][e]);
+        r = left + e, c = up + lane;
+        if (r < n && c < n && r > c)
+            x[(size_t)r * X.rs + (size_t)c] =
+                MEAN ? 0.5f * (upper[lane][e] + lower[e][lane]) : upper[lane][e];
+    }
+}
+
+static inline void la_symmetrize(Mat X) {
+    const unsigned tiles = ceil_div((size_t)X.rows, 32), blocks = tiles * tiles * (unsigned)mat_count(X);
+    if (blocks) LAUNCH(la_symmetric_kernel<1>, blocks, 256, 0, X, tiles);
+}
+
+/* The upper triangle of a product that rounding alone leaves unsymmetric, onto the lower. */
+static inline void la_mirror(Mat X) {
+    const unsigned tiles = ceil_div((size_t)X.rows, 32), blocks = tiles * tiles * (unsigned)mat_count(X);
+    if (X.cs != 1) X = mat_t(X);
+    if (blocks) LAUNCH(la_symmetric_kernel<0>, blocks, 256, 0, X, tiles);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Products                                                                                       */
+
+/* Whether the items of a two-level batch lie at equal distances, and at which. */
+static inline int la_level(Mat m) { return m.n0 == 1 || m.n1 == 1 || m.s0 == (size_t)m.n1 * m.s1; }
+static inline int64_t la_stride(Mat m) { return (int64_t)(m.n1 == 1 ? m.s0 : m.s1); }
+
+/* The row stride of a view as stored; of a single line it means nothing, but has to be a possible one. */
+static inline size_t la_lead(Mat m) {
+    size_t ld = m.cs != 1 ? m.cs : m.rs, width = (size_t)(m.cs != 1 ? m.rows : m.cols);
+    return ld > width ? ld : width;
+}
+
+static inline void la_gemm_batch(Mat C, double a, Mat A, Mat B, double b) {
+    GemmCall c = gemm_kind<float, float>(A.cs != 1, B.cs != 1, C.rows, C.cols, A.cols, la_lead(A), la_lead(B),
+                                         la_lead(C));
+    c.tf32 = la_fast_on;
+    c.batch = mat_count(C);
+    if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(C);
+    gemm_call(c, a, A.p, B.p, b, C.p, NULL);
+}
+
+/* Items [first, first + n) of the inner batch. */
+static inline Mat la_inner_items(Mat m, int first, int n) {
+    m.p += (size_t)first * m.s1;
+    m.n1 = n;
+    return m;
+}
+
+/* One call for all items if they lie evenly; else one for each of the shorter level. */
+static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
+    if (!mat_size(C)) return;
+    if (C.cs != 1) {
+        Mat swap = mat_t(A);
+        A = mat_t(B), B = swap, C = mat_t(C);
+    }
+    if (la_level(A) && la_level(B) && la_level(C)) {
+        la_gemm_batch(C, a, A, B, b);
+    } else if (C.n0 < C.n1) {
+        for (int i = 0; i < C.n0; i++)
+            la_gemm_batch(mat_outer(C, i, 1), a, mat_outer(A, i, 1), mat_outer(B, i, 1), b);
+    } else {
+        for (int i = 0; i < C.n1; i++)
+            la_gemm_batch(la_inner_items(C, i, 1), a, la_inner_items(A, i, 1), la_inner_items(B, i, 1), b);
+    }
+}
+
+static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
+    la_gemm(C, a, A, B, b);
+    la_mirror(C);
+}
+
+/* One block computes a matrix of up to K rows: SIDE x SIDE threads, each T x T of its elements, padded by
+   zeros to K = SIDE T. */
+enum { LA_SMALL = 128 };
+template <int K> struct LaBlock {
+    /* In shared memory a thread's T rows of tile (i, j) are V consecutive ones in each of T / V groups. PITCH
+       keeps 16-byte accesses possible, and rows in different banks. */
+    enum {
+        SIDE = K <= 32 ? 8 : 16, T = K / SIDE, THREADS = SIDE * SIDE,
+        V = T % 4 == 0 ? 4 : 2, PITCH = K + 4, SIZE = K * PITCH
+    };
+    __device__ static int row(int tile, int i) { return i / V * (SIDE * V) + tile * V + i % V; }
+};
+
+/* CALL(K) with the smallest K that fits k rows. */
+#define LA_FOR_SIZE(ROWS, CALL)                                                                    \
+    do {                                                                                           \
+        if ((ROWS) <= 16) CALL(16);                                                                \
+        else if ((ROWS) <= 32) CALL(32);                                                           \
+        else if ((ROWS) <= 64) CALL(64);                                                           \
+        else if ((ROWS) <= 96) CALL(96);                                                           \
+        else CALL(128);                                                                            \
+    } while (0)
+
+/* Gram matrices of heads, wherever those lie: one block each. cuBLASLt would need a call for every layer.
+   (r,c) and (c,r) are the same sums in the same order, so the result is symmetric. */
+enum { LA_GRAM_COLS = 32, LA_GRAM_PITCH = 36 };
+template <int K> struct LaGramShare { enum { N = K * LA_GRAM_COLS / LaBlock<K>::THREADS }; };
+
+/* Where in a chunk of 32 columns element e of this thread lies: threads that are neighbours read neighbours
+   in memory, along the rows, or with ACROSS along the columns. */
+template <int K, int ACROSS> __device__ static inline int la_gram_row(int e) {
+    int t = (int)threadIdx.x;
+    return ACROSS ? t % 16 + 16 * (e % (K / 16)) : t / 32 + LaBlock<K>::THREADS / 32 * e;
+}
+template <int K, int ACROSS> __device__ static inline int la_gram_col(int e) {
+    int t = (int)threadIdx.x;
+    return ACROSS ? t / 16 + LaBlock<K>::THREADS / 16 * (e / (K / 16)) : t % 32;
+}
+
+template <int K, int ACROSS>
+__device__ static inline void la_gram_fetch(float (&x)[LaGramShare<K>::N], const float *a, const Mat &A,
+                                            int first) {
+UNROLL
+    for (int e = 0; e < LaGramShare<K>::N; e++) {
+        int r = la_gram_row<K, ACROSS>(e), c = first + la_gram_col<K, ACROSS>(e);
+        size_t at = ACROSS ? (size_t)c * A.cs + (size_t)r : (size_t)r * A.rs + (size_t)c;
+        x[e] = r < A.rows && c < A.cols ? a[at] : 0;
+    }
+}
+
+template <int K, int ACROSS>
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
+la_gram_kernel(Mat G, Mat A, float beta) {
+    enum { SIDE = LaBlock<K>::SIDE, T = LaBlock<K>::T };
+    __shared__ float4 room[K * LA_GRAM_PITCH / 4];
+    float *s = (float *)(void *)room;
+    const int tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
+    const float *a = la_at(A, blockIdx.x);
+    float acc[T][T] = {}, next[LaGramShare<K>::N];
+    la_gram_fetch<K, ACROSS>(next, a, A, 0);
+    for (int first = 0; first < A.cols; first += LA_GRAM_COLS) {
+        __syncthreads();
+UNROLL
+        for (int e = 0; e < LaGramShare<K>::N; e++)
+            s[la_gram_row<K, ACROSS>(e) * LA_GRAM_PITCH + la_gram_col<K, ACROSS>(e)] = next[e];
+        __syncthreads();
+        if (first + LA_GRAM_COLS < A.cols) la_gram_fetch<K, ACROSS>(next, a, A, first + LA_GRAM_COLS);
+#pragma unroll 1 /* registers are what limits this kernel */
+        for (int c = 0; c < LA_GRAM_COLS; c += 4) {
+            float x[T][4];
+UNROLL
+            for (int i = 0; i < T; i++) load<4>(x[i], s + (ty + SIDE * i) * LA_GRAM_PITCH + c);
+UNROLL
+            for (int j = 0; j < T; j++) {
+                float y[4];
+                load<4>(y, s + (tx + SIDE * j) * LA_GRAM_PITCH + c);
+UNROLL
+                for (int q = 0; q < 4; q++)
+UNROLL
+                    for (int i = 0; i < T; i++) acc[i][j] += x[i][q] * y[q];
+            }
+        }
+    }
+    float *g = la_at(G, blockIdx.x);
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) {
+            int r = ty + SIDE * i, c = tx + SIDE * j;
+            if (r >= A.rows || c >= A.rows) continue;
+            float *out = g + (size_t)r * G.rs + (size_t)c * G.cs;
+            *out = acc[i][j] + (beta == 0 ? 0 : beta * *out);
+        }
+}
+
+/* G = A A^T + b G. With b the old G counts, which a caller need not keep symmetric. */
+static inline void la_gram(Mat G, Mat A, double b) {
+    if (!mat_size(G)) return;
+    if (G.rows <= LA_SMALL && !(la_fast_on && la_level(A))) {
+        const unsigned n = (unsigned)mat_count(G);
+#define CALL(K)                                                                                    \
+    if (A.cs == 1) LAUNCH((la_gram_kernel<K, 0>), n, LaBlock<K>::THREADS, 0, G, A, (float)b);      \
+    else LAUNCH((la_gram_kernel<K, 1>), n, LaBlock<K>::THREADS, 0, G, A, (float)b)
+        LA_FOR_SIZE(G.rows, CALL);
+#undef CALL
+    } else if (b == 0) {
+        la_gemm_symmetric(G, 1, A, mat_t(A), 0);
+    } else {
+        la_gemm(G, 1, A, mat_t(A), b);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Iterations on small matrices: three of them in the shared memory of a block, from first to last step  */
+
+template <int K> static inline size_t la_block_bytes(void) {
+    return 32 * sizeof(double) + 3 * LaBlock<K>::SIZE * sizeof(float);
+}
+
+/* x = elements of tile `tile` of one row. */
+template <int K> __device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const float *row, int tile) {
+    enum { V = LaBlock<K>::V, T = LaBlock<K>::T };
+UNROLL
+    for (int i = 0; i < T; i += V) {
+        const float *p = row + LaBlock<K>::row(tile, i);
+        if constexpr (V == 4) {
+            float4 y = *(const float4 *)(const void *)p;
+            x[i] = y.x, x[i + 1] = y.y, x[i + 2] = y.z, x[i + 3] = y.w;
+        } else {
+            float2 y = *(const float2 *)(const void *)p;
+            x[i] = y.x, x[i + 1] = y.y;
+        }
+    }
+}
+
+/* sum = tile (up, left) of A B for k x k matrices. SYMMETRIC: A is, so that its columns are read as rows,
+   which lie side by side. */
+template <int K, int SYMMETRIC, int T>
+__device__ static inline void la_block_product(float (&sum)[T][T], const float *A, const float *B, int up,
+                                               int left, int k) {
+    enum { PITCH = LaBlock<K>::PITCH };
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) sum[i][j] = 0;
+    for (int c = 0; c < k; c += 4) { /* the padding has room for the last three */
+        float a[4][T];
+        if (!SYMMETRIC) {
+UNROLL
+            for (int i = 0; i < T; i++) {
+                float4 y = *(const float4 *)(const void *)(A + LaBlock<K>::row(up, i) * PITCH + c);
+                a[0][i] = y.x, a[1][i] = y.y, a[2][i] = y.z, a[3][i] = y.w;
+            }
+        }
+UNROLL
+        for (int q = 0; q < 4; q++) {
+            float b[T];
+            if (SYMMETRIC) la_block_line<K>(a[q], A + (c + q) * PITCH, up);
+            la_block_line<K>(b, B + (c + q) * PITCH, left);
+UNROLL
+            for (int i = 0; i < T; i++)
+UNROLL
+                for (int j = 0; j < T; j++) sum[i][j] += a[q][i] * b[j];
+        }
+    }
+}
+
+/* The tiles on and above the diagonal in order, about half of them; this thread's, or none: up = SIDE. */
+template <int K> __device__ static inline void la_upper_tile(int *up, int *left) {
+    enum { SIDE = LaBlock<K>::SIDE };
+    int t = (int)threadIdx.x;
+    *up = 0;
+    while (*up < SIDE && t >= SIDE - *up) t -= SIDE - (*up)++;
+    *left = *up + t;
+}
+
+/* sum = a D + b sum on a tile. */
+template <int K, int T>
+__device__ static inline void la_block_mix(float (&sum)[T][T], float a, const float *D, float b, int up, int left) {
+    enum { PITCH = LaBlock<K>::PITCH };
+UNROLL
+    for (int i = 0; i < T; i++) {
+        float d[T];
+        la_block_line<K>(d, D + LaBlock<K>::row(up, i) * PITCH, left);
+UNROLL
+        for (int j = 0; j < T; j++) sum[i][j] = a * d[j] + b * sum[i][j];
+    }
+}
+
+/* X = x on a tile, and with `mirror` on the one below the diagonal that mirrors it. */
+template <int K, int T>
+__device__ static inline void la_block_write(float *X, const float (&x)[T][T], int up, int left, int mirror) {
+    enum { PITCH = LaBlock<K>::PITCH };
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) {
+            int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
+            if (mirror && up == left && i > j) continue;
+            X[r * PITCH + c] = x[i][j];
+            if (mirror) X[c * PITCH + r] = x[i][j];
+        }
+}
+
+/* X = G + damping I, of which the upper triangle counts. */
+template <int K> __device__ static inline void la_block_load(float *X, const Mat &G, float damping) {
+    enum { PITCH = LaBlock<K>::PITCH };
+    const float *g = la_at(G, blockIdx.x);
+    const int k = G.rows;
+    for (int i = (int)threadIdx.x; i < K * K; i += LaBlock<K>::THREADS) {
+        int r = i / K, c = i % K;
+        if (r > c) continue;
+        float x = c < k ? g[(size_t)r * G.rs + (size_t)c * G.cs] + (r == c ? damping : 0) : 0;
+        X[r * PITCH + c] = X[c * PITCH + r] = x;
+    }
+}
+
+/* R = scale X */
+template <int K> __device__ static inline void la_block_store(const Mat &R, const float *X, float scale) {
+    enum { PITCH = LaBlock<K>::PITCH };
+    float *out = la_at(R, blockIdx.x);
+    const int k = R.rows;
+    for (int i = (int)threadIdx.x; i < K * K; i += LaBlock<K>::THREADS) {
+        int r = i / K, c = i % K;
+        if (r < k && c < k) out[(size_t)r * R.rs + (size_t)c * R.cs] = scale * X[r * PITCH + c];
+    }
+}
+
+typedef struct {
+    float ab[LA_ROOT_STEPS][2];
+    int steps, watch;
+} LaRootTable;
+
+/* || this thread's tile of P - I ||^2 */
+template <int K, int T>
+__device__ static inline double la_gap_part(const float (&p)[T][T], int up, int left, int k) {
+    double sum = 0;
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) {
+            int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
+            double x = (double)p[i][j] - (r == c);
+            if (r < k && c < k) sum += x * x;
+        }
+    return sum;
+}
+
+/* Y = scale (G + damping I) for a norm below 1, and the first step from Z = I, P = Y. Returns the scale. */
+template <int K> __device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G,
+                                                              float damping, float a, float b, int up, int left) {
+    enum { T = LaBlock<K>::T, PITCH = LaBlock<K>::PITCH, SIZE = LaBlock<K>::SIZE };
+    const int k = G.rows;
+    double square = 0;
+    float sum[T][T];
+    la_block_load<K>(Y, G, damping);
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS)
+        if (i % PITCH < k && i / PITCH < k) square += (double)Y[i] * (double)Y[i];
+    float norm = (float)sqrt(block_sum(square, sums));
+    const float scale = 0.999f * (float)(1 / ((double)norm > 1e-8 ? (double)norm : 1e-8));
+    for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS) {
+        int r = i / PITCH, c = i % PITCH, inside = r < k && c < k;
+        Y[i] = inside ? scale * Y[i] : 0;
+        Z[i] = b * Y[i] + (inside && r == c ? a : 0);
+    }
+    __syncthreads();
+    if (up < LaBlock<K>::SIDE) {
+        la_block_product<K, 1>(sum, Y, Y, up, left, k);
+        la_block_mix<K>(sum, a, Y, b, up, left);
+    }
+    __syncthreads();
+    if (up < LaBlock<K>::SIDE) la_block_write<K>(Y, sum, up, left, 1);
+    __syncthreads();
+    return scale;
+}
+
+/* The iteration of optim/invroot.h. A product is taken in registers, so that after a barrier it can
+   overwrite one of its factors. */
+template <int K>
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32 ? 4 : K == 64 ? 3 : 1)
+la_root_kernel(Mat R, Mat G, float damping, LaRootTable table) {
+    SHARED(double, sums);
+    enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
+    float *Y = (float *)(void *)(sums + 32), *Z = Y + SIZE, *P = Z + SIZE, sum[T][T];
+    const int k = G.rows, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
+    int up, left;
+    la_upper_tile<K>(&up, &left);
+    const int mine = up < SIDE;
+    float scale = la_root_start<K>(Y, Z, sums, G, damping, table.ab[0][0], table.ab[0][1], up, left);
+    double gap = INFINITY;
+    for (int step = 1, last = 0; !last; step++) {
+        const float a = table.ab[step][0], b = table.ab[step][1];
+        la_block_product<K, 1>(sum, Z, Y, ty, tx, k);
+        last = step == table.steps - 1;
+        if (step >= table.watch && !last) {
+            double before = gap;
+            gap = sqrt(block_sum(la_gap_part<K>(sum, ty, tx, k), sums)) / sqrt((double)k);
+            last = LA_ROOT_DONE(gap, before);
+        }
+        la_block_write<K>(P, sum, ty, tx, 0);
+        __syncthreads();
+        if (mine) {
+            la_block_product<K, 0>(sum, P, Z, up, left, k);
+            la_block_mix<K>(sum, a, Z, b, up, left);
+        }
+        __syncthreads();
+        if (mine) la_block_write<K>(Z, sum, up, left, 1);
+        if (mine && !last) {
+            la_block_product<K, 1>(sum, Y, P, up, left, k);
+            la_block_mix<K>(sum, a, Y, b, up, left);
+        }
+        __syncthreads();
+        if (mine && !last) la_block_write<K>(Y, sum, up, left, 1);
+        __syncthreads();
+    }
+    la_block_store<K>(R, Z, (float)sqrt((double)scale));
+}
+
+static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps, int watch) {
+    LaRootTable table;
+    memset(&table, 0, sizeof table);
+    table.steps = steps, table.watch = watch;
+    if (steps < 2 || steps > LA_ROOT_STEPS || G.rows > LA_SMALL) return 0;
+    for (int i = 0; i < steps; i++) table.ab[i][0] = (float)ab[i][0], table.ab[i][1] = (float)ab[i][1];
+    if (!mat_size(G)) return 1;
+#define CALL(K)                                                                                    \
+    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
+    else LAUNCH(la_root_kernel<K>, (unsigned)mat_count(G), LaBlock<K>::THREADS, la_block_bytes<K>(), R, G, \
+                (float)damping, table)
+    LA_FOR_SIZE(G.rows, CALL);
+#undef CALL
+    return 1;
+}
+
+typedef struct {
+    float abc[LA_SIGN_STEPS][3];
+    int steps;
+} LaSignTable;
+
+/* Q = P_s ... P_1, P = a I + b A + c A^2, A <- P A P between the steps; everything is symmetric and
+   commutes. */
+template <int K>
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32 ? 4 : K == 64 ? 3 : 1)
+la_sign_kernel(Mat Out, Mat Gram, LaSignTable table) {
+    SHARED(double, sums);
+    enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
+    float *A = (float *)(void *)(sums + 32), *P = A + SIZE, *Q = P + SIZE, sum[T][T];
+    const int k = Gram.rows;
+    int up, left;
+    la_upper_tile<K>(&up, &left);
+    const int mine = up < SIDE;
+    la_block_load<K>(A, Gram, 0);
+    __syncthreads();
+    for (int step = 0; step < table.steps; step++) {
+        if (mine) {
+            la_block_product<K, 1>(sum, A, A, up, left, k);
+            la_block_mix<K>(sum, table.abc[step][1], A, table.abc[step][2], up, left);
+UNROLL
+            for (int i = 0; i < T; i++)
+                if (up == left && LaBlock<K>::row(up, i) < k) sum[i][i] += table.abc[step][0];
+            la_block_write<K>(P, sum, up, left, 1);
+            if (step == 0) la_block_write<K>(Q, sum, up, left, 1);
+        }
+        __syncthreads();
+        for (int twice = 0; twice < 2 && step + 1 < table.steps; twice++) {
+            if (mine) la_block_product<K, 1>(sum, P, A, up, left, k);
+            __syncthreads();
+            if (mine) la_block_write<K>(A, sum, up, left, 1);
+            __syncthreads();
+        }
+        if (step > 0) {
+            if (mine) la_block_product<K, 1>(sum, P, Q, up, left, k);
+            __syncthreads();
+            if (mine) la_block_write<K>(Q, sum, up, left, 1);
+            __syncthreads();
+        }
+    }
+    la_block_store<K>(Out, Q, 1);
+}
+
+static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
+    LaSignTable table;
+    memset(&table, 0, sizeof table);
+    table.steps = steps;
+    if (steps < 1 || steps > LA_SIGN_STEPS || A.rows > LA_SMALL) return 0;
+    for (int i = 0; i < steps; i++)
+        for (int j = 0; j < 3; j++) table.abc[i][j] = (float)abc[i][j];
+    if (!mat_size(A)) return 1;
+#define CALL(K)                                                                                    \
+    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
+    else LAUNCH(la_sign_kernel<K>, (unsigned)mat_count(A), LaBlock<K>::THREADS, la_block_bytes<K>(), Q, A, table)
+    LA_FOR_SIZE(A.rows, CALL);
+#undef CALL
+    return 1;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Eigenvalues: Jacobi in double, one block a matrix                                              */
+
+static inline int la_even(int n) { return n + n % 2; }
+
+/* Two matrices of an even size in double. */
+static inline size_t la_eigh_scratch(int n) {
+    return arena_round(4 * (size_t)la_even(n) * (size_t)la_even(n));
+}
+
+/* Pair i of round `round` of a tournament of n players, n even: each meets each other once in n - 1
+   rounds. */
+__device__ static inline void la_pair(int n, int round, int i, int *p, int *q) {
+    int a = i ? (round + i) % (n - 1) : n - 1, b = (round + n - 1 - i) % (n - 1);
+    *p = a < b ? a : b, *q = a < b ? b : a;
+}
+
+/* The rotation of rows and columns p, q that zeroes x = a_pq: tangent, cosine and sine. */
+__device__ static inline void la_rotation(double *out, double app, double aqq, double x) {
+    double theta = (aqq - app) / (2 * x), t = (theta >= 0 ? 1 : -1) / (fabs(theta) + sqrt(theta * theta + 1));
+    if (x == 0) t = 0;
+    out[0] = t, out[1] = 1 / sqrt(t * t + 1), out[2] = t * out[1];
+}
+
+/* a <- J^T a J for all the rotations of a round: the 2 x 2 block of two pairs is one thread's. */
+__device__ static inline void la_rotate_block(double *a, int m, int round, int i, int j, const double *turns) {
+    int p, q, r, s;
+    la_pair(m, round, i, &p, &q);
+    la_pair(m, round, j, &r, &s);
+    if (i == j) {
+        double x = turns[3 * i] * a[p * m + q];
+        a[p * m + p] -= x, a[q * m + q] += x;
+        a[p * m + q] = a[q * m + p] = 0;
+        return;
+    }
+    double c = turns[3 * i + 1], d = turns[3 * i + 2], e = turns[3 * j + 1], f = turns[3 * j + 2];
+    double pr = a[p * m + r], ps = a[p * m + s], qr = a[q * m + r], qs = a[q * m + s];
+    double x = c * pr - d * qr, y = c * ps - d * qs, z = d * pr + c * qr, w = d * ps + c * qs;
+    a[p * m + r] = a[r * m + p] = e * x - f * y;
+    a[p * m + s] = a[s * m + p] = f * x + e * y;
+    a[q * m + r] = a[r * m + q] = e * z - f * w;
+    a[q * m + s] = a[s * m + q] = f * z + e * w;
+}
+
+/* Diagonalises a (m,m), m even, of which rows and columns from n on are zero; eigenvectors in the rows of
+   v. turns: shared memory for 3 m / 2 doubles. */
+__device__ static inline void la_jacobi_block(double *a, double *v, double *turns, double *sums, int m) {
+    const int half = m / 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
+    for (int sweep = 0; sweep < 60; sweep++) {
+        double off = 0, diagonal = 0;
+        for (int i = t; i < m * m; i += threads) {
+            double x = a[i] * a[i];
+            if (i % (m + 1)) off += x;
+            else diagonal += x;
+        }
+        off = block_sum(off, sums);
+        __syncthreads();
+        diagonal = block_sum(diagonal, sums);
+        if (off <= 1e-30 * diagonal || off == 0 || (isnan(off) && sweep > 0)) break; /* one makes all NaN */
+        for (int round = 0; round < m - 1; round++) {
+            __syncthreads();
+            for (int i = t; i < half; i += threads) {
+                int p, q;
+                la_pair(m, round, i, &p, &q);
+                la_rotation(turns + 3 * i, a[p * m + p], a[q * m + q], a[p * m + q]);
+            }
+            __syncthreads();
+            for (int i = t; i < half * half; i += threads)
+                if (i / half <= i % half) la_rotate_block(a, m, round, i / half, i % half, turns);
+            for (int i = t; i < half * m; i += threads) {
+                int p, q, k = i % m;
+                la_pair(m, round, i / m, &p, &q);
+                double c = turns[3 * (i / m) + 1], d = turns[3 * (i / m) + 2];
+                double x = v[p * m + k], y = v[q * m + k];
+                v[p * m + k] = c * x - d * y, v[q * m + k] = d * x + c * y;
+            }
+        }
+        __syncthreads();
+    }
+    __syncthreads();
+}
+
+/* values NULL: R = (G + damping I)^(-1/2); else R = eigenvectors in columns, and their values. */
+__global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double damping, double *scratch, size_t each,
+                                      int a_shared) {
+    SHARED(double, sums);
+    const int n = G.rows, m = n + n % 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
+    double *turns = sums + 32, *w = turns + 3 * m / 2, *v = scratch + (size_t)blockIdx.x * each;
+    double *a = a_shared ? w + m : v + (size_t)m * m;
+    const float *g = la_at(G, blockIdx.x);
+    float *out = la_at(R, blockIdx.x);
+    for (int i = t; i < m * m; i += threads) {
+        int r = i / m, c = i % m;
+        size_t x = (size_t)r * G.rs + (size_t)c * G.cs, y = (size_t)c * G.rs + (size_t)r * G.cs;
+        a[i] = r < n && c < n ? 0.5 * ((double)g[x] + (double)g[y]) + (r == c ? damping : 0) : 0;
+        v[i] = r == c;
+    }
+    __syncthreads();
+    la_jacobi_block(a, v, turns, sums, m);
+    for (int i = t; i < n; i += threads) {
+        double x = a[i * m + i];
+        w[i] = values ? x : 1 / sqrt(x < 1e-12 ? 1e-12 : x);
+        if (values) values[(size_t)blockIdx.x * (size_t)n + (size_t)i] = (float)x;
+    }
+    __syncthreads();
+    for (int i = t; i < n * n; i += threads) {
+        int r = i / n, c = i % n;
+        double sum = 0;
+        if (values) sum = v[c * m + r];
+        else
+            for (int k = 0; k < n; k++) sum += w[k] * (v[k * m + r] * v[k * m + c]);
+        out[(size_t)r * R.rs + (size_t)c * R.cs] = (float)sum;
+    }
+}
+
+static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, floatM *scratch) {
+    if (!mat_size(G)) return;
+    const size_t m = (size_t)la_even(G.rows), small = (32 + 3 * m / 2 + m) * sizeof(double);
+    const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;
+    const int a_shared = whole <= cuda_shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
+    LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R, values, G,
+           damping, (double *)(void *)scratch, each, a_shared);
+}
+
+static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
+    la_eigh_any(R, NULL, G, damping, scratch);
+}
+
+static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
+    la_eigh_any(Q, values, G, 0, scratch);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Gauges                                                                                         */
+
+/* An eigenvalue of G + damping I from one of the Gram G, which rounding may leave below zero. */
+__device__ static inline double la_damped(float value, double damping) {
+    return (value < 0 ? 0 : (double)value) + damping;
+}
+
+/* Their sum, and the size below which one stands for zero, as the CPU's. */
+__device__ static inline double la_damped_trace(const float *values, int n, double damping, double *zero,
+                                                double *sums, float *largest) {
+    double sum = 0;
+    float most = 0;
+    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
+        sum += la_damped(values[k], damping);
+        most = fmaxf(most, values[k]);
+    }
+    __syncthreads();
+    sum = block_sum(sum, sums);
+    most = block_max(most, largest);
+    *zero = damping > 0 ? 0 : n * 1.2e-7 * (double)most;
+    return sum;
+}
+
+__global__ static void la_gauge_kernel(Mat S, Mat L, Mat R, const float *values_a, const float *values_b,
+                                       double damping, int form) {
+    __shared__ double sums[32];
+    __shared__ float largest[32];
+    const int n = S.rows;
+    const float *a = values_a + (size_t)blockIdx.x * (size_t)n, *b = values_b + (size_t)blockIdx.x * (size_t)n;
+    float *s = la_at(S, blockIdx.x);
+    const float *left = la_at(L, blockIdx.x), *right = la_at(R, blockIdx.x);
+    double zero_a, zero_b, alpha = 1, beta = 1;
+    double trace_a = la_damped_trace(a, n, damping, &zero_a, sums, largest);
+    double trace_b = la_damped_trace(b, n, damping, &zero_b, sums, largest);
+    if (form == LA_GAUGE_RELATIVE) {
+        alpha = trace_a == 0 ? 0 : 1 / trace_a;
+        beta = trace_b == 0 ? 0 : 1 / trace_b;
+    }
+    for (int i = (int)threadIdx.x; i < n * n; i += (int)blockDim.x) {
+        int r = i / n, c = i % n;
+        double l = (double)left[(size_t)r * L.rs + (size_t)c], m = (double)right[(size_t)r * R.rs + (size_t)c];
+        double ar = la_damped(a[r], damping), bc = la_damped(b[c], damping), sum = alpha * ar + beta * bc, x;
+        if (form == LA_GAUGE_PARTNER)
+            x = 0.5 * ((ar <= zero_a ? 0 : l / ar) - (bc <= zero_b ? 0 : m / bc));
+        else
+            x = sum <= alpha * zero_a + beta * zero_b ? 0 : (alpha * l - beta * m) / sum;
+        s[(size_t)r * S.rs + (size_t)c] = (float)x;
+    }
+}
+
+static inline void la_gauge(Mat S, Mat L, Mat R, const floatM *values_a, const floatM *values_b,
+                            double damping, int form) {
+    const unsigned threads = S.rows <= 8 ? 64 : 256;
+    if (mat_size(S))
+        LAUNCH(la_gauge_kernel, (unsigned)mat_count(S), threads, 0, S, L, R, values_a, values_b, damping, form);
+}
+
 #endif

@@ -39,7 +39,7 @@ static inline void cuda_check(cudaError_t status, const char *call, const char *
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
     do {                                                                                           \
         static size_t cuda_allowed_ = 48 << 10;                                                    \
-        const size_t cuda_bytes_ = (BYTES);                                                        \
+        size_t cuda_bytes_ = (BYTES);                                                              \
         if (cuda_bytes_ > cuda_allowed_) {                                                         \
             CUDA_CHECK(cudaFuncSetAttribute((const void *)(KERNEL),                                \
                                             cudaFuncAttributeMaxDynamicSharedMemorySize,           \
@@ -81,6 +81,12 @@ static inline int cuda_scratch_reserve(size_t bytes) {
     return 0;
 }
 
+static inline void cuda_scratch_free(void) {
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    if (cuda_scratch_memory) CUDA_CHECK(cudaFree(cuda_scratch_memory));
+    cuda_scratch_memory = NULL, cuda_scratch_bytes = 0;
+}
+
 static inline void *cuda_scratch(size_t bytes) {
     if (cuda_scratch_reserve(bytes)) die("out of GPU memory: %zu bytes of scratch", bytes);
     return cuda_scratch_memory;
@@ -103,7 +109,8 @@ template <typename T> struct Wide { enum { N = 16 / sizeof(T) }; };
 template <int N, typename T> __device__ static inline void load(float (&x)[N], const T *p) {
     if constexpr (N * sizeof(T) == 16) {
         uint4 raw = *(const uint4 *)(const void *)p;
-        const T *t = (const T *)(const void *)&raw;
+        T t[N];
+        memcpy(t, &raw, sizeof raw);
 UNROLL
         for (int i = 0; i < N; i++) x[i] = to_float(t[i]);
     } else {
@@ -114,9 +121,10 @@ UNROLL
 template <int N, typename T> __device__ static inline void store(T *p, const float (&x)[N]) {
     if constexpr (N * sizeof(T) == 16) {
         uint4 raw;
-        T *t = (T *)(void *)&raw;
+        T t[N];
 UNROLL
         for (int i = 0; i < N; i++) t[i] = from_float<T>(x[i]);
+        memcpy(&raw, t, sizeof raw);
         *(uint4 *)(void *)p = raw;
     } else {
 UNROLL

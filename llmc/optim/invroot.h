@@ -12,18 +12,21 @@ static inline size_t invroot_scratch(int n, int k) {
     return (size_t)n * (coupled > eigh ? coupled : eigh) + 64;
 }
 
+enum { INVROOT_TUNED = 9 }; /* steps with coefficients of their own */
+static const double invroot_table[LA_ROOT_STEPS][2] = {
+    {5.182503604966906, -5.178098480082684},   {2.586120737395915, -0.6479542005271343},
+    {2.567364126726186, -0.6454968804392178},  {2.520560084348265, -0.6393528082067044},
+    {2.410759275435182, -0.6248683598710716},  {2.1883348130094173, -0.5952022073798908},
+    {1.8595760874873613, -0.5504490972723968}, {1.589020160467417, -0.5126569802066718},
+    {1.5051653981684994, -0.5007377068751799}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5},
+    {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5},
+    {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5},
+};
+
 /* The coupled iteration on a few items together, of at most `steps` steps. Products known to be
    symmetric are computed by half, which also keeps them so; but not P: its two triangles differ by the
    rounding errors that the next step corrects, and without that feedback the iteration diverges. */
 static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena arena) {
-    static const double tuned[9][2] = {
-        {5.182503604966906, -5.178098480082684},   {2.586120737395915, -0.6479542005271643},
-        {2.567364126726186, -0.6454968804392178},  {2.520560084348265, -0.6393528082067044},
-        {2.410759275435182, -0.6248683598710716},  {2.1883348130094173, -0.5952022073798908},
-        {1.8595760874873613, -0.5504490972723968}, {1.589020160467417, -0.5126569802066718},
-        {1.5051653981684994, -0.5007377068751799},
-    };
-    const double tiny = sizeof(floatM) == 8 ? 1e-9 : 1e-5; /* gap whose square is below rounding */
     int n = mat_count(Y), k = Y.rows;
     Mat P = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k), Z = R;
     Mat Y2 = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k);
@@ -36,7 +39,7 @@ static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena 
     la_scale(Y, s, 1);
     double gap = INFINITY;
     for (int i = 0, last = 0; !last; i++) {
-        double a = i < 9 ? tuned[i][0] : 1.5, b = i < 9 ? tuned[i][1] : -0.5;
+        double a = invroot_table[i][0], b = invroot_table[i][1];
         if (i == 0) { /* Z = I, P = Y */
             la_polynomial(Z, a, b, Y, 0, Y);
             la_axpby(Y2, a, Y, 0);
@@ -46,11 +49,10 @@ static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena 
         }
         la_gemm(P, 1, Z, Y, 0);
         last = i == steps - 1;
-        if (i >= 9 && !last) {
-            /* Gap after gap is squared until rounding stops it; NaN runs on to the end. */
+        if (i >= INVROOT_TUNED && !last) {
             double before = gap;
             gap = la_identity_gap(P) / sqrt((double)k);
-            last = gap < tiny || (gap < 0.01 && 2 * gap > before);
+            last = LA_ROOT_DONE(gap, before);
         }
         la_axpby(Z2, a, Z, 0);
         la_gemm_symmetric(Z2, b, P, Z, 1); /* P Z, not Z P: the order keeps rounding errors bounded */
@@ -78,7 +80,9 @@ static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena
         arena->used = mark;
         return;
     }
-    int steps = which == ROOT_CANS12 ? 12 : 25, chunk = la_chunk(n), chunks = n ? n / chunk : 0;
+    int steps = which == ROOT_CANS12 ? 12 : LA_ROOT_STEPS;
+    if (la_root_iteration(R, G, damping, invroot_table, steps, INVROOT_TUNED)) return;
+    int chunk = la_chunk(n), chunks = n ? n / chunk : 0;
     size_t piece = invroot_scratch(chunk, k) - 64;
     int workers = la_workers(chunks, (size_t)k * k);
     floatM *memory = arena_take(arena, (size_t)workers * piece);

@@ -6,8 +6,10 @@ A wide X (k x d, d >= 2k: a head, an MLP matrix) is left alone for several steps
 itself, A <- P A P, and the steps' polynomials gather in Q <- P Q, k x k all, until X <- Q X. In exact
 arithmetic that is the plain iteration. In rounded arithmetic the Gram holds the square of the singular
 values, of which the small ones drown; so Q is applied and the Gram formed anew before they have to be
-told apart, after 2, 1 and 5 steps of pe8. dev/test/test_msign.c holds it to the plain iteration's
-accuracy. Everything k x k is symmetric, so half of each product is computed.
+told apart, after 2, 1 and 5 steps of pe8; where products round their input (la_fast) the Gram wanders off
+sooner, and the five are taken as 2 and 3. dev/test/test_msign.c holds it to the plain iteration's accuracy,
+dev/test/cuda/test_linalg.cu the rounded one. Everything k x k is symmetric, so half of each product is
+computed.
 */
 #ifndef CM_MSIGN_H
 #define CM_MSIGN_H
@@ -17,8 +19,9 @@ accuracy. Everything k x k is symmetric, so half of each product is computed.
 
 typedef struct {
     int steps;
-    int runs[4]; /* steps on one Gram of a wide matrix; they add up to `steps` */
-    double abc[12][3];
+    int runs[2][5]; /* steps on one Gram of a wide matrix, which add up to `steps`: with exact products, and
+                       with rounded ones */
+    double abc[LA_SIGN_STEPS][3];
 } MsignTable;
 
 /* pe8: Polar Express (Amsel et al., arXiv 2505.16932) for singular values above 1e-3 of the Frobenius
@@ -27,17 +30,17 @@ typedef struct {
    stop in [0.978, 1.032]. simple12: 2x - 1.5x^3 + 0.5x^5, which has slope 0 at its fixed point 1. */
 static inline const MsignTable *msign_table(int which) {
     static const MsignTable tables[] = {
-        {8, {2, 1, 5, 0},
+        {8, {{2, 1, 5}, {2, 1, 2, 3}},
          {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250},
           {3.2856, -2.4153, 0.4853}, {2.2779, -1.6198, 0.3985}, {1.8726, -1.2307, 0.3585},
           {1.8564, -1.2132, 0.3568}, {1.8750, -1.2500, 0.3750}}},
-        {5, {3, 2, 0, 0},
+        {5, {{3, 2}, {3, 2}},
          {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
           {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}}},
-        {5, {2, 1, 2, 0},
+        {5, {{2, 1, 2}, {2, 1, 2}},
          {{4.0848, -6.8946, 2.9270}, {3.9505, -6.3029, 2.6377}, {3.7418, -5.5913, 2.3037},
           {2.8769, -3.1427, 1.2046}, {2.8366, -3.0525, 1.2012}}},
-        {12, {4, 4, 4, 0},
+        {12, {{4, 4, 4}, {4, 4, 4}},
          {{2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
           {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
           {2, -1.5, 0.5}, {2, -1.5, 0.5}}},
@@ -82,15 +85,15 @@ static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *a
 }
 
 /* The same through the Gram; all four squares commute and are symmetric. */
-static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
+static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, int rounded, Arena *arena) {
     int n = mat_count(*X), m = X->rows;
     Mat A = msign_square(arena, n, m), P = msign_square(arena, n, m);
     Mat Q = msign_square(arena, n, m), T = msign_square(arena, n, m);
     const double(*k)[3] = table->abc;
-    for (const int *run = table->runs; *run; run++) {
+    for (const int *run = table->runs[rounded]; *run; k += *run++) {
         la_gram(A, *X, 0);
-        for (int i = 0; i < *run; i++, k++) {
-            msign_polynomial(P, *k, A);
+        for (int i = la_sign_run(Q, A, k, *run) ? *run : 0; i < *run; i++) {
+            msign_polynomial(P, k[i], A);
             if (i + 1 < *run) {
                 la_gemm_symmetric(T, 1, P, A, 0);
                 la_gemm_symmetric(A, 1, P, T, 0);
@@ -104,7 +107,7 @@ static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, Arena *ar
 }
 
 /* msign of a few items together. */
-static inline void msign_items(Mat X, const MsignTable *table, Arena arena) {
+static inline void msign_items(Mat X, const MsignTable *table, int rounded, Arena arena) {
     int n = mat_count(X);
     Mat Y = mat_dense(arena_take(&arena, mat_size(X)), n, X.rows, X.cols), out = X;
     floatM *s = arena_take(&arena, (size_t)n);
@@ -113,7 +116,7 @@ static inline void msign_items(Mat X, const MsignTable *table, Arena arena) {
     la_scale(X, s, 1);
     int tall = X.rows > X.cols;
     if (tall) X = mat_t(X), Y = mat_t(Y);
-    if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, table, &arena);
+    if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, table, rounded, &arena);
     else msign_plain(&X, &Y, table, &arena);
     if (X.p != out.p) la_copy(out, tall ? mat_t(X) : X);
 }
@@ -127,14 +130,17 @@ static inline void msign(Mat X, int which, Arena *arena) {
     int workers = la_workers(chunks, (size_t)X.rows * X.cols);
     size_t mark = arena->used;
     floatM *memory = arena_take(arena, (size_t)workers * piece);
+    int rounded = la_fast(1);
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
         for (int i = 0; i < chunks; i++)
-            msign_items(mat_part(X, i * chunk, chunk), table, arena_piece(memory, piece, thread_index()));
+            msign_items(mat_part(X, i * chunk, chunk), table, rounded,
+                        arena_piece(memory, piece, thread_index()));
     } else { /* not a parallel region of one thread: those within would start threads anew each time */
         for (int i = 0; i < chunks; i++)
-            msign_items(mat_part(X, i * chunk, chunk), table, arena_piece(memory, piece, 0));
+            msign_items(mat_part(X, i * chunk, chunk), table, rounded, arena_piece(memory, piece, 0));
     }
+    la_fast(0);
     arena->used = mark;
 }
 

@@ -2,8 +2,6 @@
 Tests of the emulator itself (dev/emu): that kernels run as CUDA says, and that what is wrong in a kernel
 is found. A mistake ends the program, so each is made in a child process.
 */
-#define CM_CUDA
-#define CM_EMU
 #include "../check.h"
 #include "../../../llmc/cuda/runtime.cuh"
 

@@ -1,0 +1,37 @@
+/*
+What the tests of the optimizers ask of the matrix product itself, on either backend. On CUDA they run
+under the emulator, where device memory is plain memory, compiled as C++:
+
+    g++ -std=c++20 -x c++ -DCM_CUDA -DCM_EMU -DCM_FP32 ... dev/test/test_optim.c
+*/
+#ifndef CM_TEST_BACKEND_H
+#define CM_TEST_BACKEND_H
+
+#include "../../llmc/linalg.h"
+
+/* The longest enumerations of cases take one in this many. */
+#ifdef CM_CUDA
+enum { SPARSE = 5 };
+#else
+enum { SPARSE = 1 };
+#endif
+
+#ifdef CM_CUDA
+
+/* Exact fp32, which the tolerances are for; before main, for tests that set nothing up. */
+static inline int gemm_setup(Compute compute, char *err) {
+    return (void)compute, (void)err, gemm_allow_tf32 = 0;
+}
+__attribute__((unused)) static const int backend_exact = gemm_setup(COMPUTE_FP32, NULL);
+
+static inline void gemm_symmetric(int ta, int tb, int N, int K, floatM alpha, floatM *A, size_t lda, floatM *B,
+                                  size_t ldb, floatM beta, floatM *C, size_t ldc) {
+    size_t one = 1;
+    Mat a = {A, 1, 1, 0, 0, N, K, ta ? one : lda, ta ? lda : one};
+    Mat b = {B, 1, 1, 0, 0, K, N, tb ? one : ldb, tb ? ldb : one};
+    Mat c = {C, 1, 1, 0, 0, N, N, ldc, 1};
+    la_gemm_symmetric(c, (double)alpha, a, b, (double)beta);
+}
+
+#endif
+#endif

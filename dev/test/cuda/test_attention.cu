@@ -1,0 +1,494 @@
+/*
+Tests of llmc/cuda/mma.cuh and attention.cuh: the warp's products, element by element, and attention against
+its CPU twin over shapes that take every path of the kernels, with the numbers the twin gets rounded as the
+device's are. Runs on a GPU and under the emulator.
+
+Tolerances, relative to the norm of the result. fp32: sums in another order, and p = exp(s - lse), which
+errs as much relatively as s does absolutely, that is by 2e-7 of its size; 2e-6 for the rest. bf16:
+p and ds are rounded to 2^-9 before the second products, where the roundings average out, and the result is
+rounded once more, by 2^-9 at most and half of that in the mean: 4e-3 for both.
+*/
+#include "../../../llmc/cuda/attention.cuh"
+#include "device.h"
+#include "twin.h"
+
+#define ROUNDING (sizeof(floatX) == 2 ? 4e-3 : 0)
+
+template <typename T> static int same_bits(const T *a, const T *b, size_t n) {
+    T *x = (T *)malloc(2 * n * sizeof(T) + 1), *y = x + n;
+    if (!x) die("test: out of memory");
+    CUDA_CHECK(cudaMemcpyAsync(x, a, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(y, b, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    int same = !memcmp(x, y, n * sizeof(T));
+    free(x);
+    return same;
+}
+template <typename T> static T *copy_of(const T *p, size_t n) {
+    T *q = device_array<T>(n);
+    CUDA_CHECK(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cuda_stream));
+    return q;
+}
+template <typename T> static int untouched(const T *p, size_t n) {
+    return same_bits(p, device_array<T>(n), n);
+}
+
+/* Host numbers on the device `shift` elements past an aligned address. */
+template <typename T> static T *shifted(float *from, size_t n, int shift) {
+    T *p = device_array<T>(n + (size_t)shift) + shift;
+    put(p, from, n);
+    return p;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* products of a warp */
+
+/* out (16,16) is A B, A (16,16) from the tile `left` at (row, col), and B from the transpose in `right` at
+   (row, col); next (16,16) is (A B) B, with B from where it lies plain in `plain`. The tiles (48,D) come in
+   rows of D. */
+template <typename T, int D>
+__global__ static void products(float *out, float *next, const T *left, const T *right, const T *plain,
+                                int row, int col) {
+    SHARED(T, shared);
+    Tile<T, D> X = {shared}, Y = {shared + 48 * D}, Z = {shared + 96 * D};
+    for (int i = (int)threadIdx.x; i < 48 * D; i += 32) {
+        *X.at(i / D, i % D) = left[i];
+        *Y.at(i / D, i % D) = right[i];
+        *Z.at(i / D, i % D) = plain[i];
+    }
+    __syncthreads();
+    FragA<T> a;
+    FragB<T> b[2];
+    FragC c[2], d[2];
+    for (int i = 0; i < 8; i++) c[i / 4].x[i % 4] = d[i / 4].x[i % 4] = 0;
+    load_a(a, X, row, col);
+    load_b(b, Y, row, col);
+    for (int n = 0; n < 2; n++) mma(c[n], a, b[n]);
+    make_a(a, c[0], c[1]);
+    load_b_plain(b, Z, row, col);
+    for (int n = 0; n < 2; n++) mma(d[n], a, b[n]);
+    for (int n = 0; n < 2; n++)
+        for (int e = 0; e < 4; e++) {
+            out[16 * frag_row(e) + 8 * n + frag_col(e)] = c[n].x[e];
+            next[16 * frag_row(e) + 8 * n + frag_col(e)] = d[n].x[e];
+        }
+}
+
+/* Small integers, for which every sum is exact in any order. */
+template <typename T, int D> static void test_products(const char *type) {
+    for (int place = 0; place < 3; place++) {
+        int row = 16 * place, col = D - 16 * (place + 1) < 0 ? 0 : D - 16 * (place + 1), wrong = 0;
+        float *x[3], A[256], B[256], c[256];
+        T *t[3];
+        for (int i = 0; i < 3; i++) {
+            x[i] = host_array(48 * D);
+            for (int k = 0; k < 48 * D; k++) x[i][k] = (float)floor(i ? 3 * draw() : 2 * draw());
+        }
+        for (int i = 0; i < 256; i++) { /* the plain B is the one that is transposed in x[1] */
+            A[i] = x[0][(row + i / 16) * D + col + i % 16];
+            B[i] = x[1][(row + i % 16) * D + col + i / 16];
+            x[2][(row + i / 16) * D + col + i % 16] = B[i];
+        }
+        for (int i = 0; i < 3; i++) t[i] = on_device<T>(x[i], 48 * D);
+        float *out = device_array<float>(256), *next = device_array<float>(256);
+        LAUNCH((products<T, D>), 1, 32, 3 * 48 * D * sizeof(T), out, next, t[0], t[1], t[2], row, col);
+        float *y = on_host(out, 256), *z = on_host(next, 256);
+        for (int i = 0; i < 256; i++) {
+            c[i] = 0;
+            for (int k = 0; k < 16; k++) c[i] += A[i / 16 * 16 + k] * B[k * 16 + i % 16];
+            wrong += y[i] != c[i];
+        }
+        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of A B are wrong", type, D, row, col, wrong);
+        wrong = 0;
+        for (int i = 0; i < 256; i++) {
+            float sum = 0;
+            for (int k = 0; k < 16; k++) sum += c[i / 16 * 16 + k] * B[k * 16 + i % 16];
+            wrong += z[i] != sum;
+        }
+        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of (A B) B are wrong", type, D, row, col,
+              wrong);
+        release();
+    }
+}
+
+/* Where the elements of a tile of 16 rows are. */
+template <typename T, int D> __global__ static void places(int *where) {
+    Tile<T, D> tile = {(T *)(void *)(where + 16 * D)}; /* never read */
+    for (int i = (int)threadIdx.x; i < 16 * D; i += 32) where[i] = (int)(tile.at(i / D, i % D) - tile.p);
+}
+
+/* Each element has its own place, pieces of 16 bytes are whole, and the same piece of 8 rows is in 8
+   different groups of banks. */
+template <typename T, int D> static void test_places(void) {
+    enum { N = 16 * D, PIECE = 16 / sizeof(T) };
+    int *d = device_array<int>(2 * N), taken[N] = {0}, wrong = 0, crowded = 0;
+    LAUNCH((places<T, D>), 1, 32, 0, d);
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    int where[N];
+    CUDA_CHECK(cudaMemcpyAsync(where, d, sizeof where, cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    for (int i = 0; i < N; i++) {
+        if (where[i] < 0 || where[i] >= N || taken[where[i]]++) wrong++;
+        wrong += where[i] % PIECE != i % PIECE || where[i] / PIECE != where[i / PIECE * PIECE] / PIECE;
+    }
+    check(!wrong, "%d columns of %zu bytes: %d elements are misplaced", D, sizeof(T), wrong);
+    for (int row = 0; row < 16; row += 8)
+        for (int c = 0; c < D; c += PIECE) {
+            unsigned banks = 0;
+            for (int r = row; r < row + 8; r++) banks |= 1u << where[r * D + c] / PIECE % 8;
+            crowded += banks != 255;
+        }
+    check(!crowded, "%d columns of %zu bytes: %d of %d reads have bank conflicts", D, sizeof(T), crowded,
+          2 * D / PIECE);
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* attention */
+
+typedef struct {
+    int B, T, NH, NKV, HS;
+    double scale, size; /* of q . k; of q and k */
+    int shift;          /* elements that arrays lie past an aligned address */
+} Case;
+
+static size_t width(const Case *c) { return (size_t)(c->NH + 2 * c->NKV) * (size_t)c->HS; }
+static size_t rows(const Case *c) { return (size_t)c->B * (size_t)c->T; }
+
+/* Queries and keys of size c->size, values of size 1. */
+static float *make_qkv(const Case *c) {
+    size_t W = width(c), values = W - (size_t)c->NKV * (size_t)c->HS;
+    float *x = random_array(rows(c) * W, 1);
+    for (size_t i = 0; i < rows(c) * W; i++)
+        if (i % W < values) x[i] *= (float)c->size;
+    return x;
+}
+
+static double tolerance(const Case *c) { /* the largest scores are about size^2 sqrt(HS) scale */
+    return ROUNDING + 2e-6 + 2e-7 * c->size * c->size * sqrt(c->HS) * c->scale;
+}
+
+/* Compares columns [from, to) of n rows of W. The norm has a floor: gradients of one token are 0. */
+static void like(const Case *c, const char *what, const float *ours, const float *theirs, size_t n, size_t W,
+                 size_t from, size_t to, double allowed) {
+    double error = 0, norm = 0, count = (double)n * (double)(to - from);
+    for (size_t i = 0; i < n * W; i++) {
+        if (i % W < from || i % W >= to) continue;
+        double e = (double)ours[i] - (double)theirs[i];
+        error += e * e, norm += (double)theirs[i] * (double)theirs[i];
+    }
+    double e = sqrt(error) / fmax(sqrt(norm), 0.05 * sqrt(count));
+    check(e <= allowed, "B %d T %d heads %d/%d of %d, scale %g, size %g: error of %s %.2e, allowed %.0e",
+          c->B, c->T, c->NH, c->NKV, c->HS, c->scale, c->size, what, e, allowed);
+}
+
+static void forward(floatX *out, floatM *lse, const floatX *qkv, const Case *c) {
+    attention_forward(out, lse, qkv, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
+}
+static void backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
+                     const floatM *lse, const Case *c) {
+    attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
+}
+
+enum { SPARE = 40 }; /* elements past the end of an output, which stay as they are */
+
+static void test_case(const Case *c) {
+    size_t N = rows(c), W = width(c), C = (size_t)c->NH * (size_t)c->HS, KV = (size_t)c->NKV * (size_t)c->HS;
+    size_t L = N * (size_t)c->NH, S = (size_t)c->shift;
+    double allowed = tolerance(c);
+    float *qkv = make_qkv(c), *dout = random_array(N * C, 1), *out = host_array(N * C), *lse = host_array(L);
+    float *dqkv = host_array(N * W);
+    floatX *d_qkv = shifted<floatX>(qkv, N * W, c->shift), *d_dout = shifted<floatX>(dout, N * C, c->shift);
+    floatX *d_out = device_array<floatX>(N * C + S + SPARE) + S, *same = copy_of(d_qkv, N * W);
+    floatM *d_lse = device_array<floatM>(L + SPARE);
+
+    cpu_attention_forward(out, lse, qkv, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
+    forward(d_out, d_lse, d_qkv, c);
+    like(c, "out", on_host(d_out, N * C), out, N, C, 0, C, allowed);
+    like(c, "lse", on_host(d_lse, L), lse, L, 1, 0, 1, 1e-6);
+    check(untouched(d_out + N * C, SPARE) && untouched(d_lse + L, SPARE), "T %d: forward writes too much",
+          c->T);
+    floatX *again = device_array<floatX>(N * C + S) + S;
+    floatM *lse_again = device_array<floatM>(L);
+    forward(again, lse_again, d_qkv, c);
+    check(same_bits(again, d_out, N * C) && same_bits(lse_again, d_lse, L),
+          "T %d: forward differs when repeated", c->T);
+
+    floatX *near_out = shifted<floatX>(out, N * C, c->shift); /* the backward passes get the same numbers */
+    put(d_lse, lse, L);
+    cpu_attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
+    floatX *d_dqkv = device_array<floatX>(N * W + S + SPARE) + S;
+    backward(d_dqkv, d_dout, d_qkv, near_out, d_lse, c);
+    float *ours = on_host(d_dqkv, N * W);
+    like(c, "dq", ours, dqkv, N, W, 0, C, allowed);
+    like(c, "dk", ours, dqkv, N, W, C, C + KV, allowed);
+    like(c, "dv", ours, dqkv, N, W, C + KV, W, allowed);
+    check(untouched(d_dqkv + N * W, SPARE), "T %d: backward writes too much", c->T);
+    floatX *dqkv_again = device_array<floatX>(N * W + S) + S;
+    backward(dqkv_again, d_dout, d_qkv, near_out, d_lse, c);
+    check(same_bits(dqkv_again, d_dqkv, N * W), "T %d: backward differs when repeated", c->T);
+    check(same_bits(same, d_qkv, N * W), "T %d: an input has changed", c->T);
+    release();
+}
+
+static void test_cases(void) {
+    static const Case cases[] = {
+        {1, 1, 1, 1, 16, 0.25, 1, 0},    {2, 7, 4, 2, 24, 0.2, 2, 0},     {1, 64, 2, 2, 64, 0.125, 2, 0},
+        {1, 65, 4, 1, 16, 0.25, 2, 0},   {1, 130, 4, 2, 64, 0.12, 2, 0},  {1, 200, 2, 1, 128, 0.0883, 2, 0},
+        {2, 65, 2, 2, 80, 0.12, 1, 0},   {3, 7, 8, 2, 1, 1, 3, 0},        {1, 40, 3, 3, 5, 0.4, 2, 0},
+        {1, 70, 2, 1, 100, 0.1, 2, 0},   {1, 33, 2, 2, 20, 0.2, 2, 0},    {1, 100, 1, 1, 64, 0.125, 2, 1},
+        {1, 129, 1, 1, 32, 0.18, 2, 0},  {1, 65, 2, 1, 32, 0.18, 30, 0},  {1, 130, 1, 1, 64, 1, 8, 0},
+        {2, 200, 4, 1, 64, 0.125, 2, 0}, {1, 130, 4, 1, 128, 0.12, 1, 0}, {1, 1, 2, 2, 128, 0.12, 1, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_case(&cases[i]);
+}
+
+/* Scores that rise and fall along the keys, in steps below and above what the softmax follows; and far
+   below those of the zeros that the tiles are filled up with. */
+static void test_ramps(void) {
+    static const float steps[] = {0.5f, 3, -3, 40, -40, 0}, starts[] = {0, 0, -40, 0, 0, -500};
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        const Case c = {1, 130, 1, 1, 16, 1, 10, 0};
+        size_t N = rows(&c), W = width(&c), C = 16;
+        float *qkv = make_qkv(&c), *dout = random_array(N * C, 1), *out = host_array(N * C);
+        float *lse = host_array(N), *dqkv = host_array(N * W);
+        for (size_t t = 0; t < N; t++)
+            for (size_t k = 0; k < C; k++) {
+                qkv[t * W + k] = k == 0;
+                qkv[t * W + C + k] = k == 0 ? starts[i] + steps[i] * (float)(t / 5) : 0;
+            }
+        floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(dout, N * C);
+        floatX *d_out = device_array<floatX>(N * C), *d_dqkv = device_array<floatX>(N * W);
+        floatM *d_lse = device_array<floatM>(N);
+        cpu_attention_forward(out, lse, qkv, c.B, c.T, c.NH, c.NKV, c.HS, c.scale);
+        forward(d_out, d_lse, d_qkv, &c);
+        like(&c, "out of a ramp", on_host(d_out, N * C), out, N, C, 0, C, tolerance(&c));
+        like(&c, "lse of a ramp", on_host(d_lse, N), lse, N, 1, 0, 1, 1e-6);
+        put(d_out, out, N * C);
+        cpu_attention_backward(dqkv, dout, qkv, out, lse, c.B, c.T, c.NH, c.NKV, c.HS, c.scale);
+        backward(d_dqkv, d_dout, d_qkv, d_out, d_lse, &c);
+        float *ours = on_host(d_dqkv, N * W);
+        like(&c, "dk of a ramp", ours, dqkv, N, W, C, 2 * C, 2 * tolerance(&c));
+        like(&c, "dv of a ramp", ours, dqkv, N, W, 2 * C, W, tolerance(&c));
+        release();
+    }
+}
+
+/* Row t of out, all heads, in sequence b. */
+static size_t out_at(const Case *c, int b, int t) {
+    return ((size_t)b * (size_t)c->T + (size_t)t) * (size_t)c->NH * (size_t)c->HS;
+}
+static int count_nan(const floatX *p, size_t n) {
+    float *x = on_host(p, n);
+    int count = 0;
+    for (size_t i = 0; i < n; i++) count += isnan(x[i]);
+    return count;
+}
+
+/* What comes later changes nothing before it, not a bit; nor do other sequences or other heads. NaN is where
+   it comes from and after; from a value it may reach back to the beginning of its tile. */
+static void test_causality(void) {
+    const Case c = {2, 150, 2, 2, 32, 0.2, 2, 0};
+    const int t = 140, tile = Flash<FLASH_FORWARD, 32>::ROWS, before = t / tile * tile;
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, HS = (size_t)c.HS;
+    float *qkv = make_qkv(&c), *other = host_array(N * W);
+    floatX *d_qkv = on_device<floatX>(qkv, N * W);
+    floatX *out = device_array<floatX>(N * C), *out2 = device_array<floatX>(N * C);
+    floatM *lse = device_array<floatM>(N * 2), *lse2 = device_array<floatM>(N * 2);
+    forward(out, lse, d_qkv, &c);
+
+    memcpy(other, qkv, N * W * sizeof *qkv); /* all of sequence 0 from t on */
+    for (size_t i = (size_t)t * W; i < (size_t)c.T * W; i++) other[i] = (float)(20 * draw());
+    put(d_qkv, other, N * W);
+    forward(out2, lse2, d_qkv, &c);
+    check(same_bits(out2, out, out_at(&c, 0, t)), "out before token %d changes with it", t);
+    check(!same_bits(out2 + out_at(&c, 0, t), out + out_at(&c, 0, t), C), "out of token %d does not change",
+          t);
+    size_t second = out_at(&c, 1, 0);
+    check(same_bits(out2 + second, out + second, N / 2 * C), "another sequence changes");
+    check(same_bits(lse2, lse, (size_t)t) && same_bits(lse2 + N, lse + N, N), "lse before token %d changes",
+          t);
+
+    for (int part = 0; part < 3; part++) { /* one element of head 1 of query, key, value t of sequence 0 */
+        size_t in = (size_t)t * W + (size_t)part * C + HS + 3;
+        memcpy(other, qkv, N * W * sizeof *qkv);
+        other[in] = NAN;
+        put(d_qkv, other, N * W);
+        forward(out2, lse2, d_qkv, &c);
+        size_t clean = out_at(&c, 0, part == 2 ? before : t);
+        check(same_bits(out2, out, clean), "part %d: NaN at token %d changes out before it", part, t);
+        check(same_bits(out2 + second, out + second, N / 2 * C), "part %d: NaN, other sequence", part);
+        for (int i = t; i < c.T; i++) {
+            int bad = count_nan(out2 + out_at(&c, 0, i) + HS, HS);
+            int want = part == 2 ? 1 : part == 1 || i == t ? c.HS : 0;
+            check(bad == want, "part %d: %d of row %d are NaN, not %d", part, bad, i, want);
+            check(!count_nan(out2 + out_at(&c, 0, i), HS), "part %d: NaN in the other head, row %d", part, i);
+        }
+    }
+    release();
+}
+
+/* A NaN in dout reaches the gradients of its query, and of keys and values up to it. */
+static void test_backward_causality(void) {
+    const Case c = {1, 150, 2, 2, 32, 0.2, 2, 0};
+    const int t = 20;
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, HS = (size_t)c.HS;
+    float *qkv = make_qkv(&c), *dout = random_array(N * C, 1);
+    floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(dout, N * C);
+    floatX *out = device_array<floatX>(N * C);
+    floatX *one = device_array<floatX>(N * W), *two = device_array<floatX>(N * W);
+    floatM *lse = device_array<floatM>(N * 2);
+    forward(out, lse, d_qkv, &c);
+    backward(one, d_dout, d_qkv, out, lse, &c);
+    dout[(size_t)t * C + HS + 3] = NAN; /* of head 1 */
+    put(d_dout, dout, N * C);
+    backward(two, d_dout, d_qkv, out, lse, &c);
+    float *x = on_host(one, N * W), *y = on_host(two, N * W);
+    const int step = Flash<FLASH_BACKWARD_KV, 32>::STEP, end = (t / step + 1) * step;
+    int missing = 0, spread = 0;
+    for (int i = 0; i < c.T; i++)
+        for (size_t k = 0; k < W; k++) {
+            size_t at = (size_t)i * W + k, head = k % C / HS, part = k / C;
+            int reached = head == 1 && (part == 0 ? i == t : part == 1 ? i <= t : i <= t && k % HS == 3);
+            int maybe = head == 1 && (part == 0 ? i == t : i < end); /* zeros times NaN */
+            missing += reached && !isnan(y[at]);
+            spread += !maybe && memcmp(&x[at], &y[at], sizeof *x);
+        }
+    check(!missing, "%d gradients have lost a NaN of dout", missing);
+    check(!spread, "%d gradients that do not depend on a NaN of dout change with it", spread);
+    release();
+}
+
+/* The order in which blocks are run is no business of theirs. */
+static void test_order(void) {
+    const Case c = {1, 140, 5, 5, 16, 0.25, 2, 0};
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = flash_cache;
+    float *qkv = make_qkv(&c), *dout = random_array(N * C, 1);
+    floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(dout, N * C);
+    floatX *out[3], *dqkv[3];
+    for (int i = 0; i < 3; i++) { /* one head at a time, two, all */
+        floatM *lse = device_array<floatM>(N * 5);
+        out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
+        flash_cache = i == 2 ? cache : (size_t)(i + 1) * 2 * 140 * 16 * sizeof(floatX);
+        forward(out[i], lse, d_qkv, &c);
+        backward(dqkv[i], d_dout, d_qkv, out[i], lse, &c);
+    }
+    flash_cache = cache;
+    for (int i = 0; i < 2; i++) {
+        check(same_bits(out[i], out[2], N * C), "out depends on the order of heads");
+        check(same_bits(dqkv[i], dqkv[2], N * W), "dqkv depends on the order of heads");
+    }
+    check(!count_nan(out[0], N * C) && !count_nan(dqkv[0], N * W), "some heads are left out");
+    release();
+}
+
+static void test_scratch(void) {
+    const Case c = {2, 37, 3, 1, 16, 0.25, 2, 0};
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
+    size_t used = attention_scratch(c.B, c.T, c.NH);
+    floatX *d_qkv = on_device<floatX>(make_qkv(&c), N * W);
+    floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W);
+    floatM *lse = device_array<floatM>(N * 3);
+    check(!cuda_scratch_reserve(cuda_scratch_bytes + used + SPARE), "no scratch");
+    size_t bytes = cuda_scratch_bytes;
+    CUDA_CHECK(cudaMemsetAsync(cuda_scratch_memory, 0xff, bytes, cuda_stream));
+    forward(out, lse, d_qkv, &c);
+    backward(dqkv, out, d_qkv, out, lse, &c);
+    check(cuda_scratch_bytes == bytes, "scratch has grown");
+    check(untouched((unsigned char *)cuda_scratch_memory + used, bytes - used), "more scratch is used");
+    release();
+}
+
+/* The newest position, against the twin and the last row of the forward pass. */
+static void test_decode(void) {
+    static const Case cases[] = {
+        {1, 1, 2, 1, 64, 0.125, 2, 0},    {1, 32, 4, 2, 16, 0.25, 2, 0}, {1, 130, 2, 1, 128, 0.0883, 2, 0},
+        {1, 33, 2, 2, 20, 0.2, 2, 0},     {1, 70, 2, 1, 100, 0.12, 2, 0}, {1, 65, 1, 1, 64, 0.125, 2, 1},
+        {1, 90, 8, 2, 1, 1, 3, 0},        {1, 65, 2, 1, 32, 0.18, 30, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const Case *c = &cases[i];
+        size_t N = rows(c), W = width(c), HS = (size_t)c->HS, C = (size_t)c->NH * HS;
+        size_t KV = (size_t)c->NKV * HS;
+        float *qkv = make_qkv(c), *k = host_array(N * KV), *v = host_array(N * KV), *theirs = host_array(C);
+        floatX *d_qkv = on_device<floatX>(qkv, N * W), *out = device_array<floatX>(N * C);
+        floatM *lse = device_array<floatM>(N * (size_t)c->NH);
+        for (size_t t = 0; t < N; t++) {
+            memcpy(k + t * KV, qkv + t * W + C, KV * sizeof *k);
+            memcpy(v + t * KV, qkv + t * W + C + KV, KV * sizeof *v);
+        }
+        float *q = (float *)memcpy(host_array(C), qkv + (N - 1) * W, C * sizeof *q);
+        floatX *d_q = shifted<floatX>(q, C, c->shift), *d_k = shifted<floatX>(k, N * KV, c->shift);
+        floatX *d_v = shifted<floatX>(v, N * KV, c->shift), *ours = device_array<floatX>(C + SPARE);
+        attention_decode(ours, d_q, d_k, d_v, c->T - 1, c->NH, c->NKV, c->HS, c->scale);
+        cpu_attention_decode(theirs, q, k, v, c->T - 1, c->NH, c->NKV, c->HS, c->scale);
+        like(c, "decode", on_host(ours, C), theirs, 1, C, 0, C, tolerance(c));
+        forward(out, lse, d_qkv, c);
+        float *last = on_host(out + (N - 1) * C, C);
+        like(c, "decode beside forward", on_host(ours, C), last, 1, C, 0, C, 2 * tolerance(c));
+        check(untouched(ours + C, SPARE), "decode writes too much");
+        floatX *again = device_array<floatX>(C);
+        attention_decode(again, d_q, d_k, d_v, c->T - 1, c->NH, c->NKV, c->HS, c->scale);
+        check(same_bits(again, ours, C), "decode differs when repeated");
+        release();
+    }
+}
+
+/* A library is asked first, and may decline. */
+static int library_answer, library_calls;
+static int library_forward(floatX *, floatM *, const floatX *, int, int, int, int, int, double) {
+    library_calls++;
+    return library_answer;
+}
+static int library_backward(floatX *, const floatX *, const floatX *, const floatX *, const floatM *, int,
+                            int, int, int, int, double) {
+    library_calls++;
+    return library_answer;
+}
+
+static void test_library(void) {
+    const Case c = {1, 9, 1, 1, 8, 0.35, 1, 0};
+    size_t N = rows(&c), W = width(&c), C = 8;
+    floatX *d_qkv = on_device<floatX>(make_qkv(&c), N * W), *out = device_array<floatX>(N * C);
+    floatX *dqkv = device_array<floatX>(N * W);
+    floatM *lse = device_array<floatM>(N);
+    attention_library_forward = library_forward, attention_library_backward = library_backward;
+    forward(out, lse, d_qkv, &c);
+    backward(dqkv, out, d_qkv, out, lse, &c);
+    check(library_calls == 2 && untouched(out, N * C) && untouched(dqkv, N * W), "the library is not asked");
+    library_answer = -1;
+    forward(out, lse, d_qkv, &c);
+    backward(dqkv, out, d_qkv, out, lse, &c);
+    check(library_calls == 4 && !count_nan(out, N * C) && !count_nan(dqkv, N * W), "nobody does it");
+    attention_library_forward = NULL, attention_library_backward = NULL;
+    release();
+}
+
+static void test_supports(void) {
+    char err[ERR_LEN] = "";
+    check(!attention_supports(128, err) && !attention_supports(1, err) && !err[0], "128 is refused");
+    check(attention_supports(129, err) == -1 && strstr(err, "--head-dim 129"), "heads of 129: %s", err);
+}
+
+int main(void) {
+    test_products<__nv_bfloat16, 32>("bf16");
+    test_products<__nv_bfloat16, 64>("bf16");
+    test_products<__nv_bfloat16, 128>("bf16");
+    test_products<float, 32>("fp32");
+    test_products<float, 128>("fp32");
+    test_places<__nv_bfloat16, 32>();
+    test_places<__nv_bfloat16, 64>();
+    test_places<__nv_bfloat16, 128>();
+    test_places<float, 32>();
+    test_places<float, 128>();
+    test_cases();
+    test_ramps();
+    test_causality();
+    test_backward_causality();
+    test_order();
+    test_scratch();
+    test_decode();
+    test_library();
+    test_supports();
+    return check_done();
+}

@@ -1,0 +1,195 @@
+#!/bin/sh
+# The CUDA programs beside the CPU's: the same flags, losses, logs, checkpoints and text. By default the
+# programs are those on the emulator; TRAIN_CUDA, TRAIN_CUDA_FP32 and GENERATE_CUDA name others, built
+# with nvcc. usage: cuda_test.sh
+set -u
+here=$(pwd)
+emu=${BUILD:-build}/emu
+TRAIN_GPT=${TRAIN_GPT:-train_gpt} GENERATE=${GENERATE:-generate}
+TRAIN_CUDA=${TRAIN_CUDA:-$emu/train_gpt} TRAIN_CUDA_FP32=${TRAIN_CUDA_FP32:-$emu/train_gpt_fp32}
+GENERATE_CUDA=${GENERATE_CUDA:-$emu/generate} GENERATE_CUDA_FP32=${GENERATE_CUDA_FP32:-$emu/generate_fp32}
+for name in TRAIN_GPT GENERATE TRAIN_CUDA TRAIN_CUDA_FP32 GENERATE_CUDA GENERATE_CUDA_FP32; do
+    eval "program=\$$name"
+    case $program in /*) ;; *) program=$here/$program ;; esac
+    eval "$name=\$program"
+    [ "$name" = GENERATE_CUDA_FP32 ] || [ -x "$program" ] || { echo "FAIL there is no $program"; exit 1; }
+done
+OMP_WAIT_POLICY=passive
+export OMP_WAIT_POLICY
+dir=$(mktemp -d) || exit 1
+child=
+trap '[ -z "$child" ] || kill -9 $child 2>/dev/null; rm -rf "$dir"' EXIT
+trap 'exit 1' INT TERM HUP
+cd "$dir" || exit 1
+passed=0
+failed=0
+
+check() { # DESCRIPTION COMMAND...
+    description=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $description"
+        for f in out err; do [ ! -s "$dir/$f" ] || sed "s/^/    $f: /" "$dir/$f" | tail -n 8; done
+    fi
+}
+has() { grep -q -e "$2" "$1"; }
+run() { "$@" >"$dir/out" 2>"$dir/err"; }
+refused() { # DESCRIPTION PATTERN COMMAND...: exits with 1 and says why in one line on stderr
+    what=$1
+    pattern=$2
+    shift 2
+    run "$@"
+    status=$?
+    check "$what: exit status $status, not 1" [ "$status" -eq 1 ]
+    check "$what: the message lacks \"$pattern\"" has err "^error: .*$pattern"
+}
+log_of() { sed 's/, "ms".*//' "$1/log.jsonl"; }
+newest() { ls "$1"/checkpoints/step_*.ckpt 2>/dev/null | tail -n 1; }
+
+# near A B LIMIT: every loss and norm of two logs within a relative distance, and as many lines.
+near() {
+    log_of "$1" >one.tmp-log
+    log_of "$2" >two.tmp-log
+    paste -d '\n' one.tmp-log two.tmp-log | awk -v limit="$3" '
+        function field(name,   p) {
+            p = index($0, "\"" name "\": ")
+            return p ? substr($0, p + length(name) + 4) + 0 : 0
+        }
+        NR % 2 { a = field("train_loss"); v = field("val_loss"); next }
+        {
+            if (!a && !v) next
+            n++
+            d = field("train_loss") - a; e = field("val_loss") - v
+            if (d < 0) d = -d
+            if (e < 0) e = -e
+            if (d > limit * (a + 1e-9) || e > limit * (v + 1e-9)) { bad++; print "    line", NR / 2, a, d, v, e }
+        }
+        END { exit bad || n < 5 }'
+}
+
+awk 'BEGIN {
+    n = split("the king|her brother|an old sailor|nobody|every child|the moon", who, "|")
+    k = split("saw|forgot|sang to|would not sell|loved|feared", did, "|")
+    x = 7
+    for (i = 0; i < 400; i++) {
+        x = (x * 1103 + 12345) % 65536; a = int(x / 16) % n + 1
+        x = (x * 1103 + 12345) % 65536; b = int(x / 16) % k + 1
+        printf "%s %s bread%s", who[a], did[b], i % 5 == 4 ? ".\n" : ", and "
+    }
+}' >text.txt
+rest="--layers 2 --heads 2 --kv-heads 1 --seq-len 24 --val-every 6 --val-tokens 96 --threads 1"
+shape="$rest --width 32 --steps 12"
+common="$shape --data text.txt --batch-size 2"
+
+# --- help: the CPU program's, and the GPU's own flags
+
+"$TRAIN_GPT" --help >cpu.help
+"$TRAIN_CUDA" --help >cuda.help
+check "--help on CUDA lacks lines of the CPU's" [ "$(diff cpu.help cuda.help | grep -c '^<')" -eq 0 ]
+check "--help on CUDA has other flags of its own than --attention, --cuda-graph, --device, --tf32" \
+    [ "$(diff cpu.help cuda.help | sed -n 's/^> *--\([a-z0-9-]*\).*/\1/p' | sort | paste -s -d ' ')" = \
+    "attention cuda-graph device tf32" ]
+
+# --- the same numbers as the CPU's
+
+for flags in "--optimizer cm" "--preset gpt2 --optimizer muon" "--preset llama --optimizer adamw --grad-clip 1"; do
+    rm -rf runs
+    # presets are of GPT-2's size: the flags given win
+    run "$TRAIN_GPT" $flags $common --run cpu
+    run "$TRAIN_CUDA_FP32" $flags $common --run fp32 --tf32 off
+    check "$flags: fp32 on CUDA ends with $?" [ -n "$(newest runs/fp32)" ]
+    run "$TRAIN_CUDA" $flags $common --run bf16
+    check "$flags: bf16 on CUDA ends with $?" [ -n "$(newest runs/bf16)" ]
+    # fp32 sums in another order; bf16 has 8 bits, and twelve steps part the runs further
+    check "$flags: fp32 on CUDA has other losses than the CPU" near runs/cpu runs/fp32 2e-4
+    check "$flags: bf16 on CUDA has other losses than the CPU" near runs/cpu runs/bf16 2e-2
+    check "$flags: bf16 equals fp32 to all digits, so it is not bf16" \
+        [ "$(log_of runs/fp32)" != "$(log_of runs/bf16)" ]
+done
+
+# --- recomputation and accumulation
+
+run "$TRAIN_CUDA" $common --optimizer cm --run whole
+run "$TRAIN_CUDA" $common --optimizer cm --run again --recompute block
+check "--recompute block on CUDA changes the numbers" [ "$(log_of runs/whole)" = "$(log_of runs/again)" ]
+run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run one --batch-size 4
+run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run four --batch-size 1 --total-batch-tokens 96
+check "four micro-batches on CUDA are not one batch" near runs/one runs/four 2e-4
+
+# --- checkpoints go from one machine to the other and back
+
+move="$common --optimizer cm --checkpoint-every 4 --keep-checkpoints 9"
+run "$TRAIN_GPT" $move --run cpu2
+mkdir -p runs/moved/checkpoints runs/back/checkpoints
+cp runs/cpu2/checkpoints/step_00000004.ckpt runs/moved/checkpoints
+head -n 5 runs/cpu2/log.jsonl >runs/moved/log.jsonl
+run "$TRAIN_CUDA_FP32" --run moved --resume --tf32 off
+check "a CPU's checkpoint on CUDA: exit status $?" has out 'resumed.*step_00000004'
+check "a CPU's run that went on on CUDA has other losses" near runs/cpu2 runs/moved 2e-4
+cp runs/moved/checkpoints/step_00000008.ckpt runs/back/checkpoints
+head -n 9 runs/moved/log.jsonl >runs/back/log.jsonl
+run "$TRAIN_GPT" --run back --resume
+check "a CUDA checkpoint on the CPU: exit status $?" has out 'resumed.*step_00000008'
+check "a run that came back to the CPU has other losses" near runs/cpu2 runs/back 2e-4
+cp -r runs/moved runs/tobf16
+rm -f runs/tobf16/checkpoints/step_0000001*
+run "$TRAIN_CUDA" --run tobf16 --resume
+check "an fp32 checkpoint in bf16: exit status $?" near runs/cpu2 runs/tobf16 2e-2
+
+# --- kill -9 at any time, to the bit
+
+flags="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 3 --run r --total-batch-tokens 96"
+mkdir unbroken broken
+(cd unbroken && run "$TRAIN_CUDA" $flags)
+check "an unbroken run on CUDA" [ -f unbroken/runs/r/checkpoints/step_00000012.ckpt ]
+(cd broken && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
+child=$!
+tries=0
+while [ "$(cat broken/runs/r/log.jsonl 2>/dev/null | wc -l)" -lt 6 ] && kill -0 $child 2>/dev/null &&
+    [ $tries -lt 3000 ]; do
+    sleep 0.01 2>/dev/null || sleep 1
+    tries=$((tries + 1))
+done
+kill -9 $child 2>/dev/null
+wait $child 2>/dev/null
+child=
+(cd broken && run "$TRAIN_CUDA" --run r --resume)
+check "a killed and resumed run on CUDA has another log" [ "$(log_of unbroken/runs/r)" = "$(log_of broken/runs/r)" ]
+check "a killed and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest broken/runs/r)"
+
+# --- sampling
+
+if [ -x "$GENERATE_CUDA_FP32" ]; then
+    run "$GENERATE" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
+    cp out cpu.text
+    run "$GENERATE_CUDA_FP32" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
+    check "generate on CUDA writes another text than on the CPU" cmp -s out cpu.text
+fi
+run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --seed 3
+cp out first
+check "generate in bf16: $(wc -c <first) bytes" [ "$(wc -c <first)" -eq 69 ]
+run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --seed 3
+check "generate on CUDA: equal seeds, different text" cmp -s out first
+
+# --- what cannot be done is said
+
+refused "no such GPU" '--device 1000: this machine has' "$TRAIN_CUDA" $common --run no --device 1000
+refused "fp32 in the bf16 program" '--compute fp32.*train_gpt_cuda_fp32' "$TRAIN_CUDA" $common --run no --compute fp32
+refused "a wide head" '--head-dim 256' "$TRAIN_CUDA" $common --run no --head-dim 256
+if [ "$TRAIN_CUDA" = "$here/$emu/train_gpt" ]; then
+    CM_EMU_MEMORY=318767104 # 256 MiB are kept back, 32 MiB are cuBLAS's: 16 MiB are left
+    export CM_EMU_MEMORY
+    refused "a small GPU" 'the largest --batch-size that fits is [1-9][0-9]*; --recompute' \
+        "$TRAIN_CUDA" $rest --data text.txt --run no --width 128 --batch-size 64
+    fits=$(sed -n 's/.*that fits is \([0-9]*\).*/\1/p' err)
+    check "the largest batch $fits does not fit" run "$TRAIN_CUDA" $rest --data text.txt --run fits --width 128 --batch-size \
+        "$fits" --steps 0
+    refused "a tiny GPU" 'too little for one sequence' "$TRAIN_CUDA" $rest --data text.txt --run no --width 1024 --head-dim 64
+    unset CM_EMU_MEMORY
+fi
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,644 @@
+/*
+Causal multi-head attention on a GPU, exact, with memory linear in T; the contract is that of
+llmc/cpu/attention.h.
+
+qkv (B,T,(NH + 2 NKV) HS): in each row the NH query heads, then NKV key heads, then NKV value heads.
+Query head h reads key and value head h / (NH / NKV). With s_ij = scale q_i . k_j for j <= i:
+lse_i = log sum_j exp s_ij, p_ij = exp(s_ij - lse_i), out_i = sum_j p_ij v_j, and backward
+
+    D_i = dout_i . out_i      dp_ij = dout_i . v_j      ds_ij = p_ij (dp_ij - D_i)
+    dq_i = scale sum_j ds_ij k_j      dk_j = scale sum_i ds_ij q_i      dv_j = sum_i p_ij dout_i
+
+After Dao, "FlashAttention-2" (2023): scores exist in registers only. The three large kernels have one
+shape. A block has ROWS rows of one matrix (queries, or keys) in shared memory, 16 MT of them for each of
+its four warps, and walks along the rows of the other, STEP at a time; the next STEP rows are on their way
+(cp.async) while it works on these. A warp computes scores (16 MT, STEP), turns them into p or ds, rounds
+them to floatX, and multiplies them by the STEP rows into sums that stay in its registers:
+
+    forward          has queries, walks along keys:    s = q k^T           out += p v
+    backward, kv     has keys, walks along queries:    s^T = k q^T         dv += p^T dout
+                                                       dp^T = v dout^T     dk += ds^T q
+    backward, q      has queries, walks along keys:    s, dp               dq += ds k
+
+The backward pass could do with five products instead of seven by adding to dq from every block; in two
+kernels each sum belongs to one warp and has one order, so that equal runs give equal bits, with no room
+for partial sums. Exponentials are to base 2 and sums are fp32. What the mask removes is multiplied as
+zeros: a NaN in a value reaches outputs before it too, by less than ROWS.
+
+HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in shared memory.
+*/
+#ifndef CM_CUDA_ATTENTION_CUH
+#define CM_CUDA_ATTENTION_CUH
+
+#include "mma.cuh"
+
+enum { FLASH_FORWARD, FLASH_BACKWARD_KV, FLASH_BACKWARD_Q };
+enum { FLASH_THREADS = 128 };
+
+/* Sizes for heads of D columns: what fits into registers with two blocks on a multiprocessor, and into
+   99 KB of shared memory. */
+template <int KERNEL, int D> struct Flash {
+    static constexpr int FP32 = sizeof(floatX) == 4;
+    static constexpr int MT = FP32 || (KERNEL == FLASH_BACKWARD_KV && D == 128) ? 1 : 2;
+    static constexpr int ROWS = FLASH_THREADS / 2 * MT;
+    static constexpr int STEP = (KERNEL == FLASH_FORWARD && D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
+    static constexpr int NT = STEP / 8, DT = D / 8; /* fragments side by side: of scores, of a sum */
+    /* Shared memory: matrices of ROWS, which stay; two of STEP, a pair, twice; two numbers for each row. */
+    static constexpr int STAY = (KERNEL == FLASH_FORWARD ? 1 : 2) * ROWS * D, PAIR = 2 * STEP * D;
+    static constexpr size_t BYTES = (STAY + 2 * PAIR) * sizeof(floatX) + 2 * ROWS * sizeof(float);
+    static_assert(KERNEL == FLASH_FORWARD || 4 * STEP <= 2 * ROWS, "the numbers of two steps fit too");
+    static_assert(BYTES <= 99 << 10, "more shared memory than every GPU has");
+};
+
+typedef struct {
+    int T, NH, NKV, HS;
+    int group;           /* query heads that read the same key head */
+    int heads, tiles;    /* of all sequences; of ROWS rows in one: a block for each tile of each head */
+    int together;        /* heads worked on at a time */
+    int wide;            /* rows begin at multiples of 16 bytes */
+    float scale, scale2; /* of q . k, and for exponentials to base 2 */
+    int C, C3;           /* elements of a row of out, and of qkv */
+} FlashShape;
+
+#define FLASH_LOG2E 1.4426950408889634f
+#define FLASH_LN2 0.6931471805599453f
+
+/* ---------------------------------------------------------------------------------------------- */
+/* parts of the kernels */
+
+/* The head and the tile of this block. Long tiles go first, so that the last blocks to end are short
+   ones; but only of as many heads at a time as the L2 cache holds keys and values of. */
+__device__ static inline void flash_place(int *head, int *tile, const FlashShape &f) {
+    int n = (int)blockIdx.x, first = n / (f.together * f.tiles) * f.together;
+    int heads = f.heads - first < f.together ? f.heads - first : f.together;
+    n -= first * f.tiles;
+    *tile = n / heads;
+    *head = first + n % heads;
+}
+
+/* `rows` rows of HS elements at p, ld apart, into a tile of ROWS rows; the rest of it becomes 0. They are
+   there after a wait for the copies and a barrier. */
+template <int ROWS, int D>
+__device__ static inline void flash_load(Tile<floatX, D> tile, const floatX *p, int ld, int rows,
+                                         const FlashShape &f) {
+    constexpr int PIECE = tile.PIECE, AT_ONCE = FLASH_THREADS / tile.PIECES;
+    static_assert(ROWS % AT_ONCE == 0, "the threads share the rows evenly");
+    if (f.wide) {
+        int r = (int)threadIdx.x / tile.PIECES, c = (int)threadIdx.x % tile.PIECES * PIECE;
+        unsigned own = (unsigned)(r * ld + c);
+UNROLL
+        for (int i = 0; i < ROWS; i += AT_ONCE) {
+            floatX *to = AT_ONCE % 8 ? tile.at(i + r, c) : tile.at(i, 0, r, c);
+            if (r < rows - i && c < f.HS) cp_async<16>(to, p + (size_t)i * ld + own);
+            else *(uint4 *)(void *)to = make_uint4(0, 0, 0, 0);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int i = (int)threadIdx.x; i < ROWS * D; i += FLASH_THREADS) {
+        int r = i / D, c = i % D;
+        *tile.at(r, c) = r < rows && c < f.HS ? p[(size_t)r * ld + c] : from_float<floatX>(0);
+    }
+}
+
+template <int M, int N> __device__ static inline void flash_zero(FragC (&c)[M][N]) {
+UNROLL
+    for (int m = 0; m < M; m++)
+UNROLL
+        for (int n = 0; n < N; n++)
+UNROLL
+            for (int e = 0; e < 4; e++) c[m][n].x[e] = 0;
+}
+
+template <int M, int N> __device__ static inline void flash_scale(FragC (&c)[M][N], float scale) {
+UNROLL
+    for (int m = 0; m < M; m++)
+UNROLL
+        for (int n = 0; n < N; n++)
+UNROLL
+            for (int e = 0; e < 4; e++) c[m][n].x[e] *= scale;
+}
+
+/* s (16 MT, 8 NT) = X Y^T: rows row.. of X by the rows of Y, tiles of D columns. */
+template <int MT, int NT, int D>
+__device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X, int row,
+                                           Tile<floatX, D> Y) {
+    flash_zero(s);
+UNROLL
+    for (int k = 0; k < D; k += 16) {
+        FragA<floatX> a[MT];
+UNROLL
+        for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k);
+UNROLL
+        for (int n = 0; n < NT; n += 2) {
+            FragB<floatX> b[2];
+            load_b(b, Y, 8 * n, k);
+UNROLL
+            for (int m = 0; m < MT; m++) mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
+        }
+    }
+}
+
+/* o (16 MT, D) += s Y: the 8 NT rows of Y, weighted by s (16 MT, 8 NT) rounded to floatX. */
+template <int MT, int NT, int D>
+__device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s)[MT][NT],
+                                          Tile<floatX, D> Y) {
+UNROLL
+    for (int k = 0; k < NT; k += 2) {
+        FragA<floatX> a[MT];
+UNROLL
+        for (int m = 0; m < MT; m++) make_a(a[m], s[m][k], s[m][k + 1]);
+UNROLL
+        for (int n = 0; n < D / 8; n += 2) {
+            FragB<floatX> b[2];
+            load_b_plain(b, Y, 8 * k, 8 * n);
+UNROLL
+            for (int m = 0; m < MT; m++) mma(o[m][n], a[m], b[0]), mma(o[m][n + 1], a[m], b[1]);
+        }
+    }
+}
+
+/* Drops the scores of keys after their query. s holds those of rows row.. and columns col..: queries
+   and keys, or with TRANSPOSED keys and queries. */
+template <int TRANSPOSED, int MT, int NT>
+__device__ static inline void flash_mask(FragC (&s)[MT][NT], int row, int col) {
+    int ahead = col + frag_col(0) - row - frag_row(0); /* of element 0 of the first fragment */
+UNROLL
+    for (int m = 0; m < MT; m++)
+UNROLL
+        for (int n = 0; n < NT; n++)
+UNROLL
+            for (int e = 0; e < 4; e++) {
+                int limit = 16 * m + 8 * (e / 2) - 8 * n - e % 2;
+                if (TRANSPOSED ? ahead < limit : ahead > limit) s[m][n].x[e] = -INFINITY;
+            }
+}
+
+/* Of the four lanes that have a row of a fragment. */
+__device__ static inline float quad_sum(float x) {
+    x += __shfl_xor_sync(FULL_WARP, x, 1);
+    return x + __shfl_xor_sync(FULL_WARP, x, 2);
+}
+__device__ static inline float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 1));
+    return fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
+}
+
+/* One step of the softmax of rows that come in pieces (Milakov and Gimelshein, 2018): s becomes
+   2^(scale s - top), and what was summed before, o and this lane's part of sum, is brought to the same
+   top. That need not be the maximum, and is left alone while it is within 2^8 of it. */
+template <int MT, int NT, int DT>
+__device__ static inline void flash_softmax(FragC (&s)[MT][NT], FragC (&o)[MT][DT], float (&top)[MT][2],
+                                            float (&sum)[MT][2], float scale) {
+UNROLL
+    for (int m = 0; m < MT; m++)
+UNROLL
+        for (int half = 0; half < 4; half += 2) { /* the lane's two rows: elements 0, 1 and 2, 3 */
+            float max = -INFINITY, factor = 1, part = 0, &t = top[m][half / 2];
+UNROLL
+            for (int n = 0; n < NT; n++) max = fmaxf(max, fmaxf(s[m][n].x[half], s[m][n].x[half + 1]));
+            max = scale * quad_max(max);
+            if (max > t + 8) factor = fast_exp2(t - max), t = max;
+UNROLL
+            for (int n = 0; n < NT; n++)
+UNROLL
+                for (int e = half; e < half + 2; e++)
+                    part += s[m][n].x[e] = fast_exp2(scale * s[m][n].x[e] - t);
+            sum[m][half / 2] = factor * sum[m][half / 2] + part;
+            if (!__any_sync(FULL_WARP, factor != 1)) continue;
+UNROLL
+            for (int n = 0; n < DT; n++) o[m][n].x[half] *= factor, o[m][n].x[half + 1] *= factor;
+        }
+}
+
+/* Writes o, the warp's rows row.. of a tile, to `rows` rows of HS elements at p, ld apart. The tile is
+   used to bring the elements of a piece together; these rows of it have been this warp's alone. */
+template <int MT, int D>
+__device__ static inline void flash_store(floatX *p, size_t ld, int rows, Tile<floatX, D> tile, int row,
+                                          const FragC (&o)[MT][D / 8], const FlashShape &f) {
+    constexpr int PIECE = tile.PIECE, PIECES = tile.PIECES;
+    __syncwarp();
+UNROLL
+    for (int m = 0; m < MT; m++)
+UNROLL
+        for (int n = 0; n < D / 8; n++)
+UNROLL
+            for (int e = 0; e < 4; e += 2)
+                store_pair(tile.at(row + 16 * m, 8 * n, frag_row(e), frag_col(e)), o[m][n].x[e],
+                           o[m][n].x[e + 1]);
+    __syncwarp();
+    for (int i = warp_lane(); i < 16 * MT * PIECES; i += 32) {
+        int r = row + i / PIECES, c = i % PIECES * PIECE;
+        if (r >= rows || c >= f.HS) continue;
+        const floatX *from = tile.at(r, c);
+        floatX *to = p + r * ld + c;
+        if (f.wide) *(uint4 *)(void *)to = *(const uint4 *)(const void *)from;
+        else
+            for (int e = 0; e < PIECE && c + e < f.HS; e++) to[e] = from[e];
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* forward */
+
+template <int D>
+__global__ static void __launch_bounds__(FLASH_THREADS)
+flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
+    using F = Flash<FLASH_FORWARD, D>;
+    constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP;
+    SHARED(floatX, shared);
+    Tile<floatX, D> Q = {shared};
+    int head, tile, T = f.T;
+    flash_place(&head, &tile, f);
+    int b = head / f.NH, h = head % f.NH, g = h / f.group;
+    int i0 = (f.tiles - 1 - tile) * ROWS, row = (int)threadIdx.x / 32 * 16 * MT, first = i0 + row;
+    int steps = ((T < i0 + ROWS ? T : i0 + ROWS) + STEP - 1) / STEP;
+    const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS, *v = k + (size_t)f.NKV * f.HS;
+    FragC o[MT][F::DT];
+    float top[MT][2], sum[MT][2];
+    flash_zero(o);
+UNROLL
+    for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
+
+    flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
+    for (int n = -1; n < steps; n++) {
+        cp_async_wait<0>();
+        __syncthreads(); /* the rows of this step are there, and those of the last are free */
+        if (n + 1 < steps) {
+            int j0 = (n + 1) * STEP;
+            Tile<floatX, D> K = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
+            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
+            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+            cp_async_commit();
+        }
+        int j0 = n * STEP;
+        if (n < 0 || j0 > first + 16 * MT - 1) continue;
+        Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
+        FragC s[MT][F::NT];
+        flash_scores(s, Q, row, K);
+        if (j0 + STEP - 1 > first) flash_mask<0>(s, first, j0);
+        flash_softmax(s, o, top, sum, f.scale2);
+        flash_weigh(o, s, V);
+    }
+UNROLL
+    for (int m = 0; m < MT; m++)
+UNROLL
+        for (int half = 0; half < 4; half += 2) {
+            float total = quad_sum(sum[m][half / 2]), inverse = 1 / total;
+            int i = first + 16 * m + frag_row(half);
+            if (i < T && frag_col(0) == 0)
+                lse[(size_t)head * T + i] = FLASH_LN2 * (top[m][half / 2] + log2f(total));
+UNROLL
+            for (int n = 0; n < F::DT; n++) o[m][n].x[half] *= inverse, o[m][n].x[half + 1] *= inverse;
+        }
+    flash_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o, f);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* backward */
+
+/* dots (B,NH,T) = D: dot products of the rows of dout and out (B,T,NH,HS), a row to eight lanes. */
+template <int N>
+__global__ static void flash_dots_kernel(float *dots, const floatX *dout, const floatX *out, size_t rows,
+                                         int T, int NH, int HS) {
+    size_t n = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
+    float sum = 0;
+    for (int c = (int)threadIdx.x % 8 * N; n < rows && c < HS; c += 8 * N) {
+        float x[N], y[N];
+        load<N>(x, dout + n * HS + c);
+        load<N>(y, out + n * HS + c);
+UNROLL
+        for (int e = 0; e < N; e++) sum += x[e] * y[e];
+    }
+UNROLL
+    for (int i = 4; i > 0; i /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, i);
+    if (n < rows && threadIdx.x % 8 == 0) dots[(n / NH / T * NH + n % NH) * T + n / NH % T] = sum;
+}
+
+/* What one step of flash_backward_kv_kernel adds: queries i0.. in Q, their dout in dO, lse and D in
+   stats, to the gradients of the warp's rows of K and V, keys from `first` on. */
+template <int MT, int STEP, int D>
+__device__ static inline void flash_backward_kv(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8],
+                                                Tile<floatX, D> K, Tile<floatX, D> V, int row,
+                                                Tile<floatX, D> Q, Tile<floatX, D> dO, const float *stats,
+                                                int first, int i0, float scale2) {
+    FragC s[MT][STEP / 8], dp[MT][STEP / 8];
+    flash_scores(s, K, row, Q);
+    if (i0 < first + 16 * MT - 1) flash_mask<1>(s, first, i0);
+    flash_scores(dp, V, row, dO);
+UNROLL
+    for (int n = 0; n < STEP / 8; n++) {
+        float2 l = *(const float2 *)(const void *)(stats + 8 * n + frag_col(0));
+        float2 d = *(const float2 *)(const void *)(stats + STEP + 8 * n + frag_col(0));
+UNROLL
+        for (int m = 0; m < MT; m++)
+UNROLL
+            for (int e = 0; e < 4; e++) {
+                float p = fast_exp2(scale2 * s[m][n].x[e] - FLASH_LOG2E * (e % 2 ? l.y : l.x));
+                s[m][n].x[e] = p;
+                dp[m][n].x[e] = p * (dp[m][n].x[e] - (e % 2 ? d.y : d.x));
+            }
+    }
+    flash_weigh(dv, s, dO);
+    flash_weigh(dk, dp, Q);
+}
+
+/* Gradients of keys and values, from all the queries of all the heads that read them. */
+template <int D>
+__global__ static void __launch_bounds__(FLASH_THREADS)
+flash_backward_kv_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
+                         const float *dots, FlashShape f) {
+    using F = Flash<FLASH_BACKWARD_KV, D>;
+    constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP;
+    SHARED(floatX, shared);
+    Tile<floatX, D> K = {shared}, V = {shared + ROWS * D};
+    float *stats = (float *)(void *)(shared + F::STAY + 2 * F::PAIR); /* lse and D of a step, twice */
+    int head, tile, T = f.T;
+    flash_place(&head, &tile, f);
+    int b = head / f.NKV, g = head % f.NKV;
+    int j0 = tile * ROWS, row = (int)threadIdx.x / 32 * 16 * MT;
+    int each = (T - j0 + STEP - 1) / STEP, steps = f.group * each; /* every head from the diagonal on */
+    size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
+    FragC dk[MT][F::DT], dv[MT][F::DT];
+    flash_zero(dk);
+    flash_zero(dv);
+
+    flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
+    flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
+    for (int n = -1; n < steps; n++) {
+        cp_async_wait<0>();
+        __syncthreads(); /* the rows of this step are there, and those of the last are free */
+        if (n + 1 < steps) {
+            int h = g * f.group + (n + 1) / each, i0 = j0 + (n + 1) % each * STEP;
+            Tile<floatX, D> Q = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, dO = {Q.p + F::PAIR / 2};
+            flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
+            flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f);
+            int r = (int)threadIdx.x % STEP;
+            float *stat = stats + ((n + 1) & 1) * 2 * STEP + threadIdx.x;
+            if (threadIdx.x < 2 * STEP) {
+                const float *from = (threadIdx.x < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+                if (r < T - i0) cp_async<4>(stat, from);
+                else *stat = 0;
+            }
+            cp_async_commit();
+        }
+        int i0 = j0 + n % each * STEP;
+        if (n < 0 || i0 + STEP - 1 < j0 + row) continue;
+        Tile<floatX, D> Q = {shared + F::STAY + (n & 1) * F::PAIR}, dO = {Q.p + F::PAIR / 2};
+        flash_backward_kv<MT, STEP>(dk, dv, K, V, row, Q, dO, stats + (n & 1) * 2 * STEP, j0 + row, i0,
+                                    f.scale2);
+    }
+    flash_scale(dk, f.scale);
+    flash_store(dqkv + k, f.C3, T - j0, K, row, dk, f);
+    flash_store(dqkv + v, f.C3, T - j0, V, row, dv, f);
+}
+
+/* Gradients of queries. */
+template <int D>
+__global__ static void __launch_bounds__(FLASH_THREADS)
+flash_backward_q_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
+                        const float *dots, FlashShape f) {
+    using F = Flash<FLASH_BACKWARD_Q, D>;
+    constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP;
+    SHARED(floatX, shared);
+    Tile<floatX, D> Q = {shared}, dO = {shared + ROWS * D};
+    int head, tile, T = f.T;
+    flash_place(&head, &tile, f);
+    int b = head / f.NH, h = head % f.NH, g = h / f.group;
+    int i0 = (f.tiles - 1 - tile) * ROWS, row = (int)threadIdx.x / 32 * 16 * MT, first = i0 + row;
+    int steps = ((T < i0 + ROWS ? T : i0 + ROWS) + STEP - 1) / STEP;
+    size_t q = ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS;
+    const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS, *v = k + (size_t)f.NKV * f.HS;
+    FragC dq[MT][F::DT];
+    float *stats = (float *)(void *)(shared + F::STAY + 2 * F::PAIR); /* lse and D of the queries */
+    flash_zero(dq);
+    for (int r = (int)threadIdx.x; r < 2 * ROWS; r += FLASH_THREADS) {
+        int i = i0 + r % ROWS;
+        stats[r] = i < T ? (r < ROWS ? lse : dots)[(size_t)head * T + i] : 0;
+    }
+    flash_load<ROWS>(Q, qkv + q, f.C3, T - i0, f);
+    flash_load<ROWS>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f);
+    for (int n = -1; n < steps; n++) {
+        cp_async_wait<0>();
+        __syncthreads(); /* the rows of this step are there, and those of the last are free */
+        if (n + 1 < steps) {
+            int j0 = (n + 1) * STEP;
+            Tile<floatX, D> K = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
+            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
+            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+            cp_async_commit();
+        }
+        int j0 = n * STEP;
+        if (n < 0 || j0 > first + 16 * MT - 1) continue;
+        Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
+        FragC s[MT][F::NT], dp[MT][F::NT];
+        flash_scores(s, Q, row, K);
+        if (j0 + STEP - 1 > first) flash_mask<0>(s, first, j0);
+            flash_scores(dp, dO, row, V);
+UNROLL
+        for (int m = 0; m < MT; m++)
+UNROLL
+            for (int half = 0; half < 4; half += 2) {
+                int r = row + 16 * m + frag_row(half);
+                float l = FLASH_LOG2E * stats[r], d = stats[ROWS + r];
+UNROLL
+                for (int t = 0; t < F::NT; t++)
+UNROLL
+                    for (int e = half; e < half + 2; e++)
+                        s[m][t].x[e] = fast_exp2(f.scale2 * s[m][t].x[e] - l) * (dp[m][t].x[e] - d);
+            }
+        flash_weigh(dq, s, K);
+    }
+    flash_scale(dq, f.scale);
+    flash_store(dqkv + q, f.C3, T - i0, Q, row, dq, f);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* on the host */
+
+/* Bytes of keys and values that are worked on at a time: a third of an H100's L2 cache. */
+inline size_t flash_cache = 16 << 20;
+
+/* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
+   matrices of `walked` heads. */
+static inline FlashShape flash_shape(int rows, int heads, int walked, int B, int T, int NH, int NKV, int HS,
+                                     double scale, int wide) {
+    size_t bytes = 2 * (size_t)T * (size_t)HS * (size_t)walked * sizeof(floatX) / (size_t)heads + 1;
+    size_t fit = flash_cache / bytes + 1, all = (size_t)B * (size_t)heads;
+    FlashShape f = {T, NH, NKV, HS, NH / NKV, (int)all, (int)ceil_div((size_t)T, (size_t)rows),
+                    (int)(fit < all ? fit : all), wide, (float)scale, FLASH_LOG2E * (float)scale,
+                    NH * HS, (NH + 2 * NKV) * HS};
+    return f;
+}
+
+template <int D>
+static void flash_forward_width(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
+                                int HS, double scale) {
+    using F = Flash<FLASH_FORWARD, D>;
+    int wide = wide_rows(qkv, (size_t)HS) && wide_rows(out, (size_t)HS);
+    FlashShape f = flash_shape(F::ROWS, NH, NKV, B, T, NH, NKV, HS, scale, wide);
+    unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
+    LAUNCH(flash_forward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, out, lse, qkv, f);
+}
+
+static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
+                                 int HS, double scale) {
+    if (HS <= 32) flash_forward_width<32>(out, lse, qkv, B, T, NH, NKV, HS, scale);
+    else if (HS <= 64) flash_forward_width<64>(out, lse, qkv, B, T, NH, NKV, HS, scale);
+    else flash_forward_width<128>(out, lse, qkv, B, T, NH, NKV, HS, scale);
+}
+
+/* Bytes of scratch that the backward pass takes. */
+static inline size_t attention_scratch(int B, int T, int NH) {
+    return (size_t)B * (size_t)NH * (size_t)T * sizeof(float);
+}
+
+template <int D>
+static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
+                                 const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
+    using KV = Flash<FLASH_BACKWARD_KV, D>;
+    using Q = Flash<FLASH_BACKWARD_Q, D>;
+    constexpr int WIDE = Wide<floatX>::N;
+    int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) && wide_rows(dout, (size_t)HS) &&
+               wide_rows(out, (size_t)HS);
+    float *dots = (float *)cuda_scratch(attention_scratch(B, T, NH));
+    size_t rows = (size_t)B * (size_t)T * (size_t)NH;
+    if (wide) LAUNCH(flash_dots_kernel<WIDE>, ceil_div(rows, 32), 256, 0, dots, dout, out, rows, T, NH, HS);
+    else LAUNCH(flash_dots_kernel<1>, ceil_div(rows, 32), 256, 0, dots, dout, out, rows, T, NH, HS);
+    FlashShape f = flash_shape(KV::ROWS, NKV, NH, B, T, NH, NKV, HS, scale, wide);
+    unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
+    LAUNCH(flash_backward_kv_kernel<D>, blocks, FLASH_THREADS, KV::BYTES, dqkv, dout, qkv, lse, dots, f);
+    f = flash_shape(Q::ROWS, NH, NKV, B, T, NH, NKV, HS, scale, wide);
+    blocks = (unsigned)f.heads * (unsigned)f.tiles;
+    LAUNCH(flash_backward_q_kernel<D>, blocks, FLASH_THREADS, Q::BYTES, dqkv, dout, qkv, lse, dots, f);
+}
+
+static inline void flash_backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
+                                  const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
+    if (HS <= 32) flash_backward_width<32>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
+    else if (HS <= 64) flash_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
+    else flash_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* one position at a time */
+
+enum { DECODE_THREADS = 512, DECODE_TEAMS = DECODE_THREADS / 8 };
+
+/* A block for each head. Eight lanes are a team; each team has every DECODE_TEAMS-th key, its own softmax
+   and its own sum, and lane c of it the columns c N..., (8 + c) N ... of these. At the end the teams'
+   sums are added up in their order. */
+template <int N>
+__global__ static void __launch_bounds__(DECODE_THREADS)
+flash_decode_kernel(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache, int t, int NH,
+                    int NKV, int HS, float scale) {
+    constexpr int LOADS = 16 / N; /* of a lane, to cover 128 columns */
+    __shared__ float tops[DECODE_TEAMS], sums[DECODE_TEAMS], parts[DECODE_TEAMS][128];
+    int h = (int)blockIdx.x, team = (int)threadIdx.x / 8, lane = (int)threadIdx.x % 8;
+    size_t ld = (size_t)NKV * HS, at = (size_t)(h / (NH / NKV)) * HS;
+    float x[LOADS][N], o[LOADS][N], top = -INFINITY, sum = 0;
+UNROLL
+    for (int i = 0; i < LOADS; i++) {
+        int c = (8 * i + lane) * N;
+UNROLL
+        for (int e = 0; e < N; e++) x[i][e] = o[i][e] = 0;
+        if (c < HS) load<N>(x[i], q + (size_t)h * HS + c);
+    }
+    for (int first = team / 4 * 4; first <= t; first += DECODE_TEAMS) { /* a warp's four teams together */
+        int j = first + team % 4, valid = j <= t;
+        float s = 0, v[LOADS][N];
+UNROLL
+        for (int i = 0; i < LOADS; i++) {
+            int c = (8 * i + lane) * N;
+            float k[N];
+            if (!valid || c >= HS) continue;
+            load<N>(k, k_cache + j * ld + at + c);
+            load<N>(v[i], v_cache + j * ld + at + c);
+UNROLL
+            for (int e = 0; e < N; e++) s += x[i][e] * k[e];
+        }
+UNROLL
+        for (int i = 4; i > 0; i /= 2) s += __shfl_xor_sync(FULL_WARP, s, i);
+        if (!valid) continue;
+        float max = fmaxf(top, scale * s), factor = fast_exp2(top - max), p = fast_exp2(scale * s - max);
+        top = max, sum = factor * sum + p;
+UNROLL
+        for (int i = 0; i < LOADS; i++)
+UNROLL
+            for (int e = 0; e < N; e++)
+                if ((8 * i + lane) * N < HS) o[i][e] = factor * o[i][e] + p * v[i][e];
+    }
+    if (lane == 0) tops[team] = top, sums[team] = sum;
+UNROLL
+    for (int i = 0; i < LOADS; i++)
+UNROLL
+        for (int e = 0; e < N; e++) parts[team][(8 * i + lane) * N + e] = o[i][e];
+    __syncthreads();
+    if ((int)threadIdx.x >= HS) return;
+    float total = 0, result = 0;
+    top = -INFINITY;
+    for (int i = 0; i < DECODE_TEAMS; i++) top = fmaxf(top, tops[i]);
+    for (int i = 0; i < DECODE_TEAMS; i++) {
+        float factor = fast_exp2(tops[i] - top);
+        total += factor * sums[i], result += factor * parts[i][threadIdx.x];
+    }
+    out[(size_t)h * HS + threadIdx.x] = from_float<floatX>(result / total);
+}
+
+static inline void flash_decode(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache,
+                                int t, int NH, int NKV, int HS, double scale) {
+    constexpr int WIDE = Wide<floatX>::N;
+    float s = FLASH_LOG2E * (float)scale;
+    int wide = wide_rows(q, (size_t)HS) && wide_rows(k_cache, (size_t)HS) && wide_rows(v_cache, (size_t)HS);
+    unsigned blocks = (unsigned)NH;
+    if (wide)
+        LAUNCH(flash_decode_kernel<WIDE>, blocks, DECODE_THREADS, 0, out, q, k_cache, v_cache, t, NH, NKV,
+               HS, s);
+    else
+        LAUNCH(flash_decode_kernel<1>, blocks, DECODE_THREADS, 0, out, q, k_cache, v_cache, t, NH, NKV,
+               HS, s);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+/* Whether heads of this width can be computed. */
+static inline int attention_supports(int HS, char *err) {
+    if (HS > 128) return fail(err, "--head-dim %d: attention on a GPU takes head widths up to 128", HS);
+    return 0;
+}
+
+/* A library's attention that is faster here (attention_choose of cudnn.cuh), else NULL. Both return -1 where
+   they cannot do it. */
+inline int (*attention_library_forward)(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
+                                        int NKV, int HS, double scale);
+inline int (*attention_library_backward)(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                         const floatX *out, const floatM *lse, int B, int T, int NH, int NKV,
+                                         int HS, double scale);
+
+/* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS); scale > 0 multiplies q . k. */
+static inline void attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
+                                     int NKV, int HS, double scale) {
+    if (attention_library_forward &&
+        attention_library_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) == 0)
+        return;
+    flash_forward(out, lse, qkv, B, T, NH, NKV, HS, scale);
+}
+
+/* Sets dqkv (B,T,(NH+2*NKV)*HS), all three parts. */
+static inline void attention_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                      const floatX *out, const floatM *lse, int B, int T, int NH, int NKV,
+                                      int HS, double scale) {
+    if (attention_library_backward &&
+        attention_library_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale) == 0)
+        return;
+    flash_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
+}
+
+/* One new position t for generation: out (NH*HS) from q (NH*HS) and the caches (max_T,NKV*HS), of
+   which positions 0..t hold keys and values. */
+static inline void attention_decode(floatX *out, const floatX *q, const floatX *k_cache,
+                                    const floatX *v_cache, int t, int NH, int NKV, int HS, double scale) {
+    flash_decode(out, q, k_cache, v_cache, t, NH, NKV, HS, scale);
+}
+
+#endif

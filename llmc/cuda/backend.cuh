@@ -1,0 +1,292 @@
+/*
+The CUDA backend: everything train_gpt.c asks of a machine, on one NVIDIA GPU. Work is queued on one
+stream and done in order; only device_download, device_wait and la_sum_squares wait for it.
+*/
+#ifndef CM_CUDA_BACKEND_CUH
+#define CM_CUDA_BACKEND_CUH
+
+#include "attention.cuh"
+#include "cudnn.cuh"
+#include "gemm.cuh"
+#include "layers.cuh"
+#include "linalg.cuh"
+#include "nvml.cuh"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* memory */
+
+inline size_t device_used, device_used_most; /* bytes allocated now, and at most */
+
+/* Each allocation knows its size, which is kept on the host: a block's pointer and bytes. */
+typedef struct {
+    void *p;
+    size_t bytes;
+} DeviceBlock;
+enum { DEVICE_BLOCKS = 256 };
+inline DeviceBlock device_blocks[DEVICE_BLOCKS];
+
+/* Zeroed memory of the device, aligned to 256 bytes; NULL if there is not enough. */
+static inline void *device_alloc(size_t bytes) {
+    DeviceBlock *block = device_blocks;
+    while (block < device_blocks + DEVICE_BLOCKS && block->p) block++;
+    if (block == device_blocks + DEVICE_BLOCKS) die("more than %d allocations", DEVICE_BLOCKS);
+    void *p;
+    if (cudaMalloc(&p, bytes + !bytes) != cudaSuccess) {
+        cudaGetLastError(); /* forget it */
+        return NULL;
+    }
+    CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, cuda_stream));
+    block->p = p, block->bytes = bytes;
+    device_used += bytes;
+    if (device_used > device_used_most) device_used_most = device_used;
+    return p;
+}
+
+static inline void device_free(void *p) {
+    if (!p) return;
+    for (int i = 0; i < DEVICE_BLOCKS; i++)
+        if (device_blocks[i].p == p) {
+            device_used -= device_blocks[i].bytes;
+            device_blocks[i].p = NULL;
+        }
+    CUDA_CHECK(cudaFree(p));
+}
+
+static inline void device_wait(void) { CUDA_CHECK(cudaStreamSynchronize(cuda_stream)); }
+
+static inline void device_zero(void *p, size_t bytes) {
+    CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, cuda_stream));
+}
+static inline void device_upload(void *to, const void *from, size_t bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cuda_stream));
+    device_wait();
+}
+static inline void device_download(void *to, const void *from, size_t bytes) {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, cuda_stream));
+    device_wait();
+}
+
+/* Rows of n bytes, the pitches apart, from one place of device memory to another. */
+static inline void device_copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t n,
+                                    size_t rows) {
+    CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, n, rows, cudaMemcpyDeviceToDevice,
+                                 cuda_stream));
+}
+
+/* Pinned host memory that uploads leave from: two batches of tokens and targets, so that the next batch is
+   read and copied while the device works on the last. */
+enum { SEND_SLOTS = 4 };
+typedef struct {
+    void *p;
+    size_t bytes;
+    cudaEvent_t sent;
+} SendSlot;
+inline SendSlot send_slots[SEND_SLOTS];
+inline int send_next;
+
+/* An upload that need not be done when the call returns; `from` may be overwritten at once. */
+static inline void device_send(void *to, const void *from, size_t bytes) {
+    SendSlot *s = &send_slots[send_next++ % SEND_SLOTS];
+    if (s->bytes < bytes) {
+        if (s->p) {
+            CUDA_CHECK(cudaEventSynchronize(s->sent));
+            CUDA_CHECK(cudaFreeHost(s->p));
+        } else {
+            CUDA_CHECK(cudaEventCreateWithFlags(&s->sent, cudaEventDisableTiming));
+        }
+        CUDA_CHECK(cudaMallocHost(&s->p, bytes));
+        s->bytes = bytes;
+    } else {
+        CUDA_CHECK(cudaEventSynchronize(s->sent));
+    }
+    memcpy(s->p, from, bytes);
+    CUDA_CHECK(cudaMemcpyAsync(to, s->p, bytes, cudaMemcpyHostToDevice, cuda_stream));
+    CUDA_CHECK(cudaEventRecord(s->sent, cuda_stream));
+}
+
+/* The n tokens of a batch, and their positions sorted by token, which embed_backward walks. */
+#define DEVICE_TOKENS(N) (2 * (size_t)(N))
+static inline void tokens_upload(int *to, const int *tokens, int n, int vocab) {
+    static int *both, room;
+    if (n > room) {
+        free(both);
+        both = (int *)malloc(2 * (size_t)n * sizeof *both);
+        if (!both) die("out of memory: %d tokens", n);
+        room = n;
+    }
+    memcpy(both, tokens, (size_t)n * sizeof *both);
+    tokens_sort(both + n, tokens, n, vocab);
+    device_send(to, both, 2 * (size_t)n * sizeof *both);
+}
+
+/* Work that a device can record and replay: device_replays is 1 where it did it again, else the work is to
+   be asked for, and device_recorded to follow. The first time it is just done, which allocates what the
+   libraries want; the second time it is recorded. */
+typedef struct {
+    int times, recording;
+#ifndef CM_EMU
+    cudaGraphExec_t work;
+#endif
+} DeviceGraph;
+inline int device_graphs; /* --cuda-graph */
+
+static inline int device_replays(DeviceGraph *g) {
+#ifndef CM_EMU
+    if (!device_graphs || g->times++ == 0) return 0;
+    if (g->work) {
+        CUDA_CHECK(cudaGraphLaunch(g->work, cuda_stream));
+        return 1;
+    }
+    CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal));
+    g->recording = 1;
+#else
+    (void)g;
+#endif
+    return 0;
+}
+
+static inline void device_recorded(DeviceGraph *g) {
+    if (!g->recording) return;
+#ifndef CM_EMU
+    cudaGraph_t graph;
+    CUDA_CHECK(cudaStreamEndCapture(cuda_stream, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&g->work, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    CUDA_CHECK(cudaGraphLaunch(g->work, cuda_stream));
+#endif
+    g->recording = 0;
+}
+
+static inline void device_graph_free(DeviceGraph *g) {
+#ifndef CM_EMU
+    if (g->work) CUDA_CHECK(cudaGraphExecDestroy(g->work));
+#endif
+    memset(g, 0, sizeof *g);
+}
+
+/* Bytes of device memory that are free, without what the driver needs to go on. */
+static inline size_t device_memory_free(void) {
+    size_t room, all, spare = (size_t)256 << 20;
+    CUDA_CHECK(cudaMemGetInfo(&room, &all));
+    return room > spare ? room - spare : 1;
+}
+
+static inline size_t device_memory_peak(void) { return device_used_most + cuda_scratch_bytes + GEMM_WORKSPACE; }
+
+/* Bytes that the backend works in beside the model's own, with R rows of logits at a time; and makes
+   sure of them, or returns -1. */
+static inline size_t device_workspace(const Config *c, int R, int training) {
+    size_t most = training ? layers_scratch(c, R) : 0;
+    size_t attention = training ? attention_scratch(c->batch_size, c->seq_len, c->heads) : 0;
+    size_t library = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim,
+                                               c->attn_scale);
+    if (attention > most) most = attention;
+    if (library > most) most = library;
+    return most + GEMM_WORKSPACE;
+}
+static inline int device_reserve(size_t bytes) { return cuda_scratch_reserve(bytes - GEMM_WORKSPACE); }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* the device */
+
+inline cudaDeviceProp device_properties;
+inline char device_attention_note[256];
+
+/* Picks the GPU of --device, checks that it can run this program, and chooses the attention. */
+static inline int device_setup(Config *c, char *err) {
+    int count = 0, bf16 = sizeof(floatX) == 2;
+    cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess || !count)
+        return fail(err, "no GPU that CUDA can use: %s. ./train_gpt trains on the CPU",
+                    status == cudaSuccess ? "there is none" : cudaGetErrorString(status));
+    if (c->device >= count) return fail(err, "--device %d: this machine has %d GPU%s, counted from 0", c->device,
+                                        count, count == 1 ? "" : "s");
+    if (c->compute != COMPUTE_AUTO && (c->compute == COMPUTE_BF16) != bf16)
+        return fail(err, "--compute %s: this program was built for %s; use %s", bf16 ? "fp32" : "bf16",
+                    bf16 ? "bf16" : "fp32", bf16 ? "train_gpt_cuda_fp32" : "train_gpt_cuda");
+#ifdef _OPENMP
+    if (c->threads) omp_set_num_threads(c->threads);
+#endif
+    CUDA_CHECK(cudaSetDevice(c->device));
+    CUDA_CHECK(cudaGetDeviceProperties(&device_properties, c->device));
+    const cudaDeviceProp *p = &device_properties;
+    if (p->major < 8)
+        return fail(err, "--device %d is a %.80s of compute capability %d.%d, and 8.0 (A100) is the least that this "
+                         "program runs on", c->device, p->name, p->major, p->minor);
+    if (attention_supports(c->head_dim, err)) return -1;
+    if (!cuda_stream) CUDA_CHECK(cudaStreamCreate(&cuda_stream));
+    cuda_shared_limit = p->sharedMemPerBlockOptin;
+    gemm_allow_tf32 = c->tf32;
+    device_graphs = c->cuda_graph;
+    nvml_start(c->device);
+    return attention_choose(c, device_attention_note, sizeof device_attention_note, err);
+}
+
+static inline void device_describe(char *text, size_t size) {
+    const cudaDeviceProp *p = &device_properties;
+    char library[64];
+    int version = 0;
+    gemm_library(library, sizeof library);
+    CUDA_CHECK(cudaRuntimeGetVersion(&version));
+    snprintf(text, size, "%.80s (sm_%d%d, %d SMs, %.1f GiB), CUDA %d.%d, %s, %s%s, attention %s", p->name, p->major,
+             p->minor, p->multiProcessorCount, p->totalGlobalMem / 1073741824.0, version / 1000,
+             version % 1000 / 10, library, sizeof(floatX) == 2 ? "bf16" : "fp32", gemm_allow_tf32 ? ", tf32" : "",
+             device_attention_note);
+}
+
+/* Facts about the device for a line of the log, as members of a JSON object; nothing if there are none. */
+static inline void device_state(char *text, size_t size) { nvml_state(text, size); }
+
+/* Dense bf16 FLOP/s with fp32 sums, from the makers' data sheets; the first name that occurs wins. TF32
+   has half of it on all of them. */
+static inline double device_stated_peak(const char *name) {
+    static const struct {
+        const char *name;
+        double tflops;
+    } table[] = {
+        {"B200", 2250},     {"GH200", 989},     {"H200", 989},      {"H100 PCIe", 756}, {"H100 NVL", 835},
+        {"H100", 989},      {"H800", 989},      {"H20", 148},       {"A100", 312},      {"A800", 312},
+        {"A30", 165},       {"A40", 149.7},     {"A10", 125},       {"A6000", 154.8},   {"L40S", 362},
+        {"L40", 181},       {"L4", 121},        {"RTX 6000 Ada", 364}, {"RTX 5090", 209.5}, {"RTX 4090", 165.2},
+        {"RTX 4080", 97.5}, {"RTX 3090", 71},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
+        if (strstr(name, table[i].name)) return table[i].tflops * 1e12;
+    return 0;
+}
+
+/* Floating-point operations a second that the matrix product reaches here on 8192 x 8192 x 8192, and that
+   the data sheet states; 0: not known. The best of a few runs, at the clocks of a short load. */
+static inline void device_peak(double *measured, double *stated) {
+    *stated = device_stated_peak(device_properties.name);
+    if (sizeof(floatX) == 4) *stated = gemm_allow_tf32 ? *stated / 2 : 0;
+    *measured = 0;
+#ifndef CM_EMU
+    const int n = 8192, rounds = 10;
+    size_t size = (size_t)n * n;
+    floatX *memory;
+    cudaEvent_t start, end;
+    if (cudaMalloc((void **)&memory, 3 * size * sizeof *memory) != cudaSuccess) {
+        cudaGetLastError(); /* no room, no measurement */
+        return;
+    }
+    CUDA_CHECK(cudaMemsetAsync(memory, 0x3c, 3 * size * sizeof *memory, cuda_stream)); /* about 0.01 */
+    CUDA_CHECK(cudaEventCreate(&start));
+    CUDA_CHECK(cudaEventCreate(&end));
+    for (int i = 0; i < rounds; i++) {
+        float ms;
+        CUDA_CHECK(cudaEventRecord(start, cuda_stream));
+        gemm(0, 1, n, n, n, 1, memory, n, memory + size, n, 0, memory + 2 * size, n);
+        CUDA_CHECK(cudaEventRecord(end, cuda_stream));
+        CUDA_CHECK(cudaEventSynchronize(end));
+        CUDA_CHECK(cudaEventElapsedTime(&ms, start, end));
+        double rate = 2.0 * n * n * n / (1e-3 * (double)ms);
+        if (i >= 2 && rate > *measured) *measured = rate;
+    }
+    CUDA_CHECK(cudaEventDestroy(start));
+    CUDA_CHECK(cudaEventDestroy(end));
+    CUDA_CHECK(cudaFree(memory));
+#endif
+}
+
+#endif

@@ -1,0 +1,230 @@
+/*
+Tests of the model on the CUDA backend: against PyTorch (dev/test/fixtures), and that nothing depends on how
+a batch is cut or on what is kept. Only device_upload and device_download look into device memory, so it
+runs on a GPU (make test_gpt_cuda) and on the emulator. The kernels by themselves are tested in
+dev/test/cuda. Run it from the root of the repository.
+*/
+#include "dev/test/check.h"
+#include "dev/test/fixture.h"
+
+#include "llmc/cuda/backend.cuh"
+#define BACKEND_READY
+#define CM_NO_MAIN
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function" /* what only main calls */
+#include "train_gpt.c"
+#pragma GCC diagnostic pop
+
+/* fp32 is held to a few times its rounding. In bf16 activations, weights and logits carry eight bits, an
+   error of 2^-9 each: through two layers they make about 1 % of a gradient, more where terms cancel. */
+#define BY_TYPE(BF16, FP32) (sizeof(floatX) == 2 ? (BF16) : (FP32))
+
+static char err[ERR_LEN];
+
+static Config config_of(const char *text, const char *changes) {
+    static char copy[4096];
+    unsigned char given[CONFIG_FLAGS];
+    char *argv[256], *save = NULL, name[] = "test_gpt";
+    int argc = 1;
+    Config c;
+    argv[0] = name;
+    snprintf(copy, sizeof copy, "%s", text);
+    for (char *w = strtok_r(copy, " ", &save); w && argc < 255; w = strtok_r(NULL, " ", &save))
+        argv[argc++] = w;
+    argv[argc] = NULL;
+    if (config_parse(&c, given, argc, argv, err)) die("%s: %s", text, err);
+    if (!given[flags_find(config_flags, CONFIG_FLAGS, "total-batch-tokens")]) c.total_batch_tokens = 0;
+    if (config_apply(&c, NULL, changes, err) || config_resolve(&c, err)) die("%s %s: %s", text, changes, err);
+    return c;
+}
+
+static void create(Model *m, const Config *c) {
+    if (model_create(m, c, 1, err)) die("%s", err);
+}
+
+/* n numbers of device memory; to be freed. */
+template <typename T> static float *fetch(const T *from, size_t n) {
+    T *raw = (T *)malloc(n * sizeof *raw);
+    float *out = (float *)malloc(n * sizeof *out);
+    if (!raw || !out) die("test_gpt: out of memory");
+    device_download(raw, from, n * sizeof *raw);
+    for (size_t i = 0; i < n; i++) out[i] = (float)raw[i];
+    free(raw);
+    return out;
+}
+
+static void load_parameters(Model *m, const Fixture *fx) {
+    float *p = (float *)calloc(m->r.size, sizeof *p);
+    if (!p) die("test_gpt: out of memory");
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m->r.t[id];
+        if (!t->layers) continue;
+        const FixtureRecord *r = fixture_getf(fx, "f4", "param.%s", t->name);
+        if (r->count != t->size) fixture_die("%s: %s has another size", fx->path, r->name);
+        memcpy(p + t->offset, r->f4, t->size * sizeof *p);
+    }
+    device_upload(m->p, p, m->r.size * sizeof *p);
+    refresh_weights(m);
+    free(p);
+}
+
+/* Sets m->g to the gradient of the mean loss, which is returned. */
+static double loss_and_gradient(Model *m, const int *x, const int *y, int B) {
+    int valid = 0;
+    int64_t count = 0;
+    for (int n = 0; n < B * m->T; n++) valid += y[n] >= 0;
+    device_zero(m->g, m->r.size * sizeof(floatM));
+    forward(m, x, B);
+    forward_loss(m, y, B, 1.0 / valid, &count);
+    backward(m, B);
+    check(count == valid, "%d targets counted of %d", (int)count, valid);
+    return take_loss(m) / (double)count;
+}
+
+/* Logits, loss and gradients. */
+static void test_parity(const Fixture *fx) {
+    Config c = config_of(fixture_text(fx, "flags"), "");
+    static Model m;
+    create(&m, &c);
+    load_parameters(&m, fx);
+    const int *x = fixture_get(fx, "x", "i4")->i4, *y = fixture_get(fx, "y", "i4")->i4;
+    const FixtureRecord *logits = fixture_get(fx, "logits", "f4");
+    int N = m.B * m.T, V = c.vocab, Vp = round_up(V, 64);
+    forward(&m, x, m.B);
+    forward_logits(&m, 0, N);
+    softcap_forward(m.a.logits, N, V, Vp, c.softcap);
+    float *padded = fetch(m.a.logits, (size_t)N * Vp), *dense = (float *)malloc(logits->count * sizeof *dense);
+    for (int n = 0; n < N; n++) memcpy(dense + (size_t)n * V, padded + (size_t)n * Vp, (size_t)V * sizeof *dense);
+    double e = relative_l2_ff(dense, logits->f4, logits->count, 1e-30);
+    check(e < BY_TYPE(2e-2, 2e-6), "%s: logits are off by %.1e", fx->path, e);
+    free(padded);
+    free(dense);
+
+    double want = fixture_get(fx, "loss", "f8")->f8[0], loss = loss_and_gradient(&m, x, y, m.B);
+    check(relative_error(loss, want, 1) < BY_TYPE(5e-3, 1e-6), "%s: loss %.9g, want %.9g", fx->path, loss, want);
+    float *g = fetch(m.g, m.r.size);
+    double off = 0, all = 0;
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m.r.t[id];
+        if (!t->layers) continue;
+        const FixtureRecord *r = fixture_getf(fx, "f4", "grad.%s", t->name);
+        e = relative_l2_ff(g + t->offset, r->f4, t->size, 1e-30);
+        check(e < BY_TYPE(0.1, 5e-6), "%s: gradient of %s is off by %.1e", fx->path, t->name, e);
+        for (size_t i = 0; i < t->size; i++) {
+            double d = (double)g[t->offset + i] - (double)r->f4[i];
+            off += d * d;
+            all += (double)r->f4[i] * (double)r->f4[i];
+        }
+    }
+    check(sqrt(off / all) < BY_TYPE(3e-2, 5e-6), "%s: the gradient is off by %.1e", fx->path, sqrt(off / all));
+    free(g);
+    model_free(&m);
+}
+
+/* Ten steps by the rules of the record O.flags: the losses before each; and, with `again`, that a second run
+   takes the same steps to the bit. */
+static void test_updates(const Fixture *fx, const char *optimizer, int again) {
+    Config c = config_of(fixture_text(fx, "flags"), fixture_getf(fx, "s1", "%s.flags", optimizer)->s1);
+    static Model m;
+    const int *x = fixture_get(fx, "x", "i4")->i4, *y = fixture_get(fx, "y", "i4")->i4;
+    const FixtureRecord *losses = fixture_getf(fx, "f8", "%s.losses", optimizer);
+    float *first = NULL;
+    for (int run = 0; run <= again; run++) {
+        double worst = 0;
+        create(&m, &c);
+        load_parameters(&m, fx);
+        for (int step = 0; step < 10; step++) {
+            worst = fmax(worst, relative_error(loss_and_gradient(&m, x, y, m.B), losses->f8[step], 1e-30));
+            update(&m, step, 1);
+        }
+        check(losses->count == 10 && worst < BY_TYPE(2e-2, 5e-6), "%s, %s: the losses are off by %.1e", fx->path,
+              optimizer, worst);
+        float *p = fetch(m.p, m.r.size);
+        if (run) check(!memcmp(p, first, m.r.size * sizeof *p), "%s, %s: two runs differ", fx->path, optimizer);
+        else first = p;
+        if (run) free(p);
+        model_free(&m);
+    }
+    free(first);
+}
+
+/* The gradient is the same to the bit whatever --recompute leaves out, and to rounding whether logits are
+   formed at once or a few rows at a time, or the model was made for a larger batch. */
+static void test_cuts(const Fixture *fx) {
+    static const char *const changes[] = {"", "--recompute act", "--recompute norm", "--recompute block"};
+    static Model m;
+    float *whole = NULL;
+    double loss = 0;
+    const int *x = fixture_get(fx, "x", "i4")->i4, *y = fixture_get(fx, "y", "i4")->i4;
+    for (int i = 0; i < 6; i++) {
+        Config c = config_of(fixture_text(fx, "flags"), i < 4 ? changes[i] : "");
+        int B = c.batch_size;
+        if (i == 5) c.batch_size++;
+        create(&m, &c);
+        load_parameters(&m, fx);
+        if (i == 4) m.R = 7;
+        double l = loss_and_gradient(&m, x, y, B);
+        float *g = fetch(m.g, m.r.size);
+        if (!i) {
+            whole = g;
+            loss = l;
+        } else if (i < 4) {
+            check(l == loss && !memcmp(g, whole, m.r.size * sizeof *g), "%s: %s changes the gradient", fx->path,
+                  changes[i]);
+        } else {
+            double e = relative_l2_ff(g, whole, m.r.size, 1e-30);
+            check(relative_error(l, loss, 1) < BY_TYPE(1e-3, 1e-6) && e < BY_TYPE(1e-2, 5e-6),
+                  "%s: %s changes the loss to %.9g from %.9g, the gradient by %.1e", fx->path,
+                  i == 4 ? "logits in pieces" : "a larger model", l, loss, e);
+        }
+        if (i) free(g);
+        model_free(&m);
+    }
+    free(whole);
+}
+
+/* What a step is made of is announced before it is allocated. */
+static void test_memory(void) {
+    Config c = config_of("--preset gpt2 --layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100", "");
+    static Model m;
+    size_t before = device_used;
+    create(&m, &c);
+    Memory report = model_memory(&c, &m.r, &m.plan, 1);
+    check(report.total - report.workspace == device_used - before, "%zu bytes reported, %zu allocated",
+          report.total - report.workspace, device_used - before);
+    check(device_used_most >= device_used, "the peak %zu is below %zu", device_used_most, device_used);
+    size_t scratch = cuda_scratch_bytes;
+    check(scratch + GEMM_WORKSPACE >= report.workspace, "%zu bytes of workspace, %zu announced", scratch,
+          report.workspace);
+    model_init(&m);
+    int x[64], y[64];
+    for (int i = 0; i < 64; i++) x[i] = i, y[i] = (7 * i) % 100;
+    loss_and_gradient(&m, x, y, 2);
+    update(&m, 0, 1);
+    check(cuda_scratch_bytes == scratch, "a step needs %zu bytes of scratch, and %zu were announced",
+          cuda_scratch_bytes, scratch);
+    model_free(&m);
+    check(device_used == before, "%zu bytes are not freed", device_used - before);
+}
+
+int main(void) {
+    static const char *const names[] = {"gpt2", "llama", "speedrun"};
+    static const char *const optimizers[] = {"adamw", "cm", "muon", "cm_iso"};
+    Config c = config_of("--preset tiny --vocab 256 --tf32 off", "");
+    char machine[512];
+    if (device_setup(&c, err)) die("%s", err);
+    device_describe(machine, sizeof machine);
+    printf("%s\n", machine);
+    test_memory();
+    for (int i = 0; i < 3; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "dev/test/fixtures/%s.fix", names[i]);
+        Fixture *fx = fixture_load(path);
+        test_parity(fx);
+        test_cuts(fx);
+        /* the rules are the same in fp32 and in bf16 */
+        for (int j = 0; j < BY_TYPE(2, 4); j++) test_updates(fx, optimizers[j], j == 1);
+        fixture_free(fx);
+    }
+    return check_done();
+}
