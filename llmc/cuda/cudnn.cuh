@@ -799,6 +799,9 @@ static inline float attention_ms(const AttentionTrial *t, int library) {
     return ms[ROUNDS / 2];
 }
 
+/* Plans take some seconds to compile, and the attention of short sequences takes next to no time. */
+enum { CUDNN_WORTH_IT = 512 };
+
 /* Whether cuDNN can do this run's attention; *faster: the time of ours over that of cuDNN. Leaves the
    plans, and no memory of the device. */
 static inline int cudnn_try(const Config *c, double *faster, char *why, size_t size) {
@@ -806,6 +809,8 @@ static inline int cudnn_try(const Config *c, double *faster, char *why, size_t s
     size_t room = 0, all = 0, scratch = cuda_scratch_bytes;
     int B = c->batch_size, T = c->seq_len, NH = c->heads, NKV = c->kv_heads, HS = c->head_dim;
     memset(&t, 0, sizeof t);
+    if (c->attention == ATTENTION_AUTO && T < CUDNN_WORTH_IT)
+        return cudnn_refuse(why, size, "sequences are short");
     if (cudnn_attention_plan(B, T, NH, NKV, HS, c->attn_scale, why, size) ||
         cudnn_attention_plan(min_int(B, 4), T, NH, NKV, HS, c->attn_scale, why, size))
         return -1;
@@ -840,7 +845,7 @@ static inline int attention_choose(Config *c, char *note, size_t size, char *err
         return fail(err, "--attention cudnn: %s; --attention flash needs no cuDNN", why);
     c->attention = ATTENTION_FLASH;
     if (status) cudnn_refuse(note, size, "flash (%s)", why);
-    else if (faster < 1.05 && !forced) /* not for the noise */
+    else if (faster < 1.1 && !forced) /* by more than the noise */
         snprintf(note, size, "flash (%s: %.1fx %s)", name, faster < 1 ? 1 / faster : faster,
                  faster < 1 ? "slower" : "faster");
     else {

@@ -836,7 +836,6 @@ UNROLL
 UNROLL
         for (int j = 0; j < T; j++) {
             int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
-            if (mirror && up == left && i > j) continue;
             X[r * PITCH + c] = x[i][j];
             if (mirror) X[c * PITCH + r] = x[i][j];
         }
@@ -1184,7 +1183,6 @@ __device__ static inline double la_damped_trace(const float *values, int n, doub
         sum += la_damped(values[k], damping);
         most = fmaxf(most, values[k]);
     }
-    __syncthreads();
     sum = block_sum(sum, sums);
     most = block_max(most, largest);
     *zero = damping > 0 ? 0 : n * 1.2e-7 * (double)most;

@@ -1,0 +1,669 @@
+/*
+Tests of the CUDA linear algebra (llmc/cuda/linalg.cuh): every operation against its CPU twin on views of
+every kind, the iterations on small matrices against eigendecompositions in double, and the sign of a matrix
+in TF32. Each operation runs twice and has to give the same bits, and to write nothing but its result.
+*/
+#include "device.h"
+#include "twin.h"
+#include "../../../llmc/optim/invroot.h"
+#include "../../../llmc/optim/msign.h"
+
+/* Element by element both sides round float operations alike but for fused multiply-adds: a few 6e-8. Sums
+   are of up to 1000 terms in float, or in double. */
+static const double EACH = 1e-6, SUMS = 3e-6;
+
+static int pick(int lo, int hi) { return lo + (int)((draw() + 1) / 2 * (hi - lo + 1)); }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* A view of the same geometry on the host and on the device                                      */
+
+typedef struct {
+    Mat host, dev;
+    float *h, *before, *d;
+    size_t size;
+} View;
+
+static View views[8]; /* of one case */
+static int view_count;
+
+enum { DENSE, APART, ROW_BLOCKS, COLUMN_BLOCKS, REPEATED };
+
+/* n0 x n1 items of (rows, cols): one after the other, with gaps, as blocks of rows or of columns of larger
+   matrices, or one of them repeated; stored transposed or not. Rows and items start at multiples of 16
+   bytes if even; else nowhere in particular. */
+static View *view_of(int kind, int turned, int even, int n0, int n1, int rows, int cols) {
+    int r = turned ? cols : rows, c = turned ? rows : cols, gap = even ? 4 : pick(1, 3);
+    size_t width = (size_t)(kind == COLUMN_BLOCKS ? n1 * c : c), ld = width, s1, s0;
+    if (kind != DENSE) ld += (size_t)gap;
+    if (even && kind != DENSE) ld = (ld + 3) / 4 * 4;
+    s1 = (size_t)r * ld, s0 = (size_t)n1 * s1;
+    if (kind == APART) s1 += (size_t)gap, s0 = (size_t)n1 * s1 + (size_t)gap;
+    if (kind == ROW_BLOCKS) s0 += 2 * (size_t)gap;
+    if (kind == COLUMN_BLOCKS) s1 = (size_t)c, s0 = (size_t)r * ld + (size_t)gap;
+    if (kind == REPEATED) s1 = 0, s0 = (size_t)r * ld + (size_t)gap;
+    View *v = &views[view_count++];
+    v->size = (size_t)n0 * s0 + (size_t)n1 * s1 + 16;
+    v->h = random_array(v->size, 1);
+    v->before = host_array(v->size);
+    v->d = device_array<float>(v->size);
+    Mat m = {v->h + (even || kind == DENSE ? 0 : 3), n0, n1, s0, s1, r, c, ld, 1};
+    v->host = turned ? mat_t(m) : m;
+    v->dev = v->host;
+    v->dev.p = v->d + (v->host.p - v->h);
+    return v;
+}
+static View *random_view(int writable, int n0, int n1, int rows, int cols) {
+    int kind = pick(0, writable ? 3 : 4), turned = pick(0, 1), even = pick(0, 1);
+    return view_of(kind, turned, even, n0, n1, rows, cols);
+}
+static View *dense(int n, int rows, int cols) { return view_of(DENSE, 0, 1, n, 1, rows, cols); }
+static View *vector(size_t n) { return view_of(DENSE, 0, 1, 1, 1, 1, (int)n); }
+
+/* Other numbers in the geometry of v. */
+static View *view_like(const View *v) {
+    View *w = &views[view_count++];
+    *w = *v;
+    w->h = random_array(v->size, 1), w->before = host_array(v->size), w->d = device_array<float>(v->size);
+    w->host.p = w->h + (v->host.p - v->h), w->dev.p = w->d + (v->host.p - v->h);
+    return w;
+}
+
+static size_t element(const View *v, int i, int r, int c) {
+    return (size_t)(mat_item(v->host, i) - v->h) + (size_t)r * v->host.rs + (size_t)c * v->host.cs;
+}
+template <class F> static void each(const View *v, F f) {
+    for (int i = 0; i < mat_count(v->host); i++)
+        for (int r = 0; r < v->host.rows; r++)
+            for (int c = 0; c < v->host.cols; c++) f(element(v, i, r, c), i, r, c);
+}
+static void fill(View *v, float x) {
+    each(v, [&](size_t at, int, int, int) { v->h[at] = x; });
+}
+static void forget(void) {
+    view_count = 0;
+    release();
+}
+
+static void upload(View *v) { put(v->d, v->h, v->size); }
+
+/* Largest difference of the view from the host's, relative to its largest number; infinite if the device
+   wrote elsewhere. NaN has to be NaN on both. */
+static double view_error(const View *v, const float *got) {
+    double worst = 0, largest = 1e-30;
+    unsigned char *inside = (unsigned char *)calloc(v->size, 1);
+    each(v, [&](size_t at, int, int, int) {
+        double e = fabs((double)got[at] - (double)v->h[at]);
+        inside[at] = 1;
+        if (isnan(got[at]) && isnan(v->h[at])) return;
+        if (!(e <= worst)) worst = e == e ? e : INFINITY;
+        if (fabsf(v->h[at]) > largest) largest = fabs((double)v->h[at]);
+    });
+    for (size_t i = 0; i < v->size; i++)
+        if (!inside[i] && memcmp(got + i, v->before + i, sizeof *got)) worst = INFINITY;
+    free(inside);
+    return worst / largest;
+}
+
+static char shape_text[160];
+static const char *shape(const View *v) {
+    Mat m = v->host;
+    snprintf(shape_text, sizeof shape_text, "%d x %d of %d x %d, strides %zu %zu %zu %zu", m.n0, m.n1, m.rows,
+             m.cols, m.s0, m.s1, m.rs, m.cs);
+    return shape_text;
+}
+
+/* Runs an operation on the device twice and on the host once. `written` has a bit for each view that it
+   writes. The host's results are left in the views. */
+template <class G, class H> static void compare(const char *what, double tol, unsigned written, G gpu, H host) {
+    float *first[8], *second[8];
+    int n = view_count, same = 1;
+    for (int i = 0; i < n; i++) memcpy(views[i].before, views[i].h, views[i].size * sizeof(float));
+    for (int turn = 0; turn < 2; turn++) {
+        for (int i = 0; i < n; i++) upload(&views[i]);
+        gpu();
+        for (int i = 0; i < n; i++) (turn ? second : first)[i] = on_host(views[i].d, views[i].size);
+    }
+    for (int i = 0; i < n; i++) same &= !memcmp(first[i], second[i], views[i].size * sizeof(float));
+    check(same, "la_%s of %s: two runs differ", what, shape(&views[0]));
+    host();
+    for (int i = 0; i < n; i++) {
+        if (written >> i & 1) {
+            double e = view_error(&views[i], first[i]);
+            check(e <= tol, "la_%s of %s: view %d is off by %g", what, shape(&views[0]), i, e);
+        } else {
+            check(!memcmp(first[i], views[i].before, views[i].size * sizeof(float)), "la_%s of %s writes view %d",
+                  what, shape(&views[0]), i);
+        }
+    }
+}
+#define COMPARE(WHAT, TOL, WRITTEN, CALL)                                                          \
+    compare(#WHAT, TOL, WRITTEN,                                                                   \
+            [&] {                                                                                  \
+                auto at = [](const View *v) { return v->dev; };                                    \
+                auto p = [](const View *v) { return v->dev.p; };                                   \
+                (void)at, (void)p;                                                                 \
+                la_##WHAT CALL;                                                                    \
+            },                                                                                     \
+            [&] {                                                                                  \
+                auto at = [](const View *v) { return v->host; };                                   \
+                auto p = [](const View *v) { return v->host.p; };                                  \
+                (void)at, (void)p;                                                                 \
+                cpu_la_##WHAT CALL;                                                                \
+            })
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Element by element, and sums                                                                   */
+
+static void test_elements(int n0, int n1, int rows, int cols, int trial) {
+    int n = n0 * n1, group = n % 2 == 0 && trial & 2 ? 2 : 1, square = min_int(rows, cols);
+    double a = draw(), b = trial % 3 ? draw() : 0;
+
+    View *Y = random_view(1, n0, n1, rows, cols), *X = random_view(0, n0, n1, rows, cols);
+    if (b == 0) fill(Y, NAN); /* must be overwritten, not multiplied by 0 */
+    COMPARE(axpby, EACH, 1, (at(Y), a, at(X), b));
+    COMPARE(copy, 0, 1, (at(Y), at(X)));
+    View *s = vector((size_t)n);
+    COMPARE(add_scaled, EACH, 1, (at(Y), a, p(s), at(X), group));
+    COMPARE(scale, EACH, 1, (at(Y), p(s), group));
+    COMPARE(axpby, EACH, 1, (at(Y), a, at(Y), 0)); /* in place */
+    s = vector((size_t)(n / group));
+    COMPARE(norms, EACH, 8, (p(s), at(X), group));
+    COMPARE(inner, 3e-5, 8, (p(s), at(X), at(Y), group)); /* may cancel */
+    s = vector((size_t)n * rows);
+    COMPARE(row_norms, EACH, 16, (p(s), at(X)));
+    COMPARE(scale_rows, EACH, 1, (at(Y), p(s), at(X)));
+    COMPARE(scale_rows, EACH, 1, (at(Y), p(s), at(Y)));
+    forget();
+
+    View *U = random_view(1, n0, n1, rows, cols), *M = random_view(1, n0, n1, rows, cols), *G = view_like(M);
+    COMPARE(momentum, EACH, 3, (at(U), at(M), at(G), 0.9, a, trial & 1));
+    forget();
+
+    View *P = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols), *V;
+    G = view_like(P), M = view_like(P), V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
+    for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
+    COMPARE(adamw, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99));
+    for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
+    COMPARE(adam, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3));
+    forget();
+
+    View *Q = view_of(APART, 0, trial & 1, n0, n1, square, square);
+    View *Z = view_of(DENSE, 0, 1, n0, n1, square, square);
+    Y = view_of(ROW_BLOCKS, 0, trial & 1, n0, n1, square, square);
+    COMPARE(polynomial, EACH, 1, (at(Q), 0.5, a, at(Z), 0.25, at(Y)));
+    COMPARE(polynomial, EACH, 1, (at(Q), 0.5, a, at(Q), b, at(Z)));
+    COMPARE(polynomial, EACH, 2, (at(Z), 0.5, a, at(Q), b, at(Z)));
+    COMPARE(symmetrize, EACH, 1, (at(Q)));
+    COMPARE(symmetrize, EACH, 2, (at(Z)));
+    forget();
+}
+
+static void test_all_elements(void) {
+    static const int sizes[] = {1, 2, 3, 4, 5, 8, 15, 16, 31, 32, 33, 48, 64, 70};
+    for (int trial = 0; trial < 30; trial++)
+        test_elements(pick(1, 3), pick(1, 3), sizes[pick(0, 13)], sizes[pick(0, 13)], trial);
+    static const int more[][4] = {{1, 1, 130, 261}, {1, 1, 1, 4099}, {1, 1, 1031, 1}, {2, 1, 96, 64},
+                                  {20, 25, 2, 4},   {2, 6, 32, 96},  {1, 1, 300, 128}};
+    for (int i = 0; i < 7; i++)
+        for (int trial = i & 1; trial < 3; trial += 2)
+            test_elements(more[i][0], more[i][1], more[i][2], more[i][3], trial);
+    /* More items than a grid's second dimension may have. */
+    View *Y = view_of(APART, 0, 1, 66000, 1, 1, 1), *s = vector(66000);
+    COMPARE(scale, EACH, 1, (at(Y), p(s), 1));
+    forget();
+    /* No items: nothing is launched. */
+    Mat none = mat_dense(NULL, 0, 3, 4);
+    la_copy(none, none), la_scale(none, NULL, 1), la_norms(NULL, none, 1), la_gram(none, none, 0);
+    la_gemm(none, 1, none, none, 0), la_symmetrize(none), la_row_norms(NULL, none), la_vec_mul(NULL, 0, 1);
+}
+
+static void test_vectors(void) {
+    static const int sizes[] = {1, 127, 128, 129, 1000};
+    for (int i = 0; i < 5; i++) {
+        int n = sizes[i];
+        View *s = vector((size_t)n), *t = vector((size_t)n);
+        COMPARE(vec_recip, EACH, 1, (p(s), n, 0.5));
+        COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3));
+        COMPARE(vec_div, EACH, 1, (p(s), p(t), n, 0.25));
+        COMPARE(vec_mul, EACH, 1, (p(s), n, -3));
+        COMPARE(vec_moment, EACH, 2, (p(t), p(s), n, 0.9, 0.5));
+        for (int j = 0; j < n; j++) t->h[j] = fabsf(t->h[j]);
+        COMPARE(vec_root_recip, EACH, 1, (p(s), p(t), n, 1e-3));
+        COMPARE(vec_sqrt, EACH, 1, (p(s), n));
+        t->h[0] = 0;
+        COMPARE(vec_balance, EACH, 1, (p(s), p(t), n, 0.3, 0.5));
+        View *x = vector((size_t)n), *a = vector((size_t)n), *b = vector((size_t)n);
+        for (int form = 0; form < 3; form++)
+            for (int zero = 0; zero < 2; zero++) {
+                if (zero) a->h[0] = b->h[n - 1] = 0;
+                COMPARE(vec_gauge, EACH, 4, (p(x), p(s), p(t), p(a), p(b), n, zero ? 0.0 : 0.1, form));
+            }
+        forget();
+    }
+}
+
+static void test_sum_squares(void) {
+    static const size_t sizes[] = {0, 1, 3, 4, 255, 1023, 1025, 300001};
+    float *h = random_array(300004, 3), *d = on_device<float>(h, 300004);
+    for (int i = 0; i < 8; i++)
+        for (int shift = 0; shift < 2; shift++) {
+            double expected = 0, got = la_sum_squares(d + shift, sizes[i]), again = la_sum_squares(d + shift, sizes[i]);
+            for (size_t j = 0; j < sizes[i]; j++) expected += (double)h[shift + j] * (double)h[shift + j];
+            check(relative_error(got, expected, 1e-30) < 1e-12 && got == again,
+                  "la_sum_squares of %zu from %d: %.17g, then %.17g, not %.17g", sizes[i], shift, got, again,
+                  expected);
+        }
+    check(isinf(la_identity_gap(mat_dense(d, 1, 3, 3))), "la_identity_gap waits");
+    check(la_chunk(7) == 7 && la_workers(3, 100) == 1, "items are to be taken together");
+    release();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Products                                                                                       */
+
+/* Each item of a view is its own transpose, to the bit. */
+static int is_symmetric(const View *v) {
+    const float *x = on_host(v->d, v->size);
+    int same = 1;
+    each(v, [&](size_t at, int i, int r, int c) {
+        same &= !memcmp(x + at, x + element(v, i, c, r), sizeof(float));
+    });
+    return same;
+}
+
+static void test_products(void) {
+    static const int sizes[] = {1, 2, 3, 7, 16, 17, 33, 40};
+    for (int trial = 0; trial < 60; trial++) {
+        int n0 = pick(1, 3), n1 = pick(1, 4), m = sizes[pick(0, 7)], n = sizes[pick(0, 7)], k = sizes[pick(0, 7)];
+        double a = draw(), b = trial % 3 ? draw() : 0;
+        View *C = random_view(1, n0, n1, m, n), *A = random_view(0, n0, n1, m, k);
+        View *B = random_view(0, n0, n1, k, n);
+        if (b == 0) fill(C, NAN);
+        COMPARE(gemm, SUMS, 1, (at(C), a, at(A), at(B), b));
+        if (trial % 6 == 0) { /* rounded input: 2^-11 of each factor */
+            gemm_allow_tf32 = 1;
+            check(la_fast(1) == 1, "la_fast(1) changes nothing");
+            COMPARE(gemm, 2e-3, 1, (at(C), 1, at(A), at(B), 0));
+            check(la_fast(0) == 0, "la_fast(0) changes nothing");
+            gemm_allow_tf32 = 0;
+            check(la_fast(1) == 0, "la_fast(1) although TF32 is off");
+            la_fast(0);
+        }
+        forget();
+    }
+    /* Of symmetric results both triangles are the same bits. */
+    static const int squares[] = {1, 5, 16, 17, 32, 40, 64, 80, 96, 97, 128, 130, 160};
+    for (int i = 0; i < 13; i++)
+        for (int turned = 0; turned < 2; turned++) {
+            int k = squares[i], d = i % 3 == 0 ? 100 : i % 3 == 1 ? 32 : 7, n1 = 1 + i % 3;
+            int kind = i % 2 ? ROW_BLOCKS : COLUMN_BLOCKS;
+            View *G = view_of(DENSE, 0, 1, 2, n1, k, k), *A = view_of(kind, turned, i & 1, 2, n1, k, d);
+            fill(G, NAN);
+            COMPARE(gram, SUMS, 1, (at(G), at(A), 0));
+            check(is_symmetric(G), "la_gram of %s is not symmetric", shape(A));
+            COMPARE(gemm_symmetric, SUMS, 1, (at(G), 0.5, at(A), mat_t(at(A)), 2));
+            check(is_symmetric(G), "la_gemm_symmetric of %s is not symmetric", shape(A));
+            COMPARE(gram, SUMS, 1, (at(G), at(A), 0.5));
+            View *turn = view_of(APART, 1, i & 1, 2, n1, k, k);
+            COMPARE(gemm_symmetric, SUMS, 1u << 2, (at(turn), 0.5, at(A), mat_t(at(A)), 0));
+            check(is_symmetric(turn), "la_gemm_symmetric into a transpose is not symmetric");
+            forget();
+            /* P and Z commute, but their product's two triangles are rounded in other orders. */
+            View *C = dense(2, k, k), *P = dense(2, k, k), *Z = dense(2, k, k);
+            each(Z, [&](size_t at, int item, int r, int c) { Z->h[at] = Z->h[element(Z, item, c, r)]; });
+            cpu_la_gemm_symmetric(P->host, 1, Z->host, Z->host, 0);
+            COMPARE(gemm_symmetric, SUMS, 1, (at(C), 1, at(P), at(Z), 0));
+            check(is_symmetric(C), "la_gemm_symmetric of %d x %d is not symmetric", k, k);
+            forget();
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Small matrices                                                                                 */
+
+/* U diag(s) U^T + noise-free, U a product of reflections, in every item of a dense view. Item i is larger by
+   i + 1. */
+static void symmetric_from(View *v, const double *s) {
+    int k = v->host.rows;
+    double *A = (double *)malloc((size_t)k * k * sizeof *A), *u = (double *)malloc((size_t)k * sizeof *u);
+    for (int i = 0; i < mat_count(v->host); i++) {
+        for (int e = 0; e < k * k; e++) A[e] = e % (k + 1) ? 0 : s[e / k] * (i + 1);
+        for (int reflection = 0; reflection < 3; reflection++) {
+            double norm = 0;
+            for (int r = 0; r < k; r++) u[r] = draw(), norm += u[r] * u[r];
+            for (int side = 0; side < 2; side++)
+                for (int r = 0; r < k; r++) {
+                    double dot = 0;
+                    for (int c = 0; c < k; c++) dot += u[c] * A[side ? r * k + c : c * k + r];
+                    for (int c = 0; c < k; c++) A[side ? r * k + c : c * k + r] -= 2 * dot / norm * u[c];
+                }
+        }
+        for (int r = 0; r < k; r++)
+            for (int c = 0; c < k; c++) v->h[element(v, i, r, c)] = (float)(0.5 * (A[r * k + c] + A[c * k + r]));
+    }
+    free(A);
+    free(u);
+}
+
+/* Eigenvalues from 1 down to 1 / condition. */
+static void graded(View *v, double condition) {
+    int k = v->host.rows;
+    double s[256];
+    for (int i = 0; i < k; i++) s[i] = pow(condition, k > 1 ? -(double)i / (k - 1) : 0);
+    symmetric_from(v, s);
+}
+
+static const int root_sizes[] = {1, 3, 16, 24, 33, 64, 96, 128};
+
+static int run_root(View *R, View *G, double damping, int steps, int watch) {
+    return la_root_iteration(R->dev, G->dev, damping, invroot_table, steps, watch);
+}
+
+/* The root by the eigendecomposition of the CPU in double. Rounding the Gram alone changes the root by half
+   of kappa eps, kappa the condition that damping leaves; the iteration's own rounding adds some eps. Twelve
+   steps have not quite arrived. */
+static void test_roots(void) {
+    static const double conditions[] = {10, 1e4, 1e6}, dampings[] = {1e-2, 1e-2, 1e-5};
+    for (int i = 0; i < 8; i++)
+        for (int c = i < 6 ? 0 : 2; c < 3; c++) {
+            int k = root_sizes[i], n = k > 33 ? 1 : 3, steps = c ? 25 : 12;
+            double damping = dampings[c], kappa = fmin(conditions[c], 1 / damping);
+            View *R = view_of(k == 33 ? APART : DENSE, 0, 1, n, 1, k, k), *G = dense(n, k, k);
+            View *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
+            graded(G, conditions[c]);
+            compare("root_iteration", steps == 12 ? 5e-5 : 3e-7 * (40 + kappa / 2), 1,
+                    [&] { check(run_root(R, G, damping, steps, INVROOT_TUNED), "the root of %d is declined", k); },
+                    [&] { cpu_la_eigh_rroot(R->host, G->host, damping, scratch->h); });
+            check(is_symmetric(R), "the root of %d x %d is not symmetric", k, k);
+            forget();
+        }
+}
+
+/* C = A B of k x k in double. */
+static void multiply(double *C, const double *A, const double *B, int k) {
+    for (int i = 0; i < k; i++)
+        for (int j = 0; j < k; j++) C[i * k + j] = 0;
+    for (int i = 0; i < k; i++)
+        for (int l = 0; l < k; l++)
+            for (int j = 0; j < k; j++) C[i * k + j] += A[i * k + l] * B[l * k + j];
+}
+
+/* A few steps as written down in optim/invroot.h: P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z. Half-way the
+   iterates are more sensitive to rounding than the root. */
+static void test_root_steps(void) {
+    enum { K = 20, KK = K * K };
+    for (int steps = 2; steps < 12; steps += 3) {
+        View *R = dense(1, K, K), *G = dense(1, K, K);
+        graded(G, 1e3);
+        compare("root_iteration", 5e-5, 1, [&] { run_root(R, G, 0.125, steps, 25); },
+                [&] {
+                    double Y[KK], Z[KK], P[KK], T[KK], norm = 0;
+                    for (int i = 0; i < KK; i++) Y[i] = (double)G->h[i] + (i % (K + 1) ? 0 : 0.125), norm += Y[i] * Y[i];
+                    for (int i = 0; i < KK; i++) Y[i] *= 0.999 / sqrt(norm), Z[i] = i % (K + 1) == 0;
+                    for (int s = 0; s < steps; s++) {
+                        double a = invroot_table[s][0], b = invroot_table[s][1];
+                        multiply(P, Z, Y, K);
+                        multiply(T, P, Z, K);
+                        for (int i = 0; i < KK; i++) Z[i] = a * Z[i] + b * T[i];
+                        multiply(T, Y, P, K);
+                        for (int i = 0; i < KK; i++) Y[i] = a * Y[i] + b * T[i];
+                    }
+                    for (int i = 0; i < KK; i++) R->h[i] = (float)(sqrt(0.999 / sqrt(norm)) * Z[i]);
+                });
+        forget();
+    }
+}
+
+/* Steps that are left out would have changed nothing; NaN stays in its item; what is too large is declined,
+   and then done by the operations one by one. */
+static void test_root_stops(void) {
+    enum { K = 40, N = 3 };
+    View *R = dense(N, K, K), *G = dense(N, K, K);
+    graded(G, 1e3);
+    upload(G);
+    run_root(R, G, 1e-3, 25, INVROOT_TUNED);
+    const float *stopped = on_host(R->d, R->size);
+    run_root(R, G, 1e-3, 25, 25);
+    const float *whole = on_host(R->d, R->size);
+    double e = relative_l2_ff(stopped, whole, N * K * K, 1);
+    check(e < 3e-5 && e > 0, "the root changes by %g in the steps left out", e);
+
+    size_t memory = invroot_scratch(N, K), limit = cuda_shared_limit;
+    Arena arena = {device_array<float>(memory), memory, 0};
+    cuda_shared_limit = 1000;
+    check(!run_root(R, G, 1e-3, 25, 9) && !la_sign_run(R->dev, G->dev, msign_table(0)->abc, 2), "not declined");
+    invroot(R->dev, G->dev, 1e-3, ROOT_CANS25, &arena);
+    cuda_shared_limit = limit;
+    e = relative_l2_ff(on_host(R->d, R->size), stopped, N * K * K, 1);
+    check(e < 1e-4, "the root by single operations is off by %g", e);
+
+    G->h[(K + 1) * K / 2] = NAN; /* of item 0 */
+    upload(G);
+    run_root(R, G, 1e-3, 25, INVROOT_TUNED);
+    const float *spoilt = on_host(R->d, R->size);
+    check(isnan(spoilt[5]) && isnan(spoilt[K * K - 1]), "the root hides NaN");
+    check(!memcmp(spoilt + K * K, stopped + K * K, (N - 1) * K * K * sizeof(float)), "NaN spreads to other items");
+    forget();
+    View *large = dense(1, 129, 129), *out = dense(1, 129, 129);
+    check(!run_root(out, large, 1, 25, 9) && !la_sign_run(out->dev, large->dev, msign_table(0)->abc, 1),
+          "129 x 129 is not declined");
+    forget();
+}
+
+/* Q = P_s ... P_1 in double, A <- P A P; A is overwritten. */
+static void sign_run(double *Q, double *A, const double (*abc)[3], int steps, int k) {
+    size_t size = (size_t)k * k * sizeof *A;
+    double *P = (double *)malloc(size), *T = (double *)malloc(size);
+    for (int i = 0; i < k * k; i++) Q[i] = i % (k + 1) == 0;
+    for (int s = 0; s < steps; s++) {
+        multiply(P, A, A, k);
+        for (int i = 0; i < k * k; i++)
+            P[i] = abc[s][0] * (i % (k + 1) == 0) + abc[s][1] * A[i] + abc[s][2] * P[i];
+        multiply(T, P, A, k);
+        multiply(A, T, P, k);
+        multiply(T, P, Q, k);
+        memcpy(Q, T, size);
+    }
+    free(P);
+    free(T);
+}
+
+/* A run of pe8 on Grams of trace 1, as those of matrices of norm 1. The five last steps start where the
+   first three leave the eigenvalues, near 1; what rounding does to an eigenvalue grows with every step by
+   the slope of the polynomial, at most a few. */
+static void test_sign_runs(void) {
+    for (int i = 0; i < 8; i++)
+        for (int run = 0; run < 2; run++) {
+            int k = root_sizes[i], n = k > 33 ? 1 : 3, first = run ? 3 : 0, steps = run ? 5 : 3;
+            const double(*abc)[3] = msign_table(MSIGN_PE8)->abc + first;
+            double s[128];
+            View *Q = view_of(k == 24 ? APART : DENSE, 0, 1, n, 1, k, k), *A = dense(n, k, k);
+            for (int j = 0; j < k; j++) s[j] = (run ? 0.3 + 0.6 * j / k : 2.0 * (j + 1) / k / (k + 1)) / n;
+            symmetric_from(A, s);
+            compare("sign_run", 1e-5, 1, [&] { check(la_sign_run(Q->dev, A->dev, abc, steps), "%d is declined", k); },
+                    [&] {
+                        double *a = (double *)malloc(2 * (size_t)k * k * sizeof *a), *q = a + (size_t)k * k;
+                        for (int item = 0; item < n; item++) {
+                            for (int e = 0; e < k * k; e++) a[e] = (double)A->h[element(A, item, e / k, e % k)];
+                            sign_run(q, a, abc, steps, k);
+                            for (int e = 0; e < k * k; e++) Q->h[element(Q, item, e / k, e % k)] = (float)q[e];
+                        }
+                        free(a);
+                    });
+            check(is_symmetric(Q), "the run on %d x %d is not symmetric", k, k);
+            if (k == 3) {
+                A->h[0] = NAN;
+                upload(A);
+                la_sign_run(Q->dev, A->dev, abc, steps);
+                const float *q = on_host(Q->d, Q->size);
+                check(isnan(q[8]) && !isnan(q[9]), "NaN is lost or spreads");
+            }
+            forget();
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Eigenvalues and gauges                                                                         */
+
+/* G = Q diag(w) Q^T with orthonormal Q, as far as float can hold them; the root against the CPU's. */
+static void test_eigenvalues(void) {
+    static const int sizes[] = {1, 2, 3, 5, 16, 17, 33, 64};
+    for (int i = 0; i < 8; i++)
+        for (int kind = 0; kind < 3; kind++) {
+            int k = sizes[i], n = k > 20 ? 1 : 3, wrong = 0;
+            size_t kk = (size_t)k * k;
+            View *Q = dense(n, k, k), *G = view_of(i % 2 ? APART : DENSE, 0, 1, n, 1, k, k), *w = dense(n, 1, k);
+            View *R = dense(n, k, k), *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
+            floatM *room = device_array<float>(la_eigh_scratch(k) * (size_t)n);
+            if (kind == 0) graded(G, 1e5);
+            if (kind == 2) fill(G, 0); /* and kind 1: neither symmetric nor definite */
+            compare("eigh_rroot", 1e-5, 1u << 3, [&] { la_eigh_rroot(R->dev, G->dev, 10, room); },
+                    [&] { cpu_la_eigh_rroot(R->host, G->host, 10, scratch->h); });
+            size_t limit = cuda_shared_limit;
+            cuda_shared_limit = kind == 1 ? 0 : limit; /* the matrix in device memory too */
+            la_eigh(Q->dev, w->dev.p, G->dev, room);
+            cuda_shared_limit = limit;
+            const float *q = on_host(Q->d, Q->size), *values = on_host(w->d, w->size);
+            for (int item = 0; item < n; item++) {
+                double product = 0, unit = 0, norm = 0;
+                for (int r = 0; r < k; r++)
+                    for (int c = 0; c < k; c++) {
+                        const float *a = q + (size_t)item * kk + (size_t)r * k, *b = q + (size_t)item * kk + (size_t)c * k;
+                        double sum = 0, dot = 0;
+                        for (int j = 0; j < k; j++) {
+                            sum += (double)a[j] * (double)values[item * k + j] * (double)b[j];
+                            dot += (double)a[j] * (double)b[j];
+                        }
+                        double g = 0.5 * ((double)G->h[element(G, item, r, c)] + (double)G->h[element(G, item, c, r)]);
+                        product += (sum - g) * (sum - g), norm += g * g;
+                        unit += (dot - (r == c)) * (dot - (r == c));
+                    }
+                wrong += !(sqrt(product) <= 1e-6 * sqrt(norm) && sqrt(unit) < 1e-6 * sqrt((double)k));
+            }
+            check(!wrong, "la_eigh of %d x %d, kind %d: %d of %d are wrong", k, k, kind, wrong, n);
+            G->h[element(G, 0, k - 1, 0)] = NAN;
+            upload(G);
+            la_eigh_rroot(R->dev, G->dev, 1, room);
+            q = on_host(R->d, R->size);
+            check(isnan(q[0]) && isnan(q[kk - 1]) && (n == 1 || !isnan(q[kk])), "la_eigh_rroot of %d: NaN", k);
+            la_eigh(Q->dev, w->dev.p, G->dev, room);
+            check(isnan(on_host(w->d, w->size)[0]), "la_eigh of %d hides NaN", k);
+            forget();
+        }
+}
+
+static void test_gauges(void) {
+    static const int sizes[] = {1, 7, 32, 50};
+    for (int i = 0; i < 4; i++)
+        for (int form = 0; form < 3; form++)
+            for (int zero = 0; zero < 2; zero++) {
+                int k = sizes[i];
+                View *S = dense(2, k, k), *L = dense(2, k, k), *R = view_of(APART, 0, 1, 2, 1, k, k);
+                View *a = dense(2, 1, k), *b = dense(2, 1, k);
+                for (int j = 0; j < 2 * k; j++) {
+                    a->h[j] = j % 3 ? fabsf(a->h[j]) : zero ? 1e-9f : j ? -0.05f : 1e6f;
+                    b->h[j] = j % 4 ? fabsf(b->h[j]) : 0;
+                }
+                COMPARE(gauge, EACH, 1, (at(S), at(L), at(R), p(a), p(b), zero ? 0 : 0.01, form));
+                COMPARE(gauge, EACH, 2, (at(L), at(L), at(R), p(a), p(b), zero ? 0 : 0.01, form));
+                forget();
+            }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The sign                                                                                       */
+
+/* The plain iteration in double on the wide x (m,n): X <- P X, by steps of P(X X^T). */
+static double *plain_sign(const float *x, int m, int n, const MsignTable *table) {
+    double *X = (double *)malloc((size_t)m * n * sizeof *X), *Y = (double *)malloc((size_t)m * n * sizeof *Y);
+    double *A = (double *)malloc((size_t)m * m * sizeof *A), *Q = (double *)malloc((size_t)m * m * sizeof *Q);
+    double norm = 0;
+    for (int i = 0; i < m * n; i++) norm += (double)x[i] * (double)x[i];
+    for (int i = 0; i < m * n; i++) X[i] = (double)x[i] / sqrt(norm);
+    for (int step = 0; step < table->steps; step++) {
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j <= i; j++) {
+                double sum = 0;
+                for (int c = 0; c < n; c++) sum += X[i * n + c] * X[j * n + c];
+                A[i * m + j] = A[j * m + i] = sum;
+            }
+        sign_run(Q, A, table->abc + step, 1, m);
+        for (int i = 0; i < m; i++) {
+            for (int c = 0; c < n; c++) Y[i * n + c] = 0;
+            for (int l = 0; l < m; l++)
+                for (int c = 0; c < n; c++) Y[i * n + c] += Q[i * m + l] * X[l * n + c];
+        }
+        memcpy(X, Y, (size_t)m * n * sizeof *X);
+    }
+    free(Y);
+    free(A);
+    free(Q);
+    return X;
+}
+
+/* msign of Gaussian matrices: heads on the Gram, tall ones, ones beyond the fused sizes, near-square ones by
+   the plain iteration; exact and with TF32. TF32 keeps eleven bits, so rounding is up to 2^-11 of a factor
+   and in the norm 2^-11 / sqrt(6) = 2e-4 of it on average. The sign divides by the singular values, which
+   are within a factor 1 +- sqrt(m / n) of each other, of a square matrix down to 1 / m; eight steps round
+   thrice each, but all but the last few are forgotten where the iteration is attracted to the sign: a few
+   times 2e-4, below 4e-3, and singular values within twice that of 1. bf16, which Muon is usually run in,
+   would be 8 times worse. */
+static void test_sign(void) {
+    static const int shapes[][3] = {{2, 64, 160}, {1, 130, 40}, {1, 136, 280}, {1, 72, 80}};
+    for (int s = 0; s < 4; s++)
+        for (int tf32 = 0; tf32 < 2; tf32++) {
+            int n = shapes[s][0], rows = shapes[s][1], cols = shapes[s][2], m = min_int(rows, cols);
+            int d = max_int(rows, cols), tall = rows > cols;
+            View *X = dense(n, rows, cols), *G = dense(n, m, m), *Q = dense(n, m, m), *w = dense(n, 1, m);
+            View *scratch = vector(cpu_la_eigh_scratch(m) * (size_t)n);
+            size_t memory = msign_scratch(n, rows, cols);
+            Arena arena = {device_array<float>(memory), memory, 0};
+            each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 1, at); });
+            upload(X);
+            gemm_allow_tf32 = tf32;
+            msign(X->dev, MSIGN_PE8, &arena);
+            check(!la_fast_on && !arena.used, "msign leaves something behind");
+            gemm_allow_tf32 = 0;
+            const float *y = on_host(X->d, X->size);
+            for (int item = 0; item < n; item++) {
+                float *x = X->h + (size_t)item * rows * cols, *wide = host_array((size_t)rows * cols);
+                float *got = host_array((size_t)rows * cols);
+                for (int i = 0; i < rows * cols; i++) {
+                    int to = tall ? i % cols * rows + i / cols : i;
+                    wide[to] = x[i], got[to] = y[(size_t)item * rows * cols + i];
+                }
+                double *exact = plain_sign(wide, m, d, msign_table(MSIGN_PE8));
+                double e = relative_l2_fd(got, exact, (size_t)m * d, 1);
+                check(e < (tf32 ? 4e-3 : 1e-5), "msign of %d x %d, tf32 %d: off by %g", rows, cols, tf32, e);
+                free(exact);
+                memcpy(x, got, (size_t)rows * cols * sizeof *x);
+            }
+            Mat wide = mat_dense(X->h, n, m, d);
+            cpu_la_gram(G->host, wide, 0);
+            cpu_la_eigh(Q->host, w->h, G->host, scratch->h);
+            for (int i = 0; i < n * m; i++) {
+                double sigma = sqrt((double)w->h[i]);
+                if (!(fabs(sigma - 1) < (tf32 ? 8e-3 : 1e-4))) {
+                    check(0, "msign of %d x %d, tf32 %d: a singular value of %g", rows, cols, tf32, sigma);
+                    break;
+                }
+            }
+            forget();
+        }
+}
+
+int main(void) {
+    gemm_allow_tf32 = 0;
+    test_all_elements();
+    test_vectors();
+    test_sum_squares();
+    test_products();
+    test_roots();
+    test_root_steps();
+    test_root_stops();
+    test_sign_runs();
+    test_eigenvalues();
+    test_gauges();
+    test_sign();
+    return check_done();
+}
