@@ -194,9 +194,11 @@ test: $(PROGRAMS) $(TESTS) $(LIBRARY) $(EMU_TESTS) $(EMU_PROGRAMS)
 # The whole suite once more under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	@$(MAKE) --no-print-directory BUILD=build/asan ONEDNN=no \
-	  OPT="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=all" asan-programs
-asan-programs: $(TESTS) $(BUILD)/train_gpt $(BUILD)/generate
-	@TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/run.sh $(TESTS) dev/test/cli_test.sh
+	  OPT="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	  EMU_OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" asan-programs
+asan-programs: $(TESTS) $(EMU_TESTS) $(EMU_PROGRAMS) $(BUILD)/train_gpt $(BUILD)/generate
+	@BUILD=$(BUILD) TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate \
+	  sh dev/test/run.sh $(TESTS) $(EMU_TESTS) $(filter %/cli_test.sh %/cuda_test.sh,$(TEST_SCRIPTS))
 
 bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c))
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done

@@ -10,8 +10,9 @@ the threads within them run in turns forwards and backwards.
 What is checked: every barrier is reached by all threads of the block, every warp operation by its whole
 warp, with the same operation; launches respect the limits of a GPU; dynamic shared memory, device memory
 (plain malloc) and static shared memory are bounded, to the byte under AddressSanitizer. Device memory and
-dynamic shared memory start as NaN. Copies by cp.async happen only when they are waited for. What is not:
-races that this order does not show, memory alignment beyond that of the types, and time.
+dynamic shared memory start as NaN. Copies by cp.async happen only when they are waited for. Accesses of 16
+bytes by load and store are aligned. What is not: races that this order does not show, the alignment of other
+accesses beyond that of their types, and time.
 */
 #ifndef CM_EMU_H
 #define CM_EMU_H
@@ -299,6 +300,10 @@ static inline void emu_run_block(int threads, int backwards) {
         emu.votes_or = any;
         emu.votes_count = count;
     }
+}
+
+static inline void emu_wide_access(const void *p) {
+    if ((uintptr_t)p % 16) emu_die("a 16-byte access of memory that is not aligned to 16 bytes");
 }
 
 /* Limits are those of compute capability 8.0: 163 KB of shared memory a block; 9.0 has 227 KB. */

@@ -318,7 +318,7 @@ static inline int check_state(const Fixture *fx, const char *name, const char *k
     if (!r) return 0;
     int weight = kind[0] == 'w';
     double e = moved_error(x, r, weight ? case_record(fx, name, key, 0) : NULL);
-    check(e < (weight ? WEIGHT_TOL : 1e-6), "%s: %s after step %d is off by %g", name, key, step,
+    check(e < (weight ? WEIGHT_TOL : MOMENTUM_TOL), "%s: %s after step %d is off by %g", name, key, step,
           e);
     return 1;
 }

@@ -12,7 +12,7 @@ trap 'exit 1' INT TERM HUP
 # run_one PROGRAM DIR: leaves what it prints in DIR/NAME.out, and in DIR/NAME.sum its line and two numbers.
 cat >"$dir/one.sh" <<'SCRIPT'
 program=$1
-out=$2/$(printf %s "$program" | tr / _).out
+out=$2/test$(printf %s "$program" | tr / _).out
 start=$(date +%s)
 case $program in
 *.sh) sh "$program" >"$out" 2>&1 ;;

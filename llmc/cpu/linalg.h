@@ -56,7 +56,8 @@ static inline int la_workers(int chunks, size_t elements) {
 
 /* Products are as precise as numbers are stored, and iterations are not done in one piece. */
 static inline int la_fast(int on) { return (void)on, 0; }
-static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps, int watch) {
+static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps,
+                                    int watch) {
     return (void)R, (void)G, (void)damping, (void)ab, (void)steps, (void)watch, 0;
 }
 static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {

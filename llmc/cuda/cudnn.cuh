@@ -7,17 +7,17 @@ the program needs no cuDNN and does not link with it. Whatever goes wrong in cuD
 with its own words for it; llmc/cuda/attention.cuh works everywhere.
 
 cuDNN is told what attention is as a graph of operations on tensors (B,NH,T,HS) and on virtual ones
-(B,NH,T,T) that are never stored, and finds a kernel that does all of it. It knows no attention as such:
-the single operation of that name in cuDNN 9.13 to 9.20 has no causal mask, and none has one backward. The
-graph is that of cuDNN's documentation,
+(B,NH,T,T), which have no memory, and finds a kernel that does all of it. The one operation that it calls
+attention has no causal mask before cuDNN 9.21, and none backward. The graph is, after its documentation,
 
     forward    s = scale q k^T; s = row >= column ? s : -inf; m = max s; e = exp(s - m); z = sum e
                lse = m + log z; out = (e / z) v
     backward   D = sum dout out; s as before; p = exp(s - lse); dv = p^T dout
                ds = scale p (dout v^T - D); dk = ds^T q; dq = ds k
 
-and dq is the product itself: with a float sum of dq on the side cuDNN would add to that sum in any order.
-With fewer key heads than query heads, dk and dv are sums over the heads of a group.
+With dq the product itself cuDNN keeps ds, B NH T T numbers of bf16, in its workspace and multiplies them
+in a kernel of their own. Given a float sum of dq beside it, it would need none of that, but would add to
+the sum in any order. With fewer key heads than query heads, dk and dv are sums over the heads of a group.
 */
 #ifndef CM_CUDA_CUDNN_CUH
 #define CM_CUDA_CUDNN_CUH

@@ -34,6 +34,7 @@ static inline void cuda_check(cudaError_t status, const char *call, const char *
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
     emu_launch(#KERNEL, GRID, BLOCK, BYTES, [&] { KERNEL(__VA_ARGS__); })
 #define SHARED(TYPE, NAME) TYPE *NAME = (TYPE *)(void *)emu.shared
+#define WIDE_ACCESS(P) emu_wide_access(P)
 #define UNROLL
 #else
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
@@ -52,6 +53,7 @@ static inline void cuda_check(cudaError_t status, const char *call, const char *
 #define SHARED(TYPE, NAME)                                                                         \
     extern __shared__ __align__(16) unsigned char cuda_shared_[];                                  \
     TYPE *NAME = (TYPE *)(void *)cuda_shared_
+#define WIDE_ACCESS(P) ((void)0) /* the GPU itself stops at one that is not aligned */
 #define UNROLL _Pragma("unroll")
 #endif
 
@@ -108,6 +110,7 @@ template <typename T> struct Wide { enum { N = 16 / sizeof(T) }; };
    aligned, and N = 1 a plain one. */
 template <int N, typename T> __device__ static inline void load(float (&x)[N], const T *p) {
     if constexpr (N * sizeof(T) == 16) {
+        WIDE_ACCESS(p);
         uint4 raw = *(const uint4 *)(const void *)p;
         T t[N];
         memcpy(t, &raw, sizeof raw);
@@ -120,6 +123,7 @@ UNROLL
 }
 template <int N, typename T> __device__ static inline void store(T *p, const float (&x)[N]) {
     if constexpr (N * sizeof(T) == 16) {
+        WIDE_ACCESS(p);
         uint4 raw;
         T t[N];
 UNROLL

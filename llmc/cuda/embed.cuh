@@ -1,0 +1,179 @@
+/*
+The embedding on CUDA: forward, and backward over the positions that tokens_sort has put in order.
+*/
+#ifndef CM_CUDA_EMBED_CUH
+#define CM_CUDA_EMBED_CUH
+
+#include "rows.cuh"
+
+enum { EMBED_WARPS = 4, EMBED_CHUNK = 32, EMBED_AHEAD = 8 };
+
+template <int W> __global__ static void
+embed_forward_kernel(floatX *__restrict__ x, const int *__restrict__ tokens, const floatX *__restrict__ wte,
+                     const floatX *__restrict__ wpe, int T, int C, unsigned parts) {
+    size_t n = blockIdx.x / parts;
+    int c = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
+    if (c >= C) return;
+    float sum[W], position[W];
+    Raw<W> p = fetch<W>(wpe, n % (size_t)T * C + c, wpe != NULL);
+    load(sum, wte + (size_t)tokens[n] * C + c);
+    unpack(position, p);
+UNROLL
+    for (int i = 0; i < W; i++) sum[i] += position[i];
+    store(x + n * C + c, sum);
+}
+
+template <int W> static inline void embed_forward_by(floatX *x, const int *tokens, const floatX *wte,
+                                                     const floatX *wpe, int N, int T, int C) {
+    unsigned parts, threads;
+    row_parts(&parts, &threads, C, W);
+    LAUNCH(embed_forward_kernel<W>, (unsigned)N * parts, threads, 0, x, tokens, wte, wpe, T, C, parts);
+}
+
+static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte, const floatX *wpe, int B,
+                                 int T, int C) {
+    if (all_wide(C, x, wte, wpe)) embed_forward_by<XW>(x, tokens, wte, wpe, B * T, T, C);
+    else embed_forward_by<1>(x, tokens, wte, wpe, B * T, T, C);
+}
+
+/* sorted (N) = the positions 0..N-1 in the order of their tokens, equal tokens in order of position. */
+static inline void tokens_sort(int *sorted, const int *tokens, int N, int vocab) {
+    static int *start, room; /* of a token's positions in sorted */
+    if (vocab <= 0) die("tokens_sort: a vocabulary of %d", vocab);
+    if (vocab >= room) {
+        free(start);
+        room = vocab + 1;
+        start = (int *)malloc((size_t)room * sizeof *start);
+        if (!start) die("out of memory: counts of %d tokens", vocab);
+    }
+    memset(start, 0, ((size_t)vocab + 1) * sizeof *start);
+    for (int n = 0; n < N; n++) {
+        if (tokens[n] < 0 || tokens[n] >= vocab)
+            die("token %d at position %d of a batch: the vocabulary has %d", tokens[n], n, vocab);
+        start[tokens[n] + 1]++;
+    }
+    for (int v = 1; v < vocab; v++) start[v] += start[v - 1];
+    for (int n = 0; n < N; n++) sorted[start[tokens[n]]++] = n;
+}
+
+/* The gradient of wte is a sum over runs of equal tokens, some of one row, some of thousands. Every warp
+   takes EMBED_CHUNK rows in sorted order, however the runs fall, and 32 W columns. It adds a run within its
+   chunk to dwte. Of a run that crosses into another chunk it leaves its part: in the chunk's first row of
+   partials (chunks,2,C) if the run has begun before, in the second if it begins here. */
+template <int W> __global__ static void __launch_bounds__(32 * EMBED_WARPS)
+embed_chunks_kernel(floatM *dwte, float *partials, const floatX *__restrict__ dx,
+                    const int *__restrict__ tokens, int N, int C) {
+    const int *sorted = tokens + N;
+    int chunk = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y), first = chunk * EMBED_CHUNK;
+    int lane = (int)threadIdx.x, c = ((int)blockIdx.y * 32 + lane) * W;
+    if (first >= N) return;
+    int count = N - first < EMBED_CHUNK ? N - first : EMBED_CHUNK;
+    int position = sorted[first + (lane < count ? lane : count - 1)], token = tokens[position];
+    int before = first ? tokens[sorted[first - 1]] : -1;
+    int after = first + count < N ? tokens[sorted[first + count]] : -1;
+    int begun = __shfl_sync(FULL_WARP, token, 0) != before; /* whether the run under way began here */
+    float sum[W] = {0};
+    for (int first_ahead = 0; first_ahead < count; first_ahead += EMBED_AHEAD) {
+        Raw<W> ahead[EMBED_AHEAD];
+UNROLL
+        for (int k = 0; k < EMBED_AHEAD; k++) {
+            size_t n = (size_t)__shfl_sync(FULL_WARP, position, first_ahead + k);
+            ahead[k] = fetch<W>(dx, n * C + c, c < C && first_ahead + k < count);
+        }
+UNROLL
+        for (int k = 0; k < EMBED_AHEAD; k++) {
+            int i = first_ahead + k, last = i + 1 == count;
+            int t = __shfl_sync(FULL_WARP, token, i), next = __shfl_sync(FULL_WARP, token, (i + 1) % 32);
+            float row[W];
+            if (last) next = after;
+            unpack(row, ahead[k]);
+UNROLL
+            for (int j = 0; j < W; j++) sum[j] += row[j]; /* zero past the end */
+            if (i >= count || (t == next && !last)) continue;
+            if (c < C) {
+                if (begun && t != next) add_floats(dwte + (size_t)t * C + c, sum);
+                else store_floats(partials + (2 * (size_t)chunk + begun) * C + c, sum);
+            }
+            begun = 1;
+UNROLL
+            for (int j = 0; j < W; j++) sum[j] = 0;
+        }
+    }
+}
+
+/* Adds the runs that cross chunks: the warp of the chunk in which one begins gathers the parts. */
+template <int W> __global__ static void __launch_bounds__(32 * EMBED_WARPS)
+embed_runs_kernel(floatM *dwte, const float *__restrict__ partials, const int *__restrict__ tokens, int N,
+                  int C) {
+    const int *sorted = tokens + N;
+    int chunk = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y), first = chunk * EMBED_CHUNK;
+    int lane = (int)threadIdx.x, c = ((int)blockIdx.y * 32 + lane) * W;
+    if (N - first <= EMBED_CHUNK) return; /* there is no chunk after this one */
+    int t = tokens[sorted[first + EMBED_CHUNK - 1]];
+    if (tokens[sorted[first + EMBED_CHUNK]] != t) return;
+    if (first && tokens[sorted[first - 1]] == t) return; /* began before */
+    float sum[W] = {0};
+    if (c < C) load_floats(sum, partials + (2 * (size_t)chunk + 1) * C + c);
+    for (int k = chunk + 1, more = 32; more == 32; k += 32) {
+        size_t begin = ((size_t)k + (size_t)lane) * EMBED_CHUNK;
+        unsigned ends = ~__ballot_sync(FULL_WARP, begin < (size_t)N && tokens[sorted[begin]] == t);
+        more = ends ? __ffs((int)ends) - 1 : 32;
+        for (int i = 0; i < more && c < C; i += 4) {
+            float ahead[4][W] = {};
+UNROLL
+            for (int j = 0; j < 4; j++)
+                if (i + j < more) load_floats(ahead[j], partials + 2 * (size_t)(k + i + j) * C + c);
+UNROLL
+            for (int j = 0; j < 4; j++)
+UNROLL
+                for (int e = 0; e < W; e++) sum[e] += ahead[j][e];
+        }
+    }
+    if (c < C) add_floats(dwte + (size_t)t * C + c, sum);
+}
+
+template <int W> __global__ static void __launch_bounds__(32 * EMBED_WARPS)
+embed_positions_kernel(floatM *dwpe, const floatX *__restrict__ dx, int B, int T, int C) {
+    int t = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y), c = (int)(blockIdx.y * 32 + threadIdx.x) * W;
+    if (t >= T || c >= C) return;
+    float sum[W] = {0};
+    for (int first = 0; first < B; first += EMBED_AHEAD) {
+        Raw<W> ahead[EMBED_AHEAD];
+UNROLL
+        for (int k = 0; k < EMBED_AHEAD; k++)
+            ahead[k] = fetch<W>(dx, ((size_t)(first + k) * T + t) * C + c, first + k < B);
+UNROLL
+        for (int k = 0; k < EMBED_AHEAD; k++) {
+            float d[W];
+            unpack(d, ahead[k]);
+UNROLL
+            for (int i = 0; i < W; i++) sum[i] += d[i];
+        }
+    }
+    add_floats(dwpe + (size_t)t * C + c, sum);
+}
+
+static inline size_t embed_scratch(int N, int C) {
+    return 2 * (size_t)ceil_div((size_t)N, EMBED_CHUNK) * (size_t)C * sizeof(float);
+}
+
+template <int W> static inline void embed_backward_by(floatM *dwte, floatM *dwpe, const floatX *dx,
+                                                      const int *tokens, int B, int T, int C) {
+    int N = B * T;
+    unsigned chunks = ceil_div((size_t)N, EMBED_CHUNK), columns = ceil_div((size_t)C, 32 * W);
+    float *partials = (float *)cuda_scratch(embed_scratch(N, C));
+    dim3 grid(ceil_div(chunks, EMBED_WARPS), columns), block(32, EMBED_WARPS);
+    LAUNCH(embed_chunks_kernel<W>, grid, block, 0, dwte, partials, dx, tokens, N, C);
+    LAUNCH(embed_runs_kernel<W>, grid, block, 0, dwte, partials, tokens, N, C);
+    grid.x = ceil_div((size_t)T, EMBED_WARPS);
+    if (dwpe) LAUNCH(embed_positions_kernel<W>, grid, block, 0, dwpe, dx, B, T, C);
+}
+
+/* tokens holds N tokens and then their positions as tokens_sort leaves them. */
+static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens, int B,
+                                  int T, int C) {
+    if (all_wide(C, dwte, dwpe) && all_wide(C, dx)) embed_backward_by<XW>(dwte, dwpe, dx, tokens, B, T, C);
+    else embed_backward_by<1>(dwte, dwpe, dx, tokens, B, T, C);
+}
+
+#endif

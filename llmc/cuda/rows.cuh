@@ -1,0 +1,172 @@
+/*
+How the layers' kernels read and write rows, and sums over many of them.
+
+A kernel template's W is the number of elements a thread reads at once: XW (16 bytes of floatX) where
+pointers and row lengths are multiples of that, else 1. Sums over rows are made in two stages, parts of
+the rows first, whose number depends on the shape alone; so no bit depends on the GPU's size.
+*/
+#ifndef CM_CUDA_ROWS_CUH
+#define CM_CUDA_ROWS_CUH
+
+#include "runtime.cuh"
+
+enum { XW = Wide<floatX>::N };
+
+/* Whether rows of n elements can be read XW at a time from all of these pointers; NULL is no obstacle. */
+template <typename... P> static inline int all_wide(int n, const P *...p) {
+    return n % XW == 0 && (wide_rows(p, (size_t)n) && ...);
+}
+
+/* What one access to p[i] brings, before it becomes floats; zeros if nothing is there. One loop makes the
+   accesses and the next unpacks them, so that they are under way together: a compiler makes no access
+   before a branch or a store that it comes after. */
+template <int W> struct Raw { uint4 bits; };
+template <> struct Raw<1> { floatX bits; };
+template <int W> __device__ static inline Raw<W> fetch(const floatX *p, size_t i, int there) {
+    Raw<W> raw = {};
+    if constexpr (W == 1) {
+        if (there) raw.bits = p[i];
+    } else {
+        if (there) raw.bits = *(const uint4 *)(const void *)(p + i);
+    }
+    return raw;
+}
+template <int W> __device__ static inline void unpack(float (&x)[W], const Raw<W> &raw) {
+    const floatX *t = (const floatX *)(const void *)&raw;
+UNROLL
+    for (int i = 0; i < W; i++) x[i] = to_float(t[i]);
+}
+
+/* load and store of N floats, in as many 16-byte accesses as they take. */
+template <int N> __device__ static inline void load_floats(float (&x)[N], const float *p) {
+    if constexpr (N % 4 == 0) {
+UNROLL
+        for (int i = 0; i < N; i += 4) {
+            float4 part = *(const float4 *)(const void *)(p + i);
+            x[i] = part.x, x[i + 1] = part.y, x[i + 2] = part.z, x[i + 3] = part.w;
+        }
+    } else {
+        load(x, p);
+    }
+}
+template <int N> __device__ static inline void store_floats(float *p, const float (&x)[N]) {
+    if constexpr (N % 4 == 0) {
+UNROLL
+        for (int i = 0; i < N; i += 4)
+            *(float4 *)(void *)(p + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+    } else {
+        store(p, x);
+    }
+}
+
+/* p += x */
+template <int N> __device__ static inline void add_floats(float *p, const float (&x)[N]) {
+    float old[N];
+    load_floats(old, p);
+UNROLL
+    for (int i = 0; i < N; i++) old[i] += x[i];
+    store_floats(p, old);
+}
+
+/* x = residual + delta as floatX holds it: what is computed from the sum must not depend on whether it was
+   formed here or read back later. */
+template <int W> __device__ static inline void add_rounded(float (&x)[W], const float (&delta)[W]) {
+UNROLL
+    for (int i = 0; i < W; i++) x[i] = to_float(from_float<floatX>(x[i] + delta[i]));
+}
+
+/* A row shared out to blocks of up to 256 threads of W elements each: blocks a row, and their threads. */
+static inline void row_parts(unsigned *parts, unsigned *threads, int n, int W) {
+    unsigned vectors = ceil_div((size_t)n, (size_t)W);
+    *parts = ceil_div(vectors, 256);
+    *threads = 32 * ceil_div(ceil_div(vectors, *parts), 32);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* sums over rows */
+
+enum { SUM_ROWS = 8, SUM_AHEAD = 4 }; /* warps of a block, rows a warp reads at a time */
+
+/* Into how many parts N rows of C columns are split: enough blocks to fill a large GPU, of at least 64
+   rows. */
+static inline unsigned sum_parts(int N, int C) {
+    unsigned most = ceil_div((size_t)N, 64), want = 1024 / ceil_div((size_t)C, 32 * XW);
+    return want < 1 ? 1 : want > most ? most : want;
+}
+
+/* partials (P,C) = the sum over each part's rows of dy (N,C), and with NORM P more rows with the sums of
+   dy xhat, xhat = (x - mean) rstd. A warp has 32 W columns; grid (columns, P), block (32, SUM_ROWS). */
+template <int W, int NORM> __global__ static void __launch_bounds__(32 * SUM_ROWS)
+column_sums_kernel(float *partials, const floatX *__restrict__ dy, const floatX *__restrict__ x,
+                   const floatM *__restrict__ mean, const floatM *__restrict__ rstd, int N, int C) {
+    __align__(16) __shared__ float room[1 + NORM][SUM_ROWS][32 * W];
+    int base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
+    size_t P = gridDim.y, part = blockIdx.y, end = (size_t)N * (part + 1) / P;
+    float sum[W] = {0}, products[W] = {0};
+    for (size_t first = (size_t)N * part / P + threadIdx.y; first < end; first += SUM_AHEAD * SUM_ROWS) {
+        Raw<W> ahead[SUM_AHEAD], x_ahead[SUM_AHEAD];
+UNROLL
+        for (int k = 0; k < SUM_AHEAD; k++) {
+            size_t n = first + k * SUM_ROWS;
+            ahead[k] = fetch<W>(dy, n * C + c, c < C && n < end);
+            if constexpr (NORM) x_ahead[k] = fetch<W>(x, n * C + c, c < C && n < end);
+        }
+UNROLL
+        for (int k = 0; k < SUM_AHEAD; k++) {
+            size_t n = first + k * SUM_ROWS;
+            float d[W], v[W], m = 0, r = 0;
+            unpack(d, ahead[k]);
+            if constexpr (NORM) {
+                unpack(v, x_ahead[k]);
+                if (n < end) m = mean[n], r = rstd[n];
+            }
+UNROLL
+            for (int i = 0; i < W; i++) {
+                sum[i] += d[i];
+                if constexpr (NORM) products[i] += d[i] * ((v[i] - m) * r);
+            }
+        }
+    }
+    store_floats(&room[0][threadIdx.y][(int)threadIdx.x * W], sum);
+    if constexpr (NORM) store_floats(&room[1][threadIdx.y][(int)threadIdx.x * W], products);
+    __syncthreads();
+    for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < 32 * W && base + i < C; i += 32 * SUM_ROWS)
+        for (int k = 0; k <= NORM; k++) {
+            float total = 0;
+UNROLL
+            for (int j = 0; j < SUM_ROWS; j++) total += room[k][j][i];
+            partials[(k * P + part) * C + base + i] = total;
+        }
+}
+
+/* out0 (C) += the sum of P rows of partials; out1, if there is one, of the next P. Of a column, warp w sums
+   rows w, w + 32, ..., and these sums are added up in turn. */
+__global__ static void __launch_bounds__(1024)
+add_partials_kernel(floatM *out0, floatM *out1, const float *__restrict__ partials, int P, int C) {
+    __shared__ float room[32][32];
+    int c = (int)(blockIdx.x * 32 + threadIdx.x);
+    const float *part = partials + (size_t)blockIdx.y * P * C + c;
+    float sum = 0;
+    for (int first = (int)threadIdx.y; first < P; first += 8 * 32) {
+        float ahead[8];
+UNROLL
+        for (int k = 0; k < 8; k++) {
+            int p = first + 32 * k;
+            ahead[k] = c < C && p < P ? part[(size_t)p * C] : 0;
+        }
+UNROLL
+        for (int k = 0; k < 8; k++) sum += ahead[k];
+    }
+    room[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || c >= C) return;
+    for (int i = 1; i < 32; i++) sum += room[i][threadIdx.x];
+    (blockIdx.y ? out1 : out0)[c] += sum;
+}
+
+static inline void add_partials(floatM *out0, floatM *out1, const float *partials, unsigned P, int C) {
+    dim3 grid(ceil_div((size_t)C, 32), out1 ? 2 : 1), block(32, 32);
+    LAUNCH(add_partials_kernel, grid, block, 0, out0, out1, partials, (int)P, C);
+}
+
+#endif

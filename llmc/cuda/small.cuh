@@ -1,0 +1,548 @@
+/*
+Small matrices, one block of threads each: of up to 128 rows Grams of heads, and from the first product to
+the last in shared memory the inverse root's iteration and the sign's run on a Gram; and eigenvalues by
+Jacobi. Part of linalg.cuh.
+*/
+#ifndef CM_CUDA_SMALL_CUH
+#define CM_CUDA_SMALL_CUH
+
+#include "../linalg.h"
+#include "runtime.cuh"
+
+/* Item i of a batch, on the device. */
+__device__ static inline floatM *la_at(const Mat &m, unsigned i) {
+    unsigned n1 = (unsigned)m.n1;
+    return m.p + (size_t)(i / n1) * m.s0 + (size_t)(i % n1) * m.s1;
+}
+
+/* One block computes a matrix of up to K rows: SIDE x SIDE threads, each T x T of its elements, padded by
+   zeros to K = SIDE T. */
+enum { LA_SMALL = 128 };
+template <int K> struct LaBlock {
+    /* In shared memory a thread's T rows of tile (i, j) are V consecutive ones in each of T / V groups. PITCH
+       keeps 16-byte accesses possible, and rows in different banks. */
+    enum {
+        SIDE = K <= 32 ? 8 : 16, T = K / SIDE, THREADS = SIDE * SIDE,
+        V = T % 4 == 0 ? 4 : 2, PITCH = K + 4, SIZE = K * PITCH
+    };
+    __device__ static int row(int tile, int i) { return i / V * (SIDE * V) + tile * V + i % V; }
+};
+
+/* CALL(K) with the smallest K that fits k rows. */
+#define LA_FOR_SIZE(ROWS, CALL)                                                                    \
+    do {                                                                                           \
+        if ((ROWS) <= 16) CALL(16);                                                                \
+        else if ((ROWS) <= 32) CALL(32);                                                           \
+        else if ((ROWS) <= 64) CALL(64);                                                           \
+        else if ((ROWS) <= 96) CALL(96);                                                           \
+        else CALL(128);                                                                            \
+    } while (0)
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Grams                                                                                          */
+
+/* Gram matrices of heads, wherever those lie: one block each. cuBLASLt would need a call for every layer.
+   (r,c) and (c,r) are the same sums in the same order, so the result is symmetric. */
+enum { LA_GRAM_COLS = 32, LA_GRAM_PITCH = 36 };
+template <int K> struct LaGramShare { enum { N = K * LA_GRAM_COLS / LaBlock<K>::THREADS }; };
+
+/* Where in a chunk of 32 columns element e of this thread lies: threads that are neighbours read neighbours
+   in memory, along the rows, or with ACROSS along the columns. */
+template <int K, int ACROSS> __device__ static inline int la_gram_row(int e) {
+    int t = (int)threadIdx.x;
+    return ACROSS ? t % 16 + 16 * (e % (K / 16)) : t / 32 + LaBlock<K>::THREADS / 32 * e;
+}
+template <int K, int ACROSS> __device__ static inline int la_gram_col(int e) {
+    int t = (int)threadIdx.x;
+    return ACROSS ? t / 16 + LaBlock<K>::THREADS / 16 * (e / (K / 16)) : t % 32;
+}
+
+template <int K, int ACROSS>
+__device__ static inline void la_gram_fetch(float (&x)[LaGramShare<K>::N], const float *a, const Mat &A,
+                                            int first) {
+UNROLL
+    for (int e = 0; e < LaGramShare<K>::N; e++) {
+        int r = la_gram_row<K, ACROSS>(e), c = first + la_gram_col<K, ACROSS>(e);
+        size_t at = ACROSS ? (size_t)c * A.cs + (size_t)r : (size_t)r * A.rs + (size_t)c;
+        x[e] = r < A.rows && c < A.cols ? a[at] : 0;
+    }
+}
+
+template <int K, int ACROSS>
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
+la_gram_kernel(Mat G, Mat A, float beta) {
+    enum { SIDE = LaBlock<K>::SIDE, T = LaBlock<K>::T };
+    __shared__ float4 room[K * LA_GRAM_PITCH / 4];
+    float *s = (float *)(void *)room;
+    const int tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
+    const float *a = la_at(A, blockIdx.x);
+    float acc[T][T] = {}, next[LaGramShare<K>::N];
+    la_gram_fetch<K, ACROSS>(next, a, A, 0);
+    for (int first = 0; first < A.cols; first += LA_GRAM_COLS) {
+        __syncthreads();
+UNROLL
+        for (int e = 0; e < LaGramShare<K>::N; e++)
+            s[la_gram_row<K, ACROSS>(e) * LA_GRAM_PITCH + la_gram_col<K, ACROSS>(e)] = next[e];
+        __syncthreads();
+        if (first + LA_GRAM_COLS < A.cols) la_gram_fetch<K, ACROSS>(next, a, A, first + LA_GRAM_COLS);
+#pragma unroll 1 /* registers are what limits this kernel */
+        for (int c = 0; c < LA_GRAM_COLS; c += 4) {
+            float x[T][4];
+UNROLL
+            for (int i = 0; i < T; i++) load<4>(x[i], s + (ty + SIDE * i) * LA_GRAM_PITCH + c);
+UNROLL
+            for (int j = 0; j < T; j++) {
+                float y[4];
+                load<4>(y, s + (tx + SIDE * j) * LA_GRAM_PITCH + c);
+UNROLL
+                for (int q = 0; q < 4; q++)
+UNROLL
+                    for (int i = 0; i < T; i++) acc[i][j] += x[i][q] * y[q];
+            }
+        }
+    }
+    float *g = la_at(G, blockIdx.x);
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) {
+            int r = ty + SIDE * i, c = tx + SIDE * j;
+            if (r >= A.rows || c >= A.rows) continue;
+            float *out = g + (size_t)r * G.rs + (size_t)c * G.cs;
+            *out = acc[i][j] + (beta == 0 ? 0 : beta * *out);
+        }
+}
+
+/* Small Grams, for any strides. */
+static inline void la_small_gram(Mat G, Mat A, double b) {
+    const unsigned n = (unsigned)mat_count(G);
+#define CALL(K)                                                                                    \
+    if (A.cs == 1) LAUNCH((la_gram_kernel<K, 0>), n, LaBlock<K>::THREADS, 0, G, A, (float)b);      \
+    else LAUNCH((la_gram_kernel<K, 1>), n, LaBlock<K>::THREADS, 0, G, A, (float)b)
+    LA_FOR_SIZE(G.rows, CALL);
+#undef CALL
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Iterations on small matrices: three of them in the shared memory of a block, from first to last step  */
+
+template <int K> static inline size_t la_block_bytes(void) {
+    return 32 * sizeof(double) + 3 * LaBlock<K>::SIZE * sizeof(float);
+}
+
+/* x = elements of tile `tile` of one row. */
+template <int K>
+__device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const float *row, int tile) {
+    enum { V = LaBlock<K>::V, T = LaBlock<K>::T };
+UNROLL
+    for (int i = 0; i < T; i += V) {
+        const float *p = row + LaBlock<K>::row(tile, i);
+        if constexpr (V == 4) {
+            float4 y = *(const float4 *)(const void *)p;
+            x[i] = y.x, x[i + 1] = y.y, x[i + 2] = y.z, x[i + 3] = y.w;
+        } else {
+            float2 y = *(const float2 *)(const void *)p;
+            x[i] = y.x, x[i + 1] = y.y;
+        }
+    }
+}
+
+/* sum = tile (up, left) of A B for k x k matrices. SYMMETRIC: A is, so that its columns are read as rows,
+   which lie side by side. */
+template <int K, int SYMMETRIC, int T>
+__device__ static inline void la_block_product(float (&sum)[T][T], const float *A, const float *B, int up,
+                                               int left, int k) {
+    enum { PITCH = LaBlock<K>::PITCH };
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) sum[i][j] = 0;
+    for (int c = 0; c < k; c += 4) { /* the padding has room for the last three */
+        float a[4][T];
+        if (!SYMMETRIC) {
+UNROLL
+            for (int i = 0; i < T; i++) {
+                float4 y = *(const float4 *)(const void *)(A + LaBlock<K>::row(up, i) * PITCH + c);
+                a[0][i] = y.x, a[1][i] = y.y, a[2][i] = y.z, a[3][i] = y.w;
+            }
+        }
+UNROLL
+        for (int q = 0; q < 4; q++) {
+            float b[T];
+            if (SYMMETRIC) la_block_line<K>(a[q], A + (c + q) * PITCH, up);
+            la_block_line<K>(b, B + (c + q) * PITCH, left);
+UNROLL
+            for (int i = 0; i < T; i++)
+UNROLL
+                for (int j = 0; j < T; j++) sum[i][j] += a[q][i] * b[j];
+        }
+    }
+}
+
+/* The tiles on and above the diagonal in order, about half of them; this thread's, or none: up = SIDE. */
+template <int K> __device__ static inline void la_upper_tile(int *up, int *left) {
+    enum { SIDE = LaBlock<K>::SIDE };
+    int t = (int)threadIdx.x;
+    *up = 0;
+    while (*up < SIDE && t >= SIDE - *up) t -= SIDE - (*up)++;
+    *left = *up + t;
+}
+
+/* sum = a D + b sum on a tile. */
+template <int K, int T>
+__device__ static inline void la_block_mix(float (&sum)[T][T], float a, const float *D, float b, int up,
+                                           int left) {
+    enum { PITCH = LaBlock<K>::PITCH };
+UNROLL
+    for (int i = 0; i < T; i++) {
+        float d[T];
+        la_block_line<K>(d, D + LaBlock<K>::row(up, i) * PITCH, left);
+UNROLL
+        for (int j = 0; j < T; j++) sum[i][j] = a * d[j] + b * sum[i][j];
+    }
+}
+
+/* X = x on a tile, and with `mirror` on the one below the diagonal that mirrors it. */
+template <int K, int T>
+__device__ static inline void la_block_write(float *X, const float (&x)[T][T], int up, int left, int mirror) {
+    enum { PITCH = LaBlock<K>::PITCH };
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) {
+            int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
+            X[r * PITCH + c] = x[i][j];
+            if (mirror) X[c * PITCH + r] = x[i][j];
+        }
+}
+
+/* X = G + damping I, of which the upper triangle counts. */
+template <int K> __device__ static inline void la_block_load(float *X, const Mat &G, float damping) {
+    enum { PITCH = LaBlock<K>::PITCH };
+    const float *g = la_at(G, blockIdx.x);
+    const int k = G.rows;
+    for (int i = (int)threadIdx.x; i < K * K; i += LaBlock<K>::THREADS) {
+        int r = i / K, c = i % K;
+        if (r > c) continue;
+        float x = c < k ? g[(size_t)r * G.rs + (size_t)c * G.cs] + (r == c ? damping : 0) : 0;
+        X[r * PITCH + c] = X[c * PITCH + r] = x;
+    }
+}
+
+/* R = scale X */
+template <int K> __device__ static inline void la_block_store(const Mat &R, const float *X, float scale) {
+    enum { PITCH = LaBlock<K>::PITCH };
+    float *out = la_at(R, blockIdx.x);
+    const int k = R.rows;
+    for (int i = (int)threadIdx.x; i < K * K; i += LaBlock<K>::THREADS) {
+        int r = i / K, c = i % K;
+        if (r < k && c < k) out[(size_t)r * R.rs + (size_t)c * R.cs] = scale * X[r * PITCH + c];
+    }
+}
+
+typedef struct {
+    float ab[LA_ROOT_STEPS][2];
+    int steps, watch;
+} LaRootTable;
+
+/* || this thread's tile of P - I ||^2 */
+template <int K, int T>
+__device__ static inline double la_gap_part(const float (&p)[T][T], int up, int left, int k) {
+    double sum = 0;
+UNROLL
+    for (int i = 0; i < T; i++)
+UNROLL
+        for (int j = 0; j < T; j++) {
+            int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
+            double x = (double)p[i][j] - (r == c);
+            if (r < k && c < k) sum += x * x;
+        }
+    return sum;
+}
+
+/* Y = scale (G + damping I) for a norm below 1, and the first step from Z = I, P = Y. Returns the scale. */
+template <int K>
+__device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G, float damping,
+                                             float a, float b, int up, int left) {
+    enum { T = LaBlock<K>::T, PITCH = LaBlock<K>::PITCH, SIZE = LaBlock<K>::SIZE };
+    const int k = G.rows;
+    double square = 0;
+    float sum[T][T];
+    la_block_load<K>(Y, G, damping);
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS)
+        if (i % PITCH < k && i / PITCH < k) square += (double)Y[i] * (double)Y[i];
+    float norm = (float)sqrt(block_sum(square, sums));
+    const float scale = 0.999f * (float)(1 / ((double)norm > 1e-8 ? (double)norm : 1e-8));
+    for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS) {
+        int r = i / PITCH, c = i % PITCH, inside = r < k && c < k;
+        Y[i] = inside ? scale * Y[i] : 0;
+        Z[i] = b * Y[i] + (inside && r == c ? a : 0);
+    }
+    __syncthreads();
+    if (up < LaBlock<K>::SIDE) {
+        la_block_product<K, 1>(sum, Y, Y, up, left, k);
+        la_block_mix<K>(sum, a, Y, b, up, left);
+    }
+    __syncthreads();
+    if (up < LaBlock<K>::SIDE) la_block_write<K>(Y, sum, up, left, 1);
+    __syncthreads();
+    return scale;
+}
+
+/* The iteration of optim/invroot.h. A product is taken in registers, so that after a barrier it can
+   overwrite one of its factors. */
+template <int K>
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32 ? 4 : K == 64 ? 3 : 1)
+la_root_kernel(Mat R, Mat G, float damping, LaRootTable table) {
+    SHARED(double, sums);
+    enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
+    float *Y = (float *)(void *)(sums + 32), *Z = Y + SIZE, *P = Z + SIZE, sum[T][T];
+    const int k = G.rows, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
+    int up, left;
+    la_upper_tile<K>(&up, &left);
+    const int mine = up < SIDE;
+    float scale = la_root_start<K>(Y, Z, sums, G, damping, table.ab[0][0], table.ab[0][1], up, left);
+    double gap = INFINITY;
+    for (int step = 1, last = 0; !last; step++) {
+        const float a = table.ab[step][0], b = table.ab[step][1];
+        la_block_product<K, 1>(sum, Z, Y, ty, tx, k);
+        last = step == table.steps - 1;
+        if (step >= table.watch && !last) {
+            double before = gap;
+            gap = sqrt(block_sum(la_gap_part<K>(sum, ty, tx, k), sums)) / sqrt((double)k);
+            last = LA_ROOT_DONE(gap, before);
+        }
+        la_block_write<K>(P, sum, ty, tx, 0);
+        __syncthreads();
+        if (mine) {
+            la_block_product<K, 0>(sum, P, Z, up, left, k);
+            la_block_mix<K>(sum, a, Z, b, up, left);
+        }
+        __syncthreads();
+        if (mine) la_block_write<K>(Z, sum, up, left, 1);
+        if (mine && !last) {
+            la_block_product<K, 1>(sum, Y, P, up, left, k);
+            la_block_mix<K>(sum, a, Y, b, up, left);
+        }
+        __syncthreads();
+        if (mine && !last) la_block_write<K>(Y, sum, up, left, 1);
+        __syncthreads();
+    }
+    la_block_store<K>(R, Z, (float)sqrt((double)scale));
+}
+
+static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps,
+                                    int watch) {
+    LaRootTable table;
+    memset(&table, 0, sizeof table);
+    table.steps = steps, table.watch = watch;
+    if (steps < 2 || steps > LA_ROOT_STEPS || G.rows > LA_SMALL) return 0;
+    for (int i = 0; i < steps; i++) table.ab[i][0] = (float)ab[i][0], table.ab[i][1] = (float)ab[i][1];
+    if (!mat_size(G)) return 1;
+    const unsigned n = (unsigned)mat_count(G);
+#define CALL(K)                                                                                    \
+    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
+    else LAUNCH(la_root_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), R, G, (float)damping, table)
+    LA_FOR_SIZE(G.rows, CALL);
+#undef CALL
+    return 1;
+}
+
+typedef struct {
+    float abc[LA_SIGN_STEPS][3];
+    int steps;
+} LaSignTable;
+
+/* Q = P_s ... P_1, P = a I + b A + c A^2, A <- P A P between the steps; everything is symmetric and
+   commutes. */
+template <int K>
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32 ? 4 : K == 64 ? 3 : 1)
+la_sign_kernel(Mat Out, Mat Gram, LaSignTable table) {
+    SHARED(double, sums);
+    enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
+    float *A = (float *)(void *)(sums + 32), *P = A + SIZE, *Q = P + SIZE, sum[T][T];
+    const int k = Gram.rows;
+    int up, left;
+    la_upper_tile<K>(&up, &left);
+    const int mine = up < SIDE;
+    la_block_load<K>(A, Gram, 0);
+    __syncthreads();
+    for (int step = 0; step < table.steps; step++) {
+        if (mine) {
+            la_block_product<K, 1>(sum, A, A, up, left, k);
+            la_block_mix<K>(sum, table.abc[step][1], A, table.abc[step][2], up, left);
+UNROLL
+            for (int i = 0; i < T; i++)
+                if (up == left && LaBlock<K>::row(up, i) < k) sum[i][i] += table.abc[step][0];
+            la_block_write<K>(P, sum, up, left, 1);
+            if (step == 0) la_block_write<K>(Q, sum, up, left, 1);
+        }
+        __syncthreads();
+        for (int twice = 0; twice < 2 && step + 1 < table.steps; twice++) {
+            if (mine) la_block_product<K, 1>(sum, P, A, up, left, k);
+            __syncthreads();
+            if (mine) la_block_write<K>(A, sum, up, left, 1);
+            __syncthreads();
+        }
+        if (step > 0) {
+            if (mine) la_block_product<K, 1>(sum, P, Q, up, left, k);
+            __syncthreads();
+            if (mine) la_block_write<K>(Q, sum, up, left, 1);
+            __syncthreads();
+        }
+    }
+    la_block_store<K>(Out, Q, 1);
+}
+
+static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
+    LaSignTable table;
+    memset(&table, 0, sizeof table);
+    table.steps = steps;
+    if (steps < 1 || steps > LA_SIGN_STEPS || A.rows > LA_SMALL) return 0;
+    for (int i = 0; i < steps; i++)
+        for (int j = 0; j < 3; j++) table.abc[i][j] = (float)abc[i][j];
+    if (!mat_size(A)) return 1;
+    const unsigned n = (unsigned)mat_count(A);
+#define CALL(K)                                                                                    \
+    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
+    else LAUNCH(la_sign_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), Q, A, table)
+    LA_FOR_SIZE(A.rows, CALL);
+#undef CALL
+    return 1;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Eigenvalues: Jacobi in double, one block a matrix                                              */
+
+static inline int la_even(int n) { return n + n % 2; }
+
+/* Two matrices of an even size in double. */
+static inline size_t la_eigh_scratch(int n) {
+    return arena_round(4 * (size_t)la_even(n) * (size_t)la_even(n));
+}
+
+/* Pair i of round `round` of a tournament of n players, n even: each meets each other once in n - 1
+   rounds. */
+__device__ static inline void la_pair(int n, int round, int i, int *p, int *q) {
+    int a = i ? (round + i) % (n - 1) : n - 1, b = (round + n - 1 - i) % (n - 1);
+    *p = a < b ? a : b, *q = a < b ? b : a;
+}
+
+/* The rotation of rows and columns p, q that zeroes x = a_pq: tangent, cosine and sine. */
+__device__ static inline void la_rotation(double *out, double app, double aqq, double x) {
+    double theta = (aqq - app) / (2 * x), t = (theta >= 0 ? 1 : -1) / (fabs(theta) + sqrt(theta * theta + 1));
+    if (x == 0) t = 0;
+    out[0] = t, out[1] = 1 / sqrt(t * t + 1), out[2] = t * out[1];
+}
+
+/* a <- J^T a J for all the rotations of a round: the 2 x 2 block of two pairs is one thread's. */
+__device__ static inline void la_rotate_block(double *a, int m, int round, int i, int j,
+                                              const double *turns) {
+    int p, q, r, s;
+    la_pair(m, round, i, &p, &q);
+    la_pair(m, round, j, &r, &s);
+    if (i == j) {
+        double x = turns[3 * i] * a[p * m + q];
+        a[p * m + p] -= x, a[q * m + q] += x;
+        a[p * m + q] = a[q * m + p] = 0;
+        return;
+    }
+    double c = turns[3 * i + 1], d = turns[3 * i + 2], e = turns[3 * j + 1], f = turns[3 * j + 2];
+    double pr = a[p * m + r], ps = a[p * m + s], qr = a[q * m + r], qs = a[q * m + s];
+    double x = c * pr - d * qr, y = c * ps - d * qs, z = d * pr + c * qr, w = d * ps + c * qs;
+    a[p * m + r] = a[r * m + p] = e * x - f * y;
+    a[p * m + s] = a[s * m + p] = f * x + e * y;
+    a[q * m + r] = a[r * m + q] = e * z - f * w;
+    a[q * m + s] = a[s * m + q] = f * z + e * w;
+}
+
+/* Diagonalises a (m,m), m even, of which rows and columns from n on are zero; eigenvectors in the rows of
+   v. turns: shared memory for 3 m / 2 doubles. */
+__device__ static inline void la_jacobi_block(double *a, double *v, double *turns, double *sums, int m) {
+    const int half = m / 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
+    for (int sweep = 0; sweep < 60; sweep++) {
+        double off = 0, diagonal = 0;
+        for (int i = t; i < m * m; i += threads) {
+            double x = a[i] * a[i];
+            if (i % (m + 1)) off += x;
+            else diagonal += x;
+        }
+        off = block_sum(off, sums);
+        __syncthreads();
+        diagonal = block_sum(diagonal, sums);
+        if (off <= 1e-30 * diagonal || off == 0 || (isnan(off) && sweep > 0)) break; /* one makes all NaN */
+        for (int round = 0; round < m - 1; round++) {
+            __syncthreads();
+            for (int i = t; i < half; i += threads) {
+                int p, q;
+                la_pair(m, round, i, &p, &q);
+                la_rotation(turns + 3 * i, a[p * m + p], a[q * m + q], a[p * m + q]);
+            }
+            __syncthreads();
+            for (int i = t; i < half * half; i += threads)
+                if (i / half <= i % half) la_rotate_block(a, m, round, i / half, i % half, turns);
+            for (int i = t; i < half * m; i += threads) {
+                int p, q, k = i % m;
+                la_pair(m, round, i / m, &p, &q);
+                double c = turns[3 * (i / m) + 1], d = turns[3 * (i / m) + 2];
+                double x = v[p * m + k], y = v[q * m + k];
+                v[p * m + k] = c * x - d * y, v[q * m + k] = d * x + c * y;
+            }
+        }
+        __syncthreads();
+    }
+    __syncthreads();
+}
+
+/* values NULL: R = (G + damping I)^(-1/2); else R = eigenvectors in columns, and their values. */
+__global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double damping, double *scratch,
+                                      size_t each, int a_shared) {
+    SHARED(double, sums);
+    const int n = G.rows, m = n + n % 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
+    double *turns = sums + 32, *w = turns + 3 * m / 2, *v = scratch + (size_t)blockIdx.x * each;
+    double *a = a_shared ? w + m : v + (size_t)m * m;
+    const float *g = la_at(G, blockIdx.x);
+    float *out = la_at(R, blockIdx.x);
+    for (int i = t; i < m * m; i += threads) {
+        int r = i / m, c = i % m;
+        size_t x = (size_t)r * G.rs + (size_t)c * G.cs, y = (size_t)c * G.rs + (size_t)r * G.cs;
+        a[i] = r < n && c < n ? 0.5 * ((double)g[x] + (double)g[y]) + (r == c ? damping : 0) : 0;
+        v[i] = r == c;
+    }
+    __syncthreads();
+    la_jacobi_block(a, v, turns, sums, m);
+    for (int i = t; i < n; i += threads) {
+        double x = a[i * m + i];
+        w[i] = values ? x : 1 / sqrt(x < 1e-12 ? 1e-12 : x);
+        if (values) values[(size_t)blockIdx.x * (size_t)n + (size_t)i] = (float)x;
+    }
+    __syncthreads();
+    for (int i = t; i < n * n; i += threads) {
+        int r = i / n, c = i % n;
+        double sum = 0;
+        if (values) sum = v[c * m + r];
+        else
+            for (int k = 0; k < n; k++) sum += w[k] * (v[k * m + r] * v[k * m + c]);
+        out[(size_t)r * R.rs + (size_t)c * R.cs] = (float)sum;
+    }
+}
+
+static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, floatM *scratch) {
+    if (!mat_size(G)) return;
+    const size_t m = (size_t)la_even(G.rows), small = (32 + 3 * m / 2 + m) * sizeof(double);
+    const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;
+    const int a_shared = whole <= cuda_shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
+    LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R, values, G,
+           damping, (double *)(void *)scratch, each, a_shared);
+}
+
+static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
+    la_eigh_any(R, NULL, G, damping, scratch);
+}
+
+static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
+    la_eigh_any(Q, values, G, 0, scratch);
+}
+
+#endif
