@@ -150,7 +150,8 @@ la_adamw(P, G, M, V, ...)         element-wise, see optim/adamw.h
 la_eigh_rroot(R, G, a, S)         R = (G + a I)^-1/2 by eigendecomposition, clamped; S is scratch,
                                   la_eigh_scratch(rows) a matrix
 la_fast(on)                       products from here on may round their input to ten bits (TF32) where a
-                                  backend gains by it; returns whether they do; off outside of msign
+                                  backend gains by it, and symmetric ones be so only up to rounding; returns
+                                  whether they do; off outside of msign
 
 Two long iterations that a backend may do in one piece, or decline by answering 0:
 

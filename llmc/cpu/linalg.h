@@ -192,8 +192,9 @@ static inline void la_symmetrize(Mat X) {
 }
 
 /* Sum of squares of items [first, last) in double, row by row in order, so that the result does not
-   depend on the threads. */
-static inline double la_squares(Mat X, int first, int last) {
+   depend on the threads; nor on where it is called from, as compilers contract each inlined copy their own
+   way. */
+__attribute__((noinline, unused)) static double la_squares(Mat X, int first, int last) {
     double total = 0;
     for (int j = first; j < last; j++)
         for (int r = 0; r < X.rows; r++) {

@@ -614,6 +614,15 @@ static inline Mat la_inner_items(Mat m, int first, int n) {
     return m;
 }
 
+/* The items of m in the levels of another batch of as many, which those at equal distances can be in. */
+static inline Mat la_regroup(Mat m, const Mat &like) {
+    if (m.n1 == like.n1) return m;
+    if (!la_level(m)) die("internal error: a product of batches in different levels");
+    m.s1 = (size_t)la_stride(m), m.s0 = m.s1 * (size_t)like.n1;
+    m.n0 = like.n0, m.n1 = like.n1;
+    return m;
+}
+
 /* One call for all items if they lie evenly; else one for each of the shorter level. */
 static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
     if (!mat_size(C)) return;
@@ -621,7 +630,9 @@ static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
         Mat swap = mat_t(A);
         A = mat_t(B), B = swap, C = mat_t(C);
     }
-    if (la_level(A) && la_level(B) && la_level(C)) {
+    const Mat levels = !la_level(A) ? A : !la_level(B) ? B : C;
+    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels);
+    if (la_level(levels)) {
         la_gemm_batch(C, a, A, B, b);
     } else if (C.n0 < C.n1) {
         for (int i = 0; i < C.n0; i++)
@@ -632,9 +643,11 @@ static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
     }
 }
 
+/* Beside rounding to ten bits the triangles' difference is nothing, and mirroring as long as a tenth of the
+   product. */
 static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm(C, a, A, B, b);
-    la_mirror(C);
+    if (!la_fast_on) la_mirror(C);
 }
 
 /* G = A A^T + b G. With b the old G counts, which a caller need not keep symmetric. */

@@ -301,6 +301,15 @@ static void test_products(void) {
         }
         forget();
     }
+    /* Batches in different levels: twelve items are 12 x 1, 3 x 4, 2 x 6. */
+    for (int kind = 0; kind < 3; kind++) {
+        View *C = view_of(kind == 2 ? ROW_BLOCKS : DENSE, 0, 1, 3, 4, 5, 6);
+        View *A = view_of(kind == 1 ? COLUMN_BLOCKS : DENSE, 1, 0, 2, 6, 5, 7);
+        View *B = view_of(DENSE, 0, 1, 12, 1, 7, 6);
+        COMPARE(gemm, SUMS, 1, (at(C), 1, at(A), at(B), 0.5));
+        COMPARE(copy, 0, 1, (at(C), mat_rows(mat_t(mat_rows(mat_t(at(B)), 0, 6)), 0, 5)));
+        forget();
+    }
     /* Of symmetric results both triangles are the same bits. */
     static const int squares[] = {1, 5, 16, 17, 32, 40, 64, 80, 96, 97, 128, 130, 160};
     for (int i = 0; i < 13; i++)
@@ -364,6 +373,8 @@ static void graded(View *v, double condition) {
 }
 
 static const int root_sizes[] = {1, 3, 16, 24, 33, 64, 96, 128};
+/* Three matrices of 128 x 128 do not fit into the shared memory of every GPU. */
+static int root_size_count(void) { return la_block_bytes<128>() <= cuda_shared_limit ? 8 : 7; }
 
 static int run_root(View *R, View *G, double damping, int steps, int watch) {
     return la_root_iteration(R->dev, G->dev, damping, invroot_table, steps, watch);
@@ -374,7 +385,7 @@ static int run_root(View *R, View *G, double damping, int steps, int watch) {
    steps have not quite arrived. */
 static void test_roots(void) {
     static const double conditions[] = {10, 1e4, 1e6}, dampings[] = {1e-2, 1e-2, 1e-5};
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < root_size_count(); i++)
         for (int c = i < 6 ? 0 : 2; c < 3; c++) {
             int k = root_sizes[i], n = k > 33 ? 1 : 3, steps = c ? 25 : 12;
             double damping = dampings[c], kappa = fmin(conditions[c], 1 / damping);
@@ -500,7 +511,7 @@ static void sign_runs(View *Q, const View *A, const double (*abc)[3], int steps)
    five last on ones with eigenvalues from 0.3 to 0.9, where those leave them. What rounding does to an
    eigenvalue grows with every step by the slope of the polynomial, at most a few. */
 static void test_sign_runs(void) {
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < root_size_count(); i++)
         for (int run = 0; run < 2; run++) {
             int k = root_sizes[i], n = k > 33 ? 1 : 3, steps = run ? 5 : 3;
             const double(*abc)[3] = msign_table(MSIGN_PE8)->abc + (run ? 3 : 0);
@@ -683,6 +694,9 @@ static void test_sign(void) {
 }
 
 int main(void) {
+    cudaDeviceProp device;
+    CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
+    cuda_shared_limit = device.sharedMemPerBlockOptin;
     gemm_allow_tf32 = 0;
     test_all_elements();
     test_vectors();
