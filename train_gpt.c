@@ -981,6 +981,10 @@ int main(int argc, char **argv) {
     hold_signals();           /* before there are threads, which inherit it */
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is reported as a failed write */
     if (log_open(&run.log, c.runs_dir, c.run, c.resume, err)) die("%s", err);
+    device_peak(&run.peak, &run.stated_peak);
+    if (run.peak > 0) printf("peak     %.0f TFLOP/s measured", run.peak / 1e12);
+    if (run.peak > 0 && run.stated_peak > 0) printf(", %.0f stated", run.stated_peak / 1e12);
+    if (run.peak > 0) printf("\n");
     if (model_create(&run.model, &c, 1, err)) die("%s", err);
     run.x = (int *)malloc((size_t)c.batch_size * c.seq_len * sizeof(int));
     run.y = (int *)malloc((size_t)c.batch_size * c.seq_len * sizeof(int));
@@ -994,10 +998,6 @@ int main(int argc, char **argv) {
         if (log_truncate_after(&run.log, -1, err)) die("%s", err);
         model_init(&run.model);
     }
-    device_peak(&run.peak, &run.stated_peak);
-    if (run.peak > 0) printf("peak     %.0f TFLOP/s measured", run.peak / 1e12);
-    if (run.peak > 0 && run.stated_peak > 0) printf(", %.0f stated", run.stated_peak / 1e12);
-    if (run.peak > 0) printf("\n");
     if (write_run_json(&run, &c, machine, err)) die("%s", err);
 
     if (train_loop(&run, err)) die("%s", err);
