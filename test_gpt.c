@@ -31,6 +31,7 @@ static void *counted_alloc(size_t bytes) {
 #pragma GCC diagnostic ignored "-Wunused-function" /* what only main calls */
 #include "train_gpt.c"
 #pragma GCC diagnostic pop
+#include "dev/test/config_of.h"
 
 #ifdef CM_DOUBLE
 #define BY_BUILD(DOUBLE, FLOAT) (DOUBLE)
@@ -78,27 +79,6 @@ static void set_threads(int threads) {
 #else
     (void)threads;
 #endif
-}
-
-/* Words of text as a command line, its presets and defaults filled in; then `changes`, pairs that
-   win over it. The speedrun's 524288 tokens a step are set back to one batch. */
-static Config config_of(const char *text, const char *changes) {
-    static char copy[4096];
-    unsigned char given[CONFIG_FLAGS];
-    char *argv[256], *save = NULL, name[] = "test_gpt";
-    int argc = 1;
-    Config c;
-    argv[0] = name;
-    snprintf(copy, sizeof copy, "%s", text);
-    for (char *w = strtok_r(copy, " ", &save); w && argc < 255; w = strtok_r(NULL, " ", &save))
-        argv[argc++] = w;
-    argv[argc] = NULL;
-    if (config_parse(&c, given, argc, argv, err)) die("%s: %s", text, err);
-    if (!given[flags_find(config_flags, CONFIG_FLAGS, "total-batch-tokens")])
-        c.total_batch_tokens = 0;
-    if (config_apply(&c, NULL, changes, err)) die("%s: %s", changes, err);
-    if (config_resolve(&c, err)) die("%s %s: %s", text, changes, err);
-    return c;
 }
 
 static void create(Model *m, const Config *c) {

@@ -14,29 +14,13 @@ dev/test/cuda. Run it from the root of the repository.
 #pragma GCC diagnostic ignored "-Wunused-function" /* what only main calls */
 #include "train_gpt.c"
 #pragma GCC diagnostic pop
+#include "dev/test/config_of.h"
 
 /* fp32 is held to a few times its rounding. In bf16 activations, weights and logits carry eight bits, an
    error of 2^-9 each: through two layers they make about 1 % of a gradient, more where terms cancel. */
 #define BY_TYPE(BF16, FP32) (sizeof(floatX) == 2 ? (BF16) : (FP32))
 
 static char err[ERR_LEN];
-
-static Config config_of(const char *text, const char *changes) {
-    static char copy[4096];
-    unsigned char given[CONFIG_FLAGS];
-    char *argv[256], *save = NULL, name[] = "test_gpt";
-    int argc = 1;
-    Config c;
-    argv[0] = name;
-    snprintf(copy, sizeof copy, "%s", text);
-    for (char *w = strtok_r(copy, " ", &save); w && argc < 255; w = strtok_r(NULL, " ", &save))
-        argv[argc++] = w;
-    argv[argc] = NULL;
-    if (config_parse(&c, given, argc, argv, err)) die("%s: %s", text, err);
-    if (!given[flags_find(config_flags, CONFIG_FLAGS, "total-batch-tokens")]) c.total_batch_tokens = 0;
-    if (config_apply(&c, NULL, changes, err) || config_resolve(&c, err)) die("%s %s: %s", text, changes, err);
-    return c;
-}
 
 static void create(Model *m, const Config *c) {
     if (model_create(m, c, 1, err)) die("%s", err);

@@ -8,50 +8,9 @@ case ${GENERATE:=$here/generate} in /*) ;; *) GENERATE=$here/$GENERATE ;; esac
 for program in "$TRAIN_GPT" "$GENERATE"; do
     [ -x "$program" ] || { echo "FAIL there is no $program: run make first"; exit 1; }
 done
-# Threads that wait must not spin: the machine may be busy with other tests.
-OMP_WAIT_POLICY=passive
-export OMP_WAIT_POLICY
-dir=$(mktemp -d) || exit 1
-child=
-trap '[ -z "$child" ] || kill -9 $child 2>/dev/null; rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM HUP
-cd "$dir" || exit 1
-passed=0
-failed=0
-
-# check DESCRIPTION COMMAND...: counts one test, which passes if the command does.
-check() {
-    description=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $description"
-        for f in out err; do [ ! -s "$dir/$f" ] || sed "s/^/    $f: /" "$dir/$f" | tail -n 8; done
-    fi
-}
-not() { ! "$@"; }
-has() { grep -q -e "$2" "$1"; }
-train() { "$TRAIN_GPT" "$@" >"$dir/out" 2>"$dir/err"; }
-generate() { "$GENERATE" "$@" >"$dir/out" 2>"$dir/err"; }
-
-# refused DESCRIPTION PATTERN PROGRAM FLAGS...: exits with 1 and says why in one line on stderr.
-refused() {
-    what=$1
-    pattern=$2
-    shift 2
-    "$@"
-    status=$?
-    check "$what: exit status $status, not 1" [ "$status" -eq 1 ]
-    check "$what: the message lacks \"$pattern\"" has "$dir/err" "^error: .*$pattern"
-}
-
-# What a log says that does not depend on time.
-log_of() { sed 's/, "ms".*//' "$1/log.jsonl"; }
-same_log() { [ "$(log_of "$1")" = "$(log_of "$2")" ]; }
-newest() { ls "$1"/checkpoints/step_*.ckpt 2>/dev/null | tail -n 1; }
-lines() { cat "$1" 2>/dev/null | wc -l; }
+. "$here/dev/test/program.sh"
+train() { run "$TRAIN_GPT" "$@"; }
+generate() { run "$GENERATE" "$@"; }
 
 # Numbers from 0 to N-1 that differ from run to run; SEED repeats them.
 SEED=${SEED:-$(($$ + $(date +%s) % 100000))}

@@ -14,40 +14,7 @@ for name in TRAIN_GPT GENERATE TRAIN_CUDA TRAIN_CUDA_FP32 GENERATE_CUDA; do
     eval "$name=\$program"
     [ -x "$program" ] || { echo "FAIL there is no $program"; exit 1; }
 done
-OMP_WAIT_POLICY=passive
-export OMP_WAIT_POLICY
-dir=$(mktemp -d) || exit 1
-child=
-trap '[ -z "$child" ] || kill -9 $child 2>/dev/null; rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM HUP
-cd "$dir" || exit 1
-passed=0
-failed=0
-
-check() { # DESCRIPTION COMMAND...
-    description=$1
-    shift
-    if "$@"; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $description"
-        for f in out err; do [ ! -s "$dir/$f" ] || sed "s/^/    $f: /" "$dir/$f" | tail -n 8; done
-    fi
-}
-has() { grep -q -e "$2" "$1"; }
-run() { "$@" >"$dir/out" 2>"$dir/err"; }
-refused() { # DESCRIPTION PATTERN COMMAND...: exits with 1 and says why in one line on stderr
-    what=$1
-    pattern=$2
-    shift 2
-    run "$@"
-    status=$?
-    check "$what: exit status $status, not 1" [ "$status" -eq 1 ]
-    check "$what: the message lacks \"$pattern\"" has err "^error: .*$pattern"
-}
-log_of() { sed 's/, "ms".*//' "$1/log.jsonl"; }
-newest() { ls "$1"/checkpoints/step_*.ckpt 2>/dev/null | tail -n 1; }
+. "$here/dev/test/program.sh"
 
 # near A B LIMIT: every loss and norm of two logs within a relative distance, and as many lines.
 near() {
@@ -176,18 +143,18 @@ check "generate on CUDA: equal seeds, different text" cmp -s out first
 
 # --- what cannot be done is said
 
-refused "no such GPU" '--device 1000: this machine has' "$TRAIN_CUDA" $common --run no --device 1000
-refused "fp32 in the bf16 program" '--compute fp32.*train_gpt_cuda_fp32' "$TRAIN_CUDA" $common --run no --compute fp32
-refused "a wide head" '--head-dim 256' "$TRAIN_CUDA" $common --run no --head-dim 256
+refused "no such GPU" '--device 1000: this machine has' run "$TRAIN_CUDA" $common --run no --device 1000
+refused "fp32 in the bf16 program" '--compute fp32.*train_gpt_cuda_fp32' run "$TRAIN_CUDA" $common --run no --compute fp32
+refused "a wide head" '--head-dim 256' run "$TRAIN_CUDA" $common --run no --head-dim 256
 if [ "$TRAIN_CUDA" = "$here/$emu/train_gpt" ]; then
     CM_EMU_MEMORY=318767104 # 256 MiB are kept back, 32 MiB are cuBLAS's: 16 MiB are left
     export CM_EMU_MEMORY
     refused "a small GPU" 'the largest --batch-size that fits is [1-9][0-9]*; --recompute' \
-        "$TRAIN_CUDA" $rest --data text.txt --run no --width 128 --batch-size 64
+        run "$TRAIN_CUDA" $rest --data text.txt --run no --width 128 --batch-size 64
     fits=$(sed -n 's/.*that fits is \([0-9]*\).*/\1/p' err)
     check "the largest batch $fits does not fit" run "$TRAIN_CUDA" $rest --data text.txt --run fits --width 128 --batch-size \
         "$fits" --steps 0
-    refused "a tiny GPU" 'too little for one sequence' "$TRAIN_CUDA" $rest --data text.txt --run no --width 1024 --head-dim 64
+    refused "a tiny GPU" 'too little for one sequence' run "$TRAIN_CUDA" $rest --data text.txt --run no --width 1024 --head-dim 64
     unset CM_EMU_MEMORY
 fi
 

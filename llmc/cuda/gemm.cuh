@@ -61,8 +61,8 @@ static inline float gemm_round_tf32(float x) {
     return isfinite(x) ? __int_as_float((int)(((unsigned)bits + 0x1000u) & ~0x1fffu)) : x;
 }
 
-static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta, void *C,
-                             const void *bias) {
+static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta,
+                             const void *C, void *D, const void *bias) {
     size_t M = (size_t)c.M, N = (size_t)c.N, K = (size_t)c.K;
     float *a = (float *)malloc((K + 1) * sizeof *a), *b = (float *)malloc((K * N + 1) * sizeof *b);
     float *sum = (float *)malloc(N * sizeof *sum);
@@ -90,8 +90,8 @@ static inline void gemm_call(GemmCall c, double alpha, const void *A, const void
                 float y = (float)alpha * sum[n];
                 if (beta != 0) y += (float)beta * gemm_read(C, i, c.out);
                 if (c.bias) y += gemm_read(bias, n, c.out);
-                if (c.out == GEMM_BF16) ((__nv_bfloat16 *)C)[i] = y;
-                else ((float *)C)[i] = y;
+                if (c.out == GEMM_BF16) ((__nv_bfloat16 *)D)[i] = y;
+                else ((float *)D)[i] = y;
             }
         }
     }
@@ -212,11 +212,13 @@ static inline GemmPlan *gemm_plan(const GemmCall *c) {
     return p;
 }
 
-/* One product, or a batch of them. Scalars are on the host. */
-static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta, void *C,
-                             const void *bias) {
+/* One product, or a batch of them: D = alpha op(A) op(B) + beta C. D is laid out like C and may be C.
+   Scalars are on the host. */
+static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta,
+                             const void *C, void *D, const void *bias) {
     gemm_start();
-    c.align[0] = gemm_alignment(A), c.align[1] = gemm_alignment(B), c.align[2] = gemm_alignment(C);
+    c.align[0] = gemm_alignment(A), c.align[1] = gemm_alignment(B);
+    c.align[2] = min_int(gemm_alignment(C), gemm_alignment(D));
     c.align[3] = c.bias ? gemm_alignment(bias) : 0;
     if (c.batch > 1) { /* the other items are aligned by their strides */
         int64_t in = (int64_t)gemm_bytes(c.in), out = (int64_t)gemm_bytes(c.out);
@@ -229,7 +231,7 @@ static inline void gemm_call(GemmCall c, double alpha, const void *A, const void
     if (c.bias)
         GEMM_CHECK(cublasLtMatmulDescSetAttribute(p->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
                                                   sizeof bias));
-    GEMM_CHECK(cublasLtMatmul(gemm_handle, p->matmul, &a, B, p->a, A, p->b, &b, C, p->c, C, p->c, &p->algo,
+    GEMM_CHECK(cublasLtMatmul(gemm_handle, p->matmul, &a, B, p->a, A, p->b, &b, C, p->c, D, p->c, &p->algo,
                               gemm_workspace, GEMM_WORKSPACE, cuda_stream));
 }
 
@@ -247,7 +249,7 @@ static inline void gemm(int ta, int tb, int M, int N, int K, double alpha, const
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldc);
     c.tf32 = gemm_allow_tf32;
     c.bias = bias != NULL;
-    gemm_call(c, alpha, A, B, beta, C, bias);
+    gemm_call(c, alpha, A, B, beta, C, C, bias);
 }
 
 #endif

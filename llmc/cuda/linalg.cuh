@@ -604,7 +604,7 @@ static inline void la_gemm_batch(Mat C, double a, Mat A, Mat B, double b) {
     c.tf32 = la_fast_on;
     c.batch = mat_count(C);
     if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(C);
-    gemm_call(c, a, A.p, B.p, b, C.p, NULL);
+    gemm_call(c, a, A.p, B.p, b, C.p, C.p, NULL);
 }
 
 /* Items [first, first + n) of the inner batch. */
