@@ -5,11 +5,12 @@ llmc/cuda/runtime.cuh instead of the CUDA headers when CM_EMU is defined; compil
 A grid is run block by block, the threads of a block as fibers: each runs until it meets the others at
 a barrier (__syncthreads, a shuffle, a vote), then the next one runs. That is one of the orders a GPU may
 choose, and an unkind one: what one thread writes before a barrier, the others have not seen. Blocks and
-the threads within them run in turns forwards and backwards.
+the threads within them run in turns forwards and backwards. A captured stream records copies of what it is
+asked to do, and replays them.
 
 What is checked: every barrier is reached by all threads of the block, every warp operation by its whole
-warp, with the same operation; launches respect the limits of a GPU; dynamic shared memory, device memory
-(plain malloc) and static shared memory are bounded, to the byte under AddressSanitizer. Device memory and
+warp, with the same operation; launches respect the limits of a GPU; shared memory, static and dynamic
+together, fits; device memory (plain malloc) and shared memory are bounded, to the byte under AddressSanitizer. Device memory and
 dynamic shared memory start as NaN. Copies by cp.async happen only when they are waited for. Accesses of 16
 bytes by load and store are aligned. What is not: races that this order does not show, the alignment of other
 accesses beyond that of their types, and time.
@@ -24,6 +25,9 @@ accesses beyond that of their types, and time.
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+
+#include <functional>
+#include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define EMU_ASAN
@@ -156,6 +160,8 @@ struct EmuState {
     const char *kernel;
     int votes_or, votes_count;
     long launches;
+    size_t dynamic_bytes, static_bytes; /* of shared memory, in the launch under way */
+    std::vector<std::function<void()>> *recording; /* where a stream capture puts its work, else NULL */
 };
 inline EmuState emu;
 
@@ -311,6 +317,15 @@ static inline void emu_wide_access(const void *p) {
 #define EMU_SHARED_LIMIT (227 << 10)
 #endif
 
+/* Counts a kernel's static shared memory against the block's limit; `counted` is the variable's own. */
+static inline void emu_static_shared(long *counted, size_t bytes) {
+    if (*counted == emu.launches + 1) return;
+    *counted = emu.launches + 1;
+    emu.static_bytes += bytes;
+    if (emu.dynamic_bytes + emu.static_bytes > EMU_SHARED_LIMIT)
+        emu_die("too much shared memory, static and dynamic together");
+}
+
 static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t shared,
                             void (*body)(const void *), const void *arguments) {
     size_t threads = (size_t)block.x * block.y * block.z;
@@ -320,6 +335,7 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
     if (!grid.x || !grid.y || !grid.z) emu_die("an empty grid");
     if (grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) emu_die("the grid is too large");
     if (shared > EMU_SHARED_LIMIT) emu_die("too much shared memory");
+    emu.dynamic_bytes = shared, emu.static_bytes = 0;
     if (!emu.stacks) {
         emu.stacks = (char *)mmap(NULL, (size_t)EMU_STACK * EMU_MAX_THREADS, PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -352,9 +368,26 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
     emu.launches++;
 }
 
-template <typename F> static inline void emu_launch(const char *kernel, dim3 grid, dim3 block,
-                                                    size_t shared, const F &f) {
-    emu_grid(kernel, grid, block, shared, [](const void *g) { (*(const F *)g)(); }, &f);
+/* Does a piece of work of the stream now, or records it where the stream is being captured. */
+template <typename F> static inline void emu_do(const F &f) {
+    if (emu.recording) emu.recording->push_back(f);
+    else f();
+}
+
+/* f calls the kernel with the arguments, which are copied now, as a launch does. */
+template <typename F, typename... A>
+static inline void emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, F f, A... a) {
+    auto call = [=] { f(a...); };
+    emu_do([=] {
+        emu_grid(kernel, grid, block, shared, [](const void *c) { (*(const decltype(call) *)c)(); }, &call);
+    });
+}
+
+/* What a GPU refuses to do while a stream is being captured. */
+static inline void emu_not_captured(const char *call) {
+    if (!emu.recording) return;
+    fprintf(stderr, "emulator: %s while the stream is being captured\n", call);
+    abort();
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -465,26 +498,33 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMe
 static inline const char *cudaGetErrorString(cudaError_t e) { return e ? "out of memory" : "no error"; }
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaMalloc(void **p, size_t bytes) {
+    emu_not_captured("cudaMalloc");
     *p = malloc(bytes ? bytes : 1);
     if (!*p) return cudaErrorMemoryAllocation;
     memset(*p, 0xff, bytes);
     return cudaSuccess;
 }
-static inline cudaError_t cudaFree(void *p) { free(p); return cudaSuccess; }
+static inline cudaError_t cudaFree(void *p) {
+    emu_not_captured("cudaFree");
+    free(p);
+    return cudaSuccess;
+}
 static inline cudaError_t cudaMallocHost(void **p, size_t bytes) { return cudaMalloc(p, bytes); }
 static inline cudaError_t cudaFreeHost(void *p) { return cudaFree(p); }
 static inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStream_t) {
-    memset(p, byte, n);
+    emu_do([=] { memset(p, byte, n); });
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t) {
-    memcpy(to, from, n);
+    emu_do([=] { memcpy(to, from, n); });
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
                                             size_t bytes, size_t rows, cudaMemcpyKind, cudaStream_t) {
-    for (size_t r = 0; r < rows; r++)
-        memcpy((char *)to + r * to_pitch, (const char *)from + r * from_pitch, bytes);
+    emu_do([=] {
+        for (size_t r = 0; r < rows; r++)
+            memcpy((char *)to + r * to_pitch, (const char *)from + r * from_pitch, bytes);
+    });
     return cudaSuccess;
 }
 enum { cudaEventDisableTiming = 2 };
@@ -522,13 +562,51 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     *p = {"emulator", 9, 0, 1, emu_memory(), EMU_SHARED_LIMIT};
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
-static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    emu_not_captured("cudaStreamSynchronize");
+    return cudaSuccess;
+}
+static inline cudaError_t cudaDeviceSynchronize(void) {
+    emu_not_captured("cudaDeviceSynchronize");
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    emu_not_captured("cudaEventSynchronize");
+    return cudaSuccess;
+}
 static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     if (e) *(double *)e = 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+    return cudaSuccess;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* graphs: what is asked of the stream between begin and end is kept, with copies of the arguments, and not
+   done; a launch does it. Blocks run in the order of the launches, which differs from replay to replay. */
+
+typedef std::vector<std::function<void()>> *cudaGraph_t;
+typedef std::vector<std::function<void()>> *cudaGraphExec_t;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal };
+static inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    emu_not_captured("cudaStreamBeginCapture");
+    emu.recording = new std::vector<std::function<void()>>;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
+    *graph = emu.recording;
+    emu.recording = NULL;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *work, cudaGraph_t graph, unsigned long long) {
+    *work = new std::vector<std::function<void()>>(*graph);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { delete graph; return cudaSuccess; }
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t work) { delete work; return cudaSuccess; }
+static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t work, cudaStream_t) {
+    emu_not_captured("cudaGraphLaunch");
+    for (const std::function<void()> &piece : *work) piece();
     return cudaSuccess;
 }
 

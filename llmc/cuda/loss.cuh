@@ -48,7 +48,7 @@ template <int W, int CAP> __global__ static void __launch_bounds__(CLASSIFIER_TH
 classifier_kernel(floatM *losses, floatX *logits, const int *__restrict__ targets, int V, int Vp,
                   float inverse, float scale, int keep) {
     SHARED(Raw<W>, kept);
-    __shared__ float room[2][32];
+    BLOCK_SHARED(room, [2][32], float);
     const int step = (int)blockDim.x * W, begin = (int)threadIdx.x * W, full = V - V % W;
     size_t n = gridDim.x - 1 - blockIdx.x; /* the last rows were written last, and may still be cached */
     floatX *z = logits + n * (size_t)Vp;
@@ -125,7 +125,7 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
 
 __global__ static void __launch_bounds__(1024)
 losses_add_kernel(double *total, const floatM *__restrict__ losses, int N) {
-    __shared__ double room[32];
+    BLOCK_SHARED(room, [32], double);
     double sum = 0;
 #pragma unroll 8
     for (int n = (int)threadIdx.x; n < N; n += 1024) sum += (double)losses[n];

@@ -133,7 +133,7 @@ norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy,
                      const floatX *__restrict__ x, const floatM *__restrict__ gain,
                      const floatM *__restrict__ mean, const floatM *__restrict__ rstd, int N, int C,
                      int kind) {
-    __align__(16) __shared__ float room[2][NORM_WARPS][2 * R];
+    BLOCK_SHARED(room, [2][NORM_WARPS][2 * R], float);
     int c = (int)threadIdx.x * W, warps = (int)blockDim.x / 32, turn = 0;
     size_t blocks = gridDim.x, block = blockIdx.x, end = (size_t)N * (block + 1) / blocks;
     float g[W] = {0}, dgain[W] = {0}, dbias[W] = {0}, inverse = 1 / (float)C;

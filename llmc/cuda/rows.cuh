@@ -99,7 +99,7 @@ static inline unsigned sum_parts(int N, int C) {
 template <int W, int NORM> __global__ static void __launch_bounds__(32 * SUM_ROWS)
 column_sums_kernel(float *partials, const floatX *__restrict__ dy, const floatX *__restrict__ x,
                    const floatM *__restrict__ mean, const floatM *__restrict__ rstd, int N, int C) {
-    __align__(16) __shared__ float room[1 + NORM][SUM_ROWS][32 * W];
+    BLOCK_SHARED(room, [1 + NORM][SUM_ROWS][32 * W], float);
     int base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
     size_t P = gridDim.y, part = blockIdx.y, end = (size_t)N * (part + 1) / P;
     float sum[W] = {0}, products[W] = {0};
@@ -143,7 +143,7 @@ UNROLL
    rows w, w + 32, ..., and these sums are added up in turn. */
 __global__ static void __launch_bounds__(1024)
 add_partials_kernel(floatM *out0, floatM *out1, const float *__restrict__ partials, int P, int C) {
-    __shared__ float room[32][32];
+    BLOCK_SHARED(room, [32][32], float);
     int c = (int)(blockIdx.x * 32 + threadIdx.x);
     const float *part = partials + (size_t)blockIdx.y * P * C + c;
     float sum = 0;

@@ -29,17 +29,22 @@ static inline void cuda_check(cudaError_t status, const char *call, const char *
 
 /* LAUNCH(kernel, grid, block, bytes of dynamic shared memory, arguments...). A kernel template with a
    comma in its arguments is put in parentheses. SHARED(type, name) is that memory in the kernel,
-   aligned to 16 bytes. More than 48 KB of it have to be asked for. */
+   aligned to 16 bytes. BLOCK_SHARED(name, [dimensions], type) is static shared memory, likewise. Static and
+   dynamic memory of more than 48 KB together have to be asked for, so every size is. */
 #ifdef CM_EMU
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
-    emu_launch(#KERNEL, GRID, BLOCK, BYTES, [&] { KERNEL(__VA_ARGS__); })
+    emu_launch(#KERNEL, GRID, BLOCK, BYTES, [](auto... emu_a_) { KERNEL(emu_a_...); } __VA_OPT__(, ) __VA_ARGS__)
 #define SHARED(TYPE, NAME) TYPE *NAME = (TYPE *)(void *)emu.shared
+#define BLOCK_SHARED(NAME, DIMENSIONS, ...)                                                        \
+    alignas(16) static __VA_ARGS__ NAME DIMENSIONS;                                                \
+    static long NAME##_counted_;                                                                   \
+    emu_static_shared(&NAME##_counted_, sizeof NAME)
 #define WIDE_ACCESS(P) emu_wide_access(P)
 #define UNROLL
 #else
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
     do {                                                                                           \
-        static size_t cuda_allowed_ = 48 << 10;                                                    \
+        static size_t cuda_allowed_; /* of dynamic shared memory, so far */                        \
         size_t cuda_bytes_ = (BYTES);                                                              \
         if (cuda_bytes_ > cuda_allowed_) {                                                         \
             CUDA_CHECK(cudaFuncSetAttribute((const void *)(KERNEL),                                \
@@ -53,6 +58,7 @@ static inline void cuda_check(cudaError_t status, const char *call, const char *
 #define SHARED(TYPE, NAME)                                                                         \
     extern __shared__ __align__(16) unsigned char cuda_shared_[];                                  \
     TYPE *NAME = (TYPE *)(void *)cuda_shared_
+#define BLOCK_SHARED(NAME, DIMENSIONS, ...) __align__(16) __shared__ __VA_ARGS__ NAME DIMENSIONS
 #define WIDE_ACCESS(P) ((void)0) /* the GPU itself stops at one that is not aligned */
 #define UNROLL _Pragma("unroll")
 #endif

@@ -72,7 +72,7 @@ template <int K, int ACROSS>
 __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
 la_gram_kernel(Mat G, Mat A, float beta) {
     enum { SIDE = LaBlock<K>::SIDE, T = LaBlock<K>::T };
-    __shared__ float4 room[K * LA_GRAM_PITCH / 4];
+    BLOCK_SHARED(room, [K * LA_GRAM_PITCH / 4], float4);
     float *s = (float *)(void *)room;
     const int tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
     const float *a = la_at(A, blockIdx.x);

@@ -37,8 +37,8 @@ __global__ void tree(float *out, const float *x) {
 }
 
 __global__ void reductions(float *out, const float *x) {
-    __shared__ float room[32];
-    __shared__ double wide[32];
+    BLOCK_SHARED(room, [32], float);
+    BLOCK_SHARED(wide, [32], double);
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     float sum = block_sum(x[i], room);
     __syncthreads();
@@ -134,8 +134,42 @@ static void test_bf16(void) {
     check(isnan((float)__nv_bfloat16(NAN)) && isinf((float)__nv_bfloat16(3.4e38f)), "bf16 of NaN, infinity");
 }
 
+/* A captured stream does nothing until it is replayed, with the arguments it was given. */
+__global__ void add_number(int *out, int n) {
+    if (threadIdx.x == 0) *out += n;
+}
+static void test_graph(void) {
+    int out = 100, n = 5;
+    cudaGraph_t graph;
+    cudaGraphExec_t work;
+    CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal));
+    LAUNCH(add_number, 1, 32, 0, &out, n);
+    CUDA_CHECK(cudaMemsetAsync(&out, 0, sizeof out, cuda_stream));
+    LAUNCH(add_number, 1, 32, 0, &out, 2 * n);
+    n = 1000;
+    CUDA_CHECK(cudaStreamEndCapture(cuda_stream, &graph));
+    check(out == 100, "work is done while it is captured: %d", out);
+    CUDA_CHECK(cudaGraphInstantiate(&work, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    for (int i = 0; i < 3; i++) {
+        out = 7;
+        CUDA_CHECK(cudaGraphLaunch(work, cuda_stream));
+        check(out == 10, "replay %d leaves %d, not 10", i, out);
+    }
+    CUDA_CHECK(cudaGraphExecDestroy(work));
+    LAUNCH(add_number, 1, 32, 0, &out, 1);
+    check(out == 11, "after a capture launches are not done");
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* mistakes */
+
+__global__ void static_and_dynamic(float *out) {
+    BLOCK_SHARED(room, [4096], float);
+    SHARED(float, s);
+    room[threadIdx.x] = s[threadIdx.x];
+    out[threadIdx.x] = room[threadIdx.x];
+}
 
 __global__ void part_at_barrier(void) {
     if (threadIdx.x < 40) __syncthreads();
@@ -162,7 +196,7 @@ __global__ void past_shared(float *out) {
     out[threadIdx.x] = s[threadIdx.x];
 }
 __global__ void past_static(float *out) {
-    __shared__ float s[64];
+    BLOCK_SHARED(s, [64], float);
     volatile int one = 1;
     s[(int)threadIdx.x + one] = 1;
     __syncthreads();
@@ -203,6 +237,9 @@ static int mistake(int which) {
     case 9: LAUNCH(past_shared, 1, 64, 64 * sizeof(float), out); break;
     case 10: LAUNCH(past_static, 1, 64, 0, out); break;
     case 11: LAUNCH(past_global, 1, 128, 0, out, 64); break;
+    case 12: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16380, out); break;
+    case 13: CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal)), device_memory(1); break;
+    case -2: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16384, out); break;
     default: LAUNCH(nothing, 1, 64, 0); break;
     }
     _exit(0);
@@ -212,14 +249,17 @@ static void test_mistakes(void) {
     static const char *const names[] = {
         "some threads at a barrier", "threads at two barriers", "a part of a warp", "two warp operations",
         "a copy left under way", "an empty grid", "a block too large", "too much shared memory",
-        "a grid too large", "past dynamic shared memory", "past static shared memory", "past device memory"};
+        "a grid too large", "past dynamic shared memory", "past static shared memory", "past device memory",
+        "static and dynamic shared memory too large together", "an allocation during a capture"};
 #ifdef EMU_ASAN
-    const int n = 12;
+    const int sanitized = 1;
 #else
-    const int n = 9; /* the others need AddressSanitizer */
+    const int sanitized = 0; /* accesses out of bounds are found by AddressSanitizer alone */
 #endif
-    for (int i = 0; i < n; i++) check(mistake(i), "%s is not found", names[i]);
+    for (int i = 0; i < 14; i++)
+        if (sanitized || i < 9 || i > 11) check(mistake(i), "%s is not found", names[i]);
     check(!mistake(-1), "a kernel without a mistake fails");
+    check(!mistake(-2), "as much shared memory as there is, is refused");
 }
 
 int main(void) {
@@ -228,6 +268,7 @@ int main(void) {
     test_lanes();
     test_copies();
     test_bf16();
+    test_graph();
     test_mistakes();
     return check_done();
 }
