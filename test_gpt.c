@@ -287,25 +287,30 @@ static void test_norm(int kind, int with_delta, int with_dres, int with_bias) {
     o.dres = with_dres ? random_array(n, 1) : NULL;
     floatX *dx = array(n), *dgain = random_array(C, 1), *dbias = random_array(C, 1);
     floatX *gain0 = copy_of(dgain, C), *bias0 = copy_of(dbias, C), *before = copy_of(o.x, n);
+    floatX *dsum = random_array(C, 1), *sum0 = copy_of(dsum, C);
     norm_value(&o);
     check(same_bits(o.x, before, n), "norm_forward changed its input");
     const floatX *stream = with_delta ? o.sum : o.x;
-    norm_backward(dx, dgain, with_bias ? dbias : NULL, o.dy, o.dres, stream, o.gain, o.mean, o.rstd,
+    norm_backward(dx, dgain, with_bias ? dbias : NULL, dsum, o.dy, o.dres, stream, o.gain, o.mean, o.rstd,
                   o.N, o.C, kind);
-    floatX *alone = copy_of(dx, n);
+    floatX *alone = copy_of(dx, n), *columns = array(C);
+    memset(columns, 0, C * sizeof *columns);
+    for (size_t i = 0; i < n; i++) columns[i % C] += dx[i];
+    subtract(dsum, sum0, C);
     subtract(dgain, gain0, C);
     subtract(dbias, bias0, C);
     char name[100];
     snprintf(name, sizeof name, "norm %d, delta %d, dres %d, bias %d", kind, with_delta, with_dres,
              with_bias);
     check_layer(norm_value, &o, o.x, dx, n, "%s", name);
+    check(relative_l2_dd(dsum, columns, C, 1) < 1e-12, "%s: the sum of dx over its rows", name);
     if (with_delta) check_layer(norm_value, &o, o.delta, dx, n, "%s", name);
     check_layer(norm_value, &o, o.gain, dgain, C, "%s", name);
     if (with_bias) check_layer(norm_value, &o, o.bias, dbias, C, "%s", name);
 
     /* The model's two ways to work in place: dx over dres, and dx over dy. */
     floatX *in_place = copy_of(with_dres ? o.dres : o.dy, n);
-    norm_backward(in_place, dgain, NULL, with_dres ? o.dy : in_place, with_dres ? in_place : NULL,
+    norm_backward(in_place, dgain, NULL, NULL, with_dres ? o.dy : in_place, with_dres ? in_place : NULL,
                   stream, o.gain, o.mean, o.rstd, o.N, o.C, kind);
     check(same_bits(in_place, alone, n), "%s: in place gives another gradient", name);
     release();
@@ -330,7 +335,7 @@ static void test_linear(int with_bias) {
     o.dy = random_array(ny, 1);
     floatX *dx = array(nx), *dw = random_array(nw, 1), *db = random_array(nb, 1);
     floatX *w0 = copy_of(dw, nw), *b0 = copy_of(db, nb);
-    linear_backward(dx, dw, with_bias ? db : NULL, o.dy, o.x, o.w, o.N, o.I, o.O);
+    linear_backward(dx, dw, with_bias ? db : NULL, o.dy, o.x, o.w, o.N, o.I, o.O, 1);
     subtract(dw, w0, nw);
     subtract(db, b0, nb);
     check_layer(linear_value, &o, o.x, dx, nx, "linear, bias %d", with_bias);
@@ -339,9 +344,10 @@ static void test_linear(int with_bias) {
         check_layer(linear_value, &o, o.b, db, nb, "linear");
     else
         check(all_zero(db, nb), "linear touched db");
-    floatX *dw2 = random_array(nw, 0);
-    linear_backward(NULL, dw2, NULL, o.dy, o.x, o.w, o.N, o.I, o.O);
-    check(relative_l2_dd(dw2, dw, nw, 1) < 1e-14, "linear without dx gives another dw");
+    floatX *dw2 = array(nw);
+    for (size_t i = 0; i < nw; i++) dw2[i] = NAN; /* is set, not added to */
+    linear_backward(NULL, dw2, NULL, o.dy, o.x, o.w, o.N, o.I, o.O, 0);
+    check(relative_l2_dd(dw2, dw, nw, 1) < 1e-14, "linear without dx, which sets dw, gives another dw");
     release();
 }
 
@@ -427,6 +433,38 @@ static void test_act(int act) {
 }
 
 typedef struct {
+    int N, I, F, O, act;
+    floatX *y, *h, *x, *w, *b, *w2, *z, *dz;
+} LinearAct;
+
+static double linear_act_value(void *of) {
+    LinearAct *o = (LinearAct *)of;
+    linear_act_forward(o->y, o->h, o->x, o->w, o->b, o->N, o->I, o->F, o->act);
+    linear_forward(o->z, o->y, o->w2, NULL, o->N, o->F, o->O);
+    return dot(o->z, o->dz, (size_t)o->N * o->O);
+}
+
+/* The MLP: z = act(x w^T + b) w2^T. */
+static void test_linear_act(int act) {
+    LinearAct o = {5, 4, 6, 3, act, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
+    size_t H = act == ACT_SWIGLU ? 12 : 6, nh = 5 * H, ny = 30, nw = H * 4;
+    o.y = array(ny), o.h = array(nh), o.x = random_array(20, 1), o.w = random_array(nw, 1);
+    o.b = random_array(H, 1), o.w2 = random_array(18, 1), o.z = array(15), o.dz = random_array(15, 1);
+    linear_act_value(&o);
+    floatX *again = array(ny), *dh = array(nh), *dy = array(ny), *db = random_array(H, 1), *db0 = copy_of(db, H);
+    floatX *dx = array(20), *dw = array(nw);
+    linear_act_again(again, o.h, o.x, o.w, o.b, 5, 4, 6, act);
+    check(same_bits(again, o.y, ny), "act %d: computed again, the activations differ", act);
+    linear_act_backward(dh, dy, db, o.dz, o.w2, o.h, 5, 6, 3, act);
+    linear_backward(dx, dw, NULL, dh, o.x, o.w, 5, 4, (int)H, 0);
+    subtract(db, db0, H);
+    check_layer(linear_act_value, &o, o.b, db, H, "bias before act %d", act);
+    check_layer(linear_act_value, &o, o.x, dx, 20, "input before act %d", act);
+    check_layer(linear_act_value, &o, o.w, dw, nw, "weight before act %d", act);
+    release();
+}
+
+typedef struct {
     int N, V, Vp, targets[4];
     double softcap, scale;
     floatX *losses, *z, *work;
@@ -470,6 +508,7 @@ static void test_layers(void) {
     test_attention(9, 4, 2, 4);
     test_attention(21, 3, 1, 5);
     for (int act = ACT_GELU; act <= ACT_SWIGLU; act++) test_act(act);
+    for (int act = ACT_GELU; act <= ACT_SWIGLU; act++) test_linear_act(act);
     test_classifier_gradient(0);
     test_classifier_gradient(15);
     test_classifier_gradient(3);

@@ -59,6 +59,7 @@ typedef struct {
     Registry r;
     Plan plan;
     int B, T, R;              /* largest batch, sequence length, rows of logits at a time */
+    int fresh;                /* 1: weight gradients of matrices are set, not added to */
     floatM *p, *g, *m, *v;    /* parameters, gradients, first moments, the plan's further state */
     floatM *before;           /* with --log-groups the parameters before the update, else NULL */
     floatX *w;                /* parameters as the layers read them: p itself when floatX is floatM */
@@ -67,7 +68,8 @@ typedef struct {
     Acts a;
     Arena arena;
     floatM *cosine, *sine;    /* (T,HS/2), NULL without rotary positions */
-    DeviceGraph graph;        /* the work of a micro-batch, recorded where the device can replay it */
+    DeviceGraph graph[2];     /* the work of a micro-batch, where the device can replay it: one that adds to
+                                 weight gradients, and one that sets them */
 } Model;
 
 /* Lays the activations out from base and returns their bytes; with base NULL it only counts. */
@@ -80,7 +82,7 @@ static size_t acts_layout(Acts *a, const Config *c, int B, int R, char *base, in
     size_t norms = c->recompute < RECOMPUTE_NORM ? L : 1, acts = c->recompute < RECOMPUTE_ACT ? L : 1;
 #define TAKE(FIELD, TYPE, COUNT)                                                                   \
     a->FIELD = base ? (TYPE *)(void *)(base + at) : NULL;                                          \
-    at += ((COUNT) * sizeof(TYPE) + 63) / 64 * 64
+    at += ((COUNT) * sizeof(TYPE) + 255) / 256 * 256
     TAKE(embed, floatX, c->embed_norm ? N * C : 0);
     TAKE(x, floatX, (L + 1) * N * C);
     TAKE(mid, floatX, all * N * C);
@@ -117,17 +119,17 @@ static size_t acts_layout(Acts *a, const Config *c, int B, int R, char *base, in
     return at;
 }
 
-/* Rows of logits formed at a time: at most 64 MB of them, so that memory does not grow with B T V; every
-   chunk reads the whole head, so they should not be small. */
-static int logit_rows(const Config *c, int N) {
-    size_t rows = ((size_t)64 << 20) / ((size_t)round_up(c->vocab, 64) * sizeof(floatX));
-    return (int)min_size((size_t)N, rows < 64 ? 64 : rows);
-}
-
 /* Bytes of the cosines, and of the sines; none without rotary positions. */
 static size_t rotary_bytes(const Config *c) {
     if (c->pos != POS_ROPE && c->pos != POS_ROPE_HALF) return 0;
     return (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
+}
+
+/* Rows of logits at a time: --logit-rows, or as many as the device works well with. */
+static int logit_rows(const Config *c) {
+    int N = c->batch_size * c->seq_len;
+    if (c->logit_rows) return min_int(c->logit_rows, N);
+    return device_logit_rows(N, (size_t)round_up(c->vocab, 64) * sizeof(floatX));
 }
 
 typedef struct {
@@ -141,7 +143,7 @@ static int has_copy(void) { return sizeof(floatX) != sizeof(floatM); }
 static Memory model_memory(const Config *c, const Registry *r, const Plan *plan, int training) {
     Acts none;
     Memory m;
-    int N = c->batch_size * c->seq_len, R = logit_rows(c, N);
+    int R = logit_rows(c);
     m.parameters = r->size * (sizeof(floatM) + (has_copy() ? sizeof(floatX) : 0));
     m.gradients = training ? r->size * sizeof(floatM) : 0;
     m.optimizer = training ? (r->size + plan->v_size + plan->arena_size) * sizeof(floatM) : 0;
@@ -179,7 +181,7 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
     m->plan = plan_build(c, &m->r);
     m->B = c->batch_size;
     m->T = c->seq_len;
-    m->R = logit_rows(c, m->B * m->T);
+    m->R = logit_rows(c);
     Memory need = model_memory(c, &m->r, &m->plan, training);
     size_t bytes = m->r.size * sizeof(floatM);
     m->p = (floatM *)device_alloc(bytes);
@@ -225,7 +227,7 @@ static void model_free(Model *m) {
     device_free(m->before);
     device_free(m->arena_memory);
     device_free(m->acts_memory);
-    device_graph_free(&m->graph);
+    for (int i = 0; i < 2; i++) device_graph_free(&m->graph[i]);
     device_free(m->cosine);
     device_free(m->sine);
     memset(m, 0, sizeof *m);
@@ -293,7 +295,7 @@ static void block_forward(Model *m, int l, int B, int again) {
     Acts *a = &m->a;
     Block b = block_at(m, l);
     int T = m->T, N = B * T, C = c->width, NH = c->heads, NKV = c->kv_heads, HS = c->head_dim;
-    int A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
+    int A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width;
     int first = again || l == 0;
     norm_forward(b.norm1, b.mean1, b.rstd1, b.x, first ? b.x : block_at(m, l - 1).mid,
                  first ? NULL : a->branch, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l), N, C, c->norm,
@@ -305,8 +307,7 @@ static void block_forward(Model *m, int l, int B, int again) {
 
     norm_forward(b.norm2, b.mean2, b.rstd2, b.mid, b.x, a->branch, master(m, T_NORM2_W, l),
                  master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
-    linear_forward(b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, H);
-    act_forward(b.act, b.fc, N, F, c->act);
+    linear_act_forward(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, F, c->act);
     if (!again) linear_forward(a->branch, b.act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, F, C);
 }
 
@@ -319,12 +320,15 @@ static void block_recompute(Model *m, int l, int B) {
         block_forward(m, l, B, 1);
         return;
     }
-    if (c->recompute >= RECOMPUTE_ACT) act_forward(b.act, b.fc, N, c->ff_width, c->act);
-    if (c->recompute < RECOMPUTE_NORM) return;
-    norm_forward(b.norm1, b.mean1, b.rstd1, NULL, b.x, NULL, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l),
-                 N, C, c->norm, c->norm_eps);
-    norm_forward(b.norm2, b.mean2, b.rstd2, NULL, b.mid, NULL, master(m, T_NORM2_W, l),
-                 master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
+    if (c->recompute >= RECOMPUTE_NORM) {
+        norm_forward(b.norm1, b.mean1, b.rstd1, NULL, b.x, NULL, master(m, T_NORM1_W, l),
+                     master(m, T_NORM1_B, l), N, C, c->norm, c->norm_eps);
+        norm_forward(b.norm2, b.mean2, b.rstd2, NULL, b.mid, NULL, master(m, T_NORM2_W, l),
+                     master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
+    }
+    if (c->recompute >= RECOMPUTE_ACT)
+        linear_act_again(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, c->ff_width,
+                         c->act);
 }
 
 /* From a.tokens (B,T) through the blocks to the normed stream a.normf (N,C). */
@@ -363,9 +367,9 @@ static void send_targets(Model *m, const int *targets, int B, int64_t *count) {
     for (int n = 0; n < N; n++) *count += targets[n] >= 0;
 }
 
-/* Cross entropy of a.targets, added up where take_loss finds it. Logits are formed some rows at a time and never kept. So where gradients are wanted (scale != 0, the
-   factor on the summed loss) the head's backward pass happens here: its parameter gradients are
-   added to, and a.dnorm (N,C) is set. */
+/* Cross entropy of a.targets, added up where take_loss finds it. Logits are formed some rows at a time and
+   never kept. So where gradients are wanted (scale != 0, the factor on the summed loss) the head's backward
+   pass happens here: its parameter gradients are added to, and a.dnorm (N,C) is set. */
 static void loss_pass(Model *m, int B, double scale) {
     const Config *c = &m->c;
     Acts *a = &m->a;
@@ -377,7 +381,7 @@ static void loss_pass(Model *m, int B, double scale) {
         if (scale != 0)
             linear_backward(a->dnorm + (size_t)n * C, grad(m, c->tied ? T_WTE : T_WHEAD, 0),
                             grad(m, T_BHEAD, 0), a->logits, a->normf + (size_t)n * C, head_weight(m),
-                            rows, C, Vp);
+                            rows, C, Vp, n || !m->fresh);
     }
     losses_add(a->loss_sum, a->losses, N);
 }
@@ -400,54 +404,71 @@ static double take_loss(Model *m) {
 /* backward */
 
 /* From a.dnorm, the gradient of the normed stream, through the blocks down to the embedding. Follows
-   a forward pass of the same batch. Adds to every parameter gradient. */
+   a forward pass of the same batch. Adds to every parameter gradient, but sets those of the blocks' matrices
+   if m.fresh. The biases of W_O and W_proj have the gradient of the stream after them, summed over its rows,
+   which the norm that makes this gradient adds up on the way. */
 static void backward(Model *m, int B) {
     const Config *c = &m->c;
     Acts *a = &m->a;
     int T = m->T, N = B * T, C = c->width, L = c->layers, NH = c->heads, NKV = c->kv_heads;
     int HS = c->head_dim, A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width;
-    int H = c->act == ACT_SWIGLU ? 2 * F : F;
+    int H = c->act == ACT_SWIGLU ? 2 * F : F, add = !m->fresh;
 
-    norm_backward(a->dx, grad(m, T_NORMF_W, 0), grad(m, T_NORMF_B, 0), a->dnorm, NULL,
+    norm_backward(a->dx, grad(m, T_NORMF_W, 0), grad(m, T_NORMF_B, 0), grad(m, T_BPROJ, L - 1), a->dnorm, NULL,
                   a->x + (size_t)L * m->B * T * C, master(m, T_NORMF_W, 0), a->meanf, a->rstdf, N, C,
                   c->norm);
     for (int l = L - 1; l >= 0; l--) {
         Block b = block_at(m, l);
         block_recompute(m, l, B);
         /* dx is the gradient of the stream after the block, and so of the MLP's branch. */
-        linear_backward(a->dact, grad(m, T_WPROJ, l), grad(m, T_BPROJ, l), a->dx, b.act,
-                        weight(m, T_WPROJ, l), N, F, C);
-        act_backward(a->dfc, a->dact, b.fc, N, F, c->act);
-        linear_backward(a->dnorm, grad(m, T_WFC, l), grad(m, T_BFC, l), a->dfc, b.norm2,
-                        weight(m, T_WFC, l), N, C, H);
-        norm_backward(a->dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), a->dnorm, a->dx, b.mid,
-                      master(m, T_NORM2_W, l), b.mean2, b.rstd2, N, C, c->norm);
+        linear_backward(NULL, grad(m, T_WPROJ, l), NULL, a->dx, b.act, weight(m, T_WPROJ, l), N, F, C, add);
+        linear_act_backward(a->dfc, a->dact, grad(m, T_BFC, l), a->dx, weight(m, T_WPROJ, l), b.fc, N, F, C,
+                            c->act);
+        linear_backward(a->dnorm, grad(m, T_WFC, l), NULL, a->dfc, b.norm2, weight(m, T_WFC, l), N, C, H, add);
+        norm_backward(a->dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), grad(m, T_BO, l), a->dnorm, a->dx,
+                      b.mid, master(m, T_NORM2_W, l), b.mean2, b.rstd2, N, C, c->norm);
 
-        linear_backward(a->datt, grad(m, T_WO, l), grad(m, T_BO, l), a->dx, b.att, weight(m, T_WO, l), N,
-                        A, C);
+        linear_backward(a->datt, grad(m, T_WO, l), NULL, a->dx, b.att, weight(m, T_WO, l), N, A, C, add);
         attention_backward(a->dqkv, a->datt, b.qkv, b.att, b.lse, B, T, NH, NKV, HS, c->attn_scale);
         qk_backward(a->dqkv, b.qkv, b.qk_rstd, m->cosine, m->sine, N, T, NH, NKV, HS, c->qk_norm);
         linear_backward(a->dnorm, grad(m, T_WQKV, l), grad(m, T_BQKV, l), a->dqkv, b.norm1,
-                        weight(m, T_WQKV, l), N, C, QKV);
-        norm_backward(a->dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), a->dnorm, a->dx, b.x,
-                      master(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
+                        weight(m, T_WQKV, l), N, C, QKV, add);
+        norm_backward(a->dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l),
+                      l ? grad(m, T_BPROJ, l - 1) : NULL, a->dnorm, a->dx, b.x, master(m, T_NORM1_W, l),
+                      b.mean1, b.rstd1, N, C, c->norm);
     }
     if (c->embed_norm)
-        norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), a->dx, NULL, a->embed,
+        norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), NULL, a->dx, NULL, a->embed,
                       master(m, T_NORM0_W, 0), a->mean0, a->rstd0, N, C, c->norm);
     embed_backward(grad(m, T_WTE, 0), grad(m, T_WPE, 0), a->dx, a->tokens, B, T, C);
 }
 
-/* Forward, loss and backward of one micro-batch (B,T) of the model's B: adds to the gradient and to the loss.
+/* Before the first micro-batch of a step: gradients become zero, but not those of the blocks' matrices and of
+   the head, which that micro-batch sets (m.fresh): they are most of the memory. */
+static void clear_gradients(Model *m) {
+    size_t from = 0; /* where the next stretch to be cleared begins: tensors follow each other */
+    for (int id = 0; id <= TENSORS; id++) {
+        const Tensor *t = id < TENSORS ? &m->r.t[id] : NULL;
+        int head = id == (m->c.tied ? T_WTE : T_WHEAD);
+        int set = t && (head || t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP);
+        if (t && (!set || !t->layers)) continue;
+        size_t to = t ? t->offset : m->r.size;
+        if (to > from) device_zero(m->g + from, (to - from) * sizeof(floatM));
+        if (t) from = t->offset + t->size;
+    }
+}
+
+/* Forward, loss and backward of one micro-batch (B,T) of the model's B: adds to the gradient and to the loss,
+   and with m.fresh sets the gradients that clear_gradients leaves.
    All addresses and sizes are those of the last one, so a device may replay what it did then. */
 static void micro_batch(Model *m, const int *tokens, const int *targets, double scale, int64_t *count) {
     tokens_upload(m->a.tokens, tokens, m->B * m->T, round_up(m->c.vocab, 64));
     send_targets(m, targets, m->B, count);
-    if (device_replays(&m->graph)) return;
+    if (device_replays(&m->graph[m->fresh])) return;
     forward_pass(m, m->B);
     loss_pass(m, m->B, scale);
     backward(m, m->B);
-    device_recorded(&m->graph);
+    device_recorded(&m->graph[m->fresh]);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -760,9 +781,10 @@ static int train_step(Run *run, double *loss, double *norm, char *err) {
     const Config *c = &m->c;
     int micro = (int)(c->total_batch_tokens / ((int64_t)m->B * m->T));
     int64_t count = 0;
-    device_zero(m->g, m->r.size * sizeof(floatM));
+    clear_gradients(m);
     for (int i = 0; i < micro; i++) {
         if (data_next(&run->train, m->B, run->x, run->y, err)) return -1;
+        m->fresh = i == 0;
         micro_batch(m, run->x, run->y, 1.0 / (double)c->total_batch_tokens, &count);
     }
     *norm = sqrt(la_sum_squares(m->g, m->r.size)); /* the one place where a step waits for the device */

@@ -35,6 +35,7 @@ typedef struct {
     int64_t val_tokens;
     int checkpoint_every, keep_checkpoints, threads, compute, dry_run, print_every, version;
     int log_groups, recompute;
+    int logit_rows;
     int device, attention, tf32, cuda_graph; /* of a GPU */
     int help_markdown;
     /* data */
@@ -92,6 +93,8 @@ static const Flag config_flags[] = {
     {"recompute", FLAG_CHOICE, F(recompute), "none", 0, 0, "none|act|norm|block",
      "what the backward pass computes again instead of keeping it for all layers: MLP activations, norms too, "
      "or all but each block's input; slower, less memory, the same numbers", NULL},
+    {"logit-rows", FLAG_INT, F(logit_rows), "0", 0, INFINITY, NULL,
+     "rows of logits formed at a time, less memory for fewer; 0: what suits the machine", NULL},
 #ifdef CM_CUDA
     {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
     {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn",

@@ -46,6 +46,13 @@ static inline void device_wait(void) {}
 /* Bytes of device memory that are free; 0: not known, or not to be relied on. */
 static inline size_t device_memory_free(void) { return 0; }
 
+/* Rows of logits formed at a time of N, `bytes` each: at most 64 MiB of them, so that memory does not grow with
+   B T V; every chunk reads the whole head, so they should not be small. */
+static inline int device_logit_rows(int N, size_t bytes) {
+    size_t rows = ((size_t)64 << 20) / bytes;
+    return (int)min_size((size_t)N, rows < 64 ? 64 : rows);
+}
+
 /* Bytes that the backend works in beside the model's own, with R rows of logits at a time; and makes
    sure of them, or returns -1. */
 static inline size_t device_workspace(const Config *c, int R, int training) {

@@ -115,16 +115,17 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
 }
 
 /* dx (N,C) = dres + gradient through the norm of dy; dres may be NULL or dx itself.
-   dgain, dbias (if not NULL) are added to. */
-static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, const floatX *dy,
+   dgain, dbias (C, if not NULL) are added to, and to dsum (C, if not NULL) the sum of dx over N: the bias
+   gradient of a linear layer whose output gradient dx is. */
+static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum, const floatX *dy,
                                  const floatX *dres, const floatX *x, const floatM *gain,
                                  const floatM *mean, const floatM *rstd, int N, int C, int kind) {
-    sums_reserve(2 * (size_t)C);
+    sums_reserve(3 * (size_t)C);
 #pragma omp parallel
     {
         size_t lo, hi;
         thread_part((size_t)N, &lo, &hi);
-        floatM *dg = layers_sums + 2 * (size_t)C * (size_t)thread_index(), *db = dg + C;
+        floatM *dg = layers_sums + 3 * (size_t)C * (size_t)thread_index(), *db = dg + C, *ds = db + C;
         for (size_t n = lo; n < hi; n++) {
             const floatX *row = x + n * C, *g = dy + n * C;
             floatX *out = dx + n * C;
@@ -149,10 +150,13 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, const
 #pragma omp simd
                 for (int c = 0; c < C; c++) out[c] = r * (g[c] * gain[c] - a - (row[c] - m) * r * b);
             }
+            if (dsum)
+                for (int c = 0; c < C; c++) ds[c] += out[c];
         }
     }
-    sums_add(dgain, 2 * (size_t)C, 0, (size_t)C);
-    if (dbias) sums_add(dbias, 2 * (size_t)C, (size_t)C, (size_t)C);
+    sums_add(dgain, 3 * (size_t)C, 0, (size_t)C);
+    if (dbias) sums_add(dbias, 3 * (size_t)C, (size_t)C, (size_t)C);
+    if (dsum) sums_add(dsum, 3 * (size_t)C, 2 * (size_t)C, (size_t)C);
 }
 
 /* y (N,O) = x (N,I) w^T + b, w (O,I), b (O) or NULL. */
@@ -165,12 +169,8 @@ static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, c
     gemm_model(0, 1, N, O, I, 1, x, I, w, I, b ? 1 : 0, y, O);
 }
 
-/* dx (N,I) = dy w (unless NULL); dw (O,I) += dy^T x; db (O) += sum of dy over N (unless NULL). */
-static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
-                                   const floatX *x, const floatX *w, int N, int I, int O) {
-    if (dx) gemm_model(0, 0, N, I, O, 1, dy, O, w, I, 0, dx, I);
-    gemm_model(1, 0, O, I, N, 1, dy, O, x, I, 1, dw, I);
-    if (!db) return;
+/* db (O) += the sum of dy (N,O) over N. */
+static inline void bias_backward(floatM *db, const floatX *dy, int N, int O) {
     sums_reserve((size_t)O);
 #pragma omp parallel
     {
@@ -181,6 +181,15 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
             for (int o = 0; o < O; o++) sum[o] += dy[n * O + o];
     }
     sums_add(db, (size_t)O, 0, (size_t)O);
+}
+
+/* dx (N,I) = dy w (unless NULL); dw (O,I) = dy^T x, added to what is there with `add`; db (O) += the sum of dy
+   over N (unless NULL). */
+static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
+                                   const floatX *x, const floatX *w, int N, int I, int O, int add) {
+    if (dx) gemm_model(0, 0, N, I, O, 1, dy, O, w, I, 0, dx, I);
+    gemm_model(1, 0, O, I, N, 1, dy, O, x, I, add ? 1 : 0, dw, I);
+    if (db) bias_backward(db, dy, N, O);
 }
 
 /* Per head of the queries and keys in qkv (N, (NH + 2 NKV) HS), in place: RMS-normalise without gain
@@ -306,6 +315,30 @@ static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, i
             }
         }
     }
+}
+
+/* A linear layer and the activation after it: h (N,H) = x (N,I) w^T + b and y (N,F) = act(h), H = F, or 2F for
+   swiglu. b may be NULL. */
+static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
+                                      int N, int I, int F, int act) {
+    linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
+    act_forward(y, h, N, F, act);
+}
+
+/* y once more, to the bit, from the arguments of linear_act_forward, h among them. */
+static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
+                                    int N, int I, int F, int act) {
+    (void)x, (void)w, (void)b, (void)I;
+    act_forward(y, h, N, F, act);
+}
+
+/* From dz (N,O), the gradient of the linear layer z = act(h) w^T with w (O,F), back to h: dh (N,H) = (dz w)
+   act'(h). dy (N,F) is room for dz w. db (H) += the sum of dh over N (unless NULL). */
+static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz, const floatX *w,
+                                       const floatX *h, int N, int F, int O, int act) {
+    gemm_model(0, 0, N, F, O, 1, dz, O, w, F, 0, dy, F);
+    act_backward(dh, dy, h, N, F, act);
+    if (db) bias_backward(db, dh, N, act == ACT_SWIGLU ? 2 * F : F);
 }
 
 /* logits (N,V of Vp) -> softcap(logits) in place: c z / sqrt(z^2 + c^2); nothing for c = 0. */

@@ -124,14 +124,11 @@ static inline void tokens_upload(int *to, const int *tokens, int n, int vocab) {
    libraries want; the second time it is recorded. */
 typedef struct {
     int times, recording;
-#ifndef CM_EMU
     cudaGraphExec_t work;
-#endif
 } DeviceGraph;
 inline int device_graphs; /* --cuda-graph */
 
 static inline int device_replays(DeviceGraph *g) {
-#ifndef CM_EMU
     if (!device_graphs || g->times++ == 0) return 0;
     if (g->work) {
         CUDA_CHECK(cudaGraphLaunch(g->work, cuda_stream));
@@ -139,28 +136,21 @@ static inline int device_replays(DeviceGraph *g) {
     }
     CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal));
     g->recording = 1;
-#else
-    (void)g;
-#endif
     return 0;
 }
 
 static inline void device_recorded(DeviceGraph *g) {
-    if (!g->recording) return;
-#ifndef CM_EMU
     cudaGraph_t graph;
+    if (!g->recording) return;
     CUDA_CHECK(cudaStreamEndCapture(cuda_stream, &graph));
     CUDA_CHECK(cudaGraphInstantiate(&g->work, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
     CUDA_CHECK(cudaGraphLaunch(g->work, cuda_stream));
-#endif
     g->recording = 0;
 }
 
 static inline void device_graph_free(DeviceGraph *g) {
-#ifndef CM_EMU
     if (g->work) CUDA_CHECK(cudaGraphExecDestroy(g->work));
-#endif
     memset(g, 0, sizeof *g);
 }
 

@@ -21,23 +21,12 @@ static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, c
     gemm(0, 1, N, O, I, 1, x, (size_t)I, w, (size_t)I, 0, y, (size_t)O, b);
 }
 
-static inline size_t bias_scratch(int N, int O) {
-    return (size_t)sum_parts(N, O) * (size_t)O * sizeof(float);
-}
-
+/* Sets dw, or with `add` adds to it; db is added to. */
 static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy, const floatX *x,
-                                   const floatX *w, int N, int I, int O) {
+                                   const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm(0, 0, N, I, O, 1, dy, (size_t)O, w, (size_t)I, 0, dx, (size_t)I);
-    gemm(1, 0, O, I, N, 1, dy, (size_t)O, x, (size_t)I, 1, dw, (size_t)I);
-    if (!db) return;
-    int W = all_wide(O, dy) ? XW : 1;
-    dim3 grid(ceil_div((size_t)O, 32 * (size_t)W), sum_parts(N, O)), block(32, SUM_ROWS);
-    float *partials = (float *)cuda_scratch(bias_scratch(N, O));
-    const floatX *none = NULL;
-    const floatM *no = NULL;
-    if (W > 1) LAUNCH((column_sums_kernel<XW, 0>), grid, block, 0, partials, dy, none, no, no, N, O);
-    else LAUNCH((column_sums_kernel<1, 0>), grid, block, 0, partials, dy, none, no, no, N, O);
-    add_partials(db, NULL, partials, grid.y, O);
+    gemm(1, 0, O, I, N, 1, dy, (size_t)O, x, (size_t)I, add ? 1 : 0, dw, (size_t)I);
+    if (db) bias_backward(db, dy, N, O);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -230,6 +219,20 @@ UNROLL
     store(y + n * F + i, x);
 }
 
+/* d, the gradient of act(x) (for SwiGLU of silu(x) up), becomes that of x, and *up that of up. */
+template <int ACT> __device__ static inline float act_slope(float d, float x, float *up) {
+    float s, rest;
+    if constexpr (ACT == ACT_RELU2) return x > 0 ? 2 * x * d : 0;
+    if constexpr (ACT == ACT_GELU) {
+        logistic(GELU_2A * (x + GELU_B * x * x * x), &s, &rest);
+        return d * (s + x * s * rest * GELU_2A * (1 + 3 * GELU_B * x * x));
+    }
+    logistic(x, &s, &rest);
+    float gate = d * *up * (s + x * s * rest);
+    *up = d * x * s;
+    return gate;
+}
+
 template <int W, int ACT> __global__ static void __launch_bounds__(256)
 act_backward_kernel(floatX *__restrict__ dh, const floatX *__restrict__ dy, const floatX *__restrict__ h,
                     int F, unsigned parts) {
@@ -237,27 +240,65 @@ act_backward_kernel(floatX *__restrict__ dh, const floatX *__restrict__ dy, cons
     int i = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (i >= F) return;
     size_t at = n * F * (ACT == ACT_SWIGLU ? 2 : 1) + i;
-    float x[W], up[W] = {0}, d[W], s, rest;
+    float x[W], up[W] = {0}, d[W];
     load(d, dy + n * F + i);
     load(x, h + at);
     if constexpr (ACT == ACT_SWIGLU) load(up, h + at + F);
 UNROLL
-    for (int j = 0; j < W; j++) {
-        if constexpr (ACT == ACT_RELU2) {
-            d[j] = x[j] > 0 ? 2 * x[j] * d[j] : 0;
-        } else if constexpr (ACT == ACT_GELU) {
-            float v = x[j];
-            logistic(GELU_2A * (v + GELU_B * v * v * v), &s, &rest);
-            d[j] *= s + v * s * rest * GELU_2A * (1 + 3 * GELU_B * v * v);
-        } else {
-            logistic(x[j], &s, &rest);
-            float dgate = d[j] * up[j] * (s + x[j] * s * rest);
-            up[j] = d[j] * x[j] * s;
-            d[j] = dgate;
-        }
-    }
+    for (int j = 0; j < W; j++) d[j] = act_slope<ACT>(d[j], x[j], &up[j]);
     store(dh + at, d);
     if constexpr (ACT == ACT_SWIGLU) store(dh + at + F, up);
+}
+
+/* The same gradient, and partials (P,H) of its sum over N, laid out as in column_sums_kernel: a warp has 32 W
+   columns of F; grid (columns, P), block (32, SUM_ROWS). */
+constexpr int act_ahead = 2; /* rows that a warp reads at a time */
+template <int W, int ACT> __global__ static void __launch_bounds__(32 * SUM_ROWS)
+act_backward_sums_kernel(floatX *__restrict__ dh, float *__restrict__ partials, const floatX *__restrict__ dy,
+                         const floatX *__restrict__ h, int N, int F) {
+    constexpr int TWO = ACT == ACT_SWIGLU;
+    BLOCK_SHARED(room, [1 + TWO][SUM_ROWS][32 * W], float);
+    const int H = (1 + TWO) * F, base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
+    size_t P = gridDim.y, part = blockIdx.y, end = (size_t)N * (part + 1) / P;
+    float sum[W] = {0}, up_sum[W] = {0};
+    for (size_t first = (size_t)N * part / P + threadIdx.y; first < end; first += act_ahead * SUM_ROWS) {
+        Raw<W> d_ahead[act_ahead], x_ahead[act_ahead], up_ahead[act_ahead];
+UNROLL
+        for (int k = 0; k < act_ahead; k++) {
+            size_t n = first + k * SUM_ROWS;
+            int there = c < F && n < end;
+            d_ahead[k] = fetch<W>(dy, n * F + c, there);
+            x_ahead[k] = fetch<W>(h, n * H + c, there);
+            if constexpr (TWO) up_ahead[k] = fetch<W>(h, n * H + F + c, there);
+        }
+UNROLL
+        for (int k = 0; k < act_ahead; k++) {
+            size_t n = first + k * SUM_ROWS;
+            if (c >= F || n >= end) continue;
+            float d[W], x[W], up[W] = {0};
+            unpack(d, d_ahead[k]);
+            unpack(x, x_ahead[k]);
+            if constexpr (TWO) unpack(up, up_ahead[k]);
+UNROLL
+            for (int i = 0; i < W; i++) {
+                d[i] = act_slope<ACT>(d[i], x[i], &up[i]);
+                sum[i] += to_float(from_float<floatX>(d[i]));
+                up_sum[i] += to_float(from_float<floatX>(up[i]));
+            }
+            store(dh + n * H + c, d);
+            if constexpr (TWO) store(dh + n * H + F + c, up);
+        }
+    }
+    store_floats(&room[0][threadIdx.y][(int)threadIdx.x * W], sum);
+    if constexpr (TWO) store_floats(&room[1][threadIdx.y][(int)threadIdx.x * W], up_sum);
+    __syncthreads();
+    for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < 32 * W && base + i < F; i += 32 * SUM_ROWS)
+        for (int k = 0; k <= TWO; k++) {
+            float total = 0;
+UNROLL
+            for (int j = 0; j < SUM_ROWS; j++) total += room[k][j][i];
+            partials[part * (size_t)H + (size_t)(k * F + base + i)] = total;
+        }
 }
 
 template <int W> static inline void act_forward_by(floatX *y, const floatX *h, int N, int F, int act) {
@@ -293,6 +334,53 @@ static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, i
     else act_backward_by<1>(dh, dy, h, N, F, act);
 }
 
+static inline size_t act_scratch(int N, int F, int H) {
+    return (size_t)sum_parts(N, F) * (size_t)H * sizeof(float);
+}
+
+template <int W> static inline void act_backward_sums_by(floatX *dh, floatM *db, const floatX *dy,
+                                                         const floatX *h, int N, int F, int act) {
+    const int H = act == ACT_SWIGLU ? 2 * F : F;
+    dim3 grid(ceil_div((size_t)F, 32 * (size_t)W), sum_parts(N, F)), block(32, SUM_ROWS);
+    float *partials = (float *)cuda_scratch(act_scratch(N, F, H));
+#define ACT_BACKWARD(ACT)                                                                          \
+    LAUNCH((act_backward_sums_kernel<W, ACT>), grid, block, 0, dh, partials, dy, h, N, F)
+    if (act == ACT_GELU) ACT_BACKWARD(ACT_GELU);
+    else if (act == ACT_RELU2) ACT_BACKWARD(ACT_RELU2);
+    else ACT_BACKWARD(ACT_SWIGLU);
+#undef ACT_BACKWARD
+    add_partials({{db}}, partials, grid.y, H);
+}
+
+/* act_backward, and db (H) += the sum of dh over N. */
+static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, const floatX *h, int N, int F,
+                                     int act) {
+    if (all_wide(F, dh, dy, h)) act_backward_sums_by<XW>(dh, db, dy, h, N, F, act);
+    else act_backward_sums_by<1>(dh, db, dy, h, N, F, act);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* a linear layer and the activation after it */
+
+static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
+                                      int N, int I, int F, int act) {
+    linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
+    act_forward(y, h, N, F, act);
+}
+
+static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
+                                    int N, int I, int F, int act) {
+    (void)x, (void)w, (void)b, (void)I;
+    act_forward(y, h, N, F, act);
+}
+
+static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz, const floatX *w,
+                                       const floatX *h, int N, int F, int O, int act) {
+    gemm(0, 0, N, F, O, 1, dz, (size_t)O, w, (size_t)F, 0, dy, (size_t)F);
+    if (db) act_backward_sums(dh, db, dy, h, N, F, act);
+    else act_backward(dh, dy, h, N, F, act);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* weights */
 
@@ -326,7 +414,8 @@ static inline size_t layers_scratch(const Config *c, int R) {
     int N = c->batch_size * c->seq_len, QKV = (c->heads + 2 * c->kv_heads) * c->head_dim;
     int H = c->act == ACT_SWIGLU ? 2 * c->ff_width : c->ff_width, Vp = (c->vocab + 63) / 64 * 64;
     const size_t needs[] = {embed_scratch(N, c->width), norm_scratch(N, c->width), bias_scratch(N, QKV),
-                            bias_scratch(N, c->width), bias_scratch(N, H), bias_scratch(R, Vp)};
+                            bias_scratch(N, c->width), bias_scratch(N, H), act_scratch(N, c->ff_width, H),
+                            bias_scratch(R, Vp)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)
         if (needs[i] > most) most = needs[i];

@@ -125,10 +125,10 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
 
 /* With dxhat = dy gain, dx = dres + rstd (dxhat - mean(dxhat) - xhat mean(dxhat xhat)), the first mean for
    LayerNorm only. A block walks some rows, R at a time so that several loads are under way and one barrier
-   serves 2 R sums; a thread has W columns, whose parts of dgain and dbias it keeps and leaves in partials:
-   (blocks,C) of dgain, then of dbias. */
+   serves 2 R sums; a thread has W columns, whose parts of dgain, dbias and, with SUM, of the sum of dx it keeps
+   and leaves in partials: (blocks,C) of dgain, then of dbias, then of the sum. */
 enum { NORM_WARPS = 18 }; /* at most */
-template <int W, int R> __global__ static void __launch_bounds__(32 * NORM_WARPS)
+template <int W, int R, int SUM> __global__ static void __launch_bounds__(32 * NORM_WARPS)
 norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy, const floatX *dres,
                      const floatX *__restrict__ x, const floatM *__restrict__ gain,
                      const floatM *__restrict__ mean, const floatM *__restrict__ rstd, int N, int C,
@@ -136,7 +136,7 @@ norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy,
     BLOCK_SHARED(room, [2][NORM_WARPS][2 * R], float);
     int c = (int)threadIdx.x * W, warps = (int)blockDim.x / 32, turn = 0;
     size_t blocks = gridDim.x, block = blockIdx.x, end = (size_t)N * (block + 1) / blocks;
-    float g[W] = {0}, dgain[W] = {0}, dbias[W] = {0}, inverse = 1 / (float)C;
+    float g[W] = {0}, dgain[W] = {0}, dbias[W] = {0}, dsum[W] = {0}, inverse = 1 / (float)C;
     if (c < C) load_floats(g, gain + c);
     for (size_t n = (size_t)N * block / blocks; n < end; n += R, turn ^= 1) {
         Raw<W> x_ahead[R], d_ahead[R], res_ahead[R];
@@ -185,13 +185,17 @@ UNROLL
             float out[W];
             unpack(out, res_ahead[k]);
 UNROLL
-            for (int i = 0; i < W; i++) out[i] += r[k] * (d[k][i] - a - xhat[k][i] * b);
+            for (int i = 0; i < W; i++) {
+                out[i] += r[k] * (d[k][i] - a - xhat[k][i] * b);
+                if constexpr (SUM) dsum[i] += n + k < end ? to_float(from_float<floatX>(out[i])) : 0;
+            }
             if (c < C && n + k < end) store(dx + (n + k) * C + c, out);
         }
     }
     if (c >= C) return;
     store_floats(partials + block * C + c, dgain);
     store_floats(partials + (blocks + block) * C + c, dbias);
+    if constexpr (SUM) store_floats(partials + (2 * blocks + block) * C + c, dsum);
 }
 
 /* dx alone, a row to a warp, for what the kernel above cannot do. */
@@ -238,10 +242,10 @@ static inline unsigned norm_blocks(int N, int C) {
 
 static inline size_t norm_scratch(int N, int C) {
     size_t parts = norm_blocks(N, C) > sum_parts(N, C) ? norm_blocks(N, C) : sum_parts(N, C);
-    return 2 * parts * (size_t)C * sizeof(float);
+    return 3 * parts * (size_t)C * sizeof(float);
 }
 
-template <int W> static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias,
+template <int W> static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
                                                       const floatX *dy, const floatX *dres, const floatX *x,
                                                       const floatM *gain, const floatM *mean,
                                                       const floatM *rstd, int N, int C, int kind) {
@@ -249,27 +253,31 @@ template <int W> static inline void norm_backward_any(floatX *dx, floatM *dgain,
     float *partials = (float *)cuda_scratch(norm_scratch(N, C));
     dim3 grid(ceil_div((size_t)C, 32 * W), parts), block(32, SUM_ROWS);
     LAUNCH((column_sums_kernel<W, 1>), grid, block, 0, partials, dy, x, mean, rstd, N, C);
-    if (dbias) add_partials(dbias, dgain, partials, parts, C);
-    else add_partials(dgain, NULL, partials + (size_t)parts * (size_t)C, parts, C);
+    add_partials({{dbias, dgain}}, partials, parts, C);
     grid = dim3(ceil_div((size_t)N, NORM_ROWS)), block = dim3(32, NORM_ROWS); /* last, as dx may be dy */
     LAUNCH(norm_dx_kernel<W>, grid, block, 0, dx, dy, dres, x, gain, mean, rstd, N, C, kind);
+    if (dsum) bias_backward(dsum, dx, N, C);
 }
 
 /* dx may be dy, dres or both. */
-static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, const floatX *dy,
+static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum, const floatX *dy,
                                  const floatX *dres, const floatX *x, const floatM *gain, const floatM *mean,
                                  const floatM *rstd, int N, int C, int kind) {
     int wide = all_wide(C, dx, dy, dres) && all_wide(C, x) && all_wide(C, gain);
     if (wide && norm_threads(C) <= 32 * NORM_WARPS) {
-        unsigned blocks = norm_blocks(N, C);
+        unsigned blocks = norm_blocks(N, C), threads = norm_threads(C);
         float *partials = (float *)cuda_scratch(norm_scratch(N, C));
-        LAUNCH((norm_backward_kernel<XW, 2>), blocks, norm_threads(C), 0, dx, partials, dy, dres, x, gain,
-               mean, rstd, N, C, kind);
-        add_partials(dgain, dbias, partials, blocks, C);
+#define NORM_BACKWARD(SUM)                                                                         \
+    LAUNCH((norm_backward_kernel<XW, 2, SUM>), blocks, threads, 0, dx, partials, dy, dres, x, gain, mean, rstd, \
+           N, C, kind)
+        if (dsum) NORM_BACKWARD(1);
+        else NORM_BACKWARD(0);
+#undef NORM_BACKWARD
+        add_partials({{dgain, dbias, dsum}}, partials, blocks, C);
     } else if (wide) {
-        norm_backward_any<XW>(dx, dgain, dbias, dy, dres, x, gain, mean, rstd, N, C, kind);
+        norm_backward_any<XW>(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, kind);
     } else {
-        norm_backward_any<1>(dx, dgain, dbias, dy, dres, x, gain, mean, rstd, N, C, kind);
+        norm_backward_any<1>(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, kind);
     }
 }
 

@@ -139,14 +139,21 @@ UNROLL
         }
 }
 
-/* out0 (C) += the sum of P rows of partials; out1, if there is one, of the next P. Of a column, warp w sums
-   rows w, w + 32, ..., and these sums are added up in turn. */
+/* Where sums of columns are added to. Those left NULL are not. */
+typedef struct {
+    floatM *p[3];
+} SumTargets;
+
+/* p[k] (C) += the sum of rows k P .. (k + 1) P of partials, k = blockIdx.y. Of a column, warp w sums rows w,
+   w + 32, ..., and these sums are added up in turn. */
 __global__ static void __launch_bounds__(1024)
-add_partials_kernel(floatM *out0, floatM *out1, const float *__restrict__ partials, int P, int C) {
+add_partials_kernel(SumTargets out, const float *__restrict__ partials, int P, int C) {
     BLOCK_SHARED(room, [32][32], float);
+    floatM *to = out.p[blockIdx.y];
     int c = (int)(blockIdx.x * 32 + threadIdx.x);
     const float *part = partials + (size_t)blockIdx.y * P * C + c;
     float sum = 0;
+    if (!to) return;
     for (int first = (int)threadIdx.y; first < P; first += 8 * 32) {
         float ahead[8];
 UNROLL
@@ -161,12 +168,29 @@ UNROLL
     __syncthreads();
     if (threadIdx.y || c >= C) return;
     for (int i = 1; i < 32; i++) sum += room[i][threadIdx.x];
-    (blockIdx.y ? out1 : out0)[c] += sum;
+    to[c] += sum;
 }
 
-static inline void add_partials(floatM *out0, floatM *out1, const float *partials, unsigned P, int C) {
-    dim3 grid(ceil_div((size_t)C, 32), out1 ? 2 : 1), block(32, 32);
-    LAUNCH(add_partials_kernel, grid, block, 0, out0, out1, partials, (int)P, C);
+static inline void add_partials(SumTargets out, const float *partials, unsigned P, int C) {
+    unsigned sums = out.p[2] ? 3 : out.p[1] ? 2 : 1;
+    dim3 grid(ceil_div((size_t)C, 32), sums), block(32, 32);
+    LAUNCH(add_partials_kernel, grid, block, 0, out, partials, (int)P, C);
+}
+
+static inline size_t bias_scratch(int N, int O) {
+    return (size_t)sum_parts(N, O) * (size_t)O * sizeof(float);
+}
+
+/* db (O) += the sum of dy (N,O) over N. */
+static inline void bias_backward(floatM *db, const floatX *dy, int N, int O) {
+    int W = all_wide(O, dy) ? XW : 1;
+    dim3 grid(ceil_div((size_t)O, 32 * (size_t)W), sum_parts(N, O)), block(32, SUM_ROWS);
+    float *partials = (float *)cuda_scratch(bias_scratch(N, O));
+    const floatX *none = NULL;
+    const floatM *no = NULL;
+    if (W > 1) LAUNCH((column_sums_kernel<XW, 0>), grid, block, 0, partials, dy, none, no, no, N, O);
+    else LAUNCH((column_sums_kernel<1, 0>), grid, block, 0, partials, dy, none, no, no, N, O);
+    add_partials({{db}}, partials, grid.y, O);
 }
 
 #endif

@@ -17,15 +17,17 @@ mean.
 #define SUMS 1e-5
 #define VALUES(N) (sizeof(floatX) == 4 ? SUMS : (N) < 1000 ? 4e-3 : 2.5e-3)
 
-/* What a failing test says of its case. */
+/* What a failing test says of its case, which has random numbers of its own. */
 #define LABEL(...)                                                                                 \
     char what[160];                                                                                \
-    snprintf(what, sizeof what, __VA_ARGS__)
+    snprintf(what, sizeof what, __VA_ARGS__);                                                      \
+    draw_for(what)
 
-/* Compares n device numbers with the twin's. */
+/* Compares n device numbers with the twin's; `terms` is the norm of what was added up to make them, which
+   counts where it is more than theirs. */
 template <typename T> static void like(const char *what, const T *ours, const float *theirs, size_t n,
-                                       double allowed) {
-    double e = relative_l2_ff(on_host(ours, n), theirs, n, 1e-3);
+                                       double allowed, double terms = 1e-3) {
+    double e = relative_l2_ff(on_host(ours, n), theirs, n, terms);
     check(e <= allowed, "%s: error %.2e, allowed %.0e", what, e, allowed);
 }
 static void like(const char *what, const floatX *ours, const float *theirs, size_t n) {
@@ -224,20 +226,30 @@ static void norm_backward_case(int N, int C, int kind, int alias, int shift) {
     floatM *gain_d = on_device<floatM>(gain, c), *dgain_d = on_device<floatM>(dgain, c);
     floatM *dbias_d = on_device<floatM>(dbias, c);
     floatM *dgain_2 = copy_of(dgain_d, c), *dbias_2 = copy_of(dbias_d, c);
+    float *dsum = random_array(c, 1);
+    floatM *dsum_d = on_device<floatM>(dsum, c), *dsum_2 = copy_of(dsum_d, c);
     floatX *dx_2 = device_array<floatX>(n), *dy_2 = copy_of(dy_d, n), *x_2 = copy_of(x_d, n);
     const floatX *res_d = alias >= 4 ? NULL : dres_d;
 
-    norm_backward(dx_2, dgain_2, bias ? dbias_2 : NULL, dy_d, res_d, x_d, gain_d, mean_d, rstd_d, N, C, kind);
+    norm_backward(dx_2, dgain_2, bias ? dbias_2 : NULL, NULL, dy_d, res_d, x_d, gain_d, mean_d, rstd_d, N, C,
+                  kind);
     check(same_bits(dy_d, dy_2, n) && same_bits(x_d, x_2, n), "%s: an input changed", what);
     if (alias == 1) dx_d = dres_d;
     if (alias == 2 || alias == 3 || alias == 5) dx_d = dy_d;
-    norm_backward(dx_d, dgain_d, bias ? dbias_d : NULL, dy_d, res_d, x_d, gain_d, mean_d, rstd_d, N, C, kind);
+    norm_backward(dx_d, dgain_d, bias ? dbias_d : NULL, dsum_d, dy_d, res_d, x_d, gain_d, mean_d, rstd_d, N, C,
+                  kind);
     check(same_bits(dx_d, dx_2, n) && same_bits(dgain_d, dgain_2, c) && same_bits(dbias_d, dbias_2, c),
           "%s: two runs differ", what);
 
-    cpu_norm_backward(dx, dgain, bias ? dbias : NULL, dy, res_d ? dres : NULL, x, gain, mean, rstd, N, C,
-                      kind);
-    like(what, dx_2, dx, n);
+    cpu_norm_backward(dx, dgain, bias ? dbias : NULL, NULL, dy, res_d ? dres : NULL, x, gain, mean, rstd, N,
+                      C, kind);
+    double terms = 0;
+    for (size_t i = 0; i < n; i++) terms += pow((double)rstd[i / c] * dy[i] * gain[i % c], 2);
+    like(what, dx_2, dx, n, VALUES(n), sqrt(terms));
+    float *rows = on_host(dx_d, n);
+    for (size_t i = 0; i < n; i++) dsum[i % c] += rows[i];
+    like(what, dsum_d, dsum, c, SUMS);
+    check(memcmp(bytes_of(dsum_2, c), bytes_of(dsum_d, c), c * sizeof(floatM)), "%s: no sum of dx", what);
     like(what, dgain_2, dgain, c, SUMS);
     like(what, dbias_2, dbias, c, SUMS); /* unchanged without a bias */
     release();
@@ -292,17 +304,21 @@ static void linear_case(int N, int I, int O, int bias, int shift) {
     float *db = random_array(o, 1);
     floatX *dy_d = shifted<floatX>(dy, ny, shift), *dx_d = device_array<floatX>(nx);
     floatM *dw_d = on_device<floatM>(dw, nw), *db_d = on_device<floatM>(db, o), *db_2 = copy_of(db_d, o);
-    linear_backward(dx_d, dw_d, bias ? db_d : NULL, dy_d, x_d, w_d, N, I, O);
-    cpu_linear_backward(dx, dw, bias ? db : NULL, dy, x, w, N, I, O);
+    linear_backward(dx_d, dw_d, bias ? db_d : NULL, dy_d, x_d, w_d, N, I, O, 1);
+    cpu_linear_backward(dx, dw, bias ? db : NULL, dy, x, w, N, I, O, 1);
     like(what, dx_d, dx, nx);
     like(what, dw_d, dw, nw, SUMS);
     like(what, db_d, db, o, SUMS);
     if (bias) {
-        linear_backward(NULL, dw_d, db_2, dy_d, x_d, w_d, N, I, O); /* dx is not wanted */
+        linear_backward(NULL, dw_d, db_2, dy_d, x_d, w_d, N, I, O, 1); /* dx is not wanted */
         check(same_bits(db_d, db_2, o), "%s: two runs differ", what);
-        cpu_linear_backward(NULL, dw, db, dy, x, w, N, I, O);
+        cpu_linear_backward(NULL, dw, db, dy, x, w, N, I, O, 1);
         like(what, dw_d, dw, nw, SUMS); /* twice added to */
     }
+    CUDA_CHECK(cudaMemsetAsync(dw_d, 0xff, nw * sizeof *dw_d, cuda_stream)); /* NaN, which is not read */
+    linear_backward(NULL, dw_d, NULL, dy_d, x_d, w_d, N, I, O, 0);
+    cpu_linear_backward(NULL, dw, NULL, dy, x, w, N, I, O, 0);
+    like(what, dw_d, dw, nw, SUMS);
     release();
 }
 
@@ -401,6 +417,17 @@ static void act_case(int N, int F, int act, int shift) {
     check(same_bits(h_d, kept, nh), "%s: an input changed", what);
     check(same_bits(dh_d, dh_2, nh), "%s: two runs differ", what);
 
+    size_t H = nh / (size_t)N;
+    float *db = random_array(H, 1), *rows = on_host(dh_d, nh);
+    floatM *db_d = on_device<floatM>(db, H), *db_2 = copy_of(db_d, H);
+    floatX *dh_3 = device_array<floatX>(nh);
+    act_backward_sums(dh_3, db_d, dy_d, h_d, N, F, act);
+    act_backward_sums(dh_3, db_2, dy_d, h_d, N, F, act);
+    check(same_bits(dh_d, dh_3, nh), "%s: with the bias gradient the gradient differs", what);
+    check(same_bits(db_d, db_2, H), "%s: two bias gradients differ", what);
+    for (size_t i = 0; i < nh; i++) db[i % H] += rows[i];
+    like(what, db_d, db, H, SUMS);
+
     for (size_t i = 0; i < n; i++) h[i] = hard[i % 12], dy[i] = 1; /* number by number */
     put(h_d, h, nh);
     put(dy_d, dy, n);
@@ -423,11 +450,45 @@ static void act_case(int N, int F, int act, int shift) {
     release();
 }
 
+static void linear_act_case(int N, int I, int F, int O, int act, int bias) {
+    size_t H = act == ACT_SWIGLU ? 2 * (size_t)F : (size_t)F, ny = (size_t)N * F, nh = (size_t)N * H;
+    size_t nx = (size_t)N * I, nw = H * I, nz = (size_t)N * O, n2 = (size_t)O * F;
+    LABEL("linear and act N %d I %d F %d O %d act %d bias %d", N, I, F, O, act, bias);
+    float *x = random_array(nx, 1), *w = random_array(nw, 1), *b = random_array(H, 1), *w2 = random_array(n2, 1);
+    float *dz = random_array(nz, 1), *db = random_array(H, 1), *y = host_array(ny), *h = host_array(nh);
+    float *dy = host_array(ny), *dh = host_array(nh), *sum = host_copy(db, H);
+    floatX *x_d = on_device<floatX>(x, nx), *w_d = on_device<floatX>(w, nw), *b_d = on_device<floatX>(b, H);
+    floatX *w2_d = on_device<floatX>(w2, n2), *dz_d = on_device<floatX>(dz, nz), *y_d = device_array<floatX>(ny);
+    floatX *h_d = device_array<floatX>(nh), *again = device_array<floatX>(ny), *dh_d = device_array<floatX>(nh);
+    floatX *dy_d = device_array<floatX>(ny), *none = NULL;
+    floatM *db_d = on_device<floatM>(db, H), *no = NULL;
+    linear_act_forward(y_d, h_d, x_d, w_d, bias ? b_d : none, N, I, F, act);
+    linear_act_again(again, h_d, x_d, w_d, bias ? b_d : none, N, I, F, act);
+    check(same_bits(again, y_d, ny), "%s: computed again, the activations differ", what);
+    cpu_linear_act_forward(y, h, x, w, bias ? b : NULL, N, I, F, act);
+    like(what, h_d, h, nh);
+    like(what, y_d, y, ny, 2 * VALUES(ny)); /* of h, which is rounded as well */
+    put(h_d, h, nh);
+    linear_act_backward(dh_d, dy_d, bias ? db_d : no, dz_d, w2_d, h_d, N, F, O, act);
+    cpu_linear_act_backward(dh, dy, bias ? db : NULL, dz, w2, h, N, F, O, act);
+    like(what, dh_d, dh, nh, 2 * VALUES(nh));
+    float *rows = on_host(dh_d, nh);
+    for (size_t i = 0; bias && i < nh; i++) sum[i % H] += rows[i];
+    like(what, db_d, sum, H, SUMS);
+    release();
+}
+
 static void test_act(void) {
     static const int shapes[][2] = {{1, 8}, {3, 5}, {7, 64}, {3, 2056}, {2, 4104}, {2, 515}, {5, 3072}};
     for (int act = ACT_GELU; act <= ACT_SWIGLU; act++) {
         for (int i = 0; i < 7; i++) act_case(shapes[i][0], shapes[i][1], act, 0);
         act_case(3, 32, act, 1);
+        act_case(300, 16, act, 0); /* several parts of rows */
+        act_case(300, 7, act, 0);
+        linear_act_case(5, 8, 16, 24, act, 1);
+        linear_act_case(70, 16, 264, 8, act, 1);
+        linear_act_case(9, 24, 40, 16, act, 0);
+        linear_act_case(7, 3, 5, 9, act, 1);
     }
 }
 
@@ -452,11 +513,21 @@ static void classifier_case(int N, int V, int Vp, double softcap, double spread,
     check(same_bits(losses_d, losses_2, (size_t)N), "%s: the loss depends on the gradient", what);
     classifier(losses_d, again, targets_d, N, V, Vp, softcap, 0.25);
     check(same_bits(z_d, again, n), "%s: two runs differ", what);
-    float *z_cpu = host_copy(z, n);
+    float *z_cpu = host_copy(z, n), *gradient = on_host(z_d, n);
     cpu_classifier(losses, z_cpu, targets, N, V, Vp, softcap, 0.25);
-    like(what, losses_d, losses, (size_t)N, SUMS);
-    like(what, z_d, z_cpu, n);
-    float *gradient = on_host(z_d, n);
+    /* A logit of size z, and so its exponent, is known to 2^-24 z, a few times over; a probability relative to
+       itself by as much. What is left of the target's, p - 1, and of a small loss has the errors of p and of the
+       logits, however small it is. A gradient is rounded once. */
+    double size = softcap > 0 ? fmin(spread, softcap) : spread, exponent = SUMS + 8 * 0x1p-24 * size;
+    double rounding = sizeof(floatX) == 2 ? 0x1p-8 : 0, most = 0;
+    like(what, losses_d, losses, (size_t)N, SUMS, size * sqrt((double)N));
+    for (size_t i = 0; i < n; i++) {
+        size_t row = i / (size_t)Vp, v = i % (size_t)Vp;
+        if (targets[row] < 0 || v >= (size_t)V) continue;
+        double g = z_cpu[i], p = fabs(g) + ((int)v == targets[row] ? 0.25 : 0);
+        most = fmax(most, fabs(gradient[i] - g) / (rounding * fabs(g) + exponent * p + 1e-30));
+    }
+    check(most <= 1, "%s: a gradient is off by %.2f times what is allowed", what, most);
     int wrong = 0;
     for (int i = 0; i < N; i++)
         for (int v = targets[i] < 0 ? 0 : V; v < Vp; v++) wrong += gradient[(size_t)i * Vp + v] != 0;
@@ -566,9 +637,10 @@ static void test_scratch(void) {
         cuda_scratch_memory = NULL, cuda_scratch_bytes = 0;
         check(!cuda_scratch_reserve(bytes), "no scratch");
         embed_backward(g, h, x, tokens_d, B, T, C);
-        norm_backward(x, g, g + C, x, NULL, w, h, h, h, N, C, NORM_LAYERNORM);
-        norm_backward(x + 1, g, g + C, x + 1, NULL, w, h, h, h, N, C, NORM_LAYERNORM);
-        for (int k = 0; k < 4; k++) linear_backward(NULL, g, g, x, w, w, rows[k], 1, outputs[k]);
+        norm_backward(x, g, g + C, h, x, NULL, w, h, h, h, N, C, NORM_LAYERNORM);
+        norm_backward(x + 1, g, g + C, h, x + 1, NULL, w, h, h, h, N, C, NORM_LAYERNORM);
+        for (int k = 0; k < 4; k++) linear_backward(NULL, g, g, x, w, w, rows[k], 1, outputs[k], 1);
+        act_backward_sums(w, g, x, x, N, c.ff_width, ACT_SWIGLU);
         CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
         check(cuda_scratch_bytes == bytes, "model %d: %zu bytes of scratch were asked for, %zu said", i,
               cuda_scratch_bytes, bytes);

@@ -19,10 +19,10 @@ void cpu_norm_forward(float *y, float *mean, float *rstd, float *x_out, const fl
     norm_forward(y, mean, rstd, x_out, residual, delta, gain, bias, N, C, kind, eps);
 }
 
-void cpu_norm_backward(float *dx, float *dgain, float *dbias, const float *dy, const float *dres,
-    const float *x, const float *gain, const float *mean, const float *rstd, int N, int C, int kind)
-    {
-    norm_backward(dx, dgain, dbias, dy, dres, x, gain, mean, rstd, N, C, kind);
+void cpu_norm_backward(float *dx, float *dgain, float *dbias, float *dsum, const float *dy,
+    const float *dres, const float *x, const float *gain, const float *mean, const float *rstd, int N,
+    int C, int kind) {
+    norm_backward(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, kind);
 }
 
 void cpu_linear_forward(float *y, const float *x, const float *w, const float *b, int N, int I, int
@@ -31,8 +31,8 @@ void cpu_linear_forward(float *y, const float *x, const float *w, const float *b
 }
 
 void cpu_linear_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const
-    float *w, int N, int I, int O) {
-    linear_backward(dx, dw, db, dy, x, w, N, I, O);
+    float *w, int N, int I, int O, int add) {
+    linear_backward(dx, dw, db, dy, x, w, N, I, O, add);
 }
 
 void cpu_qk_forward(float *qkv, float *rstd, const float *cosine, const float *sine, int N, int T,
@@ -51,6 +51,16 @@ void cpu_act_forward(float *y, const float *h, int N, int F, int act) {
 
 void cpu_act_backward(float *dh, const float *dy, const float *h, int N, int F, int act) {
     act_backward(dh, dy, h, N, F, act);
+}
+
+void cpu_linear_act_forward(float *y, float *h, const float *x, const float *w, const float *b, int N,
+    int I, int F, int act) {
+    linear_act_forward(y, h, x, w, b, N, I, F, act);
+}
+
+void cpu_linear_act_backward(float *dh, float *dy, float *db, const float *dz, const float *w, const
+    float *h, int N, int F, int O, int act) {
+    linear_act_backward(dh, dy, db, dz, w, h, N, F, O, act);
 }
 
 void cpu_softcap_forward(float *logits, int N, int V, int Vp, double softcap) {

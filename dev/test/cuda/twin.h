@@ -17,19 +17,23 @@ void cpu_embed_backward(float *dwte, float *dwpe, const float *dx, const int *to
     int C);
 void cpu_norm_forward(float *y, float *mean, float *rstd, float *x_out, const float *residual, const
     float *delta, const float *gain, const float *bias, int N, int C, int kind, double eps);
-void cpu_norm_backward(float *dx, float *dgain, float *dbias, const float *dy, const float *dres,
-    const float *x, const float *gain, const float *mean, const float *rstd, int N, int C, int
-    kind);
+void cpu_norm_backward(float *dx, float *dgain, float *dbias, float *dsum, const float *dy,
+    const float *dres, const float *x, const float *gain, const float *mean, const float *rstd, int N,
+    int C, int kind);
 void cpu_linear_forward(float *y, const float *x, const float *w, const float *b, int N, int I, int
     O);
 void cpu_linear_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const
-    float *w, int N, int I, int O);
+    float *w, int N, int I, int O, int add);
 void cpu_qk_forward(float *qkv, float *rstd, const float *cosine, const float *sine, int N, int T,
     int first, int NH, int NKV, int HS, int qk_norm, double eps);
 void cpu_qk_backward(float *dqkv, const float *qkv, const float *rstd, const float *cosine, const
     float *sine, int N, int T, int NH, int NKV, int HS, int qk_norm);
 void cpu_act_forward(float *y, const float *h, int N, int F, int act);
 void cpu_act_backward(float *dh, const float *dy, const float *h, int N, int F, int act);
+void cpu_linear_act_forward(float *y, float *h, const float *x, const float *w, const float *b, int N,
+    int I, int F, int act);
+void cpu_linear_act_backward(float *dh, float *dy, float *db, const float *dz, const float *w, const
+    float *h, int N, int F, int O, int act);
 void cpu_softcap_forward(float *logits, int N, int V, int Vp, double softcap);
 void cpu_classifier(float *losses, float *logits, const int *targets, int N, int V, int Vp, double
     softcap, double scale);
