@@ -155,12 +155,20 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
     return m;
 }
 
-/* Refuses a run that the device has no memory for, naming the largest batch that it has. */
-static int check_memory(const Config *c, const Registry *r, const Plan *plan, char *err) {
+/* Refuses a run that the device has no memory for, naming the largest batch that it has. Takes fewer rows of
+   logits at a time before. */
+static int check_memory(Config *c, const Registry *r, const Plan *plan, char *err) {
     double room = (double)device_memory_free();
     Config smaller = *c;
     Memory need = model_memory(c, r, plan, 1);
     if (room == 0 || (double)need.total <= room) return 0; /* 0: the device does not say */
+    while (!c->logit_rows && logit_rows(&smaller) >= 512) {
+        smaller.logit_rows = logit_rows(&smaller) / 2 / 256 * 256;
+        if ((double)model_memory(&smaller, r, plan, 1).total > room) continue;
+        c->logit_rows = smaller.logit_rows;
+        printf("memory   is short: logits are formed %d rows at a time\n", c->logit_rows);
+        return 0;
+    }
     while (smaller.batch_size > 0 && (double)model_memory(&smaller, r, plan, 1).total > room)
         smaller.batch_size--;
     if (smaller.batch_size)
@@ -681,16 +689,17 @@ typedef struct {
     double peak, stated_peak; /* FLOP/s of the machine, see device_peak */
 } Run;
 
-/* SIGINT and SIGTERM are held back in all threads and looked for between steps. A handler would be
-   called in the midst of oneDNN's matrix product, whose kernels move the stack pointer into a small
-   buffer on the heap; the frame of a handler, 11 kB with AMX, then overwrites what lies below. */
+/* SIGINT and SIGTERM are held back in all threads and looked for between steps: before there are other threads,
+   which inherit this, be they OpenMP's or those of a GPU's driver. A handler would be called in the midst of
+   oneDNN's matrix product, whose kernels move the stack pointer into a small buffer on the heap; the frame of a
+   handler, 11 kB with AMX, then overwrites what lies below. */
 static int stop_signal;
-static void hold_signals(void) {
+static void hold_signals(int hold) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, NULL);
+    sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
 }
 static int waiting_signal(void) {
     sigset_t set;
@@ -843,6 +852,52 @@ static int save_run(Run *run, char *err) {
                            run->data_id, err);
 }
 
+/* Gradient of two micro-batches of the same data, the first of a step and a later one, and their loss. */
+static double probe_gradient(Run *run, floatM *host) {
+    Model *m = &run->model;
+    int64_t count = 0;
+    clear_gradients(m);
+    for (m->fresh = 1; m->fresh >= 0; m->fresh--)
+        micro_batch(m, run->x, run->y, 1.0 / (double)m->c.total_batch_tokens, &count);
+    m->fresh = 0;
+    if (host) device_download(host, m->g, m->r.size * sizeof(floatM));
+    return take_loss(m);
+}
+
+/* --cuda-graph: whether micro-batches are recorded and replayed. With auto if one takes less than 10 ms, for
+   the launches of a long one are hidden behind its work. Gradient and loss of replayed micro-batches must have
+   the bits of plain ones: auto does without where they have not, `on` is refused. Leaves data and parameters as
+   they were. */
+static int choose_replay(Run *run, char *err) {
+    Model *m = &run->model;
+    size_t bytes = m->r.size * sizeof(floatM);
+    DataState place = data_state(&run->train);
+    if (!device_can_replay() || m->c.cuda_graph == AUTO_OFF) return 0;
+    if (data_next(&run->train, m->B, run->x, run->y, err) || data_seek(&run->train, place, err)) return -1;
+    double start = now_seconds(), loaded;
+    probe_gradient(run, NULL); /* everything is loaded and allocated afterwards */
+    loaded = now_seconds();
+    if (m->c.cuda_graph == AUTO_AUTO && loaded - start > 3) return 0; /* no loading takes that long */
+    probe_gradient(run, NULL);
+    if (m->c.cuda_graph == AUTO_AUTO && now_seconds() - loaded > 2 * 0.010) return 0;
+    floatM *plain = (floatM *)malloc(bytes), *replayed = (floatM *)malloc(bytes);
+    int same = 0;
+    if (plain && replayed) {
+        double loss = probe_gradient(run, plain);
+        device_replay(1);
+        for (int i = 0; i < 3; i++) same = probe_gradient(run, replayed) == loss; /* once plain, once recorded */
+        same = same && !memcmp(plain, replayed, bytes);
+        device_replay(same);
+    }
+    free(plain);
+    free(replayed);
+    if (!same && m->c.cuda_graph == AUTO_ON)
+        return fail(err, "--cuda-graph on: a replayed micro-batch has another gradient than a plain one; use "
+                         "--cuda-graph off");
+    if (!same) fprintf(stderr, "note: a replayed micro-batch has another gradient than a plain one: no CUDA graph\n");
+    return 0;
+}
+
 /* From run->step to the last step, or to a signal. Returns 0 or -1 with a message. */
 static int train_loop(Run *run, char *err) {
     Model *m = &run->model;
@@ -973,6 +1028,7 @@ int main(int argc, char **argv) {
         flags_markdown(stdout, config_flags, CONFIG_FLAGS);
         return 0;
     }
+    hold_signals(1);
     int started = run.asked.resume ? open_checkpoint(&run, &ckpt, path, err) : 1;
     if (started < 0) die("%s", err);
     Config c = run.asked;
@@ -996,11 +1052,12 @@ int main(int argc, char **argv) {
            (long long)c.seed);
     fflush(stdout);
     if (check_memory(&c, &run.model.r, &run.model.plan, err)) die("%s", err);
+    run.asked.logit_rows = c.logit_rows; /* fewer where memory is short: the same after a resume */
     if (c.dry_run) {
+        hold_signals(0); /* nothing would be lost */
         if (dry_run(&run, err)) die("%s", err);
         return 0;
     }
-    hold_signals();           /* before there are threads, which inherit it */
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is reported as a failed write */
     if (log_open(&run.log, c.runs_dir, c.run, c.resume, err)) die("%s", err);
     device_peak(&run.peak, &run.stated_peak);
@@ -1020,6 +1077,7 @@ int main(int argc, char **argv) {
         if (log_truncate_after(&run.log, -1, err)) die("%s", err);
         model_init(&run.model);
     }
+    if (choose_replay(&run, err)) die("%s", err);
     if (write_run_json(&run, &c, machine, err)) die("%s", err);
 
     if (train_loop(&run, err)) die("%s", err);

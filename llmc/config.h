@@ -99,8 +99,9 @@ static const Flag config_flags[] = {
     {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
     {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn",
      "our flash attention, or cuDNN's; auto: the faster one that this GPU and cuDNN support", NULL},
-    {"cuda-graph", FLAG_BOOL, F(cuda_graph), "off", 0, 0, NULL,
-     "record the kernels of a micro-batch and replay them: saves launches, which small models wait for", NULL},
+    {"cuda-graph", FLAG_CHOICE, F(cuda_graph), "auto", 0, 0, "auto|on|off",
+     "record the kernels of a micro-batch and replay them: saves launches, which short ones wait for; auto: where "
+     "a micro-batch takes less than 10 ms and replaying gives the same bits", NULL},
     {"tf32", FLAG_BOOL, F(tf32), "on", 0, 0, NULL,
      "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 program), 10 bits of mantissa",
      NULL},

@@ -93,17 +93,6 @@ template <typename F> static double time_ms(const F &work, int cold) {
     return fmax(ms[rounds / 2], 1e-6);
 }
 
-/* Evenly distributed in [-scale, scale), by place. */
-template <typename T> __global__ static void noise_kernel(T *x, size_t n, float scale) {
-    size_t step = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
-        unsigned h = (unsigned)i * 0x9e3779b1u + 12345u;
-        h = (h ^ h >> 16) * 0x85ebca6bu;
-        h = (h ^ h >> 13) * 0xc2b2ae35u;
-        x[i] = from_float<T>(scale * ((float)(h >> 8) * 1.1920929e-7f - 1));
-    }
-}
-
 /* Zeroed device memory of one table, and random numbers; NULL where there is not enough. */
 static void *taken[64];
 static int taken_count;
@@ -115,8 +104,7 @@ static void *take(size_t bytes) {
 }
 template <typename T> static T *noise(size_t n, double scale) {
     T *p = (T *)take(n * sizeof(T));
-    unsigned blocks = (unsigned)min_size((n + 255) / 256, smoke ? 1 : 4096);
-    if (p) LAUNCH(noise_kernel<T>, blocks, 256, 0, p, n, (float)scale);
+    if (p) device_noise(p, n, scale, 12345);
     return p;
 }
 static void *must(void *p) {

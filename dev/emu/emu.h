@@ -19,14 +19,17 @@ accesses beyond that of their types, and time.
 #define CM_EMU_H
 
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <functional>
+#include <type_traits>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -374,12 +377,13 @@ template <typename F> static inline void emu_do(const F &f) {
     else f();
 }
 
-/* f calls the kernel with the arguments, which are copied now, as a launch does. */
-template <typename F, typename... A>
-static inline void emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, F f, A... a) {
-    auto call = [=] { f(a...); };
+/* The arguments are copied now, as a launch does. */
+template <typename... P>
+static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...),
+                              std::type_identity_t<P>... a) {
+    auto call = [=] { kernel(a...); };
     emu_do([=] {
-        emu_grid(kernel, grid, block, shared, [](const void *c) { (*(const decltype(call) *)c)(); }, &call);
+        emu_grid(name, grid, block, shared, [](const void *c) { (*(const decltype(call) *)c)(); }, &call);
     });
 }
 
@@ -551,7 +555,18 @@ static inline size_t emu_memory(void) {
     const char *text = getenv("CM_EMU_MEMORY");
     return text ? (size_t)strtoull(text, NULL, 10) : (size_t)1 << 30;
 }
-static inline cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
+/* A driver starts threads at the first call, which inherit the signals that are blocked then: a program that
+   blocks them later is ended by one that such a thread gets. */
+static inline void *emu_driver_thread(void *) {
+    for (;;) pause();
+    return NULL;
+}
+static inline cudaError_t cudaGetDeviceCount(int *n) {
+    static pthread_t thread;
+    *n = 1;
+    if (!thread && !pthread_create(&thread, NULL, emu_driver_thread, NULL)) pthread_detach(thread);
+    return cudaSuccess;
+}
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { *v = 13000; return cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *room, size_t *all) {

@@ -81,7 +81,7 @@ done
 
 run "$TRAIN_CUDA" $common --optimizer cm --run whole
 run "$TRAIN_CUDA" $common --optimizer cm --run again --recompute block
-check "--recompute block on CUDA changes the numbers" [ "$(log_of runs/whole)" = "$(log_of runs/again)" ]
+check "--recompute block on CUDA changes the numbers" same_log runs/whole runs/again
 run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run one --batch-size 4
 run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run four --batch-size 1 --total-batch-tokens 96
 check "four micro-batches on CUDA are not one batch" near runs/one runs/four 2e-4
@@ -124,8 +124,45 @@ kill -9 $child 2>/dev/null
 wait $child 2>/dev/null
 child=
 (cd broken && run "$TRAIN_CUDA" --run r --resume)
-check "a killed and resumed run on CUDA has another log" [ "$(log_of unbroken/runs/r)" = "$(log_of broken/runs/r)" ]
+check "a killed and resumed run on CUDA has another log" same_log unbroken/runs/r broken/runs/r
 check "a killed and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest broken/runs/r)"
+
+# --- SIGTERM, which a thread of the driver must not get: a checkpoint, and from there to the bit
+
+mkdir stopped
+(cd stopped && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
+child=$!
+tries=0
+while [ "$(cat stopped/runs/r/log.jsonl 2>/dev/null | wc -l)" -lt 4 ] && kill -0 $child 2>/dev/null &&
+    [ $tries -lt 3000 ]; do
+    sleep 0.01 2>/dev/null || sleep 1
+    tries=$((tries + 1))
+done
+kill -TERM $child 2>/dev/null
+wait $child 2>/dev/null
+check "SIGTERM on CUDA: exit status $?, not 143" [ $? -eq 143 ]
+child=
+check "SIGTERM on CUDA leaves no word of how to go on" has out 'stopped by signal 15.*--resume'
+(cd stopped && run "$TRAIN_CUDA" --run r --resume)
+check "a stopped and resumed run on CUDA has another log" same_log unbroken/runs/r stopped/runs/r
+check "a stopped and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest stopped/runs/r)"
+
+# --- replayed micro-batches are the plain ones
+
+graph="$shape --batch-size 2 --data text.txt --total-batch-tokens 144"
+for flags in "--optimizer cm" "--preset gpt2 --optimizer adamw --recompute act"; do
+    run "$TRAIN_CUDA" $flags $graph --run plain --cuda-graph off
+    run "$TRAIN_CUDA" $flags $graph --run replayed --cuda-graph on
+    check "$flags: --cuda-graph on has another log" same_log runs/plain runs/replayed
+    check "$flags: --cuda-graph on ends elsewhere" same_tensors "$(newest runs/plain)" "$(newest runs/replayed)"
+    rm -rf runs/plain runs/replayed
+done
+
+# --- rows of logits at a time
+
+run "$TRAIN_CUDA" $common --run all-rows
+run "$TRAIN_CUDA" $common --run few-rows --logit-rows 7
+check "--logit-rows 7 on CUDA has other losses" near runs/all-rows runs/few-rows 2e-2
 
 # --- sampling
 
@@ -147,7 +184,7 @@ refused "no such GPU" '--device 1000: this machine has' run "$TRAIN_CUDA" $commo
 refused "fp32 in the bf16 program" '--compute fp32.*train_gpt_cuda_fp32' run "$TRAIN_CUDA" $common --run no --compute fp32
 refused "a wide head" '--head-dim 256' run "$TRAIN_CUDA" $common --run no --head-dim 256
 if [ "$TRAIN_CUDA" = "$here/$emu/train_gpt" ]; then
-    CM_EMU_MEMORY=318767104 # 256 MiB are kept back, 32 MiB are cuBLAS's: 16 MiB are left
+    CM_EMU_MEMORY=855638016 # 768 MiB are kept back, 32 MiB are cuBLAS's: 16 MiB are left
     export CM_EMU_MEMORY
     refused "a small GPU" 'the largest --batch-size that fits is [1-9][0-9]*; --recompute' \
         run "$TRAIN_CUDA" $rest --data text.txt --run no --width 128 --batch-size 64

@@ -39,6 +39,15 @@ refused() {
 
 # What a log says that does not depend on time.
 log_of() { sed 's/, "ms".*//' "$1/log.jsonl"; }
-same_log() { [ "$(log_of "$1")" = "$(log_of "$2")" ]; }
+same_log() { [ -s "$1/log.jsonl" ] && [ "$(log_of "$1")" = "$(log_of "$2")" ]; }
 newest() { ls "$1"/checkpoints/step_*.ckpt 2>/dev/null | tail -n 1; }
 lines() { cat "$1" 2>/dev/null | wc -l; }
+
+# tensors_of CKPT: the checkpoint without its header, whose flags may differ, and without the checksum at its end.
+tensors_of() {
+    [ -s "$1" ] && header=$(od -An -t u8 -j 24 -N 8 "$1" | tr -d ' ') &&
+        tail -c +"$((32 + (header + 7) / 8 * 8 + 1))" "$1" | head -c -24
+}
+same_tensors() {
+    tensors_of "$1" >one.tensors && tensors_of "$2" >two.tensors && [ -s one.tensors ] && cmp one.tensors two.tensors
+}

@@ -68,8 +68,10 @@ static inline size_t device_memory_peak(void) { return 0; }
 static inline void device_peak(double *measured, double *stated) { *measured = *stated = 0; }
 
 /* Work that a device can record and replay: device_replays is 1 where it did it again, else the work is to
-   be asked for, and device_recorded to follow. */
+   be asked for, and device_recorded to follow. Nothing is replayed before device_replay(1). */
 typedef int DeviceGraph;
+static inline int device_can_replay(void) { return 0; }
+static inline void device_replay(int on) { (void)on; }
 static inline int device_replays(DeviceGraph *g) { return (void)g, 0; }
 static inline void device_recorded(DeviceGraph *g) { (void)g; }
 static inline void device_graph_free(DeviceGraph *g) { (void)g; }

@@ -10,6 +10,7 @@ stream and done in order; only device_download, device_wait and la_sum_squares w
 #include "gemm.cuh"
 #include "layers.cuh"
 #include "linalg.cuh"
+#include "noise.cuh"
 #include "nvml.cuh"
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -121,12 +122,14 @@ static inline void tokens_upload(int *to, const int *tokens, int n, int vocab) {
 
 /* Work that a device can record and replay: device_replays is 1 where it did it again, else the work is to
    be asked for, and device_recorded to follow. The first time it is just done, which allocates what the
-   libraries want; the second time it is recorded. */
+   libraries want; the second time it is recorded. Nothing of it happens before device_replay(1). */
 typedef struct {
     int times, recording;
     cudaGraphExec_t work;
 } DeviceGraph;
-inline int device_graphs; /* --cuda-graph */
+inline int device_graphs;
+static inline int device_can_replay(void) { return 1; }
+static inline void device_replay(int on) { device_graphs = on; }
 
 static inline int device_replays(DeviceGraph *g) {
     if (!device_graphs || g->times++ == 0) return 0;
@@ -154,14 +157,27 @@ static inline void device_graph_free(DeviceGraph *g) {
     memset(g, 0, sizeof *g);
 }
 
-/* Bytes of device memory that are free, without what the driver needs to go on. */
+/* Bytes of device memory that are free, without what the driver needs to go on: the kernels of cuBLASLt and
+   cuDNN, which are loaded when they are first used, take 300 to 600 MB. */
 static inline size_t device_memory_free(void) {
-    size_t room, all, spare = (size_t)256 << 20;
+    size_t room, all, spare = (size_t)768 << 20;
     CUDA_CHECK(cudaMemGetInfo(&room, &all));
     return room > spare ? room - spare : 1;
 }
 
 static inline size_t device_memory_peak(void) { return device_used_most + cuda_scratch_bytes + GEMM_WORKSPACE; }
+
+inline cudaDeviceProp device_properties; /* zero before device_setup */
+
+/* Rows of logits formed at a time of N, `bytes` each. Every chunk reads and writes the head's weight gradient,
+   so they should be many; beyond 8192 nothing is gained. All of them take a 64th of the memory at most. A
+   multiple of 256, the matrix product's largest tile, unless it is N. */
+static inline int device_logit_rows(int N, size_t bytes) {
+    size_t rows = 8192, most = device_properties.totalGlobalMem / 64 / bytes;
+    if (device_properties.totalGlobalMem && most < rows) rows = most;
+    rows = rows < 256 ? 256 : rows / 256 * 256;
+    return (int)min_size(rows, (size_t)N);
+}
 
 /* Bytes that the backend works in beside the model's own, with R rows of logits at a time; and makes
    sure of them, or returns -1. */
@@ -179,12 +195,12 @@ static inline int device_reserve(size_t bytes) { return cuda_scratch_reserve(byt
 /* ---------------------------------------------------------------------------------------------- */
 /* the device */
 
-inline cudaDeviceProp device_properties;
 inline char device_attention_note[256];
 
 /* Picks the GPU of --device, checks that it can run this program, and chooses the attention. */
 static inline int device_setup(Config *c, char *err) {
     int count = 0, bf16 = sizeof(floatX) == 2;
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0); /* as nvidia-smi counts, unless the user says otherwise */
     cudaError_t status = cudaGetDeviceCount(&count);
     if (status != cudaSuccess || !count)
         return fail(err, "no GPU that CUDA can use: %s. ./train_gpt trains on the CPU",
@@ -207,7 +223,6 @@ static inline int device_setup(Config *c, char *err) {
     if (!cuda_stream) CUDA_CHECK(cudaStreamCreate(&cuda_stream));
     cuda_shared_limit = p->sharedMemPerBlockOptin;
     gemm_allow_tf32 = c->tf32;
-    device_graphs = c->cuda_graph;
     nvml_start(c->device);
     return attention_choose(c, device_attention_note, sizeof device_attention_note, err);
 }
@@ -245,36 +260,45 @@ static inline double device_stated_peak(const char *name) {
     return 0;
 }
 
-/* Floating-point operations a second that the matrix product reaches here on 8192 x 8192 x 8192, and that
-   the data sheet states; 0: not known. The best of a few runs, at the clocks of a short load. */
+/* Floating-point operations a second that the matrix product reaches here on 8192 x 8192 x 8192 random
+   numbers, the median of a few runs at the clocks of a short load, and that the data sheet states; 0: not
+   known. The environment variable CM_NO_PEAK leaves the measurement out, which a sanitizer would take long
+   for. */
 static inline void device_peak(double *measured, double *stated) {
     *stated = device_stated_peak(device_properties.name);
     if (sizeof(floatX) == 4) *stated = gemm_allow_tf32 ? *stated / 2 : 0;
     *measured = 0;
 #ifndef CM_EMU
-    const int n = 8192, rounds = 10;
+    enum { ROUNDS = 9, WARM = 3 };
+    const int n = 8192;
     size_t size = (size_t)n * n;
+    double rate[ROUNDS];
     floatX *memory;
-    cudaEvent_t start, end;
+    cudaEvent_t at[ROUNDS + 1];
+    if (getenv("CM_NO_PEAK")) return;
     if (cudaMalloc((void **)&memory, 3 * size * sizeof *memory) != cudaSuccess) {
         cudaGetLastError(); /* no room, no measurement */
         return;
     }
-    CUDA_CHECK(cudaMemsetAsync(memory, 0x3c, 3 * size * sizeof *memory, cuda_stream)); /* about 0.01 */
-    CUDA_CHECK(cudaEventCreate(&start));
-    CUDA_CHECK(cudaEventCreate(&end));
-    for (int i = 0; i < rounds; i++) {
-        float ms;
-        CUDA_CHECK(cudaEventRecord(start, cuda_stream));
+    device_noise(memory, 2 * size, 1, 1);
+    for (int i = 0; i <= ROUNDS; i++) CUDA_CHECK(cudaEventCreate(&at[i]));
+    for (int i = -WARM; i < ROUNDS; i++) {
+        if (i == 0) CUDA_CHECK(cudaEventRecord(at[0], cuda_stream));
         gemm(0, 1, n, n, n, 1, memory, n, memory + size, n, 0, memory + 2 * size, n);
-        CUDA_CHECK(cudaEventRecord(end, cuda_stream));
-        CUDA_CHECK(cudaEventSynchronize(end));
-        CUDA_CHECK(cudaEventElapsedTime(&ms, start, end));
-        double rate = 2.0 * n * n * n / (1e-3 * (double)ms);
-        if (i >= 2 && rate > *measured) *measured = rate;
+        if (i >= 0) CUDA_CHECK(cudaEventRecord(at[i + 1], cuda_stream));
     }
-    CUDA_CHECK(cudaEventDestroy(start));
-    CUDA_CHECK(cudaEventDestroy(end));
+    CUDA_CHECK(cudaEventSynchronize(at[ROUNDS]));
+    for (int i = 0; i < ROUNDS; i++) {
+        float ms;
+        CUDA_CHECK(cudaEventElapsedTime(&ms, at[i], at[i + 1]));
+        rate[i] = 2.0 * n * n * n / (1e-3 * (double)ms);
+        for (int j = i; j > 0 && rate[j - 1] > rate[j]; j--) {
+            double swap = rate[j];
+            rate[j] = rate[j - 1], rate[j - 1] = swap;
+        }
+    }
+    *measured = rate[ROUNDS / 2];
+    for (int i = 0; i <= ROUNDS; i++) CUDA_CHECK(cudaEventDestroy(at[i]));
     CUDA_CHECK(cudaFree(memory));
 #endif
 }

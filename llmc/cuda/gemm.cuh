@@ -61,8 +61,8 @@ static inline float gemm_round_tf32(float x) {
     return isfinite(x) ? __int_as_float((int)(((unsigned)bits + 0x1000u) & ~0x1fffu)) : x;
 }
 
-static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta,
-                             const void *C, void *D, const void *bias) {
+static inline void gemm_emulated(GemmCall c, double alpha, const void *A, const void *B, double beta,
+                                 const void *C, void *D, const void *bias) {
     size_t M = (size_t)c.M, N = (size_t)c.N, K = (size_t)c.K;
     float *a = (float *)malloc((K + 1) * sizeof *a), *b = (float *)malloc((K * N + 1) * sizeof *b);
     float *sum = (float *)malloc(N * sizeof *sum);
@@ -98,6 +98,11 @@ static inline void gemm_call(GemmCall c, double alpha, const void *A, const void
     free(a);
     free(b);
     free(sum);
+}
+
+static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta,
+                             const void *C, void *D, const void *bias) {
+    emu_do([=] { gemm_emulated(c, alpha, A, B, beta, C, D, bias); });
 }
 
 static inline void gemm_library(char *text, size_t size) { snprintf(text, size, "emulated"); }

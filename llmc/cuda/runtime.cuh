@@ -33,7 +33,7 @@ static inline void cuda_check(cudaError_t status, const char *call, const char *
    dynamic memory of more than 48 KB together have to be asked for, so every size is. */
 #ifdef CM_EMU
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
-    emu_launch(#KERNEL, GRID, BLOCK, BYTES, [](auto... emu_a_) { KERNEL(emu_a_...); } __VA_OPT__(, ) __VA_ARGS__)
+    emu_launch(#KERNEL, GRID, BLOCK, BYTES, KERNEL __VA_OPT__(, ) __VA_ARGS__)
 #define SHARED(TYPE, NAME) TYPE *NAME = (TYPE *)(void *)emu.shared
 #define BLOCK_SHARED(NAME, DIMENSIONS, ...)                                                        \
     alignas(16) static __VA_ARGS__ NAME DIMENSIONS;                                                \
