@@ -1,0 +1,89 @@
+/*
+Tests of llmc/choices.h: what is set is read back, damaged files are refused, and runs beside each other lose
+nothing of each other's.
+*/
+#include "../../llmc/choices.h"
+#include "check.h"
+
+static char err[ERR_LEN], path[FILE_PATH_SIZE];
+
+static void put_file(const char *text, size_t size) {
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(text, 1, size, f) != size || fclose(f)) die("cannot write %s", path);
+}
+
+static int is(const Choices *s, const char *key, const char *value) {
+    const char *got = choices_get(s, key);
+    return value ? got && !strcmp(got, value) : !got;
+}
+
+static void test_memory(void) {
+    Choices s;
+    char key[32], value[32];
+    memset(&s, 0, sizeof s);
+    check(is(&s, "a", NULL) && is(NULL, "a", NULL), "something is chosen before anything was");
+    choices_set(NULL, "a", "1"); /* keeps nothing */
+    for (int i = 0; i < 100; i++) {
+        snprintf(key, sizeof key, "key %d of a GPU", i);
+        snprintf(value, sizeof value, "%d", i * i);
+        choices_set(&s, key, value);
+    }
+    check(s.n == 100 && is(&s, "key 7 of a GPU", "49") && is(&s, "key 99 of a GPU", "9801"), "many choices");
+    s.changed = 0;
+    choices_set(&s, "key 7 of a GPU", "49");
+    check(!s.changed, "the same again is a change");
+    choices_set(&s, "key 7 of a GPU", "50");
+    check(s.changed && s.n == 100 && is(&s, "key 7 of a GPU", "50"), "another value");
+    choices_free(&s);
+    check(!s.n && !s.c, "choices_free leaves something");
+}
+
+static void test_parse(void) {
+    static const char text[] = "step=12\nchoice.a=1\nchoice.b b=x=y\nchoice.=3\nchoice.c\n=4\nchoice.d=\nchoice.e=5";
+    Choices s;
+    memset(&s, 0, sizeof s);
+    choices_parse(&s, text, sizeof text - 1, "choice.");
+    check(s.n == 3 && is(&s, "a", "1") && is(&s, "b b", "x=y") && is(&s, "d", ""), "lines of a header: %d", s.n);
+    choices_free(&s);
+}
+
+static void test_file(void) {
+    static const char *const bad[] = {"", "c", "cm.c choices 2\na=1\n", "something else\na=1\n"};
+    Choices a, b, c;
+    memset(&a, 0, sizeof a), memset(&b, 0, sizeof b), memset(&c, 0, sizeof c);
+    check(!choices_read(&a, path, err) && !a.n, "a file that is not there");
+    choices_set(&a, "attention of a GPU", "flash");
+    check(!choices_write(&a, path, err) && !a.changed, "writing: %s", err);
+    choices_set(&b, "products of a GPU", "v1 0a0b;0c:0d");
+    check(!choices_write(&b, path, err), "writing beside another run: %s", err);
+    check(!choices_read(&c, path, err) && c.n == 2 && !c.changed && is(&c, "attention of a GPU", "flash") &&
+              is(&c, "products of a GPU", "v1 0a0b;0c:0d"), "what two runs have chosen: %d", c.n);
+    choices_set(&a, "attention of a GPU", "cudnn");
+    check(!choices_write(&a, path, err) && !choices_read(&c, path, err) && c.n == 2 &&
+              is(&c, "attention of a GPU", "cudnn"), "a later choice does not replace the earlier");
+    for (int i = 0; i < 4; i++) {
+        put_file(bad[i], strlen(bad[i]));
+        err[0] = 0;
+        check(choices_read(&c, path, err) && strstr(err, path) && c.n == 2, "bad file %d: %s", i, err);
+    }
+    check(!choices_write(&a, path, err) && !choices_read(&b, path, err), "a bad file is not replaced: %s", err);
+    check(is(&b, "attention of a GPU", "cudnn"), "what replaces a bad file");
+    static const char half[] = CHOICES_FORMAT "x=1\ny=2"; /* the last line may not be whole */
+    choices_free(&b);
+    put_file(half, sizeof half - 1);
+    check(!choices_read(&b, path, err) && b.n == 1 && is(&b, "x", "1"), "a file cut short");
+    check(choices_write(&a, "/nowhere/at/all", err) && strstr(err, "/nowhere"), "a folder that is not there: %s", err);
+    choices_free(&a), choices_free(&b), choices_free(&c);
+}
+
+int main(void) {
+    char folder[] = "/tmp/cm_choices_XXXXXX";
+    if (!mkdtemp(folder)) die("no temporary folder");
+    file_path(path, "%s/choices.txt", folder);
+    test_memory();
+    test_parse();
+    test_file();
+    unlink(path);
+    rmdir(folder);
+    return check_done();
+}
