@@ -9,6 +9,7 @@ and loss have files of their own; see rows.cuh for how they read.
 #include "../config.h"
 #include "../rope.h"
 #include "embed.cuh"
+#include "gelu.cuh"
 #include "gemm.cuh"
 #include "loss.cuh"
 #include "norm.cuh"
@@ -196,23 +197,16 @@ static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rs
 /* ---------------------------------------------------------------------------------------------- */
 /* activations */
 
-/* The logistic function of x and of -x. Never overflows and never subtracts from one. __expf errs by
-   2 + 1.2 |x| units in the last place, so by 1e-6 at |x| = 12, where the smaller of the two is 6e-6. */
-__device__ static inline void logistic(float x, float *s, float *rest) {
-    float q = __expf(-fabsf(x)), large = __fdividef(1, 1 + q), small = q * large;
-    *s = x < 0 ? small : large;
-    *rest = x < 0 ? large : small;
-}
-
-/* GELU's 1/2 (1 + tanh u) is the logistic function of 2 u, 2 u = GELU_2A (x + GELU_B x^3). */
-#define GELU_2A 1.5957691216057308f
-#define GELU_B 0.044715f
-
 template <int ACT> __device__ static inline float act_value(float x, float up) {
-    float s, rest;
-    if constexpr (ACT == ACT_RELU2) return x > 0 ? x * x : 0;
-    logistic(ACT == ACT_GELU ? GELU_2A * (x + GELU_B * x * x * x) : x, &s, &rest);
-    return ACT == ACT_GELU ? x * s : x * s * up;
+    if constexpr (ACT == ACT_RELU2) {
+        return x > 0 ? x * x : 0;
+    } else if constexpr (ACT == ACT_GELU) {
+        return gelu(x);
+    } else {
+        float s, rest;
+        logistic(x, &s, &rest);
+        return x * s * up;
+    }
 }
 
 /* A block has a part of a row. */
@@ -246,9 +240,7 @@ UNROLL
         if constexpr (ACT == ACT_RELU2) {
             d[j] = x[j] > 0 ? 2 * x[j] * d[j] : 0;
         } else if constexpr (ACT == ACT_GELU) {
-            float v = x[j];
-            logistic(GELU_2A * (v + GELU_B * v * v * v), &s, &rest);
-            d[j] *= s + v * s * rest * GELU_2A * (1 + 3 * GELU_B * v * v);
+            d[j] *= gelu_slope(x[j]);
         } else {
             logistic(x[j], &s, &rest);
             float dgate = d[j] * up[j] * (s + x[j] * s * rest);
