@@ -68,13 +68,33 @@ static inline int gemm_bias_apart(GemmCall c, const GemmOperands &o) {
     return 0;
 }
 
+/* One product or batch, with its bias added apart if need be; -1 if the library has no algorithm. */
+static inline int gemm_one(const GemmCall &c, const GemmOperands &o) {
+    if (!gemm_try(c, o)) return 0;
+    return c.bias && c.epilogue == GEMM_PLAIN ? gemm_bias_apart(c, o) : -1;
+}
+
+/* The items of a batch one by one, where the library has no algorithm for all at a time, as perhaps for
+   strides of 0. */
+static inline int gemm_items_apart(GemmCall c, GemmOperands o) {
+    size_t in = gemm_bytes(c.in), out = gemm_bytes(c.out);
+    int n = c.batch;
+    c.batch = 1;
+    for (int i = 0; i < n; i++) {
+        if (gemm_one(c, o)) return -1;
+        o.A = (const char *)o.A + (size_t)c.sa * in, o.B = (const char *)o.B + (size_t)c.sb * in;
+        o.C = (const char *)o.C + (size_t)c.sc * out, o.D = (char *)o.D + (size_t)c.sc * out;
+        if (o.aux) o.aux = (char *)o.aux + (size_t)c.saux * out;
+    }
+    return 0;
+}
+
 /* One product, or a batch of them. D is laid out like C, and is C or does not overlap it. Of a batch, all
    items have the one bias. Ends the program if the library has no algorithm. */
 static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta,
                              const void *C, void *D, const void *bias, void *aux = NULL) {
-    const GemmOperands o = {A, B, C, bias, D, aux, (float)alpha, (float)beta};
-    if (!gemm_try(c, o)) return;
-    if (c.bias && c.epilogue == GEMM_PLAIN && !gemm_bias_apart(c, o)) return;
+    const GemmOperands o = {A, B, beta == 0 ? D : C, bias, D, aux, (float)alpha, (float)beta};
+    if (!gemm_one(c, o) || (c.batch > 1 && !gemm_items_apart(c, o))) return;
     die("the matrix library has no algorithm for %s", gemm_name(&c));
 }
 

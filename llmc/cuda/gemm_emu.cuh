@@ -13,8 +13,9 @@ typedef struct { uint64_t data[8]; } GemmAlgo;
 typedef struct { int unused; } GemmDescriptors;
 
 /* What a test can pretend: that the stream is being captured; that there is no algorithm for these
-   epilogues (bit 1 << GEMM_GELU and so on, bit 1 << 8: for any bias); that the tensor cores drop the lower
-   bits of fp32 input instead of rounding it to TF32. */
+   epilogues (bit 1 << GEMM_GELU and so on) or for any bias or batch; that the tensor cores drop the lower bits
+   of fp32 input instead of rounding it to TF32. */
+enum { GEMM_EMU_BIAS = 1 << 8, GEMM_EMU_BATCH = 1 << 9 };
 inline int gemm_emu_capturing, gemm_emu_refuse, gemm_emu_truncate;
 inline long gemm_emu_runs; /* products computed so far, those for measuring included */
 
@@ -28,7 +29,8 @@ static inline void gemm_forget(GemmDescriptors *) {}
 static inline int gemm_algo_runs(const GemmDescriptors *, const GemmCall *c, const GemmAlgo *algo) {
     for (int i = 1; i < 8; i++)
         if (algo->data[i]) return 0;
-    return algo->data[0] < 2 && !(gemm_emu_refuse & 1 << c->epilogue) && !(c->bias && gemm_emu_refuse & 1 << 8);
+    int asked = 1 << c->epilogue | (c->bias ? GEMM_EMU_BIAS : 0) | (c->batch > 1 ? GEMM_EMU_BATCH : 0);
+    return algo->data[0] < 2 && !(gemm_emu_refuse & asked);
 }
 
 static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo, int most) {
