@@ -294,7 +294,7 @@ static int load_model(Model *m, const Ckpt *ckpt, int threads, char *err) {
     c.compute = COMPUTE_AUTO;
     c.recompute = RECOMPUTE_NONE; /* prefill looks for keys and values in all layers */
     c.attention = ATTENTION_FLASH;
-    if (device_setup(&c, err) || model_create(m, &c, 0, err)) return -1;
+    if (device_setup(&c, NULL, err) || model_create(m, &c, 0, err)) return -1;
     return load_tensors(m, ckpt, 0, err);
 }
 

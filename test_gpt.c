@@ -1355,7 +1355,7 @@ int main(void) {
     /* One thread is the quickest for models of this size; some tests set more. */
     static Config machine;
     machine.threads = 1;
-    if (device_setup(&machine, err)) die("%s", err);
+    if (device_setup(&machine, NULL, err)) die("%s", err);
     if (!mkdtemp(folder)) die("cannot make %s", folder);
 #ifdef CM_DOUBLE
     test_layers();

@@ -196,7 +196,7 @@ int main(void) {
     static const char *const optimizers[] = {"adamw", "cm", "muon", "cm_iso"};
     Config c = config_of("--preset tiny --vocab 256 --tf32 off", "");
     char machine[512];
-    if (device_setup(&c, err)) die("%s", err);
+    if (device_setup(&c, NULL, err)) die("%s", err);
     device_describe(machine, sizeof machine);
     printf("%s\n", machine);
     test_memory();

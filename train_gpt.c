@@ -514,10 +514,10 @@ static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *l
 /* checkpoints */
 
 /* Everything a run needs to go on: the flags it was started with, the step, the place in the data, the
-   parameters and the optimizer's moments. Random numbers need no state: they are counted by (seed,
-   step). Parameters and first moments are stored by tensor, other moments by entry of the plan. */
-static int save_checkpoint(Model *m, const Config *asked, const RunLog *log, int step, int64_t tokens,
-                           const Data *train, const char *data_id, char *err) {
+   parameters, the optimizer's moments, and what the device has chosen by measurement. Random numbers need no
+   state: they are counted by (seed, step). Parameters and first moments are stored by tensor, other moments by entry of the plan. */
+static int save_checkpoint(Model *m, const Config *asked, const Choices *choices, const RunLog *log, int step,
+                           int64_t tokens, const Data *train, const char *data_id, char *err) {
     static const char *const parts[] = {"p.", "m."};
     char path[FILE_PATH_SIZE], name[64], *header = NULL;
     size_t size = 0;
@@ -535,6 +535,7 @@ static int save_checkpoint(Model *m, const Config *asked, const RunLog *log, int
         flags_get_text(&config_flags[i], asked, text);
         fprintf(f, "flag.%s=%s\n", config_flags[i].name, text);
     }
+    for (int i = 0; i < choices->n; i++) fprintf(f, "choice.%s=%s\n", choices->c[i].key, choices->c[i].value);
     fclose(f);
 
     size_t largest = m->plan.v_size;
@@ -687,6 +688,7 @@ typedef struct {
     int64_t tokens;           /* and tokens they read */
     int *x, *y;               /* a batch on the host, (B,T) each */
     double peak, stated_peak; /* FLOP/s of the machine, see device_peak */
+    Choices choices, known;   /* what was chosen by measurement: in this run, and in all of --runs-dir */
 } Run;
 
 /* SIGINT and SIGTERM are held back in all threads and looked for between steps: before there are other threads,
@@ -844,12 +846,40 @@ static const char *mfu_text(char text[32], double mfu) {
     return text;
 }
 
+/* What all runs of --runs-dir have chosen by measurement; without it a run measures for itself. */
+static void read_choices(Run *run) {
+    char path[FILE_PATH_SIZE], err[ERR_LEN];
+    file_path(path, "%s/choices.txt", run->asked.runs_dir);
+    run->choices.from = &run->known;
+    if (choices_read(&run->known, path, err)) fprintf(stderr, "note: %s\n", err);
+}
+
+/* Collects what has been measured since, and lets later runs know. */
+static void keep_choices(Run *run) {
+    char path[FILE_PATH_SIZE], err[ERR_LEN];
+    device_choices(&run->choices);
+    file_path(path, "%s/choices.txt", run->asked.runs_dir);
+    if (run->known.changed && choices_write(&run->known, path, err)) fprintf(stderr, "note: %s\n", err);
+    run->known.changed = 0;
+}
+
 /* A checkpoint of now, once the log that leads to it is on the disk. */
 static int save_run(Run *run, char *err) {
+    keep_choices(run);
     if (!run->asked.keep_checkpoints) return 0;
     if (log_sync(&run->log, err)) return -1;
-    return save_checkpoint(&run->model, &run->asked, &run->log, run->step, run->tokens, &run->train,
+    return save_checkpoint(&run->model, &run->asked, &run->choices, &run->log, run->step, run->tokens, &run->train,
                            run->data_id, err);
+}
+
+/* --gelu: measured on layer 0, in tensors that the first micro-batch overwrites. */
+static void choose_gelu(Run *run) {
+    Model *m = &run->model;
+    Acts *a = &m->a;
+    Block b = block_at(m, 0);
+    device_choose_gelu(&m->c, &run->choices, b.act, b.fc, b.norm2, weight(m, T_WFC, 0), weight(m, T_BFC, 0), a->dfc,
+                       a->dact, grad(m, T_BFC, 0), a->dx, weight(m, T_WPROJ, 0));
+    run->asked.gelu = m->c.gelu; /* as chosen: a resumed run has to take the same */
 }
 
 /* Gradient of two micro-batches of the same data, the first of a step and a later one, and their loss. */
@@ -946,6 +976,7 @@ static int train_loop(Run *run, char *err) {
         if ((last || due) && save_run(run, err)) return -1;
     }
     if (stop_signal && run->step < c->steps && save_run(run, err)) return -1;
+    keep_choices(run); /* as those of validation */
     progress_clear(&progress);
     return 0;
 }
@@ -1032,8 +1063,10 @@ int main(int argc, char **argv) {
     int started = run.asked.resume ? open_checkpoint(&run, &ckpt, path, err) : 1;
     if (started < 0) die("%s", err);
     Config c = run.asked;
+    read_choices(&run);
+    if (started == 0) choices_parse(&run.choices, ckpt.header, ckpt.header_length, "choice.");
     if (open_data(&run, &c, err) || config_resolve(&c, err)) die("%s", err);
-    if (device_setup(&c, err)) die("%s", err);
+    if (device_setup(&c, &run.choices, err)) die("%s", err);
     run.asked.attention = c.attention; /* as chosen: a resumed run has to take the same */
     device_describe(machine, sizeof machine);
 
@@ -1077,7 +1110,9 @@ int main(int argc, char **argv) {
         if (log_truncate_after(&run.log, -1, err)) die("%s", err);
         model_init(&run.model);
     }
+    choose_gelu(&run);
     if (choose_replay(&run, err)) die("%s", err);
+    keep_choices(&run);
     if (write_run_json(&run, &c, machine, err)) die("%s", err);
 
     if (train_loop(&run, err)) die("%s", err);

@@ -16,10 +16,11 @@ typedef struct {
     char *key, *value;
 } Choice;
 
-typedef struct {
+typedef struct Choices {
     Choice *c;
     int n, room;
-    int changed; /* since choices_read or choices_write */
+    int changed;          /* since choices_read or choices_write */
+    struct Choices *from; /* where choices_recall looks too; NULL if nowhere */
 } Choices;
 
 static inline void choices_free(Choices *s) {
@@ -62,6 +63,15 @@ static inline void choices_set(Choices *s, const char *key, const char *value) {
     }
     s->c[s->n].key = choices_copy(key, strlen(key));
     s->c[s->n++].value = choices_copy(value, strlen(value));
+}
+
+/* The value of a key here, or else of s.from, from which it is taken over; NULL if there is none. s may be
+   NULL. */
+static inline const char *choices_recall(Choices *s, const char *key) {
+    const char *value = choices_get(s, key);
+    if (value || !s || !(value = choices_get(s->from, key))) return value;
+    choices_set(s, key, value);
+    return choices_get(s, key);
 }
 
 /* Takes the lines "PREFIXkey=value" of a text over those that are there; other lines are passed over. */

@@ -18,6 +18,8 @@ enum { ACT_GELU, ACT_RELU2, ACT_SWIGLU };
 enum { INIT_GPT2, INIT_SPEEDRUN };
 enum { OPT_CM, OPT_MUON, OPT_ADAMW };
 enum { RECOMPUTE_NONE, RECOMPUTE_ACT, RECOMPUTE_NORM, RECOMPUTE_BLOCK };
+enum { GELU_AUTO, GELU_FUSED, GELU_UNFUSED };
+enum { GEMM_MEASURED, GEMM_FIRST };
 enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN };
 /* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
 enum { RULE_AUTO, RULE_CM, RULE_MUON, RULE_MUON_HEAD, RULE_NORMUON, RULE_AURORA, RULE_MUONH, RULE_ADAMW,
@@ -36,7 +38,7 @@ typedef struct {
     int checkpoint_every, keep_checkpoints, threads, compute, dry_run, print_every, version;
     int log_groups, recompute;
     int logit_rows;
-    int device, attention, tf32, cuda_graph; /* of a GPU */
+    int device, attention, tf32, cuda_graph, gelu, gemm; /* of a GPU */
     int help_markdown;
     /* data */
     char data[FLAG_STRING_SIZE], val_data[FLAG_STRING_SIZE];
@@ -102,6 +104,11 @@ static const Flag config_flags[] = {
     {"cuda-graph", FLAG_CHOICE, F(cuda_graph), "auto", 0, 0, "auto|on|off",
      "record the kernels of a micro-batch and replay them: saves launches, which short ones wait for; auto: where "
      "a micro-batch takes less than 10 ms and replaying gives the same bits", NULL},
+    {"gelu", FLAG_CHOICE, F(gelu), "auto", 0, 0, "auto|fused|unfused",
+     "GELU and its derivative in the matrix product's epilogue, or in kernels of their own; auto: the faster one",
+     NULL},
+    {"gemm", FLAG_CHOICE, F(gemm), "measured", 0, 0, "measured|first",
+     "algorithm of each matrix product: the fastest that cuBLASLt proposes, or its first proposal", NULL},
     {"tf32", FLAG_BOOL, F(tf32), "on", 0, 0, NULL,
      "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 program), 10 bits of mantissa",
      NULL},

@@ -513,7 +513,7 @@ static void setup(const BenchConfig *b) {
     c.vocab = 50257;
     c.device = b->device;
     c.attention = ATTENTION_FLASH; /* both are timed */
-    if (config_resolve(&c, err) || device_setup(&c, err)) die("%s", err);
+    if (config_resolve(&c, err) || device_setup(&c, NULL, err)) die("%s", err);
     device_describe(text, sizeof text);
     if (b->json[0] && !(json = fopen(b->json, "w"))) die("cannot write %s: %s", b->json, strerror(errno));
     CUDA_CHECK(cudaEventCreate(&event_start));

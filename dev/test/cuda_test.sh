@@ -56,9 +56,9 @@ common="$shape --data text.txt --batch-size 2"
 "$TRAIN_GPT" --help >cpu.help
 "$TRAIN_CUDA" --help >cuda.help
 check "--help on CUDA lacks lines of the CPU's" [ "$(diff cpu.help cuda.help | grep -c '^<')" -eq 0 ]
-check "--help on CUDA has other flags of its own than --attention, --cuda-graph, --device, --tf32" \
+check "--help on CUDA has other flags of its own than --attention, --cuda-graph, --device, --gelu, --gemm, --tf32" \
     [ "$(diff cpu.help cuda.help | sed -n 's/^> *--\([a-z0-9-]*\).*/\1/p' | sort | paste -s -d ' ')" = \
-    "attention cuda-graph device tf32" ]
+    "attention cuda-graph device gelu gemm tf32" ]
 
 # --- the same numbers as the CPU's
 
@@ -157,6 +157,39 @@ for flags in "--optimizer cm" "--preset gpt2 --optimizer adamw --recompute act";
     check "$flags: --cuda-graph on ends elsewhere" same_tensors "$(newest runs/plain)" "$(newest runs/replayed)"
     rm -rf runs/plain runs/replayed
 done
+
+# --- GELU in the product's epilogue: other last bits, the same whatever is computed again
+
+gelu="--preset gpt2 --optimizer muon $common"
+run "$TRAIN_CUDA" $gelu --run apart --gelu unfused
+run "$TRAIN_CUDA" $gelu --run fused --gelu fused
+check "--gelu fused on CUDA has other losses" near runs/apart runs/fused 2e-2
+check "--gelu fused changes nothing" not same_log runs/apart runs/fused
+for recompute in act norm block; do
+    run "$TRAIN_CUDA" $gelu --run again-$recompute --gelu fused --recompute $recompute
+    check "--gelu fused --recompute $recompute changes the numbers" same_log runs/fused runs/again-$recompute
+done
+
+# --- algorithms of products by measurement: what a run has chosen it keeps, whatever is the fastest later
+
+mkdir slow fast both
+products="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 5 --run r"
+(cd slow && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
+(cd fast && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
+check "the fastest algorithm makes no difference" not same_log slow/runs/r fast/runs/r
+rm -f fast/runs/r/checkpoints/step_0000001*
+(cd fast && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" --run r --resume)
+(cd both && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
+check "a resumed run takes other algorithms" same_log both/runs/r fast/runs/r
+check "a resumed run with its algorithms ends elsewhere" cmp "$(newest both/runs/r)" "$(newest fast/runs/r)"
+(cd both && rm -rf runs/r && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
+check "a second run in a folder takes other algorithms than the first" same_log both/runs/r fast/runs/r
+echo damaged >both/runs/choices.txt
+(cd both && rm -rf runs/r && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
+check "a damaged file of choices is passed over without a word" has err 'note: .*choices'
+check "a damaged file of choices changes the measurement" same_log both/runs/r slow/runs/r
+(cd both && rm -rf runs && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products --gemm first)
+check "--gemm first measures" same_log both/runs/r slow/runs/r
 
 # --- rows of logits at a time
 

@@ -34,6 +34,15 @@ static void test_memory(void) {
     check(!s.changed, "the same again is a change");
     choices_set(&s, "key 7 of a GPU", "50");
     check(s.changed && s.n == 100 && is(&s, "key 7 of a GPU", "50"), "another value");
+    Choices run;
+    memset(&run, 0, sizeof run);
+    check(!choices_recall(NULL, "a") && !choices_recall(&run, "key 7 of a GPU"), "recalled from nowhere");
+    run.from = &s;
+    check(!choices_recall(&run, "b") && !run.n, "recalled what there is not");
+    check(!strcmp(choices_recall(&run, "key 7 of a GPU"), "50") && run.n == 1, "what another run has measured");
+    choices_set(&s, "key 7 of a GPU", "51");
+    check(!strcmp(choices_recall(&run, "key 7 of a GPU"), "50"), "a run's own choice changes");
+    choices_free(&run);
     choices_free(&s);
     check(!s.n && !s.c, "choices_free leaves something");
 }

@@ -236,7 +236,7 @@ int main(int argc, char **argv) {
     if (csv) fprintf(csv, "step,optimizer,circuit,layer,head,ratio\n");
     static Config machine;
     machine.threads = 1;
-    if (device_setup(&machine, err)) die("%s", err);
+    if (device_setup(&machine, NULL, err)) die("%s", err);
     if (!mkdtemp(folder)) die("cannot make a folder below /tmp");
     file_path(text, "%s/text", folder);
     write_text(text);

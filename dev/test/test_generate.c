@@ -338,10 +338,10 @@ int main(void) {
     char err[ERR_LEN];
     static Config machine;
     machine.threads = 2;
-    device_setup(&machine, err);
+    device_setup(&machine, NULL, err);
     test_decode("");
     machine.threads = 1;
-    device_setup(&machine, err); /* models as small as these gain nothing from threads */
+    device_setup(&machine, NULL, err); /* models as small as these gain nothing from threads */
     test_decode("--preset tiny --norm layernorm --pos learned --qk-norm off --act gelu --biases on "
                 "--tied on --embed-norm off --softcap 0");
     test_decode("--act swiglu --tied on --softcap 0 --embed-norm off --kv-heads 2");

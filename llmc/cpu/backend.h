@@ -4,6 +4,7 @@ The CPU backend: everything train_gpt.c asks of a machine. Device memory is host
 #ifndef CM_CPU_BACKEND_H
 #define CM_CPU_BACKEND_H
 
+#include "../choices.h"
 #include "attention.h"
 #include "gemm.h"
 #include "layers.h"
@@ -79,8 +80,22 @@ static inline void device_graph_free(DeviceGraph *g) { (void)g; }
 /* Facts about the device for a line of the log, as members of a JSON object; nothing if there are none. */
 static inline void device_state(char *text, size_t size) { (void)size, text[0] = 0; }
 
-/* Picks threads and precision; describes the machine in one line. */
-static inline int device_setup(Config *c, char *err) {
+/* What the device has chosen by measurement so far goes into `run`, and what every run on it has chosen into
+   run.from. A CPU measures nothing. */
+static inline void device_choices(Choices *run) { (void)run; }
+
+/* Measures whether GELU is better computed in the matrix product before it or on its own, and sets c.gelu, from
+   a layer's tensors (see linear_act_forward and _backward), which are overwritten. */
+static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x, const floatX *w,
+                                      const floatX *b, floatX *dh, floatX *dy, floatM *db, floatX *dz,
+                                      const floatX *w2) {
+    (void)c, (void)run, (void)y, (void)h, (void)x, (void)w, (void)b, (void)dh, (void)dy, (void)db, (void)dz;
+    (void)w2;
+}
+
+/* Picks threads and precision. What was measured before is found in `run` (may be NULL). */
+static inline int device_setup(Config *c, Choices *run, char *err) {
+    (void)run;
 #ifdef _OPENMP
     if (c->threads) omp_set_num_threads(c->threads);
 #else
@@ -89,6 +104,7 @@ static inline int device_setup(Config *c, char *err) {
     return gemm_setup((Compute)c->compute, err);
 }
 
+/* The machine in one line. */
 static inline void device_describe(char *text, size_t size) {
     snprintf(text, size, "CPU, %d thread%s, matrix products by %s", thread_count(),
              thread_count() == 1 ? "" : "s", gemm_describe());

@@ -5,6 +5,7 @@ stream and done in order; only device_download, device_wait and la_sum_squares w
 #ifndef CM_CUDA_BACKEND_CUH
 #define CM_CUDA_BACKEND_CUH
 
+#include "../choices.h"
 #include "attention.cuh"
 #include "cudnn.cuh"
 #include "gemm.cuh"
@@ -197,8 +198,103 @@ static inline int device_reserve(size_t bytes) { return cuda_scratch_reserve(byt
 
 inline char device_attention_note[256];
 
-/* Picks the GPU of --device, checks that it can run this program, and chooses the attention. */
-static inline int device_setup(Config *c, char *err) {
+/* The name of a choice on this GPU, for choices.h: "WHAT on NAME, DETAILS". */
+__attribute__((format(printf, 3, 4)))
+static inline void device_choice_key(char key[256], const char *what, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = snprintf(key, 256, "%s on %.80s", what, device_properties.name);
+    vsnprintf(key + n, 256 - (size_t)n, format, args);
+    va_end(args);
+    for (char *c = key; *c; c++)
+        if (*c == '=' || *c == '\n') *c = ' ';
+}
+
+/* Takes over the algorithms of matrix products: those of all runs, then over them those of this one. */
+static inline int device_take_products(Choices *run, char *err) {
+    char key[256], why[ERR_LEN];
+    if (!run) return 0;
+    device_choice_key(key, "products", "%s", "");
+    const char *all = choices_get(run->from, key), *own = choices_get(run, key);
+    if (all && gemm_choices_take(all, 0, why) < 0) fprintf(stderr, "note: %s: measured anew\n", why);
+    int status = own ? gemm_choices_take(own, 1, why) : 0;
+    if (status > 0) fprintf(stderr, "note: %s: from here on the run's last bits are others\n", why);
+    return status < 0 ? fail(err, "--resume: %s", why) : 0;
+}
+
+/* What was chosen by measurement so far goes into `run`, and what every run on this GPU has chosen into
+   run.from. */
+static inline void device_choices(Choices *run) {
+    char key[256];
+    if (!gemm_measure) return;
+    device_choice_key(key, "products", "%s", "");
+    for (int all = 0; all < 2; all++) {
+        char *text = gemm_choices_text(all);
+        if (text) choices_set(all ? run->from : run, key, text);
+        free(text);
+    }
+}
+
+/* Milliseconds of the MLP's first layer and of the way back through its activation, the median of five. */
+static inline double device_gelu_ms(int fused, const Config *c, floatX *y, floatX *h, floatX *x, const floatX *w,
+                                    const floatX *b, floatX *dh, floatX *dy, floatM *db, floatX *dz,
+                                    const floatX *w2) {
+    enum { ROUNDS = 5 };
+    int N = c->batch_size * c->seq_len, C = c->width, F = c->ff_width;
+    double ms[ROUNDS];
+    cudaEvent_t at[2];
+    for (int i = 0; i < 2; i++) CUDA_CHECK(cudaEventCreate(&at[i]));
+    linear_gelu_fused = fused;
+    for (int i = -1; i < ROUNDS; i++) {
+        float t;
+        CUDA_CHECK(cudaEventRecord(at[0], cuda_stream));
+        linear_act_forward(y, h, x, w, b, N, C, F, ACT_GELU);
+        linear_act_backward(dh, dy, db, dz, w2, h, N, F, C, ACT_GELU);
+        CUDA_CHECK(cudaEventRecord(at[1], cuda_stream));
+        CUDA_CHECK(cudaEventSynchronize(at[1]));
+        CUDA_CHECK(cudaEventElapsedTime(&t, at[0], at[1]));
+        for (int j = i; j >= 0; j--) { /* in ascending order */
+            ms[j] = j && ms[j - 1] > (double)t ? ms[j - 1] : (double)t;
+            if (!j || ms[j - 1] <= (double)t) break;
+        }
+    }
+    for (int i = 0; i < 2; i++) CUDA_CHECK(cudaEventDestroy(at[i]));
+    return ms[ROUNDS / 2];
+}
+
+/* Measures whether GELU is better computed in the matrix product before it or on its own, and sets c.gelu, from
+   a layer's tensors (see linear_act_forward and _backward), which are overwritten. db is added to. The emulator,
+   whose time means nothing, takes kernels of their own. */
+static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x, const floatX *w,
+                                      const floatX *b, floatX *dh, floatX *dy, floatM *db, floatX *dz,
+                                      const floatX *w2) {
+    static const char *const names[] = {"fused", "unfused"};
+    char key[256];
+    size_t N = (size_t)c->batch_size * (size_t)c->seq_len, C = (size_t)c->width;
+    int chosen = c->gelu == GELU_FUSED ? 0 : 1;
+    device_choice_key(key, "gelu", ", %zu tokens of %d, MLP %d, %zu bytes", N, c->width, c->ff_width,
+                      sizeof(floatX));
+    const char *known = choices_recall(run, key);
+    if (c->gelu == GELU_AUTO && c->act == ACT_GELU && known) {
+        chosen = strcmp(known, names[0]) != 0;
+    } else if (c->gelu == GELU_AUTO && c->act == ACT_GELU && !emulated_time) {
+        device_noise(x, N * C, 1, 1);
+        device_noise(dz, N * C, 1, 2);
+        double fused = device_gelu_ms(1, c, y, h, x, w, b, dh, dy, db, dz, w2);
+        double unfused = device_gelu_ms(0, c, y, h, x, w, b, dh, dy, db, dz, w2);
+        chosen = !(fused < unfused);
+        choices_set(run, key, names[chosen]);
+        choices_set(run ? run->from : NULL, key, names[chosen]);
+        printf("gelu     %s: %.3f ms a layer in the product's epilogue, %.3f ms apart\n", names[chosen], fused,
+               unfused);
+    }
+    c->gelu = chosen ? GELU_UNFUSED : GELU_FUSED;
+    linear_gelu_fused = !chosen;
+}
+
+/* Picks the GPU of --device, checks that it can run this program, and chooses the attention. What was measured
+   before is found in `run` (may be NULL). */
+static inline int device_setup(Config *c, Choices *run, char *err) {
     int count = 0, bf16 = sizeof(floatX) == 2;
     setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0); /* as nvidia-smi counts, unless the user says otherwise */
     cudaError_t status = cudaGetDeviceCount(&count);
@@ -223,6 +319,9 @@ static inline int device_setup(Config *c, char *err) {
     if (!cuda_stream) CUDA_CHECK(cudaStreamCreate(&cuda_stream));
     cuda_shared_limit = p->sharedMemPerBlockOptin;
     gemm_allow_tf32 = c->tf32;
+    gemm_measure = c->gemm == GEMM_MEASURED;
+    linear_gelu_fused = c->gelu == GELU_FUSED;
+    if (device_take_products(run, err)) return -1;
     nvml_start(c->device);
     return attention_choose(c, device_attention_note, sizeof device_attention_note, err);
 }

@@ -9,6 +9,7 @@ and loss have files of their own; see rows.cuh for how they read.
 #include "../config.h"
 #include "../rope.h"
 #include "embed.cuh"
+#include "gelu.cuh"
 #include "gemm.cuh"
 #include "loss.cuh"
 #include "norm.cuh"
@@ -185,23 +186,16 @@ static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rs
 /* ---------------------------------------------------------------------------------------------- */
 /* activations */
 
-/* The logistic function of x and of -x. Never overflows and never subtracts from one. __expf errs by
-   2 + 1.2 |x| units in the last place, so by 1e-6 at |x| = 12, where the smaller of the two is 6e-6. */
-__device__ static inline void logistic(float x, float *s, float *rest) {
-    float q = __expf(-fabsf(x)), large = __fdividef(1, 1 + q), small = q * large;
-    *s = x < 0 ? small : large;
-    *rest = x < 0 ? large : small;
-}
-
-/* GELU's 1/2 (1 + tanh u) is the logistic function of 2 u, 2 u = GELU_2A (x + GELU_B x^3). */
-#define GELU_2A 1.5957691216057308f
-#define GELU_B 0.044715f
-
 template <int ACT> __device__ static inline float act_value(float x, float up) {
-    float s, rest;
-    if constexpr (ACT == ACT_RELU2) return x > 0 ? x * x : 0;
-    logistic(ACT == ACT_GELU ? GELU_2A * (x + GELU_B * x * x * x) : x, &s, &rest);
-    return ACT == ACT_GELU ? x * s : x * s * up;
+    if constexpr (ACT == ACT_RELU2) {
+        return x > 0 ? x * x : 0;
+    } else if constexpr (ACT == ACT_GELU) {
+        return gelu(x);
+    } else {
+        float s, rest;
+        logistic(x, &s, &rest);
+        return x * s * up;
+    }
 }
 
 /* A block has a part of a row. */
@@ -223,10 +217,7 @@ UNROLL
 template <int ACT> __device__ static inline float act_slope(float d, float x, float *up) {
     float s, rest;
     if constexpr (ACT == ACT_RELU2) return x > 0 ? 2 * x * d : 0;
-    if constexpr (ACT == ACT_GELU) {
-        logistic(GELU_2A * (x + GELU_B * x * x * x), &s, &rest);
-        return d * (s + x * s * rest * GELU_2A * (1 + 3 * GELU_B * x * x));
-    }
+    if constexpr (ACT == ACT_GELU) return d * gelu_slope(x);
     logistic(x, &s, &rest);
     float gate = d * *up * (s + x * s * rest);
     *up = d * x * s;
@@ -362,21 +353,33 @@ static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, c
 /* ---------------------------------------------------------------------------------------------- */
 /* a linear layer and the activation after it */
 
+/* GELU and its derivative may be computed in the product's epilogue, from sums that have not been rounded: one
+   tensor (N,F) less is written and read forward, two backward. 1: wherever the library can. */
+inline int linear_gelu_fused;
+
 static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
                                       int N, int I, int F, int act) {
+    size_t i = (size_t)I, f = (size_t)F;
+    if (act == ACT_GELU && linear_gelu_fused && !gemm_gelu(0, 1, N, F, I, x, i, w, i, y, f, h, f, b)) return;
     linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
     act_forward(y, h, N, F, act);
 }
 
+/* What an epilogue has computed from unrounded sums needs these again. */
 static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
                                     int N, int I, int F, int act) {
-    (void)x, (void)w, (void)b, (void)I;
-    act_forward(y, h, N, F, act);
+    if (act == ACT_GELU && linear_gelu_fused) linear_act_forward(y, h, x, w, b, N, I, F, act);
+    else act_forward(y, h, N, F, act);
 }
 
 static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz, const floatX *w,
                                        const floatX *h, int N, int F, int O, int act) {
-    gemm(0, 0, N, F, O, 1, dz, (size_t)O, w, (size_t)F, 0, dy, (size_t)F);
+    size_t o = (size_t)O, f = (size_t)F;
+    if (act == ACT_GELU && linear_gelu_fused && !gemm_dgelu(0, 0, N, F, O, dz, o, w, f, dh, f, h, f)) {
+        if (db) bias_backward(db, dh, N, F);
+        return;
+    }
+    gemm(0, 0, N, F, O, 1, dz, o, w, f, 0, dy, f);
     if (db) act_backward_sums(dh, db, dy, h, N, F, act);
     else act_backward(dh, dy, h, N, F, act);
 }

@@ -27,6 +27,13 @@ static inline void cuda_check(cudaError_t status, const char *call, const char *
     if (status != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
 }
 
+/* Whether times are those of the emulator, by which nothing should be chosen. */
+#ifdef CM_EMU
+constexpr int emulated_time = 1;
+#else
+constexpr int emulated_time = 0;
+#endif
+
 /* LAUNCH(kernel, grid, block, bytes of dynamic shared memory, arguments...). A kernel template with a
    comma in its arguments is put in parentheses. SHARED(type, name) is that memory in the kernel,
    aligned to 16 bytes. BLOCK_SHARED(name, [dimensions], type) is static shared memory, likewise. Static and

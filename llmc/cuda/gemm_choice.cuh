@@ -1,0 +1,296 @@
+/*
+Plans of matrix products, one for each kind of call, and the choice of their algorithms.
+
+The algorithm is what a choice read from text says; else, with gemm_measure, the fastest of the library's
+proposals; else its first proposal. Measured choices are kept and can be written as one line of text, because
+other algorithms give other bits: who continues a run has to read its choices before the first product.
+*/
+#ifndef CM_CUDA_GEMM_CHOICE_CUH
+#define CM_CUDA_GEMM_CHOICE_CUH
+
+#include "gemm_kind.cuh"
+#ifdef CM_EMU
+#include "gemm_emu.cuh"
+#else
+#include "gemm_lt.cuh"
+#endif
+
+/* Whether the first call of a kind measures. */
+inline int gemm_measure;
+
+enum { GEMM_PROPOSALS = 16 };
+#define GEMM_MEASURE_MS 50.0 /* no further proposal is tried after so much time on one kind of call */
+#define GEMM_GAIN 0.98       /* the first proposal is kept unless another takes less than this of its time */
+
+typedef struct {
+    GemmCall call;
+    GemmAlgo algo;
+    GemmDescriptors descriptors;
+    int used;
+    int possible; /* 0: the library has no algorithm */
+} GemmPlan;
+
+typedef struct {
+    GemmCall call;
+    GemmAlgo algo;
+    int own; /* of this run: measured, used, or taken as its own */
+} GemmChoice;
+
+inline GemmPlan *gemm_plans; /* a hash table, open addressing, at most half full */
+inline size_t gemm_plan_count, gemm_plan_room;
+
+inline GemmChoice *gemm_choices; /* in ascending order of the call's bytes, so equal sets make equal text */
+inline size_t gemm_choice_count, gemm_choice_room;
+
+/* ---------------------------------------------------------------------------------------------- */
+/* choices */
+
+/* Where the choice for a kind of call is, or where it belongs. */
+static inline size_t gemm_choice_place(const GemmCall *c) {
+    size_t low = 0, high = gemm_choice_count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (memcmp(&gemm_choices[middle].call, c, sizeof *c) < 0) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+static inline GemmChoice *gemm_choice_find(const GemmCall *c) {
+    size_t i = gemm_choice_place(c);
+    return i < gemm_choice_count && !memcmp(&gemm_choices[i].call, c, sizeof *c) ? &gemm_choices[i] : NULL;
+}
+
+/* Adds a choice or replaces the one for this kind of call. */
+static inline void gemm_choice_keep(const GemmCall *c, const GemmAlgo *algo, int own) {
+    size_t i = gemm_choice_place(c);
+    if (!gemm_choice_find(c)) {
+        if (gemm_choice_count == gemm_choice_room) {
+            gemm_choice_room = 2 * gemm_choice_room + 32;
+            gemm_choices = (GemmChoice *)realloc(gemm_choices, gemm_choice_room * sizeof *gemm_choices);
+            if (!gemm_choices) die("out of memory: choices of algorithms of matrix products");
+        }
+        memmove(gemm_choices + i + 1, gemm_choices + i, (gemm_choice_count++ - i) * sizeof *gemm_choices);
+        gemm_choices[i].call = *c;
+    }
+    gemm_choices[i].algo = *algo;
+    gemm_choices[i].own = own;
+}
+
+/* The index of the fastest of n > 1 proposals on these operands. D is overwritten, but not where the product
+   adds to C: then D is temporary memory for the time. Where there is no room for that, and where the gain is
+   within the noise, the answer is 0. The winner has to win twice, because the least of many noisy times is
+   too small, and because the first proposal may have been measured at a lower clock. */
+static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOperands o) {
+    void *room = NULL;
+    int best = 0;
+    double ms[GEMM_PROPOSALS], spent = 0;
+    if (p->call.adds) {
+        if (cudaMalloc(&room, gemm_output_bytes(&p->call)) != cudaSuccess) {
+            cudaGetLastError(); /* forget it */
+            return 0;
+        }
+        o.D = room;
+    }
+    for (int i = 0; i < n && spent < GEMM_MEASURE_MS; i++) {
+        ms[i] = gemm_time(&p->descriptors, &p->call, &algo[i], &o, &spent);
+        if (ms[i] >= 0 && (ms[best] < 0 || ms[i] < ms[best])) best = i;
+    }
+    if (best && ms[0] >= 0) {
+        double first = gemm_time(&p->descriptors, &p->call, &algo[0], &o, &spent);
+        double again = gemm_time(&p->descriptors, &p->call, &algo[best], &o, &spent);
+        if (!(ms[best] < GEMM_GAIN * ms[0] && again >= 0 && again < GEMM_GAIN * first)) best = 0;
+    }
+    if (room) CUDA_CHECK(cudaFree(room));
+    return best;
+}
+
+/* Sets the plan's algorithm; possible stays 0 if there is none. While the stream is captured nothing is
+   measured. What was chosen without measuring is kept too where measuring is on, so that the next run need
+   not meet the kinds of calls in the same places. */
+static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
+    GemmAlgo algo[GEMM_PROPOSALS];
+    GemmChoice *stored = gemm_choice_find(&p->call);
+    if (stored && gemm_algo_runs(&p->descriptors, &p->call, &stored->algo)) {
+        p->algo = stored->algo;
+        p->possible = stored->own = 1;
+        return;
+    }
+    if (stored) fprintf(stderr, "note: the algorithm stored for %s does not run here\n", gemm_name(&p->call));
+    int n = gemm_propose(&p->descriptors, &p->call, algo, GEMM_PROPOSALS);
+    if (!n) return;
+    p->algo = algo[gemm_measure && n > 1 && !gemm_capturing() ? gemm_fastest(p, algo, n, *o) : 0];
+    p->possible = 1;
+    if (gemm_measure || stored) gemm_choice_keep(&p->call, &p->algo, 1);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* plans */
+
+static inline uint64_t gemm_hash(const void *bytes, size_t n) {
+    uint64_t hash = 14695981039346656037u; /* FNV-1a */
+    for (size_t i = 0; i < n; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+    return hash;
+}
+
+/* The plan of a kind of call in a table of `room` places, or the free place where it belongs. */
+static inline GemmPlan *gemm_plan_place(GemmPlan *table, size_t room, const GemmCall *c) {
+    size_t i = gemm_hash(c, sizeof *c) % room;
+    while (table[i].used && memcmp(&table[i].call, c, sizeof *c)) i = (i + 1) % room;
+    return &table[i];
+}
+
+/* Doubles the table. */
+static inline void gemm_plans_grow(void) {
+    size_t room = gemm_plan_room ? 2 * gemm_plan_room : 256;
+    GemmPlan *table = (GemmPlan *)calloc(room, sizeof *table);
+    if (!table) die("out of memory: plans of %zu kinds of matrix products", gemm_plan_count);
+    for (size_t i = 0; i < gemm_plan_room; i++)
+        if (gemm_plans[i].used) *gemm_plan_place(table, room, &gemm_plans[i].call) = gemm_plans[i];
+    free(gemm_plans);
+    gemm_plans = table, gemm_plan_room = room;
+}
+
+/* The plan of a kind of call, made if it is the first. */
+static inline GemmPlan *gemm_plan(const GemmCall *c, const GemmOperands *o) {
+    if (2 * (gemm_plan_count + 1) > gemm_plan_room) gemm_plans_grow();
+    GemmPlan *p = gemm_plan_place(gemm_plans, gemm_plan_room, c);
+    if (!p->used) {
+        gemm_plan_count++;
+        p->call = *c;
+        p->used = 1;
+        gemm_describe(&p->descriptors, c);
+        gemm_choose(p, o);
+    }
+    return p;
+}
+
+/* Forgets the plans, so that the next calls choose anew. */
+static inline void gemm_plans_clear(void) {
+    for (size_t i = 0; i < gemm_plan_room; i++)
+        if (gemm_plans[i].used) gemm_forget(&gemm_plans[i].descriptors);
+    free(gemm_plans);
+    gemm_plans = NULL;
+    gemm_plan_count = gemm_plan_room = 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* choices as text: "v1 VERSION DEVICE;KEY:ALGORITHM;...;SUM" */
+
+enum { GEMM_KEY_DIGITS = 2 * sizeof(GemmCall), GEMM_ALGO_DIGITS = 2 * sizeof(GemmAlgo) };
+enum { GEMM_ENTRY = GEMM_KEY_DIGITS + 1 + GEMM_ALGO_DIGITS + 1, GEMM_SUM_DIGITS = 16, GEMM_CHOICES_MOST = 65536 };
+enum { GEMM_HEADER = 320 }; /* its room */
+
+/* The library's version and the GPU in letters, digits, '_', '-' and '.'. */
+static inline void gemm_header(char *text) {
+    char device[GEMM_HEADER - 64];
+    gemm_device(device, sizeof device);
+    for (char *p = device; *p; p++)
+        if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.", *p)) *p = '_';
+    snprintf(text, GEMM_HEADER, "v1 %zu %s;", gemm_version(), device);
+}
+
+static inline char *gemm_put_hex(char *to, const void *bytes, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        *to++ = "0123456789abcdef"[((const unsigned char *)bytes)[i] >> 4];
+        *to++ = "0123456789abcdef"[((const unsigned char *)bytes)[i] & 15];
+    }
+    return to;
+}
+
+/* Reads n bytes; 0 if these are not 2 n lower-case hexadecimal digits. */
+static inline int gemm_get_hex(void *bytes, const char *from, size_t n) {
+    static const char digits[] = "0123456789abcdef";
+    for (size_t i = 0; i < 2 * n; i++) {
+        const char *digit = from[i] ? strchr(digits, from[i]) : NULL;
+        if (!digit) return 0;
+        unsigned char *byte = (unsigned char *)bytes + i / 2;
+        *byte = (unsigned char)((i % 2 ? *byte << 4 : 0) | (digit - digits));
+    }
+    return 1;
+}
+
+/* The choices of this run, or with `all` also those that were taken and not met since, in one line of printable
+   characters without '=' or quotes; the caller frees it. NULL if there are none. The same choices make the same
+   text. */
+static inline char *gemm_choices_text(int all) {
+    size_t n = 0;
+    for (size_t i = 0; i < gemm_choice_count; i++) n += all || gemm_choices[i].own;
+    if (!n) return NULL;
+    char *text = (char *)malloc(GEMM_HEADER + n * GEMM_ENTRY + GEMM_SUM_DIGITS + 1);
+    if (!text) die("out of memory: choices of algorithms of matrix products");
+    gemm_header(text);
+    char *p = text + strlen(text);
+    for (size_t i = 0; i < gemm_choice_count; i++) {
+        if (!all && !gemm_choices[i].own) continue;
+        p = gemm_put_hex(p, &gemm_choices[i].call, sizeof(GemmCall));
+        *p++ = ':';
+        p = gemm_put_hex(p, &gemm_choices[i].algo, sizeof(GemmAlgo));
+        *p++ = ';';
+    }
+    snprintf(p, GEMM_SUM_DIGITS + 1, "%016llx", (unsigned long long)gemm_hash(text, (size_t)(p - text)));
+    return text;
+}
+
+/* Reads the entries of a text whose sum is right into n choices; 0 if they are damaged or out of order. */
+static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n) {
+    for (size_t i = 0; i < n; i++, from += GEMM_ENTRY)
+        if (!gemm_get_hex(&to[i].call, from, sizeof(GemmCall)) || from[GEMM_KEY_DIGITS] != ':' ||
+            !gemm_get_hex(&to[i].algo, from + GEMM_KEY_DIGITS + 1, sizeof(GemmAlgo)) ||
+            from[GEMM_ENTRY - 1] != ';' ||
+            (i && memcmp(&to[i - 1].call, &to[i].call, sizeof(GemmCall)) >= 0))
+            return 0;
+    return 1;
+}
+
+/* Takes the choices of a text of gemm_choices_text over those there are, and forgets the plans: from now on they
+   win over measurement. own: they are those of this run, which goes on. Returns 0; 1 where the text is of another version of the library or of this
+   program, or of another GPU: then nothing changes and err says so; -1 where it is damaged: nothing changes
+   and err says how. Call it before the first product, and never while the stream is captured. */
+static inline int gemm_choices_take(const char *text, int own, char *err) {
+    char header[GEMM_HEADER];
+    uint64_t sum = 0;
+    size_t length = text ? strlen(text) : 0;
+    const char *first = length ? strchr(text, ';') : NULL;
+    if (!first || length < GEMM_SUM_DIGITS || first + 1 > text + length - GEMM_SUM_DIGITS)
+        return fail(err, "the choices of matrix products are damaged: the text is cut off");
+    size_t entries = length - GEMM_SUM_DIGITS - (size_t)(++first - text), n = entries / GEMM_ENTRY;
+    for (size_t i = length - GEMM_SUM_DIGITS; i < length; i++) {
+        unsigned char digit = 0;
+        char pair[3] = {'0', text[i], 0};
+        if (!gemm_get_hex(&digit, pair, 1))
+            return fail(err, "the choices of matrix products are damaged: the text does not end in a sum");
+        sum = sum << 4 | digit;
+    }
+    if (sum != gemm_hash(text, length - GEMM_SUM_DIGITS))
+        return fail(err, "the choices of matrix products are damaged: the sum does not fit the text");
+    gemm_header(header);
+    if (strncmp(text, header, strlen(header))) {
+        fail(err, "the choices of matrix products are of \"%.*s\", and here is \"%.*s\"",
+             (int)min_size((size_t)(first - 1 - text), 300), text, (int)strlen(header) - 1, header);
+        return 1;
+    }
+    if (entries % GEMM_ENTRY || n > GEMM_CHOICES_MOST)
+        return fail(err, "the choices of matrix products are damaged: %zu characters are no number of entries",
+                    entries);
+    GemmChoice *taken = (GemmChoice *)malloc((n + 1) * sizeof *taken);
+    if (!taken) return fail(err, "out of memory: %zu choices of matrix products", n);
+    if (!gemm_choices_parse(taken, first, n)) {
+        free(taken);
+        return fail(err, "the choices of matrix products are damaged: an entry is not a key and an algorithm");
+    }
+    gemm_plans_clear();
+    for (size_t i = 0; i < n; i++) gemm_choice_keep(&taken[i].call, &taken[i].algo, own);
+    free(taken);
+    return 0;
+}
+
+/* Forgets plans and choices. */
+static inline void gemm_choices_clear(void) {
+    gemm_plans_clear();
+    free(gemm_choices);
+    gemm_choices = NULL;
+    gemm_choice_count = gemm_choice_room = 0;
+}
+
+#endif
