@@ -173,12 +173,13 @@ done
 # --- algorithms of products by measurement: what a run has chosen it keeps, whatever is the fastest later
 
 mkdir slow fast both
-products="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 5 --run r"
+products="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 5 --keep-checkpoints 9 --run r"
 (cd slow && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
 (cd fast && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
 check "the fastest algorithm makes no difference" not same_log slow/runs/r fast/runs/r
 rm -f fast/runs/r/checkpoints/step_0000001*
 (cd fast && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" --run r --resume)
+check "a run whose algorithms are stored does not resume" has out "resumed.*step_00000005"
 (cd both && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
 check "a resumed run takes other algorithms" same_log both/runs/r fast/runs/r
 check "a resumed run with its algorithms ends elsewhere" cmp "$(newest both/runs/r)" "$(newest fast/runs/r)"
