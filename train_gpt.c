@@ -998,6 +998,7 @@ static int dry_run(Run *run, char *err) {
     /* The time is that of real micro-batches and updates on a scratch model of this shape. */
     if (model_create(&run->model, c, 1, err)) return -1;
     model_init(&run->model);
+    choose_gelu(run);
     run->x = (int *)calloc((size_t)c->batch_size * c->seq_len * 2, sizeof(int));
     if (!run->x) return fail(err, "out of memory: a batch");
     run->y = run->x + (size_t)c->batch_size * c->seq_len;
@@ -1090,6 +1091,10 @@ int main(int argc, char **argv) {
         hold_signals(0); /* nothing would be lost */
         if (dry_run(&run, err)) die("%s", err);
         return 0;
+    }
+    if (waiting_signal()) {
+        fprintf(stderr, "stopped by signal %d before the run began\n", waiting_signal());
+        return 128 + waiting_signal();
     }
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is reported as a failed write */
     if (log_open(&run.log, c.runs_dir, c.run, c.resume, err)) die("%s", err);
