@@ -251,25 +251,26 @@ template <typename IN, typename OUT> static void test_batches(void) {
         }
 }
 
-/* GELU and its gradient. A library need not have odd rows, but those of a model. */
+/* GELU and its gradient. What the layers ask for, x w^T and dy w with even rows, a library has to have; the
+   emulated one has everything. */
 template <typename IN, typename OUT> static void test_epilogues(int tf32) {
-    int done = 0, plain = 0, tried = 0;
+    int done = 0, tried = 0, missing = 0;
     for (int epilogue = GEMM_GELU; epilogue <= GEMM_DGELU; epilogue++)
         for (int s = 0; s < SHAPES; s++)
-            for (int t = 0; t < 8; t++, tried++) {
+            for (int t = 0; t < 8; t++, tried += 2) {
                 Case c = {};
-                c.ta = t & 1, c.tb = t >> 1 & 1, c.bias = epilogue == GEMM_GELU && t & 4,
-                c.batch = t == 3 ? 3 : 1;
-                c.M = shapes[s][0], c.N = shapes[s][1], c.K = shapes[s][2], c.tf32 = tf32,
-                c.epilogue = epilogue;
+                c.ta = t & 1, c.tb = t >> 1 & 1, c.bias = epilogue == GEMM_GELU && t & 4;
+                c.batch = t == 3 ? 3 : 1, c.epilogue = epilogue, c.tf32 = tf32;
+                c.M = shapes[s][0], c.N = shapes[s][1], c.K = shapes[s][2];
                 c.pad = s % 3 == 2 ? 8 : s % 3, c.shift = s % 4 == 3, c.alpha = t == 5 ? 0.5 : 1;
                 done += run_case<IN, OUT>(c);
                 c.M = 64, c.N = 8 * (1 + s), c.K = 8 * (2 + t), c.pad = 8 * (s % 2), c.shift = 0, c.batch = 1;
-                plain += run_case<IN, OUT>(c);
+                int there = run_case<IN, OUT>(c), needed = !c.ta && c.tb == (epilogue == GEMM_GELU);
+                done += there, missing += needed && !there;
             }
-    check(plain == tried, "the library has GELU for %d of %d ordinary products", plain, tried);
-    if (emulated) check(done == tried, "GELU for %d of %d odd products", done, tried);
-    else printf("GELU in odd products: %d of %d\n", done, tried);
+    check(!missing, "the library has no GELU for %d ordinary products", missing);
+    if (emulated) check(done == tried, "GELU in %d of %d products", done, tried);
+    else printf("GELU in %d of %d products, odd ones included\n", done, tried);
 }
 
 /* gemm, gemm_gelu and gemm_dgelu as the layers call them. */
