@@ -60,8 +60,8 @@ static inline int gemm_bias_apart(GemmCall c, const GemmOperands &o) {
     if (gemm_try(c, o)) return -1;
     unsigned grid = (unsigned)min_size(ceil_div((size_t)c.M * (size_t)c.N * (size_t)c.batch, 256), 1024);
     if (c.out == GEMM_BF16)
-        LAUNCH(gemm_bias_kernel<__nv_bfloat16>, grid, 256, 0, (__nv_bfloat16 *)o.D, (const __nv_bfloat16 *)o.bias,
-               c.M, c.N, c.batch, (size_t)c.ldc, (size_t)c.sc);
+        LAUNCH(gemm_bias_kernel<__nv_bfloat16>, grid, 256, 0, (__nv_bfloat16 *)o.D,
+               (const __nv_bfloat16 *)o.bias, c.M, c.N, c.batch, (size_t)c.ldc, (size_t)c.sc);
     else
         LAUNCH(gemm_bias_kernel<float>, grid, 256, 0, (float *)o.D, (const float *)o.bias, c.M, c.N, c.batch,
                (size_t)c.ldc, (size_t)c.sc);
@@ -95,6 +95,7 @@ static inline void gemm_call(GemmCall c, double alpha, const void *A, const void
                              const void *C, void *D, const void *bias, void *aux = NULL) {
     const GemmOperands o = {A, B, beta == 0 ? D : C, bias, D, aux, (float)alpha, (float)beta};
     if (!gemm_one(c, o) || (c.batch > 1 && !gemm_items_apart(c, o))) return;
+    gemm_align(&c, &o);
     die("the matrix library has no algorithm for %s", gemm_name(&c));
 }
 
@@ -118,8 +119,8 @@ static inline int gemm_gelu_possible(size_t ld, const void *aux) {
    the library cannot do it at these addresses or at all: then nothing was written, and the caller takes gemm
    and act_forward. Y and H may not overlap. Y's last bits are not those of gelu of the stored H. */
 template <typename IN, typename OUT>
-static inline int gemm_gelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda, const IN *B, size_t ldb,
-                            OUT *Y, size_t ldy, OUT *H, size_t ldh, const OUT *bias = NULL) {
+static inline int gemm_gelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda, const IN *B,
+                            size_t ldb, OUT *Y, size_t ldy, OUT *H, size_t ldh, const OUT *bias = NULL) {
     if (!gemm_gelu_possible(ldh, H)) return -1;
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldy);
     c.tf32 = gemm_allow_tf32;
@@ -132,8 +133,8 @@ static inline int gemm_gelu(int ta, int tb, int M, int N, int K, const IN *A, si
 /* D (M,N) = (op(A) op(B)) * gelu'(H), element by element, H (M,N) as gemm_gelu left it. Returns 0, or -1 as
    gemm_gelu does: then the caller takes gemm and act_backward. D and H may not overlap. */
 template <typename IN, typename OUT>
-static inline int gemm_dgelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda, const IN *B, size_t ldb,
-                             OUT *D, size_t ldd, const OUT *H, size_t ldh) {
+static inline int gemm_dgelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda, const IN *B,
+                             size_t ldb, OUT *D, size_t ldd, const OUT *H, size_t ldh) {
     if (!gemm_gelu_possible(ldh, H)) return -1;
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldd);
     c.tf32 = gemm_allow_tf32;

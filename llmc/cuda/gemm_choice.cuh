@@ -58,7 +58,8 @@ static inline size_t gemm_choice_place(const GemmCall *c) {
 
 static inline GemmChoice *gemm_choice_find(const GemmCall *c) {
     size_t i = gemm_choice_place(c);
-    return i < gemm_choice_count && !memcmp(&gemm_choices[i].call, c, sizeof *c) ? &gemm_choices[i] : NULL;
+    if (i == gemm_choice_count || memcmp(&gemm_choices[i].call, c, sizeof *c)) return NULL;
+    return &gemm_choices[i];
 }
 
 /* Adds a choice or replaces the one for this kind of call. */
@@ -96,10 +97,11 @@ static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOpe
         ms[i] = gemm_time(&p->descriptors, &p->call, &algo[i], &o, &spent);
         if (ms[i] >= 0 && (ms[best] < 0 || ms[i] < ms[best])) best = i;
     }
+    if (best && ms[0] >= 0 && ms[best] >= GEMM_GAIN * ms[0]) best = 0;
     if (best && ms[0] >= 0) {
         double first = gemm_time(&p->descriptors, &p->call, &algo[0], &o, &spent);
         double again = gemm_time(&p->descriptors, &p->call, &algo[best], &o, &spent);
-        if (!(ms[best] < GEMM_GAIN * ms[0] && again >= 0 && again < GEMM_GAIN * first)) best = 0;
+        if (again < 0 || again >= GEMM_GAIN * first) best = 0;
     }
     if (room) CUDA_CHECK(cudaFree(room));
     return best;
@@ -178,7 +180,7 @@ static inline void gemm_plans_clear(void) {
 /* choices as text: "v1 VERSION DEVICE;KEY:ALGORITHM;...;SUM" */
 
 enum { GEMM_KEY_DIGITS = 2 * sizeof(GemmCall), GEMM_ALGO_DIGITS = 2 * sizeof(GemmAlgo) };
-enum { GEMM_ENTRY = GEMM_KEY_DIGITS + 1 + GEMM_ALGO_DIGITS + 1, GEMM_SUM_DIGITS = 16, GEMM_CHOICES_MOST = 65536 };
+enum { GEMM_ENTRY = GEMM_KEY_DIGITS + 1 + GEMM_ALGO_DIGITS + 1, GEMM_SUM_DIGITS = 16 };
 enum { GEMM_HEADER = 320 }; /* its room */
 
 /* The library's version and the GPU in letters, digits, '_', '-' and '.'. */
@@ -243,41 +245,52 @@ static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n)
     return 1;
 }
 
-/* Takes the choices of a text of gemm_choices_text over those there are, and forgets the plans: from now on they
-   win over measurement. own: they are those of this run, which goes on. Returns 0; 1 where the text is of another version of the library or of this
-   program, or of another GPU: then nothing changes and err says so; -1 where it is damaged: nothing changes
-   and err says how. Call it before the first product, and never while the stream is captured. */
-static inline int gemm_choices_take(const char *text, int own, char *err) {
-    char header[GEMM_HEADER];
+/* Splits a text into its header, entries and sum, and checks the sum: *entries is the first, *length how many
+   characters they are. */
+static inline int gemm_choices_split(const char *text, const char **entries, size_t *length, char *err) {
     uint64_t sum = 0;
-    size_t length = text ? strlen(text) : 0;
-    const char *first = length ? strchr(text, ';') : NULL;
-    if (!first || length < GEMM_SUM_DIGITS || first + 1 > text + length - GEMM_SUM_DIGITS)
+    size_t all = text ? strlen(text) : 0;
+    const char *header_end = all ? strchr(text, ';') : NULL;
+    if (!header_end || all < GEMM_SUM_DIGITS || header_end + 1 > text + all - GEMM_SUM_DIGITS)
         return fail(err, "the choices of matrix products are damaged: the text is cut off");
-    size_t entries = length - GEMM_SUM_DIGITS - (size_t)(++first - text), n = entries / GEMM_ENTRY;
-    for (size_t i = length - GEMM_SUM_DIGITS; i < length; i++) {
+    const char *end = text + all - GEMM_SUM_DIGITS;
+    for (int i = 0; i < GEMM_SUM_DIGITS; i++) {
         unsigned char digit = 0;
-        char pair[3] = {'0', text[i], 0};
+        const char pair[2] = {'0', end[i]};
         if (!gemm_get_hex(&digit, pair, 1))
             return fail(err, "the choices of matrix products are damaged: the text does not end in a sum");
         sum = sum << 4 | digit;
     }
-    if (sum != gemm_hash(text, length - GEMM_SUM_DIGITS))
+    if (sum != gemm_hash(text, (size_t)(end - text)))
         return fail(err, "the choices of matrix products are damaged: the sum does not fit the text");
+    *entries = header_end + 1, *length = (size_t)(end - *entries);
+    return 0;
+}
+
+/* Takes the choices of a text of gemm_choices_text over those there are, and forgets the plans: from now on they
+   win over measurement. own: they are those of this run, which goes on. Returns 0; 1 where the text is of another
+   version of the library or of this program, or of another GPU: then nothing changes and err says so; -1 where
+   it is damaged: nothing changes and err says how. Call it before the first product, and never while the stream is captured. */
+static inline int gemm_choices_take(const char *text, int own, char *err) {
+    char header[GEMM_HEADER];
+    const char *entries = NULL;
+    size_t length = 0;
+    if (gemm_choices_split(text, &entries, &length, err)) return -1;
     gemm_header(header);
     if (strncmp(text, header, strlen(header))) {
         fail(err, "the choices of matrix products are of \"%.*s\", and here is \"%.*s\"",
-             (int)min_size((size_t)(first - 1 - text), 300), text, (int)strlen(header) - 1, header);
+             (int)min_size((size_t)(entries - 1 - text), 300), text, (int)strlen(header) - 1, header);
         return 1;
     }
-    if (entries % GEMM_ENTRY || n > GEMM_CHOICES_MOST)
-        return fail(err, "the choices of matrix products are damaged: %zu characters are no number of entries",
-                    entries);
+    size_t n = length / GEMM_ENTRY;
+    if (length % GEMM_ENTRY)
+        return fail(err, "the choices of matrix products are damaged: %zu characters are no whole entries",
+                    length);
     GemmChoice *taken = (GemmChoice *)malloc((n + 1) * sizeof *taken);
     if (!taken) return fail(err, "out of memory: %zu choices of matrix products", n);
-    if (!gemm_choices_parse(taken, first, n)) {
+    if (!gemm_choices_parse(taken, entries, n)) {
         free(taken);
-        return fail(err, "the choices of matrix products are damaged: an entry is not a key and an algorithm");
+        return fail(err, "the choices of matrix products are damaged: an entry is no key and algorithm");
     }
     gemm_plans_clear();
     for (size_t i = 0; i < n; i++) gemm_choice_keep(&taken[i].call, &taken[i].algo, own);

@@ -86,13 +86,14 @@ static inline void gemm_align(GemmCall *c, const GemmOperands *o) {
 static inline const char *gemm_name(const GemmCall *c) {
     static char text[320];
     static const char *const epilogues[] = {"", ", GELU", ", GELU's gradient"};
+    const char *in = c->in == GEMM_BF16 ? "bf16" : c->tf32 ? "tf32" : "fp32";
     snprintf(text, sizeof text,
-             "a matrix product of %d x %d x %d (%s to %s%s%s%s, transposed %d %d, rows of A, B, C %lld, %lld, %lld "
-             "apart, %d items %lld, %lld, %lld apart, aligned to %d, %d, %d, %d bytes)", c->M, c->N, c->K,
-             c->in == GEMM_BF16 ? "bf16" : c->tf32 ? "tf32" : "fp32", c->out == GEMM_BF16 ? "bf16" : "fp32",
-             c->bias ? ", bias" : "", epilogues[c->epilogue], c->adds ? ", added to C" : "", c->ta, c->tb,
-             (long long)c->lda, (long long)c->ldb, (long long)c->ldc, c->batch, (long long)c->sa,
-             (long long)c->sb, (long long)c->sc, c->align[0], c->align[1], c->align[2], c->align[3]);
+             "a matrix product of %d x %d x %d (%s to %s%s%s%s, transposed %d %d, rows of A, B, C %lld, %lld, "
+             "%lld apart, %d items %lld, %lld, %lld apart, aligned to %d, %d, %d, %d bytes)", c->M, c->N, c->K,
+             in, c->out == GEMM_BF16 ? "bf16" : "fp32", c->bias ? ", bias" : "", epilogues[c->epilogue],
+             c->adds ? ", added to C" : "", c->ta, c->tb, (long long)c->lda, (long long)c->ldb,
+             (long long)c->ldc, c->batch, (long long)c->sa, (long long)c->sb, (long long)c->sc, c->align[0],
+             c->align[1], c->align[2], c->align[3]);
     return text;
 }
 

@@ -19,7 +19,8 @@ inline void *gemm_workspace;
 
 #define GEMM_CHECK(CALL) gemm_check((CALL), #CALL, __LINE__)
 static inline void gemm_check(cublasStatus_t status, const char *call, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) die("gemm_lt.cuh:%d: %s: %s", line, call, cublasLtGetStatusString(status));
+    if (status != CUBLAS_STATUS_SUCCESS)
+        die("gemm_lt.cuh:%d: %s: %s", line, call, cublasLtGetStatusString(status));
 }
 
 /* The GPU that calls go to: its name and how many SMs it has. */
@@ -67,7 +68,8 @@ static inline cublasLtMatrixLayout_t gemm_layout(int type, int rows, int cols, i
 }
 
 static inline cublasLtEpilogue_t gemm_epilogue(const GemmCall *c) {
-    if (c->epilogue == GEMM_GELU) return c->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+    if (c->epilogue == GEMM_GELU)
+        return c->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
     if (c->epilogue == GEMM_DGELU) return CUBLASLT_EPILOGUE_DGELU;
     return c->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
@@ -120,8 +122,8 @@ static inline int gemm_allowed(const GemmCall *c, const GemmAlgo *algo, size_t w
     int32_t apart = 0;
     size_t written;
     if (workspace > GEMM_WORKSPACE) return 0;
-    if (cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof scheme,
-                                             &written) != CUBLAS_STATUS_SUCCESS)
+    if (cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme,
+                                             sizeof scheme, &written) != CUBLAS_STATUS_SUCCESS)
         scheme = 0; /* an algorithm without the attribute does not split */
     if (scheme & ~gemm_reductions(c)) return 0;
     if (c->adds != GEMM_ADDS_APART) return 1;
@@ -133,7 +135,8 @@ static inline int gemm_allowed(const GemmCall *c, const GemmAlgo *algo, size_t w
 static inline int gemm_algo_runs(const GemmDescriptors *d, const GemmCall *c, const GemmAlgo *algo) {
     cublasLtMatmulHeuristicResult_t result;
     memset(&result, 0, sizeof result);
-    cublasStatus_t status = cublasLtMatmulAlgoCheck(gemm_handle, d->matmul, d->a, d->b, d->c, d->c, algo, &result);
+    cublasStatus_t status =
+        cublasLtMatmulAlgoCheck(gemm_handle, d->matmul, d->a, d->b, d->c, d->c, algo, &result);
     return status == CUBLAS_STATUS_SUCCESS && gemm_allowed(c, algo, result.workspaceSize);
 }
 
@@ -148,8 +151,8 @@ static inline cublasLtMatmulPreference_t gemm_preference(const GemmCall *c, uint
     GEMM_CHECK(cublasLtMatmulPreferenceCreate(&p));
     GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                                     sizeof workspace));
-    GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
-                                                    sizeof reductions));
+    GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                    &reductions, sizeof reductions));
     for (int i = 0; i < 4; i++)
         GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, aligned[i], &of[i], sizeof of[i]));
     return p;
@@ -165,8 +168,8 @@ static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, Gemm
         int found = 0;
         cublasLtMatmulPreference_t preference =
             gemm_preference(c, all ? (uint32_t)CUBLASLT_REDUCTION_SCHEME_MASK : gemm_reductions(c));
-        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gemm_handle, d->matmul, d->a, d->b, d->c, d->c,
-                                                               preference, min_int(most, 16), results, &found);
+        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+            gemm_handle, d->matmul, d->a, d->b, d->c, d->c, preference, min_int(most, 16), results, &found);
         GEMM_CHECK(cublasLtMatmulPreferenceDestroy(preference));
         if (status != CUBLAS_STATUS_SUCCESS) continue; /* as when there is none */
         for (int i = 0; i < found; i++)
@@ -185,9 +188,9 @@ static inline const char *gemm_run(GemmDescriptors *d, const GemmCall *c, const 
                                    const GemmOperands *o) {
     if (c->bias) gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, o->bias);
     if (c->epilogue != GEMM_PLAIN) gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, o->aux);
-    cublasStatus_t status = cublasLtMatmul(gemm_handle, d->matmul, &o->alpha, o->B, d->a, o->A, d->b, &o->beta,
-                                           o->C, d->c, o->D, d->c, algo, gemm_workspace, GEMM_WORKSPACE,
-                                           cuda_stream);
+    cublasStatus_t status =
+        cublasLtMatmul(gemm_handle, d->matmul, &o->alpha, o->B, d->a, o->A, d->b, &o->beta, o->C, d->c,
+                       o->D, d->c, algo, gemm_workspace, GEMM_WORKSPACE, cuda_stream);
     return status == CUBLAS_STATUS_SUCCESS ? NULL : cublasLtGetStatusString(status);
 }
 

@@ -95,7 +95,7 @@ template <typename T> static inline float *on_host(const T *from, size_t n) {
 }
 
 /* What a comparison of results in T may differ by, relative to their norm: rounding of the result
-   (at most 2^-9 of a number in bf16, and twice that over two roundings), or the sums of float. */
+   (at most 2^-8 of a number in bf16, half of the last place, and twice that over two roundings), or the sums of float. */
 template <typename T> static inline double tolerance(void) { return sizeof(T) == 2 ? 4e-3 : 2e-6; }
 
 #endif
