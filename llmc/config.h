@@ -18,7 +18,7 @@ enum { ACT_GELU, ACT_RELU2, ACT_SWIGLU };
 enum { INIT_GPT2, INIT_SPEEDRUN };
 enum { OPT_CM, OPT_MUON, OPT_ADAMW };
 enum { RECOMPUTE_NONE, RECOMPUTE_ACT, RECOMPUTE_NORM, RECOMPUTE_BLOCK };
-enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN };
+enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN, ATTENTION_CUDNN_FAST };
 /* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
 enum { RULE_AUTO, RULE_CM, RULE_MUON, RULE_MUON_HEAD, RULE_NORMUON, RULE_AURORA, RULE_MUONH, RULE_ADAMW,
        RULE_ADAMW_PARTNER, RULE_QUACK };
@@ -94,8 +94,9 @@ static const Flag config_flags[] = {
      "or all but each block's input; slower, less memory, the same numbers", NULL},
 #ifdef CM_CUDA
     {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
-    {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn",
-     "our flash attention, or cuDNN's; auto: the faster one that this GPU and cuDNN support", NULL},
+    {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn|cudnn-fast",
+     "our flash attention, or cuDNN's; auto: the faster of these two here; cudnn-fast: cuDNN's that sums dq in any "
+     "order, so that equal runs may differ in bits", NULL},
     {"cuda-graph", FLAG_BOOL, F(cuda_graph), "off", 0, 0, NULL,
      "record the kernels of a micro-batch and replay them: saves launches, which small models wait for", NULL},
     {"tf32", FLAG_BOOL, F(tf32), "on", 0, 0, NULL,

@@ -50,9 +50,9 @@ static void set(const char *name, const char *below) {
 }
 
 /* Finds the library, compares where with root/folder/NAME (NULL: nowhere), and unloads it. */
-static void expect(const char *folder, const char *beside, const char *what) {
+static void expect_at(const char *folder, const char *beside, int first, const char *what) {
     char path[PATH_MAX] = "?", why[512] = "?", wanted[1024];
-    LibrarySearch s = {names, variables, wheels, beside, 0};
+    LibrarySearch s = {names, variables, wheels, beside, first, 0};
     void *library = library_open(&s, path, sizeof path, why, sizeof why);
     if (!folder) {
         check(!library && !path[0] && strstr(why, NAME), "%s: found %s (%s)", what, path, why);
@@ -74,6 +74,8 @@ static void expect(const char *folder, const char *beside, const char *what) {
     check(!strcmp(a, path), "%s: loaded is %s", what, a);
     dlclose(library);
 }
+
+static void expect(const char *folder, const char *beside, const char *what) { expect_at(folder, beside, 0, what); }
 
 /* One place after the other, from the last looked at to the first: each has to win over all before. */
 static void test_places(void) {
@@ -132,6 +134,7 @@ static void test_places(void) {
     expect("named/lib64", beside, "a variable, lib64");
     put_library("named");
     expect("named", beside, "a variable, the folder itself");
+    expect_at("other/site-packages/nvidia/cublas/lib", beside, 1, "beside a loaded one before all");
 }
 
 /* A file that does not load is passed over, and named where nothing else is found. */
@@ -142,7 +145,7 @@ static void test_broken(void) {
           root, root, root);
     expect(NULL, NULL, "a file that is no library");
     char path[PATH_MAX], why[512];
-    LibrarySearch s = {names, variables, NULL, NULL, 0};
+    LibrarySearch s = {names, variables, NULL, NULL, 0, 0};
     void *library = library_open(&s, path, sizeof path, why, sizeof why);
     check(!library && strstr(why, "broken/lib64/" NAME), "the reason is \"%s\"", why);
     put_library("broken/lib");

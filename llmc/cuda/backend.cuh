@@ -6,7 +6,7 @@ stream and done in order; only device_download, device_wait and la_sum_squares w
 #define CM_CUDA_BACKEND_CUH
 
 #include "attention.cuh"
-#include "cudnn.cuh"
+#include "attention_choice.cuh"
 #include "gemm.cuh"
 #include "layers.cuh"
 #include "linalg.cuh"

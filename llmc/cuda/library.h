@@ -36,6 +36,7 @@ typedef struct {
     const char *const *variables; /* of the environment, each of which names a folder: "CUDNN_PATH" */
     const char *const *wheels;    /* folders below site-packages/nvidia: "cudnn/lib" */
     const char *beside;           /* path of a library that is loaded, or NULL */
+    int beside_first;             /* whether `beside` comes before all other places */
     int global;                   /* whether libraries that are loaded later see its symbols */
 } LibrarySearch;
 
@@ -208,6 +209,7 @@ static inline void *library_open(const LibrarySearch *search, char *path, size_t
     static const char *const toolkits[] = {"CUDA_HOME", "CUDA_PATH", NULL};
     LibraryFinder f = {search, NULL, why, why_size};
     if (why_size) why[0] = 0;
+    if (search->beside_first) library_try_beside(&f);
     library_try_variables(&f, search->variables);
     for (const char *const *name = search->names; *name; name++) library_try_file(&f, *name);
     library_try_variables(&f, toolkits);
