@@ -1,9 +1,11 @@
 /*
 Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, and of the choice between it and ours
 (llmc/cuda/attention_choice.cuh): with the real cuDNN where there is one and a GPU, and under the emulator with
-one that carries out the graph on the CPU (fake_cudnn.h). What happens where there is none is tested everywhere.
+one that carries out the graph on the CPU (fake_cudnn.h). What happens where there is none is tested everywhere;
+and how often NVML is asked (llmc/cuda/nvml.cuh).
 */
 #include "../../../llmc/cuda/attention_choice.cuh"
+#include "../../../llmc/cuda/nvml.cuh"
 #include "device.h"
 #include "twin.h"
 #ifdef CM_EMU
@@ -95,6 +97,24 @@ static void test_unplanned(Shape s) {
     check(strstr(cudnn_failure(), "16 bytes") != NULL, "the reason is \"%s\"", cudnn_failure());
     CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
     release();
+}
+
+static int nvml_queries;
+static void count_query(char *text, size_t size) { snprintf(text, size, "\"gpu_w\": %d", ++nvml_queries); }
+
+/* The device's state is asked once a second, and a text that does not fit is left out. */
+static void test_state(void) {
+    NvmlCache cache;
+    char text[32], small[8] = "?";
+    const double times[] = {50, 50.2, 50.999, 51, 51.5, 52.5};
+    const int answers[] = {1, 1, 1, 2, 2, 3};
+    memset(&cache, 0, sizeof cache);
+    for (int i = 0; i < 6; i++) {
+        nvml_cached(&cache, times[i], count_query, text, sizeof text);
+        check(atoi(text + strlen("\"gpu_w\": ")) == answers[i], "at %g: %s", times[i], text);
+    }
+    nvml_cached(&cache, 52.6, count_query, small, sizeof small);
+    check(!small[0], "half a text: %s", small);
 }
 
 /* The choice, which must never fail but where cuDNN is demanded. */
@@ -221,6 +241,7 @@ static void test_failure(Shape s) {
 int main(void) {
     char why[384] = "";
     const Shape shapes[] = {{2, 128, 2, 2, 32}, {1, 40, 6, 2, 64}, {2, 64, 4, 1, 128}};
+    test_state();
     int absent = cudnn_start(why, sizeof why);
     check(absent && strstr(why, "emulator"), "there is a cuDNN: %s", why);
     test_choice(0, shapes[1]);
@@ -265,6 +286,7 @@ int main(void) {
     const Shape shapes[] = {{2, 128, 2, 2, 64}, {1, 256, 6, 2, 64}, {2, 384, 4, 1, 128}, {3, 128, 3, 3, 32},
                             {1, 1024, 2, 2, 64}};
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
+    test_state();
     test_where(available, why);
     if (!available) printf("no cuDNN: %s\n", why);
     if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) {
