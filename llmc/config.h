@@ -95,8 +95,8 @@ static const Flag config_flags[] = {
 #ifdef CM_CUDA
     {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
     {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn|cudnn-fast",
-     "our flash attention, or cuDNN's; auto: the faster of these two here; cudnn-fast: cuDNN's that sums dq in any "
-     "order, so that equal runs may differ in bits", NULL},
+     "our flash attention, or cuDNN's; auto: the faster one that this GPU and cuDNN support; cudnn-fast: cuDNN's "
+     "that sums dq in any order, so that equal runs may differ in bits, which auto never takes", NULL},
     {"cuda-graph", FLAG_BOOL, F(cuda_graph), "off", 0, 0, NULL,
      "record the kernels of a micro-batch and replay them: saves launches, which small models wait for", NULL},
     {"tf32", FLAG_BOOL, F(tf32), "on", 0, 0, NULL,
