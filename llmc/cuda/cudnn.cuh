@@ -534,8 +534,8 @@ static inline CudnnDescriptor cudnn_plan_config(CudnnGraph *g, CudnnDescriptor c
 }
 
 /* Makes the plan of the first proposal that can be carried out. Where equal runs have to give equal bits, engines
-   that note of themselves that they do not come last. No engine is refused for its notes, which speak of all that
-   it can do: attention_compare looks at the bits. */
+   that note of themselves that they do not come last. But no engine is refused for its notes, and none is trusted:
+   cuDNN 9.19 and 9.28 note the same of both backward passes. attention_compare looks at the bits. */
 static inline void cudnn_plan_make(CudnnPlan *p) {
     enum { MOST = 8 };
     CudnnGraph *g = &p->graph;

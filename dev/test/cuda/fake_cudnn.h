@@ -286,7 +286,8 @@ static CudnnStatus fake_execute(CudnnHandle, CudnnDescriptor plan_, CudnnDescrip
     if (fake.workspace && (!workspace || (uintptr_t)workspace % 16)) return fake_fail("no workspace");
     if (fake.workspace) memset(workspace, 0xff, (size_t)fake.workspace);
     for (int64_t i = 0; i < plan->graph->counts.at(DNN_ATTR_OPERATIONGRAPH_OPS); i++) {
-        const FakeDescriptor *op = (FakeDescriptor *)fake_get<void *>(plan->graph, DNN_ATTR_OPERATIONGRAPH_OPS, (size_t)i);
+        const FakeDescriptor *op =
+            (FakeDescriptor *)fake_get<void *>(plan->graph, DNN_ATTR_OPERATIONGRAPH_OPS, (size_t)i);
         if (!op->finalized) return fake_fail("an operation is not finalized");
         fake_operation(&run, op);
     }
