@@ -7,7 +7,9 @@ ifeq ($(origin CC),default)
 endif
 BUILD ?= build
 OPT ?= -O3 -march=native
-WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes -Werror
+# make WERROR= goes on where another compiler has other warnings.
+WERROR ?= -Werror
+WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes $(WERROR)
 # The model's loops vectorise without -ffast-math, which would break the checks for NaN.
 CFLAGS ?= $(OPT)
 override CFLAGS += -std=gnu11 -I. $(WARN) -fno-math-errno -fno-trapping-math -ffp-contract=fast
@@ -33,7 +35,7 @@ ifeq ($(ONEDNN),yes)
 endif
 
 HEADERS = $(wildcard llmc/*.h llmc/cpu/*.h llmc/optim/*.h dev/test/*.h)
-CUDA_HEADERS = $(HEADERS) $(wildcard llmc/cuda/*.cuh dev/emu/*.h dev/test/cuda/*.h)
+CUDA_HEADERS = $(HEADERS) $(wildcard llmc/cuda/*.cuh llmc/cuda/*.h dev/emu/*.h dev/test/cuda/*.h)
 PROGRAMS = train_gpt generate data/tokenize
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt $(BUILD)/test_gpt_double \
         $(BUILD)/test_optim_double $(BUILD)/test_variants_double $(BUILD)/test_msign_double $(BUILD)/test_attention_double $(BUILD)/test_gemm_double
@@ -42,7 +44,7 @@ TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUIL
 # the tests that the CPU has to pass.
 EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
 EMU_TESTS = $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%) \
-            $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn,$(EMU_KERNEL_TESTS)) gpt optim variants msign) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS)) gpt optim variants msign) \
             $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32
 EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/generate_fp32
 
@@ -79,6 +81,8 @@ $(BUILD)/test_optim $(BUILD)/test_optim_double $(BUILD)/test_variants $(BUILD)/t
 
 $(BUILD)/test_generate: generate.c train_gpt.c
 $(BUILD)/test_composed: train_gpt.c
+$(BUILD)/test_library: llmc/cuda/library.h
+$(BUILD)/test_library: LDLIBS += -ldl
 
 $(BUILD)/test_%: dev/test/test_%.c $(HEADERS) | $(BUILD)
 	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
@@ -128,7 +132,7 @@ ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
   $(info note: no $(CXX), so the tests of the CUDA kernels are left out (Debian: apt-get install g++))
 endif
 EMU_OPT ?= -O1
-EMU_FLAGS = -std=c++20 $(EMU_OPT) -I. -Wall -Wextra -Wshadow -Werror -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
+EMU_FLAGS = -std=c++20 $(EMU_OPT) -I. -Wall -Wextra -Wshadow $(WERROR) -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
             -DCM_CUDA -DCM_EMU
 emu_precision = $(if $(findstring _fp32,$@),-DCM_FP32)
 emu_build = $(CXX) $(EMU_FLAGS) $(emu_precision) -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
@@ -141,6 +145,8 @@ $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%): $(BUILD)/emu/test_%: dev/test/cuda/te
 	$(emu_build) $(filter -fopenmp,$(CFLAGS))
 $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%_fp32): $(BUILD)/emu/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/emu
 	$(emu_build) $(filter -fopenmp,$(CFLAGS))
+# cuDNN's header, where the toolkit has it, is what this test compares with.
+$(BUILD)/emu/test_cudnn_api: EMU_FLAGS += $(addprefix -isystem ,$(wildcard $(cuda_root)/include))
 $(BUILD)/emu/test_gpt_fp32: test_gpt.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
 	$(emu_build)
 $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
@@ -153,15 +159,40 @@ $(BUILD)/emu/generate $(BUILD)/emu/generate_fp32: generate.cu generate.c train_g
 	$(emu_build)
 
 # ---- CUDA: nvcc from the PATH or the usual places; ARCH=sm_80 or the GPU's own, else sm_90
+# cuBLASLt may be the toolkit's, the distribution's, or that of the wheels that PyTorch brings, whose folder
+# (site-packages/nvidia) python3 tells or CUDA_WHEELS names. cuDNN, NVRTC and NVML are found when a program runs.
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc) /usr/local/cuda/bin/nvcc \
-          /usr/local/cuda-*/bin/nvcc /opt/cuda/bin/nvcc)))
-CUDA_LIB = $(firstword $(wildcard $(dir $(realpath $(NVCC)))../lib64 $(dir $(realpath $(NVCC)))../lib))
+          /usr/local/cuda-*/bin/nvcc /opt/cuda/bin/nvcc $(CUDA_WHEELS:%=%/cu1[0-9]/bin/nvcc))))
+cuda_root = $(patsubst %/bin/,%,$(dir $(realpath $(NVCC))))
+cuda_goals := $(filter-out $(BUILD)/emu/%,$(filter cuda %cuda %cuda_fp32 $(BUILD)/cuda/%,$(MAKECMDGOALS)))
 gpu_arch = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]*\)\.\([0-9]*\).*/sm_\1\2/p')
-cuda_arch := $(or $(ARCH),$(if $(filter cuda %cuda %cuda_fp32 $(BUILD)/cuda/%,$(MAKECMDGOALS)),$(gpu_arch)),sm_90)
+cuda_arch := $(or $(ARCH),$(if $(cuda_goals),$(gpu_arch)),sm_90)
+ifneq ($(and $(cuda_goals),$(NVCC)),)
+  cuda_major := $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+  cuda_libs := $(wildcard $(cuda_root)/lib64 $(cuda_root)/lib $(cuda_root)/targets/$(shell uname -m)-linux/lib)
+  # The library of that name in the first folder that has one: a link for the linker, or what only a loader finds.
+  first_cublas = $(firstword $(foreach d,$(1),$(wildcard $(d)/libcublasLt.so $(d)/libcublasLt.so.$(cuda_major))))
+  cublas := $(call first_cublas,$(cuda_libs))
+  # Its header is beside it, or nvcc's own.
+  first_header = $(abspath $(firstword $(wildcard $(addsuffix /cublasLt.h,$(cublas:%=$(dir $(cublas))../include) $(1)))))
+  cublas_h := $(call first_header,$(cuda_root)/include $(cuda_root)/targets/*/include)
+  ifeq ($(and $(cublas),$(cublas_h)),)
+    CUDA_WHEELS ?= $(shell python3 -c 'import nvidia; print(*nvidia.__path__)' 2>/dev/null)
+    wheels := $(foreach d,$(CUDA_WHEELS),$(d)/cu$(cuda_major) $(d)/cublas)
+    cublas := $(or $(cublas),$(call first_cublas,$(wildcard /usr/lib/*-linux-gnu /usr/lib64 /usr/local/lib) $(wheels:%=%/lib)))
+    cublas_h := $(call first_header,$(cuda_root)/include /usr/include /usr/local/include $(wheels:%=%/include))
+    $(info note: cuBLASLt is $(or $(cublas),nowhere), its header $(or $(cublas_h),nowhere)$(if $(and $(cublas),$(cublas_h)),,: \
+      install it, or name the wheels: CUDA_WHEELS=/path/to/site-packages/nvidia))
+  endif
+  # Headers of the toolkit come first: wheels have some of another version.
+  CUBLAS_FLAGS := $(addprefix -isystem ,$(filter-out /usr/include $(cuda_root)/%,$(patsubst %/,%,$(dir $(cublas_h)))))
+  cuda_folders := $(sort $(realpath $(firstword $(cuda_libs)) $(dir $(cublas))))
+endif
 NVCC_OPT ?= -O3
-NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. -DCM_CUDA -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas \
-            -Werror all-warnings -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
-CUDA_LIBS = $(if $(CUDA_LIB),-L$(CUDA_LIB) -Xlinker -rpath -Xlinker $(realpath $(CUDA_LIB))) -lcublasLt -ldl
+NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. $(CUBLAS_FLAGS) -DCM_CUDA -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas \
+            $(if $(WERROR),-Werror all-warnings) -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
+CUDA_LIBS = $(foreach d,$(cuda_folders),-L$(d) -Xlinker -rpath -Xlinker $(d)) \
+            $(if $(filter %.so,$(or $(cublas),.so)),-lcublasLt,-l:$(notdir $(cublas))) -ldl
 nvcc_build = $(if $(NVCC),,$(error no nvcc: install the CUDA Toolkit, 12.4 or later, or name it with NVCC=/path/to/nvcc))\
              $(NVCC) $(NVCCFLAGS) $(emu_precision) $< $(filter %.o,$^) -o $@ $(CUDA_LIBS)
 CUDA_PROGRAMS = train_gpt_cuda train_gpt_cuda_fp32 generate_cuda
@@ -214,9 +245,9 @@ help:
 	@echo "make train       train on TinyShakespeare, then sample (about three minutes on two cores)"
 	@echo "make             build train_gpt, generate and data/tokenize"
 	@echo "make test        every test; make test-asan: under sanitizers"
-	@echo "make cuda        train_gpt_cuda, train_gpt_cuda_fp32 and generate_cuda for NVIDIA GPUs (ARCH=sm_80, NVCC=...)"
+	@echo "make cuda        train_gpt_cuda, train_gpt_cuda_fp32 and generate_cuda for NVIDIA GPUs (ARCH=sm_80, NVCC=, CUDA_WHEELS=)"
 	@echo "make test_gpt_cuda  the tests that run on a GPU; bash dev/gpu/check.sh runs them and more"
 	@echo "make bench       benchmarks of the parts"
 	@echo "make libcmuon.so the optimizer as a library (also libcmuon.a); make install PREFIX=..."
 	@echo "make clean       remove what was built (runs/ and data/ stay)"
-	@echo "options: CC=clang, ONEDNN=no (built-in matrix product), OPT='-O2' (portable code)"
+	@echo "options: CC=clang, ONEDNN=no (built-in matrix product), OPT='-O2' (portable code), WERROR= (warnings are no errors)"

@@ -7,7 +7,7 @@ stream and done in order; only device_download, device_wait and la_sum_squares w
 
 #include "../choices.h"
 #include "attention.cuh"
-#include "cudnn.cuh"
+#include "attention_choice.cuh"
 #include "gemm.cuh"
 #include "layers.cuh"
 #include "linalg.cuh"

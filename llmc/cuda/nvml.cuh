@@ -1,12 +1,33 @@
 /*
-Power, temperature and clock of the GPU, from NVML where the driver brings it. The library is loaded when
-the program runs; the five declarations needed stand here, so no header is either. Every query that fails
-is left out.
+Power, temperature and clock of the GPU, from NVML where the driver brings it. The library is found when
+the program runs; the five declarations needed stand here, so no header is needed either. Every query that
+fails is left out.
 */
 #ifndef CM_CUDA_NVML_CUH
 #define CM_CUDA_NVML_CUH
 
+#include "library.h"
 #include "runtime.cuh"
+
+/* One call of NVML takes up to a millisecond, on the host's way from one step to the next. So it is asked at
+   most once a second, and what it said is repeated in between. */
+enum { NVML_TEXT = 96 };
+typedef struct {
+    char text[NVML_TEXT];
+    double time; /* monotonic seconds of the last query */
+    int asked;
+} NvmlCache;
+
+/* Puts into `text` what is known at `now`, asking `query` where that is more than a second old. A text of
+   `size` bytes or more is left out: half a member of a JSON object is worse than none. */
+static inline void nvml_cached(NvmlCache *cache, double now, void (*query)(char *text, size_t size), char *text,
+                               size_t size) {
+    if (!cache->asked || now - cache->time >= 1) {
+        query(cache->text, sizeof cache->text);
+        cache->time = now, cache->asked = 1;
+    }
+    if ((size_t)snprintf(text, size, "%s", cache->text) >= size && size) text[0] = 0;
+}
 
 #ifdef CM_EMU
 
@@ -15,22 +36,23 @@ static inline void nvml_state(char *text, size_t size) { (void)size, text[0] = 0
 
 #else
 
-#include <dlfcn.h>
-
 typedef struct {
     void *device;
     int (*power)(void *device, unsigned *milliwatts);
     int (*temperature)(void *device, int sensor, unsigned *celsius); /* sensor 0: the die */
     int (*clock)(void *device, int domain, unsigned *mhz);           /* domain 1: the multiprocessors */
+    NvmlCache cache;
 } Nvml;
 inline Nvml nvml;
 
 /* Finds the CUDA device among NVML's, which counts them in another order, by its place on the bus. */
 static inline int nvml_start(int cuda_device) {
-    char bus[32];
+    static const char *const names[] = {"libnvidia-ml.so.1", NULL};
+    char bus[32], path[1024], why[256];
     void *device = NULL;
-    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+    LibrarySearch search = {names, NULL, NULL, NULL, 0, 0};
     memset(&nvml, 0, sizeof nvml);
+    void *library = library_open(&search, path, sizeof path, why, sizeof why);
     if (!library) return -1;
     int (*init)(void) = (int (*)(void))dlsym(library, "nvmlInit_v2");
     int (*find)(const char *, void **) =
@@ -47,12 +69,10 @@ static inline int nvml_start(int cuda_device) {
     return 0;
 }
 
-/* "gpu_w": 640, "gpu_c": 61, "gpu_mhz": 1755; nothing where there is nothing to say. */
-static inline void nvml_state(char *text, size_t size) {
+static inline void nvml_query(char *text, size_t size) {
     unsigned x = 0;
     size_t at = 0;
     text[0] = 0;
-    if (!nvml.device) return;
     if (nvml.power && !nvml.power(nvml.device, &x))
         at += (size_t)snprintf(text + at, size - at, "\"gpu_w\": %u", (x + 500) / 1000);
     if (at < size && nvml.temperature && !nvml.temperature(nvml.device, 0, &x))
@@ -60,6 +80,12 @@ static inline void nvml_state(char *text, size_t size) {
     if (at < size && nvml.clock && !nvml.clock(nvml.device, 1, &x))
         at += (size_t)snprintf(text + at, size - at, "%s\"gpu_mhz\": %u", at ? ", " : "", x);
     if (at >= size) text[0] = 0; /* half a member is worse than none */
+}
+
+/* "gpu_w": 640, "gpu_c": 61, "gpu_mhz": 1755, at most a second old; nothing where there is nothing to say. */
+static inline void nvml_state(char *text, size_t size) {
+    text[0] = 0;
+    if (nvml.device) nvml_cached(&nvml.cache, now_seconds(), nvml_query, text, size);
 }
 
 #endif

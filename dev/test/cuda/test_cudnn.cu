@@ -1,10 +1,19 @@
 /*
-Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, where there is a cuDNN and a GPU; of
-what happens where there is none, everywhere.
+Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, and of the choice between it and ours
+(llmc/cuda/attention_choice.cuh): with the real cuDNN where there is one and a GPU, and under the emulator with
+one that carries out the graph on the CPU (fake_cudnn.h). What happens where there is none is tested everywhere;
+and how often NVML is asked (llmc/cuda/nvml.cuh).
 */
-#include "../../../llmc/cuda/cudnn.cuh"
+#include "../../../llmc/cuda/attention_choice.cuh"
+#include "../../../llmc/cuda/nvml.cuh"
 #include "device.h"
 #include "twin.h"
+#ifdef CM_EMU
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fake_cudnn.h"
+#endif
 
 typedef struct {
     int B, T, NH, NKV, HS;
@@ -26,11 +35,13 @@ static void test_shape(Shape s) {
     size_t Q = N * row, A = N * (size_t)(NH * HS), R = N * (size_t)NH;
     double scale = 0.8 / sqrt((double)HS);
     char why[384] = "", name[96];
-    snprintf(name, sizeof name, "B %d T %d NH %d NKV %d HS %d", B, T, NH, NKV, HS);
+    snprintf(name, sizeof name, "B %d T %d NH %d NKV %d HS %d%s", B, T, NH, NKV, HS, cudnn_fast ? " fast" : "");
     int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
     if (!check(status == 0, "%s: %s", name, why)) return;
+    size_t scratch_before = cuda_scratch_bytes;
     size_t scratch = cudnn_attention_workspace(B, T, NH, NKV, HS, scale);
-    check(scratch >= R * sizeof(float), "%s: %zu bytes of scratch", name, scratch);
+    size_t least = (R + (cudnn_fast ? A : 0)) * sizeof(float);
+    check(scratch >= least, "%s: %zu bytes of scratch", name, scratch);
     check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8, scale) == 0, "%s: scratch without a plan", name);
 
     float *qkv = random_array(Q, 2), *dout = random_array(A, 1);
@@ -63,8 +74,10 @@ static void test_shape(Shape s) {
         e = relative_l2_ff(parts[0], parts[1], n, 1e-6);
         check(e < 1e-2, "%s: gradient of %c differs by %g", name, "qkv"[part], e);
     }
+    check(cuda_scratch_bytes <= scratch || cuda_scratch_bytes == scratch_before, "%s: %zu bytes of scratch, not %zu",
+          name, cuda_scratch_bytes, scratch);
     cudnn_attention_backward(again, dout_d, qkv_d, out_d, lse_d, B, T, NH, NKV, HS, scale);
-    check(!memcmp(on_host(again, Q), d, Q * sizeof *d), "%s: two runs give different bits", name);
+    check(cudnn_fast || !memcmp(on_host(again, Q), d, Q * sizeof *d), "%s: two runs give different bits", name);
     check(relative_l2_ff(on_host(qkv_d, Q), qkv, Q, 1e-6) == 0, "%s: qkv was written", name);
     release();
 }
@@ -81,23 +94,43 @@ static void test_unplanned(Shape s) {
     check(less == 0, "a smaller batch fails");
     check(more == -1, "T + 8 was planned");
     check(odd == -1, "memory that is not aligned is taken");
+    check(strstr(cudnn_failure(), "16 bytes") != NULL, "the reason is \"%s\"", cudnn_failure());
     CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
     release();
 }
 
+static int nvml_queries;
+static void count_query(char *text, size_t size) { snprintf(text, size, "\"gpu_w\": %d", ++nvml_queries); }
+
+/* The device's state is asked once a second, and a text that does not fit is left out. */
+static void test_state(void) {
+    NvmlCache cache;
+    char text[32], small[8] = "?";
+    const double times[] = {50, 50.2, 50.999, 51, 51.5, 52.5};
+    const int answers[] = {1, 1, 1, 2, 2, 3};
+    memset(&cache, 0, sizeof cache);
+    for (int i = 0; i < 6; i++) {
+        nvml_cached(&cache, times[i], count_query, text, sizeof text);
+        check(atoi(text + strlen("\"gpu_w\": ")) == answers[i], "at %g: %s", times[i], text);
+    }
+    nvml_cached(&cache, 52.6, count_query, small, sizeof small);
+    check(!small[0], "half a text: %s", small);
+}
+
 /* The choice, which must never fail but where cuDNN is demanded. */
-static void test_choice(int available) {
-    Shape s = {8, 256, 4, 4, 64};
-    char note[128] = "", err[ERR_LEN] = "";
-    size_t used[2], all;
-    CUDA_CHECK(cudaMemGetInfo(&used[0], &all));
-    for (int attention = ATTENTION_AUTO; attention <= ATTENTION_CUDNN; attention++) {
+static void test_choice(int available, Shape s) {
+    char note[256] = "", err[ERR_LEN] = "";
+    cuda_scratch_free();
+    for (int attention = ATTENTION_AUTO; attention <= ATTENTION_CUDNN_FAST; attention++) {
         Config c = config_of(s, attention);
-        int status = attention_choose(&c, note, sizeof note, err);
+        int status = attention_choose(&c, note, sizeof note, err), fast = attention == ATTENTION_CUDNN_FAST;
         int library = attention_library_forward != NULL;
-        if (attention == ATTENTION_CUDNN) {
+        if (attention == ATTENTION_CUDNN || fast) {
             check(status == (available ? 0 : -1), "forced: %s", err);
             check(library == available && (available || strstr(err, "--attention")), "forced: %s", err);
+            check(c.attention == attention, "--attention %d becomes %d", attention, c.attention);
+            check(!available || strstr(note, "engine "), "no engine: %s", note);
+            check(!available || fast == (strstr(note, "may differ") != NULL), "the note is: %s", note);
         } else {
             check(status == 0 && note[0], "no choice: %s", err);
             check(attention != ATTENTION_FLASH || (!library && !strcmp(note, "flash")), "flash: %s", note);
@@ -106,27 +139,172 @@ static void test_choice(int available) {
         check(library == (attention_library_backward != NULL), "half of a choice");
         size_t scratch = cudnn_attention_workspace(s.B, s.T, s.NH, s.NKV, s.HS, 1);
         check((scratch > 0) == library, "%zu bytes of scratch with %s", scratch, note);
+        check(cuda_scratch_bytes == 0, "%zu bytes of scratch stay", cuda_scratch_bytes);
     }
-    CUDA_CHECK(cudaMemGetInfo(&used[1], &all));
-    check(used[0] <= used[1] + ((size_t)512 << 20), "memory is left allocated"); /* kernels take some */
+    attention_library_forward = NULL, attention_library_backward = NULL;
+    cudnn_free_plans();
+    cudnn_fast = 0;
+}
+
+#ifdef CM_EMU
+
+/* attention_choose with the fake; the error or the note. */
+static const char *chosen(Shape s, int attention, int *status) {
+    static char note[256], err[ERR_LEN];
+    Config c = config_of(s, attention);
+    note[0] = err[0] = 0;
+    *status = attention_choose(&c, note, sizeof note, err);
+    return *status ? err : note;
+}
+
+/* A sequence that is long enough for a trial of auto, which must not take what is not told to be in order. */
+static void test_auto(void) {
+    Shape s = {1, 512, 1, 1, 8};
+    int status;
+    fake_install(91900);
+    const char *text = chosen(s, ATTENTION_AUTO, &status);
+    check(!status && (strstr(text, "faster") || strstr(text, "slower")), "no trial: %s", text);
+    fake_install(91900);
+    fake.racing = 1;
+    text = chosen(s, ATTENTION_AUTO, &status);
+    check(!status && strstr(text, "flash (") && strstr(text, "other bits"), "auto takes a race: %s", text);
+    check(!cudnn_fast && !attention_library_forward, "auto is fast");
+}
+
+/* Engines whose notes and plans differ: notes sort, and nothing but bits and numbers refuses. */
+static void test_engines(Shape s) {
+    int status;
+    fake_install(91900);
+    fake.engines = {{7, 1, 0}, {9, 0, 1}, {11, 0, 0}};
+    const char *text = chosen(s, ATTENTION_CUDNN, &status);
+    check(!status && strstr(text, "engine 11 forward, 11 backward)"), "the last is deterministic: %s", text);
+    text = chosen(s, ATTENTION_CUDNN_FAST, &status);
+    check(!status && strstr(text, "engine 11 forward, 7 backward (nondeterministic)"), "the best is fast: %s", text);
+    fake.engines = {{9, 0, 1}, {7, 1, 0}};
+    text = chosen(s, ATTENTION_CUDNN, &status);
+    check(!status && strstr(text, "7 forward (nondeterministic), 7 backward (nondeterministic)"), "%s", text);
+    fake.racing = 1;
+    text = chosen(s, ATTENTION_CUDNN, &status);
+    check(status && strstr(text, "other bits") && strstr(text, "--attention flash"), "a race: %s", text);
+    text = chosen(s, ATTENTION_CUDNN_FAST, &status);
+    check(!status && strstr(text, "equal runs may differ"), "a race that is allowed: %s", text);
+    fake.racing = 0, fake.wrong = 1;
+    for (int attention = ATTENTION_CUDNN; attention <= ATTENTION_CUDNN_FAST; attention++) {
+        text = chosen(s, attention, &status);
+        check(status && strstr(text, "differs from ours"), "another dk: %s", text);
+    }
+    fake.wrong = 0, fake.refuse = 1;
+    text = chosen(s, ATTENTION_CUDNN, &status);
+    check(status && strstr(text, "the device is tired"), "a refusal: %s", text);
+    fake.refuse = 0, fake.engines = {{9, 0, 1}};
+    text = chosen(s, ATTENTION_CUDNN, &status);
+    check(status && strstr(text, "does not compile"), "no plan: %s", text);
+    fake.engines = {};
+    text = chosen(s, ATTENTION_CUDNN, &status);
+    check(status && strstr(text, "no kernel"), "no engine: %s", text);
+    cudnn_free_plans();
+    check(fake.live == 0, "%d descriptors stay", fake.live);
+    fake_install(91001);
+    text = chosen(s, ATTENTION_CUDNN, &status);
+    check(status && strstr(text, "known mistakes"), "9.10.1: %s", text);
+}
+
+/* A pass that fails after the choice ends the program, and says how to go on. */
+static void test_failure(Shape s) {
+    int status, ends[2];
+    char said[1024] = "";
+    fake_install(91900);
+    chosen(s, ATTENTION_CUDNN, &status);
+    check(!status && attention_library_forward, "no cuDNN");
+    if (status || pipe(ends)) return;
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        size_t N = (size_t)s.B * (size_t)s.T, Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
+        floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
+        dup2(ends[1], 2);
+        fake.refuse = 1;
+        attention_forward(out, device_array<floatM>(N * (size_t)s.NH), qkv, s.B, s.T, s.NH, s.NKV, s.HS, 1);
+        _exit(0);
+    }
+    close(ends[1]);
+    size_t at = 0;
+    for (ssize_t n; (n = read(ends[0], said + at, sizeof said - 1 - at)) > 0;) at += (size_t)n;
+    close(ends[0]);
+    waitpid(child, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 1, "the program goes on");
+    check(strstr(said, "the device is tired") && strstr(said, "--attention flash"), "it says: %s", said);
     attention_library_forward = NULL, attention_library_backward = NULL;
     cudnn_free_plans();
 }
 
 int main(void) {
     char why[384] = "";
-    const Shape shapes[] = {{2, 128, 2, 2, 64}, {1, 256, 6, 2, 64}, {2, 384, 4, 1, 128}, {3, 128, 3, 3, 32},
-                            {1, 1024, 2, 2, 64}};
-    int available = cudnn_start(why, sizeof why) == 0;
-    test_choice(available);
-    if (available) {
-        for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) test_shape(shapes[i]);
+    const Shape shapes[] = {{2, 128, 2, 2, 32}, {1, 40, 6, 2, 64}, {2, 64, 4, 1, 128}};
+    test_state();
+    int absent = cudnn_start(why, sizeof why);
+    check(absent && strstr(why, "emulator"), "there is a cuDNN: %s", why);
+    test_choice(0, shapes[1]);
+    for (int version = 0; version < 2; version++) { /* one that starts dq_sum at 0 itself, and one that does not */
+        fake_install(version ? 90501 : 91900);
+        for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++)
+            for (size_t i = 0; i < 3; i++)
+                if (!version || shapes[i].T % 128 == 0) test_shape(shapes[i]);
+        cudnn_fast = 0;
         test_unplanned(shapes[0]);
         check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why), "a head width of 60 is planned");
         check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
-    } else {
-        printf("no cuDNN: %s\n", why);
-        check(why[0] != 0, "no reason is given");
+        cudnn_free_plans();
+        check(fake.live == 0, "%d descriptors stay", fake.live);
+    }
+    fake_install(91900);
+    test_choice(1, shapes[1]);
+    test_auto();
+    test_engines({2, 32, 2, 1, 16});
+    test_failure({2, 32, 2, 1, 16});
+    cuda_scratch_free();
+    return check_done();
+}
+
+#else
+
+/* Where the libraries lie, and that a cuDNN without a device says so. */
+static void test_where(int available, const char *why) {
+    char text[2400] = "?";
+    cudnn_where(text, sizeof text);
+    if (text[0]) {
+        printf("%s\n", text);
+        check(strstr(text, "cuDNN 9."), "cuDNN is at \"%s\"", text);
+    }
+    check(available || why[0], "no reason is given");
+    check(!available || text[0], "a library that works lies nowhere");
+    check(!text[0] || available || strstr(why, "cuDNN"), "the reason is \"%s\"", why);
+}
+
+int main(void) {
+    char why[384] = "";
+    const Shape shapes[] = {{2, 128, 2, 2, 64}, {1, 256, 6, 2, 64}, {2, 384, 4, 1, 128}, {3, 128, 3, 3, 32},
+                            {1, 1024, 2, 2, 64}};
+    int available = cudnn_start(why, sizeof why) == 0, devices = 0;
+    test_state();
+    test_where(available, why);
+    if (!available) printf("no cuDNN: %s\n", why);
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) {
+        check(!available, "cuDNN starts without a device");
+        return check_done();
+    }
+    test_choice(available, {8, 256, 4, 4, 64});
+    if (available) {
+        for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++)
+            for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) test_shape(shapes[i]);
+        cudnn_fast = 0;
+        cudnn_free_plans();
+        test_shape(shapes[0]);
+        test_unplanned(shapes[0]);
+        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why), "a head width of 60 is planned");
+        check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
     }
     return check_done();
 }
+
+#endif
