@@ -1,7 +1,8 @@
 /*
 What a warp computes with: matrix products on the tensor cores (mma.sync m16n8k16), the fragments they
-take, their loading from tiles in shared memory (ldmatrix), and copies to shared memory that the threads
-need not wait for (cp.async). All the inline PTX of the backend is here; compute capability 8.0 and up.
+take, their loading from tiles in shared memory (ldmatrix), copies to shared memory that the threads need
+not wait for (cp.async), and how one block hands numbers to another (acquire and release). All the inline
+PTX of the backend is here; compute capability 8.0 and up.
 
     C (16,8) += A (16,16) B (16,8)        A and B bf16, C float
 
@@ -17,7 +18,8 @@ without leaving the registers. For float the same fragments hold float, and mma 
 slow, exact, and the same kernels.
 
 Under the emulator a fragment has the same layout, ldmatrix takes the same addresses, and all of it is a
-collective operation of the warp.
+collective operation of the warp. Its blocks run one after another: a block that would have to wait ends the
+test.
 */
 #ifndef CM_CUDA_MMA_CUH
 #define CM_CUDA_MMA_CUH
@@ -79,6 +81,19 @@ template <int BYTES> static inline void cp_async(void *to, const void *from) {
 }
 static inline void cp_async_commit(void) { emu_cp_async_commit(); }
 template <int LEFT> static inline void cp_async_wait(void) { emu_cp_async_wait(LEFT); }
+
+static inline void publish_count(int *count, int value) { *count = value; }
+static inline void await_count(const int *count, int least) {
+    if (*count < least) emu_die("a block waits for a block that has not run");
+}
+static inline float4 load_l2(const float4 *p) {
+    emu_wide_access(p);
+    return *p;
+}
+static inline void store_l2(float4 *p, float4 x) {
+    emu_wide_access(p);
+    *p = x;
+}
 
 /* Lane 8 j + r brings row r of matrix j, and gets two elements of each of the four. */
 template <int TRANSPOSED> static inline void ldmatrix(unsigned (&x)[4], const void *row) {
@@ -144,6 +159,35 @@ template <int LEFT> __device__ static inline void cp_async_wait(void) { /* until
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
+/* How a block hands numbers in global memory to another that runs beside it. The giver: all threads store,
+   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count, __syncthreads(),
+   all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
+   blocks ("Causality order" of the PTX manual), so that the other threads need no fence. A kernel that
+   awaits must make sure that the giver is running or done. */
+__device__ static inline void publish_count(int *count, int value) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(value) : "memory");
+}
+__device__ static inline void await_count(const int *count, int least) {
+    for (;;) {
+        int seen;
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(count) : "memory");
+        if (seen >= least) return;
+        __nanosleep(40);
+    }
+}
+/* Loads and stores of such numbers: in the L2 cache, which all blocks share (an L1 cache may hold old lines);
+   volatile, so that no compiler moves them across the barriers. */
+__device__ static inline float4 load_l2(const float4 *p) {
+    float4 x;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(p) : "memory");
+    return x;
+}
+__device__ static inline void store_l2(float4 *p, float4 x) {
+    asm volatile("st.global.cg.v4.f32 [%0], {%1, %2, %3, %4};"
+                 ::"l"(p), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+}
+
 template <int TRANSPOSED> __device__ static inline void ldmatrix(unsigned (&x)[4], const void *row) {
     if constexpr (TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -188,6 +232,14 @@ __device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16
     ldmatrix<0>(a.x, tile.at(row, col, l % 16, l / 16 * 8));
 }
 
+/* A = the transpose of rows row.. and columns col.. of the tile. */
+template <int D>
+__device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row,
+                                                int col) {
+    int l = warp_lane();
+    ldmatrix<1>(a.x, tile.at(row, col, l / 16 * 8 + l % 8, l / 8 % 2 * 8));
+}
+
 /* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows row.. of
    the tile, and along them run the terms of the sums, from col on. */
 template <int D>
@@ -214,6 +266,12 @@ __device__ static inline void load_a(FragA<float> &a, Tile<float, D> tile, int r
     int g = warp_lane() / 4, t = warp_lane() % 4;
 UNROLL
     for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, g + e / 2 % 2 * 8, 2 * t + e % 2 + e / 4 * 8);
+}
+template <int D>
+__device__ static inline void load_a_transposed(FragA<float> &a, Tile<float, D> tile, int row, int col) {
+    int g = warp_lane() / 4, t = warp_lane() % 4;
+UNROLL
+    for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, 2 * t + e % 2 + e / 4 * 8, g + e / 2 % 2 * 8);
 }
 template <int D>
 __device__ static inline void load_b(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col) {

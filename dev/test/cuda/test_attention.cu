@@ -289,7 +289,7 @@ static int count_nan(const floatX *p, size_t n) {
    it comes from and after; from a value it may reach back to the beginning of its tile. */
 static void test_causality(void) {
     const Case c = {2, 150, 2, 2, 32, 0.2, 2, 0};
-    const int t = 140, tile = Flash<FLASH_FORWARD, 32>::ROWS, before = t / tile * tile;
+    const int t = 140, tile = FlashForward<32>::ROWS, before = t / tile * tile;
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, HS = (size_t)c.HS;
     float *qkv = make_qkv(&c), *other = host_array(N * W);
     floatX *d_qkv = on_device<floatX>(qkv, N * W);
@@ -344,7 +344,7 @@ static void test_backward_causality(void) {
     put(d_dout, dout, N * C);
     backward(two, d_dout, d_qkv, out, lse, &c);
     float *x = on_host(one, N * W), *y = on_host(two, N * W);
-    const int step = Flash<FLASH_BACKWARD_KV, 32>::STEP, end = (t / step + 1) * step;
+    const int step = FlashBackward<32>::STEP, end = (t / step + 1) * step;
     int missing = 0, spread = 0;
     for (int i = 0; i < c.T; i++)
         for (size_t k = 0; k < W; k++) {
@@ -385,7 +385,7 @@ static void test_order(void) {
 static void test_scratch(void) {
     const Case c = {2, 37, 3, 1, 16, 0.25, 2, 0};
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
-    size_t used = attention_scratch(c.B, c.T, c.NH);
+    size_t used = attention_scratch(c.B, c.T, c.NH, c.NKV, c.HS);
     floatX *d_qkv = on_device<floatX>(make_qkv(&c), N * W);
     floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N * 3);
