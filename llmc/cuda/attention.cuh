@@ -109,11 +109,11 @@ __device__ static inline void flash_place(int *head, int *tile, int n, const Fla
    there after a wait for the copies and a barrier. */
 template <int ROWS, int D>
 __device__ static inline void flash_load(Tile<floatX, D> tile, const floatX *p, int ld, int rows,
-                                         const FlashShape &f) {
+                                         const FlashShape &f, int thread) {
     constexpr int PIECE = tile.PIECE, AT_ONCE = FLASH_THREADS / tile.PIECES;
     static_assert(ROWS % AT_ONCE == 0, "the threads share the rows evenly");
     if (f.wide) {
-        int r = (int)threadIdx.x / tile.PIECES, c = (int)threadIdx.x % tile.PIECES * PIECE;
+        int r = thread / tile.PIECES, c = thread % tile.PIECES * PIECE;
         unsigned own = (unsigned)(r * ld + c);
 UNROLL
         for (int i = 0; i < ROWS; i += AT_ONCE) {
@@ -124,7 +124,7 @@ UNROLL
         return;
     }
 #pragma unroll 1
-    for (int i = (int)threadIdx.x; i < ROWS * D; i += FLASH_THREADS) {
+    for (int i = thread; i < ROWS * D; i += FLASH_THREADS) {
         int r = i / D, c = i % D;
         *tile.at(r, c) = r < rows && c < f.HS ? p[(size_t)r * ld + c] : from_float<floatX>(0);
     }
@@ -151,17 +151,17 @@ UNROLL
 /* s (16 MT, 8 NT) = X Y^T: rows row.. of X by the rows of Y, tiles of D columns. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X, int row,
-                                           Tile<floatX, D> Y) {
+                                           Tile<floatX, D> Y, int lane = warp_lane()) {
     flash_zero(s);
 UNROLL
     for (int k = 0; k < D; k += 16) {
         FragA<floatX> a[MT];
 UNROLL
-        for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k);
+        for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k, lane);
 UNROLL
         for (int n = 0; n < NT; n += 2) {
             FragB<floatX> b[2];
-            load_b(b, Y, 8 * n, k);
+            load_b(b, Y, 8 * n, k, lane);
 UNROLL
             for (int m = 0; m < MT; m++) mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
         }
@@ -171,7 +171,7 @@ UNROLL
 /* o (16 MT, D) += s Y: the 8 NT rows of Y, weighted by s (16 MT, 8 NT) rounded to floatX. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s)[MT][NT],
-                                          Tile<floatX, D> Y) {
+                                          Tile<floatX, D> Y, int lane = warp_lane()) {
 UNROLL
     for (int k = 0; k < NT; k += 2) {
         FragA<floatX> a[MT];
@@ -180,7 +180,7 @@ UNROLL
 UNROLL
         for (int n = 0; n < D / 8; n += 2) {
             FragB<floatX> b[2];
-            load_b_plain(b, Y, 8 * k, 8 * n);
+            load_b_plain(b, Y, 8 * k, 8 * n, lane);
 UNROLL
             for (int m = 0; m < MT; m++) mma(o[m][n], a[m], b[0]), mma(o[m][n + 1], a[m], b[1]);
         }
@@ -242,14 +242,15 @@ UNROLL
 
 /* Puts c (16 M, 8 N), rounded to floatX, at rows row.. and columns col.. of the tile. */
 template <int M, int N, int D>
-__device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col, const FragC (&c)[M][N]) {
+__device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col, const FragC (&c)[M][N],
+                                        int lane = warp_lane()) {
 UNROLL
     for (int m = 0; m < M; m++)
 UNROLL
         for (int n = 0; n < N; n++)
 UNROLL
             for (int e = 0; e < 4; e += 2)
-                store_pair(tile.at(row + 16 * m, col + 8 * n, frag_row(e), frag_col(e)), c[m][n].x[e],
+                store_pair(tile.at(row + 16 * m, col + 8 * n, frag_row(e, lane), frag_col(e, lane)), c[m][n].x[e],
                            c[m][n].x[e + 1]);
 }
 
@@ -295,15 +296,15 @@ flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) 
 UNROLL
     for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
 
-    flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
+    flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f, (int)threadIdx.x);
     for (int n = -1; n < steps; n++) {
         cp_async_wait<0>();
         __syncthreads(); /* the rows of this step are there, and those of the last are free */
         if (n + 1 < steps) {
             int j0 = (n + 1) * STEP;
             Tile<floatX, D> K = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
-            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
-            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f, (int)threadIdx.x);
+            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f, (int)threadIdx.x);
             cp_async_commit();
         }
         int j0 = n * STEP;
@@ -357,22 +358,23 @@ UNROLL
 template <int MT, int NT, int D, int STEP>
 __device__ static inline void flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8],
                                                   Tile<floatX, STEP> dS, int col, Tile<floatX, D> K,
-                                                  Tile<floatX, D> V, int row, Tile<floatX, D> Q,
-                                                  Tile<floatX, D> dO, const float *l, const float *d, int first,
-                                                  int i0, float scale2) {
+                                                  Tile<floatX, D> V, Tile<floatX, D> Q, Tile<floatX, D> dO,
+                                                  const float *l, const float *d, int j0, int i0, float scale2) {
     FragC s[MT][NT], dp[MT][NT];
+    int thread = fresh_thread(), lane = thread % 32, row = thread / 32 * 16 * MT, first = j0 + row;
     if (i0 + 8 * NT - 1 < first) { /* none of these queries sees one of these keys */
         flash_zero(dp);
-        flash_put(dS, row, col, dp);
+        flash_put(dS, row, col, dp, lane);
         return;
     }
-    flash_scores(s, K, row, Q);
+    flash_scores(s, K, row, Q, lane);
     if (i0 < first + 16 * MT - 1) flash_mask<1>(s, first, i0);
-    flash_scores(dp, V, row, dO);
+    lane = fresh_thread() % 32;
+    flash_scores(dp, V, row, dO, lane);
 UNROLL
     for (int n = 0; n < NT; n++) {
-        float2 ln = *(const float2 *)(const void *)(l + 8 * n + frag_col(0));
-        float2 dn = *(const float2 *)(const void *)(d + 8 * n + frag_col(0));
+        float2 ln = *(const float2 *)(const void *)(l + 8 * n + frag_col(0, lane));
+        float2 dn = *(const float2 *)(const void *)(d + 8 * n + frag_col(0, lane));
 UNROLL
         for (int m = 0; m < MT; m++)
 UNROLL
@@ -382,65 +384,68 @@ UNROLL
                 dp[m][n].x[e] = p * (dp[m][n].x[e] - (e % 2 ? dn.y : dn.x));
             }
     }
-    flash_put(dS, row, col, dp);
-    flash_weigh(dv, s, dO);
-    flash_weigh(dk, dp, Q);
+    flash_put(dS, row, col, dp, lane);
+    flash_weigh(dv, s, dO, lane);
+    flash_weigh(dk, dp, Q, lane);
 }
 
 /* dq (16 QM, 8 QN) = ds K: rows row.. and columns col.. of the product of the first `keys` rows of dS, which
-   has ds^T, and of K. */
+   has ds^T, and of K; `keys` is a multiple of STEP. */
 template <int QM, int QN, int STEP, int D>
 __device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, STEP> dS, int row,
-                                               Tile<floatX, D> K, int col, int keys) {
+                                               Tile<floatX, D> K, int col, int keys, int lane) {
+    constexpr int DEEP = D < 128 ? STEP : 16; /* what is unrolled: with more registers get short */
     flash_zero(dq);
-#pragma unroll 2
-    for (int k = 0; k < keys; k += 16) {
-        FragA<floatX> a[QM];
+#pragma unroll 1
+    for (int start = 0; start < keys; start += DEEP)
 UNROLL
-        for (int m = 0; m < QM; m++) load_a_transposed(a[m], dS, k, row + 16 * m);
+        for (int k = start; k < start + DEEP; k += 16) {
+            FragA<floatX> a[QM];
 UNROLL
-        for (int n = 0; n < QN; n += 2) {
-            FragB<floatX> b[2];
-            load_b_plain(b, K, k, col + 8 * n);
+            for (int m = 0; m < QM; m++) load_a_transposed(a[m], dS, k, row + 16 * m, lane);
 UNROLL
-            for (int m = 0; m < QM; m++) mma(dq[m][n], a[m], b[0]), mma(dq[m][n + 1], a[m], b[1]);
+            for (int n = 0; n < QN; n += 2) {
+                FragB<floatX> b[2];
+                load_b_plain(b, K, k, col + 8 * n, lane);
+UNROLL
+                for (int m = 0; m < QM; m++) mma(dq[m][n], a[m], b[0]), mma(dq[m][n + 1], a[m], b[1]);
+            }
         }
-    }
 }
 
 /* Fragments in scratch: element e of all is element e of a float4, and a warp's float4 are side by side. */
-template <int M, int N> __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p) {
+template <int M, int N> __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int lane) {
 UNROLL
     for (int m = 0; m < M; m++)
 UNROLL
         for (int n = 0; n < N; n++) {
-            float4 x = load_l2(p + 32 * (N * m + n) + warp_lane());
+            float4 x = load_l2(p + 32 * (N * m + n) + lane);
             c[m][n].x[0] = x.x, c[m][n].x[1] = x.y, c[m][n].x[2] = x.z, c[m][n].x[3] = x.w;
         }
 }
-template <int M, int N> __device__ static inline void flash_leave(float4 *p, const FragC (&c)[M][N]) {
+template <int M, int N> __device__ static inline void flash_leave(float4 *p, const FragC (&c)[M][N], int lane) {
 UNROLL
     for (int m = 0; m < M; m++)
 UNROLL
         for (int n = 0; n < N; n++) {
             const float *x = c[m][n].x;
-            store_l2(p + 32 * (N * m + n) + warp_lane(), make_float4(x[0], x[1], x[2], x[3]));
+            store_l2(p + 32 * (N * m + n) + lane, make_float4(x[0], x[1], x[2], x[3]));
         }
 }
 
 /* Writes rows row.. and columns col.. of dq to `rows` rows of HS elements at p, ld apart. */
 template <int M, int N>
 __device__ static inline void flash_write_q(floatX *p, size_t ld, int rows, int row, int col,
-                                            const FragC (&dq)[M][N], const FlashShape &f) {
+                                            const FragC (&dq)[M][N], int lane, const FlashShape &f) {
 UNROLL
     for (int m = 0; m < M; m++)
 UNROLL
         for (int half = 0; half < 4; half += 2) {
-            int r = row + 16 * m + frag_row(half);
+            int r = row + 16 * m + frag_row(half, lane);
             if (r >= rows) continue;
 UNROLL
             for (int n = 0; n < N; n++) {
-                int c = col + 8 * n + frag_col(0);
+                int c = col + 8 * n + frag_col(0, lane);
                 floatX *to = p + r * ld + c;
                 const float *x = dq[m][n].x + half;
                 if (f.wide && c < f.HS) store_pair(to, x[0], x[1]);
@@ -458,13 +463,13 @@ __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
                                                Tile<floatX, D> K, int keys, int first, int last,
                                                const FlashShape &f) {
     using F = FlashBackward<D>;
-    int warp = (int)threadIdx.x / 32;
+    int thread = fresh_thread(), lane = thread % 32, warp = thread / 32;
     int row = warp / F::ACROSS * 16 * F::QM, col = warp % F::ACROSS * 8 * F::QN;
     FragC dq[F::QM][F::QN], before[F::QM][F::QN];
     sum += warp * 32 * F::QM * F::QN;
     flash_zero(before);
-    if (!first) flash_take(before, sum); /* on its way during the product */
-    flash_product_q(dq, dS, row, K, col, keys < F::ROWS ? keys : F::ROWS);
+    if (!first) flash_take(before, sum, lane); /* on its way during the product */
+    flash_product_q(dq, dS, row, K, col, keys < F::ROWS ? keys : F::ROWS, lane);
 UNROLL
     for (int m = 0; m < F::QM; m++)
 UNROLL
@@ -472,11 +477,11 @@ UNROLL
 UNROLL
             for (int e = 0; e < 4; e++) dq[m][n].x[e] += before[m][n].x[e];
     if (!last) {
-        flash_leave(sum, dq);
+        flash_leave(sum, dq, lane);
         return;
     }
     flash_scale(dq, f.scale);
-    flash_write_q(p, f.C3, rows, row, col, dq, f);
+    flash_write_q(p, f.C3, rows, row, col, dq, lane, f);
 }
 
 /* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence; counts: of the
@@ -496,7 +501,7 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     __syncthreads();
     flash_place(&head, &tile, *drawn, f);
     int b = head / f.NKV, g = head % f.NKV;
-    int j0 = tile * ROWS, warp = (int)threadIdx.x / 32, row = warp * 16 * MT;
+    int j0 = tile * ROWS;
     int steps = f.group * (f.chunks - j0 / STEP);
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
     FragC dk[MT][F::DT], dv[MT][F::DT];
@@ -505,26 +510,27 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
 
     auto bring = [&](int n) { /* the rows of step n, to its stage */
         int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP, stage = n % F::STAGES;
+        int thread = fresh_thread();
         Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR}, dO = {Q.p + F::PAIR / 2};
-        flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
-        flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f);
-        int r = (int)threadIdx.x % STEP;
-        if (threadIdx.x < 2 * STEP) {
-            const float *from = (threadIdx.x < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-            float *to = stats + stage * 2 * STEP + threadIdx.x;
+        flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f, thread);
+        flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f, thread);
+        int r = thread % STEP;
+        if (thread < 2 * STEP) {
+            const float *from = (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+            float *to = stats + stage * 2 * STEP + thread;
             if (r < T - i0) cp_async<4>(to, from);
             else *to = 0;
         }
         cp_async_commit();
     };
-    flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
-    flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
+    flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f, (int)threadIdx.x);
+    flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f, (int)threadIdx.x);
     bring(0);
     int *given = NULL; /* the count of the chunk that the last step left in scratch */
     for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
         __syncthreads(); /* the rows of this step are there, those of the last are free, its dq is written */
-        if (given && threadIdx.x == FLASH_THREADS - 32) publish_count(given, tile + 1);
+        if (given && fresh_thread() == FLASH_THREADS - 32) publish_count(given, tile + 1);
         if (F::STAGES > 1 && n + 1 < steps) bring(n + 1);
         int h = g * f.group + n % f.group, chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
         Tile<floatX, D> Q = {shared + F::STAY + n % F::STAGES * F::PAIR}, dO = {Q.p + F::PAIR / 2};
@@ -532,12 +538,12 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
 #pragma unroll 1
         for (int part = 0; part < STEP; part += PART) {
             Tile<floatX, D> Qp = {Q.p + part * D}, dOp = {dO.p + part * D};
-            flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, row, Qp, dOp, stat + part,
-                                           stat + STEP + part, j0 + row, i0 + part, f.scale2);
+            flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, Qp, dOp, stat + part, stat + STEP + part, j0,
+                                           i0 + part, f.scale2);
         }
         size_t place = chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
         int last = i0 < j0 + ROWS;
-        if (tile > 0 && threadIdx.x == 0) await_count(counts + place, tile);
+        if (tile > 0 && fresh_thread() == 0) await_count(counts + place, tile);
         __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
         if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
         flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
@@ -545,6 +551,7 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         given = last ? NULL : counts + place;
     }
     __syncthreads(); /* K is no longer read by other warps */
+    int row = fresh_thread() / 32 * 16 * MT;
     flash_scale(dk, f.scale);
     flash_store(dqkv + k, f.C3, T - j0, K, row, dk, f);
     flash_store(dqkv + v, f.C3, T - j0, V, row, dv, f);

@@ -35,8 +35,8 @@ template <> struct FragB<float> { float x[4]; };
 struct FragC { float x[4]; };
 
 __device__ static inline int warp_lane(void) { return (int)threadIdx.x % 32; }
-__device__ static inline int frag_row(int e) { return warp_lane() / 4 + 8 * (e / 2); }     /* of C */
-__device__ static inline int frag_col(int e) { return 2 * (warp_lane() % 4) + e % 2; }
+__device__ static inline int frag_row(int e, int lane = warp_lane()) { return lane / 4 + 8 * (e / 2); } /* of C */
+__device__ static inline int frag_col(int e, int lane = warp_lane()) { return 2 * (lane % 4) + e % 2; }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Tiles: rows of D elements of T in shared memory. ldmatrix and 16-byte copies touch 8 rows at the same
@@ -75,6 +75,7 @@ __device__ static inline unsigned pack_pair(float x, float y) {
 #ifdef CM_EMU
 
 static inline float fast_exp2(float x) { return exp2f(x); }
+static inline int fresh_thread(void) { return (int)threadIdx.x; }
 
 template <int BYTES> static inline void cp_async(void *to, const void *from) {
     emu_cp_async(to, from, BYTES);
@@ -138,6 +139,14 @@ __device__ static inline float fast_exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+/* threadIdx.x, read anew: what is computed from it in a loop is computed there, and not kept in registers
+   around the loop. */
+__device__ static inline int fresh_thread(void) {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
 }
 
 __device__ static inline unsigned shared_address(const void *p) {
@@ -227,16 +236,17 @@ UNROLL
 
 /* A = rows row.. and columns col.. of the tile; all rows and columns are multiples of 16. */
 template <int D>
-__device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row, int col) {
-    int l = warp_lane();
+__device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int l = lane;
     ldmatrix<0>(a.x, tile.at(row, col, l % 16, l / 16 * 8));
 }
 
 /* A = the transpose of rows row.. and columns col.. of the tile. */
 template <int D>
 __device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row,
-                                                int col) {
-    int l = warp_lane();
+                                                int col, int lane = warp_lane()) {
+    int l = lane;
     ldmatrix<1>(a.x, tile.at(row, col, l / 16 * 8 + l % 8, l / 8 % 2 * 8));
 }
 
@@ -244,8 +254,8 @@ __device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a, Tile<__
    the tile, and along them run the terms of the sums, from col on. */
 template <int D>
 __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
-                                     int col) {
-    int l = warp_lane();
+                                     int col, int lane = warp_lane()) {
+    int l = lane;
     unsigned x[4];
     ldmatrix<0>(x, tile.at(row, col, l / 16 * 8 + l % 8, l / 8 % 2 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
@@ -254,35 +264,39 @@ __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfl
 /* Two B side by side, (16,16), that lie in the tile as they are, at rows row.. and columns col.. */
 template <int D>
 __device__ static inline void load_b_plain(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
-                                           int col) {
-    int l = warp_lane();
+                                           int col, int lane = warp_lane()) {
+    int l = lane;
     unsigned x[4];
     ldmatrix<1>(x, tile.at(row, col, l % 16, l / 16 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
 }
 
 template <int D>
-__device__ static inline void load_a(FragA<float> &a, Tile<float, D> tile, int row, int col) {
-    int g = warp_lane() / 4, t = warp_lane() % 4;
+__device__ static inline void load_a(FragA<float> &a, Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, g + e / 2 % 2 * 8, 2 * t + e % 2 + e / 4 * 8);
 }
 template <int D>
-__device__ static inline void load_a_transposed(FragA<float> &a, Tile<float, D> tile, int row, int col) {
-    int g = warp_lane() / 4, t = warp_lane() % 4;
+__device__ static inline void load_a_transposed(FragA<float> &a, Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, 2 * t + e % 2 + e / 4 * 8, g + e / 2 % 2 * 8);
 }
 template <int D>
-__device__ static inline void load_b(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col) {
-    int g = warp_lane() / 4, t = warp_lane() % 4;
+__device__ static inline void load_b(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++)
         b[e / 4].x[e % 4] = *tile.at(row, col, e / 4 * 8 + g, 2 * t + e % 2 + e % 4 / 2 * 8);
 }
 template <int D>
-__device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col) {
-    int g = warp_lane() / 4, t = warp_lane() % 4;
+__device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++)
         b[e / 4].x[e % 4] = *tile.at(row, col, 2 * t + e % 2 + e % 4 / 2 * 8, e / 4 * 8 + g);
