@@ -531,6 +531,23 @@ static void test_scratch(void) {
     check(huge > (size_t)64 * 128 * 128 * 4 * ((1 << 20) - 128), "%zu bytes of scratch", huge);
 }
 
+/* The ticket and all counts are 0 before blocks hand on sums: old counts would let a block go on too early,
+   which blocks that run one after another do not show. */
+template <int D> static void test_counts(int B, int T, int NH) {
+    size_t n = flash_scratch<D>(B, T, NH).n_counts, rows = (size_t)B * (size_t)T * (size_t)NH;
+    floatX *x = on_device<floatX>(random_array(rows, 1), rows);
+    int *counts = device_array<int>(n + SPARE);
+    float *dots = device_array<float>(rows);
+    LAUNCH(flash_dots_kernel<1>, ceil_div(rows, 32), 256, 0, dots, counts, n, x, x, rows, T, NH, 1);
+    float *count = on_host(counts, n), *dot = on_host(dots, rows);
+    int wrong = 0;
+    for (size_t i = 0; i < n; i++) wrong += count[i] != 0;
+    for (size_t i = 0; i < rows; i++) wrong += !(dot[i] >= 0);
+    check(!wrong, "D %d, T %d: %d counts or dot products are not set", D, T, wrong);
+    check(untouched(counts + n, SPARE), "D %d, T %d: more than the counts is set", D, T);
+    release();
+}
+
 /* The newest position, against the twin and the last row of the forward pass. */
 static void test_decode(void) {
     static const Case cases[] = {
@@ -622,6 +639,10 @@ int main(void) {
     test_backward_poison();
     test_order();
     test_scratch();
+    test_counts<32>(1, 1, 1);
+    test_counts<128>(1, 33, 1);
+    test_counts<128>(2, 700, 3);
+    test_counts<64>(3, 129, 2);
     test_decode();
     test_library();
     test_supports();
