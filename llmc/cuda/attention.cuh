@@ -9,21 +9,34 @@ lse_i = log sum_j exp s_ij, p_ij = exp(s_ij - lse_i), out_i = sum_j p_ij v_j, an
     D_i = dout_i . out_i      dp_ij = dout_i . v_j      ds_ij = p_ij (dp_ij - D_i)
     dq_i = scale sum_j ds_ij k_j      dk_j = scale sum_i ds_ij q_i      dv_j = sum_i p_ij dout_i
 
-After Dao, "FlashAttention-2" (2023): scores exist in registers only. The three large kernels have one
-shape. A block has ROWS rows of one matrix (queries, or keys) in shared memory, 16 MT of them for each of
-its four warps, and walks along the rows of the other, STEP at a time; the next STEP rows are on their way
-(cp.async) while it works on these. A warp computes scores (16 MT, STEP), turns them into p or ds, rounds
-them to floatX, and multiplies them by the STEP rows into sums that stay in its registers:
+After Dao, "FlashAttention-2" (2023): scores exist in registers only. The two large kernels have one shape. A
+block has ROWS rows of one matrix (queries, or keys) in shared memory, 16 MT of them for each of its four
+warps, and walks along the rows of the other, STEP at a time; the next STEP rows are on their way (cp.async)
+while it works on these. A warp computes scores, turns them into p or ds, rounds them to floatX, and
+multiplies them by the STEP rows into sums that stay in its registers:
 
-    forward          has queries, walks along keys:    s = q k^T           out += p v
-    backward, kv     has keys, walks along queries:    s^T = k q^T         dv += p^T dout
-                                                       dp^T = v dout^T     dk += ds^T q
-    backward, q      has queries, walks along keys:    s, dp               dq += ds k
+    forward     has queries, walks along keys:    s = q k^T                            out += p v
+    backward    has keys, walks along queries:    s^T = k q^T,  dp^T = v dout^T        dv += p^T dout
+                                                                                       dk += ds^T q
+                                                                                       dq += ds k
 
-The backward pass could do with five products instead of seven by adding to dq from every block; in two
-kernels each sum belongs to one warp and has one order, so that equal runs give equal bits, with no room
-for partial sums. Exponentials are to base 2 and sums are fp32. What the mask removes is multiplied as
-zeros: a NaN in a value reaches outputs before it too, by less than ROWS.
+ds of a step goes to shared memory, from where the four warps share the last product, (STEP, D) of dq from
+all ROWS keys of the block. Every tile of keys has such a part of the dq of every query after it. These parts
+are added up in fp32 in scratch, in the order of the tiles: tile 0 writes, the others read, add and write,
+and the one on the diagonal, the last, scales the sum and writes dq itself. A count for each STEP queries of
+each head says how many parts are there, and a block waits for the part before its own. One order of all
+sums: equal runs give equal bits.
+
+Blocks walk along the queries from the end of the sequence, and along the query heads of a group at each
+STEP: all tiles of a head go the same way at the same pace, so that a block waits at its first step, if at
+all, until it is behind the block before it. No wait can last for ever: blocks take their tiles in the order
+in which they start (a ticket), the tiles of a head in ascending order, and what a block waits for, a lower
+tile of the same head, belongs to a block that started before and that waits for still lower tiles only.
+Tile 0, the longest, goes first, which also keeps the end of the kernel short.
+
+Exponentials are to base 2 and sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value
+reaches outputs before it too, and one in a key or a value the dq of queries before it, by less than ROWS; one
+in dout the dk and dv of keys after it, by less than STEP.
 
 HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in shared memory.
 */
@@ -32,22 +45,37 @@ HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in share
 
 #include "mma.cuh"
 
-enum { FLASH_FORWARD, FLASH_BACKWARD_KV, FLASH_BACKWARD_Q };
-enum { FLASH_THREADS = 128 };
+enum { FLASH_THREADS = 128, FLASH_WARPS = FLASH_THREADS / 32 };
 
 /* Sizes for heads of D columns: what fits into registers with two blocks on a multiprocessor, and into
-   99 KB of shared memory. */
-template <int KERNEL, int D> struct Flash {
+   99 KB of shared memory. NT, DT: fragments side by side, of scores and of a sum. */
+template <int D> struct FlashForward {
     static constexpr int FP32 = sizeof(floatX) == 4;
-    static constexpr int MT = FP32 || (KERNEL == FLASH_BACKWARD_KV && D == 128) ? 1 : 2;
-    static constexpr int ROWS = FLASH_THREADS / 2 * MT;
-    static constexpr int STEP = (KERNEL == FLASH_FORWARD && D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
-    static constexpr int NT = STEP / 8, DT = D / 8; /* fragments side by side: of scores, of a sum */
-    /* Shared memory: matrices of ROWS, which stay; two of STEP, a pair, twice; two numbers for each row. */
-    static constexpr int STAY = (KERNEL == FLASH_FORWARD ? 1 : 2) * ROWS * D, PAIR = 2 * STEP * D;
-    static constexpr size_t BYTES = (STAY + 2 * PAIR) * sizeof(floatX) + 2 * ROWS * sizeof(float);
-    static_assert(KERNEL == FLASH_FORWARD || 4 * STEP <= 2 * ROWS, "the numbers of two steps fit too");
+    static constexpr int MT = FP32 ? 1 : 2, ROWS = 16 * FLASH_WARPS * MT;
+    static constexpr int STEP = (D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
+    static constexpr int NT = STEP / 8, DT = D / 8;
+    /* Shared memory: the queries, and STEP keys and values, a pair, twice. */
+    static constexpr int STAY = ROWS * D, PAIR = 2 * STEP * D;
+    static constexpr size_t BYTES = (STAY + 2 * PAIR) * sizeof(floatX);
     static_assert(BYTES <= 99 << 10, "more shared memory than every GPU has");
+};
+
+template <int D> struct FlashBackward {
+    static constexpr int FP32 = sizeof(floatX) == 4;
+    static constexpr int MT = FP32 || D == 128 ? 1 : 2, ROWS = 16 * FLASH_WARPS * MT;
+    static constexpr int STEP = (D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
+    static constexpr int PART = STEP < 32 ? STEP : 32; /* queries that a warp has scores of at a time */
+    static constexpr int NT = PART / 8, DT = D / 8;
+    /* Of the (STEP, D) of dq a warp has (16 QM, 8 QN), ACROSS warps side by side. */
+    static constexpr int ACROSS = D < 128 ? 2 : 4, QM = STEP * ACROSS / FLASH_WARPS / 16, QN = DT / ACROSS;
+    /* Shared memory: keys and values; STEP queries and their dout, a pair, and lse and D of these, twice where
+       there is room; ds of a step. */
+    static constexpr int STAGES = FP32 && D == 128 ? 1 : 2;
+    static constexpr int STAY = 2 * ROWS * D, PAIR = 2 * STEP * D, DS = ROWS * STEP;
+    static constexpr size_t BYTES = (STAY + STAGES * PAIR + DS) * sizeof(floatX) +
+                                    STAGES * 2 * STEP * sizeof(float);
+    static_assert(BYTES <= 99 << 10, "more shared memory than every GPU has");
+    static_assert(QM > 0 && QN % 2 == 0 && ROWS % STEP == 0 && 2 * STEP <= FLASH_THREADS, "sizes do not fit");
 };
 
 typedef struct {
@@ -56,6 +84,7 @@ typedef struct {
     int heads, tiles;    /* of all sequences; of ROWS rows in one: a block for each tile of each head */
     int together;        /* heads worked on at a time */
     int wide;            /* rows begin at multiples of 16 bytes */
+    int chunks, kept;    /* of STEP queries in a sequence; of these, with sums of dq in scratch */
     float scale, scale2; /* of q . k, and for exponentials to base 2 */
     int C, C3;           /* elements of a row of out, and of qkv */
 } FlashShape;
@@ -66,10 +95,10 @@ typedef struct {
 /* ---------------------------------------------------------------------------------------------- */
 /* parts of the kernels */
 
-/* The head and the tile of this block. Long tiles go first, so that the last blocks to end are short
-   ones; but only of as many heads at a time as the L2 cache holds keys and values of. */
-__device__ static inline void flash_place(int *head, int *tile, const FlashShape &f) {
-    int n = (int)blockIdx.x, first = n / (f.together * f.tiles) * f.together;
+/* The head and the tile of block n. Long tiles go first, so that the last blocks to end are short ones; but
+   only of as many heads at a time as the L2 cache holds the rows of that blocks walk along. */
+__device__ static inline void flash_place(int *head, int *tile, int n, const FlashShape &f) {
+    int first = n / (f.together * f.tiles) * f.together;
     int heads = f.heads - first < f.together ? f.heads - first : f.together;
     n -= first * f.tiles;
     *tile = n / heads;
@@ -80,11 +109,11 @@ __device__ static inline void flash_place(int *head, int *tile, const FlashShape
    there after a wait for the copies and a barrier. */
 template <int ROWS, int D>
 __device__ static inline void flash_load(Tile<floatX, D> tile, const floatX *p, int ld, int rows,
-                                         const FlashShape &f) {
+                                         const FlashShape &f, int thread) {
     constexpr int PIECE = tile.PIECE, AT_ONCE = FLASH_THREADS / tile.PIECES;
     static_assert(ROWS % AT_ONCE == 0, "the threads share the rows evenly");
     if (f.wide) {
-        int r = (int)threadIdx.x / tile.PIECES, c = (int)threadIdx.x % tile.PIECES * PIECE;
+        int r = thread / tile.PIECES, c = thread % tile.PIECES * PIECE;
         unsigned own = (unsigned)(r * ld + c);
 UNROLL
         for (int i = 0; i < ROWS; i += AT_ONCE) {
@@ -95,7 +124,7 @@ UNROLL
         return;
     }
 #pragma unroll 1
-    for (int i = (int)threadIdx.x; i < ROWS * D; i += FLASH_THREADS) {
+    for (int i = thread; i < ROWS * D; i += FLASH_THREADS) {
         int r = i / D, c = i % D;
         *tile.at(r, c) = r < rows && c < f.HS ? p[(size_t)r * ld + c] : from_float<floatX>(0);
     }
@@ -122,17 +151,17 @@ UNROLL
 /* s (16 MT, 8 NT) = X Y^T: rows row.. of X by the rows of Y, tiles of D columns. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X, int row,
-                                           Tile<floatX, D> Y) {
+                                           Tile<floatX, D> Y, int lane = warp_lane()) {
     flash_zero(s);
 UNROLL
     for (int k = 0; k < D; k += 16) {
         FragA<floatX> a[MT];
 UNROLL
-        for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k);
+        for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k, lane);
 UNROLL
         for (int n = 0; n < NT; n += 2) {
             FragB<floatX> b[2];
-            load_b(b, Y, 8 * n, k);
+            load_b(b, Y, 8 * n, k, lane);
 UNROLL
             for (int m = 0; m < MT; m++) mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
         }
@@ -142,7 +171,7 @@ UNROLL
 /* o (16 MT, D) += s Y: the 8 NT rows of Y, weighted by s (16 MT, 8 NT) rounded to floatX. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s)[MT][NT],
-                                          Tile<floatX, D> Y) {
+                                          Tile<floatX, D> Y, int lane = warp_lane()) {
 UNROLL
     for (int k = 0; k < NT; k += 2) {
         FragA<floatX> a[MT];
@@ -151,7 +180,7 @@ UNROLL
 UNROLL
         for (int n = 0; n < D / 8; n += 2) {
             FragB<floatX> b[2];
-            load_b_plain(b, Y, 8 * k, 8 * n);
+            load_b_plain(b, Y, 8 * k, 8 * n, lane);
 UNROLL
             for (int m = 0; m < MT; m++) mma(o[m][n], a[m], b[0]), mma(o[m][n + 1], a[m], b[1]);
         }
@@ -211,6 +240,20 @@ UNROLL
         }
 }
 
+/* Puts c (16 M, 8 N), rounded to floatX, at rows row.. and columns col.. of the tile. */
+template <int M, int N, int D>
+__device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col, const FragC (&c)[M][N],
+                                        int lane = warp_lane()) {
+UNROLL
+    for (int m = 0; m < M; m++)
+UNROLL
+        for (int n = 0; n < N; n++)
+UNROLL
+            for (int e = 0; e < 4; e += 2)
+                store_pair(tile.at(row + 16 * m, col + 8 * n, frag_row(e, lane), frag_col(e, lane)), c[m][n].x[e],
+                           c[m][n].x[e + 1]);
+}
+
 /* Writes o, the warp's rows row.. of a tile, to `rows` rows of HS elements at p, ld apart. The tile is
    used to bring the elements of a piece together; these rows of it have been this warp's alone. */
 template <int MT, int D>
@@ -218,14 +261,7 @@ __device__ static inline void flash_store(floatX *p, size_t ld, int rows, Tile<f
                                           const FragC (&o)[MT][D / 8], const FlashShape &f) {
     constexpr int PIECE = tile.PIECE, PIECES = tile.PIECES;
     __syncwarp();
-UNROLL
-    for (int m = 0; m < MT; m++)
-UNROLL
-        for (int n = 0; n < D / 8; n++)
-UNROLL
-            for (int e = 0; e < 4; e += 2)
-                store_pair(tile.at(row + 16 * m, 8 * n, frag_row(e), frag_col(e)), o[m][n].x[e],
-                           o[m][n].x[e + 1]);
+    flash_put(tile, row, 0, o);
     __syncwarp();
     for (int i = warp_lane(); i < 16 * MT * PIECES; i += 32) {
         int r = row + i / PIECES, c = i % PIECES * PIECE;
@@ -244,12 +280,12 @@ UNROLL
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
 flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
-    using F = Flash<FLASH_FORWARD, D>;
+    using F = FlashForward<D>;
     constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP;
     SHARED(floatX, shared);
     Tile<floatX, D> Q = {shared};
     int head, tile, T = f.T;
-    flash_place(&head, &tile, f);
+    flash_place(&head, &tile, (int)blockIdx.x, f);
     int b = head / f.NH, h = head % f.NH, g = h / f.group;
     int i0 = (f.tiles - 1 - tile) * ROWS, row = (int)threadIdx.x / 32 * 16 * MT, first = i0 + row;
     int steps = ((T < i0 + ROWS ? T : i0 + ROWS) + STEP - 1) / STEP;
@@ -260,15 +296,15 @@ flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) 
 UNROLL
     for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
 
-    flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
+    flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f, (int)threadIdx.x);
     for (int n = -1; n < steps; n++) {
         cp_async_wait<0>();
         __syncthreads(); /* the rows of this step are there, and those of the last are free */
         if (n + 1 < steps) {
             int j0 = (n + 1) * STEP;
             Tile<floatX, D> K = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
-            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
-            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f, (int)threadIdx.x);
+            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f, (int)threadIdx.x);
             cp_async_commit();
         }
         int j0 = n * STEP;
@@ -297,11 +333,13 @@ UNROLL
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
-/* dots (B,NH,T) = D: dot products of the rows of dout and out (B,T,NH,HS), a row to eight lanes. */
+/* dots (B,NH,T) = D: dot products of the rows of dout and out (B,T,NH,HS), a row to eight lanes. Also sets
+   the `n_counts` numbers at counts to 0 for the kernel that comes next; these are fewer than the threads. */
 template <int N>
-__global__ static void flash_dots_kernel(float *dots, const floatX *dout, const floatX *out, size_t rows,
-                                         int T, int NH, int HS) {
-    size_t n = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
+__global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_counts, const floatX *dout,
+                                         const floatX *out, size_t rows, int T, int NH, int HS) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, n = i / 8;
+    if (i < n_counts) counts[i] = 0;
     float sum = 0;
     for (int c = (int)threadIdx.x % 8 * N; n < rows && c < HS; c += 8 * N) {
         float x[N], y[N];
@@ -311,146 +349,212 @@ UNROLL
         for (int e = 0; e < N; e++) sum += x[e] * y[e];
     }
 UNROLL
-    for (int i = 4; i > 0; i /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, i);
+    for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, lanes);
     if (n < rows && threadIdx.x % 8 == 0) dots[(n / NH / T * NH + n % NH) * T + n / NH % T] = sum;
 }
 
-/* What one step of flash_backward_kv_kernel adds: queries i0.. in Q, their dout in dO, lse and D in
-   stats, to the gradients of the warp's rows of K and V, keys from `first` on. */
-template <int MT, int STEP, int D>
-__device__ static inline void flash_backward_kv(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8],
-                                                Tile<floatX, D> K, Tile<floatX, D> V, int row,
-                                                Tile<floatX, D> Q, Tile<floatX, D> dO, const float *stats,
-                                                int first, int i0, float scale2) {
-    FragC s[MT][STEP / 8], dp[MT][STEP / 8];
-    flash_scores(s, K, row, Q);
+/* What 8 NT queries from i0 on, in Q, with their dout in dO, lse in l and D in d, add to the gradients of the
+   warp's rows of K and V, keys from `first` on. Their ds^T goes to the warp's rows of dS, at columns col.. */
+template <int MT, int NT, int D, int STEP>
+__device__ static inline void flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8],
+                                                  Tile<floatX, STEP> dS, int col, Tile<floatX, D> K,
+                                                  Tile<floatX, D> V, Tile<floatX, D> Q, Tile<floatX, D> dO,
+                                                  const float *l, const float *d, int j0, int i0, float scale2) {
+    FragC s[MT][NT], dp[MT][NT];
+    int thread = fresh_thread(), lane = thread % 32, row = thread / 32 * 16 * MT, first = j0 + row;
+    if (i0 + 8 * NT - 1 < first) { /* none of these queries sees one of these keys */
+        flash_zero(dp);
+        flash_put(dS, row, col, dp, lane);
+        return;
+    }
+    flash_scores(s, K, row, Q, lane);
     if (i0 < first + 16 * MT - 1) flash_mask<1>(s, first, i0);
-    flash_scores(dp, V, row, dO);
+    lane = fresh_thread() % 32;
+    flash_scores(dp, V, row, dO, lane);
 UNROLL
-    for (int n = 0; n < STEP / 8; n++) {
-        float2 l = *(const float2 *)(const void *)(stats + 8 * n + frag_col(0));
-        float2 d = *(const float2 *)(const void *)(stats + STEP + 8 * n + frag_col(0));
+    for (int n = 0; n < NT; n++) {
+        float2 ln = *(const float2 *)(const void *)(l + 8 * n + frag_col(0, lane));
+        float2 dn = *(const float2 *)(const void *)(d + 8 * n + frag_col(0, lane));
 UNROLL
         for (int m = 0; m < MT; m++)
 UNROLL
             for (int e = 0; e < 4; e++) {
-                float p = fast_exp2(scale2 * s[m][n].x[e] - FLASH_LOG2E * (e % 2 ? l.y : l.x));
+                float p = fast_exp2(scale2 * s[m][n].x[e] - FLASH_LOG2E * (e % 2 ? ln.y : ln.x));
                 s[m][n].x[e] = p;
-                dp[m][n].x[e] = p * (dp[m][n].x[e] - (e % 2 ? d.y : d.x));
+                dp[m][n].x[e] = p * (dp[m][n].x[e] - (e % 2 ? dn.y : dn.x));
             }
     }
-    flash_weigh(dv, s, dO);
-    flash_weigh(dk, dp, Q);
+    flash_put(dS, row, col, dp, lane);
+    flash_weigh(dv, s, dO, lane);
+    flash_weigh(dk, dp, Q, lane);
 }
 
-/* Gradients of keys and values, from all the queries of all the heads that read them. */
+/* dq (16 QM, 8 QN) = ds K: rows row.. and columns col.. of the product of the first `keys` rows of dS, which
+   has ds^T, and of K; `keys` is a multiple of STEP. */
+template <int QM, int QN, int STEP, int D>
+__device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, STEP> dS, int row,
+                                               Tile<floatX, D> K, int col, int keys, int lane) {
+    constexpr int DEEP = D < 128 ? STEP : 16; /* what is unrolled: with more registers get short */
+    flash_zero(dq);
+#pragma unroll 1
+    for (int start = 0; start < keys; start += DEEP)
+UNROLL
+        for (int k = start; k < start + DEEP; k += 16) {
+            FragA<floatX> a[QM];
+UNROLL
+            for (int m = 0; m < QM; m++) load_a_transposed(a[m], dS, k, row + 16 * m, lane);
+UNROLL
+            for (int n = 0; n < QN; n += 2) {
+                FragB<floatX> b[2];
+                load_b_plain(b, K, k, col + 8 * n, lane);
+UNROLL
+                for (int m = 0; m < QM; m++) mma(dq[m][n], a[m], b[0]), mma(dq[m][n + 1], a[m], b[1]);
+            }
+        }
+}
+
+/* Fragments in scratch: element e of all is element e of a float4, and a warp's float4 are side by side. */
+template <int M, int N> __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int lane) {
+UNROLL
+    for (int m = 0; m < M; m++)
+UNROLL
+        for (int n = 0; n < N; n++) {
+            float4 x = load_l2(p + 32 * (N * m + n) + lane);
+            c[m][n].x[0] = x.x, c[m][n].x[1] = x.y, c[m][n].x[2] = x.z, c[m][n].x[3] = x.w;
+        }
+}
+template <int M, int N> __device__ static inline void flash_leave(float4 *p, const FragC (&c)[M][N], int lane) {
+UNROLL
+    for (int m = 0; m < M; m++)
+UNROLL
+        for (int n = 0; n < N; n++) {
+            const float *x = c[m][n].x;
+            store_l2(p + 32 * (N * m + n) + lane, make_float4(x[0], x[1], x[2], x[3]));
+        }
+}
+
+/* Writes rows row.. and columns col.. of dq to `rows` rows of HS elements at p, ld apart. */
+template <int M, int N>
+__device__ static inline void flash_write_q(floatX *p, size_t ld, int rows, int row, int col,
+                                            const FragC (&dq)[M][N], int lane, const FlashShape &f) {
+UNROLL
+    for (int m = 0; m < M; m++)
+UNROLL
+        for (int half = 0; half < 4; half += 2) {
+            int r = row + 16 * m + frag_row(half, lane);
+            if (r >= rows) continue;
+UNROLL
+            for (int n = 0; n < N; n++) {
+                int c = col + 8 * n + frag_col(0, lane);
+                floatX *to = p + r * ld + c;
+                const float *x = dq[m][n].x + half;
+                if (f.wide && c < f.HS) store_pair(to, x[0], x[1]);
+                if (!f.wide && c < f.HS) to[0] = from_float<floatX>(x[0]);
+                if (!f.wide && c + 1 < f.HS) to[1] = from_float<floatX>(x[1]);
+            }
+        }
+}
+
+/* This warp's share of what the keys of a block add to the gradients of STEP queries, after ds^T is in dS: the
+   FIRST block leaves it in `sum`, the next ones add theirs to that, the LAST one writes `rows` rows at p. No
+   query sees a key at or after `keys`. */
+template <int D, int STEP>
+__device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum, Tile<floatX, STEP> dS,
+                                               Tile<floatX, D> K, int keys, int first, int last,
+                                               const FlashShape &f) {
+    using F = FlashBackward<D>;
+    int thread = fresh_thread(), lane = thread % 32, warp = thread / 32;
+    int row = warp / F::ACROSS * 16 * F::QM, col = warp % F::ACROSS * 8 * F::QN;
+    FragC dq[F::QM][F::QN], before[F::QM][F::QN];
+    sum += warp * 32 * F::QM * F::QN;
+    flash_zero(before);
+    if (!first) flash_take(before, sum, lane); /* on its way during the product */
+    flash_product_q(dq, dS, row, K, col, keys < F::ROWS ? keys : F::ROWS, lane);
+UNROLL
+    for (int m = 0; m < F::QM; m++)
+UNROLL
+        for (int n = 0; n < F::QN; n++)
+UNROLL
+            for (int e = 0; e < 4; e++) dq[m][n].x[e] += before[m][n].x[e];
+    if (!last) {
+        flash_leave(sum, dq, lane);
+        return;
+    }
+    flash_scale(dq, f.scale);
+    flash_write_q(p, f.C3, rows, row, col, dq, lane, f);
+}
+
+/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence; counts: of the
+   parts in each of these chunks, before them the ticket. */
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
-flash_backward_kv_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
-                         const float *dots, FlashShape f) {
-    using F = Flash<FLASH_BACKWARD_KV, D>;
-    constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP;
+flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse, const float *dots,
+                      float4 *sums, int *ticket, FlashShape f) {
+    using F = FlashBackward<D>;
+    constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP, PART = F::PART;
     SHARED(floatX, shared);
     Tile<floatX, D> K = {shared}, V = {shared + ROWS * D};
-    float *stats = (float *)(void *)(shared + F::STAY + 2 * F::PAIR); /* lse and D of a step, twice */
-    int head, tile, T = f.T;
-    flash_place(&head, &tile, f);
+    Tile<floatX, STEP> dS = {shared + F::STAY + F::STAGES * F::PAIR};
+    float *stats = (float *)(void *)(dS.p + F::DS); /* lse and D of the queries of a step, for each stage */
+    int head, tile, T = f.T, *counts = ticket + 1, *drawn = (int *)(void *)dS.p;
+    if (threadIdx.x == 0) *drawn = atomicAdd(ticket, 1);
+    __syncthreads();
+    flash_place(&head, &tile, *drawn, f);
     int b = head / f.NKV, g = head % f.NKV;
-    int j0 = tile * ROWS, row = (int)threadIdx.x / 32 * 16 * MT;
-    int each = (T - j0 + STEP - 1) / STEP, steps = f.group * each; /* every head from the diagonal on */
+    int j0 = tile * ROWS;
+    int steps = f.group * (f.chunks - j0 / STEP);
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
     FragC dk[MT][F::DT], dv[MT][F::DT];
     flash_zero(dk);
     flash_zero(dv);
 
-    flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
-    flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
-    for (int n = -1; n < steps; n++) {
-        cp_async_wait<0>();
-        __syncthreads(); /* the rows of this step are there, and those of the last are free */
-        if (n + 1 < steps) {
-            int h = g * f.group + (n + 1) / each, i0 = j0 + (n + 1) % each * STEP;
-            Tile<floatX, D> Q = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, dO = {Q.p + F::PAIR / 2};
-            flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
-            flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f);
-            int r = (int)threadIdx.x % STEP;
-            float *stat = stats + ((n + 1) & 1) * 2 * STEP + threadIdx.x;
-            if (threadIdx.x < 2 * STEP) {
-                const float *from = (threadIdx.x < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-                if (r < T - i0) cp_async<4>(stat, from);
-                else *stat = 0;
-            }
-            cp_async_commit();
+    auto bring = [&](int n) { /* the rows of step n, to its stage */
+        int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP, stage = n % F::STAGES;
+        int thread = fresh_thread();
+        Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR}, dO = {Q.p + F::PAIR / 2};
+        flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f, thread);
+        flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f, thread);
+        int r = thread % STEP;
+        if (thread < 2 * STEP) {
+            const float *from = (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+            float *to = stats + stage * 2 * STEP + thread;
+            if (r < T - i0) cp_async<4>(to, from);
+            else *to = 0;
         }
-        int i0 = j0 + n % each * STEP;
-        if (n < 0 || i0 + STEP - 1 < j0 + row) continue;
-        Tile<floatX, D> Q = {shared + F::STAY + (n & 1) * F::PAIR}, dO = {Q.p + F::PAIR / 2};
-        flash_backward_kv<MT, STEP>(dk, dv, K, V, row, Q, dO, stats + (n & 1) * 2 * STEP, j0 + row, i0,
-                                    f.scale2);
+        cp_async_commit();
+    };
+    flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f, (int)threadIdx.x);
+    flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f, (int)threadIdx.x);
+    bring(0);
+    int *given = NULL; /* the count of the chunk that the last step left in scratch */
+    for (int n = 0; n < steps; n++) {
+        cp_async_wait<0>();
+        __syncthreads(); /* the rows of this step are there, those of the last are free, its dq is written */
+        if (given && fresh_thread() == FLASH_THREADS - 32) publish_count(given, tile + 1);
+        if (F::STAGES > 1 && n + 1 < steps) bring(n + 1);
+        int h = g * f.group + n % f.group, chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
+        Tile<floatX, D> Q = {shared + F::STAY + n % F::STAGES * F::PAIR}, dO = {Q.p + F::PAIR / 2};
+        const float *stat = stats + n % F::STAGES * 2 * STEP;
+#pragma unroll 1
+        for (int part = 0; part < STEP; part += PART) {
+            Tile<floatX, D> Qp = {Q.p + part * D}, dOp = {dO.p + part * D};
+            flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, Qp, dOp, stat + part, stat + STEP + part, j0,
+                                           i0 + part, f.scale2);
+        }
+        size_t place = chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
+        int last = i0 < j0 + ROWS;
+        if (tile > 0 && fresh_thread() == 0) await_count(counts + place, tile);
+        __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
+        if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
+        flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
+                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, last, f);
+        given = last ? NULL : counts + place;
     }
+    __syncthreads(); /* K is no longer read by other warps */
+    int row = fresh_thread() / 32 * 16 * MT;
     flash_scale(dk, f.scale);
     flash_store(dqkv + k, f.C3, T - j0, K, row, dk, f);
     flash_store(dqkv + v, f.C3, T - j0, V, row, dv, f);
-}
-
-/* Gradients of queries. */
-template <int D>
-__global__ static void __launch_bounds__(FLASH_THREADS)
-flash_backward_q_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
-                        const float *dots, FlashShape f) {
-    using F = Flash<FLASH_BACKWARD_Q, D>;
-    constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP;
-    SHARED(floatX, shared);
-    Tile<floatX, D> Q = {shared}, dO = {shared + ROWS * D};
-    int head, tile, T = f.T;
-    flash_place(&head, &tile, f);
-    int b = head / f.NH, h = head % f.NH, g = h / f.group;
-    int i0 = (f.tiles - 1 - tile) * ROWS, row = (int)threadIdx.x / 32 * 16 * MT, first = i0 + row;
-    int steps = ((T < i0 + ROWS ? T : i0 + ROWS) + STEP - 1) / STEP;
-    size_t q = ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS;
-    const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS, *v = k + (size_t)f.NKV * f.HS;
-    FragC dq[MT][F::DT];
-    float *stats = (float *)(void *)(shared + F::STAY + 2 * F::PAIR); /* lse and D of the queries */
-    flash_zero(dq);
-    for (int r = (int)threadIdx.x; r < 2 * ROWS; r += FLASH_THREADS) {
-        int i = i0 + r % ROWS;
-        stats[r] = i < T ? (r < ROWS ? lse : dots)[(size_t)head * T + i] : 0;
-    }
-    flash_load<ROWS>(Q, qkv + q, f.C3, T - i0, f);
-    flash_load<ROWS>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f);
-    for (int n = -1; n < steps; n++) {
-        cp_async_wait<0>();
-        __syncthreads(); /* the rows of this step are there, and those of the last are free */
-        if (n + 1 < steps) {
-            int j0 = (n + 1) * STEP;
-            Tile<floatX, D> K = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
-            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
-            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
-            cp_async_commit();
-        }
-        int j0 = n * STEP;
-        if (n < 0 || j0 > first + 16 * MT - 1) continue;
-        Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
-        FragC s[MT][F::NT], dp[MT][F::NT];
-        flash_scores(s, Q, row, K);
-        if (j0 + STEP - 1 > first) flash_mask<0>(s, first, j0);
-            flash_scores(dp, dO, row, V);
-UNROLL
-        for (int m = 0; m < MT; m++)
-UNROLL
-            for (int half = 0; half < 4; half += 2) {
-                int r = row + 16 * m + frag_row(half);
-                float l = FLASH_LOG2E * stats[r], d = stats[ROWS + r];
-UNROLL
-                for (int t = 0; t < F::NT; t++)
-UNROLL
-                    for (int e = half; e < half + 2; e++)
-                        s[m][t].x[e] = fast_exp2(f.scale2 * s[m][t].x[e] - l) * (dp[m][t].x[e] - d);
-            }
-        flash_weigh(dq, s, K);
-    }
-    flash_scale(dq, f.scale);
-    flash_store(dqkv + q, f.C3, T - i0, Q, row, dq, f);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -460,23 +564,24 @@ UNROLL
 inline size_t flash_cache = 16 << 20;
 
 /* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
-   matrices of `walked` heads. */
-static inline FlashShape flash_shape(int rows, int heads, int walked, int B, int T, int NH, int NKV, int HS,
-                                     double scale, int wide) {
+   matrices of `walked` heads, `step` rows at a time. */
+static inline FlashShape flash_shape(int rows, int step, int heads, int walked, int B, int T, int NH, int NKV,
+                                     int HS, double scale, int wide) {
     size_t bytes = 2 * (size_t)T * (size_t)HS * (size_t)walked * sizeof(floatX) / (size_t)heads + 1;
     size_t fit = flash_cache / bytes + 1, all = (size_t)B * (size_t)heads;
+    int chunks = (int)ceil_div((size_t)T, (size_t)step), own = rows / step;
     FlashShape f = {T, NH, NKV, HS, NH / NKV, (int)all, (int)ceil_div((size_t)T, (size_t)rows),
-                    (int)(fit < all ? fit : all), wide, (float)scale, FLASH_LOG2E * (float)scale,
-                    NH * HS, (NH + 2 * NKV) * HS};
+                    (int)(fit < all ? fit : all), wide, chunks, chunks > own ? chunks - own : 0, (float)scale,
+                    FLASH_LOG2E * (float)scale, NH * HS, (NH + 2 * NKV) * HS};
     return f;
 }
 
 template <int D>
 static void flash_forward_width(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
                                 int HS, double scale) {
-    using F = Flash<FLASH_FORWARD, D>;
+    using F = FlashForward<D>;
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(out, (size_t)HS);
-    FlashShape f = flash_shape(F::ROWS, NH, NKV, B, T, NH, NKV, HS, scale, wide);
+    FlashShape f = flash_shape(F::ROWS, F::STEP, NH, NKV, B, T, NH, NKV, HS, scale, wide);
     unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
     LAUNCH(flash_forward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, out, lse, qkv, f);
 }
@@ -488,29 +593,51 @@ static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, in
     else flash_forward_width<128>(out, lse, qkv, B, T, NH, NKV, HS, scale);
 }
 
+/* What the backward pass has in scratch: where it begins, and how much there is of it. The first ROWS queries
+   belong to tile 0 of the keys alone: no sums of theirs. */
+typedef struct {
+    size_t n_counts;                   /* a ticket, then the parts in each chunk of sums */
+    size_t sums, counts, bytes;        /* dots are at 0 */
+} FlashScratch;
+
+template <int D> static FlashScratch flash_scratch(int B, int T, int NH) {
+    using F = FlashBackward<D>;
+    size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP), own = F::ROWS / F::STEP;
+    size_t kept = heads * (chunks > own ? chunks - own : 0);
+    FlashScratch s;
+    s.n_counts = 1 + kept;
+    s.sums = (heads * (size_t)T * sizeof(float) + 15) / 16 * 16;
+    s.counts = s.sums + kept * F::STEP * D * sizeof(float);
+    s.bytes = s.counts + (s.n_counts * sizeof(int) + 15) / 16 * 16;
+    return s;
+}
+
 /* Bytes of scratch that the backward pass takes. */
-static inline size_t attention_scratch(int B, int T, int NH) {
-    return (size_t)B * (size_t)NH * (size_t)T * sizeof(float);
+static inline size_t attention_scratch(int B, int T, int NH, int, int HS) {
+    if (HS <= 32) return flash_scratch<32>(B, T, NH).bytes;
+    if (HS <= 64) return flash_scratch<64>(B, T, NH).bytes;
+    return flash_scratch<128>(B, T, NH).bytes;
 }
 
 template <int D>
 static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
                                  const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
-    using KV = Flash<FLASH_BACKWARD_KV, D>;
-    using Q = Flash<FLASH_BACKWARD_Q, D>;
+    using F = FlashBackward<D>;
     constexpr int WIDE = Wide<floatX>::N;
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) && wide_rows(dout, (size_t)HS) &&
                wide_rows(out, (size_t)HS);
-    float *dots = (float *)cuda_scratch(attention_scratch(B, T, NH));
+    FlashScratch at = flash_scratch<D>(B, T, NH);
+    char *scratch = (char *)cuda_scratch(at.bytes);
+    float *dots = (float *)(void *)scratch;
+    float4 *sums = (float4 *)(void *)(scratch + at.sums);
+    int *counts = (int *)(void *)(scratch + at.counts);
     size_t rows = (size_t)B * (size_t)T * (size_t)NH;
-    if (wide) LAUNCH(flash_dots_kernel<WIDE>, ceil_div(rows, 32), 256, 0, dots, dout, out, rows, T, NH, HS);
-    else LAUNCH(flash_dots_kernel<1>, ceil_div(rows, 32), 256, 0, dots, dout, out, rows, T, NH, HS);
-    FlashShape f = flash_shape(KV::ROWS, NKV, NH, B, T, NH, NKV, HS, scale, wide);
+    auto dots_kernel = wide ? flash_dots_kernel<WIDE> : flash_dots_kernel<1>;
+    LAUNCH(dots_kernel, ceil_div(rows, 32), 256, 0, dots, counts, at.n_counts, dout, out, rows, T, NH, HS);
+    FlashShape f = flash_shape(F::ROWS, F::STEP, NKV, NH, B, T, NH, NKV, HS, scale, wide);
     unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
-    LAUNCH(flash_backward_kv_kernel<D>, blocks, FLASH_THREADS, KV::BYTES, dqkv, dout, qkv, lse, dots, f);
-    f = flash_shape(Q::ROWS, NH, NKV, B, T, NH, NKV, HS, scale, wide);
-    blocks = (unsigned)f.heads * (unsigned)f.tiles;
-    LAUNCH(flash_backward_q_kernel<D>, blocks, FLASH_THREADS, Q::BYTES, dqkv, dout, qkv, lse, dots, f);
+    LAUNCH(flash_backward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, dqkv, dout, qkv, lse, dots, sums, counts,
+           f);
 }
 
 static inline void flash_backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,

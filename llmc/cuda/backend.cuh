@@ -184,7 +184,8 @@ static inline int device_logit_rows(int N, size_t bytes) {
    sure of them, or returns -1. */
 static inline size_t device_workspace(const Config *c, int R, int training) {
     size_t most = training ? layers_scratch(c, R) : 0;
-    size_t attention = training ? attention_scratch(c->batch_size, c->seq_len, c->heads) : 0;
+    size_t attention = training ? attention_scratch(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim)
+                                : 0;
     size_t library = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim,
                                                c->attn_scale);
     if (attention > most) most = attention;

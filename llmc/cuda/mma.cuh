@@ -1,7 +1,8 @@
 /*
 What a warp computes with: matrix products on the tensor cores (mma.sync m16n8k16), the fragments they
-take, their loading from tiles in shared memory (ldmatrix), and copies to shared memory that the threads
-need not wait for (cp.async). All the inline PTX of the backend is here; compute capability 8.0 and up.
+take, their loading from tiles in shared memory (ldmatrix), copies to shared memory that the threads need
+not wait for (cp.async), and how one block hands numbers to another (acquire and release). All the inline
+PTX of the backend is here; compute capability 8.0 and up.
 
     C (16,8) += A (16,16) B (16,8)        A and B bf16, C float
 
@@ -17,7 +18,8 @@ without leaving the registers. For float the same fragments hold float, and mma 
 slow, exact, and the same kernels.
 
 Under the emulator a fragment has the same layout, ldmatrix takes the same addresses, and all of it is a
-collective operation of the warp.
+collective operation of the warp. Its blocks run one after another: a block that would have to wait ends the
+test.
 */
 #ifndef CM_CUDA_MMA_CUH
 #define CM_CUDA_MMA_CUH
@@ -33,8 +35,8 @@ template <> struct FragB<float> { float x[4]; };
 struct FragC { float x[4]; };
 
 __device__ static inline int warp_lane(void) { return (int)threadIdx.x % 32; }
-__device__ static inline int frag_row(int e) { return warp_lane() / 4 + 8 * (e / 2); }     /* of C */
-__device__ static inline int frag_col(int e) { return 2 * (warp_lane() % 4) + e % 2; }
+__device__ static inline int frag_row(int e, int lane = warp_lane()) { return lane / 4 + 8 * (e / 2); } /* of C */
+__device__ static inline int frag_col(int e, int lane = warp_lane()) { return 2 * (lane % 4) + e % 2; }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Tiles: rows of D elements of T in shared memory. ldmatrix and 16-byte copies touch 8 rows at the same
@@ -73,12 +75,26 @@ __device__ static inline unsigned pack_pair(float x, float y) {
 #ifdef CM_EMU
 
 static inline float fast_exp2(float x) { return exp2f(x); }
+static inline int fresh_thread(void) { return (int)threadIdx.x; }
 
 template <int BYTES> static inline void cp_async(void *to, const void *from) {
     emu_cp_async(to, from, BYTES);
 }
 static inline void cp_async_commit(void) { emu_cp_async_commit(); }
 template <int LEFT> static inline void cp_async_wait(void) { emu_cp_async_wait(LEFT); }
+
+static inline void publish_count(int *count, int value) { *count = value; }
+static inline void await_count(const int *count, int least) {
+    if (*count < least) emu_die("a block waits for a block that has not run");
+}
+static inline float4 load_l2(const float4 *p) {
+    emu_wide_access(p);
+    return *p;
+}
+static inline void store_l2(float4 *p, float4 x) {
+    emu_wide_access(p);
+    *p = x;
+}
 
 /* Lane 8 j + r brings row r of matrix j, and gets two elements of each of the four. */
 template <int TRANSPOSED> static inline void ldmatrix(unsigned (&x)[4], const void *row) {
@@ -125,6 +141,14 @@ __device__ static inline float fast_exp2(float x) {
     return y;
 }
 
+/* threadIdx.x, read anew: what is computed from it in a loop is computed there, and not kept in registers
+   around the loop. */
+__device__ static inline int fresh_thread(void) {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 __device__ static inline unsigned shared_address(const void *p) {
     return (unsigned)__cvta_generic_to_shared(p);
 }
@@ -142,6 +166,35 @@ template <int BYTES> __device__ static inline void cp_async(void *to, const void
 __device__ static inline void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> __device__ static inline void cp_async_wait(void) { /* until LEFT groups are under way */
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+/* How a block hands numbers in global memory to another that runs beside it. The giver: all threads store,
+   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count, __syncthreads(),
+   all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
+   blocks ("Causality order" of the PTX manual), so that the other threads need no fence. A kernel that
+   awaits must make sure that the giver is running or done. */
+__device__ static inline void publish_count(int *count, int value) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(value) : "memory");
+}
+__device__ static inline void await_count(const int *count, int least) {
+    for (;;) {
+        int seen;
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(count) : "memory");
+        if (seen >= least) return;
+        __nanosleep(40);
+    }
+}
+/* Loads and stores of such numbers: in the L2 cache, which all blocks share (an L1 cache may hold old lines);
+   volatile, so that no compiler moves them across the barriers. */
+__device__ static inline float4 load_l2(const float4 *p) {
+    float4 x;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(p) : "memory");
+    return x;
+}
+__device__ static inline void store_l2(float4 *p, float4 x) {
+    asm volatile("st.global.cg.v4.f32 [%0], {%1, %2, %3, %4};"
+                 ::"l"(p), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
 }
 
 template <int TRANSPOSED> __device__ static inline void ldmatrix(unsigned (&x)[4], const void *row) {
@@ -183,17 +236,26 @@ UNROLL
 
 /* A = rows row.. and columns col.. of the tile; all rows and columns are multiples of 16. */
 template <int D>
-__device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row, int col) {
-    int l = warp_lane();
+__device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int l = lane;
     ldmatrix<0>(a.x, tile.at(row, col, l % 16, l / 16 * 8));
+}
+
+/* A = the transpose of rows row.. and columns col.. of the tile. */
+template <int D>
+__device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row,
+                                                int col, int lane = warp_lane()) {
+    int l = lane;
+    ldmatrix<1>(a.x, tile.at(row, col, l / 16 * 8 + l % 8, l / 8 % 2 * 8));
 }
 
 /* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows row.. of
    the tile, and along them run the terms of the sums, from col on. */
 template <int D>
 __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
-                                     int col) {
-    int l = warp_lane();
+                                     int col, int lane = warp_lane()) {
+    int l = lane;
     unsigned x[4];
     ldmatrix<0>(x, tile.at(row, col, l / 16 * 8 + l % 8, l / 8 % 2 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
@@ -202,29 +264,39 @@ __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfl
 /* Two B side by side, (16,16), that lie in the tile as they are, at rows row.. and columns col.. */
 template <int D>
 __device__ static inline void load_b_plain(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
-                                           int col) {
-    int l = warp_lane();
+                                           int col, int lane = warp_lane()) {
+    int l = lane;
     unsigned x[4];
     ldmatrix<1>(x, tile.at(row, col, l % 16, l / 16 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
 }
 
 template <int D>
-__device__ static inline void load_a(FragA<float> &a, Tile<float, D> tile, int row, int col) {
-    int g = warp_lane() / 4, t = warp_lane() % 4;
+__device__ static inline void load_a(FragA<float> &a, Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, g + e / 2 % 2 * 8, 2 * t + e % 2 + e / 4 * 8);
 }
 template <int D>
-__device__ static inline void load_b(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col) {
-    int g = warp_lane() / 4, t = warp_lane() % 4;
+__device__ static inline void load_a_transposed(FragA<float> &a, Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
+UNROLL
+    for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, 2 * t + e % 2 + e / 4 * 8, g + e / 2 % 2 * 8);
+}
+template <int D>
+__device__ static inline void load_b(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++)
         b[e / 4].x[e % 4] = *tile.at(row, col, e / 4 * 8 + g, 2 * t + e % 2 + e % 4 / 2 * 8);
 }
 template <int D>
-__device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col) {
-    int g = warp_lane() / 4, t = warp_lane() % 4;
+__device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
+                               int lane = warp_lane()) {
+    int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++)
         b[e / 4].x[e % 4] = *tile.at(row, col, 2 * t + e % 2 + e % 4 / 2 * 8, e / 4 * 8 + g);

@@ -1,7 +1,7 @@
 /*
-Tests of llmc/cuda/mma.cuh and attention.cuh: the warp's products, element by element, and attention against
-its CPU twin over shapes that take every path of the kernels, with the numbers the twin gets rounded as the
-device's are. Runs on a GPU and under the emulator.
+Tests of llmc/cuda/mma.cuh and attention.cuh: the warp's products, element by element, numbers handed from
+block to block, and attention against its CPU twin over shapes that take every path of the kernels, with the
+numbers the twin gets rounded as the device's are. Runs on a GPU and under the emulator.
 
 Tolerances, relative to the norm of the result. fp32: sums in another order, and p = exp(s - lse), which
 errs as much relatively as s does absolutely, that is by 2e-7 of its size; 2e-6 for the rest. bf16:
@@ -44,10 +44,10 @@ template <typename T> static T *shifted(float *from, size_t n, int shift) {
 /* products of a warp */
 
 /* out (16,16) is A B, A (16,16) from the tile `left` at (row, col), and B from the transpose in `right` at
-   (row, col); next (16,16) is (A B) B, with B from where it lies plain in `plain`. The tiles (48,D) come in
-   rows of D. */
+   (row, col); next (16,16) is (A B) B, with B from where it lies plain in `plain`; square (16,16) is B B, the
+   left B from its transpose. The tiles (48,D) come in rows of D. */
 template <typename T, int D>
-__global__ static void products(float *out, float *next, const T *left, const T *right, const T *plain,
+__global__ static void products(float *out, float *next, float *square, const T *left, const T *right, const T *plain,
                                 int row, int col) {
     SHARED(T, shared);
     Tile<T, D> X = {shared}, Y = {shared + 48 * D}, Z = {shared + 96 * D};
@@ -59,18 +59,21 @@ __global__ static void products(float *out, float *next, const T *left, const T 
     __syncthreads();
     FragA<T> a;
     FragB<T> b[2];
-    FragC c[2], d[2];
-    for (int i = 0; i < 8; i++) c[i / 4].x[i % 4] = d[i / 4].x[i % 4] = 0;
+    FragC c[2], d[2], s[2];
+    for (int i = 0; i < 8; i++) c[i / 4].x[i % 4] = d[i / 4].x[i % 4] = s[i / 4].x[i % 4] = 0;
     load_a(a, X, row, col);
     load_b(b, Y, row, col);
     for (int n = 0; n < 2; n++) mma(c[n], a, b[n]);
     make_a(a, c[0], c[1]);
     load_b_plain(b, Z, row, col);
     for (int n = 0; n < 2; n++) mma(d[n], a, b[n]);
+    load_a_transposed(a, Y, row, col);
+    for (int n = 0; n < 2; n++) mma(s[n], a, b[n]);
     for (int n = 0; n < 2; n++)
         for (int e = 0; e < 4; e++) {
             out[16 * frag_row(e) + 8 * n + frag_col(e)] = c[n].x[e];
             next[16 * frag_row(e) + 8 * n + frag_col(e)] = d[n].x[e];
+            square[16 * frag_row(e) + 8 * n + frag_col(e)] = s[n].x[e];
         }
 }
 
@@ -91,8 +94,9 @@ template <typename T, int D> static void test_products(const char *type) {
         }
         for (int i = 0; i < 3; i++) t[i] = on_device<T>(x[i], 48 * D);
         float *out = device_array<float>(256), *next = device_array<float>(256);
-        LAUNCH((products<T, D>), 1, 32, 3 * 48 * D * sizeof(T), out, next, t[0], t[1], t[2], row, col);
-        float *y = on_host(out, 256), *z = on_host(next, 256);
+        float *square = device_array<float>(256);
+        LAUNCH((products<T, D>), 1, 32, 3 * 48 * D * sizeof(T), out, next, square, t[0], t[1], t[2], row, col);
+        float *y = on_host(out, 256), *z = on_host(next, 256), *w = on_host(square, 256);
         for (int i = 0; i < 256; i++) {
             c[i] = 0;
             for (int k = 0; k < 16; k++) c[i] += A[i / 16 * 16 + k] * B[k * 16 + i % 16];
@@ -107,6 +111,13 @@ template <typename T, int D> static void test_products(const char *type) {
         }
         check(!wrong, "%s, %d columns, at (%d,%d): %d elements of (A B) B are wrong", type, D, row, col,
               wrong);
+        wrong = 0;
+        for (int i = 0; i < 256; i++) {
+            float sum = 0;
+            for (int k = 0; k < 16; k++) sum += B[i / 16 * 16 + k] * B[k * 16 + i % 16];
+            wrong += w[i] != sum;
+        }
+        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of B B are wrong", type, D, row, col, wrong);
         release();
     }
 }
@@ -140,6 +151,46 @@ template <typename T, int D> static void test_places(void) {
         }
     check(!crowded, "%d columns of %zu bytes: %d of %d reads have bank conflicts", D, sizeof(T), crowded,
           2 * D / PIECE);
+    release();
+}
+
+/* Blocks that hand numbers on: block n, in the order of the tickets, adds n + thread to what the block before
+   left in one of N rows of a float4 a thread, row after row, as the blocks of attention's backward pass do. */
+enum { HAND_THREADS = 128 };
+__global__ static void hand_over(float4 *rows, int *ticket, int N) {
+    SHARED(int, drawn);
+    int *counts = ticket + 1, thread = (int)threadIdx.x;
+    if (thread == 0) *drawn = atomicAdd(ticket, 1);
+    __syncthreads();
+    int n = *drawn;
+    for (int i = 0; i < N; i++) {
+        float add = (float)(n + thread);
+        float4 x = make_float4(0, 0, 0, 0), *p = rows + i * HAND_THREADS + (thread + 32 * n) % HAND_THREADS;
+        if (n > 0 && thread == 0) await_count(counts + i, n);
+        __syncthreads();
+        if (n > 0) x = load_l2(p); /* what another warp of another block has written */
+        store_l2(p, make_float4(x.x + add, x.y + 1, x.z + (float)i, x.w + add));
+        __syncthreads();
+        if (thread == HAND_THREADS - 32) publish_count(counts + i, n + 1);
+    }
+}
+
+static void test_hand_over(void) {
+    enum { BLOCKS = 40, N = 20, ALL = 4 * N * HAND_THREADS };
+    for (int again = 0; again < 2; again++) { /* the emulator starts blocks in the other order the second time */
+        float *rows = device_array<float>(ALL);
+        int *counts = device_array<int>(1 + N), wrong = 0;
+        CUDA_CHECK(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cuda_stream));
+        LAUNCH(hand_over, BLOCKS, HAND_THREADS, sizeof(int), (float4 *)(void *)rows, counts, N);
+        float *x = on_host(rows, ALL), *count = on_host(counts, 1 + N);
+        for (int i = 0; i < ALL; i++) {
+            int row = i / 4 / HAND_THREADS, slot = i / 4 % HAND_THREADS, sum = 0;
+            for (int n = 0; n < BLOCKS; n++) sum += n + (slot + 32 * BLOCKS - 32 * n) % HAND_THREADS;
+            wrong += (int)x[i] != (i % 4 == 1 ? BLOCKS : i % 4 == 2 ? BLOCKS * row : sum);
+        }
+        for (int i = 0; i <= N; i++) wrong += (int)count[i] != BLOCKS;
+        check(!wrong, "%d numbers are not handed on", wrong);
+    }
     release();
 }
 
@@ -208,13 +259,8 @@ static void test_case(const Case *c) {
     like(c, "lse", on_host(d_lse, L), lse, L, 1, 0, 1, 1e-6);
     check(untouched(d_out + N * C, SPARE) && untouched(d_lse + L, SPARE), "T %d: forward writes too much",
           c->T);
-    floatX *again = device_array<floatX>(N * C + S) + S;
-    floatM *lse_again = device_array<floatM>(L);
-    forward(again, lse_again, d_qkv, c);
-    check(same_bits(again, d_out, N * C) && same_bits(lse_again, d_lse, L),
-          "T %d: forward differs when repeated", c->T);
-
     floatX *near_out = shifted<floatX>(out, N * C, c->shift); /* the backward passes get the same numbers */
+    floatM *first_lse = copy_of(d_lse, L);
     put(d_lse, lse, L);
     cpu_attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
     floatX *d_dqkv = device_array<floatX>(N * W + S + SPARE) + S;
@@ -225,8 +271,13 @@ static void test_case(const Case *c) {
     like(c, "dv", ours, dqkv, N, W, C + KV, W, allowed);
     check(untouched(d_dqkv + N * W, SPARE), "T %d: backward writes too much", c->T);
     floatX *dqkv_again = device_array<floatX>(N * W + S) + S;
+    floatX *again = device_array<floatX>(N * C + S) + S;
+    floatM *lse_again = device_array<floatM>(L);
+    forward(again, lse_again, d_qkv, c); /* three launches after the first: the emulator turns the blocks' order */
     backward(dqkv_again, d_dout, d_qkv, near_out, d_lse, c);
     check(same_bits(dqkv_again, d_dqkv, N * W), "T %d: backward differs when repeated", c->T);
+    check(same_bits(again, d_out, N * C) && same_bits(lse_again, first_lse, L),
+          "T %d: forward differs when repeated", c->T);
     check(same_bits(same, d_qkv, N * W), "T %d: an input has changed", c->T);
     release();
 }
@@ -241,6 +292,21 @@ static void test_cases(void) {
         {2, 200, 4, 1, 64, 0.125, 2, 0}, {1, 130, 4, 1, 128, 0.12, 1, 0}, {1, 1, 2, 2, 128, 0.12, 1, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_case(&cases[i]);
+}
+
+/* Lengths around the sizes of tiles and steps, with heads of all widths and groups of all sizes. */
+static void test_lengths(void) {
+    static const int lengths[] = {1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 257};
+    static const int widths[][8] = {{8, 31, 16, 1, 32, 24, 13, 5}, {64, 40, 33, 48, 56, 63, 61, 36},
+                                    {128, 80, 127, 100, 65, 96, 72, 111}};
+    int n = 0;
+    for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++)
+        for (int k = 0; k < 3; k++, n++) {
+            int T = lengths[i], group = 1 + (T < 100 || k == 0 ? n % 4 : n % 2), keys = T < 64 ? 2 : 1;
+            int batch = T < 100 && n % 3 ? 2 : 1, HS = widths[k][(n + n / 24) % 8];
+            const Case c = {batch, T, group * keys, keys, HS, 1 / sqrt(HS), 1.5, n % 7 == 3};
+            test_case(&c);
+        }
 }
 
 /* Scores that rise and fall along the keys, in steps below and above what the softmax follows; and far
@@ -289,7 +355,7 @@ static int count_nan(const floatX *p, size_t n) {
    it comes from and after; from a value it may reach back to the beginning of its tile. */
 static void test_causality(void) {
     const Case c = {2, 150, 2, 2, 32, 0.2, 2, 0};
-    const int t = 140, tile = Flash<FLASH_FORWARD, 32>::ROWS, before = t / tile * tile;
+    const int t = 140, tile = FlashForward<32>::ROWS, before = t / tile * tile;
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, HS = (size_t)c.HS;
     float *qkv = make_qkv(&c), *other = host_array(N * W);
     floatX *d_qkv = on_device<floatX>(qkv, N * W);
@@ -344,7 +410,7 @@ static void test_backward_causality(void) {
     put(d_dout, dout, N * C);
     backward(two, d_dout, d_qkv, out, lse, &c);
     float *x = on_host(one, N * W), *y = on_host(two, N * W);
-    const int step = Flash<FLASH_BACKWARD_KV, 32>::STEP, end = (t / step + 1) * step;
+    const int step = FlashBackward<32>::STEP, end = (t / step + 1) * step;
     int missing = 0, spread = 0;
     for (int i = 0; i < c.T; i++)
         for (size_t k = 0; k < W; k++) {
@@ -359,17 +425,58 @@ static void test_backward_causality(void) {
     release();
 }
 
+/* A NaN in one element of a query, a key or a value, with lse and out of before it: other sequences, other
+   groups of heads and what is before the NaN's tile keep their gradients, to the bit. */
+static void test_backward_poison(void) {
+    const Case c = {2, 150, 4, 2, 32, 0.2, 2, 0};
+    enum { B_AT = 1, T_AT = 140, HEAD = 3, GROUP = 1, TILE = FlashBackward<32>::ROWS };
+    size_t N = rows(&c), W = width(&c), HS = (size_t)c.HS, C = 4 * HS, KV = 2 * HS;
+    float *qkv = make_qkv(&c);
+    floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(random_array(N * C, 1), N * C);
+    floatX *out = device_array<floatX>(N * C), *clean = device_array<floatX>(N * W);
+    floatX *hurt = device_array<floatX>(N * W);
+    floatM *lse = device_array<floatM>(N * 4);
+    forward(out, lse, d_qkv, &c);
+    backward(clean, d_dout, d_qkv, out, lse, &c);
+    float *x = on_host(clean, N * W);
+    for (int part = 0; part < 3; part++) {
+        size_t row = (size_t)(B_AT * c.T + T_AT) * W, begin = part == 0 ? 0 : part == 1 ? C : C + KV;
+        size_t at = row + begin + (part == 0 ? HEAD : GROUP) * HS + 3;
+        float kept = qkv[at];
+        qkv[at] = NAN;
+        put(d_qkv, qkv, N * W);
+        qkv[at] = kept;
+        backward(hurt, d_dout, d_qkv, out, lse, &c);
+        float *y = on_host(hurt, N * W);
+        int spread = 0, nans = 0;
+        for (size_t i = 0; i < N * W; i++) {
+            size_t t = i / W % (size_t)c.T, col = i % W;
+            int ours = i / W / (size_t)c.T == B_AT, query = col < C;
+            int head = (int)((query ? col : (col - C) % KV) / HS); /* of the query, or of key and value */
+            int reached = ours && (query ? head / 2 : head) == GROUP;
+            if (part == 0) reached = reached && (query ? t == T_AT && head == HEAD : 1); /* keys to t, and on */
+            else reached = reached && t >= T_AT / TILE * TILE;
+            spread += !reached && memcmp(&x[i], &y[i], sizeof *x);
+            nans += isnan(y[i]);
+        }
+        check(!spread, "part %d: %d gradients that do not depend on a NaN change with it", part, spread);
+        check(nans >= c.HS, "part %d: gradients have lost a NaN", part);
+        check(!count_nan(clean, N * W), "NaN from nowhere");
+    }
+    release();
+}
+
 /* The order in which blocks are run is no business of theirs. */
-static void test_order(void) {
-    const Case c = {1, 140, 5, 5, 16, 0.25, 2, 0};
+static void test_order_of(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = flash_cache;
+    size_t head = 2 * (size_t)c.T * (size_t)c.HS * sizeof(floatX) * (size_t)(c.NH / c.NKV);
     float *qkv = make_qkv(&c), *dout = random_array(N * C, 1);
     floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(dout, N * C);
     floatX *out[3], *dqkv[3];
     for (int i = 0; i < 3; i++) { /* one head at a time, two, all */
-        floatM *lse = device_array<floatM>(N * 5);
+        floatM *lse = device_array<floatM>(N * (size_t)c.NH);
         out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
-        flash_cache = i == 2 ? cache : (size_t)(i + 1) * 2 * 140 * 16 * sizeof(floatX);
+        flash_cache = i == 2 ? cache : (size_t)(i + 1) * head;
         forward(out[i], lse, d_qkv, &c);
         backward(dqkv[i], d_dout, d_qkv, out[i], lse, &c);
     }
@@ -382,20 +489,62 @@ static void test_order(void) {
     release();
 }
 
-static void test_scratch(void) {
-    const Case c = {2, 37, 3, 1, 16, 0.25, 2, 0};
+static void test_order(void) {
+    test_order_of({1, 270, 5, 5, 16, 0.25, 2, 0});
+    test_order_of({2, 200, 6, 2, 16, 0.25, 2, 0});
+}
+
+/* Scratch is what attention_scratch says, no byte more or less, whatever it holds. */
+static void test_scratch_of(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
-    size_t used = attention_scratch(c.B, c.T, c.NH);
+    size_t used = attention_scratch(c.B, c.T, c.NH, c.NKV, c.HS);
     floatX *d_qkv = on_device<floatX>(make_qkv(&c), N * W);
     floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W);
-    floatM *lse = device_array<floatM>(N * 3);
+    floatX *first = device_array<floatX>(N * W);
+    floatM *lse = device_array<floatM>(N * (size_t)c.NH);
     check(!cuda_scratch_reserve(cuda_scratch_bytes + used + SPARE), "no scratch");
     size_t bytes = cuda_scratch_bytes;
-    CUDA_CHECK(cudaMemsetAsync(cuda_scratch_memory, 0xff, bytes, cuda_stream));
+    unsigned char *scratch = (unsigned char *)cuda_scratch_memory;
     forward(out, lse, d_qkv, &c);
-    backward(dqkv, out, d_qkv, out, lse, &c);
-    check(cuda_scratch_bytes == bytes, "scratch has grown");
-    check(untouched((unsigned char *)cuda_scratch_memory + used, bytes - used), "more scratch is used");
+    for (int fill = 0; fill < 3; fill++) { /* NaN; zeros; as the last call has left it */
+        if (fill < 2) CUDA_CHECK(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cuda_stream));
+        backward(fill ? dqkv : first, out, d_qkv, out, lse, &c);
+        check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
+        check(!fill || same_bits(dqkv, first, N * W), "T %d: gradients depend on what scratch holds", c.T);
+        if (fill) continue;
+        check(untouched(scratch + used, bytes - used), "T %d: more scratch is used", c.T);
+        check(!untouched(scratch + used - 16, 16), "T %d: less scratch is used", c.T);
+    }
+    check(!count_nan(first, N * W), "T %d: NaN from scratch", c.T);
+    release();
+}
+
+static void test_scratch(void) {
+    test_scratch_of({2, 37, 3, 1, 16, 0.25, 2, 0});
+    test_scratch_of({1, 1, 1, 1, 128, 0.1, 2, 0});
+    test_scratch_of({2, 140, 4, 2, 16, 0.25, 2, 0});
+    test_scratch_of({1, 257, 2, 2, 33, 0.2, 2, 0});
+    test_scratch_of({1, 193, 3, 1, 100, 0.1, 2, 0});
+    const size_t short_one = attention_scratch(3, FlashBackward<64>::ROWS, 5, 5, 64);
+    check(short_one == 3 * 5 * FlashBackward<64>::ROWS * sizeof(float) + 16, "sums where there is one tile");
+    size_t huge = attention_scratch(64, 1 << 20, 128, 128, 128); /* beyond 32 bits */
+    check(huge > (size_t)64 * 128 * 128 * 4 * ((1 << 20) - 128), "%zu bytes of scratch", huge);
+}
+
+/* The ticket and all counts are 0 before blocks hand on sums: old counts would let a block go on too early,
+   which blocks that run one after another do not show. */
+template <int D> static void test_counts(int B, int T, int NH) {
+    size_t n = flash_scratch<D>(B, T, NH).n_counts, rows = (size_t)B * (size_t)T * (size_t)NH;
+    floatX *x = on_device<floatX>(random_array(rows, 1), rows);
+    int *counts = device_array<int>(n + SPARE);
+    float *dots = device_array<float>(rows);
+    LAUNCH(flash_dots_kernel<1>, ceil_div(rows, 32), 256, 0, dots, counts, n, x, x, rows, T, NH, 1);
+    float *count = on_host(counts, n), *dot = on_host(dots, rows);
+    int wrong = 0;
+    for (size_t i = 0; i < n; i++) wrong += count[i] != 0;
+    for (size_t i = 0; i < rows; i++) wrong += !(dot[i] >= 0);
+    check(!wrong, "D %d, T %d: %d counts or dot products are not set", D, T, wrong);
+    check(untouched(counts + n, SPARE), "D %d, T %d: more than the counts is set", D, T);
     release();
 }
 
@@ -481,12 +630,19 @@ int main(void) {
     test_places<__nv_bfloat16, 128>();
     test_places<float, 32>();
     test_places<float, 128>();
+    test_hand_over();
     test_cases();
+    test_lengths();
     test_ramps();
     test_causality();
     test_backward_causality();
+    test_backward_poison();
     test_order();
     test_scratch();
+    test_counts<32>(1, 1, 1);
+    test_counts<128>(1, 33, 1);
+    test_counts<128>(2, 700, 3);
+    test_counts<64>(3, 129, 2);
     test_decode();
     test_library();
     test_supports();
