@@ -1045,7 +1045,7 @@ static void print_curve(const Run *run) {
 
 int main(int argc, char **argv) {
     static Run run;
-    char err[ERR_LEN], machine[512], path[FILE_PATH_SIZE];
+    char err[ERR_LEN], machine[512], libraries[4096], path[FILE_PATH_SIZE];
     Ckpt ckpt;
     memset(&ckpt, 0, sizeof ckpt);
     int status = config_parse(&run.asked, run.given, argc, argv, err);
@@ -1075,6 +1075,8 @@ int main(int argc, char **argv) {
     run.model.r = registry_build(&c);
     run.model.plan = plan_build(&c, &run.model.r);
     printf("machine  %s\n", machine);
+    device_libraries(libraries, sizeof libraries);
+    if (libraries[0]) printf("library  %s\n", libraries);
     printf("data     %s: %zu training and %zu validation tokens\n", c.data, data_tokens(&run.train),
            data_tokens(&run.val));
     print_model(stdout, &c, &run.model.r);

@@ -104,6 +104,9 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
     return gemm_setup((Compute)c->compute, err);
 }
 
+/* The libraries that were found when the program started, and where; nothing if there are none. */
+static inline void device_libraries(char *text, size_t size) { (void)size, text[0] = 0; }
+
 /* The machine in one line. */
 static inline void device_describe(char *text, size_t size) {
     snprintf(text, size, "CPU, %d thread%s, matrix products by %s", thread_count(),

@@ -11,6 +11,7 @@ bits than the same run uninterrupted. So a pass that cuDNN then refuses ends the
 
 #include "../config.h"
 #include "cudnn.cuh"
+#include "noise.cuh"
 
 /* Results of one forward and backward pass, on the device. */
 typedef struct {
@@ -40,16 +41,6 @@ static inline size_t trial_qkv(const AttentionTrial *t, int B) {
     return (size_t)B * (size_t)t->T * (size_t)((t->NH + 2 * t->NKV) * t->HS);
 }
 static inline size_t trial_rows(const AttentionTrial *t, int B) { return (size_t)B * (size_t)t->T * (size_t)t->NH; }
-
-/* n numbers of variance 1, evenly distributed, that depend on their place alone. */
-__global__ static void attention_noise(floatX *x, size_t n, unsigned seed) {
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    unsigned h = ((unsigned)i + seed) * 0x9e3779b1u;
-    h = (h ^ h >> 16) * 0x85ebca6bu;
-    h = (h ^ h >> 13) * 0xc2b2ae35u;
-    x[i] = from_float<floatX>(1.7320508f * ((float)(h ^ h >> 16) * 4.6566129e-10f - 1));
-}
 
 /* *differs = 1 where n words of a and b are not all the same. Every thread that writes writes 1. */
 __global__ static void attention_differs(const unsigned *a, const unsigned *b, size_t n, int *differs) {
@@ -85,7 +76,7 @@ static inline void trial_free(AttentionTrial *t) {
 static inline int trial_take(AttentionTrial *t, char *why, size_t size) {
     char *memory = NULL;
     if (cudnn_attention_plan(t->B, t->T, t->NH, t->NKV, t->HS, t->scale, why, size)) return -1;
-    size_t ours = attention_scratch(t->B, t->T, t->NH);
+    size_t ours = attention_scratch(t->B, t->T, t->NH, t->NKV, t->HS);
     size_t theirs = cudnn_attention_workspace(t->B, t->T, t->NH, t->NKV, t->HS, t->scale);
     if (cudaMalloc((void **)&memory, trial_layout(t, NULL)) != cudaSuccess) {
         cudaGetLastError(); /* forget it */
@@ -110,8 +101,8 @@ static inline int trial_start(AttentionTrial *t, const Config *c, char *why, siz
     if (status < 0) return -1;
     if (status) return cudnn_refuse(why, size, "no room to try cuDNN");
     size_t qkv = trial_qkv(t, t->B), out = trial_out(t, t->B);
-    LAUNCH(attention_noise, ceil_div(qkv, 256), 256, 0, t->qkv, qkv, 1);
-    LAUNCH(attention_noise, ceil_div(out, 256), 256, 0, t->dout, out, 77777);
+    device_noise(t->qkv, qkv, sqrt(3), 1); /* of variance 1 */
+    device_noise(t->dout, out, sqrt(3), 77777);
     return 0;
 }
 
@@ -284,11 +275,15 @@ static inline int attention_cudnn_backward(floatX *dqkv, const floatX *dout, con
     return 0;
 }
 
+/* Time of ours over that of cuDNN in the trial of this start; 0: there was none, or it was not timed. */
+inline double attention_faster;
+
 /* Sets who does attention_forward and attention_backward by --attention, makes that flash or cudnn where it is auto
    (never cudnn-fast), and says in a note why. -1 and err: cuDNN was named, and cannot. */
 static inline int attention_choose(Config *c, char *note, size_t size, char *err) {
     char why[384] = "", name[32], engines[128];
-    double faster = 0;
+    double &faster = attention_faster;
+    faster = 0;
     attention_library_forward = NULL, attention_library_backward = NULL;
     cudnn_free_plans();
     cudnn_fast = c->attention == ATTENTION_CUDNN_FAST;

@@ -293,6 +293,33 @@ static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX
     linear_gelu_fused = !chosen;
 }
 
+inline int attention_asked; /* whether cuDNN was looked for */
+
+/* Who computes attention: what was measured before on this GPU for this shape, or what is measured now. */
+static inline int device_choose_attention(Config *c, Choices *run, char *err) {
+    char *note = device_attention_note, key[256];
+    const size_t size = sizeof device_attention_note;
+    int automatic = c->attention == ATTENTION_AUTO;
+    device_choice_key(key, "attention", ", %d sequences of %d, %d heads, %d of keys, of %d", c->batch_size,
+                      c->seq_len, c->heads, c->kv_heads, c->head_dim);
+    const char *known = automatic ? choices_recall(run, key) : NULL;
+    if (known && !strcmp(known, "flash")) c->attention = ATTENTION_FLASH;
+    attention_asked = c->attention != ATTENTION_FLASH;
+    if (known && attention_asked) { /* cuDNN's, which still has to agree with ours */
+        c->attention = ATTENTION_CUDNN;
+        if (!attention_choose(c, note, size, err)) return 0;
+        fprintf(stderr, "note: %s\n", err);
+        c->attention = ATTENTION_FLASH;
+    }
+    if (attention_choose(c, note, size, err)) return -1;
+    if (known && !attention_asked) snprintf(note, size, "flash (measured before)");
+    if (!automatic || known || attention_faster == 0) return 0;
+    const char *chosen = c->attention == ATTENTION_CUDNN ? "cudnn" : "flash";
+    choices_set(run, key, chosen);
+    choices_set(run ? run->from : NULL, key, chosen);
+    return 0;
+}
+
 /* Picks the GPU of --device, checks that it can run this program, and chooses the attention. What was measured
    before is found in `run` (may be NULL). */
 static inline int device_setup(Config *c, Choices *run, char *err) {
@@ -324,7 +351,20 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
     linear_gelu_fused = c->gelu == GELU_FUSED;
     if (device_take_products(run, err)) return -1;
     nvml_start(c->device);
-    return attention_choose(c, device_attention_note, sizeof device_attention_note, err);
+    return device_choose_attention(c, run, err);
+}
+
+/* The libraries that were taken, and from where: cuBLASLt and, unless it was not asked for, cuDNN. */
+static inline void device_libraries(char *text, size_t size) {
+    char path[1024] = "";
+    gemm_library(text, size);
+    size_t n = strlen(text);
+    library_loaded("libcublasLt.so", path, sizeof path);
+    if (path[0])
+        n += (size_t)snprintf(text + n, n < size ? size - n : 0, " (%s)", path);
+    if (!attention_asked || n + 8 >= size) return;
+    snprintf(text + n, size - n, ", ");
+    cudnn_where(text + n + 2, size - n - 2);
 }
 
 static inline void device_describe(char *text, size_t size) {
