@@ -108,7 +108,7 @@ static double error_of(const floatM *x, const double *expected, size_t n) {
 static floatM *sign_of(const floatM *x, int n, int rows, int cols, int which) {
     floatM *y = copy_of(x, (size_t)n * rows * cols);
     Arena arena = arena_of(msign_scratch(n, rows, cols));
-    msign(mat_dense(y, n, rows, cols), which, &arena);
+    msign_by(mat_dense(y, n, rows, cols), which, 0, &arena);
     return y;
 }
 

@@ -190,7 +190,7 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     View *P = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols), *V;
     G = view_like(P), M = view_like(P), V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
-    COMPARE(adamw, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99));
+    COMPARE(adamw, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99, NULL));
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
     COMPARE(adam, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3));
     forget();
@@ -662,7 +662,7 @@ static void test_sign(void) {
             each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 1, at); });
             upload(X);
             gemm_allow_tf32 = tf32;
-            msign(X->dev, MSIGN_PE8, &arena);
+            msign_by(X->dev, MSIGN_PE8, 0, &arena);
             check(!la_fast_on && !arena.used, "msign leaves something behind");
             gemm_allow_tf32 = 0;
             const float *y = on_host(X->d, X->size);
