@@ -112,8 +112,10 @@ static void fill_nan(View *v) {
 }
 
 static void test_elementwise(void) {
+    enum { TRIALS = 300 };
     double bad[6] = {0};
-    for (int trial = 0; trial < 300; trial++) {
+    int copies = 0;
+    for (int trial = 0; trial < TRIALS; trial++) {
         set_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), rows = pick(1, 9), cols = pick(1, 9);
         double *expected = take((size_t)n0 * n1 * rows * cols);
@@ -166,7 +168,9 @@ static void test_elementwise(void) {
             V.memory[i] = V.before[i] = (floatM)fabs((double)V.memory[i]);
         double scale = 0.5 + uniform(), b1 = uniform(), b2 = uniform(), rate = uniform();
         double root = 1 + uniform(), eps = 0.2 + 0.2 * uniform(), keep = 0.9;
-        la_adamw(P.m, D.m, M.m, V.m, scale, b1, b2, rate, root, eps, keep, NULL);
+        floatX *copy = (floatX *)take_bytes(P.size * sizeof *copy);
+        la_adamw(P.m, D.m, M.m, V.m, scale, b1, b2, rate, root, eps, keep,
+                 trial % 2 ? copy + (P.m.p - P.memory) : NULL);
         double *m1 = take((size_t)n0 * n1 * rows * cols), *v1 = take((size_t)n0 * n1 * rows * cols);
         size_t at = 0;
         for (int i = 0; i < count; i++)
@@ -180,11 +184,20 @@ static void test_elementwise(void) {
                 }
         bad[5] = fmax(bad[5],
                       fmax(view_error(&P, expected), fmax(view_error(&M, m1), view_error(&V, v1))));
+        size_t same = 0, zeros = 0, inside = trial % 2 ? mat_size(P.m) : 0;
+        for (int i = 0; i < count; i++)
+            for (int e = 0; e < rows * cols; e++) {
+                size_t x = element(&P, i, e / cols, e % cols);
+                same += (floatM)copy[x] == P.memory[x];
+            }
+        for (size_t i = 0; i < P.size; i++) zeros += (floatM)copy[i] == 0;
+        copies += (!inside || same == inside) && zeros == P.size - inside;
         release();
     }
     static const char *const names[] = {"axpby", "copy", "momentum", "scale", "norms", "adamw"};
     for (int i = 0; i < 6; i++)
         check(bad[i] <= TOL(1e-5, 1e-13), "la_%s is off by %g", names[i], bad[i]);
+    check(copies == TRIALS, "la_adamw: %d copies of %d are right", copies, TRIALS);
 }
 
 static void test_products(void) {

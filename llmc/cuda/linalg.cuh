@@ -693,13 +693,13 @@ enum { LA_ADD_FREE = 1 };
 static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     if (!mat_size(D)) return;
     if (b == 0) C = D;
-    if (!la_alike(C, D)) la_copy(D, C), C = D;
     if (D.cs != 1) {
         Mat swap = mat_t(A);
         A = mat_t(B), B = swap, D = mat_t(D), C = mat_t(C);
     }
-    const Mat levels = !la_level(A) ? A : !la_level(B) ? B : D;
-    A = la_regroup(A, levels), B = la_regroup(B, levels), D = la_regroup(D, levels), C = la_regroup(C, levels);
+    const Mat levels = !la_level(A) ? A : !la_level(B) ? B : !la_level(C) ? C : D;
+    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels), D = la_regroup(D, levels);
+    if (!la_alike(C, D)) la_copy(D, C), C = D;
     if (la_level(levels)) {
         la_gemm_batch(D, a, A, B, b, C.p);
     } else if (D.n0 < D.n1) {

@@ -371,6 +371,7 @@ static inline int plan_writes_copy(const Plan *plan, TensorId id) {
    between if writing it again takes less than starting anew: a quarter of a megabyte. */
 static inline int plan_stale(const Plan *plan, const Registry *r, int index, size_t *first, size_t *n) {
     const size_t gap = (size_t)1 << 16;
+    *first = 0;
     size_t end = 0;
     int ranges = 0;
     for (int id = 0; id < TENSORS; id++) {
