@@ -11,8 +11,8 @@ sooner, and the five are taken as 2 and 3. dev/test/test_msign.c holds it to the
 dev/test/cuda/test_linalg.cu the rounded one. Everything k x k is symmetric, so half of each product is
 computed.
 
-Where a product reads its addend from elsewhere for nothing (LA_ADD_FREE), P is kept without a I, P' = b A + c A^2
-is one product, and X <- P' X + a X another: no pass over P is left.
+Where a product reads its addend from another place than it writes (LA_ADD_FREE), P is kept without a I: P' =
+b A + c A^2 is one product and X <- P' X + a X another, and no pass over P is left.
 
 bf16 (Jordan et al. 2024 and their followers; --msign-compute): X / ||X||_F, formed in fp32, is rounded to bf16.
 Each step takes three products of bf16 matrices, summed in fp32 and then rounded to bf16 once:
@@ -97,26 +97,16 @@ static inline void msign_polynomial(Mat P, const double *k, Mat A, int whole) {
     la_polynomial(P, k[0], k[1], A, k[2], P);
 }
 
-/* T = P S for commuting symmetric matrices, or (k0 I + P) S where P is not whole. */
-static inline void msign_multiply(Mat T, Mat P, const double *k, int whole, Mat S) {
-    if (whole) la_gemm_symmetric(T, 1, P, S, 0);
-    else la_gemm_add_symmetric(T, 1, P, S, k[0], S);
-}
-
-/* Y = P(A) X, P scratch. */
-static inline void msign_step(Mat Y, Mat P, const double *k, Mat A, Mat X) {
-    msign_polynomial(P, k, A, !LA_ADD_FREE);
-    if (LA_ADD_FREE) la_gemm_add(Y, 1, P, X, k[0], X);
-    else la_gemm(Y, 1, P, X, 0);
-}
-
 /* X <- msign X for X with ||X||_F <= 1 on its short side, Y scratch of its shape. The result is in what
    is X afterwards. */
 static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
     Mat A = msign_square(arena, mat_count(*X), X->rows), P = msign_square(arena, mat_count(*X), X->rows);
     for (int i = 0; i < table->steps; i++) {
+        const double *k = table->abc[i];
         la_gram(A, *X, 0);
-        msign_step(*Y, P, table->abc[i], A, *X);
+        msign_polynomial(P, k, A, !LA_ADD_FREE);
+        if (LA_ADD_FREE) la_gemm_add(*Y, 1, P, *X, k[0], *X);
+        else la_gemm(*Y, 1, P, *X, 0);
         mat_swap(X, Y);
     }
 }
@@ -138,16 +128,18 @@ static inline void msign_bf16(Mat *X, Mat *Y, const MsignTable *table, Arena *ar
 }
 
 /* The product of `steps` polynomials, the first of A, each next one of A <- P A P; returned in one of the four
-   squares, which all commute and are symmetric. */
+   squares, which all commute and are symmetric. The first P becomes Q, and others between are used three times,
+   so that adding k0 I to them is cheaper than minding it in each product; the last is used once. */
 static inline Mat msign_run(Mat A, Mat P, Mat Q, Mat T, const double (*k)[3], int steps) {
     for (int i = 0; i < steps; i++) {
-        int whole = !LA_ADD_FREE || i == 0; /* the first P becomes Q */
+        int last = i + 1 == steps, whole = !LA_ADD_FREE || i == 0 || !last;
         msign_polynomial(P, k[i], A, whole);
-        if (i + 1 < steps) {
-            msign_multiply(T, P, k[i], whole, A);
-            msign_multiply(A, P, k[i], whole, T);
+        if (!last) {
+            la_gemm_symmetric(T, 1, P, A, 0);
+            la_gemm_symmetric(A, 1, P, T, 0);
         }
-        if (i > 0) msign_multiply(T, P, k[i], whole, Q);
+        if (i > 0 && whole) la_gemm_symmetric(T, 1, P, Q, 0);
+        if (i > 0 && !whole) la_gemm_add_symmetric(T, 1, P, Q, k[i][0], Q);
         mat_swap(&Q, i > 0 ? &T : &P);
     }
     return Q;
@@ -162,8 +154,7 @@ static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, int round
     for (const int *run = table->runs[rounded]; *run; k += *run++) {
         la_gram(A, *X, 0);
         int done = la_sign_run(Q, A, k, *run);
-        if (!done && *run == 1) msign_step(*Y, P, k[0], A, *X);
-        else la_gemm(*Y, 1, done ? Q : msign_run(A, P, Q, T, k, *run), *X, 0);
+        la_gemm(*Y, 1, done ? Q : msign_run(A, P, Q, T, k, *run), *X, 0);
         mat_swap(X, Y);
     }
 }

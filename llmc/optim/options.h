@@ -66,8 +66,9 @@ typedef struct {
      "pe8|quintic5|quintic5_nv|simple12",                                                          \
      "matrix sign: Polar Express 8 steps, classic quintic 5, NVIDIA's quintic 5, simple 12",       \
      NULL},                                                                                        \
-    {"msign-compute", FLAG_CHOICE, OPTIM_FLAG(BASE, msign_compute), "auto", 0, 0, "fp32|bf16|auto",  \
-     "matrix sign: iterates in fp32, or in bf16 with fp32 sums (heads stay in fp32); auto: fp32",    \
+    {"msign-compute", FLAG_CHOICE, OPTIM_FLAG(BASE, msign_compute), "auto", 0, 0, "fp32|bf16|auto", \
+     "matrix signs of all but heads: in fp32 (with --tf32 on its products in TF32), or in bf16 with " \
+     "sums in fp32; auto: bf16 on a GPU that trains in bf16 with --tf32 on, else fp32",            \
      NULL},                                                                                        \
     {"scale", FLAG_CHOICE, OPTIM_FLAG(BASE, scale), "spectral", 0, 0, "spectral|rms|none",         \
      "Muon's shape factor: sqrt(max(1, rows/cols)), 0.2 sqrt(max(rows, cols)), or 1", NULL},       \

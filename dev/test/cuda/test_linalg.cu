@@ -854,7 +854,7 @@ static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouche
     *untouched = 0;
     for (size_t i = 0; i < n; i++) {
         floatX want = floatX(p[i]), none;
-        memset(&none, 0xff, sizeof none);
+        memset((void *)&none, 0xff, sizeof none);
         right += !memcmp(&w[i], &want, sizeof want);
         *untouched += !memcmp(&w[i], &none, sizeof none);
     }
