@@ -487,10 +487,13 @@ static void micro_batch(Model *m, const int *tokens, const int *targets, double 
 static void update(Model *m, int step, double clip) {
     const Config *c = &m->c;
     PlanState s = {m->p, m->g, m->m, m->v, &m->arena, schedule_lr(&c->schedule, step),
-                   schedule_momentum(&c->schedule, step, c->optim.momentum), clip, step + 1};
+                   schedule_momentum(&c->schedule, step, c->optim.momentum), clip, step + 1,
+                   has_copy() ? m->w : NULL};
+    size_t first, n;
     if (m->before) plan_groups_keep(&m->plan, &m->r, m->p, m->before);
     plan_step(&m->plan, &m->r, c, &s);
-    refresh_weights(m);
+    for (int i = 0; has_copy() && plan_stale(&m->plan, &m->r, i, &first, &n); i++)
+        cast_weights(m->w + first, m->p + first, n);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

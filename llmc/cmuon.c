@@ -281,7 +281,7 @@ static void work_muon(const Job *j, Arena *arena) {
     muon_update(j->W, j->G, j->M, &o->optim, o->optim.momentum, j->eta, o->weight_decay, 1, arena);
 }
 
-static void work_msign(const Job *j, Arena *arena) { msign(j->W, j->options->optim.msign, arena); }
+static void work_msign(const Job *j, Arena *arena) { msign(j->W, &j->options->optim, arena); }
 
 static void work_root(const Job *j, Arena *arena) {
     Mat R = mat_dense(arena_take(arena, mat_size(j->W)), 1, j->W.rows, j->W.cols);

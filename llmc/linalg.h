@@ -134,11 +134,14 @@ la_axpby(Y, a, X, b)              Y = a X + b Y
 la_momentum(U, M, G, b, g, n)     M = b M + g G; U = g G + b M if n (Nesterov), else U = M
 la_gemm(C, a, A, B, b)            C = a A B + b C
 la_gemm_symmetric(C, a, A, B, b)  the same where C is known to be symmetric: half the work
+la_gemm_add(D, a, A, B, b, C)     D = a A B + b C; D may be C, and is neither A nor B
+la_gemm_add_symmetric(D, a, A, B, b, C)  the same where D and C are known to be symmetric
 la_gram(G, A, b)                  G = A A^T + b G, full symmetric storage
 la_polynomial(Y, a, b, X, c, Z)   Y = a I + b X + c Z (square, dense; Y may be X or Z)
 la_identity_gap(X)                largest ||X_i - I||_F, returned to the host; a backend that would have
                                   to wait for it may answer infinity
 la_symmetrize(X)                  X = (X + X^T) / 2 (square, dense)
+la_round_bf16(X)                  X = X rounded to bf16: to nearest, ties to even
 la_norms(s, X, g)                 s = Frobenius norm of every g consecutive items together
 la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
 la_scale(X, s, g)                 X = s X, g consecutive items by one number
@@ -146,19 +149,26 @@ la_vec_recip(s, n, floor)         s = 1 / max(s, floor)
 la_vec_rroot(s, n, a, b)          s = (a s^2 + b)^-1/2
 la_vec_div(s, t, n, floor)        s = s / max(t, floor)
 la_vec_mul(s, n, a), la_vec_sqrt(s, n)
-la_adamw(P, G, M, V, ...)         element-wise, see optim/adamw.h
+la_adamw(P, G, M, V, ..., w)      element-wise, see optim/adamw.h; w, if not NULL, receives P as floatX, the
+                                  copy of element P.p[i] in w[i]
 la_eigh_rroot(R, G, a, S)         R = (G + a I)^-1/2 by eigendecomposition, clamped; S is scratch,
                                   la_eigh_scratch(rows) a matrix
 la_fast(on)                       products from here on may round their input to ten bits (TF32) where a
                                   backend gains by it, and symmetric ones be so only up to rounding; returns
                                   whether they do; off outside of msign
+la_sign_in_bf16(compute)          what --msign-compute means on this machine: 1 for bf16, 0 for fp32
+LA_ADD_FREE                       1 where a product reads its addend C from another place than D at no cost;
+                                  0 where la_gemm_add copies C first
 
-Two long iterations that a backend may do in one piece, or decline by answering 0:
+Three long iterations that a backend may do in one piece, or decline by answering 0:
 
 la_root_iteration(R, G, a, ab, n, w)   R = (G + a I)^-1/2 by n steps of optim/invroot.h with coefficients
                                   ab[n][2]; before each from w on a matrix may stop by LA_ROOT_DONE
 la_sign_run(Q, A, abc, n)         n steps of optim/msign.h on Grams A: Q = P_n ... P_1 with coefficients
                                   abc[n][3]; A may be overwritten
+la_sign_bf16(X, s, abc, n, arena) X_i = the n steps of optim/msign.h from s_i X_i, stored in bf16 as
+                                  msign_bf16 rounds; X dense; scratch of la_sign_bf16_scratch(items, rows,
+                                  cols) elements
 
 Of the gauge connections and the controls:
 

@@ -284,6 +284,28 @@ static int muon_fixture(const Fixture *fx, const char *name) {
     return 1;
 }
 
+/* The sign in emulated bf16 is within a few roundings of that in fp32, which auto is, and made of numbers that
+   bf16 has; a head is too small to differ. */
+static void test_msign_compute(void) {
+    for (int head = 0; head < 2; head++) {
+        Case c = case_new(MSIGN, head ? 80 : 48, 40, 1, 1, 5), fp32 = case_copy(&c), bf16 = case_copy(&c);
+        int narrow = 1;
+        check(!cm_options_set(c.o, "msign_compute", "auto") && !case_run(&c), "cm_msign, auto");
+        check(!cm_options_set(fp32.o, "msign_compute", "fp32") && !case_run(&fp32), "cm_msign, fp32");
+        check(!cm_options_set(bf16.o, "msign_compute", "bf16") && !case_run(&bf16), "cm_msign, bf16");
+        for (size_t i = 0; i < bf16.size[0]; i++) {
+            uint32_t bits;
+            memcpy(&bits, &bf16.b[0][i], sizeof bits);
+            narrow &= (bits & 0xffff) == 0;
+        }
+        double e = case_distance(&bf16, &fp32);
+        check(case_same(&c, &fp32), "msign_compute=auto is not fp32");
+        check(head ? e == 0 : e > 1e-4 && e < 0.02 && narrow, "cm_msign in bf16, head %d: %g from fp32, bf16 %d",
+              head, e, narrow);
+        case_free(&c), case_free(&fp32), case_free(&bf16);
+    }
+}
+
 static void msign_fixture(const Fixture *fx, const char *name) {
     static const char *const tables[] = {"pe8", "quintic5", "quintic5_nv", "simple12"};
     const FixtureRecord *x = fixture_getf(fx, "f4", "case.%s.x", name);
@@ -359,7 +381,8 @@ static void test_options(void) {
         {"nesterov", "0"},          {"nesterov", "1"},       {"nesterov", "on"},
         {"nesterov", "auto"},       {"weight_decay", "0.1"}, {"damping", "1e-3"},
         {"mp", "2"},                {"msign", "pe8"},        {"msign", "quintic5"},
-        {"msign", "quintic5_nv"},   {"msign", "simple12"},   {"inv_root", "cans25"},
+        {"msign", "quintic5_nv"},   {"msign", "simple12"},   {"msign_compute", "auto"},
+        {"msign_compute", "fp32"},  {"msign-compute", "bf16"}, {"inv_root", "cans25"},
         {"inv_root", "cans12"},     {"inv-root", "eigh"},    {"shared_div", "1"},
         {"shared_div", "group"},    {"scale", "spectral"},   {"scale", "rms"},
         {"scale", "none"},          {"compute", "fp32"},     {"threads", "0"},
@@ -383,7 +406,8 @@ static void test_options(void) {
         {"threads", "1.5", CM_EVALUE},    {"shared_div", "2", CM_EVALUE},
         {"connection", "0", CM_EVALUE},   {"momentum_reproject", "1", CM_EVALUE},
         {"method", "half", CM_EVALUE},    {"normuon_beta2", "0.9", CM_EKEY},
-        {"msign", "pe9", CM_EVALUE},      {"compute", "bf16", CM_EUNSUPPORTED},
+        {"msign", "pe9", CM_EVALUE},      {"msign_compute", "tf32", CM_EVALUE},
+        {"compute", "bf16", CM_EUNSUPPORTED},
         {"compute", "fp16", CM_EVALUE},   {"learning_rate", "1", CM_EKEY},
         {"", "1", CM_EKEY},               {"Momentum", "0.9", CM_EKEY},
         {"momentum ", "0.9", CM_EKEY},    {NULL, "1", CM_ENULL},
@@ -796,6 +820,7 @@ static void test_concurrency(void) {
 int main(void) {
     test_strerror();
     test_options();
+    test_msign_compute();
     test_fixtures();
     test_arguments();
     test_combinations();

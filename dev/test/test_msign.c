@@ -1,8 +1,16 @@
 /*
 The fast paths of the sign and of the inverse root: the iteration on the Gram, products of which half
 is computed, items spread over threads, tail steps left out. They have to be as accurate as the plain
-iterations, run here step by step in double, and give the same bits for every number of threads.
+iterations, run here step by step in double, and give the same bits for every number of threads. The sign in
+bf16 has properties and bounds of its own.
 */
+#include "backend.h"
+
+/* Both forms of a step, with a I in P and beside it, on either backend. */
+static int add_free = LA_ADD_FREE;
+#undef LA_ADD_FREE
+#define LA_ADD_FREE add_free
+
 #include "optim_cases.h"
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -105,11 +113,15 @@ static double error_of(const floatM *x, const double *expected, size_t n) {
     return e == e ? e : INFINITY;
 }
 
-static floatM *sign_of(const floatM *x, int n, int rows, int cols, int which) {
+static floatM *sign_in(const floatM *x, int n, int rows, int cols, int which, int bf16) {
     floatM *y = copy_of(x, (size_t)n * rows * cols);
     Arena arena = arena_of(msign_scratch(n, rows, cols));
-    msign(mat_dense(y, n, rows, cols), which, &arena);
+    msign_by(mat_dense(y, n, rows, cols), which, bf16, &arena);
     return y;
+}
+
+static floatM *sign_of(const floatM *x, int n, int rows, int cols, int which) {
+    return sign_in(x, n, rows, cols, which, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -198,6 +210,162 @@ static void test_same_bits(void) {
         release();
     }
     set_threads(2);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* bf16                                                                                           */
+
+#define BF16 (1.0 / 256) /* rounding to bf16 moves a number by at most this part, u below */
+
+/* Of these only matrices that are no heads; the first two are wide and tall enough for the Gram in fp32. */
+static const int bf16_shapes[][2] = {{66, 132}, {132, 66}, {40, 40}, {48, 40}, {33, 50}, {7, 9}, {1, 1}};
+enum { BF16_SHAPES = sizeof bf16_shapes / sizeof *bf16_shapes };
+
+static double *to_double(const floatM *x, size_t n) {
+    double *y = take(n);
+    for (size_t i = 0; i < n; i++) y[i] = (double)x[i];
+    return y;
+}
+
+static floatM *to_floatM(const double *x, size_t n) {
+    floatM *y = take_m(n);
+    for (size_t i = 0; i < n; i++) y[i] = (floatM)x[i];
+    return y;
+}
+
+static floatM *transposed(const floatM *x, int rows, int cols) {
+    floatM *y = take_m((size_t)rows * cols);
+    for (int i = 0; i < rows * cols; i++) y[i % cols * rows + i / cols] = x[i];
+    return y;
+}
+
+/* What rounding X may do to its sign, relative to it. An error E of all numbers alike, of 0.42 u ||X||_F at
+   most on average, moves singular vectors by E over the singular values: u kappa is about twice the root mean
+   square, kappa that of s_mean / s_i, s_mean = ||X||_F / sqrt(m). The steps' own rounding is of the order of u. */
+static double bf16_limit(const double *s, int m) {
+    double square = 0, inverse = 0;
+    for (int i = 0; i < m; i++) square += s[i] * s[i] / m, inverse += 1 / (s[i] * s[i]) / m;
+    return 1.5 * BF16 * (1 + sqrt(square * inverse));
+}
+
+/* Close to the sign in fp32, as close as the condition of X allows. pe8 and simple12 take singular values above
+   1e-3 of the norm to within 2 u of 1, of which one comes from rounding the result and the other from A and P
+   near the identity; below that the steps are too few in any precision, and rounding X moves such values by half
+   of themselves. quintic5 and its variant do not go beyond their own ranges. */
+static void test_bf16_accuracy(void) {
+    static const double least[] = {1 - 2 * BF16, 0.67, 0.965, 1 - 2 * BF16};
+    static const double most[] = {1 + 2 * BF16, 1.22, 1.16, 1 + 2 * BF16};
+    for (int shape = 0; shape < BF16_SHAPES; shape++)
+        for (int kind = 0; kind < DEFICIENT; kind++) {
+            int rows = bf16_shapes[shape][0], cols = bf16_shapes[shape][1], m = min_int(rows, cols);
+            size_t n = (size_t)rows * cols;
+            double *sign, norm;
+            const floatM *x = matrix_of(kind, rows, cols, &sign);
+            const double *in = singular_values(to_double(x, n), rows, cols);
+            norm = frobenius(in, (size_t)m);
+            for (int which = 0; which < 4; which++) {
+                const floatM *y = sign_in(x, 1, rows, cols, which, 1);
+                double e = error_of(y, to_double(sign_of(x, 1, rows, cols, which), n), n), limit = bf16_limit(in, m);
+                int steep = which == MSIGN_QUINTIC5 || which == MSIGN_QUINTIC5_NV; /* does not end flat */
+                check(e <= limit * (steep ? 3 : 1), "%s in bf16 of %d x %d, %s: %g from fp32, limit %g",
+                      table_names[which], rows, cols, kind_names[kind], e, limit);
+                const double *out = singular_values(to_double(y, n), rows, cols);
+                check(out[0] <= most[which], "%s in bf16 of %d x %d, %s: a singular value of %g",
+                      table_names[which], rows, cols, kind_names[kind], out[0]);
+                check(in[m - 1] < (steep ? 1e-2 : 2e-3) * norm || out[m - 1] >= least[which],
+                      "%s in bf16 of %d x %d, %s: a singular value of %g", table_names[which], rows, cols,
+                      kind_names[kind], out[m - 1]);
+            }
+            release();
+        }
+}
+
+/* Turned X has the turned sign, and the transpose the transposed; scaled X has the same one, by a power of two
+   to the bit. */
+static void test_bf16_equivariance(void) {
+    for (int shape = 0; shape < BF16_SHAPES; shape++) {
+        int rows = bf16_shapes[shape][0], cols = bf16_shapes[shape][1], m = min_int(rows, cols);
+        size_t n = (size_t)rows * cols;
+        const floatM *x = normals_m(n, 1), *y = sign_in(x, 1, rows, cols, MSIGN_PE8, 1);
+        const double *d = to_double(x, n), *U = orthogonal(rows), *V = orthogonal(cols);
+        double limit = 2 * bf16_limit(singular_values(d, rows, cols), m);
+        double *turned = product(product(U, 0, d, 0, rows, cols, rows), 0, V, 0, rows, cols, cols);
+        double *expected = product(product(U, 0, to_double(y, n), 0, rows, cols, rows), 0, V, 0, rows, cols, cols);
+        double e = error_of(sign_in(to_floatM(turned, n), 1, rows, cols, MSIGN_PE8, 1), expected, n);
+        check(e <= limit, "bf16 sign of %d x %d, turned: %g, limit %g", rows, cols, e, limit);
+        const floatM *t = sign_in(transposed(x, rows, cols), 1, cols, rows, MSIGN_PE8, 1);
+        e = error_of(transposed(t, cols, rows), to_double(y, n), n);
+        check(e <= limit, "bf16 sign of %d x %d, transposed: %g, limit %g", rows, cols, e, limit);
+        for (int power = 0; power < 2; power++) {
+            floatM *scaled = copy_of(x, n), factor = power ? (floatM)(1.0 / 4096) : (floatM)3.3;
+            for (size_t i = 0; i < n; i++) scaled[i] *= factor;
+            const floatM *z = sign_in(scaled, 1, rows, cols, MSIGN_PE8, 1);
+            e = error_of(z, to_double(y, n), n);
+            check(power ? !memcmp(z, y, n * sizeof *y) : e <= limit, "bf16 sign of %d x %d times %g: %g", rows, cols,
+                  (double)factor, e);
+        }
+        release();
+    }
+}
+
+/* Zero stays zero, what is not finite stays so, a head is not touched by bf16, every other result is of bf16
+   numbers, and neighbours and threads change no bit. */
+static void test_bf16_extremes(void) {
+    for (int shape = 0; shape < BF16_SHAPES; shape++) {
+        int rows = bf16_shapes[shape][0], cols = bf16_shapes[shape][1], zeros = 1, narrow = 1, finite = 1;
+        size_t n = (size_t)rows * cols;
+        const floatM *zero = sign_in(take_m(n), 1, rows, cols, MSIGN_PE8, 1);
+        for (size_t i = 0; i < n; i++) zeros &= zero[i] == 0;
+        check(zeros, "the bf16 sign of zero, %d x %d, is not zero", rows, cols);
+        floatM *x = normals_m(3 * n, 1), *y = NULL, *again = copy_of(x, n);
+        for (int threads = 1; threads <= 3; threads++) {
+            set_threads(threads);
+            const floatM *z = sign_in(x, 3, rows, cols, MSIGN_PE8, 1);
+            if (y) check(!memcmp(y, z, 3 * n * sizeof *y), "bf16 sign of %d x %d with %d threads", rows, cols, threads);
+            else y = copy_of(z, 3 * n);
+        }
+        set_threads(2);
+        check(!memcmp(y + n, sign_in(x + n, 1, rows, cols, MSIGN_PE8, 1), n * sizeof *y),
+              "the bf16 sign of %d x %d depends on its neighbours", rows, cols);
+        Mat rounded = mat_dense(copy_of(y, 3 * n), 3, rows, cols);
+        la_round_bf16(rounded);
+        narrow &= !memcmp(rounded.p, y, 3 * n * sizeof *y);
+        check(narrow && memcmp(x, again, n * sizeof *x) == 0, "the bf16 sign of %d x %d is not bf16", rows, cols);
+        x[n / 2] = (floatM)NAN;
+        const floatM *bad = sign_in(x, 1, rows, cols, MSIGN_PE8, 1);
+        for (size_t i = 0; i < n; i++) finite &= isfinite((double)bad[i]) != 0;
+        check(!finite, "the bf16 sign of %d x %d hides NaN", rows, cols);
+        release();
+    }
+    for (int wide = 0; wide < 2; wide++) {
+        int rows = wide ? 16 : 64, cols = wide ? 64 : 16;
+        floatM *x = normals_m((size_t)rows * cols, 1);
+        check(!memcmp(sign_in(x, 1, rows, cols, MSIGN_PE8, 1), sign_of(x, 1, rows, cols, MSIGN_PE8),
+                      (size_t)rows * cols * sizeof *x),
+              "the sign of a head, %d x %d, is not in fp32", rows, cols);
+    }
+    release();
+    check(la_sign_in_bf16(COMPUTE_BF16) == 1 && la_sign_in_bf16(COMPUTE_FP32) == 0 &&
+              la_sign_in_bf16(COMPUTE_AUTO) == 0,
+          "where products are exact, only those who ask for bf16 get it");
+}
+
+/* To nearest, ties to the even of the two; of either sign, at either end of the range, through a view. */
+static void test_bf16_rounding(void) {
+    static const double pairs[][2] = {
+        {1, 1}, {-1.0078125, -1.0078125}, {1.00390625, 1}, {1.01171875, 1.015625}, {1.0039065, 1.0078125},
+        {-1.00390625, -1}, {3.4e38, INFINITY}, {3.38e38, 3.37623911e38}, {1e-39, 11 * 9.18354962e-41}, {0, 0},
+        {INFINITY, INFINITY}, {-INFINITY, -INFINITY}};
+    enum { N = sizeof pairs / sizeof *pairs };
+    floatM x[2 * N + 4];
+    Mat column = {x, 1, 1, 0, 0, N + 1, 1, 2, 1};
+    for (int i = 0; i < N; i++) x[2 * i] = (floatM)pairs[i][0], x[2 * i + 1] = (floatM)0.1;
+    x[2 * N] = (floatM)NAN;
+    la_round_bf16(column);
+    for (int i = 0; i < N; i++)
+        check((double)x[2 * i] == pairs[i][1] || relative_error((double)x[2 * i], pairs[i][1], 1e-300) < 1e-5,
+              "%g in bf16 is %.9g, not %.9g", pairs[i][0], (double)x[2 * i], pairs[i][1]);
+    check(isnan((double)x[2 * N]) && x[1] == (floatM)0.1, "NaN in bf16 is %g", (double)x[2 * N]);
 }
 
 /* gemm_symmetric against the product by definition, from views and with an old C. */
@@ -298,10 +466,17 @@ static void test_root(void) {
 
 int main(void) {
     set_threads(2);
-    test_accuracy();
+    for (add_free = 0; add_free < 2; add_free++) test_accuracy();
+    add_free = 1;
+    test_same_bits();
+    add_free = 0;
     test_extremes();
     test_same_bits();
     test_symmetric_product();
     test_root();
+    test_bf16_rounding();
+    test_bf16_accuracy();
+    test_bf16_equivariance();
+    test_bf16_extremes();
     return check_done();
 }

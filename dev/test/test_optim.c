@@ -112,8 +112,10 @@ static void fill_nan(View *v) {
 }
 
 static void test_elementwise(void) {
+    enum { TRIALS = 300 };
     double bad[6] = {0};
-    for (int trial = 0; trial < 300; trial++) {
+    int copies = 0;
+    for (int trial = 0; trial < TRIALS; trial++) {
         set_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), rows = pick(1, 9), cols = pick(1, 9);
         double *expected = take((size_t)n0 * n1 * rows * cols);
@@ -166,7 +168,9 @@ static void test_elementwise(void) {
             V.memory[i] = V.before[i] = (floatM)fabs((double)V.memory[i]);
         double scale = 0.5 + uniform(), b1 = uniform(), b2 = uniform(), rate = uniform();
         double root = 1 + uniform(), eps = 0.2 + 0.2 * uniform(), keep = 0.9;
-        la_adamw(P.m, D.m, M.m, V.m, scale, b1, b2, rate, root, eps, keep);
+        floatX *copy = (floatX *)take_bytes(P.size * sizeof *copy);
+        la_adamw(P.m, D.m, M.m, V.m, scale, b1, b2, rate, root, eps, keep,
+                 trial % 2 ? copy + (P.m.p - P.memory) : NULL);
         double *m1 = take((size_t)n0 * n1 * rows * cols), *v1 = take((size_t)n0 * n1 * rows * cols);
         size_t at = 0;
         for (int i = 0; i < count; i++)
@@ -180,11 +184,20 @@ static void test_elementwise(void) {
                 }
         bad[5] = fmax(bad[5],
                       fmax(view_error(&P, expected), fmax(view_error(&M, m1), view_error(&V, v1))));
+        size_t same = 0, zeros = 0, inside = trial % 2 ? mat_size(P.m) : 0;
+        for (int i = 0; i < count; i++)
+            for (int e = 0; e < rows * cols; e++) {
+                size_t x = element(&P, i, e / cols, e % cols);
+                same += (floatM)copy[x] == P.memory[x];
+            }
+        for (size_t i = 0; i < P.size; i++) zeros += (floatM)copy[i] == 0;
+        copies += (!inside || same == inside) && zeros == P.size - inside;
         release();
     }
     static const char *const names[] = {"axpby", "copy", "momentum", "scale", "norms", "adamw"};
     for (int i = 0; i < 6; i++)
         check(bad[i] <= TOL(1e-5, 1e-13), "la_%s is off by %g", names[i], bad[i]);
+    check(copies == TRIALS, "la_adamw: %d copies of %d are right", copies, TRIALS);
 }
 
 static void test_products(void) {
@@ -324,7 +337,7 @@ static void msign_case(const Fixture *fx, const char *name) {
     for (int table = 0; table < 4; table++) {
         floatM *x = floats_of(r);
         Arena arena = arena_of(msign_scratch(1, rows, cols));
-        msign(mat_dense(x, 1, rows, cols), table, &arena);
+        msign_by(mat_dense(x, 1, rows, cols), table, 0, &arena);
         double *y = take(r->count);
         for (size_t i = 0; i < r->count; i++) y[i] = (double)x[i];
         const double *expected = fixture_getf(fx, "f8", "case.%s.%s", name, table_names[table])->f8;
@@ -419,7 +432,7 @@ static void test_msign(void) {
                     x[j] = (floatM)(0.2 * (double)x[j] + (j % 9 % 4 == 0) * pow(100, j / 9 - 2));
             y = copy_of(x, (size_t)items * m * n);
             Arena arena = arena_of(msign_scratch(items, m, n));
-            msign(mat_dense(y, items, m, n), table, &arena);
+            msign_by(mat_dense(y, items, m, n), table, 0, &arena);
             double worst = 0, lowest = 9, highest = 0;
             for (int j = 0; j < items; j++) {
                 double *X = take((size_t)m * n), *Y = take((size_t)m * n), *s;
@@ -446,7 +459,7 @@ static void test_msign(void) {
         memset(x, 0, 24 * sizeof *x);
         x[2 * 24 + 5] = (floatM)NAN, x[3 * 24 + 7] = (floatM)INFINITY;
         Arena arena = arena_of(msign_scratch(4, 6, 4));
-        msign(mat_dense(x, 4, 6, 4), table, &arena);
+        msign_by(mat_dense(x, 4, 6, 4), table, 0, &arena);
         int zero = 1, finite = 1, nan = 1, inf = 1;
         for (int i = 0; i < 24; i++) {
             zero &= x[i] == 0;
@@ -1398,7 +1411,7 @@ static double plan_error(const char *flags, char *worst_name, size_t size, float
     double worst = 0;
     for (int step = 1; step <= 2; step++) {
         floatM *g = normals_m(r.size, 0.01);
-        PlanState s = {p, g, m, v, &arena, 0.5, 0.8, 1.5, step};
+        PlanState s = {p, g, m, v, &arena, 0.5, 0.8, 1.5, step, NULL};
         plan_step(&plan, &r, c, &s);
         e.g = copy_of(g, r.size);
         e.step = step;

@@ -40,7 +40,7 @@ static void run_build(Run *run) {
 }
 
 static void run_step(Run *run, int step) {
-    PlanState s = {run->p, run->g, run->m, run->v, &run->arena, 1, run->c.optim.momentum, 1, step};
+    PlanState s = {run->p, run->g, run->m, run->v, &run->arena, 1, run->c.optim.momentum, 1, step, NULL};
     plan_step(&run->plan, &run->r, &run->c, &s);
 }
 

@@ -64,6 +64,15 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
     return (void)Q, (void)A, (void)abc, (void)steps, 0;
 }
 
+/* bf16 is emulated here, which is slower than fp32: for those who ask for it. */
+static inline int la_sign_in_bf16(int compute) { return compute == COMPUTE_BF16; }
+static inline size_t la_sign_bf16_scratch(int n, int rows, int cols) {
+    return (void)n, (void)rows, (void)cols, (size_t)0;
+}
+static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps, Arena *arena) {
+    return (void)X, (void)s, (void)abc, (void)steps, (void)arena, 0;
+}
+
 static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs, floatM b, int cols) {
     if (cs == 1 && b == 0)
         for (int c = 0; c < cols; c++) y[c] = a * x[c];
@@ -136,6 +145,18 @@ static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
 
 static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_items(C.cs != 1 ? mat_t(C) : C, a, A, B, b, 1);
+}
+
+/* The product accumulates in place, so the addend is brought there first. */
+enum { LA_ADD_FREE = 0 };
+static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
+    if (b != 0 && D.p != C.p) la_copy(D, C);
+    la_gemm(D, a, A, B, b);
+}
+
+static inline void la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b, Mat C) {
+    if (b != 0 && D.p != C.p) la_copy(D, C);
+    la_gemm_symmetric(D, a, A, B, b);
 }
 
 /* With b the old G counts, which a caller need not keep symmetric. */
@@ -242,6 +263,24 @@ static inline void la_scale(Mat X, const floatM *s, int group) {
     LA_ROWS(X, la_scale_row(la_row(X, i, r), s[i / group], X.cols));
 }
 
+/* A bf16 is the upper half of a float. A NaN stays one. */
+static inline void la_round_bf16_row(floatM *x, int cols) {
+    for (int c = 0; c < cols; c++) {
+        float y = (float)x[c];
+        uint32_t bits, rounded;
+        memcpy(&bits, &y, sizeof bits);
+        rounded = (bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u;
+        rounded = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x00400000u : rounded;
+        memcpy(&y, &rounded, sizeof y);
+        x[c] = (floatM)y;
+    }
+}
+
+static inline void la_round_bf16(Mat X) {
+    X = la_upright(X);
+    LA_ROWS(X, la_round_bf16_row(la_row(X, i, r), X.cols));
+}
+
 static inline void la_vec_recip(floatM *s, int n, double floor) {
     for (int i = 0; i < n; i++) s[i] = (floatM)(1.0 / ((double)s[i] > floor ? (double)s[i] : floor));
 }
@@ -268,7 +307,7 @@ static inline void la_vec_sqrt(floatM *s, int n) {
 
 /* One element-wise AdamW step of P, see optim/adamw.h for the constants. */
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
-                            double rate, double root, double eps, double keep) {
+                            double rate, double root, double eps, double keep, floatX *copy) {
     floatM k = (floatM)gscale, b1 = (floatM)beta1, b2 = (floatM)beta2, e = (floatM)eps;
     floatM step = (floatM)rate, correct = (floatM)root, shrink = (floatM)keep;
 #pragma omp parallel for collapse(2)
@@ -283,6 +322,7 @@ static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double be
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
                 p[c] = shrink * p[c] - step * m[c] / (LA_SQRT(v[c]) * correct + e);
             }
+            if (copy) memcpy(copy + (p - P.p), p, (size_t)P.cols * sizeof *p);
         }
 }
 

@@ -70,13 +70,12 @@ static inline int la_power_of_two(int n, int most) {
     return p;
 }
 
-template <int N> static inline LaWalk<N> la_walk(Mat (&m)[N], int need) {
+template <int N> static inline LaWalk<N> la_walk(Mat (&m)[N], int need, int wide = 1) {
     LaWalk<N> w;
     w.turned = 0;
     if (m[0].cs != 1)
         for (int v = 0; v < N; v++) m[v] = mat_t(m[v]);
     la_merge(m, need);
-    int wide = 1;
     for (int v = 0; v < N; v++) {
         w.turned |= (unsigned)(m[v].cs != 1) << v;
         wide &= la_aligned(m[v]);
@@ -195,9 +194,51 @@ UNROLL
     }
 }
 
+/* N numbers as consecutive elements of T, by one access of N sizeof(T) bytes, for which p is aligned. */
+template <int N, typename T> __device__ static inline void la_pack(T *p, const float (&x)[N]) {
+    if constexpr (N == 4 && sizeof(T) == 2) {
+        T t[N];
+        uint2 raw;
+UNROLL
+        for (int i = 0; i < N; i++) t[i] = from_float<T>(x[i]);
+        memcpy(&raw, t, sizeof raw);
+        *(uint2 *)(void *)p = raw;
+    } else {
+        store<N>(p, x);
+    }
+}
+template <int N, typename T> __device__ static inline void la_unpack(float (&x)[N], const T *p) {
+    if constexpr (N == 4 && sizeof(T) == 2) {
+        T t[N];
+        uint2 raw = *(const uint2 *)(const void *)p;
+        memcpy(t, &raw, sizeof raw);
+UNROLL
+        for (int i = 0; i < N; i++) x[i] = to_float(t[i]);
+    } else {
+        load<N>(x, p);
+    }
+}
+
+/* This thread's elements x of view 0 to a copy that is laid out as that view, from its first element on. */
+template <int MODE, typename T, int N>
+__device__ static inline void la_put_copy(T *copy, const float (&x)[LaShare<MODE>::N], const LaWalk<N> &w,
+                                          const LaSpot &at) {
+    const Mat &m = w.m[0];
+    if (!copy) return;
+    T *p = copy + (la_at(m, at.item) - m.p);
+    if constexpr (MODE != LA_TURNED) {
+        if (at.r < m.rows && at.c < m.cols) la_pack<MODE>(p + (size_t)at.r * m.rs + (size_t)at.c, x);
+    } else {
+UNROLL
+        for (int e = 0; e < 4; e++)
+            if (at.r + 8 * e < m.rows && at.c < m.cols)
+                p[(size_t)(at.r + 8 * e) * m.rs + (size_t)at.c] = from_float<T>(x[e]);
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* Element by element: F says how many views, which it reads and writes, and what it does with one
-   element x of each, which is (r, c) of an item                                                  */
+   element x of each, which is (r, c) of an item. If it has a `copy`, view 0 is written there too   */
 
 template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F::N> w) {
     __shared__ LaRoom<MODE, F::N> room;
@@ -217,12 +258,15 @@ UNROLL
         for (int v = 0; v < F::N; v++) x[v][e] = y[v];
     }
     la_put<MODE, F::WRITES>(x, w, at, room);
+    if constexpr (requires { f.copy; }) la_put_copy<MODE>(f.copy, x[0], w, at);
 }
 
 /* The views of m in the order of F; m[0] decides which way the others are walked. */
 template <class F> static inline void la_map(F f, Mat (&m)[F::N]) {
     if (!mat_size(m[0])) return;
     LaWalk<F::N> w = la_walk(m, F::NEED);
+    if constexpr (requires { f.copy; }) /* four elements of the copy are one access too */
+        if (w.mode == LA_WIDE && (uintptr_t)f.copy % (4 * sizeof *f.copy)) w = la_walk(m, F::NEED, 0);
     const unsigned blocks = la_tiles(w), threads = (unsigned)w.threads;
     if (w.mode == LA_WIDE) LAUNCH((la_map_kernel<F, LA_WIDE>), blocks, threads, 0, f, w);
     else if (w.mode == LA_SINGLE) LAUNCH((la_map_kernel<F, LA_SINGLE>), blocks, threads, 0, f, w);
@@ -278,10 +322,18 @@ struct LaScaleRows {
     }
 };
 
+struct LaRoundBf16 {
+    enum { N = 1, READS = 1, WRITES = 1, NEED = LA_PLAIN };
+    __device__ void operator()(float *y, unsigned, int, int) const {
+        y[0] = __bfloat162float(__float2bfloat16(y[0]));
+    }
+};
+
 /* Adam's moments m, v of the gradient g; APPLY: a step of the parameter, else the direction itself. */
 template <int APPLY> struct LaAdam {
     enum { N = 4, READS = APPLY ? 15 : 14, WRITES = 13, NEED = LA_PLAIN };
     float scale, b1, b2, rate, root, eps, keep;
+    floatX *copy; /* or NULL */
     __device__ void operator()(float *y, unsigned, int, int) const {
         float g = scale * y[1], m = b1 * y[2] + (1 - b1) * g, v = b2 * y[3] + (1 - b2) * g * g;
         float step = rate * m / (sqrtf(v) * root + eps);
@@ -324,17 +376,23 @@ static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
     la_map(LaScaleRows{s, Y.rows, Y.cs != 1}, m);
 }
 
+static inline void la_round_bf16(Mat X) {
+    Mat m[1] = {X};
+    la_map(LaRoundBf16{}, m);
+}
+
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
-                            double rate, double root, double eps, double keep) {
+                            double rate, double root, double eps, double keep, floatX *copy) {
     Mat m[4] = {P, G, M, V};
     la_map(LaAdam<1>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root, (float)eps,
-                     (float)keep}, m);
+                     (float)keep, copy}, m);
 }
 
 static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                            double rate, double root, double eps) {
     Mat m[4] = {U, G, M, V};
-    la_map(LaAdam<0>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root, (float)eps, 0}, m);
+    la_map(LaAdam<0>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root, (float)eps, 0,
+                     NULL}, m);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -598,13 +656,13 @@ static inline size_t la_lead(Mat m) {
     return ld > width ? ld : width;
 }
 
-static inline void la_gemm_batch(Mat C, double a, Mat A, Mat B, double b) {
-    GemmCall c = gemm_kind<float, float>(A.cs != 1, B.cs != 1, C.rows, C.cols, A.cols, la_lead(A), la_lead(B),
-                                         la_lead(C));
+static inline void la_gemm_batch(Mat D, double a, Mat A, Mat B, double b, const floatM *C) {
+    GemmCall c = gemm_kind<float, float>(A.cs != 1, B.cs != 1, D.rows, D.cols, A.cols, la_lead(A), la_lead(B),
+                                         la_lead(D));
     c.tf32 = la_fast_on;
-    c.batch = mat_count(C);
-    if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(C);
-    gemm_call(c, a, A.p, B.p, b, C.p, C.p, NULL);
+    c.batch = mat_count(D);
+    if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(D);
+    gemm_call(c, a, A.p, B.p, b, C, D.p, NULL);
 }
 
 /* Items [first, first + n) of the inner batch. */
@@ -623,31 +681,48 @@ static inline Mat la_regroup(Mat m, const Mat &like) {
     return m;
 }
 
-/* One call for all items if they lie evenly; else one for each of the shorter level. */
-static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
-    if (!mat_size(C)) return;
-    if (C.cs != 1) {
+/* Whether X lies as Y does, if maybe elsewhere. */
+static inline int la_alike(Mat X, Mat Y) {
+    return X.rows == Y.rows && X.cols == Y.cols && X.rs == Y.rs && X.cs == Y.cs && X.n0 == Y.n0 && X.n1 == Y.n1 &&
+           (X.n0 == 1 || X.s0 == Y.s0) && (X.n1 == 1 || X.s1 == Y.s1);
+}
+
+/* One call for all items if they lie evenly; else one for each of the shorter level. An addend that lies in
+   another way than D is brought there first. */
+enum { LA_ADD_FREE = 1 };
+static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
+    if (!mat_size(D)) return;
+    if (b == 0) C = D;
+    if (D.cs != 1) {
         Mat swap = mat_t(A);
-        A = mat_t(B), B = swap, C = mat_t(C);
+        A = mat_t(B), B = swap, D = mat_t(D), C = mat_t(C);
     }
-    const Mat levels = !la_level(A) ? A : !la_level(B) ? B : C;
-    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels);
+    const Mat levels = !la_level(A) ? A : !la_level(B) ? B : !la_level(C) ? C : D;
+    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels), D = la_regroup(D, levels);
+    if (!la_alike(C, D)) la_copy(D, C), C = D;
     if (la_level(levels)) {
-        la_gemm_batch(C, a, A, B, b);
-    } else if (C.n0 < C.n1) {
-        for (int i = 0; i < C.n0; i++)
-            la_gemm_batch(mat_outer(C, i, 1), a, mat_outer(A, i, 1), mat_outer(B, i, 1), b);
+        la_gemm_batch(D, a, A, B, b, C.p);
+    } else if (D.n0 < D.n1) {
+        for (int i = 0; i < D.n0; i++)
+            la_gemm_batch(mat_outer(D, i, 1), a, mat_outer(A, i, 1), mat_outer(B, i, 1), b,
+                          mat_outer(C, i, 1).p);
     } else {
-        for (int i = 0; i < C.n1; i++)
-            la_gemm_batch(la_inner_items(C, i, 1), a, la_inner_items(A, i, 1), la_inner_items(B, i, 1), b);
+        for (int i = 0; i < D.n1; i++)
+            la_gemm_batch(la_inner_items(D, i, 1), a, la_inner_items(A, i, 1), la_inner_items(B, i, 1), b,
+                          la_inner_items(C, i, 1).p);
     }
 }
 
+static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) { la_gemm_add(C, a, A, B, b, C); }
+
 /* Beside rounding to ten bits the triangles' difference is nothing, and mirroring as long as a tenth of the
    product. */
+static inline void la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b, Mat C) {
+    la_gemm_add(D, a, A, B, b, C);
+    if (!la_fast_on) la_mirror(D);
+}
 static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
-    la_gemm(C, a, A, B, b);
-    if (!la_fast_on) la_mirror(C);
+    la_gemm_add_symmetric(C, a, A, B, b, C);
 }
 
 /* G = A A^T + b G. With b the old G counts, which a caller need not keep symmetric. */
@@ -656,6 +731,97 @@ static inline void la_gram(Mat G, Mat A, double b) {
     if (G.rows <= LA_SMALL && !(la_fast_on && la_level(A))) la_small_gram(G, A, b);
     else if (b == 0) la_gemm_symmetric(G, 1, A, mat_t(A), 0);
     else la_gemm(G, 1, A, mat_t(A), b);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The sign in bf16                                                                               */
+
+/* What --msign-compute auto means: bf16 where the layers compute in it, unless --tf32 off asks for exact
+   products of fp32. */
+static inline int la_sign_in_bf16(int compute) {
+    if (compute == COMPUTE_AUTO) return sizeof(floatX) == 2 && gemm_allow_tf32;
+    return compute == COMPUTE_BF16;
+}
+
+/* Rows are stored in multiples of 16 bytes, so that every shape has the fast algorithms. */
+static inline size_t la_bf16_pitch(int cols) { return ((size_t)cols + 7) / 8 * 8; }
+
+/* Elements of floatM that n matrices take in bf16. */
+static inline size_t la_bf16_room(int n, int rows, int cols) {
+    return arena_round((size_t)n * (size_t)rows * la_bf16_pitch(cols) / 2);
+}
+static inline size_t la_sign_bf16_scratch(int n, int rows, int cols) {
+    int m = min_int(rows, cols);
+    return 2 * la_bf16_room(n, rows, cols) + 2 * la_bf16_room(n, m, m);
+}
+static inline __nv_bfloat16 *la_bf16_take(Arena *arena, int n, int rows, int cols) {
+    return (__nv_bfloat16 *)(void *)arena_take(arena, la_bf16_room(n, rows, cols));
+}
+
+/* NARROW: x = s X of dense X, rounded; else X = x. A thread has W elements of a row. */
+template <int W, int NARROW> __global__ static void __launch_bounds__(256)
+la_bf16_kernel(__nv_bfloat16 *x, Mat X, const float *s, unsigned pitch, unsigned vectors, unsigned total) {
+    unsigned i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= total) return;
+    unsigned line = i / vectors, c = i % vectors * W; /* of all rows of all items */
+    float *wide = X.p + (size_t)line * (size_t)X.cols + c;
+    __nv_bfloat16 *narrow = x + (size_t)line * pitch + c;
+    float y[W];
+    if (NARROW) {
+        float scale = s[line / (unsigned)X.rows];
+        load<W>(y, wide);
+UNROLL
+        for (int e = 0; e < W; e++) y[e] *= scale;
+        la_pack<W>(narrow, y);
+    } else {
+        la_unpack<W>(y, narrow);
+        store<W>(wide, y);
+    }
+}
+
+template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X, const float *s) {
+    const int wide = X.cols % 4 == 0 && (uintptr_t)X.p % 16 == 0;
+    const unsigned pitch = (unsigned)la_bf16_pitch(X.cols), vectors = (unsigned)(X.cols / (wide ? 4 : 1));
+    const size_t all = (size_t)mat_count(X) * (size_t)X.rows * vectors;
+    if (all > UINT32_MAX - 256) die("a matrix sign of %zu elements at once is too much", mat_size(X));
+    const unsigned total = (unsigned)all, blocks = ceil_div(all, 256);
+    if (wide) LAUNCH((la_bf16_kernel<4, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
+    else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
+}
+
+/* D (M,N) = a op(A) op(B) + b C for n items in bf16, which follow each other at pitches lda, ldb, ldc. */
+static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, double a, const __nv_bfloat16 *A,
+                                size_t lda, const __nv_bfloat16 *B, size_t ldb, double b,
+                                const __nv_bfloat16 *C, __nv_bfloat16 *D, size_t ldc) {
+    GemmCall c = gemm_kind<__nv_bfloat16, __nv_bfloat16>(ta, tb, M, N, K, lda, ldb, ldc);
+    c.batch = n;
+    if (n > 1) {
+        c.sa = (int64_t)lda * (ta ? K : M), c.sb = (int64_t)ldb * (tb ? N : K);
+        c.sc = (int64_t)ldc * M;
+    }
+    gemm_call(c, a, A, B, b, C, D, NULL);
+}
+
+/* Tall items are multiplied from the right: A = X^T X, X <- X P' + a X, so that nothing is transposed. */
+static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps, Arena *arena) {
+    const int n = mat_count(X), rows = X.rows, cols = X.cols, tall = rows > cols, m = tall ? cols : rows;
+    const size_t ld = la_bf16_pitch(cols), lm = la_bf16_pitch(m), mark = arena->used;
+    if (!mat_size(X)) return 1;
+    __nv_bfloat16 *x = la_bf16_take(arena, n, rows, cols), *y = la_bf16_take(arena, n, rows, cols);
+    __nv_bfloat16 *A = la_bf16_take(arena, n, m, m), *P = la_bf16_take(arena, n, m, m);
+    la_bf16_convert<1>(x, X, s);
+    for (int i = 0; i < steps; i++) {
+        const double *k = abc[i];
+        la_bf16_gemm(n, tall, !tall, m, m, tall ? rows : cols, 1, x, ld, x, ld, 0, A, A, lm);
+        la_bf16_gemm(n, 0, 0, m, m, m, k[2], A, lm, A, lm, k[1], A, P, lm);
+        if (tall) la_bf16_gemm(n, 0, 0, rows, m, m, 1, x, ld, P, lm, k[0], x, y, ld);
+        else la_bf16_gemm(n, 0, 0, m, cols, m, 1, P, lm, x, ld, k[0], x, y, ld);
+        __nv_bfloat16 *swap = x;
+        x = y, y = swap;
+    }
+    la_bf16_convert<0>(x, X, NULL);
+    arena->used = mark;
+    return 1;
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -36,7 +36,7 @@ static inline void aurora_direction(Mat U, Mat G, Mat M, const OptimOptions *o, 
             la_vec_balance(d, norm, rows, (double)tall_U.cols / tall_U.rows, power);
         }
         la_scale_rows(tall_U, d, tall_X);
-        msign(mat_flat(U), o->msign, arena);
+        msign(mat_flat(U), o, arena);
     }
     arena->used = mark;
 }

@@ -128,7 +128,7 @@ static inline void leg_direction(Leg *l, const OptimOptions *o, Arena *arena) {
     Mat X = l->X, Y = leg_memory(l, arena);
     if (whitens_pre(o)) whiten(Y, l->w, X, l->group);
     else la_copy(Y, X);
-    msign(l->whole_sign ? mat_dense(Y.p, L, rows, d) : Y, o->msign, arena);
+    msign(l->whole_sign ? mat_dense(Y.p, L, rows, d) : Y, o, arena);
     if (whitens_post(o)) whiten(X, l->w, Y, l->group);
     else la_copy(X, Y);
     if (o->per_mat_renorm) {
@@ -155,7 +155,7 @@ static inline void joint_direction(Leg *a, Leg *b, const OptimOptions *o, Arena 
         if (whitens_pre(o)) whiten(half[i], leg[i]->w, leg[i]->X, 1);
         else la_copy(half[i], leg[i]->X);
     }
-    msign(stack, o->msign, arena);
+    msign(stack, o, arena);
     for (int i = 0; i < 2; i++) {
         if (whitens_post(o)) whiten(leg[i]->X, leg[i]->w, half[i], 1);
         else la_copy(leg[i]->X, half[i]);

@@ -10,6 +10,18 @@ told apart, after 2, 1 and 5 steps of pe8; where products round their input (la_
 sooner, and the five are taken as 2 and 3. dev/test/test_msign.c holds it to the plain iteration's accuracy,
 dev/test/cuda/test_linalg.cu the rounded one. Everything k x k is symmetric, so half of each product is
 computed.
+
+Where a product reads its addend from another place than it writes (LA_ADD_FREE), P is kept without a I: P' =
+b A + c A^2 is one product and X <- P' X + a X another, and no pass over P is left.
+
+bf16 (Jordan et al. 2024 and their followers; --msign-compute): X / ||X||_F, formed in fp32, is rounded to bf16.
+Each step takes three products of bf16 matrices, summed in fp32 and then rounded to bf16 once:
+
+    A = bf16(X X^T),  P' = bf16(c A A + b A),  X <- bf16(P' X + a X).
+
+The last X goes back to fp32, without change. a, b, c stay fp32. There is no form on the Gram. Its products
+too would be rounded: pe8 then ends between 0.98 and 1.02 with runs of 2, 1, 2 and 3 steps, and between 0.69
+and 1.6 with 2, 1 and 5, against 0.995 and 1.005 here. dev/test/test_msign.c has the bounds.
 */
 #ifndef CM_MSIGN_H
 #define CM_MSIGN_H
@@ -55,10 +67,18 @@ static inline int msign_on_gram(int rows, int cols) {
     return max_int(rows, cols) >= 2 * min_int(rows, cols);
 }
 
-/* Elements of scratch that msign of n matrices (rows, cols) takes. */
+/* Whether bf16, where it is asked for, leaves this shape in fp32. A head (wide, at most 64 rows) does its steps
+   on its Gram, in fp32 and, on a GPU, in shared memory: bf16 would save nothing there. */
+static inline int msign_keeps_fp32(int rows, int cols) {
+    return msign_on_gram(rows, cols) && min_int(rows, cols) <= 64;
+}
+
+/* Elements of scratch that msign of n matrices (rows, cols) takes, in whichever precision. */
 static inline size_t msign_scratch(int n, int rows, int cols) {
     size_t m = (size_t)min_int(rows, cols), squares = msign_on_gram(rows, cols) ? 4 : 2;
-    return (size_t)n * (squares * arena_round(m * m) + arena_round((size_t)rows * cols) + 16) + 64;
+    size_t fp32 = (size_t)n * (squares * arena_round(m * m) + arena_round((size_t)rows * cols));
+    size_t bf16 = la_sign_bf16_scratch(n, rows, cols);
+    return (fp32 > bf16 ? fp32 : bf16) + (size_t)n * 16 + 64;
 }
 
 /* n dense m x m matrices of scratch. */
@@ -66,8 +86,13 @@ static inline Mat msign_square(Arena *arena, int n, int m) {
     return mat_dense(arena_take(arena, (size_t)n * m * m), n, m, m);
 }
 
-/* P = k0 I + k1 A + k2 A^2 */
-static inline void msign_polynomial(Mat P, const double *k, Mat A) {
+/* P = k1 A + k2 A^2, and with `whole` + k0 I. Without it one product is all; k0 then has to be minded where P
+   is applied. */
+static inline void msign_polynomial(Mat P, const double *k, Mat A, int whole) {
+    if (!whole) {
+        la_gemm_add_symmetric(P, k[2], A, A, k[1], A);
+        return;
+    }
     la_gemm_symmetric(P, 1, A, A, 0);
     la_polynomial(P, k[0], k[1], A, k[2], P);
 }
@@ -77,14 +102,50 @@ static inline void msign_polynomial(Mat P, const double *k, Mat A) {
 static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
     Mat A = msign_square(arena, mat_count(*X), X->rows), P = msign_square(arena, mat_count(*X), X->rows);
     for (int i = 0; i < table->steps; i++) {
+        const double *k = table->abc[i];
         la_gram(A, *X, 0);
-        msign_polynomial(P, table->abc[i], A);
-        la_gemm(*Y, 1, P, *X, 0);
+        msign_polynomial(P, k, A, !LA_ADD_FREE);
+        if (LA_ADD_FREE) la_gemm_add(*Y, 1, P, *X, k[0], *X);
+        else la_gemm(*Y, 1, P, *X, 0);
         mat_swap(X, Y);
     }
 }
 
-/* The same through the Gram; all four squares commute and are symmetric. */
+/* The same in bf16. */
+static inline void msign_bf16(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
+    Mat A = msign_square(arena, mat_count(*X), X->rows), P = msign_square(arena, mat_count(*X), X->rows);
+    la_round_bf16(*X);
+    for (int i = 0; i < table->steps; i++) {
+        const double *k = table->abc[i];
+        la_gram(A, *X, 0);
+        la_round_bf16(A);
+        msign_polynomial(P, k, A, 0);
+        la_round_bf16(P);
+        la_gemm_add(*Y, 1, P, *X, k[0], *X);
+        la_round_bf16(*Y);
+        mat_swap(X, Y);
+    }
+}
+
+/* The product of `steps` polynomials, the first of A, each next one of A <- P A P; returned in one of the four
+   squares, which all commute and are symmetric. The first P becomes Q, and others between are used three times,
+   so that adding k0 I to them is cheaper than minding it in each product; the last is used once. */
+static inline Mat msign_run(Mat A, Mat P, Mat Q, Mat T, const double (*k)[3], int steps) {
+    for (int i = 0; i < steps; i++) {
+        int last = i + 1 == steps, whole = !LA_ADD_FREE || i == 0 || !last;
+        msign_polynomial(P, k[i], A, whole);
+        if (!last) {
+            la_gemm_symmetric(T, 1, P, A, 0);
+            la_gemm_symmetric(A, 1, P, T, 0);
+        }
+        if (i > 0 && whole) la_gemm_symmetric(T, 1, P, Q, 0);
+        if (i > 0 && !whole) la_gemm_add_symmetric(T, 1, P, Q, k[i][0], Q);
+        mat_swap(&Q, i > 0 ? &T : &P);
+    }
+    return Q;
+}
+
+/* As msign_plain, through the Gram. */
 static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, int rounded, Arena *arena) {
     int n = mat_count(*X), m = X->rows;
     Mat A = msign_square(arena, n, m), P = msign_square(arena, n, m);
@@ -92,56 +153,61 @@ static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, int round
     const double(*k)[3] = table->abc;
     for (const int *run = table->runs[rounded]; *run; k += *run++) {
         la_gram(A, *X, 0);
-        for (int i = la_sign_run(Q, A, k, *run) ? *run : 0; i < *run; i++) {
-            msign_polynomial(P, k[i], A);
-            if (i + 1 < *run) {
-                la_gemm_symmetric(T, 1, P, A, 0);
-                la_gemm_symmetric(A, 1, P, T, 0);
-            }
-            if (i > 0) la_gemm_symmetric(T, 1, P, Q, 0);
-            mat_swap(&Q, i > 0 ? &T : &P);
-        }
-        la_gemm(*Y, 1, Q, *X, 0);
+        int done = la_sign_run(Q, A, k, *run);
+        la_gemm(*Y, 1, done ? Q : msign_run(A, P, Q, T, k, *run), *X, 0);
         mat_swap(X, Y);
     }
 }
 
+/* What is the same for all the items of a call. */
+typedef struct {
+    const MsignTable *table;
+    int rounded; /* products round their input, see la_fast */
+    int bf16;
+} MsignWay;
+
 /* msign of a few items together. */
-static inline void msign_items(Mat X, const MsignTable *table, int rounded, Arena arena) {
-    int n = mat_count(X);
-    Mat Y = mat_dense(arena_take(&arena, mat_size(X)), n, X.rows, X.cols), out = X;
+static inline void msign_items(Mat X, const MsignWay *way, Arena arena) {
+    int n = mat_count(X), tall = X.rows > X.cols;
+    Mat out = X;
     floatM *s = arena_take(&arena, (size_t)n);
     la_norms(s, X, 1);
     la_vec_recip(s, n, MSIGN_EPS);
+    if (way->bf16 && la_sign_bf16(X, s, way->table->abc, way->table->steps, &arena)) return;
     la_scale(X, s, 1);
-    int tall = X.rows > X.cols;
+    Mat Y = mat_dense(arena_take(&arena, mat_size(X)), n, X.rows, X.cols);
     if (tall) X = mat_t(X), Y = mat_t(Y);
-    if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, table, rounded, &arena);
-    else msign_plain(&X, &Y, table, &arena);
+    if (way->bf16) msign_bf16(&X, &Y, way->table, &arena);
+    else if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, way->table, way->rounded, &arena);
+    else msign_plain(&X, &Y, way->table, &arena);
     if (X.p != out.p) la_copy(out, tall ? mat_t(X) : X);
 }
 
-/* Replaces each item of the dense batch X by its sign. The products run on the short side whichever
-   it is. A non-finite input gives a non-finite output. */
-static inline void msign(Mat X, int which, Arena *arena) {
-    const MsignTable *table = msign_table(which);
+/* Replaces each item of the dense batch X by its sign, by table `which`, in bf16 or not. The products run on
+   the short side whichever it is. A non-finite input gives a non-finite output. */
+static inline void msign_by(Mat X, int which, int bf16, Arena *arena) {
     int n = mat_count(X), chunk = la_chunk(n), chunks = n ? n / chunk : 0;
     size_t piece = msign_scratch(chunk, X.rows, X.cols) - 64;
     int workers = la_workers(chunks, (size_t)X.rows * X.cols);
     size_t mark = arena->used;
     floatM *memory = arena_take(arena, (size_t)workers * piece);
-    int rounded = la_fast(1);
+    MsignWay way = {msign_table(which), 0, bf16 && !msign_keeps_fp32(X.rows, X.cols)};
+    if (!way.bf16) way.rounded = la_fast(1);
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
         for (int i = 0; i < chunks; i++)
-            msign_items(mat_part(X, i * chunk, chunk), table, rounded,
-                        arena_piece(memory, piece, thread_index()));
+            msign_items(mat_part(X, i * chunk, chunk), &way, arena_piece(memory, piece, thread_index()));
     } else { /* not a parallel region of one thread: those within would start threads anew each time */
         for (int i = 0; i < chunks; i++)
-            msign_items(mat_part(X, i * chunk, chunk), table, rounded, arena_piece(memory, piece, 0));
+            msign_items(mat_part(X, i * chunk, chunk), &way, arena_piece(memory, piece, 0));
     }
     la_fast(0);
     arena->used = mark;
+}
+
+/* The same as the options say. */
+static inline void msign(Mat X, const OptimOptions *o, Arena *arena) {
+    msign_by(X, o->msign, la_sign_in_bf16(o->msign_compute), arena);
 }
 
 #endif

@@ -34,7 +34,7 @@ static inline size_t muon_scratch(Mat W) {
 static inline void muon_direction(Mat U, Mat G, Mat M, const OptimOptions *o, double beta, double gscale,
                                   Arena *arena) {
     momentum_step(U, M, G, momentum_of(o, 0, beta), gscale);
-    msign(mat_flat(U), o->msign, arena);
+    msign(mat_flat(U), o, arena);
 }
 
 /* One step of every item of W, with its gradient G and momentum M of the same geometry. Items may be

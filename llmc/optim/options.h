@@ -26,6 +26,7 @@ typedef struct {
     int momentum_form;   /* FORM_...; auto: EMA for Muon, SUM for CM, as their authors released them */
     int nesterov;        /* AUTO_...; auto: on for Muon, off for CM, likewise */
     int msign;           /* MSIGN_... */
+    int msign_compute;   /* Compute, for la_sign_in_bf16 */
     int scale;           /* SCALE_..., Muon only: CM has no shape factor */
     double mp;           /* CM's learning-rate multiplier */
     double damping;      /* lambda, added to the diagonal of every partner Gram */
@@ -64,6 +65,10 @@ typedef struct {
     {"msign", FLAG_CHOICE, OPTIM_FLAG(BASE, msign), "pe8", 0, 0,                                   \
      "pe8|quintic5|quintic5_nv|simple12",                                                          \
      "matrix sign: Polar Express 8 steps, classic quintic 5, NVIDIA's quintic 5, simple 12",       \
+     NULL},                                                                                        \
+    {"msign-compute", FLAG_CHOICE, OPTIM_FLAG(BASE, msign_compute), "auto", 0, 0, "fp32|bf16|auto", \
+     "matrix signs of all but heads: in fp32 (with --tf32 on its products in TF32), or in bf16 with " \
+     "sums in fp32; auto: bf16 on a GPU that trains in bf16 with --tf32 on, else fp32",            \
      NULL},                                                                                        \
     {"scale", FLAG_CHOICE, OPTIM_FLAG(BASE, scale), "spectral", 0, 0, "spectral|rms|none",         \
      "Muon's shape factor: sqrt(max(1, rows/cols)), 0.2 sqrt(max(rows, cols)), or 1", NULL},       \

@@ -50,12 +50,14 @@ typedef struct {
     size_t arena_size; /* scratch of the largest chunk */
 } Plan;
 
-/* What one step needs besides the plan. p, g, m are laid out by the registry, v by the plan. */
+/* What one step needs besides the plan. p, g, m, w are laid out by the registry, v by the plan. */
 typedef struct {
     floatM *p, *g, *m, *v;
     Arena *arena;
     double lr_scale, beta, gscale; /* schedule's multiplier; momentum of Muon and CM; factor on g */
     int step;                      /* 1 for the first update */
+    floatX *w;                     /* the layers' copy of p, of which plan_step leaves plan_stale to be
+                                      written; NULL where they read p itself */
 } PlanState;
 
 static inline const char *update_name(UpdateRule rule) {
@@ -332,7 +334,8 @@ static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const 
             plan_coupled_step(e, &a, &b, c, s, &adam, s->v + e->norms + (size_t)layer * heads,
                               (size_t)r->t[e->part.id].layers * heads);
     } else if (e->rule == UPDATE_ADAMW) {
-        adamw_update(a.W, a.G, a.M, mat_dense(a.v, layers, a.W.rows, a.W.cols), &adam);
+        adamw_update_copied(a.W, a.G, a.M, mat_dense(a.v, layers, a.W.rows, a.W.cols), &adam,
+                            s->w ? s->w + (a.W.p - s->p) : NULL);
     } else if (e->rule == UPDATE_MUONH) {
         muonh_update(a.W, a.G, a.M, a.v, s->step == 1, o, s->beta, lr, s->gscale, s->arena);
     } else {
@@ -350,6 +353,39 @@ static inline void plan_step(const Plan *plan, const Registry *r, const Config *
         int layers = r->t[e->part.id].layers, chunk = plan_chunk(r, e, &c->optim);
         for (int l = 0; l < layers; l += chunk) plan_entry_step(r, e, c, s, l, min_int(chunk, layers - l));
     }
+}
+
+/* Whether plan_step writes the layers' copy of a tensor along with it: plain AdamW does, of all its rows. */
+static inline int plan_writes_copy(const Plan *plan, TensorId id) {
+    int writes = 1;
+    for (int i = 0; i < plan->n; i++) {
+        const PlanEntry *e = &plan->e[i];
+        int one = e->part.id == id, other = e->partner.rows && e->partner.id == id;
+        if (one || other) writes &= e->rule == UPDATE_ADAMW && !e->partner.rows;
+    }
+    return writes;
+}
+
+/* What plan_step leaves of the layers' copy to be written: range number `index` is elements [*first, *first +
+   *n) of the allocation. Returns 0 past the last. Tensors that follow each other are one range, over what lies
+   between if writing it again takes less than starting anew: a quarter of a megabyte. */
+static inline int plan_stale(const Plan *plan, const Registry *r, int index, size_t *first, size_t *n) {
+    const size_t gap = (size_t)1 << 16;
+    *first = 0;
+    size_t end = 0;
+    int ranges = 0;
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r->t[id];
+        if (!t->layers || plan_writes_copy(plan, (TensorId)id)) continue;
+        if (!ranges || t->offset > end + gap) {
+            if (ranges == index + 1) break;
+            ranges++;
+            *first = t->offset;
+        }
+        end = t->offset + t->size;
+    }
+    *n = ranges == index + 1 ? end - *first : 0;
+    return ranges == index + 1;
 }
 
 /* ---------------------------------------------------------------------------------------------- */

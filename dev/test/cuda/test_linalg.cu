@@ -3,14 +3,29 @@ Tests of the CUDA linear algebra (llmc/cuda/linalg.cuh): every operation against
 every kind, the iterations on small matrices against eigendecompositions in double, and the sign of a matrix
 in TF32. Each operation runs twice and has to give the same bits, and to write nothing but its result.
 */
+#include <initializer_list>
+
 #include "device.h"
 #include "twin.h"
-#include "../../../llmc/optim/invroot.h"
-#include "../../../llmc/optim/msign.h"
+#include "../../../llmc/cuda/layers.cuh"
+#include "../../../llmc/optim/plan.h"
+#include "../config_of.h"
 
 /* Element by element both sides round float operations alike but for fused multiply-adds: a few 6e-8. Sums
    are of up to 1000 terms in float, or in double. */
 static const double EACH = 1e-6, SUMS = 3e-6;
+
+/* A product in TF32 reads a factor with ten bits of mantissa after the leading one; hardware may round or cut
+   the rest off, which moves it by at most this. */
+static const double TF32 = 1.0 / 1024;
+static const double BF16 = 1.0 / 256; /* rounding to bf16 moves a number by at most this part */
+
+/* Every case has random numbers of its own, which its parameters decide. */
+static void stream(std::initializer_list<int> parameters) {
+    uint64_t hash = 14695981039346656037u;
+    for (int x : parameters) hash = (hash ^ (uint64_t)(unsigned)x) * 1099511628211u;
+    device_drawn = hash;
+}
 
 static int pick(int lo, int hi) { return lo + (int)((draw() + 1) / 2 * (hi - lo + 1)); }
 
@@ -164,6 +179,7 @@ static inline float *p(const View *v) { return v->host.p; }
 
 static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     int n = n0 * n1, group = n % 2 == 0 && trial & 2 ? 2 : 1, square = min_int(rows, cols);
+    stream({1, n0, n1, rows, cols, trial});
     double a = draw(), b = trial % 3 ? draw() : 0;
 
     View *Y = random_view(1, n0, n1, rows, cols), *X = random_view(0, n0, n1, rows, cols);
@@ -174,6 +190,7 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     COMPARE(add_scaled, EACH, 1, (at(Y), a, p(s), at(X), group));
     COMPARE(scale, EACH, 1, (at(Y), p(s), group));
     COMPARE(axpby, EACH, 1, (at(Y), a, at(Y), 0)); /* in place */
+    COMPARE(round_bf16, 0, 1, (at(Y)));
     s = vector((size_t)(n / group));
     COMPARE(norms, EACH, 8, (p(s), at(X), group));
     COMPARE(inner, 3e-5, 8, (p(s), at(X), at(Y), group)); /* may cancel */
@@ -183,18 +200,21 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     COMPARE(scale_rows, EACH, 1, (at(Y), p(s), at(Y)));
     forget();
 
+    stream({2, n0, n1, rows, cols, trial});
     View *U = random_view(1, n0, n1, rows, cols), *M = random_view(1, n0, n1, rows, cols), *G = view_like(M);
     COMPARE(momentum, EACH, 3, (at(U), at(M), at(G), 0.9, a, trial & 1));
     forget();
 
+    stream({3, n0, n1, rows, cols, trial});
     View *P = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols), *V;
     G = view_like(P), M = view_like(P), V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
-    COMPARE(adamw, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99));
+    COMPARE(adamw, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99, NULL));
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
     COMPARE(adam, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3));
     forget();
 
+    stream({4, n0, n1, rows, cols, trial});
     View *Q = view_of(APART, 0, trial & 1, n0, n1, square, square);
     View *Z = view_of(DENSE, 0, 1, n0, n1, square, square);
     Y = view_of(ROW_BLOCKS, 0, trial & 1, n0, n1, square, square);
@@ -208,14 +228,18 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
 
 static void test_all_elements(void) {
     static const int sizes[] = {1, 2, 3, 4, 5, 8, 15, 16, 31, 32, 33, 48, 64, 70};
-    for (int trial = 0; trial < 30; trial++)
-        test_elements(pick(1, 3), pick(1, 3), sizes[pick(0, 13)], sizes[pick(0, 13)], trial);
+    for (int trial = 0; trial < 30; trial++) {
+        stream({0, trial});
+        int n0 = pick(1, 3), n1 = pick(1, 3), rows = sizes[pick(0, 13)], cols = sizes[pick(0, 13)];
+        test_elements(n0, n1, rows, cols, trial);
+    }
     static const int more[][4] = {{1, 1, 130, 261}, {1, 1, 1, 4099}, {1, 1, 1031, 1}, {2, 1, 96, 64},
                                   {20, 25, 2, 4},   {2, 6, 32, 96},  {1, 1, 300, 128}};
     for (int i = 0; i < 7; i++)
         for (int trial = i & 1; trial < 3; trial += 2)
             test_elements(more[i][0], more[i][1], more[i][2], more[i][3], trial);
     /* More items than a grid's second dimension may have. */
+    stream({5});
     View *Y = view_of(APART, 0, 1, 66000, 1, 1, 1), *s = vector(66000);
     COMPARE(scale, EACH, 1, (at(Y), p(s), 1));
     forget();
@@ -229,6 +253,7 @@ static void test_vectors(void) {
     static const int sizes[] = {1, 127, 128, 129, 1000};
     for (int i = 0; i < 5; i++) {
         int n = sizes[i];
+        stream({6, n});
         View *s = vector((size_t)n), *t = vector((size_t)n);
         COMPARE(vec_recip, EACH, 1, (p(s), n, 0.5));
         COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3));
@@ -252,6 +277,7 @@ static void test_vectors(void) {
 
 static void test_sum_squares(void) {
     static const size_t sizes[] = {0, 1, 3, 4, 255, 1023, 1025, 300001};
+    stream({7});
     float *h = random_array(300004, 3), *d = on_device<float>(h, 300004);
     for (int i = 0; i < 8; i++)
         for (int shift = 0; shift < 2; shift++) {
@@ -280,9 +306,27 @@ static int is_symmetric(const View *v) {
     return same;
 }
 
+/* The largest sum over k of |a_ik b_kj|, over that of |sum of a_ik b_kj|: what a relative change of the
+   factors becomes in the largest element of their product. */
+static double cancellation(const View *A, const View *B) {
+    double largest = 0, sizes = 0;
+    for (int i = 0; i < mat_count(A->host); i++)
+        for (int r = 0; r < A->host.rows; r++)
+            for (int c = 0; c < B->host.cols; c++) {
+                double sum = 0, size = 0;
+                for (int k = 0; k < A->host.cols; k++) {
+                    double x = (double)A->h[element(A, i, r, k)] * (double)B->h[element(B, i, k, c)];
+                    sum += x, size += fabs(x);
+                }
+                largest = fmax(largest, fabs(sum)), sizes = fmax(sizes, size);
+            }
+    return sizes / largest;
+}
+
 static void test_products(void) {
     static const int sizes[] = {1, 2, 3, 7, 16, 17, 33, 40};
     for (int trial = 0; trial < 60; trial++) {
+        stream({8, trial});
         int n0 = pick(1, 3), n1 = pick(1, 4);
         int m = sizes[pick(0, 7)], n = sizes[pick(0, 7)], k = sizes[pick(0, 7)];
         double a = draw(), b = trial % 3 ? draw() : 0;
@@ -290,24 +334,33 @@ static void test_products(void) {
         View *B = random_view(0, n0, n1, k, n);
         if (b == 0) fill(C, NAN);
         COMPARE(gemm, SUMS, 1, (at(C), a, at(A), at(B), b));
-        if (trial % 6 == 0) { /* rounded input: 2^-11 of each factor */
+        if (trial % 6 == 0) { /* two factors */
+            double limit = (2 * TF32 + TF32 * TF32) * cancellation(A, B) + SUMS;
             gemm_allow_tf32 = 1;
             check(la_fast(1) == 1, "la_fast(1) changes nothing");
-            COMPARE(gemm, 2e-3, 1, (at(C), 1, at(A), at(B), 0));
+            COMPARE(gemm, limit, 1, (at(C), 1, at(A), at(B), 0));
             check(la_fast(0) == 0, "la_fast(0) changes nothing");
             gemm_allow_tf32 = 0;
             check(la_fast(1) == 0, "la_fast(1) although TF32 is off");
             la_fast(0);
         }
+        /* An addend that lies as D does, or in another way; and D itself. */
+        View *D = trial % 2 ? view_like(C) : random_view(1, n0, n1, m, n);
+        fill(D, NAN);
+        COMPARE(gemm_add, SUMS, 1u << 3, (at(D), a, at(A), at(B), b, at(C)));
+        COMPARE(gemm_add, SUMS, 1u << 3, (at(D), a, at(A), at(B), 0.5, at(D)));
         forget();
     }
     /* Batches in different levels: twelve items are 12 x 1, 3 x 4, 2 x 6. */
     for (int kind = 0; kind < 3; kind++) {
+        stream({9, kind});
         View *C = view_of(kind == 2 ? ROW_BLOCKS : DENSE, 0, 1, 3, 4, 5, 6);
         View *A = view_of(kind == 1 ? COLUMN_BLOCKS : DENSE, 1, 0, 2, 6, 5, 7);
         View *B = view_of(DENSE, 0, 1, 12, 1, 7, 6);
         COMPARE(gemm, SUMS, 1, (at(C), 1, at(A), at(B), 0.5));
         COMPARE(copy, 0, 1, (at(C), mat_rows(mat_t(mat_rows(mat_t(at(B)), 0, 6)), 0, 5)));
+        View *D = view_of(DENSE, 0, 1, 4, 3, 5, 6);
+        COMPARE(gemm_add, SUMS, 1u << 3, (at(D), 1, at(A), at(B), 0.5, at(C)));
         forget();
     }
     /* Of symmetric results both triangles are the same bits. */
@@ -316,6 +369,7 @@ static void test_products(void) {
         for (int turned = 0; turned < 2; turned++) {
             int k = squares[i], d = i % 3 == 0 ? 100 : i % 3 == 1 ? 32 : 7, n1 = 1 + i % 3;
             int kind = i % 2 ? ROW_BLOCKS : COLUMN_BLOCKS;
+            stream({10, k, turned});
             View *G = view_of(DENSE, 0, 1, 2, n1, k, k), *A = view_of(kind, turned, i & 1, 2, n1, k, d);
             fill(G, NAN);
             COMPARE(gram, SUMS, 1, (at(G), at(A), 0));
@@ -333,6 +387,9 @@ static void test_products(void) {
             cpu_la_gemm_symmetric(P->host, 1, Z->host, Z->host, 0);
             COMPARE(gemm_symmetric, SUMS, 1, (at(C), 1, at(P), at(Z), 0));
             check(is_symmetric(C), "la_gemm_symmetric of %d x %d is not symmetric", k, k);
+            View *D = dense(2, k, k);
+            COMPARE(gemm_add_symmetric, SUMS, 1u << 3, (at(D), 0.5, at(P), at(Z), -2, at(Z)));
+            check(is_symmetric(D), "la_gemm_add_symmetric of %d x %d is not symmetric", k, k);
             forget();
         }
 }
@@ -389,6 +446,7 @@ static void test_roots(void) {
         for (int c = i < 6 ? 0 : 2; c < 3; c++) {
             int k = root_sizes[i], n = k > 33 ? 1 : 3, steps = c ? 25 : 12;
             double damping = dampings[c], kappa = fmin(conditions[c], 1 / damping);
+            stream({11, k, c});
             View *R = view_of(k == 33 ? APART : DENSE, 0, 1, n, 1, k, k), *G = dense(n, k, k);
             View *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
             graded(G, conditions[c]);
@@ -433,6 +491,7 @@ static void root_steps(float *R, const float *G, int k, double damping, int step
 /* Half-way the iterates are more sensitive to rounding than the root is. */
 static void test_root_steps(void) {
     for (int steps = 2; steps < 12; steps += 3) {
+        stream({12, steps});
         View *R = dense(1, 20, 20), *G = dense(1, 20, 20);
         graded(G, 1e3);
         compare("root_iteration", 5e-5, 1, [&] { run_root(R, G, 0.125, steps, 25); },
@@ -445,6 +504,7 @@ static void test_root_steps(void) {
    and then done by the operations one by one. */
 static void test_root_stops(void) {
     enum { K = 40, N = 3 };
+    stream({13});
     View *R = dense(N, K, K), *G = dense(N, K, K);
     graded(G, 1e3);
     upload(G);
@@ -516,6 +576,7 @@ static void test_sign_runs(void) {
             int k = root_sizes[i], n = k > 33 ? 1 : 3, steps = run ? 5 : 3;
             const double(*abc)[3] = msign_table(MSIGN_PE8)->abc + (run ? 3 : 0);
             double s[128];
+            stream({14, k, run});
             View *Q = view_of(k == 24 ? APART : DENSE, 0, 1, n, 1, k, k), *A = dense(n, k, k);
             for (int j = 0; j < k; j++) s[j] = (run ? 0.3 + 0.6 * j / k : 2.0 * (j + 1) / k / (k + 1)) / n;
             symmetric_from(A, s);
@@ -564,6 +625,7 @@ static void test_eigenvalues(void) {
         for (int kind = 0; kind < 3; kind++) {
             int k = sizes[i], n = k > 20 ? 1 : 3;
             size_t kk = (size_t)k * k, limit = cuda_shared_limit;
+            stream({15, k, kind});
             View *Q = dense(n, k, k), *G = view_of(i % 2 ? APART : DENSE, 0, 1, n, 1, k, k);
             View *R = dense(n, k, k), *w = dense(n, 1, k);
             View *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
@@ -599,6 +661,7 @@ static void test_gauges(void) {
         for (int form = 0; form < 3; form++)
             for (int zero = 0; zero < 2; zero++) {
                 int k = sizes[i];
+                stream({16, k, form, zero});
                 View *S = dense(2, k, k), *L = dense(2, k, k), *R = view_of(APART, 0, 1, 2, 1, k, k);
                 View *a = dense(2, 1, k), *b = dense(2, 1, k);
                 for (int j = 0; j < 2 * k; j++) {
@@ -642,54 +705,255 @@ static double *plain_sign(const float *x, int m, int n, const MsignTable *table)
     return X;
 }
 
+/* x (rows, cols) as a wide matrix. */
+static float *widened(const float *x, int rows, int cols) {
+    float *wide = host_array((size_t)rows * cols);
+    for (int i = 0; i < rows * cols; i++) wide[rows > cols ? i % cols * rows + i / cols : i] = x[i];
+    return wide;
+}
+
+/* The sign of X on the device, by a call that must leave nothing behind; X->d is overwritten. */
+static const float *sign_on_device(View *X, int which, int bf16) {
+    size_t memory = msign_scratch(mat_count(X->dev), X->dev.rows, X->dev.cols);
+    Arena arena = {device_array<float>(memory), memory, 0};
+    upload(X);
+    msign_by(X->dev, which, bf16, &arena);
+    check(!la_fast_on && !arena.used, "msign leaves something behind");
+    return on_host(X->d, X->size);
+}
+
+/* Every singular value of n items (rows, cols) has to be in [lo, hi]. */
+static void check_singular_values(const float *y, int n, int rows, int cols, double lo, double hi,
+                                  const char *what) {
+    int m = min_int(rows, cols), d = max_int(rows, cols);
+    size_t size = (size_t)rows * cols, room = cpu_la_eigh_scratch(m);
+    Mat G = mat_dense(host_array((size_t)m * m), 1, m, m), Q = mat_dense(host_array((size_t)m * m), 1, m, m);
+    float *w = host_array((size_t)m), *scratch = host_array(room);
+    for (int item = 0; item < n; item++) {
+        cpu_la_gram(G, mat_dense(widened(y + (size_t)item * size, rows, cols), 1, m, d), 0);
+        cpu_la_eigh(Q, w, G, scratch);
+        double least = INFINITY, most = 0;
+        for (int i = 0; i < m; i++) least = fmin(least, (double)w[i]), most = fmax(most, (double)w[i]);
+        least = sqrt(fmax(least, 0)), most = sqrt(most);
+        check(least >= lo && most <= hi, "%s of %d x %d: singular values from %g to %g", what, rows, cols, least,
+              most);
+    }
+}
+
 /* msign of Gaussian matrices: heads on the Gram, tall ones, ones beyond the fused sizes, near-square ones by
-   the plain iteration; exact and with TF32. TF32 keeps eleven bits, so rounding is up to 2^-11 of a factor
-   and in the norm 2^-11 / sqrt(6) = 2e-4 of it on average. The sign divides by the singular values, which
-   are within a factor 1 +- sqrt(m / n) of each other, of a square matrix down to 1 / m; eight steps round
-   thrice each, but all but the last few are forgotten where the iteration is attracted to the sign: a few
-   times 2e-4, below 4e-3, and singular values within twice that of 1. bf16, which Muon is usually run in,
-   would be 8 times worse. */
+   the plain iteration; exact and with TF32.
+
+   If hardware cuts TF32 off, a factor loses d, between 0 and 2^-10 and half of that on average, always
+   downwards. Near the sign a step is X <- a X + P' X, P' = b A + c A^2, with slope 0 where a + b + c = 1: of X,
+   whose A is too small by 2 d, it makes 1 + d; b + c = 1 - a = -0.875 in P' X, too small by 2 d, adds 1.75 d, and
+   c = 0.375 in c A A takes 0.75 d away: 2 d in all, of which no later step is the heir, as each makes it
+   anew. On a Gram a run of three steps goes without such correction: its products P A, P T, P Q and Q X, two
+   factors each, add up to about three times that, the errors of A being halved by the root. So singular values
+   are within 8 x 2^-10 of 1. In the norm it is half of that, as d is half of its limit on average, and what is
+   random beside: 2^-11 / sqrt(6) = 2e-4 a factor, which the sign divides by the singular values. That much
+   alone has hardware that rounds. */
 static void test_sign(void) {
     static const int shapes[][3] = {{2, 64, 160}, {1, 130, 40}, {1, 136, 280}, {1, 72, 80}};
     for (int s = 0; s < 4; s++)
         for (int tf32 = 0; tf32 < 2; tf32++) {
             int n = shapes[s][0], rows = shapes[s][1], cols = shapes[s][2], m = min_int(rows, cols);
-            int d = max_int(rows, cols), tall = rows > cols;
-            View *X = dense(n, rows, cols), *G = dense(n, m, m), *Q = dense(n, m, m), *w = dense(n, 1, m);
-            View *scratch = vector(cpu_la_eigh_scratch(m) * (size_t)n);
-            size_t memory = msign_scratch(n, rows, cols);
-            Arena arena = {device_array<float>(memory), memory, 0};
+            size_t size = (size_t)rows * cols;
+            double error = tf32 ? 5 * TF32 : 1e-5, spread = tf32 ? 8 * TF32 : 1e-4;
+            View *X = dense(n, rows, cols);
             each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 1, at); });
-            upload(X);
             gemm_allow_tf32 = tf32;
-            msign(X->dev, MSIGN_PE8, &arena);
-            check(!la_fast_on && !arena.used, "msign leaves something behind");
+            const float *y = sign_on_device(X, MSIGN_PE8, 0);
             gemm_allow_tf32 = 0;
-            const float *y = on_host(X->d, X->size);
             for (int item = 0; item < n; item++) {
-                float *x = X->h + (size_t)item * rows * cols, *wide = host_array((size_t)rows * cols);
-                float *got = host_array((size_t)rows * cols);
-                for (int i = 0; i < rows * cols; i++) {
-                    int to = tall ? i % cols * rows + i / cols : i;
-                    wide[to] = x[i], got[to] = y[(size_t)item * rows * cols + i];
-                }
-                double *exact = plain_sign(wide, m, d, msign_table(MSIGN_PE8));
-                double e = relative_l2_fd(got, exact, (size_t)m * d, 1);
-                check(e < (tf32 ? 4e-3 : 1e-5), "msign of %d x %d, tf32 %d: off by %g", rows, cols, tf32, e);
+                double *exact = plain_sign(widened(X->h + (size_t)item * size, rows, cols), m,
+                                           max_int(rows, cols), msign_table(MSIGN_PE8));
+                double e = relative_l2_fd(widened(y + (size_t)item * size, rows, cols), exact, size, 1);
+                check(e < error, "msign of %d x %d, tf32 %d: off by %g", rows, cols, tf32, e);
                 free(exact);
-                memcpy(x, got, (size_t)rows * cols * sizeof *x);
             }
-            Mat wide = mat_dense(X->h, n, m, d);
-            cpu_la_gram(G->host, wide, 0);
-            cpu_la_eigh(Q->host, w->h, G->host, scratch->h);
-            for (int i = 0; i < n * m; i++) {
-                double sigma = sqrt((double)w->h[i]);
-                if (!(fabs(sigma - 1) < (tf32 ? 8e-3 : 1e-4))) {
-                    check(0, "msign of %d x %d, tf32 %d: a singular value of %g", rows, cols, tf32, sigma);
-                    break;
-                }
-            }
+            check_singular_values(y, n, rows, cols, 1 - spread, 1 + spread, tf32 ? "tf32 sign" : "sign");
             forget();
+        }
+}
+
+/* The step of msign_bf16 with the operations of this backend, in fp32 that is rounded. */
+static const float *sign_by_rounding(View *X, const MsignTable *table) {
+    int n = mat_count(X->dev), rows = X->dev.rows, cols = X->dev.cols, tall = rows > cols;
+    size_t m = (size_t)min_int(rows, cols), memory = 2 * arena_round((size_t)n * m * m) + 64;
+    Arena arena = {device_array<float>(memory), memory, 0};
+    Mat Y = mat_dense(device_array<float>(X->size), n, rows, cols), x = X->dev;
+    float *s = device_array<float>((size_t)n);
+    upload(X);
+    la_norms(s, x, 1);
+    la_vec_recip(s, n, MSIGN_EPS);
+    la_scale(x, s, 1);
+    if (tall) x = mat_t(x), Y = mat_t(Y);
+    msign_bf16(&x, &Y, table, &arena);
+    return on_host(x.p, mat_size(x));
+}
+
+/* The sign in bf16: wide, tall and square items, with rows of 8 n numbers or not, several at once. Two ways to
+   the same definition part where another order of a sum rounds to another bf16, and then by as much as
+   rounding the input does; both are held to that distance from the sign in fp32, u (1 + kappa), kappa the root
+   mean square of one singular value over another, about 2 for these shapes. Singular values end within two
+   roundings of 1, below and above. */
+static void test_sign_bf16(void) {
+    static const int shapes[][3] = {{1, 96, 192}, {3, 66, 150}, {2, 150, 66}, {1, 72, 100},
+                                    {2, 33, 50},  {1, 50, 33},  {1, 1, 1},    {3, 5, 7}};
+    for (int s = 0; s < 8; s++) {
+        int n = shapes[s][0], rows = shapes[s][1], cols = shapes[s][2];
+        size_t size = (size_t)n * rows * cols;
+        View *X = dense(n, rows, cols);
+        each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 2, at); });
+        const float *exact = sign_on_device(X, MSIGN_PE8, 0), *y = sign_on_device(X, MSIGN_PE8, 1);
+        check(!memcmp(y, sign_on_device(X, MSIGN_PE8, 1), size * sizeof *y), "two signs of %d x %d differ", rows,
+              cols);
+        double e = relative_l2_ff(y, exact, size, 1), limit = 3 * BF16;
+        check(e < limit, "bf16 sign of %d x %d: %g from that in fp32", rows, cols, e);
+        e = relative_l2_ff(y, sign_by_rounding(X, msign_table(MSIGN_PE8)), size, 1);
+        check(e < limit, "bf16 sign of %d x %d: %g from its definition", rows, cols, e);
+        check_singular_values(y, n, rows, cols, 1 - 2 * BF16, 1 + 2 * BF16, "bf16 sign");
+        int narrow = 1;
+        for (size_t i = 0; i < size; i++) narrow &= rounded<__nv_bfloat16>(y[i]) == y[i];
+        check(narrow, "the bf16 sign of %d x %d is not bf16", rows, cols);
+
+        X->h[0] = NAN; /* of the first item */
+        y = sign_on_device(X, MSIGN_PE8, 1);
+        int lost = 1, spread = 0;
+        for (size_t i = 0; i < size; i++)
+            if (i < size / (size_t)n) lost &= !isnan(y[i]);
+            else spread |= isnan(y[i]);
+        check(!lost && !spread, "the bf16 sign of %d x %d: NaN lost %d, spread %d", rows, cols, lost, spread);
+        fill(X, 0);
+        y = sign_on_device(X, MSIGN_PE8, 1);
+        int zero = 1;
+        for (size_t i = 0; i < size; i++) zero &= y[i] == 0;
+        check(zero, "the bf16 sign of zero, %d x %d, is not zero", rows, cols);
+        forget();
+    }
+    /* Heads stay in fp32: the same bits. And what auto means. */
+    View *X = dense(2, 16, 40);
+    each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 4, at); });
+    const float *fp32 = sign_on_device(X, MSIGN_PE8, 0), *bf16 = sign_on_device(X, MSIGN_PE8, 1);
+    check(!memcmp(fp32, bf16, 2 * 16 * 40 * sizeof *fp32), "the sign of a head is not in fp32");
+    check(la_sign_in_bf16(COMPUTE_BF16) && !la_sign_in_bf16(COMPUTE_FP32) && !la_sign_in_bf16(COMPUTE_AUTO),
+          "without TF32, auto is not fp32");
+    gemm_allow_tf32 = 1;
+    check(la_sign_in_bf16(COMPUTE_AUTO) == (sizeof(floatX) == 2), "auto is not the precision of the layers");
+    gemm_allow_tf32 = 0;
+    forget();
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The layers' copy of the parameters                                                             */
+
+/* How many of n elements of the copy are p rounded, bit by bit; -1 for those that are 0xffff or 0xffffffff,
+   what nobody has written. */
+static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouched) {
+    size_t right = 0;
+    *untouched = 0;
+    for (size_t i = 0; i < n; i++) {
+        floatX want = floatX(p[i]), none;
+        memset((void *)&none, 0xff, sizeof none);
+        right += !memcmp(&w[i], &want, sizeof want);
+        *untouched += !memcmp(&w[i], &none, sizeof none);
+    }
+    return right;
+}
+
+/* What is on the device, unchanged. */
+template <typename T> static T *download(const T *from, size_t n) {
+    T *to = (T *)(void *)host_array((n * sizeof(T) + 3) / sizeof(float));
+    CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    return to;
+}
+
+/* AdamW writes the copy of a view of any kind, and nothing beside it, by wide stores and by single ones. */
+static void test_adamw_copy(void) {
+    for (int kind = DENSE; kind <= COLUMN_BLOCKS; kind++)
+        for (int form = 0; form < 8; form++) {
+            int turned = form & 1, even = form >> 1 & 1, shift = form >> 2, rows = 24, cols = even ? 40 : 37;
+            stream({17, kind, form});
+            View *P = view_of(kind, turned, even, 2, 3, rows, cols), *G = view_like(P), *M = view_like(P);
+            View *V = turned ? view_of(DENSE, 0, 1, 2, 3, rows, cols) : view_like(P);
+            for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
+            for (int i = 0; i < view_count; i++) upload(&views[i]);
+            floatX *w = device_array<floatX>(P->size + 1) + shift; /* shift: wide stores are not aligned */
+            la_adamw(P->dev, G->dev, M->dev, V->dev, 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99,
+                     w + (P->dev.p - P->d));
+            const float *p = on_host(P->d, P->size);
+            const floatX *copy = download(w, P->size);
+            size_t right = 0, none, all, untouched, inside = mat_size(P->host);
+            each(P, [&](size_t at, int, int, int) { right += copied(copy + at, p + at, 1, &none); });
+            copied(copy, p, P->size, &untouched);
+            all = P->size;
+            check(right == inside && untouched == all - inside,
+                  "copy of %s: %zu of %zu right, %zu of %zu others untouched", shape(P), right, inside,
+                  untouched, all - inside);
+            forget();
+        }
+}
+
+/* A step of every rule, as the trainer does it: AdamW's tensors have their copy after plan_step, of the others
+   at most the rows that are AdamW's have it; after casting what plan_stale names, all are the rounded parameters. */
+static void check_plan_copy(const char *flags) {
+    Config c = config_of(flags, "");
+    Registry r = registry_build(&c);
+    Plan plan = plan_build(&c, &r);
+    float *h[4];
+    for (int i = 0; i < 3; i++) {
+        h[i] = host_array(r.size);
+        for (size_t j = 0; j < r.size; j++) h[i][j] = i == 2 ? 0 : (float)(0.1 * draw());
+    }
+    h[3] = host_array(plan.v_size);
+    memset(h[3], 0, plan.v_size * sizeof(float));
+    floatX *w = device_array<floatX>(r.size);
+    Arena arena = {device_array<float>(plan.arena_size), plan.arena_size, 0};
+    PlanState s = {on_device<float>(h[0], r.size), on_device<float>(h[1], r.size),
+                   on_device<float>(h[2], r.size), on_device<float>(h[3], plan.v_size), &arena, 1, 0.9, 1, 1, w};
+    plan_step(&plan, &r, &c, &s);
+    const float *p = on_host(s.p, r.size);
+    const floatX *before = download(w, r.size);
+    size_t first, n, untouched, cast = 0, right = 0;
+    int ranges = 0, adamw = 0, stale = 0;
+    for (; plan_stale(&plan, &r, ranges, &first, &n); ranges++) {
+        check(n > 0 && first + n <= r.size && first >= cast, "%s: range %d overlaps the one before", flags, ranges);
+        cast = first + n;
+        cast_weights(w + first, s.p + first, n);
+    }
+    const floatX *after = download(w, r.size);
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r.t[id];
+        if (!t->layers) continue;
+        int writes = plan_writes_copy(&plan, (TensorId)id);
+        *(writes ? &adamw : &stale) += 1;
+        right = copied(before + t->offset, p + t->offset, t->size, &untouched);
+        check(writes ? right == t->size : untouched > 0 && right + untouched == t->size, "%s: %s after the step: %zu of %zu written, %zu not",
+              flags, t->name, right, t->size, untouched);
+        right = copied(after + t->offset, p + t->offset, t->size, &untouched);
+        check(right == t->size, "%s: %s after the cast: %zu of %zu right", flags, t->name, right, t->size);
+    }
+    check(adamw > 0 && (stale > 0) == (ranges > 0) && ranges <= stale, "%s: %d tensors of AdamW, %d others, %d ranges",
+          flags, adamw, stale, ranges);
+    release();
+}
+
+static void test_plan_copies(void) {
+    static const char *const rules[] = {
+        "--optimizer cm", "--optimizer muon", "--optimizer adamw", "--qk adamw --ov muon --mlp adamw",
+        "--qk muon-head --ov adamw-partner --mlp normuon", "--qk quack --quack-base adamw --ov normuon --mlp aurora",
+        "--qk muonh --ov muonh --mlp muonh --init gpt2 --weight-decay 0", "--qk muon --ov muon --circuit on --mlp muon"};
+    static const char *const models[] = {
+        "--layers 2 --heads 3 --width 48 --seq-len 16 --vocab 61",
+        "--layers 3 --heads 4 --kv-heads 2 --width 32 --act swiglu --biases on --norm layernorm --pos learned "
+        "--seq-len 16 --tied on --vocab 70"};
+    char flags[512];
+    for (int m = 0; m < 2; m++)
+        for (int i = 0; i < 8; i++) {
+            stream({18, m, i});
+            snprintf(flags, sizeof flags, "%s %s", models[m], rules[i]);
+            check_plan_copy(flags);
         }
 }
 
@@ -709,5 +973,8 @@ int main(void) {
     test_eigenvalues();
     test_gauges();
     test_sign();
+    test_sign_bf16();
+    test_adamw_copy();
+    test_plan_copies();
     return check_done();
 }

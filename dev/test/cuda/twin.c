@@ -111,6 +111,18 @@ void cpu_la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_symmetric(C, a, A, B, b);
 }
 
+void cpu_la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
+    la_gemm_add(D, a, A, B, b, C);
+}
+
+void cpu_la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b, Mat C) {
+    la_gemm_add_symmetric(D, a, A, B, b, C);
+}
+
+void cpu_la_round_bf16(Mat X) {
+    la_round_bf16(X);
+}
+
 void cpu_la_gram(Mat G, Mat A, double b) {
     la_gram(G, A, b);
 }
@@ -160,8 +172,8 @@ void cpu_la_vec_sqrt(float *s, int n) {
 }
 
 void cpu_la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2, double
-    rate, double root, double eps, double keep) {
-    la_adamw(P, G, M, V, gscale, beta1, beta2, rate, root, eps, keep);
+    rate, double root, double eps, double keep, float *copy) {
+    la_adamw(P, G, M, V, gscale, beta1, beta2, rate, root, eps, keep, copy);
 }
 
 size_t cpu_la_eigh_scratch(int n) {

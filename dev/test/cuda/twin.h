@@ -49,6 +49,9 @@ void cpu_la_axpby(Mat Y, double a, Mat X, double b);
 void cpu_la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov);
 void cpu_la_gemm(Mat C, double a, Mat A, Mat B, double b);
 void cpu_la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b);
+void cpu_la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C);
+void cpu_la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b, Mat C);
+void cpu_la_round_bf16(Mat X);
 void cpu_la_gram(Mat G, Mat A, double b);
 void cpu_la_polynomial(Mat Y, double a, double b, Mat X, double c, Mat Z);
 double cpu_la_identity_gap(Mat X);
@@ -62,7 +65,7 @@ void cpu_la_vec_div(float *s, const float *t, int n, double floor);
 void cpu_la_vec_mul(float *s, int n, double a);
 void cpu_la_vec_sqrt(float *s, int n);
 void cpu_la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2, double
-    rate, double root, double eps, double keep);
+    rate, double root, double eps, double keep, float *copy);
 size_t cpu_la_eigh_scratch(int n);
 void cpu_la_eigh_rroot(Mat R, Mat G, double damping, float *scratch);
 void cpu_la_inner(float *s, Mat X, Mat Y, int group);
