@@ -1284,12 +1284,14 @@ static void test_checkpoint(const char *preset, const char *rule) {
     static Model m, n;
     static RunLog log;
     static Data data;
+    static Choices choices, back;
     int x[16], y[16];
     unsigned char *bytes[2];
     size_t size[2];
     Ckpt ckpt;
     create(&m, &c);
     create(&n, &c);
+    choices_set(&choices, "products of a GPU", "v1 x;y:z;");
     randomise(&m);
     draw_batch(&c, x, y, 16);
     for (int step = 0; step < 2; step++) train(&m, x, y, step);
@@ -1297,12 +1299,14 @@ static void test_checkpoint(const char *preset, const char *rule) {
         snprintf(log.checkpoints, sizeof log.checkpoints, "%s/%d", folder, i);
         mkdir(log.checkpoints, 0777);
         ckpt_path(paths[i], log.checkpoints, 2);
-        if (!check(!save_checkpoint(i ? &n : &m, &asked, &log, 2, 32, &data, "0123", err),
+        if (!check(!save_checkpoint(i ? &n : &m, &asked, i ? &back : &choices, &log, 2, 32, &data, "0123", err),
                    "save: %s", err) ||
             !check(!ckpt_open(&ckpt, paths[i], err), "open: %s", err))
             return;
         check(!load_tensors(&n, &ckpt, 1, err), "load: %s", err);
         check(!load_flags(&again, NULL, &ckpt, err), "flags: %s", err);
+        choices_parse(&back, ckpt.header, ckpt.header_length, "choice.");
+        check(back.n == 1 && !strcmp(choices_get(&back, "products of a GPU"), "v1 x;y:z;"), "choices");
         ckpt_close(&ckpt);
         bytes[i] = read_all(paths[i], &size[i]);
     }

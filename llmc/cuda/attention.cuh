@@ -660,7 +660,9 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
 flash_decode_kernel(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache, int t, int NH,
                     int NKV, int HS, float scale) {
     constexpr int LOADS = 16 / N; /* of a lane, to cover 128 columns */
-    __shared__ float tops[DECODE_TEAMS], sums[DECODE_TEAMS], parts[DECODE_TEAMS][128];
+    BLOCK_SHARED(tops, [DECODE_TEAMS], float);
+    BLOCK_SHARED(sums, [DECODE_TEAMS], float);
+    BLOCK_SHARED(parts, [DECODE_TEAMS][128], float);
     int h = (int)blockIdx.x, team = (int)threadIdx.x / 8, lane = (int)threadIdx.x % 8;
     size_t ld = (size_t)NKV * HS, at = (size_t)(h / (NH / NKV)) * HS;
     float x[LOADS][N], o[LOADS][N], top = -INFINITY, sum = 0;

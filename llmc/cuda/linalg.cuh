@@ -241,7 +241,7 @@ UNROLL
    element x of each, which is (r, c) of an item. If it has a `copy`, view 0 is written there too   */
 
 template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F::N> w) {
-    __shared__ LaRoom<MODE, F::N> room;
+    BLOCK_SHARED(room, , LaRoom<MODE, F::N>);
     enum { E = LaShare<MODE>::N };
     float x[F::N][E] = {};
     LaSpot at = la_spot<MODE>(w, blockIdx.x);
@@ -420,8 +420,8 @@ struct LaInner {
 template <class F, int MODE>
 __global__ static void la_fold_kernel(float *s, double *parts, LaWalk<F::N> w, unsigned pieces,
                                       unsigned tiles) {
-    __shared__ LaRoom<MODE, F::N> room;
-    __shared__ double sums[32];
+    BLOCK_SHARED(room, , LaRoom<MODE, F::N>);
+    BLOCK_SHARED(sums, [32], double);
     enum { E = LaShare<MODE>::N };
     unsigned group = blockIdx.x / pieces;
     double sum = 0;
@@ -443,7 +443,7 @@ UNROLL
 }
 
 template <class F> __global__ static void la_fold_end_kernel(float *s, const double *parts, unsigned pieces) {
-    __shared__ double sums[32];
+    BLOCK_SHARED(sums, [32], double);
     double sum = 0;
     for (unsigned i = threadIdx.x; i < pieces; i += blockDim.x) sum += parts[blockIdx.x * pieces + i];
     sum = block_sum(sum, sums);
@@ -480,7 +480,7 @@ static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
 }
 
 template <int V> __global__ static void la_squares_kernel(double *parts, const float *x, size_t n) {
-    __shared__ double sums[32];
+    BLOCK_SHARED(sums, [32], double);
     size_t step = (size_t)gridDim.x * blockDim.x, i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     double sum = 0;
     for (; i < n / V; i += step) {
@@ -513,7 +513,7 @@ static inline double la_identity_gap(Mat X) { return (void)X, INFINITY; }
 /* Norms of 32 rows, or of 8: one warp a row that is contiguous; else 32 rows side by side, every eighth
    column a thread. */
 template <int ACROSS> __global__ static void la_row_norms_kernel(float *norms, Mat X, unsigned tiles) {
-    __shared__ double part[8][33];
+    BLOCK_SHARED(part, [8][33], double);
     int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
     unsigned item = blockIdx.x / tiles;
     int r = (int)(blockIdx.x % tiles) * (ACROSS ? 32 : 8) + (ACROSS ? lane : line);
@@ -607,7 +607,8 @@ static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, con
 /* A 32 x 32 tile above the diagonal, and the one it mirrors: both get their mean, or the lower gets the
    upper. */
 template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned tiles) {
-    __shared__ float upper[32][33], lower[32][33];
+    BLOCK_SHARED(upper, [32][33], float);
+    BLOCK_SHARED(lower, [32][33], float);
     unsigned rest = blockIdx.x % (tiles * tiles);
     int up = (int)(rest / tiles) * 32, left = (int)(rest % tiles) * 32, n = X.rows;
     int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
@@ -849,8 +850,8 @@ __device__ static inline double la_damped_trace(const float *values, int n, doub
 
 __global__ static void la_gauge_kernel(Mat S, Mat L, Mat R, const float *values_a, const float *values_b,
                                        double damping, int form) {
-    __shared__ double sums[32];
-    __shared__ float largest[32];
+    BLOCK_SHARED(sums, [32], double);
+    BLOCK_SHARED(largest, [32], float);
     const int n = S.rows;
     const size_t first = (size_t)blockIdx.x * (size_t)n;
     const float *a = values_a + first, *b = values_b + first;
