@@ -176,6 +176,26 @@ static void bench_fp32(const char *name, int count, int rows, int cols) {
     give_back();
 }
 
+/* The MLP with GELU in the epilogues, and with kernels of its own: forward of the first layer with its activation,
+   and the way back from the second layer to the first one's output. */
+static void bench_gelu(int N, int C, int F) {
+    floatX *x = reals((size_t)N * C), *y = reals((size_t)N * F), *h = reals((size_t)N * F), *dh = reals((size_t)N * F);
+    floatX *w = reals((size_t)F * C), *b = reals((size_t)F), *dy = reals((size_t)N * F);
+    floatM *db = masters((size_t)F);
+    int kept = linear_gelu_fused;
+    for (int fused = 0; fused < 2; fused++) {
+        char label[96];
+        linear_gelu_fused = fused;
+        snprintf(label, sizeof label, "W_fc and GELU, %s, forward", fused ? "one kernel" : "two kernels");
+        gemm_row(label, N, F, C, 1, peak, time_ms([&] { linear_act_forward(y, h, x, w, b, N, C, F, ACT_GELU); }, 0));
+        snprintf(label, sizeof label, "W_proj and GELU, %s, backward with bias", fused ? "epilogue" : "kernel");
+        gemm_row(label, N, F, C, 1, peak,
+                 time_ms([&] { linear_act_backward(dh, dy, db, x, w, h, N, F, C, ACT_GELU); }, 0));
+    }
+    linear_gelu_fused = kept;
+    give_back();
+}
+
 static void bench_gemm(const Shape *s) {
     int N = s->B * s->T, C = s->C, Vp = round_up(s->V, 64);
     table("gemm", "Matrix products", "| product | M x N x K | ms | TFLOP/s | of the stated peak |");
@@ -183,7 +203,9 @@ static void bench_gemm(const Shape *s) {
     bench_linear("W_O", N, C, C);
     bench_linear("W_fc", N, C, s->F);
     bench_linear("W_proj", N, s->F, C);
-    bench_linear("head", s->R, C, Vp);
+    bench_gelu(N, C, s->F);
+    const int rows[] = {667, 4096, s->R}; /* of logits at a time */
+    for (int i = smoke ? 2 : 0; i < 3; i++) bench_linear("head", rows[i], C, Vp);
     bench_fp32("W_Q", s->L, C, C);
     bench_fp32("W_fc^T", s->L, C, s->F);
     bench_fp32("a head of W_Q", s->L * s->NH, C / s->NH, C);
