@@ -159,8 +159,9 @@ CUDA_LIB = $(firstword $(wildcard $(dir $(realpath $(NVCC)))../lib64 $(dir $(rea
 gpu_arch = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]*\)\.\([0-9]*\).*/sm_\1\2/p')
 cuda_arch := $(or $(ARCH),$(if $(filter cuda %cuda %cuda_fp32 $(BUILD)/cuda/%,$(MAKECMDGOALS)),$(gpu_arch)),sm_90)
 NVCC_OPT ?= -O3
+WERROR ?= -Werror all-warnings
 NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. -DCM_CUDA -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas \
-            -Werror all-warnings -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
+            $(WERROR) -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
 CUDA_LIBS = $(if $(CUDA_LIB),-L$(CUDA_LIB) -Xlinker -rpath -Xlinker $(realpath $(CUDA_LIB))) -lcublasLt -ldl
 nvcc_build = $(if $(NVCC),,$(error no nvcc: install the CUDA Toolkit, 12.4 or later, or name it with NVCC=/path/to/nvcc))\
              $(NVCC) $(NVCCFLAGS) $(emu_precision) $< $(filter %.o,$^) -o $@ $(CUDA_LIBS)
