@@ -67,6 +67,8 @@ run_step() {
     child=$!
     wait $child || status=$?
     child=
+    # By force, but before its limit: not by us.
+    [ $status != 137 ] || [ $((SECONDS - start)) -ge "$limit" ] || status=1
     case $status in
     0) result=passed ;;
     77) result=skipped ;;

@@ -136,9 +136,10 @@ write_json() {
         printf ',\n"train": '
         list "$work/train.tsv" '{ printf "{\"step\": %s, \"muon\": %s, \"cm\": %s}", number($1), number($2), number($3) }'
         printf ',\n"bench": ['
-        local comma= file
+        local comma="" file
         for file in "$work"/bench.*.json; do # one that was cut short is half a file
-            [ -s "$file" ] && [ "$(tail -c 3 "$file")" = "]}" ] || continue
+            [ -s "$file" ] || continue
+            [ "$(tail -c 3 "$file")" = "]}" ] || continue
             printf '%s' "$comma"
             cat "$file"
             comma=,

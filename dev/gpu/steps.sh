@@ -136,11 +136,12 @@ find_paths() {
     # A wheel has libcublasLt.so.13 alone; the linker asks for libcublasLt.so.
     case $cublas_so in
     *.so | "") ;;
-    *) mkdir -p "$work/lib" && ln -sf "$cublas_so" "$work/lib/libcublasLt.so" && library=$PWD/$work/lib ;;
+    *) mkdir -p "$work/lib" && ln -sf "$cublas_so" "$work/lib/libcublasLt.so" && library=$(readlink -f "$work/lib") ;;
     esac
     {
         say "export PATH=\"${bin:+$bin:}\$PATH\""
         say "export CPATH=\"\${CPATH:-}${cpath}\" LIBRARY_PATH=\"\${LIBRARY_PATH:-}${library:+:$library}\""
+        say "export CHECK_LD_BEFORE=\"\${CHECK_LD_BEFORE-\${LD_LIBRARY_PATH:-}}\""
         say "export LD_LIBRARY_PATH=\"\${LD_LIBRARY_PATH:-}$ld\""
         # An empty entry would mean the current folder.
         say "CPATH=\${CPATH#:} LIBRARY_PATH=\${LIBRARY_PATH#:} LD_LIBRARY_PATH=\${LD_LIBRARY_PATH#:}"
@@ -196,42 +197,46 @@ step_environment() {
 bf16_tests() { find dev/test/cuda -name 'test_*.cu' ! -name test_emu.cu | sed 's|.*/\(test_.*\)\.cu|build/cuda/\1|' | sort; }
 fp32_tests() { bf16_tests | grep -v cudnn | sed 's/$/_fp32/'; }
 
-# made GROUP TARGET...: builds and leaves a mark for each: ok or bad.
-made() {
-    local group=$1 target mark status=0
-    shift
-    # Another compiler's warnings must not cost the visit.
-    ${CHECK_MAKE:-make} -k WERROR= WARN=-Wall ${CHECK_MAKE_FLAGS:-} "$@" || status=$?
-    for target in "$@"; do
-        case $target in *=*) continue ;; esac
-        mark=ok
-        # After an error: what was built from older sources must not be taken for the new.
-        if [ $status != 0 ]; then
-            [ -x "$root/$target" ] && [ -z "$(find llmc dev ./*.c ./*.cu -name '*.[ch]*' -newer "$root/$target" -print | head -n 1)" ] ||
-                mark=bad
-        fi
-        say $mark >"$work/build/${target##*/}"
-    done
-    say "== $group: make ends with $status after $SECONDS s"
+# Builds one program and leaves a mark for it: ok or bad. Another compiler's warnings must not cost the visit.
+build_one() {
+    local target=$1 name=${1##*/} status=0 extra=()
+    # Without the list of kernel tests, and of its twin, test_gpt_cuda does not wait for all of them.
+    case $name in
+    test_gpt_cuda) extra=(CUDA_KERNEL_TESTS="" --assume-old=test_gpt_cuda_fp32) ;;
+    test_gpt_cuda_fp32) extra=(CUDA_KERNEL_TESTS="") ;;
+    esac
+    # shellcheck disable=SC2086 # a list of flags
+    "${CHECK_MAKE:-make}" WERROR= WARN=-Wall ${CHECK_MAKE_FLAGS:-} "${extra[@]}" "$target" >"$work/build/$name.log" 2>&1 || status=$?
+    {
+        say "== $name: make ends with $status"
+        cut -c 1-400 "$work/build/$name.log" | tail -n 60
+    } >>"$work/make.log"
+    if [ $status = 0 ]; then say ok; else say bad; fi >"$work/build/$name"
 }
 
-# All programs, those of the first steps first.
+# All programs, one make for each, so that each is known when it is done; those of the first steps begin first.
 build_all() {
-    local tests32
+    local order target cores
+    cores=$(nproc)
     if ! command -v "${CHECK_MAKE:-make}" || ! command -v nvcc || ! command -v "${CC:-cc}"; then
         say "make, nvcc or a C compiler is missing"
         say missing >"$work/build/missing"
         return
     fi
-    mapfile -t tests < <(bf16_tests)
-    mapfile -t tests32 < <(fp32_tests)
     ${CC:-cc} -O2 dev/gpu/shard.c -o "$work/shard" -lm || rm -f "$work/shard"
-    made first train_gpt_cuda "${tests[@]}" &
-    [ "$(nproc)" -ge 12 ] || wait
-    # Without the list of kernel tests, test_gpt_cuda does not wait for all of them.
-    made second CUDA_KERNEL_TESTS= test_gpt_cuda test_gpt_cuda_fp32 train_gpt_cuda_fp32 train_gpt generate_cuda generate
+    build_one build/twin.o # all kernel tests link it
+    mapfile -t order < <(
+        say train_gpt_cuda
+        bf16_tests
+        printf '%s\n' test_gpt_cuda train_gpt_cuda_fp32 train_gpt
+        fp32_tests
+        printf '%s\n' test_gpt_cuda_fp32 build/cuda/bench_cuda generate_cuda generate)
+    for target in "${order[@]}"; do
+        while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n || true; done
+        build_one "$target" &
+    done
     wait
-    made third "${tests32[@]}" build/cuda/bench_cuda
+    say "== all of it took $SECONDS s" >>"$work/make.log"
 }
 
 unpack_prebuilt() {
@@ -282,17 +287,19 @@ need() {
 }
 
 step_build() {
-    local status=0
-    while [ ! -s "$work/build/train_gpt_cuda" ] && [ ! -f "$work/build/missing" ]; do sleep 0.2; done
+    local target missing=() count=0
+    for target in train_gpt_cuda $(bf16_tests); do
+        while [ ! -s "$work/build/${target##*/}" ] && [ ! -f "$work/build/missing" ]; do sleep 0.2; done
+        [ "$(cat "$work/build/${target##*/}" 2>/dev/null || true)" = ok ] || missing+=("${target##*/}")
+        count=$((count + 1))
+    done
     cat "$work/make.log"
     if [ -f "$work/build/missing" ]; then
         [ -n "$prebuilt" ] || { note "make, nvcc or a C compiler is missing, and no --prebuilt was given"; exit 1; }
         skip "make, nvcc or a C compiler is missing; the programs are the prebuilt ones"
     fi
-    status=$(cat "$work"/build/test_* "$work/build/train_gpt_cuda" | grep -c bad || true)
-    [ "$status" = 0 ] || { bad "$status programs of the first steps were not built, $(grep -c 'error' "$work/make.log" || true) lines of errors"
-        [ -z "$prebuilt" ] || note "the prebuilt programs are taken instead"; return 0; }
-    note "the programs of the first steps"
+    note "$((count - ${#missing[@]})) of $count programs of the first steps"
+    [ ${#missing[@]} = 0 ] || bad "not built: ${missing[*]}${prebuilt:+, the prebuilt ones are taken}"
 }
 
 # has FLAG [CHOICE]: whether the trainer knows a flag, and a choice of it.
@@ -412,7 +419,7 @@ small_model() {
     mkdir -p "$dir"
     text "$dir/text.txt"
     shape=(--data ../../text.txt --layers 3 --width 128 --heads 2 --seq-len 128 --batch-size 4
-        --total-batch-tokens 1024 --steps "${1:-150}" --checkpoint-every 17 --val-every 50 --val-tokens 1024)
+        --total-batch-tokens 1024 --steps "$1" --checkpoint-every 17 --val-every 50 --val-tokens 1024)
     [ -z "$CHECK_TOY" ] || shape=(--data ../../text.txt --layers 1 --width 32 --heads 2 --seq-len 16 --batch-size 2
         --total-batch-tokens 64 --steps 24 --checkpoint-every 7 --val-every 10 --val-tokens 64)
     # An algorithm that was chosen by timing may be another one in the next start.
@@ -425,10 +432,10 @@ in_folder() {
     local folder=$1 seconds=$2 status=0 old=$PWD
     shift 2
     mkdir -p "$folder"
-    cd "$folder"
+    cd "$folder" || exit
     limited "$seconds" "$@" >>out 2>&1 || status=$?
     if [ $status != 0 ] && grep -q -i -e '--attention cudnn' -e 'cudnn.*not' out; then status=76; fi
-    cd "$old"
+    cd "$old" || exit
     return $status
 }
 
@@ -472,7 +479,7 @@ step_graph() {
 }
 
 # broken SIGNAL FOLDER PROGRAM FLAGS...: starts a run in FOLDER, sends it the signal after some steps, resumes
-# it. Sets `detail`; returns 1 with the reason there.
+# it. Sets `detail`; returns 1 with the reason there, or 75 where the signal came too late.
 broken() {
     local signal=$1 folder=$2 program=$3 old=$PWD tries=0 status=0 log after child sent
     shift 3
@@ -480,15 +487,15 @@ broken() {
     after=$((RANDOM % 100 + 20))
     [ -z "$CHECK_TOY" ] || after=$((RANDOM % 9 + 9)) # lines; the first checkpoint is of step 7
     mkdir -p "$folder"
-    cd "$folder"
+    cd "$folder" || exit
     "$program" --run r "$@" >out 2>&1 &
     child=$! running=$!
-    cd "$old"
+    cd "$old" || exit
     while kill -0 $child 2>/dev/null && [ "$(lines "$log")" -lt $after ] && [ $tries -lt 3000 ]; do
         sleep 0.01
         tries=$((tries + 1))
     done
-    kill "-$signal" $child 2>/dev/null || { detail="it ended before the signal"; return 1; }
+    kill "-$signal" $child 2>/dev/null || { detail="it ended before the signal"; wait $child || true; running=; return 75; }
     sent=$(date +%s)
     ( sleep 10; kill -9 $child 2>/dev/null ) &
     local watch=$!
@@ -522,16 +529,20 @@ interrupted() {
         check_row "$name" FAILED "the unbroken run fails" $((SECONDS - start)); return 0 ;;
     esac
     for signal in $signals; do
-        same=passed start=$SECONDS log=$dir/$name/$signal/runs/r/log.jsonl
-        if broken "$signal" "$dir/$name/$signal" "$program" "$@"; then
+        same=passed start=$SECONDS log=$dir/$name/$signal/runs/r/log.jsonl status=0
+        broken "$signal" "$dir/$name/$signal" "$program" "$@" || status=$?
+        if [ $status = 75 ]; then
+            unknown "$name, $signal: $detail"
+            same="not known"
+        elif [ $status = 0 ]; then
             cmp <(strip "$dir/$name/unbroken/runs/r/log.jsonl") <(strip "$log") || same=FAILED
             cmp "$(newest "$dir/$name/unbroken/runs/r")" "$(newest "$dir/$name/$signal/runs/r")" || same=FAILED
             [ $same = passed ] || detail="$detail; the resumed run ends elsewhere"
         else
             same=FAILED
         fi
-        [ $same = passed ] || bad "$name: $detail"
-        check_row "$name, $signal" $same "$detail" $((SECONDS - start))
+        [ "$same" != FAILED ] || bad "$name: $detail"
+        check_row "$name, $signal" "$same" "$detail" $((SECONDS - start))
     done
 }
 
@@ -539,7 +550,7 @@ step_resume() {
     local train train32
     need train train_gpt_cuda train32 train_gpt_cuda_fp32
     dir=$work/resume
-    small_model
+    small_model 400
     interrupted "cm flash" "KILL TERM" "$train" "${shape[@]}" --optimizer cm --attention flash
     interrupted "gpt2 muon flash" "KILL" "$train" --preset gpt2 "${shape[@]}" --optimizer muon --attention flash
     interrupted "cm cudnn" "KILL TERM" "$train" "${shape[@]}" --optimizer cm --attention cudnn
@@ -717,13 +728,20 @@ step_large() {
     note "$(awk -F '\t' '$1 == "large" { printf "%s%s %s %s", n++ ? ", " : "", $3, $6, $8 == "ok" ? $11 " tokens/s" : $8 }' "$work/rows.tsv")"
 }
 
+# Python as it was found: PyTorch brings its own libraries, which the toolkit's must not stand in for.
+torch_python() { # SECONDS ARGUMENTS...
+    local seconds=$1
+    shift
+    limited "$seconds" env -u CPATH -u LIBRARY_PATH LD_LIBRARY_PATH="${CHECK_LD_BEFORE:-}" "$python" "$@"
+}
+
 # torch_row MODEL BATCH MODE SECONDS: PyTorch at our shape.
 torch_row() {
-    local model=$1 batch=$2 mode=$3 seconds=$4 status=0 file=$work/torch.json result flags=() shape=$1 tokens=$total
-    [ "$mode" = eager ] || flags+=(--compile)
-    [ -z "$CHECK_TOY" ] || { shape=tiny batch=2 tokens=128; }
+    local model=$1 batch=$2 mode=$3 seconds=$4 status=0 file=$work/torch.json result flags=() size=$1 tokens=$total
+    [ "$mode" = eager ] || [ -n "$CHECK_TOY" ] || flags+=(--compile) # a minute on a CPU
+    [ -z "$CHECK_TOY" ] || { size=tiny batch=2 tokens=128; }
     [ "$(left)" -ge 15 ] || { row PyTorch "$model" "$batch" "$tokens" AdamW "$mode" "not run" "" "" "" "" "" "" ""; return 0; }
-    limited "$seconds" "$python" dev/bench/torch_gpt2.py --model "$shape" --batch "$batch" --total "$tokens" --steps 3 \
+    torch_python "$seconds" dev/bench/torch_gpt2.py --model "$size" --batch "$batch" --total "$tokens" --steps 3 \
         --budget $((seconds - 5)) "${flags[@]}" >"$file" 2>"$work/torch.err" || status=$?
     result=$(text_field "$file" result)
     [ $status != 124 ] || result="not known"
@@ -771,7 +789,7 @@ step_peers() {
     elif [ -n "$llmc" ]; then
         unknown "there is no train_gpt2cu in $llmc"
     fi
-    if timeout 60 "$python" -c 'import torch' 2>"$work/torch.err"; then
+    if torch_python 60 -c 'import torch' 2>"$work/torch.err"; then
         any=1
         torch_row 124M 32 compile 75
         torch_row 124M 32 eager 30
@@ -854,7 +872,8 @@ step_ncu() {
         fi
         if [ -z "$(metric "$file" Duration)" ]; then
             tail -n 4 "$file"
-            unknown "$kernel: $([ $status = 124 ] && say "ran past $seconds s" || tail -n 1 "$file" | cut -c 1-120)"
+            if [ $status = 124 ]; then unknown "$kernel ran past $seconds s"
+            else unknown "$kernel: $(tail -n 1 "$file" | cut -c 1-120)"; fi
             continue
         fi
         # ncu chooses the unit of a duration.
@@ -906,7 +925,7 @@ step_sanitizer() {
     option=--kernel-name-exclude
     "$sanitizer" --help 2>/dev/null | grep -e "$option" >/dev/null || option=--kernel-regex-exclude
     exclude=()
-    for key in nvjet cutlass gemm xmma splitK; do exclude+=($option "kns=$key"); done
+    for key in nvjet cutlass gemm xmma splitK; do exclude+=("$option" "kns=$key"); done
     export CM_NO_PEAK=1
     for tool in racecheck memcheck synccheck initcheck; do
         for name in test_attention test_layers test_linalg test_gemm; do
@@ -923,7 +942,7 @@ step_train() {
     local train seconds rate tokens=524288 count name status batch=32 val=262144 model=()
     need train train_gpt_cuda
     large_data
-    seconds=$(((($(left) < 600 ? $(left) : 600) - 20) / 2))
+    seconds=$((($(left) - 30) / 2))
     rate=$(awk -F '\t' '$2 == "cm.c" && $3 == "124M" && $6 == "cm" && $11 > most { most = $11 } END { print int(most * 0.75) }' "$work/rows.tsv" 2>/dev/null || true)
     [ "${rate:-0}" -gt 0 ] || rate=150000
     if [ -n "$CHECK_TOY" ]; then
