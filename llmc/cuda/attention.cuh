@@ -34,9 +34,10 @@ in which they start (a ticket), the tiles of a head in ascending order, and what
 tile of the same head, belongs to a block that started before and that waits for still lower tiles only.
 Tile 0, the longest, goes first, which also keeps the end of the kernel short.
 
-Exponentials are to base 2 and sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value
-reaches outputs before it too, and one in a key or a value the dq of queries before it, by less than ROWS; one
-in dout the dk and dv of keys after it, by less than STEP.
+A warp of the forward pass keeps its queries in registers where there is room. Exponentials are to base 2 and
+sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value reaches outputs before it too,
+and a NaN in a key or a value the dq of queries before it, by less than ROWS; a NaN in a query or in dout
+reaches the dk and dv of keys after it, by less than STEP.
 
 HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in shared memory.
 */
@@ -591,7 +592,8 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
 /* ---------------------------------------------------------------------------------------------- */
 /* on the host */
 
-/* Bytes of keys and values that are worked on at a time: a third of an H100's L2 cache. */
+/* Bytes of the rows that blocks walk along, of the heads that are worked on at a time: a third of an H100's L2
+   cache. The backward pass has as many bytes of sums of dq beside them. */
 inline size_t flash_cache = 16 << 20;
 
 /* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
@@ -643,7 +645,7 @@ template <int D> static FlashScratch flash_scratch(int B, int T, int NH) {
     return s;
 }
 
-/* Bytes of scratch that the backward pass takes. */
+/* Bytes of scratch that the backward pass takes; key heads (the fourth argument) need none. */
 static inline size_t attention_scratch(int B, int T, int NH, int, int HS) {
     if (HS <= 32) return flash_scratch<32>(B, T, NH).bytes;
     if (HS <= 64) return flash_scratch<64>(B, T, NH).bytes;
