@@ -23,13 +23,13 @@ multiplies them by the STEP rows into sums that stay in its registers:
 ds of a step goes to shared memory, from where the four warps share the last product, (STEP, D) of dq from
 all ROWS keys of the block. Every tile of keys has such a part of the dq of every query after it. These parts
 are added up in fp32 in scratch, in the order of the tiles: tile 0 writes, the others read, add and write,
-and the one on the diagonal, the last, scales the sum and writes dq itself. A count for each STEP queries of
-each head says how many parts are there, and a block waits for the part before its own. One order of all
-sums: equal runs give equal bits.
+and the one on the diagonal, the last, scales the sum and writes dq itself. One order of all sums: equal runs
+give equal bits.
 
 Blocks walk along the queries from the end of the sequence, and along the query heads of a group at each
-STEP: all tiles of a head go the same way at the same pace, so that a block waits at its first step, if at
-all, until it is behind the block before it. No wait can last for ever: blocks take their tiles in the order
+STEP: step n of all tiles of a head is about the same queries. Each block counts its steps in global memory,
+and does step n after the tile before it has. They go at the same pace, so that a block waits at its first
+step, if at all, until it is behind. No wait can last for ever: blocks take their tiles in the order
 in which they start (a ticket), the tiles of a head in ascending order, and what a block waits for, a lower
 tile of the same head, belongs to a block that started before and that waits for still lower tiles only.
 Tile 0, the longest, goes first, which also keeps the end of the kernel short.
@@ -516,8 +516,8 @@ UNROLL
     flash_write_q(p, f.C3, rows, row, col, dq, lane, f);
 }
 
-/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence; counts: of the
-   parts in each of these chunks, before them the ticket. */
+/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence. ticket: what
+   the next block draws; after it the steps that each tile but the last of each key head has done. */
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
 flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
@@ -528,13 +528,14 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     Tile<floatX, D> K = {shared}, V = {shared + ROWS * D};
     Tile<floatX, STEP> dS = {shared + F::STAY + F::STAGES * F::PAIR};
     float *stats = (float *)(void *)(dS.p + F::DS); /* lse and D of the queries of a step, for each stage */
-    int head, tile, T = f.T, *counts = ticket + 1, *drawn = (int *)(void *)dS.p;
+    int head, tile, T = f.T, *drawn = (int *)(void *)dS.p;
     if (threadIdx.x == 0) *drawn = atomicAdd(ticket, 1);
     __syncthreads();
     flash_place(&head, &tile, *drawn, f);
     int b = head / f.NKV, g = head % f.NKV;
-    int j0 = tile * ROWS;
-    int steps = f.group * (f.chunks - j0 / STEP);
+    int j0 = tile * ROWS, *done = ticket + 1 + head * (f.tiles - 1) + tile;
+    int steps = f.group * (f.chunks - j0 / STEP); /* the last of them, or all, without a tile after this one: */
+    int handed = f.group * (f.chunks - (j0 + ROWS) / STEP);
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
     FragC dk[MT][F::DT], dv[MT][F::DT];
     flash_zero(dk);
@@ -558,11 +559,11 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
     flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
     bring(0);
-    int *given = NULL; /* the count of the chunk that the last step left in scratch */
+    int seen = 0; /* steps that the tile before has done, as far as thread 0 knows */
     for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
         __syncthreads(); /* the rows of this step are there, those of the last are free, its dq is written */
-        if (given && fresh_thread() == FLASH_THREADS - 32) publish_count(given, tile + 1);
+        if (n > 0 && n <= handed && fresh_thread() == FLASH_THREADS - 32) publish_count(done, n);
         if (F::STAGES > 1 && n + 1 < steps) bring(n + 1);
         int h = g * f.group + n % f.group, chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
         Tile<floatX, D> Q = {shared + F::STAY + n % F::STAGES * F::PAIR}, dO = {Q.p + F::PAIR / 2};
@@ -574,13 +575,11 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
                                            j0, i0 + part, f.scale2);
         }
         size_t place = chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
-        int last = i0 < j0 + ROWS;
-        if (tile > 0 && fresh_thread() == 0) await_count(counts + place, tile);
+        if (tile > 0 && seen <= n && fresh_thread() == 0) seen = await_count(done - 1, n + 1);
         __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
         if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
         flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
-                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, last, f);
-        given = last ? NULL : counts + place;
+                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, n >= handed, f);
     }
     __syncthreads(); /* K is no longer read by other warps */
     int row = fresh_thread() / 32 * 16 * MT;
@@ -629,27 +628,27 @@ static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, in
 /* What the backward pass has in scratch: where it begins, and how much there is of it. The first ROWS queries
    belong to tile 0 of the keys alone: no sums of theirs. */
 typedef struct {
-    size_t n_counts;            /* a ticket, then the parts in each chunk of sums */
+    size_t n_counts;            /* a ticket, and the steps of each tile but the last of each key head */
     size_t sums, counts, bytes; /* dots are at 0 */
 } FlashScratch;
 
-template <int D> static FlashScratch flash_scratch(int B, int T, int NH) {
+template <int D> static FlashScratch flash_scratch(int B, int T, int NH, int NKV) {
     using F = FlashBackward<D>;
     size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP), own = F::ROWS / F::STEP;
     size_t kept = heads * (chunks > own ? chunks - own : 0);
     FlashScratch s;
-    s.n_counts = 1 + kept;
+    s.n_counts = 1 + (size_t)B * (size_t)NKV * (ceil_div((size_t)T, F::ROWS) - 1);
     s.sums = (heads * (size_t)T * sizeof(float) + 15) / 16 * 16;
     s.counts = s.sums + kept * F::STEP * D * sizeof(float);
     s.bytes = s.counts + (s.n_counts * sizeof(int) + 15) / 16 * 16;
     return s;
 }
 
-/* Bytes of scratch that the backward pass takes; key heads (the fourth argument) need none. */
-static inline size_t attention_scratch(int B, int T, int NH, int, int HS) {
-    if (HS <= 32) return flash_scratch<32>(B, T, NH).bytes;
-    if (HS <= 64) return flash_scratch<64>(B, T, NH).bytes;
-    return flash_scratch<128>(B, T, NH).bytes;
+/* Bytes of scratch that the backward pass takes. */
+static inline size_t attention_scratch(int B, int T, int NH, int NKV, int HS) {
+    if (HS <= 32) return flash_scratch<32>(B, T, NH, NKV).bytes;
+    if (HS <= 64) return flash_scratch<64>(B, T, NH, NKV).bytes;
+    return flash_scratch<128>(B, T, NH, NKV).bytes;
 }
 
 template <int D>
@@ -659,7 +658,7 @@ static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX 
     constexpr int WIDE = Wide<floatX>::N;
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) && wide_rows(dout, (size_t)HS) &&
                wide_rows(out, (size_t)HS);
-    FlashScratch at = flash_scratch<D>(B, T, NH);
+    FlashScratch at = flash_scratch<D>(B, T, NH, NKV);
     char *scratch = (char *)cuda_scratch(at.bytes);
     float *dots = (float *)(void *)scratch;
     float4 *sums = (float4 *)(void *)(scratch + at.sums);

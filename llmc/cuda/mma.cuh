@@ -85,8 +85,9 @@ static inline void cp_async_commit(void) { emu_cp_async_commit(); }
 template <int LEFT> static inline void cp_async_wait(void) { emu_cp_async_wait(LEFT); }
 
 static inline void publish_count(int *count, int value) { *count = value; }
-static inline void await_count(const int *count, int least) {
+static inline int await_count(const int *count, int least) {
     if (*count < least) emu_die("a block waits for a block that has not run");
+    return *count;
 }
 static inline float4 load_l2(const float4 *p) {
     emu_wide_access(p);
@@ -170,18 +171,18 @@ template <int LEFT> __device__ static inline void cp_async_wait(void) { /* until
 }
 
 /* How a block hands numbers in global memory to another that runs beside it. The giver: all threads store,
-   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count, __syncthreads(),
-   all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
+   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count (and gets what it
+   saw, which may be more), __syncthreads(), all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
    blocks ("Causality order" of the PTX manual), so that the other threads need no fence. A kernel that
    awaits must make sure that the giver is running or done. */
 __device__ static inline void publish_count(int *count, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(value) : "memory");
 }
-__device__ static inline void await_count(const int *count, int least) {
+__device__ static inline int await_count(const int *count, int least) {
     for (;;) {
         int seen;
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(count) : "memory");
-        if (seen >= least) return;
+        if (seen >= least) return seen;
         __nanosleep(40);
     }
 }

@@ -534,8 +534,8 @@ static void test_scratch(void) {
 
 /* The ticket and all counts are 0 before blocks hand on sums: old counts would let a block go on too early,
    which blocks that run one after another do not show. */
-template <int D> static void test_counts(int B, int T, int NH) {
-    size_t n = flash_scratch<D>(B, T, NH).n_counts, rows = (size_t)B * (size_t)T * (size_t)NH;
+template <int D> static void test_counts(int B, int T, int NH, int NKV) {
+    size_t n = flash_scratch<D>(B, T, NH, NKV).n_counts, rows = (size_t)B * (size_t)T * (size_t)NH;
     floatX *x = on_device<floatX>(random_array(rows, 1), rows);
     int *counts = device_array<int>(n + SPARE);
     float *dots = device_array<float>(rows);
@@ -640,10 +640,10 @@ int main(void) {
     test_backward_poison();
     test_order();
     test_scratch();
-    test_counts<32>(1, 1, 1);
-    test_counts<128>(1, 33, 1);
-    test_counts<128>(2, 700, 3);
-    test_counts<64>(3, 129, 2);
+    test_counts<32>(1, 1, 1, 1);
+    test_counts<128>(1, 33, 1, 1);
+    test_counts<128>(2, 700, 6, 3);
+    test_counts<64>(3, 129, 2, 2);
     test_decode();
     test_library();
     test_supports();
