@@ -534,8 +534,7 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     flash_place(&head, &tile, *drawn, f);
     int b = head / f.NKV, g = head % f.NKV;
     int j0 = tile * ROWS, *done = ticket + 1 + head * (f.tiles - 1) + tile;
-    int steps = f.group * (f.chunks - j0 / STEP); /* the last of them, or all, without a tile after this one: */
-    int handed = f.group * (f.chunks - (j0 + ROWS) / STEP);
+    int steps = f.group * (f.chunks - j0 / STEP); /* in the last ROWS / STEP chunks it is the last */
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
     FragC dk[MT][F::DT], dv[MT][F::DT];
     flash_zero(dk);
@@ -563,9 +562,10 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
         __syncthreads(); /* the rows of this step are there, those of the last are free, its dq is written */
-        if (n > 0 && n <= handed && fresh_thread() == FLASH_THREADS - 32) publish_count(done, n);
+        if (n > 0 && n <= steps - f.group * (ROWS / STEP) && fresh_thread() == FLASH_THREADS - 32)
+            publish_count(done, n);
         if (F::STAGES > 1 && n + 1 < steps) bring(n + 1);
-        int h = g * f.group + n % f.group, chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
+        int chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
         Tile<floatX, D> Q = {shared + F::STAY + n % F::STAGES * F::PAIR}, dO = {Q.p + F::PAIR / 2};
         const float *stat = stats + n % F::STAGES * 2 * STEP;
 #pragma unroll 1
@@ -574,12 +574,13 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
             flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, Qp, dOp, stat + part, stat + STEP + part,
                                            j0, i0 + part, f.scale2);
         }
+        int h = g * f.group + n % f.group;
         size_t place = chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
         if (tile > 0 && seen <= n && fresh_thread() == 0) seen = await_count(done - 1, n + 1);
         __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
         if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
         flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
-                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, n >= handed, f);
+                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, i0 < j0 + ROWS, f);
     }
     __syncthreads(); /* K is no longer read by other warps */
     int row = fresh_thread() / 32 * 16 * MT;
