@@ -580,7 +580,8 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
         if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
         flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
-                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, i0 < j0 + ROWS, f);
+                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, i0 < j0 + ROWS,
+                            f);
     }
     __syncthreads(); /* K is no longer read by other warps */
     int row = fresh_thread() / 32 * 16 * MT;
@@ -592,8 +593,8 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
 /* ---------------------------------------------------------------------------------------------- */
 /* on the host */
 
-/* Bytes of the rows that blocks walk along, of the heads that are worked on at a time: a third of an H100's L2
-   cache. The backward pass has as many bytes of sums of dq beside them. */
+/* Bytes of the rows that blocks walk along, of the heads that are worked on at a time: a third of an H100's
+   L2 cache. The backward pass has as many bytes of sums of dq beside them, or with float half as many. */
 inline size_t flash_cache = 16 << 20;
 
 /* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
