@@ -23,20 +23,21 @@ multiplies them by the STEP rows into sums that stay in its registers:
 ds of a step goes to shared memory, from where the four warps share the last product, (STEP, D) of dq from
 all ROWS keys of the block. Every tile of keys has such a part of the dq of every query after it. These parts
 are added up in fp32 in scratch, in the order of the tiles: tile 0 writes, the others read, add and write,
-and the one on the diagonal, the last, scales the sum and writes dq itself. A count for each STEP queries of
-each head says how many parts are there, and a block waits for the part before its own. One order of all
-sums: equal runs give equal bits.
+and the one on the diagonal, the last, scales the sum and writes dq itself. One order of all sums: equal runs
+give equal bits.
 
 Blocks walk along the queries from the end of the sequence, and along the query heads of a group at each
-STEP: all tiles of a head go the same way at the same pace, so that a block waits at its first step, if at
-all, until it is behind the block before it. No wait can last for ever: blocks take their tiles in the order
+STEP: step n of all tiles of a head is about the same queries. Each block counts its steps in global memory,
+and does step n after the tile before it has. They go at the same pace, so that a block waits at its first
+step, if at all, until it is behind. No wait can last for ever: blocks take their tiles in the order
 in which they start (a ticket), the tiles of a head in ascending order, and what a block waits for, a lower
 tile of the same head, belongs to a block that started before and that waits for still lower tiles only.
 Tile 0, the longest, goes first, which also keeps the end of the kernel short.
 
-Exponentials are to base 2 and sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value
-reaches outputs before it too, and one in a key or a value the dq of queries before it, by less than ROWS; one
-in dout the dk and dv of keys after it, by less than STEP.
+A warp of the forward pass keeps its queries in registers where there is room. Exponentials are to base 2 and
+sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value reaches outputs before it too,
+and a NaN in a key or a value the dq of queries before it, by less than ROWS; a NaN in a query or in dout
+reaches the dk and dv of keys after it, by less than STEP.
 
 HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in shared memory.
 */
@@ -54,6 +55,7 @@ template <int D> struct FlashForward {
     static constexpr int MT = FP32 ? 1 : 2, ROWS = 16 * FLASH_WARPS * MT;
     static constexpr int STEP = (D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
     static constexpr int NT = STEP / 8, DT = D / 8;
+    static constexpr int HELD = D < 128; /* a warp's queries stay in registers */
     /* Shared memory: the queries, and STEP keys and values, a pair, twice. */
     static constexpr int STAY = ROWS * D, PAIR = 2 * STEP * D;
     static constexpr size_t BYTES = (STAY + 2 * PAIR) * sizeof(floatX);
@@ -68,8 +70,8 @@ template <int D> struct FlashBackward {
     static constexpr int NT = PART / 8, DT = D / 8;
     /* Of the (STEP, D) of dq a warp has (16 QM, 8 QN), ACROSS warps side by side. */
     static constexpr int ACROSS = D < 128 ? 2 : 4, QM = STEP * ACROSS / FLASH_WARPS / 16, QN = DT / ACROSS;
-    /* Shared memory: keys and values; STEP queries and their dout, a pair, and lse and D of these, twice where
-       there is room; ds of a step. */
+    /* Shared memory: keys and values; STEP queries and their dout, a pair, and lse and D of these, twice
+       where there is room; ds of a step. */
     static constexpr int STAGES = FP32 && D == 128 ? 1 : 2;
     static constexpr int STAY = 2 * ROWS * D, PAIR = 2 * STEP * D, DS = ROWS * STEP;
     static constexpr size_t BYTES = (STAY + STAGES * PAIR + DS) * sizeof(floatX) +
@@ -109,7 +111,7 @@ __device__ static inline void flash_place(int *head, int *tile, int n, const Fla
    there after a wait for the copies and a barrier. */
 template <int ROWS, int D>
 __device__ static inline void flash_load(Tile<floatX, D> tile, const floatX *p, int ld, int rows,
-                                         const FlashShape &f, int thread) {
+                                         const FlashShape &f, int thread = (int)threadIdx.x) {
     constexpr int PIECE = tile.PIECE, AT_ONCE = FLASH_THREADS / tile.PIECES;
     static_assert(ROWS % AT_ONCE == 0, "the threads share the rows evenly");
     if (f.wide) {
@@ -148,6 +150,26 @@ UNROLL
             for (int e = 0; e < 4; e++) c[m][n].x[e] *= scale;
 }
 
+/* s (16 MT, 8 NT) += the part of X Y^T that comes from columns k.. k + 15: a has those of X. */
+template <int MT, int NT, int D>
+__device__ static inline void flash_scores_of(FragC (&s)[MT][NT], const FragA<floatX> (&a)[MT],
+                                              Tile<floatX, D> Y, int k, int lane) {
+UNROLL
+    for (int n = 0; n < NT; n += 2) {
+        FragB<floatX> b[2];
+        load_b(b, Y, 8 * n, k, lane);
+UNROLL
+        for (int m = 0; m < MT; m++) mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
+    }
+}
+
+template <int MT, int D>
+__device__ static inline void flash_columns(FragA<floatX> (&a)[MT], Tile<floatX, D> X, int row, int k,
+                                            int lane) {
+UNROLL
+    for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k, lane);
+}
+
 /* s (16 MT, 8 NT) = X Y^T: rows row.. of X by the rows of Y, tiles of D columns. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X, int row,
@@ -156,15 +178,8 @@ __device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X
 UNROLL
     for (int k = 0; k < D; k += 16) {
         FragA<floatX> a[MT];
-UNROLL
-        for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k, lane);
-UNROLL
-        for (int n = 0; n < NT; n += 2) {
-            FragB<floatX> b[2];
-            load_b(b, Y, 8 * n, k, lane);
-UNROLL
-            for (int m = 0; m < MT; m++) mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
-        }
+        flash_columns(a, X, row, k, lane);
+        flash_scores_of(s, a, Y, k, lane);
     }
 }
 
@@ -250,8 +265,8 @@ UNROLL
         for (int n = 0; n < N; n++)
 UNROLL
             for (int e = 0; e < 4; e += 2)
-                store_pair(tile.at(row + 16 * m, col + 8 * n, frag_row(e, lane), frag_col(e, lane)), c[m][n].x[e],
-                           c[m][n].x[e + 1]);
+                store_pair(tile.at(row + 16 * m, col + 8 * n, frag_row(e, lane), frag_col(0, lane)),
+                           c[m][n].x[e], c[m][n].x[e + 1]);
 }
 
 /* Writes o, the warp's rows row.. of a tile, to `rows` rows of HS elements at p, ld apart. The tile is
@@ -296,22 +311,36 @@ flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) 
 UNROLL
     for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
 
-    flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f, (int)threadIdx.x);
-    for (int n = -1; n < steps; n++) {
+    auto bring = [&](int n) { /* the rows of step n */
+        int j0 = n * STEP;
+        Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
+        flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
+        flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+        cp_async_commit();
+    };
+    flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
+    cp_async_commit();
+    bring(0);
+    FragA<floatX> q[F::HELD ? D / 16 : 1][MT];
+    if (F::HELD) {
+        cp_async_wait<1>();
+        __syncthreads(); /* the queries are there */
+UNROLL
+        for (int c = 0; c < (F::HELD ? D / 16 : 1); c++) flash_columns(q[c], Q, row, 16 * c, warp_lane());
+    }
+    for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
         __syncthreads(); /* the rows of this step are there, and those of the last are free */
-        if (n + 1 < steps) {
-            int j0 = (n + 1) * STEP;
-            Tile<floatX, D> K = {shared + F::STAY + ((n + 1) & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
-            flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f, (int)threadIdx.x);
-            flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f, (int)threadIdx.x);
-            cp_async_commit();
-        }
+        if (n + 1 < steps) bring(n + 1);
         int j0 = n * STEP;
-        if (n < 0 || j0 > first + 16 * MT - 1) continue;
+        if (j0 > first + 16 * MT - 1) continue;
         Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
         FragC s[MT][F::NT];
-        flash_scores(s, Q, row, K);
+        if constexpr (F::HELD) {
+            flash_zero(s);
+UNROLL
+            for (int c = 0; c < D / 16; c++) flash_scores_of(s, q[c], K, 16 * c, warp_lane());
+        } else flash_scores(s, Q, row, K);
         if (j0 + STEP - 1 > first) flash_mask<0>(s, first, j0);
         flash_softmax(s, o, top, sum, f.scale2);
         flash_weigh(o, s, V);
@@ -354,12 +383,13 @@ UNROLL
 }
 
 /* What 8 NT queries from i0 on, in Q, with their dout in dO, lse in l and D in d, add to the gradients of the
-   warp's rows of K and V, keys from `first` on. Their ds^T goes to the warp's rows of dS, at columns col.. */
+   warp's rows of K and V, keys from j0 on. Their ds^T goes to the warp's rows of dS, at columns col.. The
+   lane is read anew twice (fresh_thread): addresses would take the registers that the fragments need. */
 template <int MT, int NT, int D, int STEP>
-__device__ static inline void flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8],
-                                                  Tile<floatX, STEP> dS, int col, Tile<floatX, D> K,
-                                                  Tile<floatX, D> V, Tile<floatX, D> Q, Tile<floatX, D> dO,
-                                                  const float *l, const float *d, int j0, int i0, float scale2) {
+__device__ static inline void
+flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8], Tile<floatX, STEP> dS, int col,
+                    Tile<floatX, D> K, Tile<floatX, D> V, Tile<floatX, D> Q, Tile<floatX, D> dO,
+                    const float *l, const float *d, int j0, int i0, float scale2) {
     FragC s[MT][NT], dp[MT][NT];
     int thread = fresh_thread(), lane = thread % 32, row = thread / 32 * 16 * MT, first = j0 + row;
     if (i0 + 8 * NT - 1 < first) { /* none of these queries sees one of these keys */
@@ -414,7 +444,8 @@ UNROLL
 }
 
 /* Fragments in scratch: element e of all is element e of a float4, and a warp's float4 are side by side. */
-template <int M, int N> __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int lane) {
+template <int M, int N>
+__device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int lane) {
 UNROLL
     for (int m = 0; m < M; m++)
 UNROLL
@@ -423,7 +454,8 @@ UNROLL
             c[m][n].x[0] = x.x, c[m][n].x[1] = x.y, c[m][n].x[2] = x.z, c[m][n].x[3] = x.w;
         }
 }
-template <int M, int N> __device__ static inline void flash_leave(float4 *p, const FragC (&c)[M][N], int lane) {
+template <int M, int N>
+__device__ static inline void flash_leave(float4 *p, const FragC (&c)[M][N], int lane) {
 UNROLL
     for (int m = 0; m < M; m++)
 UNROLL
@@ -455,9 +487,9 @@ UNROLL
         }
 }
 
-/* This warp's share of what the keys of a block add to the gradients of STEP queries, after ds^T is in dS: the
-   FIRST block leaves it in `sum`, the next ones add theirs to that, the LAST one writes `rows` rows at p. No
-   query sees a key at or after `keys`. */
+/* This warp's share of what the keys of a block add to the gradients of STEP queries, once their ds^T is in
+   dS: the first block leaves it in `sum`, the next ones add theirs to that, the last one writes `rows` rows
+   at p. No query sees one of the block's keys from `keys` on. */
 template <int D, int STEP>
 __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum, Tile<floatX, STEP> dS,
                                                Tile<floatX, D> K, int keys, int first, int last,
@@ -484,25 +516,25 @@ UNROLL
     flash_write_q(p, f.C3, rows, row, col, dq, lane, f);
 }
 
-/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence; counts: of the
-   parts in each of these chunks, before them the ticket. */
+/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence. ticket: what
+   the next block draws; after it the steps that each tile but the last of each key head has done. */
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
-flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse, const float *dots,
-                      float4 *sums, int *ticket, FlashShape f) {
+flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
+                      const float *dots, float4 *sums, int *ticket, FlashShape f) {
     using F = FlashBackward<D>;
     constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP, PART = F::PART;
     SHARED(floatX, shared);
     Tile<floatX, D> K = {shared}, V = {shared + ROWS * D};
     Tile<floatX, STEP> dS = {shared + F::STAY + F::STAGES * F::PAIR};
     float *stats = (float *)(void *)(dS.p + F::DS); /* lse and D of the queries of a step, for each stage */
-    int head, tile, T = f.T, *counts = ticket + 1, *drawn = (int *)(void *)dS.p;
+    int head, tile, T = f.T, *drawn = (int *)(void *)dS.p;
     if (threadIdx.x == 0) *drawn = atomicAdd(ticket, 1);
     __syncthreads();
     flash_place(&head, &tile, *drawn, f);
     int b = head / f.NKV, g = head % f.NKV;
-    int j0 = tile * ROWS;
-    int steps = f.group * (f.chunks - j0 / STEP);
+    int j0 = tile * ROWS, *done = ticket + 1 + head * (f.tiles - 1) + tile;
+    int steps = f.group * (f.chunks - j0 / STEP); /* in the last ROWS / STEP chunks it is the last */
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
     FragC dk[MT][F::DT], dv[MT][F::DT];
     flash_zero(dk);
@@ -523,32 +555,33 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         }
         cp_async_commit();
     };
-    flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f, (int)threadIdx.x);
-    flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f, (int)threadIdx.x);
+    flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
+    flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
     bring(0);
-    int *given = NULL; /* the count of the chunk that the last step left in scratch */
+    int seen = 0; /* steps that the tile before has done, as far as thread 0 knows */
     for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
         __syncthreads(); /* the rows of this step are there, those of the last are free, its dq is written */
-        if (given && fresh_thread() == FLASH_THREADS - 32) publish_count(given, tile + 1);
+        if (n > 0 && n <= steps - f.group * (ROWS / STEP) && fresh_thread() == FLASH_THREADS - 32)
+            publish_count(done, n);
         if (F::STAGES > 1 && n + 1 < steps) bring(n + 1);
-        int h = g * f.group + n % f.group, chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
+        int chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
         Tile<floatX, D> Q = {shared + F::STAY + n % F::STAGES * F::PAIR}, dO = {Q.p + F::PAIR / 2};
         const float *stat = stats + n % F::STAGES * 2 * STEP;
 #pragma unroll 1
         for (int part = 0; part < STEP; part += PART) {
             Tile<floatX, D> Qp = {Q.p + part * D}, dOp = {dO.p + part * D};
-            flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, Qp, dOp, stat + part, stat + STEP + part, j0,
-                                           i0 + part, f.scale2);
+            flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, Qp, dOp, stat + part, stat + STEP + part,
+                                           j0, i0 + part, f.scale2);
         }
+        int h = g * f.group + n % f.group;
         size_t place = chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
-        int last = i0 < j0 + ROWS;
-        if (tile > 0 && fresh_thread() == 0) await_count(counts + place, tile);
+        if (tile > 0 && seen <= n && fresh_thread() == 0) seen = await_count(done - 1, n + 1);
         __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
         if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
         flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
-                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, last, f);
-        given = last ? NULL : counts + place;
+                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, i0 < j0 + ROWS,
+                            f);
     }
     __syncthreads(); /* K is no longer read by other warps */
     int row = fresh_thread() / 32 * 16 * MT;
@@ -560,7 +593,8 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
 /* ---------------------------------------------------------------------------------------------- */
 /* on the host */
 
-/* Bytes of keys and values that are worked on at a time: a third of an H100's L2 cache. */
+/* Bytes of the rows that blocks walk along, of the heads that are worked on at a time: a third of an H100's
+   L2 cache. The backward pass has as many bytes of sums of dq beside them, or with float half as many. */
 inline size_t flash_cache = 16 << 20;
 
 /* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
@@ -596,16 +630,16 @@ static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, in
 /* What the backward pass has in scratch: where it begins, and how much there is of it. The first ROWS queries
    belong to tile 0 of the keys alone: no sums of theirs. */
 typedef struct {
-    size_t n_counts;                   /* a ticket, then the parts in each chunk of sums */
-    size_t sums, counts, bytes;        /* dots are at 0 */
+    size_t n_counts;            /* a ticket, and the steps of each tile but the last of each key head */
+    size_t sums, counts, bytes; /* dots are at 0 */
 } FlashScratch;
 
-template <int D> static FlashScratch flash_scratch(int B, int T, int NH) {
+template <int D> static FlashScratch flash_scratch(int B, int T, int NH, int NKV) {
     using F = FlashBackward<D>;
     size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP), own = F::ROWS / F::STEP;
     size_t kept = heads * (chunks > own ? chunks - own : 0);
     FlashScratch s;
-    s.n_counts = 1 + kept;
+    s.n_counts = 1 + (size_t)B * (size_t)NKV * (ceil_div((size_t)T, F::ROWS) - 1);
     s.sums = (heads * (size_t)T * sizeof(float) + 15) / 16 * 16;
     s.counts = s.sums + kept * F::STEP * D * sizeof(float);
     s.bytes = s.counts + (s.n_counts * sizeof(int) + 15) / 16 * 16;
@@ -613,10 +647,10 @@ template <int D> static FlashScratch flash_scratch(int B, int T, int NH) {
 }
 
 /* Bytes of scratch that the backward pass takes. */
-static inline size_t attention_scratch(int B, int T, int NH, int, int HS) {
-    if (HS <= 32) return flash_scratch<32>(B, T, NH).bytes;
-    if (HS <= 64) return flash_scratch<64>(B, T, NH).bytes;
-    return flash_scratch<128>(B, T, NH).bytes;
+static inline size_t attention_scratch(int B, int T, int NH, int NKV, int HS) {
+    if (HS <= 32) return flash_scratch<32>(B, T, NH, NKV).bytes;
+    if (HS <= 64) return flash_scratch<64>(B, T, NH, NKV).bytes;
+    return flash_scratch<128>(B, T, NH, NKV).bytes;
 }
 
 template <int D>
@@ -626,7 +660,7 @@ static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX 
     constexpr int WIDE = Wide<floatX>::N;
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) && wide_rows(dout, (size_t)HS) &&
                wide_rows(out, (size_t)HS);
-    FlashScratch at = flash_scratch<D>(B, T, NH);
+    FlashScratch at = flash_scratch<D>(B, T, NH, NKV);
     char *scratch = (char *)cuda_scratch(at.bytes);
     float *dots = (float *)(void *)scratch;
     float4 *sums = (float4 *)(void *)(scratch + at.sums);
@@ -636,8 +670,8 @@ static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX 
     LAUNCH(dots_kernel, ceil_div(rows, 32), 256, 0, dots, counts, at.n_counts, dout, out, rows, T, NH, HS);
     FlashShape f = flash_shape(F::ROWS, F::STEP, NKV, NH, B, T, NH, NKV, HS, scale, wide);
     unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
-    LAUNCH(flash_backward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, dqkv, dout, qkv, lse, dots, sums, counts,
-           f);
+    LAUNCH(flash_backward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, dqkv, dout, qkv, lse, dots, sums,
+           counts, f);
 }
 
 static inline void flash_backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,

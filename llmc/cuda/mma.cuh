@@ -35,7 +35,8 @@ template <> struct FragB<float> { float x[4]; };
 struct FragC { float x[4]; };
 
 __device__ static inline int warp_lane(void) { return (int)threadIdx.x % 32; }
-__device__ static inline int frag_row(int e, int lane = warp_lane()) { return lane / 4 + 8 * (e / 2); } /* of C */
+/* Where element e of a C is. */
+__device__ static inline int frag_row(int e, int lane = warp_lane()) { return lane / 4 + 8 * (e / 2); }
 __device__ static inline int frag_col(int e, int lane = warp_lane()) { return 2 * (lane % 4) + e % 2; }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -84,8 +85,9 @@ static inline void cp_async_commit(void) { emu_cp_async_commit(); }
 template <int LEFT> static inline void cp_async_wait(void) { emu_cp_async_wait(LEFT); }
 
 static inline void publish_count(int *count, int value) { *count = value; }
-static inline void await_count(const int *count, int least) {
+static inline int await_count(const int *count, int least) {
     if (*count < least) emu_die("a block waits for a block that has not run");
+    return *count;
 }
 static inline float4 load_l2(const float4 *p) {
     emu_wide_access(p);
@@ -169,18 +171,18 @@ template <int LEFT> __device__ static inline void cp_async_wait(void) { /* until
 }
 
 /* How a block hands numbers in global memory to another that runs beside it. The giver: all threads store,
-   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count, __syncthreads(),
-   all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
+   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count (and gets what it
+   saw, which may be more), __syncthreads(), all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
    blocks ("Causality order" of the PTX manual), so that the other threads need no fence. A kernel that
    awaits must make sure that the giver is running or done. */
 __device__ static inline void publish_count(int *count, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(value) : "memory");
 }
-__device__ static inline void await_count(const int *count, int least) {
+__device__ static inline int await_count(const int *count, int least) {
     for (;;) {
         int seen;
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(count) : "memory");
-        if (seen >= least) return;
+        if (seen >= least) return seen;
         __nanosleep(40);
     }
 }
@@ -232,22 +234,20 @@ UNROLL
 #endif
 
 /* ---------------------------------------------------------------------------------------------- */
-/* fragments from tiles */
+/* fragments from tiles; lane is the one that calls */
 
 /* A = rows row.. and columns col.. of the tile; all rows and columns are multiples of 16. */
 template <int D>
 __device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row, int col,
-                               int lane = warp_lane()) {
-    int l = lane;
-    ldmatrix<0>(a.x, tile.at(row, col, l % 16, l / 16 * 8));
+                                     int lane = warp_lane()) {
+    ldmatrix<0>(a.x, tile.at(row, col, lane % 16, lane / 16 * 8));
 }
 
 /* A = the transpose of rows row.. and columns col.. of the tile. */
 template <int D>
 __device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row,
                                                 int col, int lane = warp_lane()) {
-    int l = lane;
-    ldmatrix<1>(a.x, tile.at(row, col, l / 16 * 8 + l % 8, l / 8 % 2 * 8));
+    ldmatrix<1>(a.x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 }
 
 /* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows row.. of
@@ -255,9 +255,8 @@ __device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a, Tile<__
 template <int D>
 __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
                                      int col, int lane = warp_lane()) {
-    int l = lane;
     unsigned x[4];
-    ldmatrix<0>(x, tile.at(row, col, l / 16 * 8 + l % 8, l / 8 % 2 * 8));
+    ldmatrix<0>(x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
 }
 
@@ -265,29 +264,28 @@ __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfl
 template <int D>
 __device__ static inline void load_b_plain(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
                                            int col, int lane = warp_lane()) {
-    int l = lane;
     unsigned x[4];
-    ldmatrix<1>(x, tile.at(row, col, l % 16, l / 16 * 8));
+    ldmatrix<1>(x, tile.at(row, col, lane % 16, lane / 16 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
 }
 
 template <int D>
 __device__ static inline void load_a(FragA<float> &a, Tile<float, D> tile, int row, int col,
-                               int lane = warp_lane()) {
+                                     int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, g + e / 2 % 2 * 8, 2 * t + e % 2 + e / 4 * 8);
 }
 template <int D>
 __device__ static inline void load_a_transposed(FragA<float> &a, Tile<float, D> tile, int row, int col,
-                               int lane = warp_lane()) {
+                                                int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, 2 * t + e % 2 + e / 4 * 8, g + e / 2 % 2 * 8);
 }
 template <int D>
 __device__ static inline void load_b(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
-                               int lane = warp_lane()) {
+                                     int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++)
@@ -295,7 +293,7 @@ UNROLL
 }
 template <int D>
 __device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
-                               int lane = warp_lane()) {
+                                           int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
 UNROLL
     for (int e = 0; e < 8; e++)
