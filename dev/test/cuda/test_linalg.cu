@@ -943,14 +943,15 @@ static void test_plan_copies(void) {
     static const char *const rules[] = {
         "--optimizer cm", "--optimizer muon", "--optimizer adamw", "--qk adamw --ov muon --mlp adamw",
         "--qk muon-head --ov adamw-partner --mlp normuon", "--qk quack --quack-base adamw --ov normuon --mlp aurora",
-        "--qk muonh --ov muonh --mlp muonh --init gpt2 --weight-decay 0", "--qk muon --ov muon --circuit on --mlp muon"};
+        "--qk muonh --ov muonh --mlp muonh --init gpt2 --weight-decay 0",
+        "--qk quack --quack-base adamw --ov adamw --mlp adamw", "--qk muon --ov muon --circuit on --mlp muon"};
     static const char *const models[] = {
         "--layers 2 --heads 3 --width 48 --seq-len 16 --vocab 61",
         "--layers 3 --heads 4 --kv-heads 2 --width 32 --act swiglu --biases on --norm layernorm --pos learned "
         "--seq-len 16 --tied on --vocab 70"};
     char flags[512];
     for (int m = 0; m < 2; m++)
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < 9; i++) {
             stream({18, m, i});
             snprintf(flags, sizeof flags, "%s %s", models[m], rules[i]);
             check_plan_copy(flags);
