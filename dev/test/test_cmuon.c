@@ -300,8 +300,8 @@ static void test_msign_compute(void) {
         }
         double e = case_distance(&bf16, &fp32);
         check(case_same(&c, &fp32), "msign_compute=auto is not fp32");
-        check(head ? e == 0 : e > 1e-4 && e < 0.02 && narrow, "cm_msign in bf16, head %d: %g from fp32, bf16 %d",
-              head, e, narrow);
+        check(head ? e == 0 : e > 1e-4 && e < 0.02 && narrow,
+              "cm_msign in bf16, head %d: %g from fp32, bf16 %d", head, e, narrow);
         case_free(&c), case_free(&fp32), case_free(&bf16);
     }
 }

@@ -239,9 +239,9 @@ static floatM *transposed(const floatM *x, int rows, int cols) {
     return y;
 }
 
-/* What rounding X may do to its sign, relative to it. An error E of all numbers alike, of 0.42 u ||X||_F at
-   most on average, moves singular vectors by E over the singular values: u kappa is about twice the root mean
-   square, kappa that of s_mean / s_i, s_mean = ||X||_F / sqrt(m). The steps' own rounding is of the order of u. */
+/* What rounding X may do to its sign, relative to it. An error of all numbers alike, about 0.42 u ||X||_F in the
+   norm, moves singular vectors by itself over the singular values: by u kappa at most, kappa the root mean
+   square of s_mean / s_i, s_mean = ||X||_F / sqrt(m). The steps' own rounding is of the order of u. */
 static double bf16_limit(const double *s, int m) {
     double square = 0, inverse = 0;
     for (int i = 0; i < m; i++) square += s[i] * s[i] / m, inverse += 1 / (s[i] * s[i]) / m;
@@ -249,9 +249,9 @@ static double bf16_limit(const double *s, int m) {
 }
 
 /* Close to the sign in fp32, as close as the condition of X allows. pe8 and simple12 take singular values above
-   1e-3 of the norm to within 2 u of 1, of which one comes from rounding the result and the other from A and P
-   near the identity; below that the steps are too few in any precision, and rounding X moves such values by half
-   of themselves. quintic5 and its variant do not go beyond their own ranges. */
+   2e-3 of the norm to within 2 u of 1, of which one comes from rounding the result and the other from A and
+   P near the identity; below that the steps are too few in any precision, and rounding X moves such values
+   by half of themselves. quintic5 and its variant keep to their own ranges. */
 static void test_bf16_accuracy(void) {
     static const double least[] = {1 - 2 * BF16, 0.67, 0.965, 1 - 2 * BF16};
     static const double most[] = {1 + 2 * BF16, 1.22, 1.16, 1 + 2 * BF16};
@@ -265,7 +265,8 @@ static void test_bf16_accuracy(void) {
             norm = frobenius(in, (size_t)m);
             for (int which = 0; which < 4; which++) {
                 const floatM *y = sign_in(x, 1, rows, cols, which, 1);
-                double e = error_of(y, to_double(sign_of(x, 1, rows, cols, which), n), n), limit = bf16_limit(in, m);
+                const double *fp32 = to_double(sign_of(x, 1, rows, cols, which), n);
+                double e = error_of(y, fp32, n), limit = bf16_limit(in, m);
                 int steep = which == MSIGN_QUINTIC5 || which == MSIGN_QUINTIC5_NV; /* does not end flat */
                 check(e <= limit * (steep ? 3 : 1), "%s in bf16 of %d x %d, %s: %g from fp32, limit %g",
                       table_names[which], rows, cols, kind_names[kind], e, limit);
@@ -280,6 +281,46 @@ static void test_bf16_accuracy(void) {
         }
 }
 
+/* To eight significant bits, ties to even: bf16 without its range. */
+static double eight_bits(double x) {
+    int e;
+    double m = frexp((double)(float)x, &e);
+    return ldexp(nearbyint(ldexp(m, 8)), e - 8);
+}
+
+/* One step with sums in double: A = X X^T, P = c A A + b A, Y = P X + a X, each rounded once. */
+static double *bf16_step(const double *X, int m, int n, const double *k) {
+    double *A = product(X, 0, X, 1, m, m, n), *P = take((size_t)m * m), *Y = take((size_t)m * n);
+    for (int i = 0; i < m * m; i++) A[i] = eight_bits(A[i]);
+    multiply(P, A, 0, A, 0, m, m, m);
+    for (int i = 0; i < m * m; i++) P[i] = eight_bits(k[2] * P[i] + k[1] * A[i]);
+    multiply(Y, P, 0, X, 0, m, n, m);
+    for (int i = 0; i < m * n; i++) Y[i] = eight_bits(Y[i] + k[0] * X[i]);
+    return Y;
+}
+
+/* Every step is its definition: the same numbers, but for the few where a sum in another precision falls on the
+   other side of a tie. */
+static void test_bf16_step(void) {
+    enum { M = 40, N = 48 };
+    for (int i = 0; i < 8; i++) {
+        MsignTable table = *msign_table(MSIGN_PE8);
+        memcpy(table.abc[0], table.abc[i], sizeof table.abc[0]);
+        table.steps = 1;
+        double scale = i ? 0.1 : 0.02; /* a singular value is then below 1 */
+        Mat X = mat_dense(normals_m(M * N, scale), 1, M, N), Y = mat_dense(take_m(M * N), 1, M, N);
+        double *x = to_double(X.p, M * N);
+        for (int e = 0; e < M * N; e++) x[e] = eight_bits(x[e]);
+        const double *expected = bf16_step(x, M, N, table.abc[0]);
+        Arena arena = arena_of(msign_scratch(1, M, N));
+        msign_bf16(&X, &Y, &table, &arena);
+        int same = 0;
+        for (int e = 0; e < M * N; e++) same += (double)X.p[e] == expected[e];
+        check(same >= 0.98 * M * N, "step %d in bf16: %d numbers of %d are right", i, same, M * N);
+        release();
+    }
+}
+
 /* Turned X has the turned sign, and the transpose the transposed; scaled X has the same one, by a power of two
    to the bit. */
 static void test_bf16_equivariance(void) {
@@ -290,7 +331,8 @@ static void test_bf16_equivariance(void) {
         const double *d = to_double(x, n), *U = orthogonal(rows), *V = orthogonal(cols);
         double limit = 2 * bf16_limit(singular_values(d, rows, cols), m);
         double *turned = product(product(U, 0, d, 0, rows, cols, rows), 0, V, 0, rows, cols, cols);
-        double *expected = product(product(U, 0, to_double(y, n), 0, rows, cols, rows), 0, V, 0, rows, cols, cols);
+        double *left = product(U, 0, to_double(y, n), 0, rows, cols, rows);
+        double *expected = product(left, 0, V, 0, rows, cols, cols);
         double e = error_of(sign_in(to_floatM(turned, n), 1, rows, cols, MSIGN_PE8, 1), expected, n);
         check(e <= limit, "bf16 sign of %d x %d, turned: %g, limit %g", rows, cols, e, limit);
         const floatM *t = sign_in(transposed(x, rows, cols), 1, cols, rows, MSIGN_PE8, 1);
@@ -301,8 +343,8 @@ static void test_bf16_equivariance(void) {
             for (size_t i = 0; i < n; i++) scaled[i] *= factor;
             const floatM *z = sign_in(scaled, 1, rows, cols, MSIGN_PE8, 1);
             e = error_of(z, to_double(y, n), n);
-            check(power ? !memcmp(z, y, n * sizeof *y) : e <= limit, "bf16 sign of %d x %d times %g: %g", rows, cols,
-                  (double)factor, e);
+            check(power ? !memcmp(z, y, n * sizeof *y) : e <= limit, "bf16 sign of %d x %d times %g: %g", rows,
+                  cols, (double)factor, e);
         }
         release();
     }
@@ -321,8 +363,8 @@ static void test_bf16_extremes(void) {
         for (int threads = 1; threads <= 3; threads++) {
             set_threads(threads);
             const floatM *z = sign_in(x, 3, rows, cols, MSIGN_PE8, 1);
-            if (y) check(!memcmp(y, z, 3 * n * sizeof *y), "bf16 sign of %d x %d with %d threads", rows, cols, threads);
-            else y = copy_of(z, 3 * n);
+            if (!y) y = copy_of(z, 3 * n);
+            check(!memcmp(y, z, 3 * n * sizeof *y), "bf16 sign of %d x %d with %d threads", rows, cols, threads);
         }
         set_threads(2);
         check(!memcmp(y + n, sign_in(x + n, 1, rows, cols, MSIGN_PE8, 1), n * sizeof *y),
@@ -330,7 +372,7 @@ static void test_bf16_extremes(void) {
         Mat rounded = mat_dense(copy_of(y, 3 * n), 3, rows, cols);
         la_round_bf16(rounded);
         narrow &= !memcmp(rounded.p, y, 3 * n * sizeof *y);
-        check(narrow && memcmp(x, again, n * sizeof *x) == 0, "the bf16 sign of %d x %d is not bf16", rows, cols);
+        check(narrow && !memcmp(x, again, n * sizeof *x), "the bf16 sign of %d x %d is not bf16", rows, cols);
         x[n / 2] = (floatM)NAN;
         const floatM *bad = sign_in(x, 1, rows, cols, MSIGN_PE8, 1);
         for (size_t i = 0; i < n; i++) finite &= isfinite((double)bad[i]) != 0;
@@ -475,6 +517,7 @@ int main(void) {
     test_symmetric_product();
     test_root();
     test_bf16_rounding();
+    test_bf16_step();
     test_bf16_accuracy();
     test_bf16_equivariance();
     test_bf16_extremes();

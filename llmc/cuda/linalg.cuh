@@ -684,8 +684,8 @@ static inline Mat la_regroup(Mat m, const Mat &like) {
 
 /* Whether X lies as Y does, if maybe elsewhere. */
 static inline int la_alike(Mat X, Mat Y) {
-    return X.rows == Y.rows && X.cols == Y.cols && X.rs == Y.rs && X.cs == Y.cs && X.n0 == Y.n0 && X.n1 == Y.n1 &&
-           (X.n0 == 1 || X.s0 == Y.s0) && (X.n1 == 1 || X.s1 == Y.s1);
+    int items = X.n0 == Y.n0 && X.n1 == Y.n1 && (X.n0 == 1 || X.s0 == Y.s0) && (X.n1 == 1 || X.s1 == Y.s1);
+    return items && X.rows == Y.rows && X.cols == Y.cols && X.rs == Y.rs && X.cs == Y.cs;
 }
 
 /* One call for all items if they lie evenly; else one for each of the shorter level. An addend that lies in
