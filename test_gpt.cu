@@ -191,6 +191,57 @@ static void test_memory(void) {
     check(device_used == before, "%zu bytes are not freed", device_used - before);
 }
 
+/* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory, however much. */
+static void test_logit_rows(void) {
+    static const struct {
+        int N;
+        size_t bytes, memory;
+        int rows;
+    } cases[] = {{32768, 100608, (size_t)80 << 30, 8192}, {32768, 100608, (size_t)24 << 30, 3840},
+                 {32768, 100608, (size_t)1 << 30, 256},   {1000, 100608, (size_t)80 << 30, 1000},
+                 {8193, 512, (size_t)80 << 30, 8192},     {300, 1 << 20, (size_t)1 << 30, 256},
+                 {32768, 201216, 0, 8192}};
+    size_t kept = device_properties.totalGlobalMem;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        device_properties.totalGlobalMem = cases[i].memory;
+        int rows = device_logit_rows(cases[i].N, cases[i].bytes);
+        check(rows == cases[i].rows, "%d rows of %zu bytes in %zu: %d at a time, not %d", cases[i].N,
+              cases[i].bytes, cases[i].memory, rows, cases[i].rows);
+    }
+    device_properties.totalGlobalMem = kept;
+}
+
+/* The gradients that clear_gradients leaves are those that a fresh micro-batch sets: whatever was there before,
+   the gradient is that of cleared memory; on a GPU up to the order of sums, as a product that adds may have
+   another algorithm than one that sets. */
+static void test_fresh(const char *flags) {
+    Config c = config_of(flags, "");
+    static Model m;
+    int x[64], y[64];
+    int64_t count = 0;
+    create(&m, &c);
+    model_init(&m);
+    for (int i = 0; i < 64; i++) x[i] = (5 * i) % 90, y[i] = (7 * i) % 100;
+    loss_and_gradient(&m, x, y, 2);
+    float *want = fetch(m.g, m.r.size);
+    CUDA_CHECK(cudaMemsetAsync(m.g, 0xff, m.r.size * sizeof(floatM), cuda_stream)); /* NaN */
+    clear_gradients(&m);
+    m.fresh = 1;
+    micro_batch(&m, x, y, 1.0 / 64, &count);
+    m.fresh = 0;
+    float *g = fetch(m.g, m.r.size);
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m.r.t[id];
+        double e = t->layers ? relative_l2_ff(g + t->offset, want + t->offset, t->size, 1e-30) : 0;
+        check(e <= (emulated_time ? 0 : BY_TYPE(1e-3, 1e-5)), "%s: %s of a fresh micro-batch differs by %.1e", flags,
+              t->name, e);
+    }
+    free(want);
+    free(g);
+    take_loss(&m);
+    model_free(&m);
+}
+
 int main(void) {
     static const char *const names[] = {"gpt2", "llama", "speedrun"};
     static const char *const optimizers[] = {"adamw", "cm", "muon", "cm_iso"};
@@ -200,6 +251,16 @@ int main(void) {
     device_describe(machine, sizeof machine);
     printf("%s\n", machine);
     test_memory();
+    test_logit_rows();
+    const char *const shape = "--layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100";
+    static const char *const models[] = {"--preset gpt2", "--preset llama --kv-heads 1", "--preset speedrun",
+                                         "--preset gpt2 --logit-rows 24", "--preset speedrun --tied on --logit-rows 24",
+                                         "--preset gpt2 --biases off --head-bias on --tied off"};
+    for (int i = 0; i < 6; i++) {
+        char flags[256];
+        snprintf(flags, sizeof flags, "%s %s", models[i], shape);
+        test_fresh(flags);
+    }
     for (int i = 0; i < 3; i++) {
         char path[128];
         snprintf(path, sizeof path, "dev/test/fixtures/%s.fix", names[i]);
