@@ -316,7 +316,7 @@ static void test_bf16_step(void) {
         msign_bf16(&X, &Y, &table, &arena);
         int same = 0;
         for (int e = 0; e < M * N; e++) same += (double)X.p[e] == expected[e];
-        check(same >= 0.98 * M * N, "step %d in bf16: %d numbers of %d are right", i, same, M * N);
+        check(same >= M * N - M * N / 50, "step %d in bf16: %d numbers of %d are right", i, same, M * N);
         release();
     }
 }
