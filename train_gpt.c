@@ -897,37 +897,47 @@ static double probe_gradient(Run *run, floatM *host) {
     return take_loss(m);
 }
 
-/* --cuda-graph: whether micro-batches are recorded and replayed. With auto if one takes less than 10 ms, for
-   the launches of a long one are hidden behind its work. Gradient and loss of replayed micro-batches must have
-   the bits of plain ones: auto does without where they have not, `on` is refused. Leaves data and parameters as
-   they were. */
-static int choose_replay(Run *run, char *err) {
+/* Whether a replayed micro-batch has the gradient and the loss of a plain one, to the bit; then the device goes
+   on replaying. -1: no memory to compare. */
+static int replay_agrees(Run *run) {
     Model *m = &run->model;
     size_t bytes = m->r.size * sizeof(floatM);
-    DataState place = data_state(&run->train);
-    if (!device_can_replay() || m->c.cuda_graph == AUTO_OFF) return 0;
-    if (data_next(&run->train, m->B, run->x, run->y, err) || data_seek(&run->train, place, err)) return -1;
-    double start = now_seconds(), loaded;
-    probe_gradient(run, NULL); /* everything is loaded and allocated afterwards */
-    loaded = now_seconds();
-    if (m->c.cuda_graph == AUTO_AUTO && loaded - start > 3) return 0; /* no loading takes that long */
-    probe_gradient(run, NULL);
-    if (m->c.cuda_graph == AUTO_AUTO && now_seconds() - loaded > 2 * 0.010) return 0;
     floatM *plain = (floatM *)malloc(bytes), *replayed = (floatM *)malloc(bytes);
-    int same = 0;
+    int same = -1;
     if (plain && replayed) {
-        double loss = probe_gradient(run, plain);
+        double loss = probe_gradient(run, plain), again = 0;
         device_replay(1);
-        for (int i = 0; i < 3; i++) same = probe_gradient(run, replayed) == loss; /* once plain, once recorded */
-        same = same && !memcmp(plain, replayed, bytes);
+        for (int i = 0; i < 3; i++) again = probe_gradient(run, replayed); /* plain, recorded, replayed */
+        same = !memcmp(&again, &loss, sizeof loss) && !memcmp(plain, replayed, bytes);
         device_replay(same);
     }
     free(plain);
     free(replayed);
-    if (!same && m->c.cuda_graph == AUTO_ON)
+    return same;
+}
+
+/* --cuda-graph: whether micro-batches are recorded and replayed. With auto if one takes less than 10 ms, for
+   the launches of a long one are hidden behind its work, and if the bits stay the same; `on` is refused where they
+   do not. Attention that adds in any order has no bits to compare: auto does without. Leaves data and parameters
+   as they were. */
+static int choose_replay(Run *run, char *err) {
+    Model *m = &run->model;
+    const Config *c = &m->c;
+    int on = c->cuda_graph == AUTO_ON, any_order = c->attention == ATTENTION_CUDNN_FAST;
+    DataState place = data_state(&run->train);
+    if (!device_can_replay() || c->cuda_graph == AUTO_OFF || (any_order && !on)) return 0;
+    if (any_order) return device_replay(1), 0;
+    if (data_next(&run->train, m->B, run->x, run->y, err) || data_seek(&run->train, place, err)) return -1;
+    probe_gradient(run, NULL); /* everything is loaded, measured and allocated afterwards */
+    double start = now_seconds();
+    probe_gradient(run, NULL);
+    if (!on && now_seconds() - start > 2 * 0.010) return 0;
+    int agrees = replay_agrees(run);
+    if (agrees < 0 && on) return fail(err, "--cuda-graph on: out of memory to compare two gradients");
+    if (!agrees && on)
         return fail(err, "--cuda-graph on: a replayed micro-batch has another gradient than a plain one; use "
                          "--cuda-graph off");
-    if (!same) fprintf(stderr, "note: a replayed micro-batch has another gradient than a plain one: no CUDA graph\n");
+    if (agrees == 0) fprintf(stderr, "note: a replayed micro-batch has another gradient than a plain one: no CUDA graph\n");
     return 0;
 }
 
@@ -1006,11 +1016,13 @@ static int dry_run(Run *run, char *err) {
     if (!run->x) return fail(err, "out of memory: a batch");
     run->y = run->x + (size_t)c->batch_size * c->seq_len;
     double best = 1e30, update_seconds = 1e30;
+    run->model.fresh = c->total_batch_tokens == (int64_t)c->batch_size * c->seq_len; /* as most of a step's are */
     for (int i = 0; i < 3; i++) {
         int64_t count = 0;
         device_wait();
         double start = now_seconds();
         if (data_next(&run->train, c->batch_size, run->x, run->y, err)) return -1;
+        clear_gradients(&run->model);
         micro_batch(&run->model, run->x, run->y, 1.0 / (double)c->total_batch_tokens, &count);
         take_loss(&run->model);
         double middle = now_seconds();

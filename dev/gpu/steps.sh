@@ -424,6 +424,7 @@ small_model() {
         --total-batch-tokens 64 --steps 24 --checkpoint-every 7 --val-every 10 --val-tokens 64)
     # An algorithm that was chosen by timing may be another one in the next start.
     if has gemm first; then shape+=(--gemm first); fi
+    if has gelu unfused; then shape+=(--gelu unfused); fi
     export CM_NO_PEAK=1
 }
 

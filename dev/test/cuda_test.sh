@@ -192,6 +192,9 @@ if [ $emulated = yes ]; then
     (cd both && rm -rf runs/r && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
     check "a damaged file of choices is passed over without a word" has err 'note: .*choices'
     check "a damaged file of choices changes the measurement" same_log both/runs/r slow/runs/r
+    (cd both && rm -rf runs && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
+    (cd both && rm -rf runs/r && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products --gemm first)
+    check "--gemm first takes what other runs have measured" same_log both/runs/r slow/runs/r
     (cd both && rm -rf runs && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products --gemm first)
     check "--gemm first measures" same_log both/runs/r slow/runs/r
 fi

@@ -211,12 +211,13 @@ static inline void device_choice_key(char key[256], const char *what, const char
         if (*c == '=' || *c == '\n') *c = ' ';
 }
 
-/* Takes over the algorithms of matrix products: those of all runs, then over them those of this one. */
+/* Takes over the algorithms of matrix products: with --gemm measured those of all runs, then over them those of
+   this one. */
 static inline int device_take_products(Choices *run, char *err) {
     char key[256], why[ERR_LEN];
     if (!run) return 0;
     device_choice_key(key, "products", "%s", "");
-    const char *all = choices_get(run->from, key), *own = choices_get(run, key);
+    const char *all = gemm_measure ? choices_get(run->from, key) : NULL, *own = choices_get(run, key);
     if (all && gemm_choices_take(all, 0, why) < 0) fprintf(stderr, "note: %s: measured anew\n", why);
     int status = own ? gemm_choices_take(own, 1, why) : 0;
     if (status > 0) fprintf(stderr, "note: %s: from here on the run's last bits are others\n", why);
@@ -363,8 +364,8 @@ static inline void device_libraries(char *text, size_t size) {
     if (path[0])
         n += (size_t)snprintf(text + n, n < size ? size - n : 0, " (%s)", path);
     if (!attention_asked || n + 8 >= size) return;
-    snprintf(text + n, size - n, ", ");
     cudnn_where(text + n + 2, size - n - 2);
+    if (text[n + 2]) memcpy(text + n, ", ", 2);
 }
 
 static inline void device_describe(char *text, size_t size) {

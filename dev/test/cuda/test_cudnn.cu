@@ -283,8 +283,7 @@ static void test_where(int available, const char *why) {
 
 int main(void) {
     char why[384] = "";
-    const Shape shapes[] = {{2, 128, 2, 2, 64}, {1, 256, 6, 2, 64}, {2, 384, 4, 1, 128}, {3, 128, 3, 3, 32},
-                            {1, 1024, 2, 2, 64}};
+    const Shape shapes[] = {{2, 128, 2, 2, 64}, {2, 384, 4, 1, 128}, {1, 1024, 6, 2, 64}}; /* plans take seconds */
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
     test_state();
     test_where(available, why);

@@ -253,7 +253,9 @@ template <typename IN, typename OUT> static void test_batches(void) {
 
 /* GELU and its gradient. What the layers ask for, x w^T and dy w with even rows, a library has to have; the
    emulated one has everything. */
+/* The library must have what a model in bf16 takes; in other types the layers can do without. */
 template <typename IN, typename OUT> static void test_epilogues(int tf32) {
+    const int all_bf16 = sizeof(IN) == 2 && sizeof(OUT) == 2;
     int done = 0, tried = 0, missing = 0;
     for (int epilogue = GEMM_GELU; epilogue <= GEMM_DGELU; epilogue++)
         for (int s = 0; s < SHAPES; s++)
@@ -265,7 +267,7 @@ template <typename IN, typename OUT> static void test_epilogues(int tf32) {
                 c.pad = s % 3 == 2 ? 8 : s % 3, c.shift = s % 4 == 3, c.alpha = t == 5 ? 0.5 : 1;
                 done += run_case<IN, OUT>(c);
                 c.M = 64, c.N = 8 * (1 + s), c.K = 8 * (2 + t), c.pad = 8 * (s % 2), c.shift = 0, c.batch = 1;
-                int there = run_case<IN, OUT>(c), needed = !c.ta && c.tb == (epilogue == GEMM_GELU);
+                int there = run_case<IN, OUT>(c), needed = all_bf16 && !c.ta && c.tb == (epilogue == GEMM_GELU);
                 done += there, missing += needed && !there;
             }
     check(!missing, "the library has no GELU for %d ordinary products", missing);
@@ -288,8 +290,9 @@ template <typename T> static void test_calls(void) {
     o.A = {N, I, I, 0, 0, 0, x, dx}, o.B = {F, I, I, 0, 0, 0, w, dw}, o.bias = b;
     gemm_allow_tf32 = 0;
     gemm(0, 1, N, F, I, 1, dx, I, dw, I, 0, plain, F, db);
-    check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, y, F, h, F, db) == 0, "gemm_gelu is not possible");
-    check(gemm_dgelu(0, 0, N, F, I, ddy, I, dv, F, dh, F, h, F) == 0, "gemm_dgelu is not possible");
+    int there = !gemm_gelu(0, 1, N, F, I, dx, I, dw, I, y, F, h, F, db);
+    there = there && !gemm_dgelu(0, 0, N, F, I, ddy, I, dv, F, dh, F, h, F);
+    check(there || (!emulated && sizeof(T) == 4), "gemm_gelu or gemm_dgelu is not possible");
     const float *got[] = {on_host(plain, N * F), on_host(h, N * F), on_host(y, N * F), on_host(dh, N * F)};
     int right[4] = {1, 1, 1, 1};
     double excess;
@@ -309,8 +312,8 @@ template <typename T> static void test_calls(void) {
                                storage<T>(), &excess);
         }
     check(right[0], "gemm with a bias is wrong");
-    check(right[1] && right[2], "gemm_gelu is wrong: H %d, Y %d", right[1], right[2]);
-    check(right[3], "gemm_dgelu is wrong");
+    check(!there || (right[1] && right[2]), "gemm_gelu is wrong: H %d, Y %d", right[1], right[2]);
+    check(!there || right[3], "gemm_dgelu is wrong");
     /* What the library does not take is refused before anything is written. */
     T *untouched = device_array<T>(N * F);
     check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, untouched, F, h, F + 4, db) == -1,
