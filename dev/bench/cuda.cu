@@ -473,9 +473,11 @@ static void update_build(Update *u, const Model *m, const char *rule) {
 
 static const struct {
     const char *name, *flags;
-} updates[] = {{"muon", "--optimizer muon"},
+} updates[] = {{"muon", "--optimizer muon"}, /* what the others are compared with */
+               {"muon, signs in fp32", "--optimizer muon --msign-compute fp32"},
                {"muon per head", "--optimizer muon --qk muon-head --ov muon-head"},
                {"cm full, hybrid", "--optimizer cm"},
+               {"cm full, hybrid, signs in fp32", "--optimizer cm --msign-compute fp32"},
                {"cm isotropic", "--optimizer cm --isotropic on"},
                {"adamw", "--optimizer adamw"}};
 enum { UPDATES = sizeof updates / sizeof *updates };
