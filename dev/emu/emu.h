@@ -12,8 +12,8 @@ What is checked: every barrier is reached by all threads of the block, every war
 warp, with the same operation; launches respect the limits of a GPU; shared memory, static and dynamic
 together, fits; device memory (plain malloc) and shared memory are bounded, to the byte under AddressSanitizer. Device memory and
 dynamic shared memory start as NaN. Copies by cp.async happen only when they are waited for. Accesses of 16
-bytes by load and store are aligned. What is not: races that this order does not show, the alignment of other
-accesses beyond that of their types, and time.
+bytes by load and store are aligned. Products by wgmma happen only when they are waited for. What is not: races
+that this order does not show, the alignment of other accesses beyond that of their types, and time.
 */
 #ifndef CM_EMU_H
 #define CM_EMU_H
@@ -142,6 +142,10 @@ struct EmuThread {
     void *fake_stack;     /* AddressSanitizer's */
     struct { void *to; const void *from; int bytes, group; } copy[EMU_COPIES]; /* cp.async not yet done */
     int copies, group;
+    /* wgmma (llmc/cuda/wgmma.cuh): products not yet done, groups committed; after a fence; copies have arrived
+       that the tensor cores need not see */
+    int products, product_group, fenced, unpublished;
+    long issued;                         /* so far in this block */
 };
 
 struct EmuWarp {
@@ -162,7 +166,7 @@ struct EmuState {
     unsigned char *shared;
     const char *kernel;
     int votes_or, votes_count;
-    long launches;
+    long launches, blocks; /* started so far */
     size_t dynamic_bytes, static_bytes; /* of shared memory, in the launch under way */
     std::vector<std::function<void()>> *recording; /* where a stream capture puts its work, else NULL */
 };
@@ -243,6 +247,7 @@ extern "C" __attribute__((used)) inline void emu_entry(void) {
 #endif
     emu.body(emu.arguments);
     if (emu.current->copies) emu_die("a thread ends with copies by cp.async that nobody waited for");
+    if (emu.current->products) emu_die("a thread ends with products by wgmma that nobody waited for");
     emu_yield(EMU_DONE, "its end");
     abort();
 }
@@ -353,6 +358,7 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
         emu.index = dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
                          (unsigned)(b / grid.x / grid.y));
         void *memory;
+        emu.blocks++;
         if (posix_memalign(&memory, 128, shared ? shared : 1)) emu_die("out of memory: shared memory");
         emu.shared = (unsigned char *)memory;
         memset(emu.shared, 0xff, shared);
@@ -362,6 +368,7 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
                             (unsigned)(i / block.x / block.y));
             t->lane = (int)(i % 32), t->warp = (int)(i / 32);
             t->state = EMU_READY, t->operations = t->copies = t->group = t->vote = 0;
+            t->products = t->product_group = t->fenced = t->unpublished = 0, t->issued = 0;
             t->sp = emu_prepare(emu_stack(t), EMU_STACK);
         }
         emu_run_block((int)threads, (int)((n + emu.launches / 2) % 2));
@@ -488,6 +495,7 @@ static inline void emu_cp_async_wait(int left) {
         if (t->copy[i].group < t->group - left) memcpy(t->copy[i].to, t->copy[i].from, (size_t)t->copy[i].bytes);
         else t->copy[kept++] = t->copy[i];
     }
+    if (kept < t->copies) t->unpublished = 1;
     t->copies = kept;
 }
 
@@ -568,6 +576,13 @@ static inline cudaError_t cudaGetDeviceCount(int *n) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
+enum { cudaDevAttrComputeCapabilityMajor = 75 };
+static inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
+    if (attribute != cudaDevAttrComputeCapabilityMajor) emu_die("cudaDeviceGetAttribute of something else");
+    *value = 9;
+    return cudaSuccess;
+}
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { *v = 13000; return cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *room, size_t *all) {
     *room = *all = emu_memory();
