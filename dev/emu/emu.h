@@ -142,9 +142,9 @@ struct EmuThread {
     void *fake_stack;     /* AddressSanitizer's */
     struct { void *to; const void *from; int bytes, group; } copy[EMU_COPIES]; /* cp.async not yet done */
     int copies, group;
-    /* wgmma (llmc/cuda/wgmma.cuh): products not yet done, groups committed; after a fence; copies have arrived
-       that the tensor cores need not see */
-    int products, product_group, fenced, unpublished;
+    /* wgmma (llmc/cuda/wgmma.cuh): products not yet done, groups committed; after wgmma.fence; after
+       fence.proxy.async and before the block's next barrier */
+    int products, product_group, fenced, published;
     long issued;                         /* so far in this block */
 };
 
@@ -164,6 +164,7 @@ struct EmuState {
     void (*body)(const void *);
     const void *arguments;
     unsigned char *shared;
+    unsigned char *seen; /* what of it the tensor cores see: as it was when last all threads published it */
     const char *kernel;
     int votes_or, votes_count;
     long launches, blocks; /* started so far */
@@ -292,7 +293,7 @@ static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
 static inline void emu_run_block(int threads, int backwards) {
     int warps = (threads + 31) / 32;
     for (;;) {
-        int done = 0, any = 0, count = 0;
+        int done = 0, any = 0, count = 0, published = 0;
         for (int k = 0; k < warps; k++) {
             int w = backwards ? warps - 1 - k : k, n = threads - 32 * w;
             emu_run_warp(emu.thread + 32 * w, n < 32 ? n : 32, backwards);
@@ -301,7 +302,9 @@ static inline void emu_run_block(int threads, int backwards) {
             EmuThread *t = &emu.thread[i];
             done += t->state == EMU_DONE;
             any |= t->vote, count += t->vote != 0;
+            published += t->published, t->published = 0;
         }
+        if (published == threads) memcpy(emu.seen, emu.shared, emu.dynamic_bytes);
         if (done == threads) return;
         for (int i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
@@ -362,17 +365,20 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
         if (posix_memalign(&memory, 128, shared ? shared : 1)) emu_die("out of memory: shared memory");
         emu.shared = (unsigned char *)memory;
         memset(emu.shared, 0xff, shared);
+        emu.seen = (unsigned char *)malloc(shared ? shared : 1);
+        if (!emu.seen) emu_die("out of memory: shared memory");
+        memset(emu.seen, 0, shared);
         for (size_t i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
             t->index = dim3((unsigned)(i % block.x), (unsigned)(i / block.x % block.y),
                             (unsigned)(i / block.x / block.y));
             t->lane = (int)(i % 32), t->warp = (int)(i / 32);
             t->state = EMU_READY, t->operations = t->copies = t->group = t->vote = 0;
-            t->products = t->product_group = t->fenced = t->unpublished = 0, t->issued = 0;
+            t->products = t->product_group = t->fenced = t->published = 0, t->issued = 0;
             t->sp = emu_prepare(emu_stack(t), EMU_STACK);
         }
         emu_run_block((int)threads, (int)((n + emu.launches / 2) % 2));
-        free(emu.shared);
+        free(emu.shared), free(emu.seen);
     }
     emu.current = NULL;
     emu.launches++;
@@ -495,7 +501,6 @@ static inline void emu_cp_async_wait(int left) {
         if (t->copy[i].group < t->group - left) memcpy(t->copy[i].to, t->copy[i].from, (size_t)t->copy[i].bytes);
         else t->copy[kept++] = t->copy[i];
     }
-    if (kept < t->copies) t->unpublished = 1;
     t->copies = kept;
 }
 

@@ -39,8 +39,8 @@ wgmma_hold makes no instruction: it keeps the compiler from moving what it knows
 calls, whose asynchronous effect it does not know.
 
 Under the emulator descriptors are decoded as above, addresses count from a base that is no multiple of 1024, and a
-product is done when it is waited for, from what shared memory and registers hold then. The four warps have to issue the
-same products in the same order.
+product is done when it is waited for, from what registers hold then, and shared memory, which must be as all threads
+last published it. The four warps have to issue the same products in the same order.
 */
 #ifndef CM_CUDA_WGMMA_CUH
 #define CM_CUDA_WGMMA_CUH
@@ -75,8 +75,14 @@ inline EmuProduct emu_products[EMU_MAX_THREADS][EMU_PRODUCTS]; /* under way */
 inline EmuProduct emu_warpgroup[EMU_GROUPS][EMU_KEPT];
 inline long emu_warpgroup_issued[EMU_GROUPS], emu_warpgroup_block[EMU_GROUPS];
 
-/* The byte of shared memory that is element (m, k) of the matrix of a descriptor. */
-static inline const unsigned char *emu_matrix_element(uint64_t descriptor, int transposed, int m, int k) {
+static inline float emu_bf16(const unsigned char *p) {
+    __nv_bfloat16 x;
+    memcpy(&x, p, sizeof x);
+    return (float)x;
+}
+
+/* Element (m, k) of the matrix of a descriptor. */
+static inline float emu_matrix_element(uint64_t descriptor, int transposed, int m, int k) {
     unsigned start = (unsigned)(descriptor & 0x3fff) << 4;
     unsigned leading = (unsigned)(descriptor >> 16 & 0x3fff) << 4, stride = (unsigned)(descriptor >> 32 & 0x3fff) << 4;
     unsigned at = start;
@@ -88,12 +94,12 @@ static inline const unsigned char *emu_matrix_element(uint64_t descriptor, int t
     else at += (unsigned)m / 8 * stride + (unsigned)m % 8 * 128 + (unsigned)k * 2;
     at ^= (at >> 7 & 7) << 4;
     if (at < EMU_SHARED_BASE || at - EMU_SHARED_BASE + 2 > emu.dynamic_bytes) emu_die("wgmma reads outside of shared memory");
-    return emu.shared + (at - EMU_SHARED_BASE);
-}
-static inline float emu_bf16(const unsigned char *p) {
-    __nv_bfloat16 x;
-    memcpy(&x, p, sizeof x);
-    return (float)x;
+    at -= EMU_SHARED_BASE;
+    unsigned short now, seen;
+    memcpy(&now, emu.shared + at, 2), memcpy(&seen, emu.seen + at, 2);
+    if (now != seen)
+        emu_die("wgmma reads shared memory that was written without fence.proxy.async and a barrier, or too early");
+    return emu_bf16(emu.shared + at);
 }
 
 /* What this thread has of a product: two rows, and two columns of each fragment. */
@@ -108,12 +114,12 @@ static inline void emu_do_product(const EmuProduct *p) {
     } else
         for (int k = 0; k < 16; k++)
             for (int half = 0; half < 2; half++)
-                left[half][k] = emu_bf16(emu_matrix_element(p->a, p->trans_a, row + 8 * half, k));
+                left[half][k] = emu_matrix_element(p->a, p->trans_a, row + 8 * half, k);
     for (int n = 0; n < p->N / 8; n++)
         for (int e = 0; e < 2; e++) {
             float sum[2] = {p->add ? p->c[n].x[e] : 0, p->add ? p->c[n].x[e + 2] : 0};
             for (int k = 0; k < 16; k++) {
-                float right = emu_bf16(emu_matrix_element(p->b, p->trans_b, 8 * n + 2 * t + e, k));
+                float right = emu_matrix_element(p->b, p->trans_b, 8 * n + 2 * t + e, k);
                 sum[0] += left[0][k] * right, sum[1] += left[1][k] * right;
             }
             p->c[n].x[e] = sum[0], p->c[n].x[e + 2] = sum[1];
@@ -141,7 +147,6 @@ static inline void emu_issue(EmuProduct p) {
     EmuThread *t = emu.current;
     if (t->products == EMU_PRODUCTS) emu_die("too many products by wgmma under way");
     if (!t->fenced) emu_die("wgmma without wgmma.fence before");
-    if (t->unpublished) emu_die("wgmma without fence.proxy.async after copies");
     p.group = t->product_group;
     emu_agree(&p);
     if (!p.add)
@@ -157,7 +162,7 @@ template <int TRANS_B, int NT>
 static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &a, uint64_t b, int add) {
     emu_issue({0, 8 * NT, 0, TRANS_B, add, 0, b, &a, c});
 }
-static inline void wgmma_publish(void) { emu.current->unpublished = 0; }
+static inline void wgmma_publish(void) { emu.current->published = 1; }
 static inline void wgmma_fence(void) { emu.current->fenced = 1; }
 static inline void wgmma_commit(void) { emu.current->product_group++; }
 template <int LEFT> static inline void wgmma_wait(void) {
