@@ -498,14 +498,21 @@ static inline int hopper_backward(floatX *dqkv, const floatX *dout, const floatX
     return -1;
 }
 
-/* Whether this device, this build and this shape allow hopper_forward and hopper_backward; -1 and `why` if not. */
-static inline int hopper_supports(int HS, char *why, size_t size) {
-    int device = 0, major = 0, answer = 0, *probe = NULL;
-    if (sizeof(floatX) != 2) return snprintf(why, size, "it is for bf16"), -1;
-    if (HS != 64 && HS != 128) return snprintf(why, size, "it takes head widths of 64 and 128, not %d", HS), -1;
+/* Whether this is a device that code for sm_90a runs on. */
+static inline int hopper_device(void) {
+    int device = 0, major = 0, minor = 0;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    if (major != 9) return snprintf(why, size, "this GPU is not of compute capability 9.0"), -1;
+    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    return major == 9 && minor == 0;
+}
+
+/* Whether this device, this build and this shape allow hopper_forward and hopper_backward; -1 and `why` if not. */
+static inline int hopper_supports(int HS, char *why, size_t size) {
+    int answer = 0, *probe = NULL;
+    if (sizeof(floatX) != 2) return snprintf(why, size, "it is for bf16"), -1;
+    if (HS != 64 && HS != 128) return snprintf(why, size, "it takes head widths of 64 and 128, not %d", HS), -1;
+    if (!hopper_device()) return snprintf(why, size, "this GPU is not of compute capability 9.0"), -1;
     CUDA_CHECK(cudaMalloc((void **)&probe, sizeof *probe));
     LAUNCH(hopper_probe, 1, 1, 0, probe);
     CUDA_CHECK(cudaMemcpyAsync(&answer, probe, sizeof answer, cudaMemcpyDeviceToHost, cuda_stream));

@@ -4,7 +4,7 @@ operand and every place in the swizzle's pattern; then attention by these kernel
 portable kernels over shapes around the tiles' edges. Runs under the emulator and on GPUs of compute capability 9.0;
 others are left out, by name. Tolerances are those of test_attention.cu.
 */
-#include "../../../llmc/cuda/attention_sm90.cuh"
+#include "../../../llmc/cuda/attention_choice.cuh"
 #include "attention_cases.h"
 
 #ifndef CM_FP32
@@ -264,6 +264,48 @@ static void test_scratch(const Case c) {
     release();
 }
 
+/* --attention hopper is tried beside the portable kernels and taken, or refused with a reason; a difference in one
+   gradient is seen. Under the emulator nothing is chosen by time. */
+static void test_choice(void) {
+    Config c;
+    char note[256] = "", err[ERR_LEN] = "";
+    memset(&c, 0, sizeof c);
+    c.batch_size = 2, c.seq_len = 130, c.heads = 4, c.kv_heads = 2, c.head_dim = 64, c.attn_scale = 0.125;
+    c.attention = ATTENTION_HOPPER;
+    check(!attention_choose(&c, note, sizeof note, err), "hopper is refused: %s", err);
+    check(attention_library_forward == hopper_forward && attention_library_backward == hopper_backward, "not taken");
+    check(!strncmp(note, "hopper", 6) && c.attention == ATTENTION_HOPPER, "the note is: %s", note);
+    c.head_dim = 32;
+    check(attention_choose(&c, note, sizeof note, err) == -1 && strstr(err, "--attention hopper: ") &&
+          strstr(err, "not 32") && strstr(err, "--attention flash"), "heads of 32: %s", err);
+    check(!attention_library_forward && !attention_library_backward, "taken all the same");
+#ifdef CM_EMU
+    c.head_dim = 64, c.seq_len = 1024, c.attention = ATTENTION_AUTO;
+    check(!attention_choose(&c, note, sizeof note, err) && c.attention == ATTENTION_FLASH &&
+          strstr(note, "hopper: the emulator has no times"), "auto: %s", note);
+#endif
+    AttentionTrial t;
+    memset(&t, 0, sizeof t);
+    t.B = 1, t.T = 2, t.NH = t.NKV = 1, t.HS = 2;
+    for (int part = 0; part < 6; part++) { /* nothing; out, lse, dq, dk, dv of token 1 */
+        floatX out[2][4], dqkv[2][12];
+        floatM lse[2][2];
+        AttentionResult r[2] = {{out[0], dqkv[0], lse[0]}, {out[1], dqkv[1], lse[1]}};
+        for (int i = 0; i < 2; i++) {
+            for (int k = 0; k < 12; k++) dqkv[i][k] = from_float<floatX>(1);
+            for (int k = 0; k < 4; k++) out[i][k] = from_float<floatX>(1), lse[i][k % 2] = 1;
+        }
+        if (part == 1) out[1][3] = from_float<floatX>(1.5f);
+        if (part == 2) lse[1][1] = 1.5f;
+        if (part > 2) dqkv[1][6 + 2 * (part - 3)] = from_float<floatX>(NAN);
+        err[0] = 0;
+        int status = trial_agrees(&t, TRIAL_HOPPER, &r[0], &r[1], err, sizeof err);
+        check(part ? status == -1 && strstr(err, "hopper's attention differs from ours") : !status,
+              "part %d that differs: %s", part, err);
+    }
+    cuda_scratch_free();
+}
+
 int main(void) {
     char why[128] = "";
     check(hopper_supports(72, why, sizeof why) == -1 && strstr(why, "72"), "heads of 72: %s", why);
@@ -289,6 +331,7 @@ int main(void) {
     test_beside_portable({2, 130, 4, 2, 64, 0.125, 2, 0});
     test_beside_portable({1, 200, 2, 2, 128, 0.0883, 2, 0});
     use_hopper(0);
+    test_choice();
     return check_done();
 }
 
