@@ -3,7 +3,7 @@ Runs our CUDA kernels on a CPU, so that they can be tested where there is no GPU
 llmc/cuda/runtime.cuh instead of the CUDA headers when CM_EMU is defined; compile with g++ or clang++.
 
 A grid is run block by block, the threads of a block as fibers: each runs until it meets the others at
-a barrier (__syncthreads, a shuffle, a vote), then the next one runs. That is one of the orders a GPU may
+a barrier (of the block, of a warpgroup, a shuffle, a vote), then the next one runs. That is one of the orders a GPU may
 choose, and an unkind one: what one thread writes before a barrier, the others have not seen. Blocks and
 the threads within them run in turns forwards and backwards. A captured stream records copies of what it is
 asked to do, and replays them.
@@ -124,7 +124,7 @@ static inline int atomicOr(int *p, int v) { int old = *p; *p |= v; return old; }
 /* ---------------------------------------------------------------------------------------------- */
 /* fibers */
 
-enum { EMU_READY, EMU_AT_BLOCK_BARRIER, EMU_AT_WARP_BARRIER, EMU_DONE };
+enum { EMU_READY, EMU_AT_BLOCK_BARRIER, EMU_AT_GROUP_BARRIER, EMU_AT_WARP_BARRIER, EMU_DONE };
 enum { EMU_MAX_THREADS = 1024, EMU_EXCHANGE_BYTES = 64, EMU_COPIES = 256 };
 #ifdef EMU_ASAN
 enum { EMU_STACK = 256 << 10 };
@@ -290,6 +290,21 @@ static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
     }
 }
 
+/* Lets warpgroups go on whose 128 threads are all at a barrier of theirs (bar.sync id, 128); how many do. */
+static inline int emu_release_groups(int threads) {
+    int released = 0;
+    for (int first = 0; first < threads; first += 128) {
+        int waiting = 0, n = threads - first < 128 ? threads - first : 128;
+        for (int i = 0; i < n; i++) waiting += emu.thread[first + i].state == EMU_AT_GROUP_BARRIER;
+        if (!waiting) continue;
+        emu.current = emu.thread + first;
+        if (waiting != 128) emu_die("the threads of a warpgroup are not at the same barrier");
+        for (int i = 0; i < n; i++) emu.thread[first + i].state = EMU_READY;
+        released++;
+    }
+    return released;
+}
+
 static inline void emu_run_block(int threads, int backwards) {
     int warps = (threads + 31) / 32;
     for (;;) {
@@ -298,6 +313,7 @@ static inline void emu_run_block(int threads, int backwards) {
             int w = backwards ? warps - 1 - k : k, n = threads - 32 * w;
             emu_run_warp(emu.thread + 32 * w, n < 32 ? n : 32, backwards);
         }
+        if (emu_release_groups(threads)) continue;
         for (int i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
             done += t->state == EMU_DONE;

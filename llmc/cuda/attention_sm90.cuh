@@ -47,10 +47,11 @@ template <int D> struct HopperBackward {
     static constexpr int STEP = D == 64 ? 128 : 64;
     static constexpr int PART = 64; /* queries that a warpgroup has scores of at a time */
     static constexpr int NT = PART / 8, DT = D / 8;
-    /* Shared memory: keys and values; STEP queries and their dout, a pair, twice; ds of a step; lse and D of a step,
-       twice. */
-    static constexpr int STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D, DS = HOPPER_ROWS * STEP;
-    static constexpr size_t BYTES = (STAY + 2 * PAIR + DS) * sizeof(floatX) + 4 * STEP * sizeof(float) + WGMMA_ALIGN;
+    static constexpr int AHEAD = D == 64; /* registers suffice for the next scores beside dq */
+    /* Shared memory: keys and values; STEP queries and their dout, a pair, of two steps; ds of two; lse and D of two. */
+    static constexpr int STAGES = 2, STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D, DS = HOPPER_ROWS * STEP;
+    static constexpr size_t BYTES = (STAY + STAGES * PAIR + 2 * DS) * sizeof(floatX) +
+                                    STAGES * 2 * STEP * sizeof(float) + WGMMA_ALIGN;
     static_assert(BYTES <= 227 << 10, "more shared memory than a block can have");
     static_assert(HOPPER_ROWS % STEP == 0 && 2 * STEP <= HOPPER_THREADS && STEP * D == 64 * HOPPER_ROWS,
                   "sizes do not fit");
@@ -298,9 +299,9 @@ __device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *
     SHARED(floatX, memory);
     floatX *shared = wgmma_aligned(memory);
     Panels<ROWS, D> K = {shared}, V = {shared + ROWS * D};
-    Panels<ROWS, STEP> dS = {shared + F::STAY + 2 * F::PAIR};
-    float *stats = (float *)(void *)(dS.p + F::DS); /* lse and D of the queries of a step, for each stage */
-    int head, tile, T = f.T, *counts = ticket + 1, *drawn = (int *)(void *)dS.p;
+    floatX *differences = shared + F::STAY + F::STAGES * F::PAIR;
+    float *stats = (float *)(void *)(differences + 2 * F::DS); /* lse and D of the queries of a step, for each stage */
+    int head, tile, T = f.T, *counts = ticket + 1, *drawn = (int *)(void *)differences;
     int thread = (int)threadIdx.x, group = hopper_group(), row = thread / 32 * 16;
     if (thread == 0) *drawn = atomicAdd(ticket, 1);
     __syncthreads();
@@ -308,102 +309,146 @@ __device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *
     int b = head / f.NKV, g = head % f.NKV, j0 = tile * ROWS;
     int steps = f.group * (f.chunks - j0 / STEP);
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
-    FragC dk[1][F::DT], dv[1][F::DT];
+    FragC dk[1][F::DT], dv[1][F::DT], s[1][NT], dp[1][NT], dq[1][8], before[1][8];
+    FragA<floatX> p[NT / 2], ds[NT / 2];
     flash_zero(dk);
     flash_zero(dv);
 
-    auto queries = [&](int n) { return Panels<STEP, D>{shared + F::STAY + n % 2 * F::PAIR}; };
-    auto bring = [&](int n) { /* the rows of step n, to its stage */
-        int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP;
-        int own = fresh_thread();
-        Panels<STEP, D> Q = queries(n), dO = {Q.p + F::PAIR / 2};
-        hopper_load(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, own);
-        hopper_load(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, own);
+    auto query_head = [&](int n) { return g * f.group + n % f.group; };
+    auto chunk_of = [&](int n) { return f.chunks - 1 - n / f.group; };
+    auto queries = [&](int n) { return Panels<STEP, D>{shared + F::STAY + n % F::STAGES * F::PAIR}; };
+    auto douts = [&](int n) { return Panels<STEP, D>{queries(n).p + F::PAIR / 2}; };
+    auto bring = [&](int n) { /* the rows of step n, if there is one, to its stage */
+        int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
+        if (n >= steps) return;
+        hopper_load(queries(n), qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, own);
+        hopper_load(douts(n), dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, own);
         int r = own % STEP;
         if (own < 2 * STEP) {
             const float *from = (own < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-            float *to = stats + n % 2 * 2 * STEP + own;
+            float *to = stats + n % F::STAGES * 2 * STEP + own;
             if (r < T - i0) cp_async<4>(to, from);
             else *to = 0;
         }
         cp_async_commit();
     };
-    hopper_load(K, qkv + k, f.C3, T - j0, thread);
-    hopper_load(V, qkv + v, f.C3, T - j0, thread);
-    bring(0);
-    int *given = NULL; /* the count of the chunk that the last step left in scratch */
-#pragma unroll 1
-    for (int n = 0; n < steps; n++) {
-        hopper_arrive(); /* the rows of this step are there, those of the last are free, its dq is written */
-        if (given && fresh_thread() == HOPPER_THREADS - 32) publish_count(given, tile + 1);
-        if (n + 1 < steps) bring(n + 1);
-        int h = g * f.group + n % f.group, chunk = f.chunks - 1 - n / f.group, i0 = chunk * STEP;
-        Panels<STEP, D> Q = queries(n), dO = {Q.p + F::PAIR / 2};
-        const float *stat = stats + n % 2 * 2 * STEP;
-#pragma unroll 1
-        for (int part = 0; part < STEP; part += PART) {
-            FragC s[1][NT], dp[1][NT];
-            FragA<floatX> a[NT / 2], c[NT / 2];
-            wgmma_hold(s[0]);
-            wgmma_hold(dp[0]);
-            wgmma_fence();
-            hopper_scores(s[0], K, 64 * group, Q, part);
-            wgmma_commit();
-            hopper_scores(dp[0], V, 64 * group, dO, part);
-            wgmma_commit();
-            wgmma_wait<1>();
-            wgmma_hold(s[0]);
-            if (i0 + part < j0 + row + 15) flash_mask<1>(s, j0 + row, i0 + part);
-            hopper_probabilities(s[0], stat + part, f.scale2);
-            hopper_make_a(a, s[0]);
-            wgmma_hold(a);
-            wgmma_hold(dv[0]);
-            wgmma_fence();
-            hopper_weigh(dv[0], a, dO, part);
-            wgmma_commit();
-            wgmma_wait<1>();
-            wgmma_hold(dp[0]);
-            hopper_differences(dp[0], s[0], stat + STEP + part, dS, row, part);
-            hopper_make_a(c, dp[0]);
-            wgmma_hold(c);
-            wgmma_hold(dk[0]);
-            wgmma_fence();
-            hopper_weigh(dk[0], c, Q, part);
-            wgmma_commit();
-            wgmma_wait<0>();
-            wgmma_hold(dv[0]);
-            wgmma_hold(dk[0]);
-        }
-        wgmma_publish(); /* ds */
-        size_t place = chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
-        int last = i0 < j0 + ROWS;
-        if (tile > 0 && fresh_thread() == 0) await_count(counts + place, tile);
-        __syncthreads(); /* ds of this step is there, so is the sum of the tiles before */
-        /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns. */
-        int lane = fresh_thread() % 32, warp = fresh_thread() / 32, right = D == 64 ? 0 : 64 * group;
-        FragC dq[1][8], before[1][8];
-        float4 *sum = sums + place * (STEP * D / 4) + warp * 32 * 8;
+    auto score = [&](int n, int part) { /* s of some queries of step n */
+        wgmma_hold(s[0]);
+        wgmma_fence();
+        hopper_scores(s[0], K, 64 * group, queries(n), part);
+        wgmma_commit();
+    };
+    auto project = [&](int n, int part) { /* dp of these */
+        wgmma_hold(dp[0]);
+        wgmma_fence();
+        hopper_scores(dp[0], V, 64 * group, douts(n), part);
+        wgmma_commit();
+    };
+    /* After score and project: adds to dv and dk, by two groups that are under way at the end, and leaves ds^T in shared memory. */
+    auto differentiate = [&](int n, int part) {
+        int i0 = chunk_of(n) * STEP + part;
+        const float *stat = stats + n % F::STAGES * 2 * STEP + part;
+        wgmma_wait<1>();
+        wgmma_hold(s[0]);
+        if (i0 < j0 + row + 15) flash_mask<1>(s, j0 + row, i0);
+        hopper_probabilities(s[0], stat, f.scale2);
+        hopper_make_a(p, s[0]);
+        wgmma_hold(p);
+        wgmma_fence();
+        hopper_weigh(dv[0], p, douts(n), part);
+        wgmma_commit();
+        wgmma_wait<1>();
+        wgmma_hold(dp[0]);
+        hopper_differences(dp[0], s[0], stat + STEP, Panels<ROWS, STEP>{differences + n % 2 * F::DS}, row, part);
+        hopper_make_a(ds, dp[0]);
+        wgmma_hold(ds);
+        wgmma_fence();
+        hopper_weigh(dk[0], ds, queries(n), part);
+        wgmma_commit();
+    };
+    auto product_q = [&](int n) { /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns */
+        Panels<ROWS, STEP> dS = {differences + n % 2 * F::DS};
         wgmma_hold(dq[0]);
         wgmma_fence();
 UNROLL
-        for (int i = 0; i < ROWS; i += 16) wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0), K.down(i, right), i > 0);
+        for (int i = 0; i < ROWS; i += 16)
+            wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0), K.down(i, D == 64 ? 0 : 64 * group), i > 0);
         wgmma_commit();
+    };
+    /* Where the sum of dq is in scratch that the warpgroup's part of step n belongs to, and the count of its parts. */
+    auto place_of = [&](int n) {
+        int chunk = chunk_of(n);
+        return chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + query_head(n)) * f.kept + chunk - ROWS / STEP;
+    };
+    auto sum_of = [&](int n) { return sums + place_of(n) * (STEP * D / 4) + fresh_thread() / 32 * 32 * 8; };
+    auto count_of = [&](int n) { return counts + 2 * place_of(n) + group; };
+    auto await_q = [&](int n) { /* until the parts before this one are there; seen by all after the next barrier */
+        if (tile > 0 && fresh_thread() % WARPGROUP == 0) await_count(count_of(n), tile);
+    };
+    auto take_q = [&](int n) { /* on its way during the product */
         flash_zero(before);
-        if (tile > 0) flash_take(before, sum, lane); /* on its way during the product */
-        wgmma_wait<0>();
+        if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
+    };
+    auto add_q = [&](int n) { /* dq and what was before it become the next block's, or, at the last part, dq itself */
+        int lane = fresh_thread() % 32, warp = fresh_thread() / 32, i0 = chunk_of(n) * STEP;
         wgmma_hold(dq[0]);
 UNROLL
         for (int i = 0; i < 8; i++)
 UNROLL
             for (int e = 0; e < 4; e++) dq[0][i].x[e] += before[0][i].x[e];
-        if (last) {
+        if (i0 < j0 + ROWS) {
             flash_scale(dq, f.scale);
-            flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0,
-                          D == 64 ? 16 * warp : 16 * (warp % 4), right, dq, lane, f);
-        } else
-            flash_leave(sum, dq, lane);
-        given = last ? NULL : counts + place;
+            flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)query_head(n) * f.HS, f.C3, T - i0,
+                          D == 64 ? 16 * warp : 16 * (warp % 4), D == 64 ? 0 : 64 * group, dq, lane, f);
+        } else {
+            flash_leave(sum_of(n), dq, lane);
+            warpgroup_barrier(group);
+            if (fresh_thread() % WARPGROUP == WARPGROUP - 32) publish_count(count_of(n), tile + 1);
+        }
+    };
+
+    hopper_load(K, qkv + k, f.C3, T - j0, thread);
+    hopper_load(V, qkv + v, f.C3, T - j0, thread);
+    bring(0);
+    bring(1);
+    hopper_arrive();
+    score(0, 0);
+    project(0, 0);
+#pragma unroll 1
+    for (int n = 0;; n++) {
+        differentiate(n, 0);
+        if constexpr (STEP > PART) {
+            score(n, PART);
+            project(n, PART);
+            differentiate(n, PART);
+        }
+        await_q(n);
+        cp_async_wait<0>();
+        wgmma_publish();
+        wgmma_wait<0>();
+        /* ds of this step is there, so are the rows of the next and the sum of the tiles before, and this step's rows
+           have been read. The ds of the step before has been read, too: the next step's goes to its place. */
+        __syncthreads();
+        bring(n + 2);
+        take_q(n);
+        if (n + 1 == steps) break;
+        product_q(n);
+        if constexpr (F::AHEAD) {
+            score(n + 1, 0);
+            wgmma_wait<1>();
+            add_q(n);
+        } else {
+            wgmma_wait<0>();
+            add_q(n);
+            score(n + 1, 0);
+        }
+        project(n + 1, 0);
     }
+    product_q(steps - 1);
+    wgmma_wait<0>();
+    add_q(steps - 1);
+    wgmma_hold(dk[0]);
+    wgmma_hold(dv[0]);
     __syncthreads(); /* K is no longer read by the other warpgroup */
     flash_scale(dk, f.scale);
     row = fresh_thread() / 32 * 16;
@@ -437,7 +482,7 @@ template <int D> static FlashScratch hopper_scratch_width(int B, int T, int NH) 
     size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP), own = HOPPER_ROWS / F::STEP;
     size_t kept = heads * (chunks > own ? chunks - own : 0);
     FlashScratch s;
-    s.n_counts = 1 + kept;
+    s.n_counts = 1 + 2 * kept; /* each warpgroup has its own counts */
     s.sums = (heads * (size_t)T * sizeof(float) + 15) / 16 * 16;
     s.counts = s.sums + kept * F::STEP * D * sizeof(float);
     s.bytes = s.counts + (s.n_counts * sizeof(int) + 15) / 16 * 16;

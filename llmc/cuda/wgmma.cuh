@@ -178,6 +178,7 @@ template <int LEFT> static inline void wgmma_wait(void) {
 }
 template <int NT> static inline void wgmma_hold(FragC (&)[NT]) {}
 template <int N> static inline void wgmma_hold(FragA<__nv_bfloat16> (&)[N]) {}
+static inline void warpgroup_barrier(int) { emu_yield(EMU_AT_GROUP_BARRIER, "warpgroup_barrier"); }
 
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -226,6 +227,10 @@ __device__ static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &
                      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(add), "n"(TRANS_B));
 }
 
+/* A barrier of the threads of one warpgroup, the group-th of the block. Barrier 0 is __syncthreads. */
+__device__ static inline void warpgroup_barrier(int group) {
+    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"((int)WARPGROUP) : "memory");
+}
 /* What this thread has written to shared memory is seen by products that are issued after the next barrier. */
 __device__ static inline void wgmma_publish(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /* Products issued after this one find in registers what was written there before. */
@@ -259,6 +264,7 @@ template <int TRANS_B, int NT>
 __device__ static inline void wgmma(FragC (&)[NT], const FragA<__nv_bfloat16> &, uint64_t, int) {
     wgmma_missing();
 }
+__device__ static inline void warpgroup_barrier(int) {}
 __device__ static inline void wgmma_publish(void) { wgmma_missing(); }
 __device__ static inline void wgmma_fence(void) {}
 __device__ static inline void wgmma_commit(void) {}
@@ -289,10 +295,10 @@ template <int ROWS, int D> struct Panels {
     }
 
   private:
+    /* No carry leaves the field: shared addresses are below 2^18. */
     __device__ uint64_t describe(int at, unsigned leading) const {
-        unsigned start = shared_address(p) + (unsigned)at * (unsigned)sizeof *p;
-        return (uint64_t)1 << 62 | (uint64_t)(WGMMA_ALIGN >> 4) << 32 | (uint64_t)(leading >> 4 << 16) |
-               (start & 0x3ffff) >> 4;
+        unsigned low = (shared_address(p) >> 4 | leading >> 4 << 16) + (unsigned)at * (unsigned)sizeof *p / 16;
+        return (uint64_t)(1u << 30 | WGMMA_ALIGN >> 4) << 32 | low;
     }
 };
 
