@@ -103,6 +103,34 @@ template <int NT> static void test_kinds(void) {
     test_kind<IN_REGISTERS, 1, NT>();
 }
 
+/* Warpgroups that meet at barriers of their own, one three times, the other once: each thread reads what another of
+   its warpgroup has written before. */
+__global__ static void group_meetings(int *out) {
+    SHARED(int, room);
+    int thread = (int)threadIdx.x, group = thread / WARPGROUP, sum = thread, *own = room + group * WARPGROUP;
+    for (int i = 0; i < (group ? 1 : 3); i++) {
+        own[thread % WARPGROUP] = sum;
+        warpgroup_barrier(group);
+        sum += own[(thread + 33) % WARPGROUP];
+        warpgroup_barrier(group); /* before the next write */
+    }
+    out[thread] = sum;
+}
+static void test_meetings(void) {
+    int *out = device_array<int>(2 * WARPGROUP), wrong = 0, x[2 * WARPGROUP], y[2 * WARPGROUP];
+    LAUNCH(group_meetings, 1, 2 * WARPGROUP, 2 * WARPGROUP * sizeof(int), out);
+    float *got = on_host(out, 2 * WARPGROUP);
+    for (int i = 0; i < 2 * WARPGROUP; i++) x[i] = i;
+    for (int turn = 0; turn < 3; turn++) {
+        for (int i = 0; i < 2 * WARPGROUP; i++)
+            y[i] = x[i] + (turn && i >= WARPGROUP ? 0 : x[i / WARPGROUP * WARPGROUP + (i + 33) % WARPGROUP]);
+        memcpy(x, y, sizeof x);
+    }
+    for (int i = 0; i < 2 * WARPGROUP; i++) wrong += (int)got[i] != x[i];
+    check(!wrong, "%d threads of warpgroups have not met", wrong);
+    release();
+}
+
 #ifdef CM_EMU
 /* Before it is waited for, a product's result is not there. */
 __global__ static void early_reader(float *early, float *late) {
@@ -258,9 +286,25 @@ static void test_scratch(const Case c) {
         backward(fill ? dqkv : first, out, qkv, out, lse, &c);
         check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
         if (!fill) check(untouched(scratch + used, bytes - used), "T %d: more scratch is used", c.T);
+        if (!fill) check(!untouched(scratch + used - 16, 16), "T %d: less scratch is used", c.T);
         else check(same_bits(dqkv, first, N * W), "T %d: gradients depend on what scratch holds", c.T);
     }
     check(!count_nan(first, N * W), "T %d: NaN from scratch", c.T);
+    release();
+}
+
+/* After a backward pass the counts of both warpgroups' parts of dq say how many tiles of keys have left one. */
+template <int D> static void test_counts(const Case c) {
+    using F = HopperBackward<D>;
+    test_scratch(c);
+    FlashScratch at = hopper_scratch_width<D>(c.B, c.T, c.NH);
+    float *count = on_host((const int *)(const void *)((const char *)cuda_scratch_memory + at.counts), at.n_counts);
+    size_t heads = (size_t)(c.B * c.NH), own = HOPPER_ROWS / F::STEP, kept = (at.n_counts - 1) / 2 / heads, wrong = 0;
+    check(kept == ceil_div((size_t)c.T, F::STEP) - own, "%zu sums of a head", kept);
+    wrong += (size_t)count[0] != (size_t)(c.B * c.NKV) * ceil_div((size_t)c.T, HOPPER_ROWS); /* tickets drawn */
+    for (size_t i = 0; i < 2 * kept * heads; i++)
+        wrong += (size_t)count[1 + i] != (i / 2 % kept + own) * F::STEP / HOPPER_ROWS;
+    check(!wrong, "heads of %d: %zu counts are wrong", D, wrong);
     release();
 }
 
@@ -315,6 +359,7 @@ int main(void) {
     }
     test_kinds<8>();
     test_kinds<16>();
+    test_meetings();
 #ifdef CM_EMU
     test_early();
 #endif
@@ -326,8 +371,8 @@ int main(void) {
     test_order({2, 140, 4, 2, 128, 0.0883, 2, 0});
     test_causality({1, 200, 1, 1, 64, 0.125, 2, 0}, 140);
     test_causality({1, 200, 2, 1, 128, 0.0883, 2, 0}, 70);
-    test_scratch({2, 257, 3, 1, 64, 0.125, 2, 0});
-    test_scratch({1, 193, 2, 1, 128, 0.0883, 2, 0});
+    test_counts<64>({2, 257, 3, 1, 64, 0.125, 2, 0});
+    test_counts<128>({1, 193, 2, 1, 128, 0.0883, 2, 0});
     test_beside_portable({2, 130, 4, 2, 64, 0.125, 2, 0});
     test_beside_portable({1, 200, 2, 2, 128, 0.0883, 2, 0});
     use_hopper(0);
