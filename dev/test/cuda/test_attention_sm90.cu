@@ -336,12 +336,12 @@ static void test_choice(void) {
         floatM lse[2][2];
         AttentionResult r[2] = {{out[0], dqkv[0], lse[0]}, {out[1], dqkv[1], lse[1]}};
         for (int i = 0; i < 2; i++) {
-            for (int k = 0; k < 12; k++) dqkv[i][k] = from_float<floatX>(1);
-            for (int k = 0; k < 4; k++) out[i][k] = from_float<floatX>(1), lse[i][k % 2] = 1;
+            for (int k = 0; k < 12; k++) dqkv[i][k] = floatX(1.0f);
+            for (int k = 0; k < 4; k++) out[i][k] = floatX(1.0f), lse[i][k % 2] = 1;
         }
-        if (part == 1) out[1][3] = from_float<floatX>(1.5f);
+        if (part == 1) out[1][3] = floatX(1.5f);
         if (part == 2) lse[1][1] = 1.5f;
-        if (part > 2) dqkv[1][6 + 2 * (part - 3)] = from_float<floatX>(NAN);
+        if (part > 2) dqkv[1][6 + 2 * (part - 3)] = floatX((float)NAN);
         err[0] = 0;
         int status = trial_agrees(&t, TRIAL_HOPPER, &r[0], &r[1], err, sizeof err);
         check(part ? status == -1 && strstr(err, "hopper's attention differs from ours") : !status,
