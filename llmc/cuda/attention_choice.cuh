@@ -164,8 +164,8 @@ static inline double attention_distance(const T *a, const T *b, size_t rows, int
     return r == r ? r : INFINITY;
 }
 
-/* Whether the candidate computes what the portable kernels do. Both round p and ds to bf16, so that results differ by some 2^-9
-   of their size, gradients by some more. dq, dk and dv are compared one by one: the largest would hide errors of
+/* Whether the candidate computes what the portable kernels do. Both round p and ds to bf16, so that results differ
+   by some 2^-9 of their size, gradients by some more. dq, dk and dv are compared one by one: the largest would hide errors of
    the others. */
 static inline int trial_agrees(const AttentionTrial *t, int who, const AttentionResult *own,
                                const AttentionResult *theirs, char *why, size_t size) {
@@ -206,7 +206,8 @@ static inline const char *trial_failure(int who) {
 static inline int attention_compare(const AttentionTrial *t, int who, char *why, size_t size) {
     AttentionResult own = {NULL, NULL, NULL}, theirs = {NULL, NULL, NULL};
     int status = 0;
-    if (trial_run_anew(t, TRIAL_FLASH) || trial_download(t, &own) || trial_run_anew(t, who) || trial_download(t, &theirs))
+    if (trial_run_anew(t, TRIAL_FLASH) || trial_download(t, &own) || trial_run_anew(t, who) ||
+        trial_download(t, &theirs))
         status = cudnn_refuse(why, size, "%s", trial_failure(who));
     else
         status = trial_agrees(t, who, &own, &theirs, why, size);

@@ -15,7 +15,8 @@ at D = 128 in shared memory, with one. Keys arrive one step ahead of values.
 
 Backward: p and ds go from registers into dv and dk, ds^T through shared memory into dq, of which each warpgroup
 computes (64,64) from all keys of the block. The parts of dq are added up in scratch in the order of the tiles of
-keys, by tickets and counts as in attention.cuh.
+keys, by tickets and counts as in attention.cuh; each warpgroup has its own counts. The scores of the next queries
+are under way while a part is added (D = 64; at 128 there are no registers left for them).
 
 Whether it is used is decided by a trial at start (attention_choice.cuh).
 */
@@ -48,7 +49,7 @@ template <int D> struct HopperBackward {
     static constexpr int PART = 64; /* queries that a warpgroup has scores of at a time */
     static constexpr int NT = PART / 8, DT = D / 8;
     static constexpr int AHEAD = D == 64; /* registers suffice for the next scores beside dq */
-    /* Shared memory: keys and values; STEP queries and their dout, a pair, of two steps; ds of two; lse and D of two. */
+    /* Shared memory: keys and values; of two steps STEP queries and their dout, a pair, and ds; lse and D of two. */
     static constexpr int STAGES = 2, STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D, DS = HOPPER_ROWS * STEP;
     static constexpr size_t BYTES = (STAY + STAGES * PAIR + 2 * DS) * sizeof(floatX) +
                                     STAGES * 2 * STEP * sizeof(float) + WGMMA_ALIGN;
@@ -65,7 +66,8 @@ __device__ static inline int hopper_group(void) {
     return __shfl_sync(FULL_WARP, (int)threadIdx.x / WARPGROUP, 0);
 }
 
-/* `rows` rows of D elements at p, ld apart and aligned to 16 bytes, into a matrix of ROWS rows; the rest becomes 0. */
+/* `rows` rows of D elements at p, ld apart and aligned to 16 bytes, into a matrix of ROWS rows; its rest
+   becomes 0. */
 template <int ROWS, int D>
 __device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *p, int ld, int rows, int thread) {
     constexpr int PIECES = D / 8, AT_ONCE = HOPPER_THREADS / PIECES;
@@ -80,8 +82,8 @@ UNROLL
     }
 }
 
-/* Writes o, the warp's rows row.. of a matrix, to `rows` rows of D elements at p, ld apart. The matrix is used to bring
-   the elements of a piece together; nobody reads these rows of it any more. */
+/* Writes o, the warp's rows row.. of a matrix, to `rows` rows of D elements at p, ld apart. The matrix is used to
+   bring the elements of a piece together; nobody reads these rows of it any more. */
 template <int ROWS, int D>
 __device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panels<ROWS, D> matrix, int row,
                                            const FragC (&o)[1][D / 8]) {
@@ -116,7 +118,8 @@ UNROLL
 
 /* c (64, D) += A Y: rows from.. of Y, weighted by A. */
 template <int K, int D, int STEP>
-__device__ static inline void hopper_weigh(FragC (&c)[D / 8], const FragA<floatX> (&a)[K], Panels<STEP, D> Y, int from) {
+__device__ static inline void hopper_weigh(FragC (&c)[D / 8], const FragA<floatX> (&a)[K], Panels<STEP, D> Y,
+                                           int from) {
 UNROLL
     for (int k = 0; k < K; k++) wgmma<1>(c, a[k], Y.down(from + 16 * k, 0), 1);
 }
@@ -169,7 +172,8 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
     int b = head / f.NH, h = head % f.NH, g = h / f.group;
     int i0 = (f.tiles - 1 - tile) * HOPPER_ROWS, row = thread / 32 * 16, first = i0 + row;
     int steps = ((T < i0 + HOPPER_ROWS ? T : i0 + HOPPER_ROWS) + STEP - 1) / STEP;
-    int seen = (i0 + 64 * group + 63) / STEP + 1, own = seen < steps ? seen : steps; /* steps with keys of this warpgroup */
+    int seen = (i0 + 64 * group + 63) / STEP + 1;
+    int own = seen < steps ? seen : steps; /* steps with keys that this warpgroup's queries see */
     const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS, *v = k + (size_t)f.NKV * f.HS;
     FragC o[1][F::DT], s[1][F::NT];
     FragA<floatX> q[D == 64 ? D / 16 : 1], p[F::NT / 2];
@@ -300,7 +304,7 @@ __device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *
     floatX *shared = wgmma_aligned(memory);
     Panels<ROWS, D> K = {shared}, V = {shared + ROWS * D};
     floatX *differences = shared + F::STAY + F::STAGES * F::PAIR;
-    float *stats = (float *)(void *)(differences + 2 * F::DS); /* lse and D of the queries of a step, for each stage */
+    float *stats = (float *)(void *)(differences + 2 * F::DS); /* lse and D of the queries, for each stage */
     int head, tile, T = f.T, *counts = ticket + 1, *drawn = (int *)(void *)differences;
     int thread = (int)threadIdx.x, group = hopper_group(), row = thread / 32 * 16;
     if (thread == 0) *drawn = atomicAdd(ticket, 1);
@@ -344,7 +348,8 @@ __device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *
         hopper_scores(dp[0], V, 64 * group, douts(n), part);
         wgmma_commit();
     };
-    /* After score and project: adds to dv and dk, by two groups that are under way at the end, and leaves ds^T in shared memory. */
+    /* After score and project: adds to dv and dk, by two groups that are under way at the end, and leaves ds^T in
+       shared memory. */
     auto differentiate = [&](int n, int part) {
         int i0 = chunk_of(n) * STEP + part;
         const float *stat = stats + n % F::STAGES * 2 * STEP + part;

@@ -318,7 +318,9 @@ static inline int device_choose_attention(Config *c, Choices *run, char *err) {
     if (attention_choose(c, note, size, err)) return -1;
     if (known && !strcmp(known, "flash")) snprintf(note, size, "flash (measured before)");
     if (!automatic || known || attention_faster == 0) return 0;
-    const char *chosen = c->attention == ATTENTION_CUDNN ? "cudnn" : c->attention == ATTENTION_HOPPER ? "hopper" : "flash";
+    const char *chosen = c->attention == ATTENTION_CUDNN    ? "cudnn"
+                         : c->attention == ATTENTION_HOPPER ? "hopper"
+                                                            : "flash";
     choices_set(run, key, chosen);
     choices_set(run ? run->from : NULL, key, chosen);
     return 0;

@@ -20,9 +20,10 @@ Only that swizzle is used: the 16-byte piece at address x lies at x ^ (x / 128 %
 puts it if it starts at a multiple of 1024. Which offsets mean what depends on the direction in which the matrix lies
 ("Strides"; m is the row of A or the column of B, k the index of the sums, in elements of 2 bytes):
 
-    K-major:   (m, k) at start + m / 8 SBO + m % 8 * 128 + 2 k                    SBO = 1024 where rows follow each other
-               LBO is not used, k < 16 being within a row of 128 bytes. The next 16 k start 32 bytes further: the
-               swizzle goes by the bits of the address, not by the distance from the start.
+    K-major:   (m, k) at start + m / 8 SBO + m % 8 * 128 + 2 k
+               SBO = 1024 where rows follow each other. LBO is not used: 16 k are within a row of 128 bytes. The next
+               16 k start 32 bytes further, as the swizzle goes by the bits of the address, not by the distance from
+               the start.
     MN-major:  (m, k) at start + m / 64 LBO + 2 (m % 64) + k / 8 SBO + k % 8 * 128
                (transposed: rows of memory are k.) SBO = 1024; LBO is the distance of the next 64 columns. The next
                16 k start 2048 bytes further.
@@ -33,7 +34,8 @@ have written to shared memory (stores, cp.async that was waited for) they see af
 a barrier. Order of a use:
 
     stores or cp_async_wait; wgmma_publish; __syncthreads;
-    wgmma_hold of all registers that take part; wgmma_fence; wgmma...; wgmma_commit; wgmma_wait; wgmma_hold of the result
+    wgmma_hold of all registers that take part; wgmma_fence; wgmma...; wgmma_commit;
+    wgmma_wait; wgmma_hold of the result
 
 wgmma_hold makes no instruction: it keeps the compiler from moving what it knows of these registers across the other
 calls, whose asynchronous effect it does not know.
@@ -84,16 +86,17 @@ static inline float emu_bf16(const unsigned char *p) {
 /* Element (m, k) of the matrix of a descriptor. */
 static inline float emu_matrix_element(uint64_t descriptor, int transposed, int m, int k) {
     unsigned start = (unsigned)(descriptor & 0x3fff) << 4;
-    unsigned leading = (unsigned)(descriptor >> 16 & 0x3fff) << 4, stride = (unsigned)(descriptor >> 32 & 0x3fff) << 4;
-    unsigned at = start;
+    unsigned leading = (unsigned)(descriptor >> 16 & 0x3fff) << 4;
+    unsigned stride = (unsigned)(descriptor >> 32 & 0x3fff) << 4, r = (unsigned)m, c = (unsigned)k, at = start;
     if (descriptor >> 62 != 1) emu_die("wgmma: a swizzle other than that of 128 bytes");
     if (descriptor >> 49 & 7) emu_die("wgmma: a base offset");
     if (descriptor & 0x3ff1c000c000c000u) emu_die("wgmma: reserved bits of a descriptor are set");
     if (start & 0x380) emu_die("wgmma: the matrix does not start with the swizzle's pattern");
-    if (transposed) at += (unsigned)m / 64 * leading + (unsigned)m % 64 * 2 + (unsigned)k / 8 * stride + (unsigned)k % 8 * 128;
-    else at += (unsigned)m / 8 * stride + (unsigned)m % 8 * 128 + (unsigned)k * 2;
+    if (transposed) at += r / 64 * leading + r % 64 * 2 + c / 8 * stride + c % 8 * 128;
+    else at += r / 8 * stride + r % 8 * 128 + c * 2;
     at ^= (at >> 7 & 7) << 4;
-    if (at < EMU_SHARED_BASE || at - EMU_SHARED_BASE + 2 > emu.dynamic_bytes) emu_die("wgmma reads outside of shared memory");
+    if (at < EMU_SHARED_BASE || at - EMU_SHARED_BASE + 2 > emu.dynamic_bytes)
+        emu_die("wgmma reads outside of shared memory");
     at -= EMU_SHARED_BASE;
     unsigned short now, seen;
     memcpy(&now, emu.shared + at, 2), memcpy(&seen, emu.seen + at, 2);
@@ -109,8 +112,10 @@ static inline void emu_do_product(const EmuProduct *p) {
     if (p->fragment) {
         const unsigned char *all = emu_exchange(p->fragment, sizeof *p->fragment, "wgmma");
         for (int k = 0; k < 16; k++)
-            for (int half = 0; half < 2; half++)
-                left[half][k] = emu_bf16(all + (4 * g + k % 8 / 2) * EMU_EXCHANGE_BYTES + 2 * (k % 2 + 2 * half + k / 8 * 4));
+            for (int half = 0; half < 2; half++) {
+                const unsigned char *theirs = all + (4 * g + k % 8 / 2) * EMU_EXCHANGE_BYTES;
+                left[half][k] = emu_bf16(theirs + 2 * (k % 2 + 2 * half + k / 8 * 4));
+            }
     } else
         for (int k = 0; k < 16; k++)
             for (int half = 0; half < 2; half++)
@@ -199,12 +204,14 @@ __device__ static inline void wgmma(FragC (&c)[NT], uint64_t a, uint64_t b, int 
     static_assert(NT == 8 || NT == 16, "64 or 128 columns");
     if constexpr (NT == 8)
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_32 "}, %32, %33, p, 1, 1, %35, %36;\n}"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_32 "}, "
+                     "%32, %33, p, 1, 1, %35, %36;\n}"
                      : WGMMA_C8(0)
                      : "l"(a), "l"(b), "r"(add), "n"(TRANS_A), "n"(TRANS_B));
     else
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_64 "}, %64, %65, p, 1, 1, %67, %68;\n}"
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_64 "}, "
+                     "%64, %65, p, 1, 1, %67, %68;\n}"
                      : WGMMA_C8(0), WGMMA_C8(8)
                      : "l"(a), "l"(b), "r"(add), "n"(TRANS_A), "n"(TRANS_B));
 }
@@ -215,14 +222,14 @@ __device__ static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &
     static_assert(NT == 8 || NT == 16, "64 or 128 columns");
     if constexpr (NT == 8)
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_32 "}, {%32, %33, %34, %35}, %36, p, 1, 1, "
-                     "%38;\n}"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_32 "}, "
+                     "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
                      : WGMMA_C8(0)
                      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(add), "n"(TRANS_B));
     else
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_64 "}, {%64, %65, %66, %67}, %68, p, 1, "
-                     "1, %70;\n}"
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_64 "}, "
+                     "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
                      : WGMMA_C8(0), WGMMA_C8(8)
                      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(add), "n"(TRANS_B));
 }
@@ -257,7 +264,8 @@ __device__ static inline void wgmma_missing(void) {
     __trap();
 #endif
 }
-template <int TRANS_A, int TRANS_B, int NT> __device__ static inline void wgmma(FragC (&)[NT], uint64_t, uint64_t, int) {
+template <int TRANS_A, int TRANS_B, int NT>
+__device__ static inline void wgmma(FragC (&)[NT], uint64_t, uint64_t, int) {
     wgmma_missing();
 }
 template <int TRANS_B, int NT>
@@ -286,8 +294,8 @@ template <int ROWS, int D> struct Panels {
     __device__ __nv_bfloat16 *at(unsigned row, unsigned col) const {
         return p + col / 64 * PANEL + Tile<__nv_bfloat16, 64>::place(row, col % 64);
     }
-    /* Rows row.. of it (a multiple of 8) and columns col.. to col + 15 (a multiple of 16) as a side of a product whose
-       sums run along the columns: K-major. */
+    /* Rows row.. of it (a multiple of 8) and columns col.. to col + 15 (a multiple of 16) as a side of a product
+       whose sums run along the columns: K-major. */
     __device__ uint64_t along(int row, int col) const { return describe(col / 64 * PANEL + row * 64 + col % 64, 16); }
     /* Rows row.. to row + 15 and columns col.. (a multiple of 64), where the sums run along the rows: MN-major. */
     __device__ uint64_t down(int row, int col) const {

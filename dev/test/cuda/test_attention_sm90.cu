@@ -57,8 +57,8 @@ UNROLL
 }
 
 template <int TRANS_A, int TRANS_B, int NT>
-static void test_product(const float *x, const float *y, const __nv_bfloat16 *dx, const __nv_bfloat16 *dy, int ra, int ca,
-                         int rb, int cb) {
+static void test_product(const float *x, const float *y, const __nv_bfloat16 *dx, const __nv_bfloat16 *dy, int ra,
+                         int ca, int rb, int cb) {
     enum { N = 8 * NT, TRANSPOSED = TRANS_A == 1 };
     int wrong = 0;
     float *out = device_array<float>(2 * 64 * N);
@@ -86,7 +86,8 @@ template <int TRANS_A, int TRANS_B, int NT> static void test_kind(void) {
         for (int i = 0; i < TEST_SIZE; i++) x[i] = (float)floor(4 * draw()), y[i] = (float)floor(4 * draw());
         __nv_bfloat16 *dx = on_device<__nv_bfloat16>(x, TEST_SIZE), *dy = on_device<__nv_bfloat16>(y, TEST_SIZE);
         /* transposed: any multiple of 8 rows, the first column of a panel (the last 128 columns are all) */
-        int ra = TRANS_A == 1 ? 40 * place % 112 / 8 * 8 : 8 * (place % 3), ca = TRANS_A == 1 ? 0 : place * 32 + place % 2 * -16;
+        int ra = TRANS_A == 1 ? 40 * place % 112 : 8 * (place % 3);
+        int ca = TRANS_A == 1 ? 0 : place * 32 - place % 2 * 16;
         int rb = TRANS_B ? 24 * place : NT == 16 ? 8 * (place % 3) : 24 * place;
         int cb = TRANS_B ? (NT == 8 ? 64 * (place % 2) : 0) : 96 - place * 32 + place % 2 * 16;
         test_product<TRANS_A, TRANS_B, NT>(x, y, dx, dy, ra, ca, rb, cb);
@@ -202,14 +203,16 @@ static void test_lengths(void) {
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++)
         for (int HS = 64; HS <= 128; HS += 64) {
             int T = lengths[i], group = 1 + (int)i % 3, keys = T < 100 ? 2 : 1;
-            const Case c = {T < 100 ? 2 : 1, T, T < 200 ? group * keys : 1, T < 200 ? keys : 1, HS, 1 / sqrt(HS), 1.5, 0};
+            int heads = T < 200 ? group * keys : 1;
+            const Case c = {T < 100 ? 2 : 1, T, heads, T < 200 ? keys : 1, HS, 1 / sqrt(HS), 1.5, 0};
             test_hopper_case(&c, 0);
         }
 }
 
 /* What these kernels do not take. */
 static void test_declined(void) {
-    static const Case cases[] = {{1, 33, 1, 1, 64, 0.125, 2, 1}, {1, 33, 2, 1, 32, 0.18, 2, 0}, {1, 33, 1, 1, 120, 0.1, 2, 0}};
+    static const Case cases[] = {{1, 33, 1, 1, 64, 0.125, 2, 1}, {1, 33, 2, 1, 32, 0.18, 2, 0},
+                                 {1, 33, 1, 1, 120, 0.1, 2, 0}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_hopper_case(&cases[i], 1);
 }
 
