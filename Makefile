@@ -158,7 +158,8 @@ $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32: train_gpt.cu train_gpt.c $(C
 $(BUILD)/emu/generate $(BUILD)/emu/generate_fp32: generate.cu generate.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
 	$(emu_build)
 
-# ---- CUDA: nvcc from the PATH or the usual places; ARCH=sm_80 or the GPU's own, else sm_90
+# ---- CUDA: nvcc from the PATH or the usual places; ARCH=sm_80 or the GPU's own, else sm_90. sm_90 means sm_90a, which
+# has the instructions of llmc/cuda/wgmma.cuh and runs on the same GPUs.
 # cuBLASLt may be the toolkit's, the distribution's, or that of the wheels that PyTorch brings, whose folder
 # (site-packages/nvidia) python3 tells or CUDA_WHEELS names. cuDNN, NVRTC and NVML are found when a program runs.
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc) /usr/local/cuda/bin/nvcc \
@@ -166,7 +167,7 @@ NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(firstword $(wildcard $(CUDA_
 cuda_root = $(patsubst %/bin/,%,$(dir $(realpath $(NVCC))))
 cuda_goals := $(filter-out $(BUILD)/emu/%,$(filter cuda %cuda %cuda_fp32 $(BUILD)/cuda/%,$(MAKECMDGOALS)))
 gpu_arch = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]*\)\.\([0-9]*\).*/sm_\1\2/p')
-cuda_arch := $(or $(ARCH),$(if $(cuda_goals),$(gpu_arch)),sm_90)
+cuda_arch := $(patsubst sm_90,sm_90a,$(or $(ARCH),$(if $(cuda_goals),$(gpu_arch)),sm_90))
 ifneq ($(and $(cuda_goals),$(NVCC)),)
   cuda_major := $(shell $(NVCC) --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
   cuda_libs := $(wildcard $(cuda_root)/lib64 $(cuda_root)/lib $(cuda_root)/targets/$(shell uname -m)-linux/lib)

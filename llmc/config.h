@@ -20,7 +20,7 @@ enum { OPT_CM, OPT_MUON, OPT_ADAMW };
 enum { RECOMPUTE_NONE, RECOMPUTE_ACT, RECOMPUTE_NORM, RECOMPUTE_BLOCK };
 enum { GELU_AUTO, GELU_FUSED, GELU_UNFUSED };
 enum { GEMM_MEASURED, GEMM_FIRST };
-enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN, ATTENTION_CUDNN_FAST };
+enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN, ATTENTION_CUDNN_FAST, ATTENTION_HOPPER };
 /* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
 enum { RULE_AUTO, RULE_CM, RULE_MUON, RULE_MUON_HEAD, RULE_NORMUON, RULE_AURORA, RULE_MUONH, RULE_ADAMW,
        RULE_ADAMW_PARTNER, RULE_QUACK };
@@ -99,9 +99,10 @@ static const Flag config_flags[] = {
      "rows of logits formed at a time, less memory for fewer; 0: what suits the machine", NULL},
 #ifdef CM_CUDA
     {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
-    {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn|cudnn-fast",
-     "our flash attention, or cuDNN's; auto: the faster one that this GPU and cuDNN support; cudnn-fast: cuDNN's "
-     "that sums dq in any order, so that equal runs may differ in bits, which auto never takes", NULL},
+    {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn|cudnn-fast|hopper",
+     "our flash attention, ours for H100 and H200 (bf16, heads of 64 or 128), or cuDNN's; auto: the fastest one that "
+     "this GPU and cuDNN support; cudnn-fast: cuDNN's that sums dq in any order, so that equal runs may differ in "
+     "bits, which auto never takes", NULL},
     {"cuda-graph", FLAG_CHOICE, F(cuda_graph), "auto", 0, 0, "auto|on|off",
      "record the kernels of a micro-batch and replay them: saves launches, which short ones wait for; auto: where "
      "a micro-batch takes less than 10 ms and replaying gives the same bits", NULL},

@@ -242,6 +242,14 @@ static void bench_heads(const Heads *h) {
     forward = time_ms([&] { flash_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
     backward = time_ms([&] { flash_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); }, 0);
     attention_row("flash", h, forward, backward, "");
+    if (hopper_supports(HS, why, sizeof why) || hopper_forward(out, lse, qkv, B, T, NH, NKV, HS, scale)) {
+        printf("| hopper | %d | %d | %d / %d | %d | | | | | %s |\n", B, T, NH, NKV, HS, why);
+    } else {
+        forward = time_ms([&] { hopper_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
+        backward = time_ms([&] { hopper_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); }, 0);
+        attention_row("hopper", h, forward, backward, "");
+    }
+    why[0] = 0;
     for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++) {
         int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
         cudnn_name(name, sizeof name);

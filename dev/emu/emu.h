@@ -3,7 +3,7 @@ Runs our CUDA kernels on a CPU, so that they can be tested where there is no GPU
 llmc/cuda/runtime.cuh instead of the CUDA headers when CM_EMU is defined; compile with g++ or clang++.
 
 A grid is run block by block, the threads of a block as fibers: each runs until it meets the others at
-a barrier (__syncthreads, a shuffle, a vote), then the next one runs. That is one of the orders a GPU may
+a barrier (of the block, of a warpgroup, a shuffle, a vote), then the next one runs. That is one of the orders a GPU may
 choose, and an unkind one: what one thread writes before a barrier, the others have not seen. Blocks and
 the threads within them run in turns forwards and backwards. A captured stream records copies of what it is
 asked to do, and replays them.
@@ -12,8 +12,8 @@ What is checked: every barrier is reached by all threads of the block, every war
 warp, with the same operation; launches respect the limits of a GPU; shared memory, static and dynamic
 together, fits; device memory (plain malloc) and shared memory are bounded, to the byte under AddressSanitizer. Device memory and
 dynamic shared memory start as NaN. Copies by cp.async happen only when they are waited for. Accesses of 16
-bytes by load and store are aligned. What is not: races that this order does not show, the alignment of other
-accesses beyond that of their types, and time.
+bytes by load and store are aligned. Products by wgmma happen only when they are waited for. What is not: races
+that this order does not show, the alignment of other accesses beyond that of their types, and time.
 */
 #ifndef CM_EMU_H
 #define CM_EMU_H
@@ -124,7 +124,7 @@ static inline int atomicOr(int *p, int v) { int old = *p; *p |= v; return old; }
 /* ---------------------------------------------------------------------------------------------- */
 /* fibers */
 
-enum { EMU_READY, EMU_AT_BLOCK_BARRIER, EMU_AT_WARP_BARRIER, EMU_DONE };
+enum { EMU_READY, EMU_AT_BLOCK_BARRIER, EMU_AT_GROUP_BARRIER, EMU_AT_WARP_BARRIER, EMU_DONE };
 enum { EMU_MAX_THREADS = 1024, EMU_EXCHANGE_BYTES = 64, EMU_COPIES = 256 };
 #ifdef EMU_ASAN
 enum { EMU_STACK = 256 << 10 };
@@ -142,6 +142,10 @@ struct EmuThread {
     void *fake_stack;     /* AddressSanitizer's */
     struct { void *to; const void *from; int bytes, group; } copy[EMU_COPIES]; /* cp.async not yet done */
     int copies, group;
+    /* wgmma (llmc/cuda/wgmma.cuh): products not yet done, groups committed; after wgmma.fence; after
+       fence.proxy.async and before the block's next barrier */
+    int products, product_group, fenced, published;
+    long issued;                         /* so far in this block */
 };
 
 struct EmuWarp {
@@ -160,9 +164,10 @@ struct EmuState {
     void (*body)(const void *);
     const void *arguments;
     unsigned char *shared;
+    unsigned char *seen; /* what of it the tensor cores see: as it was when last all threads published it */
     const char *kernel;
     int votes_or, votes_count;
-    long launches;
+    long launches, blocks; /* started so far */
     size_t dynamic_bytes, static_bytes; /* of shared memory, in the launch under way */
     std::vector<std::function<void()>> *recording; /* where a stream capture puts its work, else NULL */
 };
@@ -243,6 +248,7 @@ extern "C" __attribute__((used)) inline void emu_entry(void) {
 #endif
     emu.body(emu.arguments);
     if (emu.current->copies) emu_die("a thread ends with copies by cp.async that nobody waited for");
+    if (emu.current->products) emu_die("a thread ends with products by wgmma that nobody waited for");
     emu_yield(EMU_DONE, "its end");
     abort();
 }
@@ -284,19 +290,37 @@ static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
     }
 }
 
+/* Lets warpgroups go on whose 128 threads are all at a barrier of theirs (bar.sync id, 128); how many do. */
+static inline int emu_release_groups(int threads) {
+    int released = 0;
+    for (int first = 0; first < threads; first += 128) {
+        int waiting = 0, n = threads - first < 128 ? threads - first : 128;
+        for (int i = 0; i < n; i++) waiting += emu.thread[first + i].state == EMU_AT_GROUP_BARRIER;
+        if (!waiting) continue;
+        emu.current = emu.thread + first;
+        if (waiting != 128) emu_die("the threads of a warpgroup are not at the same barrier");
+        for (int i = 0; i < n; i++) emu.thread[first + i].state = EMU_READY;
+        released++;
+    }
+    return released;
+}
+
 static inline void emu_run_block(int threads, int backwards) {
     int warps = (threads + 31) / 32;
     for (;;) {
-        int done = 0, any = 0, count = 0;
+        int done = 0, any = 0, count = 0, published = 0;
         for (int k = 0; k < warps; k++) {
             int w = backwards ? warps - 1 - k : k, n = threads - 32 * w;
             emu_run_warp(emu.thread + 32 * w, n < 32 ? n : 32, backwards);
         }
+        if (emu_release_groups(threads)) continue;
         for (int i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
             done += t->state == EMU_DONE;
             any |= t->vote, count += t->vote != 0;
+            published += t->published, t->published = 0;
         }
+        if (published == threads) memcpy(emu.seen, emu.shared, emu.dynamic_bytes);
         if (done == threads) return;
         for (int i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
@@ -353,19 +377,24 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
         emu.index = dim3((unsigned)(b % grid.x), (unsigned)(b / grid.x % grid.y),
                          (unsigned)(b / grid.x / grid.y));
         void *memory;
+        emu.blocks++;
         if (posix_memalign(&memory, 128, shared ? shared : 1)) emu_die("out of memory: shared memory");
         emu.shared = (unsigned char *)memory;
         memset(emu.shared, 0xff, shared);
+        emu.seen = (unsigned char *)malloc(shared ? shared : 1);
+        if (!emu.seen) emu_die("out of memory: shared memory");
+        memset(emu.seen, 0, shared);
         for (size_t i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
             t->index = dim3((unsigned)(i % block.x), (unsigned)(i / block.x % block.y),
                             (unsigned)(i / block.x / block.y));
             t->lane = (int)(i % 32), t->warp = (int)(i / 32);
             t->state = EMU_READY, t->operations = t->copies = t->group = t->vote = 0;
+            t->products = t->product_group = t->fenced = t->published = 0, t->issued = 0;
             t->sp = emu_prepare(emu_stack(t), EMU_STACK);
         }
         emu_run_block((int)threads, (int)((n + emu.launches / 2) % 2));
-        free(emu.shared);
+        free(emu.shared), free(emu.seen);
     }
     emu.current = NULL;
     emu.launches++;
@@ -568,6 +597,12 @@ static inline cudaError_t cudaGetDeviceCount(int *n) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
+enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor };
+static inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    return cudaSuccess;
+}
 static inline cudaError_t cudaRuntimeGetVersion(int *v) { *v = 13000; return cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *room, size_t *all) {
     *room = *all = emu_memory();

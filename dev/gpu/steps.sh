@@ -428,14 +428,17 @@ small_model() {
     export CM_NO_PEAK=1
 }
 
-# in_folder DIR SECONDS COMMAND...: runs it there, output in DIR/out; 76 where it says that cuDNN is not to be had.
+# in_folder DIR SECONDS COMMAND...: runs it there, output in DIR/out; 76 where it says that an attention is not to
+# be had.
 in_folder() {
     local folder=$1 seconds=$2 status=0 old=$PWD
     shift 2
     mkdir -p "$folder"
     cd "$folder" || exit
     limited "$seconds" "$@" >>out 2>&1 || status=$?
-    if [ $status != 0 ] && grep -q -i -e '--attention cudnn' -e 'cudnn.*not' out; then status=76; fi
+    if [ $status != 0 ] && grep -q -i -e '--attention cudnn' -e '--attention hopper' -e 'cudnn.*not' out; then
+        status=76
+    fi
     cd "$old" || exit
     return $status
 }
@@ -455,7 +458,8 @@ step_graph() {
     has cuda-graph || skip "the trainer has no --cuda-graph"
     dir=$work/graph
     small_model 40
-    for attention in flash cudnn; do
+    for attention in flash hopper cudnn; do
+        has attention $attention || continue
         start=$SECONDS status=0
         for mode in on off; do
             [ $status != 0 ] || in_folder "$dir/$attention/$mode" 20 "$train" --run r "${shape[@]}" --optimizer cm \
@@ -554,6 +558,9 @@ step_resume() {
     small_model 400
     interrupted "cm flash" "KILL TERM" "$train" "${shape[@]}" --optimizer cm --attention flash
     interrupted "gpt2 muon flash" "KILL" "$train" --preset gpt2 "${shape[@]}" --optimizer muon --attention flash
+    if has attention hopper; then
+        interrupted "cm hopper" "KILL" "$train" "${shape[@]}" --optimizer cm --attention hopper
+    fi
     interrupted "cm cudnn" "KILL TERM" "$train" "${shape[@]}" --optimizer cm --attention cudnn
     interrupted "fp32 adamw" "KILL" "$train32" "${shape[@]}" --optimizer adamw
     note "$(grep -c "^resume.passed" <(cut -f 1,3 "$work/checks.tsv") || true) runs end where the unbroken ones do"
@@ -637,7 +644,7 @@ measure() {
         fits=$(sed -n 's/.*largest --batch-size that fits is \([0-9]*\).*/\1/p' "$log")
         if [ -n "$fits" ] || grep -q -e 'out of memory' -e 'too little for one sequence' "$log"; then
             result="does not fit"
-        elif grep -q -i -e '^error: --attention cudnn' -e 'error:.*cudnn' "$log"; then
+        elif grep -q -i -e '^error: --attention \(cudnn\|hopper\)' -e 'error:.*cudnn' "$log"; then
             result="not available"
             tail -n 1 "$log"
         else
@@ -675,6 +682,14 @@ update_time() {
         "best of three micro-batches and updates, put together"
 }
 
+# The flags of the attention that had the most tokens/s in the step `speed`; flash where nothing was measured.
+fastest_attention() {
+    [ -s "$work/rows.tsv" ] || { say "--attention flash"; return; }
+    awk -F '\t' 'BEGIN { flags = "--attention flash" }
+        $1 == "speed" && $8 == "ok" && $7 ~ /^--attention [a-z-]*$/ && $11 > most { most = $11; flags = $7 }
+        END { print flags }' "$work/rows.tsv"
+}
+
 step_speed() {
     local train flag value best
     need train train_gpt_cuda
@@ -685,11 +700,10 @@ step_speed() {
     {
         measure 124M 32 adamw 6 2 $flash
         measure 124M 32 cm 6 2 $flash
-        fast=$flash
-        for value in cudnn-fast cudnn; do
+        for value in hopper cudnn-fast cudnn; do
             if has attention $value; then measure 124M 32 adamw 6 2 --attention $value; else say "no --attention $value yet"; fi
         done
-        if grep -q -e "^speed.*--attention cudnn-fast	ok" "$work/rows.tsv"; then fast="--attention cudnn-fast"; fi
+        fast=$(fastest_attention)
         measure 124M 64 adamw 6 2 $fast
         measure 124M 64 cm 6 2 $fast
         for flag in "logit-rows 667 4096 8192" "gelu fused unfused" "gemm first measured" "msign-compute bf16 fp32"; do
@@ -714,10 +728,10 @@ step_speed() {
 }
 
 step_large() {
-    local train fast="--attention flash"
+    local train fast
     need train train_gpt_cuda
     large_data
-    if grep -q -e "^speed.*--attention cudnn-fast	ok" "$work/rows.tsv" 2>/dev/null; then fast="--attention cudnn-fast"; fi
+    fast=$(fastest_attention)
     row_limit=60
     # shellcheck disable=SC2086 # lists of flags
     {

@@ -172,6 +172,22 @@ for recompute in act norm block; do
     check "--gelu fused --recompute $recompute changes the numbers" same_log runs/fused runs/again-$recompute
 done
 
+# --- attention for Hopper, where the GPU is one: the portable one's numbers, and the same ones when repeated
+
+hopper="--layers 2 --heads 2 --kv-heads 1 --head-dim 64 --width 32 --seq-len 136 --batch-size 1 --steps 8 --val-every 4"
+hopper="$hopper --val-tokens 272 --threads 1 --optimizer cm --data text.txt"
+run "$TRAIN_CUDA" $hopper --run hopper --attention hopper
+if ! grep -q -e '--attention hopper: this GPU' err; then
+    check "--attention hopper is not taken" has out 'attention hopper'
+    run "$TRAIN_CUDA" $hopper --run hopper2 --attention hopper
+    run "$TRAIN_CUDA" $hopper --run portable --attention flash
+    check "--attention hopper has other losses than flash" near runs/portable runs/hopper 2e-2
+    check "--attention hopper: two runs differ" same_log runs/hopper runs/hopper2
+    check "--attention hopper: two runs end elsewhere" same_tensors "$(newest runs/hopper)" "$(newest runs/hopper2)"
+    refused "heads of 32 for hopper" '--attention hopper: it takes head widths of 64 and 128, not 32.*--attention flash' \
+        run "$TRAIN_CUDA" $common --run no --head-dim 32 --attention hopper
+fi
+
 # --- algorithms of products by measurement: what a run has chosen it keeps, whatever is the fastest later
 
 if [ $emulated = yes ]; then

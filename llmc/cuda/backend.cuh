@@ -188,7 +188,9 @@ static inline size_t device_workspace(const Config *c, int R, int training) {
                                 : 0;
     size_t library = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim,
                                                c->attn_scale);
+    size_t hopper = training ? hopper_scratch(c->batch_size, c->seq_len, c->heads, c->head_dim) : 0;
     if (attention > most) most = attention;
+    if (hopper > most) most = hopper;
     if (library > most) most = library;
     return most + GEMM_WORKSPACE;
 }
@@ -305,17 +307,21 @@ static inline int device_choose_attention(Config *c, Choices *run, char *err) {
                       c->seq_len, c->heads, c->kv_heads, c->head_dim);
     const char *known = automatic ? choices_recall(run, key) : NULL;
     if (known && !strcmp(known, "flash")) c->attention = ATTENTION_FLASH;
-    attention_asked = c->attention != ATTENTION_FLASH;
-    if (known && attention_asked) { /* cuDNN's, which still has to agree with ours */
-        c->attention = ATTENTION_CUDNN;
+    if (known && !strcmp(known, "hopper")) c->attention = ATTENTION_HOPPER;
+    int ours = c->attention == ATTENTION_FLASH || c->attention == ATTENTION_HOPPER;
+    attention_asked = !ours;
+    if (known && c->attention != ATTENTION_FLASH) { /* another one, which still has to agree with the portable */
+        if (!ours) c->attention = ATTENTION_CUDNN;
         if (!attention_choose(c, note, size, err)) return 0;
         fprintf(stderr, "note: %s\n", err);
         c->attention = ATTENTION_FLASH;
     }
     if (attention_choose(c, note, size, err)) return -1;
-    if (known && !attention_asked) snprintf(note, size, "flash (measured before)");
+    if (known && !strcmp(known, "flash")) snprintf(note, size, "flash (measured before)");
     if (!automatic || known || attention_faster == 0) return 0;
-    const char *chosen = c->attention == ATTENTION_CUDNN ? "cudnn" : "flash";
+    const char *chosen = c->attention == ATTENTION_CUDNN    ? "cudnn"
+                         : c->attention == ATTENTION_HOPPER ? "hopper"
+                                                            : "flash";
     choices_set(run, key, chosen);
     choices_set(run ? run->from : NULL, key, chosen);
     return 0;

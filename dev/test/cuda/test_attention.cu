@@ -8,37 +8,7 @@ errs as much relatively as s does absolutely, that is by 2e-7 of its size; 2e-6 
 p and ds are rounded to 2^-9 before the second products, where the roundings average out, and the result is
 rounded once more, by 2^-9 at most and half of that in the mean: 4e-3 for both.
 */
-#include "../../../llmc/cuda/attention.cuh"
-#include "device.h"
-#include "twin.h"
-
-#define ROUNDING (sizeof(floatX) == 2 ? 4e-3 : 0)
-
-template <typename T> static int same_bits(const T *a, const T *b, size_t n) {
-    T *x = (T *)malloc(2 * n * sizeof(T) + 1), *y = x + n;
-    if (!x) die("test: out of memory");
-    CUDA_CHECK(cudaMemcpyAsync(x, a, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaMemcpyAsync(y, b, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
-    int same = !memcmp(x, y, n * sizeof(T));
-    free(x);
-    return same;
-}
-template <typename T> static T *copy_of(const T *p, size_t n) {
-    T *q = device_array<T>(n);
-    CUDA_CHECK(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cuda_stream));
-    return q;
-}
-template <typename T> static int untouched(const T *p, size_t n) {
-    return same_bits(p, device_array<T>(n), n);
-}
-
-/* Host numbers on the device `shift` elements past an aligned address. */
-template <typename T> static T *shifted(float *from, size_t n, int shift) {
-    T *p = device_array<T>(n + (size_t)shift) + shift;
-    put(p, from, n);
-    return p;
-}
+#include "attention_cases.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* products of a warp */
@@ -198,91 +168,6 @@ static void test_hand_over(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* attention */
 
-typedef struct {
-    int B, T, NH, NKV, HS;
-    double scale, size; /* of q . k; of q and k */
-    int shift;          /* elements that arrays lie past an aligned address */
-} Case;
-
-static size_t width(const Case *c) { return (size_t)(c->NH + 2 * c->NKV) * (size_t)c->HS; }
-static size_t rows(const Case *c) { return (size_t)c->B * (size_t)c->T; }
-
-/* Queries and keys of size c->size, values of size 1. */
-static float *make_qkv(const Case *c) {
-    size_t W = width(c), values = W - (size_t)c->NKV * (size_t)c->HS;
-    float *x = random_array(rows(c) * W, 1);
-    for (size_t i = 0; i < rows(c) * W; i++)
-        if (i % W < values) x[i] *= (float)c->size;
-    return x;
-}
-
-static double tolerance(const Case *c) { /* the largest scores are about size^2 sqrt(HS) scale */
-    return ROUNDING + 2e-6 + 2e-7 * c->size * c->size * sqrt(c->HS) * c->scale;
-}
-
-/* Compares columns [from, to) of n rows of W. The norm has a floor: gradients of one token are 0. */
-static void like(const Case *c, const char *what, const float *ours, const float *theirs, size_t n, size_t W,
-                 size_t from, size_t to, double allowed) {
-    double error = 0, norm = 0, count = (double)n * (double)(to - from);
-    for (size_t i = 0; i < n * W; i++) {
-        if (i % W < from || i % W >= to) continue;
-        double e = (double)ours[i] - (double)theirs[i];
-        error += e * e, norm += (double)theirs[i] * (double)theirs[i];
-    }
-    double e = sqrt(error) / fmax(sqrt(norm), 0.05 * sqrt(count));
-    check(e <= allowed, "B %d T %d heads %d/%d of %d, scale %g, size %g: error of %s %.2e, allowed %.0e",
-          c->B, c->T, c->NH, c->NKV, c->HS, c->scale, c->size, what, e, allowed);
-}
-
-static void forward(floatX *out, floatM *lse, const floatX *qkv, const Case *c) {
-    attention_forward(out, lse, qkv, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
-}
-static void backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
-                     const floatM *lse, const Case *c) {
-    attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
-}
-
-enum { SPARE = 40 }; /* elements past the end of an output, which stay as they are */
-
-static void test_case(const Case *c) {
-    size_t N = rows(c), W = width(c), C = (size_t)c->NH * (size_t)c->HS, KV = (size_t)c->NKV * (size_t)c->HS;
-    size_t L = N * (size_t)c->NH, S = (size_t)c->shift;
-    double allowed = tolerance(c);
-    float *qkv = make_qkv(c), *dout = random_array(N * C, 1), *out = host_array(N * C), *lse = host_array(L);
-    float *dqkv = host_array(N * W);
-    floatX *d_qkv = shifted<floatX>(qkv, N * W, c->shift), *d_dout = shifted<floatX>(dout, N * C, c->shift);
-    floatX *d_out = device_array<floatX>(N * C + S + SPARE) + S, *same = copy_of(d_qkv, N * W);
-    floatM *d_lse = device_array<floatM>(L + SPARE);
-
-    cpu_attention_forward(out, lse, qkv, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
-    forward(d_out, d_lse, d_qkv, c);
-    like(c, "out", on_host(d_out, N * C), out, N, C, 0, C, allowed);
-    like(c, "lse", on_host(d_lse, L), lse, L, 1, 0, 1, 1e-6);
-    check(untouched(d_out + N * C, SPARE) && untouched(d_lse + L, SPARE), "T %d: forward writes too much",
-          c->T);
-    floatX *near_out = shifted<floatX>(out, N * C, c->shift); /* the backward passes get the same numbers */
-    floatM *first_lse = copy_of(d_lse, L);
-    put(d_lse, lse, L);
-    cpu_attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
-    floatX *d_dqkv = device_array<floatX>(N * W + S + SPARE) + S;
-    backward(d_dqkv, d_dout, d_qkv, near_out, d_lse, c);
-    float *ours = on_host(d_dqkv, N * W);
-    like(c, "dq", ours, dqkv, N, W, 0, C, allowed);
-    like(c, "dk", ours, dqkv, N, W, C, C + KV, allowed);
-    like(c, "dv", ours, dqkv, N, W, C + KV, W, allowed);
-    check(untouched(d_dqkv + N * W, SPARE), "T %d: backward writes too much", c->T);
-    floatX *dqkv_again = device_array<floatX>(N * W + S) + S;
-    floatX *again = device_array<floatX>(N * C + S) + S;
-    floatM *lse_again = device_array<floatM>(L);
-    forward(again, lse_again, d_qkv, c); /* three launches later the emulator turns the blocks' order */
-    backward(dqkv_again, d_dout, d_qkv, near_out, d_lse, c);
-    check(same_bits(dqkv_again, d_dqkv, N * W), "T %d: backward differs when repeated", c->T);
-    check(same_bits(again, d_out, N * C) && same_bits(lse_again, first_lse, L),
-          "T %d: forward differs when repeated", c->T);
-    check(same_bits(same, d_qkv, N * W), "T %d: an input has changed", c->T);
-    release();
-}
-
 static void test_cases(void) {
     static const Case cases[] = {
         {1, 1, 1, 1, 16, 0.25, 1, 0},    {2, 7, 4, 2, 24, 0.2, 2, 0},     {1, 64, 2, 2, 64, 0.125, 2, 0},
@@ -345,13 +230,6 @@ static void test_ramps(void) {
 static size_t out_at(const Case *c, int b, int t) {
     return ((size_t)b * (size_t)c->T + (size_t)t) * (size_t)c->NH * (size_t)c->HS;
 }
-static int count_nan(const floatX *p, size_t n) {
-    float *x = on_host(p, n);
-    int count = 0;
-    for (size_t i = 0; i < n; i++) count += isnan(x[i]);
-    return count;
-}
-
 /* What comes later changes nothing before it, not a bit; nor do other sequences or other heads. NaN is where
    it comes from and after; from a value it may reach back to the beginning of its tile. */
 static void test_causality(void) {
