@@ -225,7 +225,7 @@ train: train_gpt generate
 	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
 
 test: $(PROGRAMS) $(TESTS) $(LIBRARY) $(EMU_TESTS) $(EMU_PROGRAMS)
-	@sh dev/test/run.sh $(TESTS) $(EMU_TESTS) $(TEST_SCRIPTS)
+	@sh dev/test/run.sh $(TEST_SCRIPTS) $(TESTS) $(EMU_TESTS)
 
 # The whole suite once more under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:

@@ -925,7 +925,7 @@ static int choose_replay(Run *run, char *err) {
     const Config *c = &m->c;
     int on = c->cuda_graph == AUTO_ON, any_order = c->attention == ATTENTION_CUDNN_FAST;
     DataState place = data_state(&run->train);
-    if (!device_can_replay() || c->cuda_graph == AUTO_OFF || (any_order && !on)) return 0;
+    if (!device_can_replay(!on) || c->cuda_graph == AUTO_OFF || (any_order && !on)) return 0;
     if (any_order) return device_replay(1), 0;
     if (data_next(&run->train, m->B, run->x, run->y, err) || data_seek(&run->train, place, err)) return -1;
     probe_gradient(run, NULL); /* everything is loaded, measured and allocated afterwards */

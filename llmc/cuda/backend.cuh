@@ -129,7 +129,8 @@ typedef struct {
     cudaGraphExec_t work;
 } DeviceGraph;
 inline int device_graphs;
-static inline int device_can_replay(void) { return 1; }
+/* Whether it can; `by_itself`: without being told to, which the emulator's times are no reason for. */
+static inline int device_can_replay(int by_itself) { return !(by_itself && emulated_time); }
 static inline void device_replay(int on) { device_graphs = on; }
 
 static inline int device_replays(DeviceGraph *g) {
