@@ -167,15 +167,6 @@ start() {
     (cd broken && exec "$TRAIN_GPT" "$@" >>out 2>>err) &
     child=$!
 }
-# Waits until the log has so many lines, or the run is over.
-await_lines() {
-    tries=0
-    while [ "$(lines broken/runs/r/log.jsonl)" -lt "$1" ] && kill -0 $child 2>/dev/null &&
-        [ $tries -lt 1500 ]; do
-        sleep 0.01 2>/dev/null || sleep 1
-        tries=$((tries + 1))
-    done
-}
 finish() {
     wait $child
     status=$?
@@ -192,7 +183,7 @@ kill_once() {
     random 30
     at=$drawn
     go_on
-    await_lines "$at"
+    await_lines broken/runs/r/log.jsonl "$at"
     random 4
     sleep "0.00$drawn" 2>/dev/null
     kill -9 $child 2>/dev/null
@@ -220,7 +211,7 @@ flags="$model --threads 1 --total-batch-tokens 256 --optimizer muon"
 begin
 # Once before the first checkpoint, which comes at step 3.
 start $flags
-await_lines 2
+await_lines broken/runs/r/log.jsonl 2
 kill -9 $child 2>/dev/null
 finish 2>/dev/null
 kill_once
@@ -242,7 +233,7 @@ flags="$model --threads $threads --keep-checkpoints 3"
 begin
 start $flags
 random 20
-await_lines $((drawn + 2))
+await_lines broken/runs/r/log.jsonl $((drawn + 2))
 kill -TERM $child
 finish
 history="$history SIGTERM at line $((drawn + 2));"

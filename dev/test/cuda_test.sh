@@ -116,12 +116,7 @@ mkdir unbroken broken
 check "an unbroken run on CUDA" [ -f unbroken/runs/r/checkpoints/step_00000012.ckpt ]
 (cd broken && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
 child=$!
-tries=0
-while [ "$(cat broken/runs/r/log.jsonl 2>/dev/null | wc -l)" -lt 6 ] && kill -0 $child 2>/dev/null &&
-    [ $tries -lt 3000 ]; do
-    sleep 0.01 2>/dev/null || sleep 1
-    tries=$((tries + 1))
-done
+await_lines broken/runs/r/log.jsonl 6
 kill -9 $child 2>/dev/null
 wait $child 2>/dev/null
 child=
@@ -134,12 +129,7 @@ check "a killed and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/r
 mkdir stopped
 (cd stopped && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
 child=$!
-tries=0
-while [ "$(cat stopped/runs/r/log.jsonl 2>/dev/null | wc -l)" -lt 4 ] && kill -0 $child 2>/dev/null &&
-    [ $tries -lt 3000 ]; do
-    sleep 0.01 2>/dev/null || sleep 1
-    tries=$((tries + 1))
-done
+await_lines stopped/runs/r/log.jsonl 4
 kill -TERM $child 2>/dev/null
 wait $child 2>/dev/null
 check "SIGTERM on CUDA: exit status $?, not 143" [ $? -eq 143 ]

@@ -43,6 +43,15 @@ same_log() { [ -s "$1/log.jsonl" ] && [ "$(log_of "$1")" = "$(log_of "$2")" ]; }
 newest() { ls "$1"/checkpoints/step_*.ckpt 2>/dev/null | tail -n 1; }
 lines() { cat "$1" 2>/dev/null | wc -l; }
 
+# await_lines LOG N: waits until it has so many lines, or the run of the process $child is over.
+await_lines() {
+    tries=0
+    while [ "$(lines "$1")" -lt "$2" ] && kill -0 $child 2>/dev/null && [ $tries -lt 3000 ]; do
+        sleep 0.01 2>/dev/null || sleep 1
+        tries=$((tries + 1))
+    done
+}
+
 # tensors_of CKPT: the checkpoint without its header, whose flags may differ, and without the checksum at its end.
 tensors_of() {
     [ -s "$1" ] && header=$(od -An -t u8 -j 24 -N 8 "$1" | tr -d ' ') &&
