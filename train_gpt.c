@@ -937,7 +937,8 @@ static int choose_replay(Run *run, char *err) {
     if (!agrees && on)
         return fail(err, "--cuda-graph on: a replayed micro-batch has another gradient than a plain one; use "
                          "--cuda-graph off");
-    if (agrees == 0) fprintf(stderr, "note: a replayed micro-batch has another gradient than a plain one: no CUDA graph\n");
+    if (agrees == 0)
+        fprintf(stderr, "note: a replayed micro-batch has another gradient than a plain one: no CUDA graph\n");
     return 0;
 }
 
