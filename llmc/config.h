@@ -100,9 +100,9 @@ static const Flag config_flags[] = {
 #ifdef CM_CUDA
     {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
     {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn|cudnn-fast|hopper",
-     "our flash attention, ours for H100 and H200 (bf16, heads of 64 or 128), or cuDNN's; auto: the fastest one that "
-     "this GPU and cuDNN support; cudnn-fast: cuDNN's that sums dq in any order, so that equal runs may differ in "
-     "bits, which auto never takes", NULL},
+     "our flash attention, or cuDNN's; auto: the faster of the two here; never taken by auto: cudnn-fast, cuDNN's that "
+     "sums dq in any order, so that equal runs may differ in bits, and hopper, ours for H100 and H200 (bf16, heads of "
+     "64 or 128), which no device has run yet", NULL},
     {"cuda-graph", FLAG_CHOICE, F(cuda_graph), "auto", 0, 0, "auto|on|off",
      "record the kernels of a micro-batch and replay them: saves launches, which short ones wait for; auto: where "
      "a micro-batch takes less than 10 ms and replaying gives the same bits", NULL},

@@ -251,7 +251,7 @@ static inline float attention_ms(const AttentionTrial *t, int who) {
 enum { ATTENTION_WORTH_IT = 512 };
 
 /* Whether auto tries the kernels for Hopper. Not before a device has run their tests: an illegal access or a hang in
-   the trial would end a run that did not ask for them. */
+   the trial would end a run that did not ask for them. The help of --attention says so too. */
 enum { HOPPER_BY_ITSELF = 0 };
 
 /* Whether a trial of a candidate is to be had: its plan, its device, its memory. */

@@ -43,7 +43,7 @@ typedef struct {
 /* A search under way. */
 typedef struct {
     const LibrarySearch *search;
-    void *library; /* what was found, NULL so far */
+    void *found;   /* the handle, NULL so far */
     char *why;     /* what the dynamic linker said of a file that exists and does not load */
     size_t why_size;
 } LibraryFinder;
@@ -85,9 +85,9 @@ static inline void library_loaded(const char *start, char *path, size_t size) {
 /* Loads `file`, a path or a name that the dynamic linker looks for. */
 static inline void library_try_file(LibraryFinder *f, const char *file) {
     int path = strchr(file, '/') != NULL;
-    if (f->library || (path && access(file, R_OK))) return;
-    f->library = dlopen(file, RTLD_NOW | (f->search->global ? RTLD_GLOBAL : RTLD_LOCAL));
-    const char *said = f->library ? NULL : dlerror();
+    if (f->found || (path && access(file, R_OK))) return;
+    f->found = dlopen(file, RTLD_NOW | (f->search->global ? RTLD_GLOBAL : RTLD_LOCAL));
+    const char *said = f->found ? NULL : dlerror();
     /* "No such file" of a plain name is no news; of a path, what is missing is another library */
     if (said && f->why && (path || !strstr(said, "cannot open shared object")))
         snprintf(f->why, f->why_size, "%s", said);
@@ -96,11 +96,11 @@ static inline void library_try_file(LibraryFinder *f, const char *file) {
 /* All names in one folder, then in folders below it, both of which may be patterns of glob. */
 static inline void library_try_folder(LibraryFinder *f, const char *folder, const char *below) {
     char pattern[PATH_MAX];
-    for (const char *const *name = f->search->names; *name && !f->library; name++) {
+    for (const char *const *name = f->search->names; *name && !f->found; name++) {
         glob_t found;
         int n = snprintf(pattern, sizeof pattern, "%s%s%s/%s", folder, below[0] ? "/" : "", below, *name);
         if (n < 0 || n >= (int)sizeof pattern || glob(pattern, 0, NULL, &found)) continue;
-        for (size_t i = found.gl_pathc; i-- > 0 && !f->library;) library_try_file(f, found.gl_pathv[i]);
+        for (size_t i = found.gl_pathc; i-- > 0 && !f->found;) library_try_file(f, found.gl_pathv[i]);
         globfree(&found);
     }
 }
@@ -108,7 +108,7 @@ static inline void library_try_folder(LibraryFinder *f, const char *folder, cons
 /* The wheels in a folder of Python packages. */
 static inline void library_try_packages(LibraryFinder *f, const char *packages) {
     char below[PATH_MAX];
-    for (const char *const *wheel = f->search->wheels; wheel && *wheel && !f->library; wheel++) {
+    for (const char *const *wheel = f->search->wheels; wheel && *wheel && !f->found; wheel++) {
         snprintf(below, sizeof below, "nvidia/%s", *wheel);
         library_try_folder(f, packages, below);
     }
@@ -143,7 +143,7 @@ static inline void library_above(const char *file, int levels, char *folder, siz
 /* The first python3 of PATH. In a virtual environment it is a link; both ends may have packages. */
 static inline void library_try_path(LibraryFinder *f) {
     char file[PATH_MAX], real[PATH_MAX], prefix[PATH_MAX];
-    for (const char *at = getenv("PATH"); at && *at && !f->library;) {
+    for (const char *at = getenv("PATH"); at && *at && !f->found;) {
         size_t n = strcspn(at, ":");
         snprintf(file, sizeof file, "%.*s/python3", (int)n, at);
         at += n + (at[n] == ':');
@@ -216,10 +216,10 @@ static inline void *library_open(const LibrarySearch *search, char *path, size_t
     library_try_beside(&f);
     library_try_systems(&f);
     if (search->wheels) library_try_pythons(&f);
-    library_path(f.library, path, size);
-    if (!f.library && why_size && !why[0]) snprintf(why, why_size, "there is no %s", search->names[0]);
-    if (f.library && why_size) why[0] = 0;
-    return f.library;
+    library_path(f.found, path, size);
+    if (!f.found && why_size && !why[0]) snprintf(why, why_size, "there is no %s", search->names[0]);
+    if (f.found && why_size) why[0] = 0;
+    return f.found;
 }
 
 #endif
