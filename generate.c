@@ -228,14 +228,17 @@ static const Flag option_flags[] = {
      "text to continue; without one, a new line or document is begun", "Text"},
     {"prompt-file", FLAG_STRING, F(prompt_file), "", 0, 0, NULL,
      "file with the text to continue, for long ones; -: standard input", NULL},
-    {"tokens", FLAG_INT, F(tokens), "500", 0, 1e9, NULL, "tokens to generate for each sample", NULL},
+    {"tokens", FLAG_INT, F(tokens), "500", 0, 1e9, NULL, "tokens to generate for each sample",
+     NULL},
     {"count", FLAG_INT, F(count), "1", 1, 1e6, NULL, "samples of the same prompt", NULL},
     {"stop-at-eot", FLAG_SWITCH, F(stop_at_eot), "off", 0, 0, NULL,
      "end a sample where the model ends its document (<|endoftext|>)", NULL},
 
     {"temperature", FLAG_FLOAT, F(temperature), "0.8", 0, INFINITY, NULL,
-     "divides the logits: below 1 likelier tokens gain; 0: always the most probable one", "Sampling"},
-    {"top-k", FLAG_INT, F(top_k), "0", 0, 1e9, NULL, "keep the k most probable tokens; 0: off", NULL},
+     "divides the logits: below 1 likelier tokens gain; 0: always the most probable one",
+     "Sampling"},
+    {"top-k", FLAG_INT, F(top_k), "0", 0, 1e9, NULL, "keep the k most probable tokens; 0: off",
+     NULL},
     {"top-p", FLAG_FLOAT, F(top_p), "1", 0, 1, NULL,
      "keep the most probable tokens up to this probability; 1: off", NULL},
     {"seed", FLAG_LONG, F(seed), "1", 0, 9e15, NULL,
@@ -255,12 +258,16 @@ static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) 
     file_path(dir, "%s/%s", o->runs_dir, o->run);
     file_path(folder, "%s/checkpoints", dir);
     if (access(dir, F_OK))
-        return fail(err, "there is no run %s: check --run and --runs-dir, or train it with ./train_gpt "
-                         "--run %s", dir, o->run);
+        return fail(err,
+                    "there is no run %s: check --run and --runs-dir, or train it with ./train_gpt "
+                    "--run %s",
+                    dir, o->run);
     int status = ckpt_open_newest(ckpt, folder, path, err);
     if (status <= 0) return status;
-    return fail(err, "the run %s has no checkpoint yet: one is written every --checkpoint-every steps "
-                     "and at the end", dir);
+    return fail(err,
+                "the run %s has no checkpoint yet: one is written every --checkpoint-every steps "
+                "and at the end",
+                dir);
 }
 
 /* The newest validation loss in the log beside the checkpoint, up to its step; NaN if unknown. */
@@ -292,7 +299,7 @@ static int load_model(Model *m, const Ckpt *ckpt, int threads, char *err) {
        time bf16 saves nothing, and not every machine has it. */
     c.threads = !threads && registry_build(&c).count < 10000000 ? 1 : threads;
     c.compute = COMPUTE_AUTO;
-    c.recompute = RECOMPUTE_NONE; /* prefill looks for keys and values in all layers */
+    c.recompute = RECOMPUTE_NONE;  /* prefill looks for keys and values in all layers */
     c.attention = ATTENTION_FLASH; /* nothing is measured: equal seeds, equal text */
     c.gemm = GEMM_FIRST;
     c.gelu = GELU_UNFUSED;
@@ -305,8 +312,10 @@ static int load_tokenizer(Tokenizer *t, const Options *o, int vocab, char *err) 
     char reason[ERR_LEN];
     if (vocab <= 256) return tokenizer_bytes(t, err);
     if (!tokenizer_load(t, o->encoder, o->bpe, reason)) return 0;
-    return fail(err, "%.800s (the model has %d tokens and is read by GPT-2's tokenizer, or by the one "
-                     "that --encoder and --bpe name)", reason, vocab);
+    return fail(err,
+                "%.800s (the model has %d tokens and is read by GPT-2's tokenizer, or by the one "
+                "that --encoder and --bpe name)",
+                reason, vocab);
 }
 
 /* All bytes of --prompt-file, or of --prompt; the caller frees *text. */
@@ -334,15 +343,20 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
 static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t size,
                          TokenList *list, char *err) {
     int start = t->eot >= 0 ? t->eot : '\n';
-    if (size ? tokenizer_encode(t, text, size, 1, list, err) : tokenizer_append(list, &start, 1, err))
+    if (size ? tokenizer_encode(t, text, size, 1, list, err)
+             : tokenizer_append(list, &start, 1, err))
         return -1;
     if (list->count > (size_t)c->seq_len)
-        return fail(err, "the prompt has %zu tokens and the model's context is %d (--seq-len when it "
-                         "was trained): shorten the prompt", list->count, c->seq_len);
+        return fail(err,
+                    "the prompt has %zu tokens and the model's context is %d (--seq-len when it "
+                    "was trained): shorten the prompt",
+                    list->count, c->seq_len);
     for (size_t i = 0; i < list->count; i++)
         if (list->ids[i] >= c->vocab)
-            return fail(err, "the prompt has token %d at position %zu, and the model knows only %d: "
-                             "%s", list->ids[i], i, c->vocab,
+            return fail(err,
+                        "the prompt has token %d at position %zu, and the model knows only %d: "
+                        "%s",
+                        list->ids[i], i, c->vocab,
                         t->merges ? "are --encoder and --bpe those it was trained with?"
                                   : "use other characters");
     return 0;
@@ -363,7 +377,8 @@ static int write_sample(Context *x, const Tokenizer *t, const Options *o, int sa
         size_t length;
         device_download(raw, x->m->a.logits, (size_t)limit * sizeof(floatX));
         for (int v = 0; v < limit; v++) logits[v] = (floatM)raw[v];
-        if (sampler_next(&sampler, logits, limit, (uint64_t)sample, (uint64_t)i, scratch, &token, err))
+        if (sampler_next(&sampler, logits, limit, (uint64_t)sample, (uint64_t)i, scratch, &token,
+                         err))
             return -1;
         if (o->stop_at_eot && token == t->eot) return i;
         const char *bytes = tokenizer_decode(t, token, &length);
@@ -406,7 +421,8 @@ int main(int argc, char **argv) {
     if (load_tokenizer(&t, &o, m.c.vocab, err) || read_prompt(&o, &prompt, &prompt_size, err) ||
         encode_prompt(&t, &m.c, prompt, prompt_size, &start, err) || context_create(&x, &m, err))
         die("%s", err);
-    if (o.stop_at_eot && t.eot < 0) die("--stop-at-eot: a model of bytes has no end of text to stop at");
+    if (o.stop_at_eot && t.eot < 0)
+        die("--stop-at-eot: a model of bytes has no end of text to stop at");
 
     /* Tokens without a text, of a vocabulary rounded up, are never chosen. */
     int limit = min_int(m.c.vocab, t.vocab);
@@ -435,7 +451,8 @@ int main(int argc, char **argv) {
         int n = write_sample(&x, &t, &o, sample, limit, raw, logits, scratch, &text, err);
         if (n < 0) die("%s", err);
         text_flush(&text, 1);
-        if (putchar('\n') == EOF || fflush(stdout)) die("cannot write the text: %s", strerror(errno));
+        if (putchar('\n') == EOF || fflush(stdout))
+            die("cannot write the text: %s", strerror(errno));
         reading += middle - begin;
         writing += now_seconds() - middle;
         written += n;

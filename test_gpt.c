@@ -291,8 +291,8 @@ static void test_norm(int kind, int with_delta, int with_dres, int with_bias) {
     norm_value(&o);
     check(same_bits(o.x, before, n), "norm_forward changed its input");
     const floatX *stream = with_delta ? o.sum : o.x;
-    norm_backward(dx, dgain, with_bias ? dbias : NULL, dsum, o.dy, o.dres, stream, o.gain, o.mean, o.rstd,
-                  o.N, o.C, kind);
+    norm_backward(dx, dgain, with_bias ? dbias : NULL, dsum, o.dy, o.dres, stream, o.gain, o.mean,
+                  o.rstd, o.N, o.C, kind);
     floatX *alone = copy_of(dx, n), *columns = array(C);
     memset(columns, 0, C * sizeof *columns);
     for (size_t i = 0; i < n; i++) columns[i % C] += dx[i];
@@ -310,8 +310,8 @@ static void test_norm(int kind, int with_delta, int with_dres, int with_bias) {
 
     /* The model's two ways to work in place: dx over dres, and dx over dy. */
     floatX *in_place = copy_of(with_dres ? o.dres : o.dy, n);
-    norm_backward(in_place, dgain, NULL, NULL, with_dres ? o.dy : in_place, with_dres ? in_place : NULL,
-                  stream, o.gain, o.mean, o.rstd, o.N, o.C, kind);
+    norm_backward(in_place, dgain, NULL, NULL, with_dres ? o.dy : in_place,
+                  with_dres ? in_place : NULL, stream, o.gain, o.mean, o.rstd, o.N, o.C, kind);
     check(same_bits(in_place, alone, n), "%s: in place gives another gradient", name);
     release();
 }
@@ -340,14 +340,13 @@ static void test_linear(int with_bias) {
     subtract(db, b0, nb);
     check_layer(linear_value, &o, o.x, dx, nx, "linear, bias %d", with_bias);
     check_layer(linear_value, &o, o.w, dw, nw, "linear, bias %d", with_bias);
-    if (with_bias)
-        check_layer(linear_value, &o, o.b, db, nb, "linear");
-    else
-        check(all_zero(db, nb), "linear touched db");
+    if (with_bias) check_layer(linear_value, &o, o.b, db, nb, "linear");
+    else check(all_zero(db, nb), "linear touched db");
     floatX *dw2 = array(nw);
     for (size_t i = 0; i < nw; i++) dw2[i] = NAN; /* is set, not added to */
     linear_backward(NULL, dw2, NULL, o.dy, o.x, o.w, o.N, o.I, o.O, 0);
-    check(relative_l2_dd(dw2, dw, nw, 1) < 1e-14, "linear without dx, which sets dw, gives another dw");
+    check(relative_l2_dd(dw2, dw, nw, 1) < 1e-14,
+          "linear without dx, which sets dw, gives another dw");
     release();
 }
 
@@ -449,9 +448,11 @@ static void test_linear_act(int act) {
     LinearAct o = {5, 4, 6, 3, act, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL};
     size_t H = act == ACT_SWIGLU ? 12 : 6, nh = 5 * H, ny = 30, nw = H * 4;
     o.y = array(ny), o.h = array(nh), o.x = random_array(20, 1), o.w = random_array(nw, 1);
-    o.b = random_array(H, 1), o.w2 = random_array(18, 1), o.z = array(15), o.dz = random_array(15, 1);
+    o.b = random_array(H, 1), o.w2 = random_array(18, 1), o.z = array(15),
+    o.dz = random_array(15, 1);
     linear_act_value(&o);
-    floatX *again = array(ny), *dh = array(nh), *dy = array(ny), *db = random_array(H, 1), *db0 = copy_of(db, H);
+    floatX *again = array(ny), *dh = array(nh), *dy = array(ny), *db = random_array(H, 1),
+           *db0 = copy_of(db, H);
     floatX *dx = array(20), *dw = array(nw);
     linear_act_again(again, o.h, o.x, o.w, o.b, 5, 4, 6, act);
     check(same_bits(again, o.y, ny), "act %d: computed again, the activations differ", act);
@@ -581,26 +582,43 @@ static void test_model_gradients(void) {
     const char *const speedrun = "--preset speedrun --layers 2 --width 16 --heads 2 --ff-width 24 "
                                  "--seq-len 6 --vocab 50 --batch-size 3";
     static const char *const of_gpt2[] = {
-        "--norm rmsnorm", "--pos rope", "--pos rope-half", "--pos none", "--qk-norm on",
-        "--act relu2", "--act swiglu", "--biases off", "--head-bias on", "--tied off",
-        "--tied off --head-bias on", "--embed-norm on", "--softcap 5", "--attn-scale 0.7",
-        "--heads 4 --head-dim 4 --kv-heads 2", "--head-dim 12 --pos rope-half --qk-norm on",
-        "--vocab 128", "--layers 1",
+        "--norm rmsnorm",
+        "--pos rope",
+        "--pos rope-half",
+        "--pos none",
+        "--qk-norm on",
+        "--act relu2",
+        "--act swiglu",
+        "--biases off",
+        "--head-bias on",
+        "--tied off",
+        "--tied off --head-bias on",
+        "--embed-norm on",
+        "--softcap 5",
+        "--attn-scale 0.7",
+        "--heads 4 --head-dim 4 --kv-heads 2",
+        "--head-dim 12 --pos rope-half --qk-norm on",
+        "--vocab 128",
+        "--layers 1",
     };
     static const char *const of_llama[] = {
-        "--kv-heads 1", "--kv-heads 4", "--act gelu --biases on", "--tied on", "--head-dim 6",
-        "--norm layernorm --embed-norm on", "--pos learned --qk-norm off",
+        "--kv-heads 1",
+        "--kv-heads 4",
+        "--act gelu --biases on",
+        "--tied on",
+        "--head-dim 6",
+        "--norm layernorm --embed-norm on",
+        "--pos learned --qk-norm off",
     };
     static const char *const of_speedrun[] = {
-        "--tied on", "--act swiglu", "--norm layernorm", "--vocab 65", "--kv-heads 1",
-        "--layers 3",
+        "--tied on", "--act swiglu", "--norm layernorm", "--vocab 65", "--kv-heads 1", "--layers 3",
     };
     const char *const presets[] = {gpt2, llama, speedrun};
     for (int i = 0; i < 3; i++) test_model_gradient(presets[i], "", 3, 1000, 100);
     for (int i = 0; i < 3; i++) test_model_gradient(presets[i], "", 1, 1, 40);
 #define SWEEP(PRESET, OF)                                                                          \
     for (size_t i = 0; i < sizeof OF / sizeof OF[0]; i++)                                          \
-        test_model_gradient(PRESET, OF[i], 2, 5, 40)
+    test_model_gradient(PRESET, OF[i], 2, 5, 40)
     SWEEP(gpt2, of_gpt2);
     SWEEP(llama, of_llama);
     SWEEP(speedrun, of_speedrun);
@@ -996,20 +1014,13 @@ static const char *const init_flags = "--layers 3 --width 48 --heads 6 --seq-len
 static void expected_init(const Config *c, const char *name, double *mean, double *std) {
     int speedrun = c->init == INIT_SPEEDRUN, output = !strcmp(name, "wo") || !strcmp(name, "wproj");
     *mean = *std = 0;
-    if (!strncmp(name, "norm", 4))
-        *mean = strstr(name, "_w") ? 1 : 0;
-    else if (name[0] == 'b')
-        *std = 0;
-    else if (!strcmp(name, "wte"))
-        *std = speedrun && !c->tied ? 1 : 0.02;
-    else if (!strcmp(name, "wpe"))
-        *std = 0.02;
-    else if (!strcmp(name, "whead"))
-        *std = speedrun ? 0 : 0.02;
-    else if (output)
-        *std = speedrun ? 0 : 0.02 / sqrt(2.0 * 3);
-    else
-        *std = speedrun ? sqrt(0.33 / 48) : 0.02;
+    if (!strncmp(name, "norm", 4)) *mean = strstr(name, "_w") ? 1 : 0;
+    else if (name[0] == 'b') *std = 0;
+    else if (!strcmp(name, "wte")) *std = speedrun && !c->tied ? 1 : 0.02;
+    else if (!strcmp(name, "wpe")) *std = 0.02;
+    else if (!strcmp(name, "whead")) *std = speedrun ? 0 : 0.02;
+    else if (output) *std = speedrun ? 0 : 0.02 / sqrt(2.0 * 3);
+    else *std = speedrun ? sqrt(0.33 / 48) : 0.02;
 }
 
 static void test_init(const char *preset, const char *changes) {
@@ -1205,11 +1216,11 @@ static void test_memory(const char *preset) {
         size_t before = allocated;
         Memory report = model_memory(&c, &r, &plan, training);
         if (model_create(&m, &c, training, err)) die("%s", err);
-        check(report.total - report.workspace == allocated - before, "%s: %zu bytes reported, %zu allocated",
-              preset, report.total - report.workspace, allocated - before);
-        check(report.total ==
-                  report.parameters + report.gradients + report.optimizer + report.activations +
-                      report.workspace,
+        check(report.total - report.workspace == allocated - before,
+              "%s: %zu bytes reported, %zu allocated", preset, report.total - report.workspace,
+              allocated - before);
+        check(report.total == report.parameters + report.gradients + report.optimizer +
+                                  report.activations + report.workspace,
               "%s: the memory report does not add up", preset);
         model_free(&m);
     }
@@ -1238,16 +1249,18 @@ static void test_recompute(const char *preset) {
     for (int i = 0; i < 4; i++) {
         char changes[256];
         int x[18], y[18];
-        snprintf(changes, sizeof changes, "--layers 3 --width 16 --heads 2 --ff-width 24 --seq-len 6 --vocab 50 "
-                                          "--batch-size 3 --recompute %s", levels[i]);
+        snprintf(changes, sizeof changes,
+                 "--layers 3 --width 16 --heads 2 --ff-width 24 --seq-len 6 --vocab 50 "
+                 "--batch-size 3 --recompute %s",
+                 levels[i]);
         Config c = config_of(preset, changes);
         create(&m, &c);
         drawn = 77;
         randomise(&m);
         draw_batch(&c, x, y, 18);
         double loss = loss_and_gradient(&m, x, y, 3);
-        check(!i || m.acts_bytes < bytes, "%s: --recompute %s takes %zu bytes, %s %zu", preset, levels[i],
-              m.acts_bytes, levels[i - !!i], bytes);
+        check(!i || m.acts_bytes < bytes, "%s: --recompute %s takes %zu bytes, %s %zu", preset,
+              levels[i], m.acts_bytes, levels[i - !!i], bytes);
         bytes = m.acts_bytes;
         if (!i) {
             first = array(m.r.size);
@@ -1299,14 +1312,16 @@ static void test_checkpoint(const char *preset, const char *rule) {
         snprintf(log.checkpoints, sizeof log.checkpoints, "%s/%d", folder, i);
         mkdir(log.checkpoints, 0777);
         ckpt_path(paths[i], log.checkpoints, 2);
-        if (!check(!save_checkpoint(i ? &n : &m, &asked, i ? &back : &choices, &log, 2, 32, &data, "0123", err),
+        if (!check(!save_checkpoint(i ? &n : &m, &asked, i ? &back : &choices, &log, 2, 32, &data,
+                                    "0123", err),
                    "save: %s", err) ||
             !check(!ckpt_open(&ckpt, paths[i], err), "open: %s", err))
             return;
         check(!load_tensors(&n, &ckpt, 1, err), "load: %s", err);
         check(!load_flags(&again, NULL, &ckpt, err), "flags: %s", err);
         choices_parse(&back, ckpt.header, ckpt.header_length, "choice.");
-        check(back.n == 1 && !strcmp(choices_get(&back, "products of a GPU"), "v1 x;y:z;"), "choices");
+        check(back.n == 1 && !strcmp(choices_get(&back, "products of a GPU"), "v1 x;y:z;"),
+              "choices");
         ckpt_close(&ckpt);
         bytes[i] = read_all(paths[i], &size[i]);
     }

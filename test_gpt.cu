@@ -77,15 +77,18 @@ static void test_parity(const Fixture *fx) {
     forward(&m, x, m.B);
     forward_logits(&m, 0, N);
     softcap_forward(m.a.logits, N, V, Vp, c.softcap);
-    float *padded = fetch(m.a.logits, (size_t)N * Vp), *dense = (float *)malloc(logits->count * sizeof *dense);
-    for (int n = 0; n < N; n++) memcpy(dense + (size_t)n * V, padded + (size_t)n * Vp, (size_t)V * sizeof *dense);
+    float *padded = fetch(m.a.logits, (size_t)N * Vp),
+          *dense = (float *)malloc(logits->count * sizeof *dense);
+    for (int n = 0; n < N; n++)
+        memcpy(dense + (size_t)n * V, padded + (size_t)n * Vp, (size_t)V * sizeof *dense);
     double e = relative_l2_ff(dense, logits->f4, logits->count, 1e-30);
     check(e < BY_TYPE(2e-2, 2e-6), "%s: logits are off by %.1e", fx->path, e);
     free(padded);
     free(dense);
 
     double want = fixture_get(fx, "loss", "f8")->f8[0], loss = loss_and_gradient(&m, x, y, m.B);
-    check(relative_error(loss, want, 1) < BY_TYPE(5e-3, 1e-6), "%s: loss %.9g, want %.9g", fx->path, loss, want);
+    check(relative_error(loss, want, 1) < BY_TYPE(5e-3, 1e-6), "%s: loss %.9g, want %.9g", fx->path,
+          loss, want);
     float *g = fetch(m.g, m.r.size);
     double off = 0, all = 0;
     for (int id = 0; id < TENSORS; id++) {
@@ -100,7 +103,8 @@ static void test_parity(const Fixture *fx) {
             all += (double)r->f4[i] * (double)r->f4[i];
         }
     }
-    check(sqrt(off / all) < BY_TYPE(3e-2, 5e-6), "%s: the gradient is off by %.1e", fx->path, sqrt(off / all));
+    check(sqrt(off / all) < BY_TYPE(3e-2, 5e-6), "%s: the gradient is off by %.1e", fx->path,
+          sqrt(off / all));
     free(g);
     model_free(&m);
 }
@@ -108,7 +112,8 @@ static void test_parity(const Fixture *fx) {
 /* Ten steps by the rules of the record O.flags: the losses before each; and, with `again`, that a second run
    takes the same steps to the bit. */
 static void test_updates(const Fixture *fx, const char *optimizer, int again) {
-    Config c = config_of(fixture_text(fx, "flags"), fixture_getf(fx, "s1", "%s.flags", optimizer)->s1);
+    Config c =
+        config_of(fixture_text(fx, "flags"), fixture_getf(fx, "s1", "%s.flags", optimizer)->s1);
     static Model m;
     const int *x = fixture_get(fx, "x", "i4")->i4, *y = fixture_get(fx, "y", "i4")->i4;
     const FixtureRecord *losses = fixture_getf(fx, "f8", "%s.losses", optimizer);
@@ -118,13 +123,16 @@ static void test_updates(const Fixture *fx, const char *optimizer, int again) {
         create(&m, &c);
         load_parameters(&m, fx);
         for (int step = 0; step < 10; step++) {
-            worst = fmax(worst, relative_error(loss_and_gradient(&m, x, y, m.B), losses->f8[step], 1e-30));
+            worst = fmax(worst,
+                         relative_error(loss_and_gradient(&m, x, y, m.B), losses->f8[step], 1e-30));
             update(&m, step, 1);
         }
-        check(losses->count == 10 && worst < BY_TYPE(2e-2, 5e-6), "%s, %s: the losses are off by %.1e", fx->path,
-              optimizer, worst);
+        check(losses->count == 10 && worst < BY_TYPE(2e-2, 5e-6),
+              "%s, %s: the losses are off by %.1e", fx->path, optimizer, worst);
         float *p = fetch(m.p, m.r.size);
-        if (run) check(!memcmp(p, first, m.r.size * sizeof *p), "%s, %s: two runs differ", fx->path, optimizer);
+        if (run)
+            check(!memcmp(p, first, m.r.size * sizeof *p), "%s, %s: two runs differ", fx->path,
+                  optimizer);
         else first = p;
         if (run) free(p);
         model_free(&m);
@@ -135,7 +143,8 @@ static void test_updates(const Fixture *fx, const char *optimizer, int again) {
 /* The gradient is the same to the bit whatever --recompute leaves out, and to rounding whether logits are
    formed at once or a few rows at a time, or the model was made for a larger batch. */
 static void test_cuts(const Fixture *fx) {
-    static const char *const changes[] = {"", "--recompute act", "--recompute norm", "--recompute block"};
+    static const char *const changes[] = {"", "--recompute act", "--recompute norm",
+                                          "--recompute block"};
     static Model m;
     float *whole = NULL;
     double loss = 0;
@@ -153,8 +162,8 @@ static void test_cuts(const Fixture *fx) {
             whole = g;
             loss = l;
         } else if (i < 4) {
-            check(l == loss && !memcmp(g, whole, m.r.size * sizeof *g), "%s: %s changes the gradient", fx->path,
-                  changes[i]);
+            check(l == loss && !memcmp(g, whole, m.r.size * sizeof *g),
+                  "%s: %s changes the gradient", fx->path, changes[i]);
         } else {
             double e = relative_l2_ff(g, whole, m.r.size, 1e-30);
             check(relative_error(l, loss, 1) < BY_TYPE(1e-3, 1e-6) && e < BY_TYPE(1e-2, 5e-6),
@@ -169,24 +178,28 @@ static void test_cuts(const Fixture *fx) {
 
 /* What a step is made of is announced before it is allocated. */
 static void test_memory(void) {
-    Config c = config_of("--preset gpt2 --layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100", "");
+    Config c = config_of(
+        "--preset gpt2 --layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100",
+        "");
     static Model m;
     size_t before = device_used;
     create(&m, &c);
     Memory report = model_memory(&c, &m.r, &m.plan, 1);
-    check(report.total - report.workspace == device_used - before, "%zu bytes reported, %zu allocated",
-          report.total - report.workspace, device_used - before);
-    check(device_used_most >= device_used, "the peak %zu is below %zu", device_used_most, device_used);
+    check(report.total - report.workspace == device_used - before,
+          "%zu bytes reported, %zu allocated", report.total - report.workspace,
+          device_used - before);
+    check(device_used_most >= device_used, "the peak %zu is below %zu", device_used_most,
+          device_used);
     size_t scratch = cuda_scratch_bytes;
-    check(scratch + GEMM_WORKSPACE >= report.workspace, "%zu bytes of workspace, %zu announced", scratch,
-          report.workspace);
+    check(scratch + GEMM_WORKSPACE >= report.workspace, "%zu bytes of workspace, %zu announced",
+          scratch, report.workspace);
     model_init(&m);
     int x[64], y[64];
     for (int i = 0; i < 64; i++) x[i] = i, y[i] = (7 * i) % 100;
     loss_and_gradient(&m, x, y, 2);
     update(&m, 0, 1);
-    check(cuda_scratch_bytes == scratch, "a step needs %zu bytes of scratch, and %zu were announced",
-          cuda_scratch_bytes, scratch);
+    check(cuda_scratch_bytes == scratch,
+          "a step needs %zu bytes of scratch, and %zu were announced", cuda_scratch_bytes, scratch);
     model_free(&m);
     check(device_used == before, "%zu bytes are not freed", device_used - before);
 }
@@ -197,16 +210,19 @@ static void test_logit_rows(void) {
         int N;
         size_t bytes, memory;
         int rows;
-    } cases[] = {{32768, 100608, (size_t)80 << 30, 8192}, {32768, 100608, (size_t)24 << 30, 3840},
-                 {32768, 100608, (size_t)1 << 30, 256},   {1000, 100608, (size_t)80 << 30, 1000},
-                 {8193, 512, (size_t)80 << 30, 8192},     {300, 1 << 20, (size_t)1 << 30, 256},
+    } cases[] = {{32768, 100608, (size_t)80 << 30, 8192},
+                 {32768, 100608, (size_t)24 << 30, 3840},
+                 {32768, 100608, (size_t)1 << 30, 256},
+                 {1000, 100608, (size_t)80 << 30, 1000},
+                 {8193, 512, (size_t)80 << 30, 8192},
+                 {300, 1 << 20, (size_t)1 << 30, 256},
                  {32768, 201216, 0, 8192}};
     size_t kept = device_properties.totalGlobalMem;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         device_properties.totalGlobalMem = cases[i].memory;
         int rows = device_logit_rows(cases[i].N, cases[i].bytes);
-        check(rows == cases[i].rows, "%d rows of %zu bytes in %zu: %d at a time, not %d", cases[i].N,
-              cases[i].bytes, cases[i].memory, rows, cases[i].rows);
+        check(rows == cases[i].rows, "%d rows of %zu bytes in %zu: %d at a time, not %d",
+              cases[i].N, cases[i].bytes, cases[i].memory, rows, cases[i].rows);
     }
     device_properties.totalGlobalMem = kept;
 }
@@ -233,8 +249,8 @@ static void test_fresh(const char *flags) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &m.r.t[id];
         double e = t->layers ? relative_l2_ff(g + t->offset, want + t->offset, t->size, 1e-30) : 0;
-        check(e <= (emulated_time ? 0 : BY_TYPE(1e-3, 1e-5)), "%s: %s of a fresh micro-batch differs by %.1e", flags,
-              t->name, e);
+        check(e <= (emulated_time ? 0 : BY_TYPE(1e-3, 1e-5)),
+              "%s: %s of a fresh micro-batch differs by %.1e", flags, t->name, e);
     }
     free(want);
     free(g);
@@ -252,9 +268,13 @@ int main(void) {
     printf("%s\n", machine);
     test_memory();
     test_logit_rows();
-    const char *const shape = "--layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100";
-    static const char *const models[] = {"--preset gpt2", "--preset llama --kv-heads 1", "--preset speedrun",
-                                         "--preset gpt2 --logit-rows 24", "--preset speedrun --tied on --logit-rows 24",
+    const char *const shape =
+        "--layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100";
+    static const char *const models[] = {"--preset gpt2",
+                                         "--preset llama --kv-heads 1",
+                                         "--preset speedrun",
+                                         "--preset gpt2 --logit-rows 24",
+                                         "--preset speedrun --tied on --logit-rows 24",
                                          "--preset gpt2 --biases off --head-bias on --tied off"};
     for (int i = 0; i < 6; i++) {
         char flags[256];

@@ -37,38 +37,39 @@ of width HS, A = NH HS, F MLP width, V vocabulary, Vp = V padded to a multiple o
    all layers are stacked, but --recompute makes the layers share some, which block_at knows. One
    allocation; acts_layout is the only place that knows the sizes. */
 typedef struct {
-    floatX *embed;                       /* (N,C) before the embedding's norm, if it has one */
-    floatX *x;                           /* (L+1,N,C) the residual stream before each block */
-    floatX *mid;                         /* (L,N,C) the stream between attention and MLP */
-    floatX *norm1, *norm2, *normf;       /* (L,N,C), (L,N,C), (N,C) */
-    floatX *qkv;                         /* (L,N,(NH+2NKV)HS), queries and keys normed and rotated */
-    floatX *att;                         /* (L,N,A) */
-    floatX *fc, *act;                    /* (L,N,F or 2F), (L,N,F) */
+    floatX *embed;                 /* (N,C) before the embedding's norm, if it has one */
+    floatX *x;                     /* (L+1,N,C) the residual stream before each block */
+    floatX *mid;                   /* (L,N,C) the stream between attention and MLP */
+    floatX *norm1, *norm2, *normf; /* (L,N,C), (L,N,C), (N,C) */
+    floatX *qkv;                   /* (L,N,(NH+2NKV)HS), queries and keys normed and rotated */
+    floatX *att;                   /* (L,N,A) */
+    floatX *fc, *act;              /* (L,N,F or 2F), (L,N,F) */
     floatM *mean0, *rstd0, *mean1, *rstd1, *mean2, *rstd2, *meanf, *rstdf; /* (N) or (L,N) */
-    floatM *qk_rstd, *lse;               /* (L,N,NH+NKV), (L,B,NH,T) */
-    floatM *losses;                      /* (N) */
-    double *loss_sum;                    /* of the batches since take_loss */
-    floatX *logits;                      /* (R,Vp), R rows at a time */
-    floatX *branch;                      /* (N,C) what a block adds to the stream, and its gradient */
+    floatM *qk_rstd, *lse; /* (L,N,NH+NKV), (L,B,NH,T) */
+    floatM *losses;        /* (N) */
+    double *loss_sum;      /* of the batches since take_loss */
+    floatX *logits;        /* (R,Vp), R rows at a time */
+    floatX *branch;        /* (N,C) what a block adds to the stream, and its gradient */
     floatX *dx, *dnorm, *dqkv, *datt, *dfc, *dact; /* gradients of one layer */
-    int *tokens, *targets;               /* (B,T); tokens in the backend's form */
+    int *tokens, *targets;                         /* (B,T); tokens in the backend's form */
 } Acts;
 
 typedef struct {
     Config c;
     Registry r;
     Plan plan;
-    int B, T, R;              /* largest batch, sequence length, rows of logits at a time */
-    int fresh;                /* 1: weight gradients of matrices are set, not added to */
-    floatM *p, *g, *m, *v;    /* parameters, gradients, first moments, the plan's further state */
-    floatM *before;           /* with --log-groups the parameters before the update, else NULL */
-    floatX *w;                /* parameters as the layers read them: p itself when floatX is floatM */
+    int B, T, R;           /* largest batch, sequence length, rows of logits at a time */
+    int fresh;             /* 1: weight gradients of matrices are set, not added to */
+    floatM *p, *g, *m, *v; /* parameters, gradients, first moments, the plan's further state */
+    floatM *before;        /* with --log-groups the parameters before the update, else NULL */
+    floatX *w;             /* parameters as the layers read them: p itself when floatX is floatM */
     void *acts_memory, *arena_memory;
     size_t acts_bytes;
     Acts a;
     Arena arena;
-    floatM *cosine, *sine;    /* (T,HS/2), NULL without rotary positions */
-    DeviceGraph graph[2];     /* the work of a micro-batch, where the device can replay it: one that adds to
+    floatM *cosine, *sine; /* (T,HS/2), NULL without rotary positions */
+    DeviceGraph
+        graph[2]; /* the work of a micro-batch, where the device can replay it: one that adds to
                                  weight gradients, and one that sets them */
 } Model;
 
@@ -79,7 +80,8 @@ static size_t acts_layout(Acts *a, const Config *c, int B, int R, char *base, in
     size_t QKV = (NH + 2 * NKV) * HS, F = (size_t)c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
     size_t Vp = (size_t)round_up(c->vocab, 64), at = 0, bwd = training ? 1 : 0;
     size_t all = c->recompute < RECOMPUTE_BLOCK ? L : 1; /* layers that keep what they computed, */
-    size_t norms = c->recompute < RECOMPUTE_NORM ? L : 1, acts = c->recompute < RECOMPUTE_ACT ? L : 1;
+    size_t norms = c->recompute < RECOMPUTE_NORM ? L : 1,
+           acts = c->recompute < RECOMPUTE_ACT ? L : 1;
 #define TAKE(FIELD, TYPE, COUNT)                                                                   \
     a->FIELD = base ? (TYPE *)(void *)(base + at) : NULL;                                          \
     at += ((COUNT) * sizeof(TYPE) + 255) / 256 * 256
@@ -172,13 +174,18 @@ static int check_memory(Config *c, const Registry *r, const Plan *plan, char *er
     while (smaller.batch_size > 0 && (double)model_memory(&smaller, r, plan, 1).total > room)
         smaller.batch_size--;
     if (smaller.batch_size)
-        return fail(err, "the run needs %.1f MB and the device has %.1f MB free: the largest --batch-size that "
-                         "fits is %d%s", need.total / 1e6, room / 1e6, smaller.batch_size,
-                    c->recompute < RECOMPUTE_BLOCK ? "; --recompute block makes room for more" : "");
-    return fail(err, "the run needs %.1f MB and the device has %.1f MB free, which is too little for one "
-                     "sequence: parameters, gradients and optimizer state take %.1f MB%s", need.total / 1e6,
-                room / 1e6, (need.parameters + need.gradients + need.optimizer) / 1e6,
-                c->recompute < RECOMPUTE_BLOCK ? "; --recompute block makes room" : "");
+        return fail(
+            err,
+            "the run needs %.1f MB and the device has %.1f MB free: the largest --batch-size that "
+            "fits is %d%s",
+            need.total / 1e6, room / 1e6, smaller.batch_size,
+            c->recompute < RECOMPUTE_BLOCK ? "; --recompute block makes room for more" : "");
+    return fail(
+        err,
+        "the run needs %.1f MB and the device has %.1f MB free, which is too little for one "
+        "sequence: parameters, gradients and optimizer state take %.1f MB%s",
+        need.total / 1e6, room / 1e6, (need.parameters + need.gradients + need.optimizer) / 1e6,
+        c->recompute < RECOMPUTE_BLOCK ? "; --recompute block makes room" : "");
 }
 
 /* Allocates a model of a resolved config; parameters are left zero. training 0: forward only. */
@@ -204,9 +211,11 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
     m->acts_bytes = need.activations - 2 * rotary_bytes(c);
     m->acts_memory = device_alloc(m->acts_bytes);
     if (!m->p || !m->w || !m->acts_memory || device_reserve(need.workspace) ||
-        (training && (!m->g || !m->m || !m->v || !m->arena_memory || (c->log_groups && !m->before))))
-        return fail(err, "out of memory: the run needs %.1f MB (parameters %.1f, gradients %.1f, "
-                         "optimizer %.1f, activations %.1f); try a smaller --batch-size",
+        (training &&
+         (!m->g || !m->m || !m->v || !m->arena_memory || (c->log_groups && !m->before))))
+        return fail(err,
+                    "out of memory: the run needs %.1f MB (parameters %.1f, gradients %.1f, "
+                    "optimizer %.1f, activations %.1f); try a smaller --batch-size",
                     need.total / 1e6, need.parameters / 1e6, need.gradients / 1e6,
                     need.optimizer / 1e6, (need.activations + need.workspace) / 1e6);
     acts_layout(&m->a, c, m->B, m->R, (char *)m->acts_memory, training);
@@ -218,7 +227,8 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
         m->cosine = (floatM *)device_alloc(n);
         m->sine = (floatM *)device_alloc(n);
         if (!table || !m->cosine || !m->sine) return fail(err, "out of memory: rotary table");
-        rope_table(table, table + n / sizeof(floatM), c->seq_len, c->head_dim, c->pos, c->rope_base);
+        rope_table(table, table + n / sizeof(floatM), c->seq_len, c->head_dim, c->pos,
+                   c->rope_base);
         device_upload(m->cosine, table, n);
         device_upload(m->sine, table + n / sizeof(floatM), n);
         free(table);
@@ -279,11 +289,13 @@ typedef struct {
 static Block block_at(const Model *m, int l) {
     const Config *c = &m->c;
     const Acts *a = &m->a;
-    size_t C = (size_t)c->width, NH = (size_t)c->heads, NKV = (size_t)c->kv_heads, HS = (size_t)c->head_dim;
+    size_t C = (size_t)c->width, NH = (size_t)c->heads, NKV = (size_t)c->kv_heads,
+           HS = (size_t)c->head_dim;
     size_t F = (size_t)c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
     /* The layer's first row in the stacks; 0 in those that are computed again. */
     size_t n = (size_t)l * m->B * m->T, all = c->recompute < RECOMPUTE_BLOCK ? n : 0;
-    size_t norms = c->recompute < RECOMPUTE_NORM ? n : 0, acts = c->recompute < RECOMPUTE_ACT ? n : 0;
+    size_t norms = c->recompute < RECOMPUTE_NORM ? n : 0,
+           acts = c->recompute < RECOMPUTE_ACT ? n : 0;
     Block b;
     b.x = a->x + n * C, b.mid = a->mid + all * C;
     b.norm1 = a->norm1 + norms * C, b.norm2 = a->norm2 + norms * C;
@@ -306,8 +318,8 @@ static void block_forward(Model *m, int l, int B, int again) {
     int A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width;
     int first = again || l == 0;
     norm_forward(b.norm1, b.mean1, b.rstd1, b.x, first ? b.x : block_at(m, l - 1).mid,
-                 first ? NULL : a->branch, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l), N, C, c->norm,
-                 c->norm_eps);
+                 first ? NULL : a->branch, master(m, T_NORM1_W, l), master(m, T_NORM1_B, l), N, C,
+                 c->norm, c->norm_eps);
     linear_forward(b.qkv, b.norm1, weight(m, T_WQKV, l), weight(m, T_BQKV, l), N, C, QKV);
     qk_forward(b.qkv, b.qk_rstd, m->cosine, m->sine, N, T, 0, NH, NKV, HS, c->qk_norm, c->norm_eps);
     attention_forward(b.att, b.lse, b.qkv, B, T, NH, NKV, HS, c->attn_scale);
@@ -315,8 +327,10 @@ static void block_forward(Model *m, int l, int B, int again) {
 
     norm_forward(b.norm2, b.mean2, b.rstd2, b.mid, b.x, a->branch, master(m, T_NORM2_W, l),
                  master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
-    linear_act_forward(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, F, c->act);
-    if (!again) linear_forward(a->branch, b.act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, F, C);
+    linear_act_forward(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, F,
+                       c->act);
+    if (!again)
+        linear_forward(a->branch, b.act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, F, C);
 }
 
 /* Computes again what --recompute did not keep of layer l: the same numbers to the bit. */
@@ -335,8 +349,8 @@ static void block_recompute(Model *m, int l, int B) {
                      master(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
     }
     if (c->recompute >= RECOMPUTE_ACT)
-        linear_act_again(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, c->ff_width,
-                         c->act);
+        linear_act_again(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C,
+                         c->ff_width, c->act);
 }
 
 /* From a.tokens (B,T) through the blocks to the normed stream a.normf (N,C). */
@@ -350,16 +364,16 @@ static void forward_pass(Model *m, int B) {
         norm_forward(a->x, a->mean0, a->rstd0, NULL, a->embed, NULL, master(m, T_NORM0_W, 0),
                      master(m, T_NORM0_B, 0), N, C, c->norm, c->norm_eps);
     for (int l = 0; l < L; l++) block_forward(m, l, B, 0);
-    norm_forward(a->normf, a->meanf, a->rstdf, a->x + (size_t)L * m->B * T * C, block_at(m, L - 1).mid,
-                 a->branch, master(m, T_NORMF_W, 0), master(m, T_NORMF_B, 0), N, C, c->norm,
-                 c->norm_eps);
+    norm_forward(a->normf, a->meanf, a->rstdf, a->x + (size_t)L * m->B * T * C,
+                 block_at(m, L - 1).mid, a->branch, master(m, T_NORMF_W, 0),
+                 master(m, T_NORMF_B, 0), N, C, c->norm, c->norm_eps);
 }
 
 /* Logits (rows,Vp) of rows [first, first + rows) of a.normf, before the softcap. */
 static void forward_logits(Model *m, int first, int rows) {
     int C = m->c.width, Vp = round_up(m->c.vocab, 64);
-    linear_forward(m->a.logits, m->a.normf + (size_t)first * C, head_weight(m), weight(m, T_BHEAD, 0),
-                   rows, C, Vp);
+    linear_forward(m->a.logits, m->a.normf + (size_t)first * C, head_weight(m),
+                   weight(m, T_BHEAD, 0), rows, C, Vp);
 }
 
 /* The same of tokens (B,T), at most the model's B of them. */
@@ -388,8 +402,8 @@ static void loss_pass(Model *m, int B, double scale) {
         classifier(a->losses + n, a->logits, a->targets + n, rows, V, Vp, c->softcap, scale);
         if (scale != 0)
             linear_backward(a->dnorm + (size_t)n * C, grad(m, c->tied ? T_WTE : T_WHEAD, 0),
-                            grad(m, T_BHEAD, 0), a->logits, a->normf + (size_t)n * C, head_weight(m),
-                            rows, C, Vp, n || !m->fresh);
+                            grad(m, T_BHEAD, 0), a->logits, a->normf + (size_t)n * C,
+                            head_weight(m), rows, C, Vp, n || !m->fresh);
     }
     losses_add(a->loss_sum, a->losses, N);
 }
@@ -422,32 +436,36 @@ static void backward(Model *m, int B) {
     int HS = c->head_dim, A = NH * HS, QKV = (NH + 2 * NKV) * HS, F = c->ff_width;
     int H = c->act == ACT_SWIGLU ? 2 * F : F, add = !m->fresh;
 
-    norm_backward(a->dx, grad(m, T_NORMF_W, 0), grad(m, T_NORMF_B, 0), grad(m, T_BPROJ, L - 1), a->dnorm, NULL,
-                  a->x + (size_t)L * m->B * T * C, master(m, T_NORMF_W, 0), a->meanf, a->rstdf, N, C,
-                  c->norm);
+    norm_backward(a->dx, grad(m, T_NORMF_W, 0), grad(m, T_NORMF_B, 0), grad(m, T_BPROJ, L - 1),
+                  a->dnorm, NULL, a->x + (size_t)L * m->B * T * C, master(m, T_NORMF_W, 0),
+                  a->meanf, a->rstdf, N, C, c->norm);
     for (int l = L - 1; l >= 0; l--) {
         Block b = block_at(m, l);
         block_recompute(m, l, B);
         /* dx is the gradient of the stream after the block, and so of the MLP's branch. */
-        linear_backward(NULL, grad(m, T_WPROJ, l), NULL, a->dx, b.act, weight(m, T_WPROJ, l), N, F, C, add);
-        linear_act_backward(a->dfc, a->dact, grad(m, T_BFC, l), a->dx, weight(m, T_WPROJ, l), b.fc, N, F, C,
-                            c->act);
-        linear_backward(a->dnorm, grad(m, T_WFC, l), NULL, a->dfc, b.norm2, weight(m, T_WFC, l), N, C, H, add);
-        norm_backward(a->dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), grad(m, T_BO, l), a->dnorm, a->dx,
-                      b.mid, master(m, T_NORM2_W, l), b.mean2, b.rstd2, N, C, c->norm);
+        linear_backward(NULL, grad(m, T_WPROJ, l), NULL, a->dx, b.act, weight(m, T_WPROJ, l), N, F,
+                        C, add);
+        linear_act_backward(a->dfc, a->dact, grad(m, T_BFC, l), a->dx, weight(m, T_WPROJ, l), b.fc,
+                            N, F, C, c->act);
+        linear_backward(a->dnorm, grad(m, T_WFC, l), NULL, a->dfc, b.norm2, weight(m, T_WFC, l), N,
+                        C, H, add);
+        norm_backward(a->dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), grad(m, T_BO, l),
+                      a->dnorm, a->dx, b.mid, master(m, T_NORM2_W, l), b.mean2, b.rstd2, N, C,
+                      c->norm);
 
-        linear_backward(a->datt, grad(m, T_WO, l), NULL, a->dx, b.att, weight(m, T_WO, l), N, A, C, add);
+        linear_backward(a->datt, grad(m, T_WO, l), NULL, a->dx, b.att, weight(m, T_WO, l), N, A, C,
+                        add);
         attention_backward(a->dqkv, a->datt, b.qkv, b.att, b.lse, B, T, NH, NKV, HS, c->attn_scale);
         qk_backward(a->dqkv, b.qkv, b.qk_rstd, m->cosine, m->sine, N, T, NH, NKV, HS, c->qk_norm);
         linear_backward(a->dnorm, grad(m, T_WQKV, l), grad(m, T_BQKV, l), a->dqkv, b.norm1,
                         weight(m, T_WQKV, l), N, C, QKV, add);
         norm_backward(a->dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l),
-                      l ? grad(m, T_BPROJ, l - 1) : NULL, a->dnorm, a->dx, b.x, master(m, T_NORM1_W, l),
-                      b.mean1, b.rstd1, N, C, c->norm);
+                      l ? grad(m, T_BPROJ, l - 1) : NULL, a->dnorm, a->dx, b.x,
+                      master(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
     }
     if (c->embed_norm)
-        norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), NULL, a->dx, NULL, a->embed,
-                      master(m, T_NORM0_W, 0), a->mean0, a->rstd0, N, C, c->norm);
+        norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), NULL, a->dx, NULL,
+                      a->embed, master(m, T_NORM0_W, 0), a->mean0, a->rstd0, N, C, c->norm);
     embed_backward(grad(m, T_WTE, 0), grad(m, T_WPE, 0), a->dx, a->tokens, B, T, C);
 }
 
@@ -469,7 +487,8 @@ static void clear_gradients(Model *m) {
 /* Forward, loss and backward of one micro-batch (B,T) of the model's B: adds to the gradient and to the loss,
    and with m.fresh sets the gradients that clear_gradients leaves.
    All addresses and sizes are those of the last one, so a device may replay what it did then. */
-static void micro_batch(Model *m, const int *tokens, const int *targets, double scale, int64_t *count) {
+static void micro_batch(Model *m, const int *tokens, const int *targets, double scale,
+                        int64_t *count) {
     tokens_upload(m->a.tokens, tokens, m->B * m->T, round_up(m->c.vocab, 64));
     send_targets(m, targets, m->B, count);
     if (device_replays(&m->graph[m->fresh])) return;
@@ -486,8 +505,15 @@ static void micro_batch(Model *m, const int *tokens, const int *targets, double 
    gradient clipping asks for. */
 static void update(Model *m, int step, double clip) {
     const Config *c = &m->c;
-    PlanState s = {m->p, m->g, m->m, m->v, &m->arena, schedule_lr(&c->schedule, step),
-                   schedule_momentum(&c->schedule, step, c->optim.momentum), clip, step + 1,
+    PlanState s = {m->p,
+                   m->g,
+                   m->m,
+                   m->v,
+                   &m->arena,
+                   schedule_lr(&c->schedule, step),
+                   schedule_momentum(&c->schedule, step, c->optim.momentum),
+                   clip,
+                   step + 1,
                    has_copy() ? m->w : NULL};
     size_t first, n;
     if (m->before) plan_groups_keep(&m->plan, &m->r, m->p, m->before);
@@ -519,15 +545,17 @@ static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *l
 /* Everything a run needs to go on: the flags it was started with, the step, the place in the data, the
    parameters, the optimizer's moments, and what the device has chosen by measurement. Random numbers need no
    state: they are counted by (seed, step). Parameters and first moments are stored by tensor, other moments by entry of the plan. */
-static int save_checkpoint(Model *m, const Config *asked, const Choices *choices, const RunLog *log, int step,
-                           int64_t tokens, const Data *train, const char *data_id, char *err) {
+static int save_checkpoint(Model *m, const Config *asked, const Choices *choices, const RunLog *log,
+                           int step, int64_t tokens, const Data *train, const char *data_id,
+                           char *err) {
     static const char *const parts[] = {"p.", "m."};
     char path[FILE_PATH_SIZE], name[64], *header = NULL;
     size_t size = 0;
     DataState d = data_state(train);
     FILE *f = open_memstream(&header, &size);
     if (!f) return fail(err, "out of memory while saving a checkpoint");
-    fprintf(f, "version=%s\nstep=%d\ntokens=%lld\ndata=%s\n", CM_VERSION, step, (long long)tokens, data_id);
+    fprintf(f, "version=%s\nstep=%d\ntokens=%lld\ndata=%s\n", CM_VERSION, step, (long long)tokens,
+            data_id);
     fprintf(f, "data_seed=%llu\ndata_epoch=%llu\ndata_shard=%llu\ndata_position=%llu\n",
             (unsigned long long)d.seed, (unsigned long long)d.epoch, (unsigned long long)d.shard,
             (unsigned long long)d.position);
@@ -538,7 +566,8 @@ static int save_checkpoint(Model *m, const Config *asked, const Choices *choices
         flags_get_text(&config_flags[i], asked, text);
         fprintf(f, "flag.%s=%s\n", config_flags[i].name, text);
     }
-    for (int i = 0; i < choices->n; i++) fprintf(f, "choice.%s=%s\n", choices->c[i].key, choices->c[i].value);
+    for (int i = 0; i < choices->n; i++)
+        fprintf(f, "choice.%s=%s\n", choices->c[i].key, choices->c[i].value);
     fclose(f);
 
     size_t largest = m->plan.v_size;
@@ -580,8 +609,10 @@ static int load_record(const Ckpt *ckpt, const char *name, floatM *to, size_t n,
     int want = sizeof(floatM) == 8 ? CKPT_F64 : CKPT_F32;
     if (!data) return fail(err, "the checkpoint has no tensor %s: it is of another model", name);
     if (dtype != want || bytes != (int64_t)(n * sizeof(floatM)))
-        return fail(err, "tensor %s has another size in the checkpoint: the model's flags differ from "
-                         "those of the run", name);
+        return fail(err,
+                    "tensor %s has another size in the checkpoint: the model's flags differ from "
+                    "those of the run",
+                    name);
     device_upload(to, data, (size_t)bytes);
     return 0;
 }
@@ -617,7 +648,8 @@ static int load_flags(Config *c, const unsigned char *given, const Ckpt *ckpt, c
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         const Flag *flag = &config_flags[i];
         snprintf(key, sizeof key, "flag.%s", flag->name);
-        if ((given && given[i]) || flag->kind == FLAG_SWITCH || ckpt_value(ckpt, key, text, sizeof text))
+        if ((given && given[i]) || flag->kind == FLAG_SWITCH ||
+            ckpt_value(ckpt, key, text, sizeof text))
             continue;
         if (flags_set(config_flags, CONFIG_FLAGS, c, NULL, flag->name, text, err)) return -1;
     }
@@ -633,7 +665,8 @@ static double flops_per_token(const Config *c, const Registry *r) {
     double n = 0;
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
-        int counts = t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP || t->role == ROLE_HEAD;
+        int counts =
+            t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP || t->role == ROLE_HEAD;
         if (counts || (id == T_WTE && c->tied)) n += (double)t->layers * t->rows * t->cols;
     }
     return 6 * n + 6.0 * c->layers * c->heads * c->head_dim * c->seq_len;
@@ -641,7 +674,8 @@ static double flops_per_token(const Config *c, const Registry *r) {
 
 static void print_model(FILE *out, const Config *c, const Registry *r) {
     static const char *const norm[] = {"LayerNorm", "RMSNorm"};
-    static const char *const pos[] = {"learned positions", "RoPE", "half-truncated RoPE", "no positions"};
+    static const char *const pos[] = {"learned positions", "RoPE", "half-truncated RoPE",
+                                      "no positions"};
     static const char *const act[] = {"GELU", "ReLU^2", "SwiGLU"};
     fprintf(out, "model    %.2fM parameters: %d layers, width %d, %d heads of %d", r->count / 1e6,
             c->layers, c->width, c->heads, c->head_dim);
@@ -651,7 +685,8 @@ static void print_model(FILE *out, const Config *c, const Registry *r) {
 }
 
 static void print_memory(FILE *out, Memory m) {
-    fprintf(out, "memory   %.1f MB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f",
+    fprintf(out,
+            "memory   %.1f MB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f",
             m.total / 1e6, m.parameters / 1e6, m.gradients / 1e6, m.optimizer / 1e6,
             m.activations / 1e6);
     if (m.workspace) fprintf(out, ", workspace %.1f", m.workspace / 1e6);
@@ -659,8 +694,9 @@ static void print_memory(FILE *out, Memory m) {
 }
 
 static void print_rules(FILE *out, const Config *c) {
-    static const char *const rule[] = {"", "CM", "Muon", "Muon per head", "NorMuon", "Aurora", "MuonH",
-                                       "AdamW", "partner-rescaled AdamW", "QuacK"};
+    static const char *const rule[] = {
+        "",       "CM",    "Muon",  "Muon per head",          "NorMuon",
+        "Aurora", "MuonH", "AdamW", "partner-rescaled AdamW", "QuacK"};
     static const char *const mlp[] = {"", "Muon", "NorMuon", "Aurora", "MuonH", "AdamW"};
     fprintf(out, "update   %s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs, AdamW on the rest\n",
             rule[c->qk], rule[c->ov], c->optim.circuit ? " and Circuit-Muon" : "", mlp[c->mlp]);
@@ -681,7 +717,7 @@ static double resident_peak(void) {
 /* the loop */
 
 typedef struct {
-    Config asked;             /* flags as given, which is what a checkpoint stores */
+    Config asked; /* flags as given, which is what a checkpoint stores */
     unsigned char given[CONFIG_FLAGS];
     Model model;
     Data train, val;
@@ -691,7 +727,8 @@ typedef struct {
     int64_t tokens;           /* and tokens they read */
     int *x, *y;               /* a batch on the host, (B,T) each */
     double peak, stated_peak; /* FLOP/s of the machine, see device_peak */
-    Choices choices, known;   /* what was chosen by measurement: in this run, and in all of --runs-dir */
+    Choices choices,
+        known; /* what was chosen by measurement: in this run, and in all of --runs-dir */
 } Run;
 
 /* SIGINT and SIGTERM are held back in all threads and looked for between steps: before there are other threads,
@@ -714,8 +751,9 @@ static int waiting_signal(void) {
 
 /* Opens the data and lets it decide what the flags leave open: vocabulary and validation part. */
 static int open_data(Run *run, Config *c, char *err) {
-    int64_t rows = (c->total_batch_tokens ? c->total_batch_tokens
-                                          : (int64_t)c->batch_size * c->seq_len) / c->seq_len;
+    int64_t rows =
+        (c->total_batch_tokens ? c->total_batch_tokens : (int64_t)c->batch_size * c->seq_len) /
+        c->seq_len;
     int separate = c->val_data[0] != 0;
     if (data_open(&run->train, c->data, separate ? DATA_ALL : DATA_TRAIN, c->data_order,
                   (uint64_t)c->seed, c->seq_len, (int)rows, err))
@@ -726,8 +764,8 @@ static int open_data(Run *run, Config *c, char *err) {
                   DATA_SEQUENTIAL, 0, c->seq_len, 0, err))
         return -1;
     if (data_is_text(&run->train) != data_is_text(&run->val))
-        return fail(err, "%s and %s are not of one kind: one is text, the other token shards", c->data,
-                    c->val_data);
+        return fail(err, "%s and %s are not of one kind: one is text, the other token shards",
+                    c->data, c->val_data);
     if (!c->vocab) c->vocab = data_is_text(&run->train) ? 256 : 50257;
     run->train.vocab = run->val.vocab = c->vocab;
     snprintf(run->data_id, sizeof run->data_id, "%016llx",
@@ -741,8 +779,8 @@ static int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
     char folder[FILE_PATH_SIZE];
     file_path(folder, "%s/%s/checkpoints", run->asked.runs_dir, run->asked.run);
     if (access(folder, F_OK))
-        return fail(err, "--resume: there is no run %s/%s; check --run and --runs-dir", run->asked.runs_dir,
-                    run->asked.run);
+        return fail(err, "--resume: there is no run %s/%s; check --run and --runs-dir",
+                    run->asked.runs_dir, run->asked.run);
     int status = ckpt_open_newest(ckpt, folder, path, err);
     return status ? status : load_flags(&run->asked, run->given, ckpt, err);
 }
@@ -778,10 +816,14 @@ static int write_run_json(Run *run, const Config *c, const char *machine, char *
     snprintf(val_id, sizeof val_id, "%016llx", (unsigned long long)data_checksum(&run->val));
     snprintf(flops, sizeof flops, "%.6g", flops_per_token(c, &run->model.r));
     LogPair pairs[] = {
-        {"program", "cm.c", 0},           {"version", CM_VERSION, 0},
-        {"parameters", parameters, 1},    {"flops_per_token", flops, 1},
-        {"train_tokens", train_tokens, 1}, {"val_tokens", val_tokens, 1},
-        {"train_checksum", run->data_id, 0}, {"val_checksum", val_id, 0},
+        {"program", "cm.c", 0},
+        {"version", CM_VERSION, 0},
+        {"parameters", parameters, 1},
+        {"flops_per_token", flops, 1},
+        {"train_tokens", train_tokens, 1},
+        {"val_tokens", val_tokens, 1},
+        {"train_checksum", run->data_id, 0},
+        {"val_checksum", val_id, 0},
     };
     return log_run_json(&run->log, config_flags, CONFIG_FLAGS, c, machine, pairs,
                         (int)(sizeof pairs / sizeof pairs[0]), err);
@@ -801,7 +843,8 @@ static int train_step(Run *run, double *loss, double *norm, char *err) {
         m->fresh = i == 0;
         micro_batch(m, run->x, run->y, 1.0 / (double)c->total_batch_tokens, &count);
     }
-    *norm = sqrt(la_sum_squares(m->g, m->r.size)); /* the one place where a step waits for the device */
+    *norm =
+        sqrt(la_sum_squares(m->g, m->r.size)); /* the one place where a step waits for the device */
     *loss = take_loss(m) / (double)count;
     if (!isfinite(*loss) || !isfinite(*norm)) {
         floatM *host = (floatM *)malloc(m->r.size * sizeof(floatM));
@@ -813,8 +856,9 @@ static int train_step(Run *run, double *loss, double *norm, char *err) {
             guard_report(stderr, &m->r, host, "gradient", 5);
         }
         free(host);
-        return fail(err, "the run diverged at step %d and was stopped; the last good checkpoint is kept "
-                         "in %s. Try a smaller learning rate, a longer --warmup or --grad-clip 1",
+        return fail(err,
+                    "the run diverged at step %d and was stopped; the last good checkpoint is kept "
+                    "in %s. Try a smaller learning rate, a longer --warmup or --grad-clip 1",
                     run->step + 1, run->log.checkpoints);
     }
     double clip = c->grad_clip > 0 && *norm > c->grad_clip ? c->grad_clip / *norm : 1;
@@ -862,7 +906,8 @@ static void keep_choices(Run *run) {
     char path[FILE_PATH_SIZE], err[ERR_LEN];
     device_choices(&run->choices);
     file_path(path, "%s/choices.txt", run->asked.runs_dir);
-    if (run->known.changed && choices_write(&run->known, path, err)) fprintf(stderr, "note: %s\n", err);
+    if (run->known.changed && choices_write(&run->known, path, err))
+        fprintf(stderr, "note: %s\n", err);
     run->known.changed = 0;
 }
 
@@ -871,8 +916,8 @@ static int save_run(Run *run, char *err) {
     keep_choices(run);
     if (!run->asked.keep_checkpoints) return 0;
     if (log_sync(&run->log, err)) return -1;
-    return save_checkpoint(&run->model, &run->asked, &run->choices, &run->log, run->step, run->tokens, &run->train,
-                           run->data_id, err);
+    return save_checkpoint(&run->model, &run->asked, &run->choices, &run->log, run->step,
+                           run->tokens, &run->train, run->data_id, err);
 }
 
 /* --gelu: measured on layer 0, in tensors that the first micro-batch overwrites. */
@@ -880,8 +925,9 @@ static void choose_gelu(Run *run) {
     Model *m = &run->model;
     Acts *a = &m->a;
     Block b = block_at(m, 0);
-    device_choose_gelu(&m->c, &run->choices, b.act, b.fc, b.norm2, weight(m, T_WFC, 0), weight(m, T_BFC, 0), a->dfc,
-                       a->dact, grad(m, T_BFC, 0), a->dx, weight(m, T_WPROJ, 0));
+    device_choose_gelu(&m->c, &run->choices, b.act, b.fc, b.norm2, weight(m, T_WFC, 0),
+                       weight(m, T_BFC, 0), a->dfc, a->dact, grad(m, T_BFC, 0), a->dx,
+                       weight(m, T_WPROJ, 0));
     run->asked.gelu = m->c.gelu; /* as chosen: a resumed run has to take the same */
 }
 
@@ -907,7 +953,8 @@ static int replay_agrees(Run *run) {
     if (plain && replayed) {
         double loss = probe_gradient(run, plain), again = 0;
         device_replay(1);
-        for (int i = 0; i < 3; i++) again = probe_gradient(run, replayed); /* plain, recorded, replayed */
+        for (int i = 0; i < 3; i++)
+            again = probe_gradient(run, replayed); /* plain, recorded, replayed */
         same = !memcmp(&again, &loss, sizeof loss) && !memcmp(plain, replayed, bytes);
         device_replay(same);
     }
@@ -927,18 +974,24 @@ static int choose_replay(Run *run, char *err) {
     DataState place = data_state(&run->train);
     if (!device_can_replay(!on) || c->cuda_graph == AUTO_OFF || (any_order && !on)) return 0;
     if (any_order) return device_replay(1), 0;
-    if (data_next(&run->train, m->B, run->x, run->y, err) || data_seek(&run->train, place, err)) return -1;
+    if (data_next(&run->train, m->B, run->x, run->y, err) || data_seek(&run->train, place, err))
+        return -1;
     probe_gradient(run, NULL); /* everything is loaded, measured and allocated afterwards */
     double start = now_seconds();
     probe_gradient(run, NULL);
     if (!on && now_seconds() - start > 2 * 0.010) return 0;
     int agrees = replay_agrees(run);
-    if (agrees < 0 && on) return fail(err, "--cuda-graph on: out of memory to compare two gradients");
+    if (agrees < 0 && on)
+        return fail(err, "--cuda-graph on: out of memory to compare two gradients");
     if (!agrees && on)
-        return fail(err, "--cuda-graph on: a replayed micro-batch has another gradient than a plain one; use "
-                         "--cuda-graph off");
+        return fail(
+            err,
+            "--cuda-graph on: a replayed micro-batch has another gradient than a plain one; use "
+            "--cuda-graph off");
     if (agrees == 0)
-        fprintf(stderr, "note: a replayed micro-batch has another gradient than a plain one: no CUDA graph\n");
+        fprintf(
+            stderr,
+            "note: a replayed micro-batch has another gradient than a plain one: no CUDA graph\n");
     return 0;
 }
 
@@ -969,17 +1022,20 @@ static int train_loop(Run *run, char *err) {
         line.ms = 1000 * seconds;
         line.tok_s = (double)c->total_batch_tokens / seconds;
         if (run->peak > 0) line.mfu = flops_per_token(c, &m->r) * line.tok_s / run->peak;
-        if (run->stated_peak > 0) line.mfu_stated = flops_per_token(c, &m->r) * line.tok_s / run->stated_peak;
+        if (run->stated_peak > 0)
+            line.mfu_stated = flops_per_token(c, &m->r) * line.tok_s / run->stated_peak;
         int last = run->step == c->steps;
         progress_update(&progress, run->step, line.train_loss, line.tok_s);
         if (last || (c->val_every && run->step % c->val_every == 0)) {
             if (validate(m, &run->val, val_limit, run->x, run->y, &line.val_loss, err)) return -1;
-            progress_print(&progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s%s",
+            progress_print(&progress,
+                           "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s%s",
                            run->step, line.train_loss, line.val_loss, line.ms, line.tok_s,
                            mfu_text(mfu, line.mfu));
         } else if (!progress.live && run->step % every == 0) {
-            progress_print(&progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s%s", run->step,
-                           line.train_loss, line.grad_norm, line.ms, line.tok_s, mfu_text(mfu, line.mfu));
+            progress_print(&progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s%s",
+                           run->step, line.train_loss, line.grad_norm, line.ms, line.tok_s,
+                           mfu_text(mfu, line.mfu));
         }
         char *extra = log_extra(m);
         line.extra = extra;
@@ -1008,7 +1064,8 @@ static int dry_run(Run *run, char *err) {
     double tokens = (double)c->steps * (double)c->total_batch_tokens;
     printf("\n");
     plan_print(stdout, &run->model.plan, &run->model.r);
-    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", per_token, per_token * tokens);
+    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", per_token,
+           per_token * tokens);
     /* The time is that of real micro-batches and updates on a scratch model of this shape. */
     if (model_create(&run->model, c, 1, err)) return -1;
     model_init(&run->model);
@@ -1017,7 +1074,8 @@ static int dry_run(Run *run, char *err) {
     if (!run->x) return fail(err, "out of memory: a batch");
     run->y = run->x + (size_t)c->batch_size * c->seq_len;
     double best = 1e30, update_seconds = 1e30;
-    run->model.fresh = c->total_batch_tokens == (int64_t)c->batch_size * c->seq_len; /* as most of a step's are */
+    run->model.fresh =
+        c->total_batch_tokens == (int64_t)c->batch_size * c->seq_len; /* as most of a step's are */
     for (int i = 0; i < 3; i++) {
         int64_t count = 0;
         device_wait();
@@ -1039,8 +1097,9 @@ static int dry_run(Run *run, char *err) {
     char total[32];
     time_text(total, step * c->steps);
     printf("time     %s expected without validation: %.0f ms a step, %.0f of them in the update; "
-           "%.0f tok/s, %.1f GFLOP/s\n", total, 1000 * step, 1000 * update_seconds,
-           (double)c->total_batch_tokens / step, per_token * (double)c->total_batch_tokens / step / 1e9);
+           "%.0f tok/s, %.1f GFLOP/s\n",
+           total, 1000 * step, 1000 * update_seconds, (double)c->total_batch_tokens / step,
+           per_token * (double)c->total_batch_tokens / step / 1e9);
     return 0;
 }
 
@@ -1049,7 +1108,8 @@ static void print_curve(const Run *run) {
     LogCurve curve;
     if (log_read(run->log.path, &curve, err)) return;
     printf("\n");
-    curve_print(stdout, curve.step, curve.train, curve.val, curve.n, min_int(terminal_width(stdout), 100), 16);
+    curve_print(stdout, curve.step, curve.train, curve.val, curve.n,
+                min_int(terminal_width(stdout), 100), 16);
     for (int i = curve.n - 1; i >= 0; i--)
         if (isfinite(curve.val[i])) {
             printf("\nvalidation loss %.4f nats per %s after %lld steps\n", curve.val[i],
@@ -1067,8 +1127,8 @@ int main(int argc, char **argv) {
     int status = config_parse(&run.asked, run.given, argc, argv, err);
     if (status < 0) die("%s", err);
     if (status > 0) {
-        flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.", config_flags,
-                   CONFIG_FLAGS);
+        flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.",
+                   config_flags, CONFIG_FLAGS);
         return 0;
     }
     if (run.asked.version) return puts("cm.c " CM_VERSION) < 0;

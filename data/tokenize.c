@@ -33,7 +33,8 @@ static const Flag option_table[] = {
      "tokens in a shard; the last may have fewer", NULL},
     {"val-tokens", FLAG_LONG, F(val_tokens), "-1", -1, 4294967295., NULL,
      "tokens at the beginning that are for validation; 0: none; -1: one shard, or a tenth if all "
-     "the text fits into one", NULL},
+     "the text fits into one",
+     NULL},
     {"encoder", FLAG_STRING, F(encoder), "data/gpt2-bpe/encoder.json", 0, 0, NULL,
      "the vocabulary; data/gpt2_bpe.sh fetches it", "Tokenizer"},
     {"bpe", FLAG_STRING, F(bpe), "data/gpt2-bpe/vocab.bpe", 0, 0, NULL, "the merges", NULL},
@@ -91,8 +92,10 @@ static int write_rest(Job *job, char *err) {
     if (write_full_shards(job, err)) return -1;
     size_t n = job->pending.count;
     if (job->shards == 0 && job->o->val_tokens > 0)
-        return fail(err, "--val-tokens %lld: the text has only %zu tokens, so none would be left "
-                         "for training", (long long)job->o->val_tokens, n);
+        return fail(err,
+                    "--val-tokens %lld: the text has only %zu tokens, so none would be left "
+                    "for training",
+                    (long long)job->o->val_tokens, n);
     if (job->shards == 0 && job->o->val_tokens < 0) {
         if (n < 20) return fail(err, "--input %s: %zu tokens are too few", job->o->input, n);
         if (write_shard(job, n / 10, err)) return -1;
@@ -107,7 +110,8 @@ static int add_document(Job *job, const char *text, size_t n, char *err) {
     job->documents++;
     job->bytes += n;
     if (tokenizer_encode(&job->tokenizer, TOKENIZER_EOT_TEXT, strlen(TOKENIZER_EOT_TEXT), 1,
-                         &job->pending, err)) return -1;
+                         &job->pending, err))
+        return -1;
     while (n > 0) {
         size_t k = min_size(n, (size_t)16 << 20);
         while (k < n && !(text[k] == ' ' && text[k - 1] > ' ' && text[k - 1] < 127)) k++;
@@ -181,8 +185,10 @@ static int check_output(const Options *o, char *err) {
         if (glob(pattern, 0, NULL, &g) == 0) file_path(first, "%s", g.gl_pathv[0]);
         globfree(&g);
         if (first[0])
-            return fail(err, "%.700s exists; remove the shards of that run or give another "
-                             "--output", first);
+            return fail(err,
+                        "%.700s exists; remove the shards of that run or give another "
+                        "--output",
+                        first);
     }
     return 0;
 }

@@ -109,7 +109,9 @@ static inline int choices_read(Choices *s, const char *path, char *err) {
     free(all);
     fclose(f);
     s->changed = 0;
-    return bad ? fail(err, "%s is not a file of choices by cm.c: delete it, and they are made anew", path) : 0;
+    return bad ? fail(err, "%s is not a file of choices by cm.c: delete it, and they are made anew",
+                      path)
+               : 0;
 }
 
 /* Replaces the file, which keeps what other runs have put there since. 0, or -1 with a message. */

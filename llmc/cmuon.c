@@ -261,8 +261,7 @@ static int run_threads(Work *work, const Job *job, Workspace *ws, int threads) {
 static int call_commit(const Call *c) {
     for (int i = 0; i < c->outputs; i++)
         if (!all_finite(c->copy[i], c->size[i])) return CM_EOVERFLOW;
-    for (int i = 0; i < c->outputs; i++)
-        memcpy(c->user[i], c->copy[i], c->size[i] * sizeof(float));
+    for (int i = 0; i < c->outputs; i++) memcpy(c->user[i], c->copy[i], c->size[i] * sizeof(float));
     return CM_OK;
 }
 
@@ -307,7 +306,8 @@ static Factor factor_of(const Call *c, int i, int d_model, int heads, int head_d
     for (int j = 0; j < 3; j++) {
         float *p = c->copy[i + 2 * j];
         *views[j] = mat_heads(by_column ? mat_t(mat_dense(p, 1, d_model, rows))
-                                        : mat_dense(p, 1, rows, d_model), heads);
+                                        : mat_dense(p, 1, rows, d_model),
+                              heads);
     }
     return f;
 }

@@ -22,9 +22,26 @@ enum { GELU_AUTO, GELU_FUSED, GELU_UNFUSED };
 enum { GEMM_MEASURED, GEMM_FIRST };
 enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN, ATTENTION_CUDNN_FAST, ATTENTION_HOPPER };
 /* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
-enum { RULE_AUTO, RULE_CM, RULE_MUON, RULE_MUON_HEAD, RULE_NORMUON, RULE_AURORA, RULE_MUONH, RULE_ADAMW,
-       RULE_ADAMW_PARTNER, RULE_QUACK };
-enum { MLP_RULE_AUTO, MLP_RULE_MUON, MLP_RULE_NORMUON, MLP_RULE_AURORA, MLP_RULE_MUONH, MLP_RULE_ADAMW };
+enum {
+    RULE_AUTO,
+    RULE_CM,
+    RULE_MUON,
+    RULE_MUON_HEAD,
+    RULE_NORMUON,
+    RULE_AURORA,
+    RULE_MUONH,
+    RULE_ADAMW,
+    RULE_ADAMW_PARTNER,
+    RULE_QUACK
+};
+enum {
+    MLP_RULE_AUTO,
+    MLP_RULE_MUON,
+    MLP_RULE_NORMUON,
+    MLP_RULE_AURORA,
+    MLP_RULE_MUONH,
+    MLP_RULE_ADAMW
+};
 #define RULES_OV "auto|cm|muon|muon-head|normuon|aurora|muonh|adamw|adamw-partner"
 
 typedef struct {
@@ -74,8 +91,10 @@ static const Flag config_flags[] = {
     {"runs-dir", FLAG_STRING, F(runs_dir), "runs", 0, 0, NULL, "folder of all runs", NULL},
     {"resume", FLAG_SWITCH, F(resume), "off", 0, 0, NULL,
      "go on from the newest checkpoint of --run with the flags it was started with", NULL},
-    {"steps", FLAG_INT, F(steps), "1200", 0, INFINITY, NULL, "optimizer steps of the whole run", NULL},
-    {"seed", FLAG_LONG, F(seed), "1", 0, INFINITY, NULL, "seeds initialisation and data order", NULL},
+    {"steps", FLAG_INT, F(steps), "1200", 0, INFINITY, NULL, "optimizer steps of the whole run",
+     NULL},
+    {"seed", FLAG_LONG, F(seed), "1", 0, INFINITY, NULL, "seeds initialisation and data order",
+     NULL},
     {"val-every", FLAG_INT, F(val_every), "200", 0, INFINITY, NULL,
      "steps between validations; 0: only at the end", NULL},
     {"val-tokens", FLAG_LONG, F(val_tokens), "0", 0, INFINITY, NULL,
@@ -90,29 +109,42 @@ static const Flag config_flags[] = {
      "add the size of each group's update to every line of log.jsonl", NULL},
     {"threads", FLAG_INT, F(threads), "0", 0, 4096, NULL, "CPU threads; 0: all cores", NULL},
     {"compute", FLAG_CHOICE, F(compute), "auto", 0, 0, "fp32|bf16|auto",
-     "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 on a CPU, and on a GPU "
-     "what the program was built for", NULL},
+     "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 on a CPU, "
+     "and on a GPU "
+     "what the program was built for",
+     NULL},
     {"recompute", FLAG_CHOICE, F(recompute), "none", 0, 0, "none|act|norm|block",
-     "what the backward pass computes again instead of keeping it for all layers: MLP activations, norms too, "
-     "or all but each block's input; slower, less memory, the same numbers", NULL},
+     "what the backward pass computes again instead of keeping it for all layers: MLP activations, "
+     "norms too, "
+     "or all but each block's input; slower, less memory, the same numbers",
+     NULL},
     {"logit-rows", FLAG_INT, F(logit_rows), "0", 0, INFINITY, NULL,
      "rows of logits formed at a time, less memory for fewer; 0: what suits the machine", NULL},
 #ifdef CM_CUDA
-    {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them", NULL},
+    {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them",
+     NULL},
     {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn|cudnn-fast|hopper",
-     "our flash attention, or cuDNN's; auto: the faster of the two here; never taken by auto: cudnn-fast, cuDNN's that "
-     "sums dq in any order, so that equal runs may differ in bits, and hopper, ours for H100 and H200 (bf16, heads of "
-     "64 or 128), which no device has run yet", NULL},
+     "our flash attention, or cuDNN's; auto: the faster of the two here; never taken by auto: "
+     "cudnn-fast, cuDNN's that "
+     "sums dq in any order, so that equal runs may differ in bits, and hopper, ours for H100 and "
+     "H200 (bf16, heads of "
+     "64 or 128), which no device has run yet",
+     NULL},
     {"cuda-graph", FLAG_CHOICE, F(cuda_graph), "auto", 0, 0, "auto|on|off",
-     "record the kernels of a micro-batch and replay them: saves launches, which short ones wait for; auto: where "
-     "a micro-batch takes less than 10 ms and replaying gives the same bits", NULL},
+     "record the kernels of a micro-batch and replay them: saves launches, which short ones wait "
+     "for; auto: where "
+     "a micro-batch takes less than 10 ms and replaying gives the same bits",
+     NULL},
     {"gelu", FLAG_CHOICE, F(gelu), "auto", 0, 0, "auto|fused|unfused",
-     "GELU and its derivative in the matrix product's epilogue, or in kernels of their own; auto: the faster one",
+     "GELU and its derivative in the matrix product's epilogue, or in kernels of their own; auto: "
+     "the faster one",
      NULL},
     {"gemm", FLAG_CHOICE, F(gemm), "measured", 0, 0, "measured|first",
-     "algorithm of each matrix product: the fastest that cuBLASLt proposes, or its first proposal", NULL},
+     "algorithm of each matrix product: the fastest that cuBLASLt proposes, or its first proposal",
+     NULL},
     {"tf32", FLAG_BOOL, F(tf32), "on", 0, 0, NULL,
-     "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 program), 10 bits of mantissa",
+     "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 program), 10 "
+     "bits of mantissa",
      NULL},
 #endif
     {"dry-run", FLAG_SWITCH, F(dry_run), "off", 0, 0, NULL,
@@ -128,8 +160,8 @@ static const Flag config_flags[] = {
      "validation data; without it the last tenth of a text file", NULL},
     {"data-order", FLAG_CHOICE, F(data_order), "shuffled", 0, 0, "sequential|shuffled",
      "shards from front to back, or shuffled by (seed, epoch)", NULL},
-    {"batch-size", FLAG_INT, F(batch_size), "16", 1, INFINITY, NULL, "sequences of one forward pass",
-     NULL},
+    {"batch-size", FLAG_INT, F(batch_size), "16", 1, INFINITY, NULL,
+     "sequences of one forward pass", NULL},
     {"total-batch-tokens", FLAG_LONG, F(total_batch_tokens), "0", 0, INFINITY, NULL,
      "tokens of one optimizer step, by gradient accumulation; 0: batch-size x seq-len", NULL},
 
@@ -150,13 +182,14 @@ static const Flag config_flags[] = {
     {"norm-eps", FLAG_FLOAT, F(norm_eps), "1e-6", 0, 1, NULL, "added to the mean square", NULL},
     {"pos", FLAG_CHOICE, F(pos), "rope", 0, 0, "learned|rope|rope-half|none",
      "position: table, rotary, rotary with half of the planes fixed, or none", NULL},
-    {"rope-base", FLAG_FLOAT, F(rope_base), "10000", 1, INFINITY, NULL, "longest rotary wavelength / 2pi",
-     NULL},
+    {"rope-base", FLAG_FLOAT, F(rope_base), "10000", 1, INFINITY, NULL,
+     "longest rotary wavelength / 2pi", NULL},
     {"qk-norm", FLAG_BOOL, F(qk_norm), "on", 0, 0, NULL, "RMS-normalise queries and keys per head",
      NULL},
     {"act", FLAG_CHOICE, F(act), "relu2", 0, 0, "gelu|relu2|swiglu",
      "MLP: tanh GELU, squared ReLU, or gated SiLU", NULL},
-    {"biases", FLAG_BOOL, F(biases), "off", 0, 0, NULL, "biases in the blocks' linear layers", NULL},
+    {"biases", FLAG_BOOL, F(biases), "off", 0, 0, NULL, "biases in the blocks' linear layers",
+     NULL},
     {"head-bias", FLAG_BOOL, F(head_bias), "off", 0, 0, NULL, "a bias on the logits", NULL},
     {"tied", FLAG_BOOL, F(tied), "off", 0, 0, NULL, "embedding and head share one matrix", NULL},
     {"embed-norm", FLAG_BOOL, F(embed_norm), "on", 0, 0, NULL, "normalise the embedding", NULL},
@@ -165,8 +198,10 @@ static const Flag config_flags[] = {
     {"softcap", FLAG_FLOAT, F(softcap), "15", 0, INFINITY, NULL,
      "logits become c z / sqrt(z^2 + c^2); 0: off", NULL},
     {"init", FLAG_CHOICE, F(init), "speedrun", 0, 0, "gpt2|speedrun",
-     "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: normal(sqrt(0.33/fan-in)), "
-     "embedding normal(1), residual projections and head zero", NULL},
+     "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
+     "normal(sqrt(0.33/fan-in)), "
+     "embedding normal(1), residual projections and head zero",
+     NULL},
     {"init-std", FLAG_FLOAT, F(init_std), "0.02", 0, INFINITY, NULL, "of --init gpt2", NULL},
 
     {"optimizer", FLAG_CHOICE, F(optimizer), "cm", 0, 0, "cm|muon|adamw",
@@ -188,8 +223,8 @@ static const Flag config_flags[] = {
      "decoupled, of the blocks' matrices", NULL},
     {"weight-decay-embed", FLAG_FLOAT, F(weight_decay_embed), "0", 0, INFINITY, NULL,
      "of the embeddings", NULL},
-    {"weight-decay-head", FLAG_FLOAT, F(weight_decay_head), "0", 0, INFINITY, NULL, "of an untied head",
-     NULL},
+    {"weight-decay-head", FLAG_FLOAT, F(weight_decay_head), "0", 0, INFINITY, NULL,
+     "of an untied head", NULL},
     {"weight-decay-scalar", FLAG_FLOAT, F(weight_decay_scalar), "0", 0, INFINITY, NULL,
      "of gains and biases", NULL},
     {"adam-beta1", FLAG_FLOAT, F(adam_beta1), "0.8", 0, 0.9999999, NULL, "AdamW", NULL},
@@ -205,7 +240,8 @@ static const Flag config_flags[] = {
 
     {"schedule", FLAG_CHOICE, F(schedule.kind), "trapezoid", 0, 0,
      "constant|linear|cosine|trapezoid", "of all learning rates", "Schedule"},
-    {"warmup", FLAG_INT, F(schedule.warmup), "0", 0, INFINITY, NULL, "steps of linear warm-up", NULL},
+    {"warmup", FLAG_INT, F(schedule.warmup), "0", 0, INFINITY, NULL, "steps of linear warm-up",
+     NULL},
     {"cooldown", FLAG_FLOAT, F(schedule.cooldown), "0.7", 0, 1, NULL,
      "trapezoid: fraction of the run in which the rate falls linearly", NULL},
     {"lr-final", FLAG_FLOAT, F(schedule.final), "0", 0, 1, NULL,
@@ -229,7 +265,8 @@ static const char *const config_presets[] = {
     "--lr-final 0.1",
     /* llama: Touvron et al. 2023 with QK-norm, at GPT-2's size */
     "--layers 12 --width 768 --heads 12 --seq-len 1024 --batch-size 4 --norm rmsnorm "
-    "--norm-eps 1e-6 --pos rope --rope-base 10000 --qk-norm on --act swiglu --biases off --tied off "
+    "--norm-eps 1e-6 --pos rope --rope-base 10000 --qk-norm on --act swiglu --biases off --tied "
+    "off "
     "--embed-norm off --softcap 0 --init gpt2 --lr-embed 0.003 --lr-head 0.003 --lr-scalar 0.003 "
     "--adam-beta1 0.9 --adam-eps 1e-8 --schedule cosine --warmup 100 --lr-final 0.1",
     /* speedrun: the modded-nanoGPT optimization benchmark. Its loss is a sum over 524288 tokens, so
@@ -247,10 +284,12 @@ static const char *const config_presets[] = {
 static inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 /* Applies a string of "--flag value" pairs to every flag not marked in `given`; -1 on a bad one. */
-static inline int config_apply(Config *c, const unsigned char *given, const char *pairs, char *err) {
+static inline int config_apply(Config *c, const unsigned char *given, const char *pairs,
+                               char *err) {
     char *text = strdup(pairs), *save = NULL;
     int status = 0;
-    for (char *name = strtok_r(text, " ", &save); name && !status; name = strtok_r(NULL, " ", &save)) {
+    for (char *name = strtok_r(text, " ", &save); name && !status;
+         name = strtok_r(NULL, " ", &save)) {
         char *value = strtok_r(NULL, " ", &save);
         int i = flags_find(config_flags, CONFIG_FLAGS, name + 2);
         if (i >= 0 && given && given[i]) continue;
@@ -269,8 +308,10 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
         return fail(err, "--cm-match-muon stands for --per-mat-renorm on and contradicts "
                          "--per-mat-renorm off; leave one of them out");
     if (given[mp] && c->optim.mp != 2)
-        return fail(err, "--cm-match-muon stands for --mp 2 and contradicts --mp %g; leave one of them "
-                         "out", c->optim.mp);
+        return fail(err,
+                    "--cm-match-muon stands for --mp 2 and contradicts --mp %g; leave one of them "
+                    "out",
+                    c->optim.mp);
     given[renorm] = given[mp] = 1;
     c->optim.per_mat_renorm = 1;
     c->optim.mp = 2;
@@ -299,28 +340,44 @@ static inline int config_check_rules(const Config *c, char *err) {
     if (c->ov == RULE_CM && optim_check(&c->optim, 1, c->heads, c->kv_heads, why))
         return fail(err, "--ov cm: %s", why);
     if (c->cm_match_muon && c->qk != RULE_CM && c->ov != RULE_CM)
-        return fail(err, "--cm-match-muon sets the size of CM's steps, but neither --qk nor --ov is cm");
-    if (c->optim.circuit && (c->ov == RULE_MUONH || c->ov == RULE_ADAMW || c->ov == RULE_ADAMW_PARTNER))
-        return fail(err, "--circuit on rescales directions of cm, muon, muon-head, normuon or aurora; set "
-                         "--ov to one of them");
+        return fail(err,
+                    "--cm-match-muon sets the size of CM's steps, but neither --qk nor --ov is cm");
+    if (c->optim.circuit &&
+        (c->ov == RULE_MUONH || c->ov == RULE_ADAMW || c->ov == RULE_ADAMW_PARTNER))
+        return fail(
+            err, "--circuit on rescales directions of cm, muon, muon-head, normuon or aurora; set "
+                 "--ov to one of them");
     if (c->qk == RULE_AURORA && A == c->width && K == c->width)
-        return fail(err, "--qk aurora is muon on square matrices, and W_Q and W_K are %d x %d; use --qk "
-                         "muon", A, c->width);
+        return fail(err,
+                    "--qk aurora is muon on square matrices, and W_Q and W_K are %d x %d; use --qk "
+                    "muon",
+                    A, c->width);
     if (c->ov == RULE_AURORA && A == c->width && K == c->width)
-        return fail(err, "--ov aurora is muon on square matrices, and W_V and W_O are %d x %d; use --ov "
-                         "muon", A, c->width);
+        return fail(err,
+                    "--ov aurora is muon on square matrices, and W_V and W_O are %d x %d; use --ov "
+                    "muon",
+                    A, c->width);
     if (c->mlp == MLP_RULE_AURORA && c->ff_width == c->width)
-        return fail(err, "--mlp aurora is muon on square matrices, and the MLP's are %d x %d; use --mlp "
-                         "muon", c->width, c->width);
-    const char *sphere = c->qk == RULE_MUONH ? "--qk" : c->ov == RULE_MUONH ? "--ov"
-                         : c->mlp == MLP_RULE_MUONH ? "--mlp" : NULL;
+        return fail(err,
+                    "--mlp aurora is muon on square matrices, and the MLP's are %d x %d; use --mlp "
+                    "muon",
+                    c->width, c->width);
+    const char *sphere = c->qk == RULE_MUONH        ? "--qk"
+                         : c->ov == RULE_MUONH      ? "--ov"
+                         : c->mlp == MLP_RULE_MUONH ? "--mlp"
+                                                    : NULL;
     if (sphere && c->weight_decay > 0)
-        return fail(err, "%s muonh keeps the norm of its weights, so --weight-decay %g has no meaning for "
-                         "it; set --weight-decay 0", sphere, c->weight_decay);
+        return fail(
+            err,
+            "%s muonh keeps the norm of its weights, so --weight-decay %g has no meaning for "
+            "it; set --weight-decay 0",
+            sphere, c->weight_decay);
     if ((c->ov == RULE_MUONH || c->mlp == MLP_RULE_MUONH) && c->init == INIT_SPEEDRUN)
-        return fail(err, "%s muonh keeps the norm that its weights start with, and --init speedrun starts "
-                         "the residual projections at zero; use --init gpt2",
-                    c->ov == RULE_MUONH ? "--ov" : "--mlp");
+        return fail(
+            err,
+            "%s muonh keeps the norm that its weights start with, and --init speedrun starts "
+            "the residual projections at zero; use --init gpt2",
+            c->ov == RULE_MUONH ? "--ov" : "--mlp");
     return 0;
 }
 
@@ -332,37 +389,49 @@ static inline int config_resolve(Config *c, char *err) {
     double widest = fmax((double)c->width, fmax((double)c->ff_width, (double)c->vocab));
     widest = fmax(fmax(widest, (double)c->seq_len), (double)c->heads * fmax(c->head_dim, 1));
     if (widest > side || c->layers > side)
-        return fail(err, "the model is too large: no side of a matrix and no count may exceed %.0f", side);
+        return fail(err, "the model is too large: no side of a matrix and no count may exceed %.0f",
+                    side);
     if ((double)c->batch_size * c->seq_len > most)
-        return fail(err, "--batch-size %d x --seq-len %d is too large: at most %.0f tokens in one pass; use "
-                         "--total-batch-tokens for larger steps", c->batch_size, c->seq_len, most);
+        return fail(
+            err,
+            "--batch-size %d x --seq-len %d is too large: at most %.0f tokens in one pass; use "
+            "--total-batch-tokens for larger steps",
+            c->batch_size, c->seq_len, most);
     if (!c->kv_heads) c->kv_heads = c->heads;
     if (c->heads % c->kv_heads)
         return fail(err, "--heads %d must be a multiple of --kv-heads %d", c->heads, c->kv_heads);
     if (!c->head_dim) {
         if (c->width % c->heads)
-            return fail(err, "--width %d is not a multiple of --heads %d; choose another or set "
-                             "--head-dim", c->width, c->heads);
+            return fail(err,
+                        "--width %d is not a multiple of --heads %d; choose another or set "
+                        "--head-dim",
+                        c->width, c->heads);
         c->head_dim = c->width / c->heads;
     }
     if (c->pos == POS_ROPE && c->head_dim % 2)
         return fail(err, "--pos rope needs an even head width, not %d", c->head_dim);
     if (c->pos == POS_ROPE_HALF && (c->head_dim % 4 || c->head_dim < 8))
-        return fail(err, "--pos rope-half needs a head width that is a multiple of 4 and at least "
-                         "8, not %d", c->head_dim);
+        return fail(err,
+                    "--pos rope-half needs a head width that is a multiple of 4 and at least "
+                    "8, not %d",
+                    c->head_dim);
     if (!c->ff_width)
         c->ff_width = c->act == ACT_SWIGLU ? round_up((8 * c->width + 2) / 3, 64) : 4 * c->width;
     if (c->attn_scale == 0) c->attn_scale = 1.0 / sqrt((double)c->head_dim);
     int64_t micro = (int64_t)c->batch_size * c->seq_len;
     if (!c->total_batch_tokens) c->total_batch_tokens = micro;
     if (c->total_batch_tokens % micro)
-        return fail(err, "--total-batch-tokens %lld must be a multiple of --batch-size %d x "
-                         "--seq-len %d = %lld", (long long)c->total_batch_tokens, c->batch_size,
-                    c->seq_len, (long long)micro);
-    int attention = c->optimizer == OPT_CM ? RULE_CM : c->optimizer == OPT_MUON ? RULE_MUON : RULE_ADAMW;
+        return fail(err,
+                    "--total-batch-tokens %lld must be a multiple of --batch-size %d x "
+                    "--seq-len %d = %lld",
+                    (long long)c->total_batch_tokens, c->batch_size, c->seq_len, (long long)micro);
+    int attention = c->optimizer == OPT_CM     ? RULE_CM
+                    : c->optimizer == OPT_MUON ? RULE_MUON
+                                               : RULE_ADAMW;
     if (c->qk == RULE_AUTO) c->qk = attention;
     if (c->ov == RULE_AUTO) c->ov = attention;
-    if (c->mlp == MLP_RULE_AUTO) c->mlp = c->optimizer == OPT_ADAMW ? MLP_RULE_ADAMW : MLP_RULE_MUON;
+    if (c->mlp == MLP_RULE_AUTO)
+        c->mlp = c->optimizer == OPT_ADAMW ? MLP_RULE_ADAMW : MLP_RULE_MUON;
     if (c->lr == 0) c->lr = c->optimizer == OPT_ADAMW ? 0.002 : 0.02;
     if (config_check_rules(c, err)) return -1;
     c->schedule.steps = c->steps;

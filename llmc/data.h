@@ -60,7 +60,7 @@ typedef struct {
 
 typedef struct {
     char *path;
-    unsigned char *map;   /* the whole file */
+    unsigned char *map; /* the whole file */
     size_t map_bytes;
     const unsigned char *tokens; /* first token of the part in use */
     size_t count;                /* tokens in the part in use */
@@ -72,8 +72,8 @@ typedef struct Data {
     int is_text;
     int part, order;
     int T, rows_per_step;
-    int vocab;       /* tokens at or above it are an error; set it lower after opening at will */
-    size_t count;    /* tokens of all files */
+    int vocab;    /* tokens at or above it are an error; set it lower after opening at will */
+    size_t count; /* tokens of all files */
     uint64_t seed;
     DataState begin; /* where the current step began */
     DataState next;  /* where its next row is */
@@ -97,37 +97,52 @@ static inline int data_fail_magic(const char *path, const unsigned char *p, char
     uint32_t magic = data_u32(p);
     uint32_t swapped = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
     if (magic == 20240801)
-        return fail(err, "%s: this is a shard of 32-bit tokens (magic 20240801, made for Llama 3); "
-                         "only 16-bit shards (magic %d) are supported", path, DATA_MAGIC);
+        return fail(err,
+                    "%s: this is a shard of 32-bit tokens (magic 20240801, made for Llama 3); "
+                    "only 16-bit shards (magic %d) are supported",
+                    path, DATA_MAGIC);
     if (swapped == DATA_MAGIC)
-        return fail(err, "%s: this shard was written big-endian; swap its bytes, shards are "
-                         "little-endian", path);
+        return fail(err,
+                    "%s: this shard was written big-endian; swap its bytes, shards are "
+                    "little-endian",
+                    path);
     if (magic == 20240522)
-        return fail(err, "%s: this is an evaluation file of llm.c (magic 20240522), not a token "
-                         "shard", path);
+        return fail(err,
+                    "%s: this is an evaluation file of llm.c (magic 20240522), not a token "
+                    "shard",
+                    path);
     if (magic >= 20240326 && magic <= 20240328)
-        return fail(err, "%s: this is a model, state or tokenizer file of llm.c (magic %u), not a "
-                         "token shard", path, (unsigned)magic);
+        return fail(err,
+                    "%s: this is a model, state or tokenizer file of llm.c (magic %u), not a "
+                    "token shard",
+                    path, (unsigned)magic);
     if (p[0] == '<')
-        return fail(err, "%s: starts with '<', so it is probably an error page saved by a failed "
-                         "download; delete it and fetch it again", path);
+        return fail(err,
+                    "%s: starts with '<', so it is probably an error page saved by a failed "
+                    "download; delete it and fetch it again",
+                    path);
     int printable = 1;
     for (int i = 0; i < 4; i++)
         if (!((p[i] >= ' ' && p[i] < 127) || p[i] == '\n' || p[i] == '\r' || p[i] == '\t'))
             printable = 0;
     if (printable)
-        return fail(err, "%s: looks like text; rename it to .txt to train on its bytes, or make "
-                         "shards of it with data/tokenize", path);
-    return fail(err, "%s: not a token shard: its first number is %u, not %d (files without a "
-                     "header or in another byte order cannot be read)", path, (unsigned)magic,
-                DATA_MAGIC);
+        return fail(err,
+                    "%s: looks like text; rename it to .txt to train on its bytes, or make "
+                    "shards of it with data/tokenize",
+                    path);
+    return fail(err,
+                "%s: not a token shard: its first number is %u, not %d (files without a "
+                "header or in another byte order cannot be read)",
+                path, (unsigned)magic, DATA_MAGIC);
 }
 
 /* Finds the tokens of a mapped shard. */
 static inline int data_read_header(DataFile *f, char *err) {
     if (f->map_bytes < DATA_HEADER_BYTES)
-        return fail(err, "%s: %zu bytes is too short for a token shard, whose header alone has %d; "
-                         "fetch or write the file again", f->path, f->map_bytes, DATA_HEADER_BYTES);
+        return fail(err,
+                    "%s: %zu bytes is too short for a token shard, whose header alone has %d; "
+                    "fetch or write the file again",
+                    f->path, f->map_bytes, DATA_HEADER_BYTES);
     if (data_u32(f->map) != DATA_MAGIC) return data_fail_magic(f->path, f->map, err);
     if (data_u32(f->map + 4) != DATA_VERSION)
         return fail(err, "%s: token shard of version %u; only version %d is supported", f->path,
@@ -135,9 +150,10 @@ static inline int data_read_header(DataFile *f, char *err) {
     uint64_t count = data_u32(f->map + 8); /* unsigned: up to 4.29e9 tokens */
     uint64_t expect = DATA_HEADER_BYTES + 2 * count;
     if (expect != f->map_bytes)
-        return fail(err, "%s: the header promises %llu tokens, which is %llu bytes, but the file "
-                         "has %zu: it is %s; fetch or write it again", f->path,
-                    (unsigned long long)count, (unsigned long long)expect, f->map_bytes,
+        return fail(err,
+                    "%s: the header promises %llu tokens, which is %llu bytes, but the file "
+                    "has %zu: it is %s; fetch or write it again",
+                    f->path, (unsigned long long)count, (unsigned long long)expect, f->map_bytes,
                     expect > f->map_bytes ? "truncated" : "damaged or two files in one");
     f->tokens = f->map + DATA_HEADER_BYTES;
     f->count = (size_t)count;
@@ -158,8 +174,10 @@ static inline int data_map(DataFile *f, int *is_text, char *err) {
     }
     if (st.st_size == 0 || (uint64_t)st.st_size > (uint64_t)SIZE_MAX / 2) {
         close(fd);
-        return fail(err, st.st_size ? "data file %s is too large for this machine"
-                                    : "data file %s is empty", f->path);
+        return fail(err,
+                    st.st_size ? "data file %s is too large for this machine"
+                               : "data file %s is empty",
+                    f->path);
     }
     f->map_bytes = (size_t)st.st_size;
     void *map = mmap(NULL, f->map_bytes, PROT_READ, MAP_SHARED, fd, 0);
@@ -234,8 +252,10 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
                         d->is_text ? "text" : "a token shard");
         size_t tenth = f->count / 10;
         if (d->part == DATA_VAL && !is_text)
-            return fail(err, "%s is a token shard, which is never split into training and "
-                             "validation data; name a validation shard", f->path);
+            return fail(err,
+                        "%s is a token shard, which is never split into training and "
+                        "validation data; name a validation shard",
+                        f->path);
         if (d->part == DATA_TRAIN && is_text) f->count -= tenth;
         if (d->part == DATA_VAL) {
             f->tokens += f->count - tenth;
@@ -246,7 +266,8 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
     }
     const DataFile *f = &d->files[longest];
     const char *part = d->part == DATA_VAL ? " (its last tenth, the validation part)"
-                       : d->part == DATA_TRAIN && d->is_text ? " (without its last tenth)" : "";
+                       : d->part == DATA_TRAIN && d->is_text ? " (without its last tenth)"
+                                                             : "";
     const char *unit = d->is_text ? "bytes" : "tokens";
     if (d->rows_per_step == 0) {
         if (f->count >= 2) return 0;
@@ -255,14 +276,17 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
     }
     if (d->order == DATA_SHUFFLED) {
         if (f->count >= (size_t)d->T + 1) return 0;
-        return fail(err, "%s has %zu %s%s, but one row needs %d + 1; use a shorter sequence length "
-                         "or more data", f->path, f->count, unit, part, d->T);
+        return fail(err,
+                    "%s has %zu %s%s, but one row needs %d + 1; use a shorter sequence length "
+                    "or more data",
+                    f->path, f->count, unit, part, d->T);
     }
     size_t block = (size_t)d->rows_per_step * (size_t)d->T;
     if (f->count > block + 1) return 0;
-    return fail(err, "%s has %zu %s%s, but one step reads %d rows of %d, which needs %zu; use a "
-                     "smaller batch, shuffled order or more data", f->path, f->count, unit, part,
-                d->rows_per_step, d->T, block + 2);
+    return fail(err,
+                "%s has %zu %s%s, but one step reads %d rows of %d, which needs %zu; use a "
+                "smaller batch, shuffled order or more data",
+                f->path, f->count, unit, part, d->rows_per_step, d->T, block + 2);
 }
 
 /* Opens a file or a (quoted) shell pattern. T is the row length, rows_per_step the rows of one
@@ -412,8 +436,9 @@ static inline int data_copy(const Data *d, const DataFile *f, size_t start, int 
     for (int t = 0; t <= n; t++) {
         int id = data_token(d, f, start + (size_t)t);
         if (id >= d->vocab)
-            return fail(err, "%s: token %d at position %zu is outside the vocabulary of %d; the "
-                             "data was made for another tokenizer, or the vocabulary size is wrong",
+            return fail(err,
+                        "%s: token %d at position %zu is outside the vocabulary of %d; the "
+                        "data was made for another tokenizer, or the vocabulary size is wrong",
                         f->path, id, start + (size_t)t, d->vocab);
         if (t < n) x[t] = id;
         if (t > 0) y[t - 1] = id;
@@ -427,8 +452,10 @@ static inline int data_next(Data *d, int rows, int *x, int *y, char *err) {
     if (d->rows_per_step == 0)
         return fail(err, "data was opened for validation only; training cannot draw from it");
     if (rows < 1 || rows > d->rows_per_step - d->row)
-        return fail(err, "data: a micro-batch of %d rows does not fit into a step of %d rows, %d "
-                         "of which are drawn", rows, d->rows_per_step, d->row);
+        return fail(err,
+                    "data: a micro-batch of %d rows does not fit into a step of %d rows, %d "
+                    "of which are drawn",
+                    rows, d->rows_per_step, d->row);
     DataState s = d->next;
     for (int r = 0; r < rows; r++) {
         size_t file, start, at = (size_t)r * (size_t)d->T;
@@ -450,14 +477,16 @@ static inline DataState data_state(const Data *d) { return d->begin; }
 /* Goes on from a state of data_state, seed included, with the same files, T and order. */
 static inline int data_seek(Data *d, DataState s, char *err) {
     if (s.shard >= d->num_files)
-        return fail(err, "cannot resume at shard %llu: %s and its like are only %zu files; resume "
-                         "on the data the run was started with", (unsigned long long)s.shard,
-                    d->files[0].path, d->num_files);
+        return fail(err,
+                    "cannot resume at shard %llu: %s and its like are only %zu files; resume "
+                    "on the data the run was started with",
+                    (unsigned long long)s.shard, d->files[0].path, d->num_files);
     size_t file = data_shard_file(d, s);
     size_t end = d->order == DATA_SHUFFLED ? data_rows(d, s, file) : d->files[file].count;
     if (s.position > end)
-        return fail(err, "cannot resume at %s %llu of %s, which has %zu; resume on the data and "
-                         "with the sequence length and data order the run was started with",
+        return fail(err,
+                    "cannot resume at %s %llu of %s, which has %zu; resume on the data and "
+                    "with the sequence length and data order the run was started with",
                     d->order == DATA_SHUFFLED ? "row" : "token", (unsigned long long)s.position,
                     d->files[file].path, end);
     d->seed = s.seed;

@@ -35,7 +35,8 @@ typedef struct {
     int64_t step, tokens;
     double train_loss, val_loss, lr, grad_norm, ms, tok_s;
     const char *extra; /* a JSON value, or NULL */
-    double mfu, mfu_stated; /* fraction of the measured peak and of the data sheet's; 0: not known */
+    double mfu,
+        mfu_stated; /* fraction of the measured peak and of the data sheet's; 0: not known */
 } LogLine;
 
 /* One more entry of run.json: a string, or any JSON value where is_json is 1. */

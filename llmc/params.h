@@ -12,8 +12,27 @@ exists nowhere else.
 #include "rng.h"
 
 typedef enum {
-    T_WTE, T_WPE, T_NORM0_W, T_NORM0_B, T_NORM1_W, T_NORM1_B, T_WQKV, T_BQKV, T_WO, T_BO, T_NORM2_W,
-    T_NORM2_B, T_WFC, T_BFC, T_WPROJ, T_BPROJ, T_NORMF_W, T_NORMF_B, T_WHEAD, T_BHEAD, TENSORS
+    T_WTE,
+    T_WPE,
+    T_NORM0_W,
+    T_NORM0_B,
+    T_NORM1_W,
+    T_NORM1_B,
+    T_WQKV,
+    T_BQKV,
+    T_WO,
+    T_BO,
+    T_NORM2_W,
+    T_NORM2_B,
+    T_WFC,
+    T_BFC,
+    T_WPROJ,
+    T_BPROJ,
+    T_NORMF_W,
+    T_NORMF_B,
+    T_WHEAD,
+    T_BHEAD,
+    TENSORS
 } TensorId;
 
 typedef enum { ROLE_EMBED, ROLE_HEAD, ROLE_SCALAR, ROLE_QKV, ROLE_O, ROLE_MLP } Role;
@@ -21,10 +40,11 @@ typedef enum { ROLE_EMBED, ROLE_HEAD, ROLE_SCALAR, ROLE_QKV, ROLE_O, ROLE_MLP } 
 typedef struct {
     const char *name;
     Role role;
-    int layers, rows, cols; /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
-    size_t offset, size;    /* elements from the start of the allocation; size = layers rows cols */
+    int layers, rows,
+        cols;            /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
+    size_t offset, size; /* elements from the start of the allocation; size = layers rows cols */
     double init_mean, init_std;
-    int used_rows;          /* rows of the vocabulary; those past it are padding and stay zero */
+    int used_rows; /* rows of the vocabulary; those past it are padding and stay zero */
 } Tensor;
 
 typedef struct {
@@ -58,9 +78,10 @@ static inline Registry registry_build(const Config *c) {
     int QKV = (c->heads + 2 * c->kv_heads) * c->head_dim, A = c->heads * c->head_dim;
     int H = c->act == ACT_SWIGLU ? 2 * F : F, affine = c->norm == NORM_LAYERNORM;
     int speedrun = c->init == INIT_SPEEDRUN;
-    double into_C = speedrun ? sqrt(0.33 / C) : c->init_std; /* matrices that read the stream */
+    double into_C = speedrun ? sqrt(0.33 / C) : c->init_std;    /* matrices that read the stream */
     double onto = speedrun ? 0.0 : c->init_std / sqrt(2.0 * L); /* those that write to it */
-    registry_add(&r, T_WTE, "wte", ROLE_EMBED, 1, Vp, C, 0, speedrun && !c->tied ? 1.0 : c->init_std);
+    registry_add(&r, T_WTE, "wte", ROLE_EMBED, 1, Vp, C, 0,
+                 speedrun && !c->tied ? 1.0 : c->init_std);
     if (c->pos == POS_LEARNED)
         registry_add(&r, T_WPE, "wpe", ROLE_EMBED, 1, c->seq_len, C, 0, c->init_std);
     if (c->embed_norm) {
@@ -81,7 +102,8 @@ static inline Registry registry_build(const Config *c) {
     if (c->biases) registry_add(&r, T_BPROJ, "bproj", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_NORMF_W, "normf_w", ROLE_SCALAR, 1, 1, C, 1, 0);
     if (affine) registry_add(&r, T_NORMF_B, "normf_b", ROLE_SCALAR, 1, 1, C, 0, 0);
-    if (!c->tied) registry_add(&r, T_WHEAD, "whead", ROLE_HEAD, 1, Vp, C, 0, speedrun ? 0 : c->init_std);
+    if (!c->tied)
+        registry_add(&r, T_WHEAD, "whead", ROLE_HEAD, 1, Vp, C, 0, speedrun ? 0 : c->init_std);
     if (c->head_bias) registry_add(&r, T_BHEAD, "bhead", ROLE_SCALAR, 1, 1, Vp, 0, 0);
     r.t[T_WTE].used_rows = V;
     r.count -= (size_t)(Vp - V) * C;
@@ -106,11 +128,13 @@ static inline void params_init(const Registry *r, floatM *p, uint64_t seed) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
         uint64_t stream = rng_stream(t->name ? t->name : "");
-        size_t used = (size_t)t->used_rows * t->cols * t->layers; /* padding is in layers = 1 only */
+        size_t used =
+            (size_t)t->used_rows * t->cols * t->layers; /* padding is in layers = 1 only */
 #pragma omp parallel for
         for (size_t i = 0; i < used; i++)
-            p[t->offset + i] = (floatM)(t->init_std > 0 ? t->init_mean + t->init_std *
-                                        rng_normal(seed, stream, i) : t->init_mean);
+            p[t->offset + i] =
+                (floatM)(t->init_std > 0 ? t->init_mean + t->init_std * rng_normal(seed, stream, i)
+                                         : t->init_mean);
     }
 }
 

@@ -51,8 +51,10 @@ static inline int sampler_greedy(const floatM *logits, int V, char *err) {
     int best = -1;
     for (int i = 0; i < V; i++) {
         if (logits[i] != logits[i] || (isinf(logits[i]) && logits[i] > 0))
-            return fail(err, "the logit of token %d is %g: the parameters are damaged, or of a run "
-                             "that diverged", i, (double)logits[i]);
+            return fail(err,
+                        "the logit of token %d is %g: the parameters are damaged, or of a run "
+                        "that diverged",
+                        i, (double)logits[i]);
         if (!isinf(logits[i]) && (best < 0 || logits[i] > logits[best])) best = i;
     }
     return best >= 0 ? best : fail(err, "none of the %d tokens has a finite logit", V);
@@ -88,7 +90,8 @@ static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int 
         sum += first.weight;
     }
     if (!s->top_k || s->top_p >= 1) return kept;
-    for (total = sum, sum = 0; nucleus < kept && (nucleus == 0 || sum < s->top_p * total); nucleus++)
+    for (total = sum, sum = 0; nucleus < kept && (nucleus == 0 || sum < s->top_p * total);
+         nucleus++)
         sum += entries[n - 1 - nucleus].weight;
     return nucleus;
 }
@@ -98,8 +101,10 @@ static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int 
 static inline int sampler_next(const Sampler *s, const floatM *logits, int V, uint64_t stream,
                                uint64_t position, SamplerEntry *scratch, int *token, char *err) {
     if (!(s->temperature >= 0) || !(s->top_p >= 0 && s->top_p <= 1) || s->top_k < 0)
-        return fail(err, "temperature %g, top-k %d, top-p %g: temperature and top-k must not be "
-                         "negative, top-p is from 0 to 1", s->temperature, s->top_k, s->top_p);
+        return fail(err,
+                    "temperature %g, top-k %d, top-p %g: temperature and top-k must not be "
+                    "negative, top-p is from 0 to 1",
+                    s->temperature, s->top_k, s->top_p);
     int best = sampler_greedy(logits, V, err);
     if (best < 0) return -1;
     *token = best;

@@ -9,12 +9,12 @@ Learning-rate and momentum schedules: multipliers as pure functions of the step.
 enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_TRAPEZOID };
 
 typedef struct {
-    int kind;             /* SCHEDULE_... */
-    int steps;            /* updates in the whole run */
-    int warmup;           /* updates of linear warm-up; update s < warmup gets (s + 1) / warmup */
-    double cooldown;      /* trapezoid: fraction of the run spent in the linear cooldown */
-    double final;         /* multiplier that the decay runs towards */
-    int momentum_warmup;  /* updates over which momentum rises linearly from momentum_start */
+    int kind;            /* SCHEDULE_... */
+    int steps;           /* updates in the whole run */
+    int warmup;          /* updates of linear warm-up; update s < warmup gets (s + 1) / warmup */
+    double cooldown;     /* trapezoid: fraction of the run spent in the linear cooldown */
+    double final;        /* multiplier that the decay runs towards */
+    int momentum_warmup; /* updates over which momentum rises linearly from momentum_start */
     double momentum_start;
 } Schedule;
 

@@ -61,14 +61,14 @@ typedef struct {
 } TokenPair;
 
 typedef struct {
-    int vocab; /* number of tokens */
-    int eot;   /* id of <|endoftext|>, or -1 where there is none */
+    int vocab;   /* number of tokens */
+    int eot;     /* id of <|endoftext|>, or -1 where there is none */
     char *bytes; /* token i is bytes[offsets[i]] up to offsets[i + 1] */
     size_t *offsets;
     int byte_id[256];
     TokenMerge *merges; /* open addressing; NULL: every byte is a token */
     size_t merge_mask;
-    TokenWord *cache; /* direct mapped */
+    TokenWord *cache;       /* direct mapped */
     unsigned char *classes; /* of the first 65536 code points */
     TokenNode *nodes;
     TokenPair *heap;
@@ -476,8 +476,10 @@ static inline int tokenizer_json_string(TokenLoader *l, char *err) {
         int64_t code = tokenizer_json_char(l);
         if (code < 0) return fail(err, "%s: byte %zu: malformed string", l->path, l->at);
         if (code >= 512 || l->byte_of[code] < 0)
-            return fail(err, "%s: byte %zu: U+%04X does not stand for a byte; the file is not a "
-                             "byte-level BPE vocabulary", l->path, l->at, (unsigned)code);
+            return fail(err,
+                        "%s: byte %zu: U+%04X does not stand for a byte; the file is not a "
+                        "byte-level BPE vocabulary",
+                        l->path, l->at, (unsigned)code);
         l->pool[l->pool_count++] = (char)l->byte_of[code];
     }
     if (l->at >= l->size) return fail(err, "%s: ends inside a string; it is truncated", l->path);
@@ -555,8 +557,10 @@ static inline int tokenizer_index(Tokenizer *t, const TokenLoader *l, char *err)
         t->byte_id[b] = tokenizer_find_name(l, &c, 1)->id;
         bad = t->byte_id[b] < 0;
         if (bad)
-            fail(err, "%s: has no token for the single byte 0x%02x; it is not a byte-level BPE "
-                      "vocabulary", l->path, (unsigned)b);
+            fail(err,
+                 "%s: has no token for the single byte 0x%02x; it is not a byte-level BPE "
+                 "vocabulary",
+                 l->path, (unsigned)b);
     }
     if (!bad) t->eot = tokenizer_find_name(l, TOKENIZER_EOT_TEXT, strlen(TOKENIZER_EOT_TEXT))->id;
     return bad ? -1 : 0;
@@ -633,8 +637,10 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
         int right = tokenizer_find_name(l, pair + lengths[0], lengths[1])->id;
         int merged = tokenizer_find_name(l, pair, lengths[0] + lengths[1])->id;
         if (left < 0 || right < 0 || merged < 0)
-            return fail(err, "%s: line %zu merges or makes a string that is not in the vocabulary; "
-                             "the two files do not belong together", path, line);
+            return fail(err,
+                        "%s: line %zu merges or makes a string that is not in the vocabulary; "
+                        "the two files do not belong together",
+                        path, line);
         TokenMerge *m = &t->merges[tokenizer_pair_slot(t, left, right)];
         if (m->merged >= 0) continue; /* a pair's first rank counts */
         m->left = left;
@@ -666,8 +672,7 @@ static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const c
         tokenizer_free(t);
         return -1;
     }
-#define TOKENIZER_FILL(table, id) \
-    tokenizer_fill_class(t->classes, table, TOKENIZER_ROWS(table), id)
+#define TOKENIZER_FILL(table, id) tokenizer_fill_class(t->classes, table, TOKENIZER_ROWS(table), id)
     TOKENIZER_FILL(unicode_letters, TOKEN_LETTER);
     TOKENIZER_FILL(unicode_numbers, TOKEN_NUMBER);
     TOKENIZER_FILL(unicode_spaces, TOKEN_SPACE);

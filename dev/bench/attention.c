@@ -9,8 +9,7 @@ forward, five backward, each 2 HS B NH T (T + 1) / 2. Beside it the GFLOP/s of a
 static floatX *filled(size_t n, int period) {
     floatX *p = (floatX *)malloc(n * sizeof *p);
     if (!p) die("out of memory: %zu numbers", n);
-    for (size_t i = 0; i < n; i++)
-        p[i] = (floatX)(i % (size_t)period) * 2 / (floatX)period - 1;
+    for (size_t i = 0; i < n; i++) p[i] = (floatX)(i % (size_t)period) * 2 / (floatX)period - 1;
     return p;
 }
 
@@ -28,10 +27,10 @@ static double square_product_gflops(void) {
 }
 
 int main(void) {
-    static const int shapes[][5] = {/* B, T, NH, NKV, HS */
-                                    {16, 128, 4, 4, 32},  {16, 256, 4, 4, 64}, {16, 256, 6, 6, 64},
-                                    {4, 64, 12, 12, 64},  {4, 1024, 12, 12, 64},
-                                    {4, 1024, 12, 4, 64}, {1, 1024, 1, 1, 128}};
+    static const int shapes[][5] = {
+        /* B, T, NH, NKV, HS */
+        {16, 128, 4, 4, 32},   {16, 256, 4, 4, 64},  {16, 256, 6, 6, 64}, {4, 64, 12, 12, 64},
+        {4, 1024, 12, 12, 64}, {4, 1024, 12, 4, 64}, {1, 1024, 1, 1, 128}};
     printf("%d threads; a product of 512 x 512: %.0f GFLOP/s\n\n", thread_count(),
            square_product_gflops());
     printf("%3s %5s %3s %3s %3s | forward ms  GFLOP/s | backward ms  GFLOP/s | decode us\n", "B",

@@ -20,11 +20,13 @@ typedef struct {
 } BenchConfig;
 
 static const Flag bench_flags[] = {
-    {"only", FLAG_CHOICE, offsetof(BenchConfig, only), "all", 0, 0, "all|gemm|attention|layers|optimizer",
-     "one of the tables", NULL},
-    {"json", FLAG_STRING, offsetof(BenchConfig, json), "", 0, 0, NULL, "file for the numbers", NULL},
+    {"only", FLAG_CHOICE, offsetof(BenchConfig, only), "all", 0, 0,
+     "all|gemm|attention|layers|optimizer", "one of the tables", NULL},
+    {"json", FLAG_STRING, offsetof(BenchConfig, json), "", 0, 0, NULL, "file for the numbers",
+     NULL},
     {"device", FLAG_INT, offsetof(BenchConfig, device), "0", 0, 1024, NULL, "GPU to use", NULL},
-    {"smoke", FLAG_SWITCH, offsetof(BenchConfig, smoke), "off", 0, 0, NULL, "tiny shapes, one round", NULL}};
+    {"smoke", FLAG_SWITCH, offsetof(BenchConfig, smoke), "off", 0, 0, NULL,
+     "tiny shapes, one round", NULL}};
 enum { BENCH_FLAGS = sizeof bench_flags / sizeof *bench_flags };
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -145,9 +147,11 @@ static void bench_linear(const char *name, int N, int I, int O) {
     snprintf(label, sizeof label, "%s, forward with bias", name);
     gemm_row(label, N, O, I, 1, peak, time_ms([&] { linear_forward(y, x, w, b, N, I, O); }, 0));
     snprintf(label, sizeof label, "%s, input gradient", name);
-    gemm_row(label, N, I, O, 1, peak, time_ms([&] { gemm(0, 0, N, I, O, 1, y, o, w, i, 0, x, i); }, 0));
+    gemm_row(label, N, I, O, 1, peak,
+             time_ms([&] { gemm(0, 0, N, I, O, 1, y, o, w, i, 0, x, i); }, 0));
     snprintf(label, sizeof label, "%s, weight gradient", name);
-    gemm_row(label, O, I, N, 1, peak, time_ms([&] { gemm(1, 0, O, I, N, 1, y, o, x, i, 1, dw, i); }, 0));
+    gemm_row(label, O, I, N, 1, peak,
+             time_ms([&] { gemm(1, 0, O, I, N, 1, y, o, x, i, 1, dw, i); }, 0));
     give_back();
 }
 
@@ -179,16 +183,20 @@ static void bench_fp32(const char *name, int count, int rows, int cols) {
 /* The MLP with GELU in the epilogues, and with kernels of its own: forward of the first layer with its activation,
    and the way back from the second layer to the first one's output. */
 static void bench_gelu(int N, int C, int F) {
-    floatX *x = reals((size_t)N * C), *y = reals((size_t)N * F), *h = reals((size_t)N * F), *dh = reals((size_t)N * F);
+    floatX *x = reals((size_t)N * C), *y = reals((size_t)N * F), *h = reals((size_t)N * F),
+           *dh = reals((size_t)N * F);
     floatX *w = reals((size_t)F * C), *b = reals((size_t)F), *dy = reals((size_t)N * F);
     floatM *db = masters((size_t)F);
     int kept = linear_gelu_fused;
     for (int fused = 0; fused < 2; fused++) {
         char label[96];
         linear_gelu_fused = fused;
-        snprintf(label, sizeof label, "W_fc and GELU, %s, forward", fused ? "one kernel" : "two kernels");
-        gemm_row(label, N, F, C, 1, peak, time_ms([&] { linear_act_forward(y, h, x, w, b, N, C, F, ACT_GELU); }, 0));
-        snprintf(label, sizeof label, "W_proj and GELU, %s, backward with bias", fused ? "epilogue" : "kernel");
+        snprintf(label, sizeof label, "W_fc and GELU, %s, forward",
+                 fused ? "one kernel" : "two kernels");
+        gemm_row(label, N, F, C, 1, peak,
+                 time_ms([&] { linear_act_forward(y, h, x, w, b, N, C, F, ACT_GELU); }, 0));
+        snprintf(label, sizeof label, "W_proj and GELU, %s, backward with bias",
+                 fused ? "epilogue" : "kernel");
         gemm_row(label, N, F, C, 1, peak,
                  time_ms([&] { linear_act_backward(dh, dy, db, x, w, h, N, F, C, ACT_GELU); }, 0));
     }
@@ -222,9 +230,11 @@ static void attention_row(const char *who, const Heads *h, double forward, doubl
                           const char *note) {
     char label[96];
     double flops = 2.0 * h->B * h->NH * h->HS * h->T * (h->T + 1) / 2; /* of a causal product */
-    snprintf(label, sizeof label, "%s B %d T %d NH %d NKV %d HS %d", who, h->B, h->T, h->NH, h->NKV, h->HS);
-    printf("| %s | %d | %d | %d / %d | %d | %.3f | %.0f | %.3f | %.0f | %s |\n", who, h->B, h->T, h->NH,
-           h->NKV, h->HS, forward, 2e-9 * flops / forward, backward, 5e-9 * flops / backward, note);
+    snprintf(label, sizeof label, "%s B %d T %d NH %d NKV %d HS %d", who, h->B, h->T, h->NH, h->NKV,
+             h->HS);
+    printf("| %s | %d | %d | %d / %d | %d | %.3f | %.0f | %.3f | %.0f | %s |\n", who, h->B, h->T,
+           h->NH, h->NKV, h->HS, forward, 2e-9 * flops / forward, backward, 5e-9 * flops / backward,
+           note);
     fflush(stdout);
     snprintf(label + strlen(label), sizeof label - strlen(label), " forward");
     json_row(label, forward, "tflops", 2e-9 * flops / forward);
@@ -240,32 +250,38 @@ static void bench_heads(const Heads *h) {
     floatM *lse = masters(N * (size_t)NH);
     char why[384] = "", note[448], name[64], engines[128];
     forward = time_ms([&] { flash_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
-    backward = time_ms([&] { flash_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); }, 0);
+    backward =
+        time_ms([&] { flash_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); }, 0);
     attention_row("flash", h, forward, backward, "");
-    if (hopper_supports(HS, why, sizeof why) || hopper_forward(out, lse, qkv, B, T, NH, NKV, HS, scale)) {
+    if (hopper_supports(HS, why, sizeof why) ||
+        hopper_forward(out, lse, qkv, B, T, NH, NKV, HS, scale)) {
         printf("| hopper | %d | %d | %d / %d | %d | | | | | %s |\n", B, T, NH, NKV, HS, why);
     } else {
         forward = time_ms([&] { hopper_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
-        backward = time_ms([&] { hopper_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); }, 0);
+        backward = time_ms(
+            [&] { hopper_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); }, 0);
         attention_row("hopper", h, forward, backward, "");
     }
     why[0] = 0;
     for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++) {
         int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
         cudnn_name(name, sizeof name);
-        if (cudnn_fast) snprintf(name + strlen(name), sizeof name - strlen(name), ", dq in any order");
+        if (cudnn_fast)
+            snprintf(name + strlen(name), sizeof name - strlen(name), ", dq in any order");
         if (status || cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) ||
             cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale)) {
-            printf("| %s | %d | %d | %d / %d | %d | | | | | %s |\n", status ? "cuDNN" : name, B, T, NH, NKV, HS,
-                   status ? why : cudnn_failure());
+            printf("| %s | %d | %d | %d / %d | %d | | | | | %s |\n", status ? "cuDNN" : name, B, T,
+                   NH, NKV, HS, status ? why : cudnn_failure());
             continue;
         }
         cudnn_engines(engines, sizeof engines);
         snprintf(note, sizeof note, "%.0f MB to work in; %s",
                  (double)cudnn_attention_workspace(B, T, NH, NKV, HS, scale) * 1e-6, engines);
-        forward = time_ms([&] { cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
+        forward =
+            time_ms([&] { cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
         backward = time_ms(
-            [&] { cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); }, 0);
+            [&] { cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale); },
+            0);
         attention_row(name, h, forward, backward, note);
     }
     cudnn_fast = 0;
@@ -275,8 +291,11 @@ static void bench_heads(const Heads *h) {
 }
 
 static void bench_attention(void) {
-    static const Heads big[] = {{16, 1024, 12, 12, 64}, {16, 1024, 12, 4, 64}, {16, 1024, 6, 6, 128},
-                                {4, 4096, 12, 12, 64},  {4, 4096, 6, 6, 128}};
+    static const Heads big[] = {{16, 1024, 12, 12, 64},
+                                {16, 1024, 12, 4, 64},
+                                {16, 1024, 6, 6, 128},
+                                {4, 4096, 12, 12, 64},
+                                {4, 4096, 6, 6, 128}};
     static const Heads tiny[] = {{1, 48, 2, 1, 32}};
     table("attention", "Attention; FLOPs of 2 triangular products forward and 5 backward",
           "| by | B | T | NH / NKV | HS | forward ms | TFLOP/s | backward ms | TFLOP/s | |");
@@ -291,7 +310,8 @@ static double copy_rate; /* GB/s of a copy, read and written */
 
 static void layer_row(const char *name, double bytes, double ms) {
     double rate = bytes / ms * 1e-6;
-    printf("| %s | %.1f | %.4f | %.0f | %.0f %% |\n", name, bytes * 1e-6, ms, rate, 100 * rate / copy_rate);
+    printf("| %s | %.1f | %.4f | %.0f | %.0f %% |\n", name, bytes * 1e-6, ms, rate,
+           100 * rate / copy_rate);
     fflush(stdout);
     json_row(name, ms, "gb_s", rate);
 }
@@ -304,26 +324,42 @@ static void bench_norms(const Shape *s) {
     floatM *mean = masters((size_t)N), *rstd = masters((size_t)N), *gain = masters((size_t)C);
     floatM *bias = masters((size_t)C), *dgain = masters((size_t)C), *dbias = masters((size_t)C);
     floatM *dsum = masters((size_t)C);
-    layer_row("layernorm forward", 2 * x, time_ms([&] {
-        norm_forward(a, mean, rstd, NULL, b, NULL, gain, bias, N, C, NORM_LAYERNORM, 1e-5);
-    }, 1));
-    layer_row("layernorm forward of a sum", 4 * x, time_ms([&] {
-        norm_forward(a, mean, rstd, c, b, d, gain, bias, N, C, NORM_LAYERNORM, 1e-5);
-    }, 1));
-    layer_row("rmsnorm forward of a sum", 4 * x, time_ms([&] {
-        norm_forward(a, mean, rstd, c, b, d, gain, NULL, N, C, NORM_RMSNORM, 1e-6);
-    }, 1));
-    layer_row("layernorm backward with the sum of dx", 4 * x, time_ms([&] {
-        norm_backward(a, dgain, dbias, dsum, b, c, d, gain, mean, rstd, N, C, NORM_LAYERNORM);
-    }, 1));
-    layer_row("rmsnorm backward", 4 * x, time_ms([&] {
-        norm_backward(a, dgain, NULL, NULL, b, c, d, gain, mean, rstd, N, C, NORM_RMSNORM);
-    }, 1));
+    layer_row("layernorm forward", 2 * x,
+              time_ms(
+                  [&] {
+                      norm_forward(a, mean, rstd, NULL, b, NULL, gain, bias, N, C, NORM_LAYERNORM,
+                                   1e-5);
+                  },
+                  1));
+    layer_row(
+        "layernorm forward of a sum", 4 * x,
+        time_ms(
+            [&] { norm_forward(a, mean, rstd, c, b, d, gain, bias, N, C, NORM_LAYERNORM, 1e-5); },
+            1));
+    layer_row(
+        "rmsnorm forward of a sum", 4 * x,
+        time_ms([&] { norm_forward(a, mean, rstd, c, b, d, gain, NULL, N, C, NORM_RMSNORM, 1e-6); },
+                1));
+    layer_row("layernorm backward with the sum of dx", 4 * x,
+              time_ms(
+                  [&] {
+                      norm_backward(a, dgain, dbias, dsum, b, c, d, gain, mean, rstd, N, C,
+                                    NORM_LAYERNORM);
+                  },
+                  1));
+    layer_row("rmsnorm backward", 4 * x,
+              time_ms(
+                  [&] {
+                      norm_backward(a, dgain, NULL, NULL, b, c, d, gain, mean, rstd, N, C,
+                                    NORM_RMSNORM);
+                  },
+                  1));
     give_back();
 }
 
 static void bench_embedding(const Shape *s) {
-    int N = s->B * s->T, C = s->C, Vp = round_up(s->V, 64), *host = (int *)malloc((size_t)N * sizeof(int));
+    int N = s->B * s->T, C = s->C, Vp = round_up(s->V, 64),
+        *host = (int *)malloc((size_t)N * sizeof(int));
     double x = (double)N * C * sizeof(floatX), m = (double)sizeof(floatM);
     floatX *dx = reals((size_t)N * C), *wte = reals((size_t)Vp * C), *wpe = reals((size_t)s->T * C);
     floatM *dwte = masters((size_t)Vp * C), *dwpe = masters((size_t)s->T * C);
@@ -349,13 +385,16 @@ static void bench_heads_in_place(const Shape *s) {
     size_t n = (size_t)N * 3 * s->C, angles = (size_t)s->T * (HS / 2);
     double x = (double)N * s->C * sizeof(floatX); /* of queries, or of keys */
     floatX *qkv = reals(n), *dqkv = reals(n);
-    floatM *rstd = masters((size_t)N * 2 * s->NH), *cosine = masters(angles), *sine = masters(angles);
-    layer_row("QK-norm and rotation forward", 4 * x, time_ms([&] {
-        qk_forward(qkv, rstd, cosine, sine, N, s->T, 0, s->NH, s->NH, HS, 1, 1e-6);
-    }, 1));
-    layer_row("QK-norm and rotation backward", 6 * x, time_ms([&] {
-        qk_backward(dqkv, qkv, rstd, cosine, sine, N, s->T, s->NH, s->NH, HS, 1);
-    }, 1));
+    floatM *rstd = masters((size_t)N * 2 * s->NH), *cosine = masters(angles),
+           *sine = masters(angles);
+    layer_row(
+        "QK-norm and rotation forward", 4 * x,
+        time_ms([&] { qk_forward(qkv, rstd, cosine, sine, N, s->T, 0, s->NH, s->NH, HS, 1, 1e-6); },
+                1));
+    layer_row(
+        "QK-norm and rotation backward", 6 * x,
+        time_ms([&] { qk_backward(dqkv, qkv, rstd, cosine, sine, N, s->T, s->NH, s->NH, HS, 1); },
+                1));
     give_back();
 }
 
@@ -417,9 +456,11 @@ static void bench_layers(const Shape *s) {
     size_t bytes = smoke ? 4096 : (size_t)512 << 20;
     flush_memory = must(device_alloc(smoke ? 1 : FLUSH));
     char *from = (char *)must(take(bytes)), *to = (char *)must(take(bytes));
-    double ms = time_ms([&] {
-        CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_stream));
-    }, 1);
+    double ms = time_ms(
+        [&] {
+            CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_stream));
+        },
+        1);
     copy_rate = 2 * (double)bytes / ms * 1e-6;
     give_back();
     table("layers", "Kernels bound by memory", "| kernel | MB | ms | GB/s | of a copy |");
@@ -457,8 +498,9 @@ static void update_part(const Update *u, int part) {
     for (int i = 0; i < u->plan.n; i++) {
         const PlanEntry *e = &u->plan.e[i];
         int id = e->part.id, layers = u->r.t[id].layers, chunk = plan_chunk(&u->r, e, &u->c.optim);
-        int is = id == T_WQKV || id == T_WO ? PART_ATTENTION
-                 : id == T_WFC || id == T_WPROJ ? PART_MLP : PART_REST;
+        int is = id == T_WQKV || id == T_WO     ? PART_ATTENTION
+                 : id == T_WFC || id == T_WPROJ ? PART_MLP
+                                                : PART_REST;
         for (int l = 0; l < layers && (part == PART_ALL || part == is); l += chunk)
             plan_entry_step(&u->r, e, &u->c, &u->s, l, min_int(chunk, layers - l));
     }
@@ -469,8 +511,8 @@ static void update_build(Update *u, const Model *m, const char *rule) {
     memset(u, 0, sizeof *u);
     flags_defaults(config_flags, CONFIG_FLAGS, &u->c);
     snprintf(size, sizeof size, "--layers %d --width %d --heads %d", m->layers, m->width, m->heads);
-    if (config_apply(&u->c, NULL, config_presets[PRESET_GPT2], err) || config_apply(&u->c, NULL, size, err) ||
-        config_apply(&u->c, NULL, rule, err))
+    if (config_apply(&u->c, NULL, config_presets[PRESET_GPT2], err) ||
+        config_apply(&u->c, NULL, size, err) || config_apply(&u->c, NULL, rule, err))
         die("%s", err);
     u->c.vocab = smoke ? 100 : 50257;
     if (smoke) u->c.seq_len = 16;
@@ -502,7 +544,8 @@ static void bench_model(const Model *m) {
     }
     size_t n = u[0].r.size;
     floatM *p = noise<floatM>(n, 0.03), *g = noise<floatM>(n, 1e-3);
-    floatM *first = (floatM *)take(n * sizeof(floatM)), *second = (floatM *)take(v * sizeof(floatM));
+    floatM *first = (floatM *)take(n * sizeof(floatM)),
+           *second = (floatM *)take(v * sizeof(floatM));
     floatM *room = (floatM *)take(arena * sizeof(floatM));
     if (!p || !g || !first || !second || !room) {
         printf("| %s | needs %.1f GB | | | | | | |\n", m->name, (double)(3 * n + v + arena) * 4e-9);
@@ -522,17 +565,19 @@ static void bench_model(const Model *m) {
             json_row(label, ms[part], "of_muon", ms[part] / muon[part]);
         }
         printf("| %s | %s | %.3f | %.2f | %.3f | %.3f | %.3f | %.2f |\n", m->name, updates[i].name,
-               ms[PART_ATTENTION], ms[PART_ATTENTION] / muon[PART_ATTENTION], ms[PART_MLP], ms[PART_REST],
-               ms[PART_ALL], ms[PART_ALL] / muon[PART_ALL]);
+               ms[PART_ATTENTION], ms[PART_ATTENTION] / muon[PART_ATTENTION], ms[PART_MLP],
+               ms[PART_REST], ms[PART_ALL], ms[PART_ALL] / muon[PART_ALL]);
         fflush(stdout);
     }
     give_back();
 }
 
 static void bench_optimizers(void) {
-    static const Model models[] = {{"124M", 12, 768, 12}, {"340M", 24, 1024, 16}, {"1B", 24, 2048, 16}};
+    static const Model models[] = {
+        {"124M", 12, 768, 12}, {"340M", 24, 1024, 16}, {"1B", 24, 2048, 16}};
     static const Model tiny = {"tiny", 2, 32, 2};
-    table("optimizer", "Updates: attention is W_Q W_K W_V W_O, rest the embeddings and vectors, by AdamW",
+    table("optimizer",
+          "Updates: attention is W_Q W_K W_V W_O, rest the embeddings and vectors, by AdamW",
           "| model | rule | attention ms | / Muon | MLP ms | rest ms | all ms | / Muon |");
     for (size_t i = 0; i < (smoke ? 1 : sizeof models / sizeof models[0]); i++)
         bench_model(smoke ? &tiny : &models[i]);
@@ -551,19 +596,22 @@ static void setup(const BenchConfig *b) {
     c.attention = ATTENTION_FLASH; /* both are timed */
     if (config_resolve(&c, err) || device_setup(&c, NULL, err)) die("%s", err);
     device_describe(text, sizeof text);
-    if (b->json[0] && !(json = fopen(b->json, "w"))) die("cannot write %s: %s", b->json, strerror(errno));
+    if (b->json[0] && !(json = fopen(b->json, "w")))
+        die("cannot write %s: %s", b->json, strerror(errno));
     CUDA_CHECK(cudaEventCreate(&event_start));
     CUDA_CHECK(cudaEventCreate(&event_end));
     device_peak(&measured, &peak);
     printf("## %s\n", text);
-    if (measured > 0) printf("\nA product of 8192 x 8192 x 8192 reaches %.0f TFLOP/s", measured * 1e-12);
-    if (measured > 0 && peak > 0) printf(", %.0f %% of the stated %.0f", 100 * measured / peak, peak * 1e-12);
+    if (measured > 0)
+        printf("\nA product of 8192 x 8192 x 8192 reaches %.0f TFLOP/s", measured * 1e-12);
+    if (measured > 0 && peak > 0)
+        printf(", %.0f %% of the stated %.0f", 100 * measured / peak, peak * 1e-12);
     if (measured > 0) printf(".\n");
     if (!json) return;
     fprintf(json, "{\"device\": ");
     json_string(json, text);
-    fprintf(json, ", \"measured_tflops\": %.6g, \"stated_tflops\": %.6g, \"rows\": [", measured * 1e-12,
-            peak * 1e-12);
+    fprintf(json, ", \"measured_tflops\": %.6g, \"stated_tflops\": %.6g, \"rows\": [",
+            measured * 1e-12, peak * 1e-12);
 }
 
 int main(int argc, char **argv) {
@@ -579,7 +627,8 @@ int main(int argc, char **argv) {
     smoke = c.smoke;
     setup(&c);
     const int rows = device_logit_rows(16 * 1024, 50304 * sizeof(floatX));
-    const Shape big = {16, 1024, 12, 768, 12, 50257, 3072, rows}, tiny = {2, 24, 2, 32, 2, 100, 64, 40};
+    const Shape big = {16, 1024, 12, 768, 12, 50257, 3072, rows},
+                tiny = {2, 24, 2, 32, 2, 100, 64, 40};
     const Shape *s = smoke ? &tiny : &big;
     if (c.only == ONLY_ALL || c.only == ONLY_GEMM) bench_gemm(s);
     if (c.only == ONLY_ALL || c.only == ONLY_ATTENTION) bench_attention();

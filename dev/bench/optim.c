@@ -21,23 +21,25 @@ typedef struct {
     int measured; /* layers */
 } Model;
 
-static const Model models[] = {
-    {"tiny", 4, 128, 4, 4}, {"124m", 12, 768, 12, 1}, {"340m", 24, 1024, 16, 1}, {"1b", 24, 2048, 16, 1}};
+static const Model models[] = {{"tiny", 4, 128, 4, 4},
+                               {"124m", 12, 768, 12, 1},
+                               {"340m", 24, 1024, 16, 1},
+                               {"1b", 24, 2048, 16, 1}};
 enum { MODELS = sizeof models / sizeof *models };
 
 typedef enum { MUON, MUON_HEAD, CM_FULL, CM_ISOTROPIC, ADAMW, MLP_MUON, MLP_ADAMW, RULES } Rule;
-static const char *const rule_names[RULES] = {"muon",  "muon-head", "cm full, hybrid", "cm isotropic",
-                                              "adamw", "muon",      "adamw"};
+static const char *const rule_names[RULES] = {
+    "muon", "muon-head", "cm full, hybrid", "cm isotropic", "adamw", "muon", "adamw"};
 
 typedef struct {
     int model, threads;
 } BenchConfig;
 
-static const Flag bench_flags[] = {
-    {"model", FLAG_CHOICE, offsetof(BenchConfig, model), "quick", 0, 0, "tiny|124m|340m|1b|all|quick",
-     "whose weights; quick: 124m and 340m", NULL},
-    {"threads", FLAG_INT, offsetof(BenchConfig, threads), "0", 0, 4096, NULL,
-     "0: as many as OpenMP gives", NULL}};
+static const Flag bench_flags[] = {{"model", FLAG_CHOICE, offsetof(BenchConfig, model), "quick", 0,
+                                    0, "tiny|124m|340m|1b|all|quick",
+                                    "whose weights; quick: 124m and 340m", NULL},
+                                   {"threads", FLAG_INT, offsetof(BenchConfig, threads), "0", 0,
+                                    4096, NULL, "0: as many as OpenMP gives", NULL}};
 
 /* p, g, m, v of one tensor (measured, rows, cols). */
 typedef struct {
@@ -183,15 +185,16 @@ static void bench(const Model *m) {
             run(&b, (Rule)rule);
             seconds[rule][round] = now_seconds() - start;
         }
-    printf("\n%s: %d layers, width %d, %d heads of %d; %s, %d rounds\n", m->name, m->layers, C, m->heads,
-           C / m->heads, L < m->layers ? "one layer measured, times the layers" : "all layers measured",
-           rounds);
+    printf("\n%s: %d layers, width %d, %d heads of %d; %s, %d rounds\n", m->name, m->layers, C,
+           m->heads, C / m->heads,
+           L < m->layers ? "one layer measured, times the layers" : "all layers measured", rounds);
     printf("%-10s %-16s %10s %10s %9s %7s\n", "weights", "rule", "best ms", "median ms", "GFLOP/s",
            "/ muon");
     for (int rule = 0; rule < RULES; rule++) {
         double *s = seconds[rule], flops = rule_flops(m, (Rule)rule) * m->layers;
         qsort(s, (size_t)rounds, sizeof *s, ascending);
-        double scale = (double)m->layers / L, muon_best = seconds[rule < MLP_MUON ? MUON : MLP_MUON][0];
+        double scale = (double)m->layers / L,
+               muon_best = seconds[rule < MLP_MUON ? MUON : MLP_MUON][0];
         char rate[16] = "-";
         if (flops > 0) snprintf(rate, sizeof rate, "%.0f", flops * 1e-9 / (s[0] * scale));
         printf("%-10s %-16s %10.2f %10.2f %9s %7.2f\n", rule < MLP_MUON ? "attention" : "MLP",
@@ -217,8 +220,8 @@ int main(int argc, char **argv) {
 #ifdef _OPENMP
     if (c.threads) omp_set_num_threads(c.threads);
 #endif
-    printf("%d thread%s, fp32, matrix products by %s\n", thread_count(), thread_count() == 1 ? "" : "s",
-           gemm_describe());
+    printf("%d thread%s, fp32, matrix products by %s\n", thread_count(),
+           thread_count() == 1 ? "" : "s", gemm_describe());
     for (int i = 0; i < MODELS; i++)
         if (c.model == i || c.model == MODELS || (c.model == MODELS + 1 && (i == 1 || i == 2)))
             bench(&models[i]);

@@ -60,18 +60,34 @@ struct dim3 {
 };
 /* Through which kernels read and write memory of other types, as nvcc allows. */
 #define EMU_VECTOR(BYTES) __attribute__((aligned(BYTES), may_alias))
-struct EMU_VECTOR(8) float2 { float x, y; };
-struct EMU_VECTOR(16) float4 { float x, y, z, w; };
-struct EMU_VECTOR(8) int2 { int x, y; };
-struct EMU_VECTOR(16) int4 { int x, y, z, w; };
-struct EMU_VECTOR(8) uint2 { unsigned x, y; };
-struct EMU_VECTOR(16) uint4 { unsigned x, y, z, w; };
-struct EMU_VECTOR(16) double2 { double x, y; };
+struct EMU_VECTOR(8) float2 {
+    float x, y;
+};
+struct EMU_VECTOR(16) float4 {
+    float x, y, z, w;
+};
+struct EMU_VECTOR(8) int2 {
+    int x, y;
+};
+struct EMU_VECTOR(16) int4 {
+    int x, y, z, w;
+};
+struct EMU_VECTOR(8) uint2 {
+    unsigned x, y;
+};
+struct EMU_VECTOR(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct EMU_VECTOR(16) double2 {
+    double x, y;
+};
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+    return {x, y, z, w};
+}
 
 /* bfloat16 is the upper half of a float; conversion rounds to nearest, ties to even, NaN stays NaN. */
 struct __nv_bfloat16 {
@@ -90,7 +106,9 @@ struct __nv_bfloat16 {
         return f;
     }
 };
-struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct alignas(4) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
 static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f); }
 static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
 static inline float __bfloat162float(__nv_bfloat16 b) { return (float)b; }
@@ -106,8 +124,16 @@ static inline float __frcp_rn(float x) { return 1 / x; }
 static inline float __fsqrt_rn(float x) { return sqrtf(x); }
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 static inline double rsqrt(double x) { return 1 / sqrt(x); }
-static inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
-static inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
+static inline float __int_as_float(int i) {
+    float f;
+    memcpy(&f, &i, 4);
+    return f;
+}
+static inline int __float_as_int(float f) {
+    int i;
+    memcpy(&i, &f, 4);
+    return i;
+}
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 template <typename T> static inline T __ldg(const T *p) { return *p; }
@@ -115,11 +141,31 @@ template <typename T> static inline T __ldcs(const T *p) { return *p; }
 template <typename T> static inline void __stcs(T *p, T v) { *p = v; }
 
 /* Atomics of integers and maxima only: float sums would depend on the order. */
-static inline int atomicAdd(int *p, int v) { int old = *p; *p += v; return old; }
-static inline unsigned atomicAdd(unsigned *p, unsigned v) { unsigned old = *p; *p += v; return old; }
-static inline int atomicMax(int *p, int v) { int old = *p; if (v > old) *p = v; return old; }
-static inline int atomicMin(int *p, int v) { int old = *p; if (v < old) *p = v; return old; }
-static inline int atomicOr(int *p, int v) { int old = *p; *p |= v; return old; }
+static inline int atomicAdd(int *p, int v) {
+    int old = *p;
+    *p += v;
+    return old;
+}
+static inline unsigned atomicAdd(unsigned *p, unsigned v) {
+    unsigned old = *p;
+    *p += v;
+    return old;
+}
+static inline int atomicMax(int *p, int v) {
+    int old = *p;
+    if (v > old) *p = v;
+    return old;
+}
+static inline int atomicMin(int *p, int v) {
+    int old = *p;
+    if (v < old) *p = v;
+    return old;
+}
+static inline int atomicOr(int *p, int v) {
+    int old = *p;
+    *p |= v;
+    return old;
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* fibers */
@@ -134,18 +180,22 @@ enum { EMU_STACK = 64 << 10 };
 
 struct EmuThread {
     dim3 index;
-    void *sp;             /* where it was left */
+    void *sp; /* where it was left */
     int state, lane, warp;
-    int operations;       /* warp operations so far, which picks the half of the exchange */
-    const char *where;    /* name of the barrier it waits at */
-    int vote;             /* what it brought to __syncthreads_or and the like */
-    void *fake_stack;     /* AddressSanitizer's */
-    struct { void *to; const void *from; int bytes, group; } copy[EMU_COPIES]; /* cp.async not yet done */
+    int operations;    /* warp operations so far, which picks the half of the exchange */
+    const char *where; /* name of the barrier it waits at */
+    int vote;          /* what it brought to __syncthreads_or and the like */
+    void *fake_stack;  /* AddressSanitizer's */
+    struct {
+        void *to;
+        const void *from;
+        int bytes, group;
+    } copy[EMU_COPIES]; /* cp.async not yet done */
     int copies, group;
     /* wgmma (llmc/cuda/wgmma.cuh): products not yet done, groups committed; after wgmma.fence; after
        fence.proxy.async and before the block's next barrier */
     int products, product_group, fenced, published;
-    long issued;                         /* so far in this block */
+    long issued; /* so far in this block */
 };
 
 struct EmuWarp {
@@ -164,12 +214,14 @@ struct EmuState {
     void (*body)(const void *);
     const void *arguments;
     unsigned char *shared;
-    unsigned char *seen; /* what of it the tensor cores see: as it was when last all threads published it */
+    unsigned char
+        *seen; /* what of it the tensor cores see: as it was when last all threads published it */
     const char *kernel;
     int votes_or, votes_count;
-    long launches, blocks; /* started so far */
+    long launches, blocks;              /* started so far */
     size_t dynamic_bytes, static_bytes; /* of shared memory, in the launch under way */
-    std::vector<std::function<void()>> *recording; /* where a stream capture puts its work, else NULL */
+    std::vector<std::function<void()>>
+        *recording; /* where a stream capture puts its work, else NULL */
 };
 inline EmuState emu;
 
@@ -225,7 +277,9 @@ static inline void *emu_prepare(char *stack, size_t size) {
 #error "the emulator knows how to switch stacks on x86-64 and aarch64 only"
 #endif
 
-static inline char *emu_stack(const EmuThread *t) { return emu.stacks + (size_t)(t - emu.thread) * EMU_STACK; }
+static inline char *emu_stack(const EmuThread *t) {
+    return emu.stacks + (size_t)(t - emu.thread) * EMU_STACK;
+}
 
 /* From a thread to the scheduler. */
 static inline void emu_yield(int state, const char *where) {
@@ -247,8 +301,10 @@ extern "C" __attribute__((used)) inline void emu_entry(void) {
     __sanitizer_finish_switch_fiber(NULL, &emu.scheduler_bottom, &emu.scheduler_size);
 #endif
     emu.body(emu.arguments);
-    if (emu.current->copies) emu_die("a thread ends with copies by cp.async that nobody waited for");
-    if (emu.current->products) emu_die("a thread ends with products by wgmma that nobody waited for");
+    if (emu.current->copies)
+        emu_die("a thread ends with copies by cp.async that nobody waited for");
+    if (emu.current->products)
+        emu_die("a thread ends with products by wgmma that nobody waited for");
     emu_yield(EMU_DONE, "its end");
     abort();
 }
@@ -378,7 +434,8 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
                          (unsigned)(b / grid.x / grid.y));
         void *memory;
         emu.blocks++;
-        if (posix_memalign(&memory, 128, shared ? shared : 1)) emu_die("out of memory: shared memory");
+        if (posix_memalign(&memory, 128, shared ? shared : 1))
+            emu_die("out of memory: shared memory");
         emu.shared = (unsigned char *)memory;
         memset(emu.shared, 0xff, shared);
         emu.seen = (unsigned char *)malloc(shared ? shared : 1);
@@ -408,11 +465,13 @@ template <typename F> static inline void emu_do(const F &f) {
 
 /* The arguments are copied now, as a launch does. */
 template <typename... P>
-static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...),
-                              std::type_identity_t<P>... a) {
+static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared,
+                              void (*kernel)(P...), std::type_identity_t<P>... a) {
     auto call = [=] { kernel(a...); };
     emu_do([=] {
-        emu_grid(name, grid, block, shared, [](const void *c) { (*(const decltype(call) *)c)(); }, &call);
+        emu_grid(
+            name, grid, block, shared, [](const void *c) { (*(const decltype(call) *)c)(); },
+            &call);
     });
 }
 
@@ -473,17 +532,20 @@ template <typename T> static inline T __shfl_sync(unsigned mask, T v, int from, 
     int lane = emu.current->lane;
     return emu_shuffle(v, (lane & ~(width - 1)) + (from & (width - 1)), "__shfl_sync");
 }
-template <typename T> static inline T __shfl_xor_sync(unsigned mask, T v, int with, int width = 32) {
+template <typename T>
+static inline T __shfl_xor_sync(unsigned mask, T v, int with, int width = 32) {
     emu_whole_warp(mask);
     int lane = emu.current->lane, from = lane ^ with;
     return emu_shuffle(v, from / width > lane / width ? lane : from, "__shfl_xor_sync");
 }
-template <typename T> static inline T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32) {
+template <typename T>
+static inline T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32) {
     emu_whole_warp(mask);
     int lane = emu.current->lane, from = lane + (int)by;
     return emu_shuffle(v, lane % width + (int)by >= width ? lane : from, "__shfl_down_sync");
 }
-template <typename T> static inline T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32) {
+template <typename T>
+static inline T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32) {
     emu_whole_warp(mask);
     int lane = emu.current->lane, from = lane - (int)by;
     return emu_shuffle(v, lane % width < (int)by ? lane : from, "__shfl_up_sync");
@@ -497,14 +559,17 @@ static inline unsigned __ballot_sync(unsigned mask, int vote) {
     return bits;
 }
 static inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
-static inline int __all_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) == 0xffffffffu; }
+static inline int __all_sync(unsigned mask, int vote) {
+    return __ballot_sync(mask, vote) == 0xffffffffu;
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* asynchronous copies to shared memory: done when waited for, not before */
 
 static inline void emu_cp_async(void *to, const void *from, int bytes) {
     EmuThread *t = emu.current;
-    if (((uintptr_t)to | (uintptr_t)from) % (uintptr_t)bytes) emu_die("cp.async of unaligned memory");
+    if (((uintptr_t)to | (uintptr_t)from) % (uintptr_t)bytes)
+        emu_die("cp.async of unaligned memory");
     if (t->copies == EMU_COPIES) emu_die("too many copies by cp.async under way");
     t->copy[t->copies++] = {to, from, bytes, t->group};
 }
@@ -514,7 +579,8 @@ static inline void emu_cp_async_wait(int left) {
     EmuThread *t = emu.current;
     int kept = 0;
     for (int i = 0; i < t->copies; i++) {
-        if (t->copy[i].group < t->group - left) memcpy(t->copy[i].to, t->copy[i].from, (size_t)t->copy[i].bytes);
+        if (t->copy[i].group < t->group - left)
+            memcpy(t->copy[i].to, t->copy[i].from, (size_t)t->copy[i].bytes);
         else t->copy[kept++] = t->copy[i];
     }
     t->copies = kept;
@@ -527,8 +593,14 @@ typedef int cudaError_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 typedef void *cudaStream_t;
 typedef void *cudaEvent_t;
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-static inline const char *cudaGetErrorString(cudaError_t e) { return e ? "out of memory" : "no error"; }
+enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice = 1,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice
+};
+static inline const char *cudaGetErrorString(cudaError_t e) {
+    return e ? "out of memory" : "no error";
+}
 static inline cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 static inline cudaError_t cudaMalloc(void **p, size_t bytes) {
     emu_not_captured("cudaMalloc");
@@ -548,12 +620,14 @@ static inline cudaError_t cudaMemsetAsync(void *p, int byte, size_t n, cudaStrea
     emu_do([=] { memset(p, byte, n); });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind, cudaStream_t) {
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind,
+                                          cudaStream_t) {
     emu_do([=] { memcpy(to, from, n); });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
-                                            size_t bytes, size_t rows, cudaMemcpyKind, cudaStream_t) {
+static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from,
+                                            size_t from_pitch, size_t bytes, size_t rows,
+                                            cudaMemcpyKind, cudaStream_t) {
     emu_do([=] {
         for (size_t r = 0; r < rows; r++)
             memcpy((char *)to + r * to_pitch, (const char *)from + r * from_pitch, bytes);
@@ -561,18 +635,27 @@ static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const voi
     return cudaSuccess;
 }
 enum { cudaEventDisableTiming = 2 };
-static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { *e = NULL; return cudaSuccess; }
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    *e = NULL;
+    return cudaSuccess;
+}
 /* Events with timing hold the host's milliseconds. */
 static inline cudaError_t cudaEventCreate(cudaEvent_t *e) {
     *e = calloc(1, sizeof(double));
     return *e ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    free(e);
+    return cudaSuccess;
+}
 static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
     *ms = (float)(*(double *)to - *(double *)from);
     return cudaSuccess;
 }
-static inline cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = NULL; return cudaSuccess; }
+static inline cudaError_t cudaStreamCreate(cudaStream_t *s) {
+    *s = NULL;
+    return cudaSuccess;
+}
 
 /* One device of 1 GB, or of CM_EMU_MEMORY bytes, which programs under test may find too small. */
 struct cudaDeviceProp {
@@ -597,13 +680,19 @@ static inline cudaError_t cudaGetDeviceCount(int *n) {
     return cudaSuccess;
 }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-static inline cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
+static inline cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
 enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor };
 static inline cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int) {
     *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
     return cudaSuccess;
 }
-static inline cudaError_t cudaRuntimeGetVersion(int *v) { *v = 13000; return cudaSuccess; }
+static inline cudaError_t cudaRuntimeGetVersion(int *v) {
+    *v = 13000;
+    return cudaSuccess;
+}
 static inline cudaError_t cudaMemGetInfo(size_t *room, size_t *all) {
     *room = *all = emu_memory();
     return cudaSuccess;
@@ -648,12 +737,19 @@ static inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
     emu.recording = NULL;
     return cudaSuccess;
 }
-static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *work, cudaGraph_t graph, unsigned long long) {
+static inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *work, cudaGraph_t graph,
+                                               unsigned long long) {
     *work = new std::vector<std::function<void()>>(*graph);
     return cudaSuccess;
 }
-static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { delete graph; return cudaSuccess; }
-static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t work) { delete work; return cudaSuccess; }
+static inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t work) {
+    delete work;
+    return cudaSuccess;
+}
 static inline cudaError_t cudaGraphLaunch(cudaGraphExec_t work, cudaStream_t) {
     emu_not_captured("cudaGraphLaunch");
     for (const std::function<void()> &piece : *work) piece();

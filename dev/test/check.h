@@ -39,17 +39,17 @@ __attribute__((unused)) static double relative_error(double a, double b, double 
 }
 
 /* ||a - b||_2 / max(||b||_2, floor), the measure of nearly all numeric tests. */
-#define DEFINE_RELATIVE_L2(NAME, TYPE_A, TYPE_B)                                                  \
-    __attribute__((unused)) static double NAME(const TYPE_A *a, const TYPE_B *b, size_t n,        \
-                                               double floor) {                                    \
-        double d = 0, s = 0;                                                                      \
-        for (size_t i = 0; i < n; i++) {                                                          \
-            double e = (double)a[i] - (double)b[i];                                               \
-            d += e * e;                                                                           \
-            s += (double)b[i] * (double)b[i];                                                     \
-        }                                                                                         \
-        double r = sqrt(d) / fmax(sqrt(s), floor);                                                \
-        return r == r ? r : INFINITY;                                                             \
+#define DEFINE_RELATIVE_L2(NAME, TYPE_A, TYPE_B)                                                   \
+    __attribute__((unused)) static double NAME(const TYPE_A *a, const TYPE_B *b, size_t n,         \
+                                               double floor) {                                     \
+        double d = 0, s = 0;                                                                       \
+        for (size_t i = 0; i < n; i++) {                                                           \
+            double e = (double)a[i] - (double)b[i];                                                \
+            d += e * e;                                                                            \
+            s += (double)b[i] * (double)b[i];                                                      \
+        }                                                                                          \
+        double r = sqrt(d) / fmax(sqrt(s), floor);                                                 \
+        return r == r ? r : INFINITY;                                                              \
     }
 DEFINE_RELATIVE_L2(relative_l2_ff, float, float)
 DEFINE_RELATIVE_L2(relative_l2_fd, float, double)

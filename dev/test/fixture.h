@@ -40,8 +40,8 @@ typedef struct {
     FixtureRecord *records;
 } Fixture;
 
-__attribute__((format(printf, 1, 2), noreturn, unused)) static void
-fixture_die(const char *format, ...) {
+__attribute__((format(printf, 1, 2), noreturn, unused)) static void fixture_die(const char *format,
+                                                                                ...) {
     va_list args;
     va_start(args, format);
     fflush(stdout);
@@ -74,8 +74,8 @@ __attribute__((unused)) static Fixture *fixture_load(const char *path) {
         FixtureRecord *r = &fx->records[fx->count++];
         memset(r, 0, sizeof *r);
         int used = 0;
-        if (sscanf(line, "%95s %2s %d%n", r->name, r->dtype, &r->ndim, &used) != 3 ||
-            r->ndim < 0 || r->ndim > FIXTURE_MAX_DIMS || !strchr(line, '\n'))
+        if (sscanf(line, "%95s %2s %d%n", r->name, r->dtype, &r->ndim, &used) != 3 || r->ndim < 0 ||
+            r->ndim > FIXTURE_MAX_DIMS || !strchr(line, '\n'))
             fixture_die("%s: record %d has a malformed header", path, fx->count);
         const char *at = line + used;
         r->count = 1;
@@ -163,9 +163,8 @@ __attribute__((unused)) static const char *fixture_option(const char *options, c
 
 /* An option of case NAME: from case.NAME.flags, else from defaults.RULE; ends the program if
    neither states it. */
-__attribute__((unused)) static const char *fixture_case_option(const Fixture *fx, const char *name,
-                                                               const char *key, char *out,
-                                                               size_t n) {
+__attribute__((unused)) static const char *
+fixture_case_option(const Fixture *fx, const char *name, const char *key, char *out, size_t n) {
     const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
     if (fixture_option(flags, key, out, n)[0]) return out;
     char rule[32], record[64];

@@ -236,8 +236,8 @@ static inline OptimOptions default_options(void) {
 static const char *const table_names[] = {"pe8", "quintic5", "quintic5_nv", "simple12"};
 
 /* Option `key` of a case, from its own flags or its rule's defaults; "" if neither states it. */
-static inline const char *case_option(const Fixture *fx, const char *name, const char *key, char *out,
-                               size_t n) {
+static inline const char *case_option(const Fixture *fx, const char *name, const char *key,
+                                      char *out, size_t n) {
     char rule[32], record[64];
     const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
     if (fixture_option(flags, key, out, n)[0]) return out;
@@ -277,7 +277,7 @@ static inline OptimOptions case_options(const Fixture *fx, const char *name) {
 
 /* Where a case's record lies: with the case, or in the data set that it names. */
 static inline const FixtureRecord *case_record(const Fixture *fx, const char *name, const char *key,
-                                        int step) {
+                                               int step) {
     char data[32];
     if (case_option(fx, name, "data", data, sizeof data)[0])
         return fixture_getf(fx, "f4", "data.%s.%s.%d", data, key, step);
@@ -292,7 +292,8 @@ static inline floatM *floats_of(const FixtureRecord *r) {
 
 /* ||x - r|| / ||r - start||, start NULL being zero: the error relative to what the rule did, not to
    the weight, which would hide it. */
-static inline double moved_error(const floatM *x, const FixtureRecord *r, const FixtureRecord *start) {
+static inline double moved_error(const floatM *x, const FixtureRecord *r,
+                                 const FixtureRecord *start) {
     double d = 0, s = 0;
     for (size_t i = 0; i < r->count; i++) {
         double e = (double)x[i] - (double)r->f4[i],
@@ -309,8 +310,8 @@ static inline double moved_error(const floatM *x, const FixtureRecord *r, const 
 #define WEIGHT_TOL TOL(1e-4, 1e-5)
 
 /* Checks what a case says about tensor `key` after `step`, if it says something. */
-static inline int check_state(const Fixture *fx, const char *name, const char *kind, const char *leg,
-                       int step, const floatM *x) {
+static inline int check_state(const Fixture *fx, const char *name, const char *kind,
+                              const char *leg, int step, const floatM *x) {
     char record[96], key[8];
     snprintf(key, sizeof key, "%s%s", kind, leg);
     snprintf(record, sizeof record, "case.%s.%s.%d", name, key, step);
@@ -318,8 +319,8 @@ static inline int check_state(const Fixture *fx, const char *name, const char *k
     if (!r) return 0;
     int weight = kind[0] == 'w';
     double e = moved_error(x, r, weight ? case_record(fx, name, key, 0) : NULL);
-    check(e < (weight ? WEIGHT_TOL : MOMENTUM_TOL), "%s: %s after step %d is off by %g", name, key, step,
-          e);
+    check(e < (weight ? WEIGHT_TOL : MOMENTUM_TOL), "%s: %s after step %d is off by %g", name, key,
+          step, e);
     return 1;
 }
 
@@ -418,7 +419,8 @@ static inline Legs legs_copy(const Legs *p) {
     return q;
 }
 
-static inline void legs_step_scaled(Legs *p, const OptimOptions *o, double lr, double wd, double gscale) {
+static inline void legs_step_scaled(Legs *p, const OptimOptions *o, double lr, double wd,
+                                    double gscale) {
     Pair pair;
     for (int leg = 0; leg < 2; leg++) {
         Factor f = {leg_view(p->s, p->W[leg], leg), leg_view(p->s, p->G[leg], leg),
@@ -505,7 +507,7 @@ static inline const char *describe(const OptimOptions *o, Shape s) {
 /* C^-1 (k,k) that whitens head h of a leg: from the partner's Gram, for the shared leg the sum over
    its query heads. */
 static inline double *whitener_by_definition(const Legs *p, int leg, int layer, int h,
-                                      const OptimOptions *o) {
+                                             const OptimOptions *o) {
     Shape s = p->s;
     int G = s.H / s.S, first = leg ? h * G : h / G, count = leg ? G : 1;
     double *gram = take((size_t)s.k * s.k), *root = take((size_t)s.k * s.k), trace = 0;
@@ -566,7 +568,7 @@ enum { ROTATIONS, SIMILARITIES, ALL }; /* O(k), O(k) times scale, GL(k) */
 
 /* Directions of plain Muon on every head (or on W_O as a whole), times a factor. */
 static inline void muon_directions(const Legs *p, const OptimOptions *options, double factor,
-                            floatM *D[2]) {
+                                   floatM *D[2]) {
     OptimOptions o = *options;
     o.scale = SCALE_NONE, o.momentum_form = FORM_SUM, o.nesterov = AUTO_OFF;
     for (int leg = 0; leg < 2; leg++) {

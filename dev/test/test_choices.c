@@ -28,7 +28,8 @@ static void test_memory(void) {
         snprintf(value, sizeof value, "%d", i * i);
         choices_set(&s, key, value);
     }
-    check(s.n == 100 && is(&s, "key 7 of a GPU", "49") && is(&s, "key 99 of a GPU", "9801"), "many choices");
+    check(s.n == 100 && is(&s, "key 7 of a GPU", "49") && is(&s, "key 99 of a GPU", "9801"),
+          "many choices");
     s.changed = 0;
     choices_set(&s, "key 7 of a GPU", "49");
     check(!s.changed, "the same again is a change");
@@ -36,10 +37,12 @@ static void test_memory(void) {
     check(s.changed && s.n == 100 && is(&s, "key 7 of a GPU", "50"), "another value");
     Choices run;
     memset(&run, 0, sizeof run);
-    check(!choices_recall(NULL, "a") && !choices_recall(&run, "key 7 of a GPU"), "recalled from nowhere");
+    check(!choices_recall(NULL, "a") && !choices_recall(&run, "key 7 of a GPU"),
+          "recalled from nowhere");
     run.from = &s;
     check(!choices_recall(&run, "b") && !run.n, "recalled what there is not");
-    check(!strcmp(choices_recall(&run, "key 7 of a GPU"), "50") && run.n == 1, "what another run has measured");
+    check(!strcmp(choices_recall(&run, "key 7 of a GPU"), "50") && run.n == 1,
+          "what another run has measured");
     choices_set(&s, "key 7 of a GPU", "51");
     check(!strcmp(choices_recall(&run, "key 7 of a GPU"), "50"), "a run's own choice changes");
     choices_free(&run);
@@ -48,11 +51,13 @@ static void test_memory(void) {
 }
 
 static void test_parse(void) {
-    static const char text[] = "step=12\nchoice.a=1\nchoice.b b=x=y\nchoice.=3\nchoice.c\n=4\nchoice.d=\nchoice.e=5";
+    static const char text[] =
+        "step=12\nchoice.a=1\nchoice.b b=x=y\nchoice.=3\nchoice.c\n=4\nchoice.d=\nchoice.e=5";
     Choices s;
     memset(&s, 0, sizeof s);
     choices_parse(&s, text, sizeof text - 1, "choice.");
-    check(s.n == 3 && is(&s, "a", "1") && is(&s, "b b", "x=y") && is(&s, "d", ""), "lines of a header: %d", s.n);
+    check(s.n == 3 && is(&s, "a", "1") && is(&s, "b b", "x=y") && is(&s, "d", ""),
+          "lines of a header: %d", s.n);
     choices_free(&s);
 }
 
@@ -65,23 +70,28 @@ static void test_file(void) {
     check(!choices_write(&a, path, err) && !a.changed, "writing: %s", err);
     choices_set(&b, "products of a GPU", "v1 0a0b;0c:0d");
     check(!choices_write(&b, path, err), "writing beside another run: %s", err);
-    check(!choices_read(&c, path, err) && c.n == 2 && !c.changed && is(&c, "attention of a GPU", "flash") &&
-              is(&c, "products of a GPU", "v1 0a0b;0c:0d"), "what two runs have chosen: %d", c.n);
+    check(!choices_read(&c, path, err) && c.n == 2 && !c.changed &&
+              is(&c, "attention of a GPU", "flash") && is(&c, "products of a GPU", "v1 0a0b;0c:0d"),
+          "what two runs have chosen: %d", c.n);
     choices_set(&a, "attention of a GPU", "cudnn");
     check(!choices_write(&a, path, err) && !choices_read(&c, path, err) && c.n == 2 &&
-              is(&c, "attention of a GPU", "cudnn"), "a later choice does not replace the earlier");
+              is(&c, "attention of a GPU", "cudnn"),
+          "a later choice does not replace the earlier");
     for (int i = 0; i < 4; i++) {
         put_file(bad[i], strlen(bad[i]));
         err[0] = 0;
-        check(choices_read(&c, path, err) && strstr(err, path) && c.n == 2, "bad file %d: %s", i, err);
+        check(choices_read(&c, path, err) && strstr(err, path) && c.n == 2, "bad file %d: %s", i,
+              err);
     }
-    check(!choices_write(&a, path, err) && !choices_read(&b, path, err), "a bad file is not replaced: %s", err);
+    check(!choices_write(&a, path, err) && !choices_read(&b, path, err),
+          "a bad file is not replaced: %s", err);
     check(is(&b, "attention of a GPU", "cudnn"), "what replaces a bad file");
     static const char half[] = CHOICES_FORMAT "x=1\ny=2"; /* the last line may not be whole */
     choices_free(&b);
     put_file(half, sizeof half - 1);
     check(!choices_read(&b, path, err) && b.n == 1 && is(&b, "x", "1"), "a file cut short");
-    check(choices_write(&a, "/nowhere/at/all", err) && strstr(err, "/nowhere"), "a folder that is not there: %s", err);
+    check(choices_write(&a, "/nowhere/at/all", err) && strstr(err, "/nowhere"),
+          "a folder that is not there: %s", err);
     choices_free(&a), choices_free(&b), choices_free(&c);
 }
 

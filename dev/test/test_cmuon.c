@@ -78,8 +78,8 @@ static Case case_new(int call, int d, int H, int S, int k, uint64_t seed) {
     if (call == ROOT) /* symmetric, positive definite */
         for (int r = 0; r < d; r++)
             for (int s = 0; s <= r; s++)
-                c.b[0][s * d + r] = c.b[0][r * d + s] = r == s ? 2 + c.b[0][r * d + s]
-                                                               : c.b[0][r * d + s] / (float)d;
+                c.b[0][s * d + r] = c.b[0][r * d + s] =
+                    r == s ? 2 + c.b[0][r * d + s] : c.b[0][r * d + s] / (float)d;
     return c;
 }
 
@@ -288,11 +288,14 @@ static int muon_fixture(const Fixture *fx, const char *name) {
    bf16 has; a head is too small to differ. */
 static void test_msign_compute(void) {
     for (int head = 0; head < 2; head++) {
-        Case c = case_new(MSIGN, head ? 80 : 48, 40, 1, 1, 5), fp32 = case_copy(&c), bf16 = case_copy(&c);
+        Case c = case_new(MSIGN, head ? 80 : 48, 40, 1, 1, 5), fp32 = case_copy(&c),
+             bf16 = case_copy(&c);
         int narrow = 1;
         check(!cm_options_set(c.o, "msign_compute", "auto") && !case_run(&c), "cm_msign, auto");
-        check(!cm_options_set(fp32.o, "msign_compute", "fp32") && !case_run(&fp32), "cm_msign, fp32");
-        check(!cm_options_set(bf16.o, "msign_compute", "bf16") && !case_run(&bf16), "cm_msign, bf16");
+        check(!cm_options_set(fp32.o, "msign_compute", "fp32") && !case_run(&fp32),
+              "cm_msign, fp32");
+        check(!cm_options_set(bf16.o, "msign_compute", "bf16") && !case_run(&bf16),
+              "cm_msign, bf16");
         for (size_t i = 0; i < bf16.size[0]; i++) {
             uint32_t bits;
             memcpy(&bits, &bf16.b[0][i], sizeof bits);
@@ -372,45 +375,92 @@ static void test_fixtures(void) {
 /* Options                                                                                        */
 
 static void test_options(void) {
-    static const char *const good[][2] = {
-        {"isotropic", "0"},         {"isotropic", "1"},      {"isotropic", "on"},
-        {"hybrid", "off"},          {"hybrid", "1"},         {"whitening", "both"},
-        {"whitening", "pre"},       {"whitening", "post"},   {"whitening", "none"},
-        {"per_mat_renorm", "1"},    {"per-mat-renorm", "0"}, {"momentum", "0.9"},
-        {"momentum_form", "sum"},   {"momentum_form", "ema"}, {"momentum-form", "auto"},
-        {"nesterov", "0"},          {"nesterov", "1"},       {"nesterov", "on"},
-        {"nesterov", "auto"},       {"weight_decay", "0.1"}, {"damping", "1e-3"},
-        {"mp", "2"},                {"msign", "pe8"},        {"msign", "quintic5"},
-        {"msign", "quintic5_nv"},   {"msign", "simple12"},   {"msign_compute", "auto"},
-        {"msign_compute", "fp32"},  {"msign-compute", "bf16"}, {"inv_root", "cans25"},
-        {"inv_root", "cans12"},     {"inv-root", "eigh"},    {"shared_div", "1"},
-        {"shared_div", "group"},    {"scale", "spectral"},   {"scale", "rms"},
-        {"scale", "none"},          {"compute", "fp32"},     {"threads", "0"},
-        {"threads", "3"},           {"method", "half_split"}, {"method", "joint"},
-        {"connection", "none"},     {"connection", "frobenius"},
-        {"connection", "scale_aware"}, {"connection", "scale_aware_sylv"},
-        {"connection", "frobenius_scalar"}, {"connection", "scale_aware_scalar"},
-        {"gauge_damping", "0"},     {"gauge_damping", "1"},  {"momentum_reproject", "0"},
-        {"momentum_reproject", "copy"}, {"momentum_reproject", "write_back"},
-        {"circuit", "0"},           {"circuit", "1"}};
+    static const char *const good[][2] = {{"isotropic", "0"},
+                                          {"isotropic", "1"},
+                                          {"isotropic", "on"},
+                                          {"hybrid", "off"},
+                                          {"hybrid", "1"},
+                                          {"whitening", "both"},
+                                          {"whitening", "pre"},
+                                          {"whitening", "post"},
+                                          {"whitening", "none"},
+                                          {"per_mat_renorm", "1"},
+                                          {"per-mat-renorm", "0"},
+                                          {"momentum", "0.9"},
+                                          {"momentum_form", "sum"},
+                                          {"momentum_form", "ema"},
+                                          {"momentum-form", "auto"},
+                                          {"nesterov", "0"},
+                                          {"nesterov", "1"},
+                                          {"nesterov", "on"},
+                                          {"nesterov", "auto"},
+                                          {"weight_decay", "0.1"},
+                                          {"damping", "1e-3"},
+                                          {"mp", "2"},
+                                          {"msign", "pe8"},
+                                          {"msign", "quintic5"},
+                                          {"msign", "quintic5_nv"},
+                                          {"msign", "simple12"},
+                                          {"msign_compute", "auto"},
+                                          {"msign_compute", "fp32"},
+                                          {"msign-compute", "bf16"},
+                                          {"inv_root", "cans25"},
+                                          {"inv_root", "cans12"},
+                                          {"inv-root", "eigh"},
+                                          {"shared_div", "1"},
+                                          {"shared_div", "group"},
+                                          {"scale", "spectral"},
+                                          {"scale", "rms"},
+                                          {"scale", "none"},
+                                          {"compute", "fp32"},
+                                          {"threads", "0"},
+                                          {"threads", "3"},
+                                          {"method", "half_split"},
+                                          {"method", "joint"},
+                                          {"connection", "none"},
+                                          {"connection", "frobenius"},
+                                          {"connection", "scale_aware"},
+                                          {"connection", "scale_aware_sylv"},
+                                          {"connection", "frobenius_scalar"},
+                                          {"connection", "scale_aware_scalar"},
+                                          {"gauge_damping", "0"},
+                                          {"gauge_damping", "1"},
+                                          {"momentum_reproject", "0"},
+                                          {"momentum_reproject", "copy"},
+                                          {"momentum_reproject", "write_back"},
+                                          {"circuit", "0"},
+                                          {"circuit", "1"}};
     static const struct {
         const char *key, *value;
         int code;
     } bad[] = {
-        {"isotropic", "2", CM_EVALUE},    {"isotropic", "", CM_EVALUE},
-        {"whitening", "1", CM_EVALUE},    {"whitening", "Both", CM_EVALUE},
-        {"nesterov", "2", CM_EVALUE},     {"momentum", "nan", CM_EVALUE},
-        {"momentum", "1", CM_EVALUE},     {"momentum", "-0.1", CM_EVALUE},
-        {"momentum", "0.9x", CM_EVALUE},  {"damping", "-1", CM_EVALUE},
-        {"damping", "inf", CM_EVALUE},    {"threads", "-1", CM_EVALUE},
-        {"threads", "1.5", CM_EVALUE},    {"shared_div", "2", CM_EVALUE},
-        {"connection", "0", CM_EVALUE},   {"momentum_reproject", "1", CM_EVALUE},
-        {"method", "half", CM_EVALUE},    {"normuon_beta2", "0.9", CM_EKEY},
-        {"msign", "pe9", CM_EVALUE},      {"msign_compute", "tf32", CM_EVALUE},
+        {"isotropic", "2", CM_EVALUE},
+        {"isotropic", "", CM_EVALUE},
+        {"whitening", "1", CM_EVALUE},
+        {"whitening", "Both", CM_EVALUE},
+        {"nesterov", "2", CM_EVALUE},
+        {"momentum", "nan", CM_EVALUE},
+        {"momentum", "1", CM_EVALUE},
+        {"momentum", "-0.1", CM_EVALUE},
+        {"momentum", "0.9x", CM_EVALUE},
+        {"damping", "-1", CM_EVALUE},
+        {"damping", "inf", CM_EVALUE},
+        {"threads", "-1", CM_EVALUE},
+        {"threads", "1.5", CM_EVALUE},
+        {"shared_div", "2", CM_EVALUE},
+        {"connection", "0", CM_EVALUE},
+        {"momentum_reproject", "1", CM_EVALUE},
+        {"method", "half", CM_EVALUE},
+        {"normuon_beta2", "0.9", CM_EKEY},
+        {"msign", "pe9", CM_EVALUE},
+        {"msign_compute", "tf32", CM_EVALUE},
         {"compute", "bf16", CM_EUNSUPPORTED},
-        {"compute", "fp16", CM_EVALUE},   {"learning_rate", "1", CM_EKEY},
-        {"", "1", CM_EKEY},               {"Momentum", "0.9", CM_EKEY},
-        {"momentum ", "0.9", CM_EKEY},    {NULL, "1", CM_ENULL},
+        {"compute", "fp16", CM_EVALUE},
+        {"learning_rate", "1", CM_EKEY},
+        {"", "1", CM_EKEY},
+        {"Momentum", "0.9", CM_EKEY},
+        {"momentum ", "0.9", CM_EKEY},
+        {NULL, "1", CM_ENULL},
         {"momentum", NULL, CM_ENULL},
         {"a_key_that_is_longer_than_any_name_of_an_option_could_ever_possibly_be", "1", CM_EKEY}};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
@@ -541,19 +591,18 @@ static void test_combinations(void) {
     static const struct {
         int call, groups, code;
         const char *options;
-    } rows[] = {
-        {QK, 0, 0, "method=joint"},
-        {QK, 1, CM_ECOMBINATION, "method=joint"},
-        {QK, 0, CM_ECOMBINATION, "method=joint per_mat_renorm=1"},
-        {QK, 0, 0, "method=joint connection=frobenius isotropic=1"},
-        {OV, 0, CM_ECOMBINATION, "method=joint"},
-        {OV, 0, 0, "method=joint hybrid=0"},
-        {QK, 0, CM_ECOMBINATION, "circuit=1"},
-        {OV, 0, 0, "circuit=1"},
-        {OV, 1, 0, "circuit=1 per_mat_renorm=1"},
-        {OV, 0, CM_ECOMBINATION, "circuit=1 method=joint hybrid=0"},
-        {OV, 0, CM_ECOMBINATION, "circuit=1 connection=frobenius"},
-        {MUON, 0, 0, "circuit=1 method=joint connection=frobenius"}};
+    } rows[] = {{QK, 0, 0, "method=joint"},
+                {QK, 1, CM_ECOMBINATION, "method=joint"},
+                {QK, 0, CM_ECOMBINATION, "method=joint per_mat_renorm=1"},
+                {QK, 0, 0, "method=joint connection=frobenius isotropic=1"},
+                {OV, 0, CM_ECOMBINATION, "method=joint"},
+                {OV, 0, 0, "method=joint hybrid=0"},
+                {QK, 0, CM_ECOMBINATION, "circuit=1"},
+                {OV, 0, 0, "circuit=1"},
+                {OV, 1, 0, "circuit=1 per_mat_renorm=1"},
+                {OV, 0, CM_ECOMBINATION, "circuit=1 method=joint hybrid=0"},
+                {OV, 0, CM_ECOMBINATION, "circuit=1 connection=frobenius"},
+                {MUON, 0, 0, "circuit=1 method=joint connection=frobenius"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         Case c = case_new(rows[i].call, 24, 4, rows[i].groups ? 2 : 4, 8, 17), e;
         char word[64];
@@ -661,9 +710,7 @@ static void test_bounds(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Memory                                                                                         */
 
-static void *run_in_thread(void *c) {
-    return (void *)(intptr_t)case_run((Case *)c);
-}
+static void *run_in_thread(void *c) { return (void *)(intptr_t)case_run((Case *)c); }
 
 /* Every call in a thread of its own (its scratch is then fresh), with the n-th allocation and all
    after it failing: an error and nothing changed, or the result in spite of it. */

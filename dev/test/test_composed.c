@@ -110,8 +110,8 @@ static void test_measure(void) {
         for (int j = 0; j < D; j++) v[j] /= sqrt(size);
     }
     double measured = product_norm(X, Y, K, D);
-    check(measured >= norm * (1 - 1e-12) && measured < norm * 1.0003, "norm of a product: %.9g, not %.9g",
-          measured, norm);
+    check(measured >= norm * (1 - 1e-12) && measured < norm * 1.0003,
+          "norm of a product: %.9g, not %.9g", measured, norm);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -119,10 +119,12 @@ static void test_measure(void) {
 
 /* Sentences of a small grammar: enough for the loss to fall in a few steps. */
 static void write_text(const char *path) {
-    static const char *const who[WORDS] = {"the king", "a fool", "my lord", "the sea", "a ghost", "our queen",
-                                           "the night", "a friar", "the duke", "a rose", "his sword", "no man"};
-    static const char *const does[WORDS] = {"fears", "loves", "sees", "leaves", "finds", "calls",
-                                            "mocks", "keeps", "hears", "seeks", "serves", "forgets"};
+    static const char *const who[WORDS] = {"the king", "a fool",    "my lord",   "the sea",
+                                           "a ghost",  "our queen", "the night", "a friar",
+                                           "the duke", "a rose",    "his sword", "no man"};
+    static const char *const does[WORDS] = {"fears", "loves", "sees",   "leaves",
+                                            "finds", "calls", "mocks",  "keeps",
+                                            "hears", "seeks", "serves", "forgets"};
     FILE *f = fopen(path, "w");
     if (!f) die("cannot write %s", path);
     for (uint64_t i = 0; i < 2000; i++)
@@ -132,10 +134,10 @@ static void write_text(const char *path) {
 }
 
 typedef struct {
-    double largest[2];       /* of QK, of OV */
-    double excess;           /* largest ratio - (1 + second order) */
-    double second;           /* largest second-order term */
-    char where[64];          /* of the excess */
+    double largest[2]; /* of QK, of OV */
+    double excess;     /* largest ratio - (1 + second order) */
+    double second;     /* largest second-order term */
+    char where[64];    /* of the excess */
     double first_loss, last_loss;
 } Result;
 
@@ -150,8 +152,10 @@ static double measure(const Mat now[2], const Mat before[2], int item, double lr
         for (int c = 0; c < d; c++) {
             double at[2], was[2];
             for (int i = 0; i < 2; i++) {
-                at[i] = (double)mat_item(now[i], item)[(size_t)r * now[i].rs + (size_t)c * now[i].cs];
-                was[i] = (double)mat_item(before[i], item)[(size_t)r * before[i].rs + (size_t)c * before[i].cs];
+                at[i] =
+                    (double)mat_item(now[i], item)[(size_t)r * now[i].rs + (size_t)c * now[i].cs];
+                was[i] = (double)mat_item(
+                    before[i], item)[(size_t)r * before[i].rs + (size_t)c * before[i].cs];
             }
             dA[r * d + c] = at[0] - was[0];
             A[r * d + c] = was[0];
@@ -173,9 +177,11 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
     result.excess = -INFINITY;
     argv[0] = name;
     snprintf(command, sizeof command,
-             "--layers 2 --width 64 --heads 4 --seq-len 32 --batch-size 8 --steps %d --optimizer %s --data %s",
+             "--layers 2 --width 64 --heads 4 --seq-len 32 --batch-size 8 --steps %d --optimizer "
+             "%s --data %s",
              STEPS, optimizer, text);
-    for (char *w = strtok_r(command, " ", &save); w; w = strtok_r(NULL, " ", &save)) argv[argc++] = w;
+    for (char *w = strtok_r(command, " ", &save); w; w = strtok_r(NULL, " ", &save))
+        argv[argc++] = w;
     argv[argc] = NULL;
     if (config_parse(&run.asked, run.given, argc, argv, err)) die("%s", err);
     Config c = run.asked;
@@ -205,17 +211,18 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
                 was[i] = part_heads(&m->r, parts[ov][i], before);
             }
             for (int item = 0; item < c.layers * H; item++) {
-                double second, ratio = measure(now, was, item, lr, &second), excess = ratio - 1 - second;
+                double second, ratio = measure(now, was, item, lr, &second),
+                               excess = ratio - 1 - second;
                 if (ratio > result.largest[ov]) result.largest[ov] = ratio;
                 if (second > result.second) result.second = second;
                 if (!(excess <= result.excess)) { /* or not a number */
                     result.excess = excess;
-                    snprintf(result.where, sizeof result.where, "step %d, %s, layer %d, head %d", step + 1,
-                             circuit[ov], item / H, item % H);
+                    snprintf(result.where, sizeof result.where, "step %d, %s, layer %d, head %d",
+                             step + 1, circuit[ov], item / H, item % H);
                 }
                 if (csv)
-                    fprintf(csv, "%d,%s,%s,%d,%d,%.6g\n", step + 1, optimizer, circuit[ov], item / H,
-                            item % H, ratio);
+                    fprintf(csv, "%d,%s,%s,%d,%d,%.6g\n", step + 1, optimizer, circuit[ov],
+                            item / H, item % H, ratio);
             }
         }
     }
@@ -231,7 +238,8 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
 int main(int argc, char **argv) {
     char text[FILE_PATH_SIZE];
     FILE *csv = NULL;
-    if (argc != 1 && (argc != 3 || strcmp(argv[1], "--csv"))) die("usage: test_composed [--csv FILE]");
+    if (argc != 1 && (argc != 3 || strcmp(argv[1], "--csv")))
+        die("usage: test_composed [--csv FILE]");
     if (argc == 3 && !(csv = fopen(argv[2], "w"))) die("--csv: cannot write %s", argv[2]);
     if (csv) fprintf(csv, "step,optimizer,circuit,layer,head,ratio\n");
     static Config machine;
@@ -243,12 +251,15 @@ int main(int argc, char **argv) {
 
     test_measure();
     Result cm = train_measured("cm", text, csv), muon = train_measured("muon", text, csv);
-    printf("largest step of a composed map over the learning rate: CM %.4f (QK) %.4f (OV), Muon %.4f %.4f\n",
+    printf("largest step of a composed map over the learning rate: CM %.4f (QK) %.4f (OV), Muon "
+           "%.4f %.4f\n",
            cm.largest[0], cm.largest[1], muon.largest[0], muon.largest[1]);
-    printf("CM: second order at most %.4f, bound exceeded by at most %.2g (%s); loss %.3f to %.3f\n",
-           cm.second, cm.excess, cm.where, cm.first_loss, cm.last_loss);
-    check(cm.excess <= 1e-3, "CM moves a composed map by 1 + second order + %.4g learning rates at %s",
-          cm.excess, cm.where);
+    printf(
+        "CM: second order at most %.4f, bound exceeded by at most %.2g (%s); loss %.3f to %.3f\n",
+        cm.second, cm.excess, cm.where, cm.first_loss, cm.last_loss);
+    check(cm.excess <= 1e-3,
+          "CM moves a composed map by 1 + second order + %.4g learning rates at %s", cm.excess,
+          cm.where);
     for (int ov = 0; ov < 2; ov++)
         check(cm.largest[ov] > 0.5, "CM uses no more than %.4f of the budget of %s", cm.largest[ov],
               ov ? "OV" : "QK");
@@ -256,8 +267,8 @@ int main(int argc, char **argv) {
     check(fmax(muon.largest[0], muon.largest[1]) > 1, "Muon stays within CM's budget: %.4f, %.4f",
           muon.largest[0], muon.largest[1]);
     check(cm.last_loss < 0.7 * cm.first_loss && muon.last_loss < 0.7 * muon.first_loss,
-          "training: the loss went from %.3f to %.3f with CM and from %.3f to %.3f with Muon", cm.first_loss,
-          cm.last_loss, muon.first_loss, muon.last_loss);
+          "training: the loss went from %.3f to %.3f with CM and from %.3f to %.3f with Muon",
+          cm.first_loss, cm.last_loss, muon.first_loss, muon.last_loss);
 
     remove(text);
     remove(folder);

@@ -61,7 +61,8 @@ static void test_refusals(void) {
     check(f && fread(h, 1, sizeof h, f) == sizeof h && fgetc(f) == EOF, "a shard of 10 tokens");
     if (f) fclose(f);
     check(h[0] == 0x88 && h[1] == 0xd8 && h[2] == 0x34 && h[3] == 1 && h[4] == 1 && h[8] == 10 &&
-          h[1024 + 4] == 2 && h[1024 + 5] == 0, "header and tokens are little-endian");
+              h[1024 + 4] == 2 && h[1024 + 5] == 0,
+          "header and tokens are little-endian");
 
     check_refused("missing.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "does not exist");
     check_refused("missing_*.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "no data file matches");
@@ -82,10 +83,16 @@ static void test_refusals(void) {
     write_bytes("version.bin", h, sizeof h);
     check_refused("version.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "version 7");
 
-    static const struct { unsigned char magic[4]; const char *word; } others[] = {
-        {{0x01, 0x34, 0xd8, 0x88}, "big-endian"}, {{0xa1, 0xd9, 0x34, 0x01}, "20240801"},
-        {{0x8a, 0xd8, 0x34, 0x01}, "evaluation"}, {{0xc6, 0xd7, 0x34, 0x01}, "model"},
-        {{'<', '!', 'D', 'O'}, "error page"},     {{'O', 'n', 'c', 'e'}, "looks like text"},
+    static const struct {
+        unsigned char magic[4];
+        const char *word;
+    } others[] = {
+        {{0x01, 0x34, 0xd8, 0x88}, "big-endian"},
+        {{0xa1, 0xd9, 0x34, 0x01}, "20240801"},
+        {{0x8a, 0xd8, 0x34, 0x01}, "evaluation"},
+        {{0xc6, 0xd7, 0x34, 0x01}, "model"},
+        {{'<', '!', 'D', 'O'}, "error page"},
+        {{'O', 'n', 'c', 'e'}, "looks like text"},
         {{0x50, 0xc4, 0x00, 0x00}, "not a token shard"},
     };
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
@@ -107,7 +114,8 @@ static void test_refusals(void) {
     write_counting("mixed_a.bin", 0, 100);
     write_bytes("mixed_b.txt", "hello world", 11);
     check(data_open(&d, in_folder("mixed_?.*"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1, err) == -1 &&
-          strstr(err, "mixed_b.txt is text"), "shards and text together: %s", err);
+              strstr(err, "mixed_b.txt is text"),
+          "shards and text together: %s", err);
     check(data_open(&d, in_folder("good.bin"), DATA_ALL, DATA_SEQUENTIAL, 0, 0, 1, err) == -1,
           "rows of no tokens");
 }
@@ -119,7 +127,8 @@ static void test_kinds(void) {
     write_bytes("plain.md", text, sizeof text);
     open_or_exit(&d, "plain.md", DATA_ALL, DATA_SEQUENTIAL, 0, 10, 1);
     check(data_is_text(&d) && d.vocab == 256 && data_tokens(&d) == 1000 &&
-          data_max_token(&d) == 255, "any file without the magic is text");
+              data_max_token(&d) == 255,
+          "any file without the magic is text");
     data_close(&d);
     write_counting("shard", 7, 100);
     open_or_exit(&d, "shard", DATA_TRAIN, DATA_SEQUENTIAL, 0, 10, 1);
@@ -171,7 +180,8 @@ static void test_sequential(void) {
     int x[B], y[B];
     open_or_exit(&d, "s_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, T, ROWS);
     check(data_next(&d, 4, x, y, err) == 0 && data_next(&d, 4, x, y, err) == -1 &&
-          strstr(err, "does not fit"), "a micro-batch across two steps: %s", err);
+              strstr(err, "does not fit"),
+          "a micro-batch across two steps: %s", err);
     data_close(&d);
 }
 
@@ -250,7 +260,8 @@ static void test_determinism(void) {
         data_close(&d);
     }
     check(!memcmp(x[0], x[1], sizeof x[0]) && !memcmp(x[0], x[2], sizeof x[0]) &&
-          !memcmp(y[0], y[1], sizeof y[0]), "micro-batches change the data");
+              !memcmp(y[0], y[1], sizeof y[0]),
+          "micro-batches change the data");
     int same = 0;
     for (int r = 0; r < STEPS * ROWS; r++) same += x[0][r * T] == x[3][r * T];
     check(same < STEPS * ROWS / 10, "seeds 7 and 8 share %d rows", same);
@@ -321,9 +332,9 @@ static void test_text_split(void) {
 
 static void test_validation(void) {
     enum { T = 8 };
-    write_counting("v_1.bin", 0, 2 * T + 4);      /* 19 targets: 8 + 8 + 3 */
-    write_counting("v_2.bin", 100, 3 * T + 1);    /* 24: 8 + 8 + 8 */
-    write_counting("v_3.bin", 200, 1);            /* none */
+    write_counting("v_1.bin", 0, 2 * T + 4);   /* 19 targets: 8 + 8 + 3 */
+    write_counting("v_2.bin", 100, 3 * T + 1); /* 24: 8 + 8 + 8 */
+    write_counting("v_3.bin", 200, 1);         /* none */
     Data d;
     open_or_exit(&d, "v_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, T, 0);
     static const size_t limits[] = {0, 1, 8, 9, 19, 20, 30, 43, 44};
@@ -363,8 +374,10 @@ static void test_vocabulary(void) {
     check(data_seek(&d, s, err) == 0, "%s", err);
     d.vocab = 50310;
     check(data_next(&d, 1, x, y, err) == 0, "%s", err);
-    check(data_next(&d, 1, x, y, err) == -1 && strstr(err, "big.bin: token 50310 at position 10 ") &&
-          strstr(err, "vocabulary of 50310"), "token out of range: %s", err);
+    check(data_next(&d, 1, x, y, err) == -1 &&
+              strstr(err, "big.bin: token 50310 at position 10 ") &&
+              strstr(err, "vocabulary of 50310"),
+          "token out of range: %s", err);
     d.vocab = 50340;
     check(data_next(&d, 1, x, y, err) == 0 && x[0] == 50308, "an error moves nothing");
     d.vocab = 50305;
@@ -464,7 +477,8 @@ static int count_files(void) {
 static void test_writing(void) {
     uint16_t tokens[5000] = {1, 2, 3};
     check(data_write_shard(in_folder("no/such/folder.bin"), tokens, 3, err) == -1 &&
-          strstr(err, "no/such/folder.bin"), "%s", err);
+              strstr(err, "no/such/folder.bin"),
+          "%s", err);
     /* a full disk, played by a limit on the size of files: the old file stays, nothing is left */
     write_counting("kept.bin", 5, 100);
     int before = count_files();

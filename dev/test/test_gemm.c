@@ -61,10 +61,10 @@ static double product_error(Product *product, int rounded, int ta, int tb, int M
 }
 
 static void test_product(const char *name, Product *product, int rounded) {
-    static const int shapes[][3] = {{1, 1, 1},     {1, 70, 33},   {2, 5, 300},   {3, 40, 64},
-                                    {4, 32, 32},   {5, 7, 9},     {8, 16, 8},    {8, 32, 1},
-                                    {9, 33, 257},  {13, 31, 15},  {16, 64, 16},  {17, 48, 100},
-                                    {32, 128, 32}, {33, 600, 65}, {64, 64, 513}, {70, 1, 70},
+    static const int shapes[][3] = {{1, 1, 1},     {1, 70, 33},   {2, 5, 300},    {3, 40, 64},
+                                    {4, 32, 32},   {5, 7, 9},     {8, 16, 8},     {8, 32, 1},
+                                    {9, 33, 257},  {13, 31, 15},  {16, 64, 16},   {17, 48, 100},
+                                    {32, 128, 32}, {33, 600, 65}, {64, 64, 513},  {70, 1, 70},
                                     {130, 97, 70}, {131, 129, 3}, {150, 530, 40}, {300, 260, 31}};
     static const double factors[][2] = {{1, 0}, {1, 1}, {-0.5, 0}, {2, -0.25}};
     double tolerance = sizeof(floatX) == 8 ? 1e-14 : 1.5e-6;
@@ -85,8 +85,8 @@ static void test_product(const char *name, Product *product, int rounded) {
                                          zero == 1 ? 0 : 37, zero == 2 ? 0 : 6, 1, beta, 1);
                 check(e < tolerance, "%s: dimension %d is 0, beta %d: %g", name, zero, beta, e);
             }
-    check(product_error(product, rounded, 0, 1, 20, 40, 30, 0, 0.5, 1) < tolerance,
-          "%s: alpha = 0", name);
+    check(product_error(product, rounded, 0, 1, 20, 40, 30, 0, 0.5, 1) < tolerance, "%s: alpha = 0",
+          name);
 }
 
 /* The built-in gives the same bits for every number of threads, others for the same number. */

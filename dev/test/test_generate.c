@@ -22,7 +22,8 @@ static int make_model(Model *m, const char *flags) {
     c.vocab = 77; /* not a multiple of 64, so that there is padding */
     c.batch_size = 1;
     if (config_apply(&c, NULL, "--layers 3 --width 32 --heads 4 --seq-len 16", err) ||
-        config_apply(&c, NULL, flags, err) || config_resolve(&c, err) || model_create(m, &c, 0, err))
+        config_apply(&c, NULL, flags, err) || config_resolve(&c, err) ||
+        model_create(m, &c, 0, err))
         return check(0, "%s: %s", flags, err);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &m->r.t[id];
@@ -167,22 +168,27 @@ static unsigned seen(Sampler s, const floatM *z, int V) {
 static void test_sampler_sets(void) {
     /* probabilities .4 .1 .2 .2 .1 */
     const floatM z[] = {(floatM)log(4), 0, (floatM)log(2), (floatM)log(2), 0};
-    const struct { int k; double p; unsigned bits; } cases[] = {
-        {0, 1, 31},   {2, 1, 5},   {3, 1, 13},  {4, 1, 15},    {5, 1, 31},   {100, 1, 31},
-        {0, .3, 1},   {0, .5, 5},  {0, .7, 13}, {0, .85, 15},  {0, .95, 31},
-        {2, .6, 1},   /* of two, the first has 2/3 */
-        {2, .7, 5},   {3, .49, 1}, {3, .6, 5},  {5, .85, 15},  {100, .7, 13},
+    const struct {
+        int k;
+        double p;
+        unsigned bits;
+    } cases[] = {
+        {0, 1, 31},   {2, 1, 5},   {3, 1, 13}, {4, 1, 15},   {5, 1, 31},
+        {100, 1, 31}, {0, .3, 1},  {0, .5, 5}, {0, .7, 13},  {0, .85, 15},
+        {0, .95, 31}, {2, .6, 1}, /* of two, the first has 2/3 */
+        {2, .7, 5},   {3, .49, 1}, {3, .6, 5}, {5, .85, 15}, {100, .7, 13},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Sampler s = {1, cases[i].k, cases[i].p, 3};
         unsigned bits = seen(s, z, 5);
-        check(bits == cases[i].bits, "top-k %d, top-p %g: tokens %x, not %x", cases[i].k, cases[i].p,
-              bits, cases[i].bits);
+        check(bits == cases[i].bits, "top-k %d, top-p %g: tokens %x, not %x", cases[i].k,
+              cases[i].p, bits, cases[i].bits);
     }
     const floatM holes[] = {-INFINITY, 1, -INFINITY, 1, -1e30f};
     Sampler plain = {1, 0, 1, 3}, hot = {INFINITY, 0, 1, 3}, k4 = {1, 4, 1, 3}, p9 = {1, 0, .9, 3};
     check(seen(plain, holes, 5) == 10, "tokens ruled out are drawn");
-    check(seen(hot, holes, 5) == 26, "an infinite temperature is not even among the tokens allowed");
+    check(seen(hot, holes, 5) == 26,
+          "an infinite temperature is not even among the tokens allowed");
     check(seen(k4, holes, 5) == 10, "top-k draws what is ruled out");
     check(seen(p9, holes, 5) == 10, "top-p draws what is ruled out");
 }
@@ -250,20 +256,25 @@ static void test_sampler_draws(void) {
 static void test_sampler_errors(void) {
     const floatM nan_z[] = {1, NAN, 2}, inf_z[] = {1, 2, INFINITY}, none[] = {-INFINITY, -INFINITY};
     const floatM fine[] = {1, 2, 3};
-    const struct { const floatM *z; int V; Sampler s; const char *names; } cases[] = {
-        {nan_z, 3, {1, 0, 1, 1}, "token 1"},   {nan_z, 3, {0, 0, 1, 1}, "token 1"},
-        {inf_z, 3, {1, 0, 1, 1}, "token 2"},   {none, 2, {1, 0, 1, 1}, "none of the 2"},
-        {fine, 0, {1, 0, 1, 1}, "none"},       {fine, 3, {-1, 0, 1, 1}, "temperature"},
+    const struct {
+        const floatM *z;
+        int V;
+        Sampler s;
+        const char *names;
+    } cases[] = {
+        {nan_z, 3, {1, 0, 1, 1}, "token 1"},      {nan_z, 3, {0, 0, 1, 1}, "token 1"},
+        {inf_z, 3, {1, 0, 1, 1}, "token 2"},      {none, 2, {1, 0, 1, 1}, "none of the 2"},
+        {fine, 0, {1, 0, 1, 1}, "none"},          {fine, 3, {-1, 0, 1, 1}, "temperature"},
         {fine, 3, {NAN, 0, 1, 1}, "temperature"}, {fine, 3, {1, -1, 1, 1}, "top-k"},
-        {fine, 3, {1, 0, 1.5, 1}, "top-p"},    {fine, 3, {1, 0, NAN, 1}, "top-p"},
+        {fine, 3, {1, 0, 1.5, 1}, "top-p"},       {fine, 3, {1, 0, NAN, 1}, "top-p"},
     };
     SamplerEntry scratch[3];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char err[ERR_LEN] = "";
         int token = -7;
         int status = sampler_next(&cases[i].s, cases[i].z, cases[i].V, 0, 0, scratch, &token, err);
-        check(status == -1 && strstr(err, cases[i].names), "case %d: status %d, \"%s\" lacks \"%s\"",
-              (int)i, status, err, cases[i].names);
+        check(status == -1 && strstr(err, cases[i].names),
+              "case %d: status %d, \"%s\" lacks \"%s\"", (int)i, status, err, cases[i].names);
     }
 }
 
@@ -285,7 +296,10 @@ static void put_all(const char *bytes, size_t n, int terminal, char *out, size_t
 }
 
 static void test_text(void) {
-    const struct { const char *in, *shown; int held; } cases[] = {
+    const struct {
+        const char *in, *shown;
+        int held;
+    } cases[] = {
         {"plain\n\ttext", "plain\n\ttext", 0},
         {"a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z", "a\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80z", 0},
         {"a\xE2\x82", "a\xEF\xBF\xBD\xEF\xBF\xBD", 2},
@@ -323,10 +337,12 @@ static void test_prompt(void) {
     check(!encode_prompt(&t, &c, "", 0, &list, err) && list.count == 1 && list.ids[0] == '\n',
           "an empty prompt is not a line end");
     list.count = 0;
-    check(!encode_prompt(&t, &c, "ABCDEFGH", 8, &list, err) && list.count == 8, "8 tokens: %s", err);
+    check(!encode_prompt(&t, &c, "ABCDEFGH", 8, &list, err) && list.count == 8, "8 tokens: %s",
+          err);
     list.count = 0;
     check(encode_prompt(&t, &c, "ABCDEFGHI", 9, &list, err) && strstr(err, "9 tokens") &&
-              strstr(err, "is 8"), "too long: \"%s\"", err);
+              strstr(err, "is 8"),
+          "too long: \"%s\"", err);
     list.count = 0;
     check(encode_prompt(&t, &c, "ABz", 3, &list, err) && strstr(err, "token 122 at position 2"),
           "outside the vocabulary: \"%s\"", err);

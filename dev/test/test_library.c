@@ -12,7 +12,8 @@ where it lies.
 #define NAME "libcm_test_library.so.9"
 
 static char root[256], tools[4096]; /* PATH as it was */
-static const char *const names[] = {NAME, NULL}, *const variables[] = {"CM_TEST_LIBRARY_PATH", NULL};
+static const char *const names[] = {NAME, NULL}, *const variables[] = {"CM_TEST_LIBRARY_PATH",
+                                                                       NULL};
 static const char *const wheels[] = {"cm_test/lib", "cu13/lib", NULL};
 
 static void shell(const char *format, ...) {
@@ -30,13 +31,14 @@ static void shell(const char *format, ...) {
 
 /* A copy of the library at root/folder. */
 static void put_library(const char *folder) {
-    shell("mkdir -p '%s/%s' && cp '%s/built.so' '%s/%s/" NAME "'", root, folder, root, root, folder);
+    shell("mkdir -p '%s/%s' && cp '%s/built.so' '%s/%s/" NAME "'", root, folder, root, root,
+          folder);
 }
 
 /* Environment variables that the search reads, all gone but what a test sets; PATH without a python3. */
 static void clear(void) {
-    static const char *const set[] = {"VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME", "CUDA_PATH",
-                                      "PYENV_ROOT",  "CM_TEST_LIBRARY_PATH"};
+    static const char *const set[] = {"VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME",
+                                      "CUDA_PATH",   "PYENV_ROOT",   "CM_TEST_LIBRARY_PATH"};
     for (size_t i = 0; i < sizeof set / sizeof set[0]; i++) unsetenv(set[i]);
     char text[300];
     snprintf(text, sizeof text, "%s/nothing", root);
@@ -75,7 +77,9 @@ static void expect_at(const char *folder, const char *beside, int first, const c
     dlclose(library);
 }
 
-static void expect(const char *folder, const char *beside, const char *what) { expect_at(folder, beside, 0, what); }
+static void expect(const char *folder, const char *beside, const char *what) {
+    expect_at(folder, beside, 0, what);
+}
 
 /* One place after the other, from the last looked at to the first: each has to win over all before. */
 static void test_places(void) {
@@ -85,24 +89,28 @@ static void test_places(void) {
 
     set("HOME", "home");
     put_library("home/.pyenv/versions/3.11.4/lib/python3.11/site-packages/nvidia/cu13/lib");
-    expect("home/.pyenv/versions/3.11.4/lib/python3.11/site-packages/nvidia/cu13/lib", NULL, "pyenv");
+    expect("home/.pyenv/versions/3.11.4/lib/python3.11/site-packages/nvidia/cu13/lib", NULL,
+           "pyenv");
     set("PYENV_ROOT", "pyenv");
     put_library("pyenv/versions/3.12.1/lib/python3.12/site-packages/nvidia/cu13/lib");
-    expect("pyenv/versions/3.12.1/lib/python3.12/site-packages/nvidia/cu13/lib", NULL, "PYENV_ROOT");
+    expect("pyenv/versions/3.12.1/lib/python3.12/site-packages/nvidia/cu13/lib", NULL,
+           "PYENV_ROOT");
     put_library("home/.local/lib/python3.12/site-packages/nvidia/cm_test/lib");
     expect("home/.local/lib/python3.12/site-packages/nvidia/cm_test/lib", NULL, "the user's own");
 
     /* /.../real/bin/python3 has the packages; /.../venv/bin/python3 is a link to it, and has some later */
     put_library("real/lib/python3.12/dist-packages/nvidia/cm_test/lib");
     shell("mkdir -p '%s/real/bin' '%s/venv/bin' && printf '#!/bin/sh\\n' >'%s/real/bin/python3' && "
-          "chmod +x '%s/real/bin/python3' && ln -s '%s/real/bin/python3' '%s/venv/bin/python3'", root, root, root,
-          root, root, root);
+          "chmod +x '%s/real/bin/python3' && ln -s '%s/real/bin/python3' '%s/venv/bin/python3'",
+          root, root, root, root, root, root);
     char path[1024];
     snprintf(path, sizeof path, "relative:%s/nothing:%s/venv/bin:/usr/bin:/bin", root, root);
     setenv("PATH", path, 1);
-    expect("real/lib/python3.12/dist-packages/nvidia/cm_test/lib", NULL, "what python3 of PATH links to");
+    expect("real/lib/python3.12/dist-packages/nvidia/cm_test/lib", NULL,
+           "what python3 of PATH links to");
     put_library("venv/lib/python3.12/site-packages/nvidia/cu13/lib");
-    expect("venv/lib/python3.12/site-packages/nvidia/cu13/lib", NULL, "the environment of python3 of PATH");
+    expect("venv/lib/python3.12/site-packages/nvidia/cu13/lib", NULL,
+           "the environment of python3 of PATH");
 
     set("CONDA_PREFIX", "conda");
     put_library("conda/lib");
@@ -116,7 +124,8 @@ static void test_places(void) {
     expect("env/lib/python3.9/site-packages/nvidia/cm_test/lib", NULL, "the wheel named first");
 
     put_library("other/site-packages/nvidia/cm_test/lib");
-    snprintf(beside, sizeof beside, "%s/other/site-packages/nvidia/cublas/lib/libcublasLt.so.13", root);
+    snprintf(beside, sizeof beside, "%s/other/site-packages/nvidia/cublas/lib/libcublasLt.so.13",
+             root);
     expect("other/site-packages/nvidia/cm_test/lib", beside, "a wheel beside a loaded one");
     put_library("other/site-packages/nvidia/cublas/lib");
     expect("other/site-packages/nvidia/cublas/lib", beside, "the folder of a loaded one");
@@ -160,8 +169,10 @@ int main(void) {
     const char *cc = getenv("CC");
     snprintf(tools, sizeof tools, "%s", getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin");
     snprintf(root, sizeof root, "/tmp/cm_test_library.%ld", (long)getpid());
-    shell("mkdir -p '%s' && printf 'int cm_test_answer(void);\\nint cm_test_answer(void) { return 42; }\\n' "
-          ">'%s/a.c' && %s -shared -fPIC '%s/a.c' -o '%s/built.so'", root, root, cc && cc[0] ? cc : "cc", root, root);
+    shell("mkdir -p '%s' && printf 'int cm_test_answer(void);\\nint cm_test_answer(void) { return "
+          "42; }\\n' "
+          ">'%s/a.c' && %s -shared -fPIC '%s/a.c' -o '%s/built.so'",
+          root, root, cc && cc[0] ? cc : "cc", root, root);
     test_places();
     test_broken();
     shell("rm -rf '%s'", root);

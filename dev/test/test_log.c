@@ -61,7 +61,8 @@ static void test_lines(void) {
     LogCurve curve = {0, NULL, NULL, NULL, NULL};
     check(log_open(&log, root, "lines", 0, err) == 0, "%s", err);
     float loss = 3.14159274f;
-    LogLine extra = {2, 16384, (double)loss, NAN, 1e-5, INFINITY, NAN, 1e6, "{\"gpu_w\": 640}", 0.5625, 0.41};
+    LogLine extra = {2,   16384, (double)loss,       NAN,    1e-5, INFINITY,
+                     NAN, 1e6,   "{\"gpu_w\": 640}", 0.5625, 0.41};
     check(put_line(&log, 0, NAN, 10.825) == 0 && put_line(&log, 1, 9.5, NAN) == 0, "%s", err);
     check(log_line(&log, &extra, err) == 0, "%s", err);
     check(log_append_text(&log, "no end", err) == -1, "a line needs its end");

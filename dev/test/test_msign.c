@@ -70,7 +70,8 @@ static double root_gap(const double *P, int k) {
 
 enum { GAUSSIAN, GRADED_1E2, GRADED_1E3, HALF_1E3, ONE_BIG_1E3, DEFICIENT, KINDS };
 static const char *const kind_names[KINDS] = {
-    "Gaussian", "graded to 1e-2", "graded to 1e-3", "half at 1e-3", "all but one at 1e-3", "deficient"};
+    "Gaussian",     "graded to 1e-2",      "graded to 1e-3",
+    "half at 1e-3", "all but one at 1e-3", "deficient"};
 
 /* U S V^T of Frobenius norm near 1; sign receives U V^T, which is also the sign where S > 0. */
 static floatM *matrix_of(int kind, int rows, int cols, double **sign) {
@@ -97,7 +98,8 @@ static floatM *matrix_of(int kind, int rows, int cols, double **sign) {
         if (kind == HALF_1E3 || kind == ONE_BIG_1E3) S[i] = fmax(S[i], 1e-3);
     }
     for (int i = 0; i < m * m; i++) US[i] = U[i] * S[i % m];
-    double *W = rows <= cols ? product(US, 0, V, 0, rows, cols, m) : product(V, 0, US, 1, rows, cols, m);
+    double *W =
+        rows <= cols ? product(US, 0, V, 0, rows, cols, m) : product(V, 0, US, 1, rows, cols, m);
     for (int i = 0; i < rows * cols; i++) x[i] = (floatM)W[i];
     *sign = rows <= cols ? product(U, 0, V, 0, rows, cols, m) : product(V, 0, U, 1, rows, cols, m);
     return x;
@@ -166,14 +168,17 @@ static void test_extremes(void) {
         for (int which = 0; which < 4; which++) {
             for (int i = 0; i < 3; i++) {
                 floatM *x = normals_m(n, sizes[i]);
-                double e = error_of(sign_of(x, 1, rows, cols, which), plain_sign(x, rows, cols, which), n);
-                check(e < TOL(2e-4, 1e-11), "%s of %d x %d numbers of size %g: %g from the plain iteration",
+                double e =
+                    error_of(sign_of(x, 1, rows, cols, which), plain_sign(x, rows, cols, which), n);
+                check(e < TOL(2e-4, 1e-11),
+                      "%s of %d x %d numbers of size %g: %g from the plain iteration",
                       table_names[which], rows, cols, sizes[i], e);
             }
             const floatM *zero = sign_of(take_m(n), 1, rows, cols, which);
             int all_zero = 1;
             for (size_t i = 0; i < n; i++) all_zero &= zero[i] == 0;
-            check(all_zero, "%s of a zero matrix %d x %d is not zero", table_names[which], rows, cols);
+            check(all_zero, "%s of a zero matrix %d x %d is not zero", table_names[which], rows,
+                  cols);
             for (int infinite = 0; infinite < 2; infinite++) {
                 floatM *x = normals_m(n, 1);
                 x[n / 2] = infinite ? (floatM)INFINITY : (floatM)NAN;
@@ -190,7 +195,8 @@ static void test_extremes(void) {
 
 /* Threads decide who computes an item and never how; nor does its neighbour. */
 static void test_same_bits(void) {
-    static const int batches[][3] = {{1, 32, 128}, {5, 32, 128}, {9, 24, 24}, {3, 130, 70}, {0, 4, 8}};
+    static const int batches[][3] = {
+        {1, 32, 128}, {5, 32, 128}, {9, 24, 24}, {3, 130, 70}, {0, 4, 8}};
     for (int b = 0; b < 5; b++) {
         int n = batches[b][0], rows = batches[b][1], cols = batches[b][2];
         size_t size = (size_t)rows * cols;
@@ -204,7 +210,8 @@ static void test_same_bits(void) {
                   "the sign of %d of %d x %d differs with %d threads", n, rows, cols, threads);
         }
         for (int i = 0; i < n; i++)
-            check(!memcmp(first + (size_t)i * size, sign_of(x + (size_t)i * size, 1, rows, cols, MSIGN_PE8),
+            check(!memcmp(first + (size_t)i * size,
+                          sign_of(x + (size_t)i * size, 1, rows, cols, MSIGN_PE8),
                           size * sizeof *x),
                   "item %d of %d x %d depends on its neighbours", i, rows, cols);
         release();
@@ -218,7 +225,8 @@ static void test_same_bits(void) {
 #define BF16 (1.0 / 256) /* rounding to bf16 moves a number by at most this part, u below */
 
 /* Of these only matrices that are no heads; the first two are wide and tall enough for the Gram in fp32. */
-static const int bf16_shapes[][2] = {{66, 132}, {132, 66}, {40, 40}, {48, 40}, {33, 50}, {7, 9}, {1, 1}};
+static const int bf16_shapes[][2] = {{66, 132}, {132, 66}, {40, 40}, {48, 40},
+                                     {33, 50},  {7, 9},    {1, 1}};
 enum { BF16_SHAPES = sizeof bf16_shapes / sizeof *bf16_shapes };
 
 static double *to_double(const floatM *x, size_t n) {
@@ -267,15 +275,17 @@ static void test_bf16_accuracy(void) {
                 const floatM *y = sign_in(x, 1, rows, cols, which, 1);
                 const double *fp32 = to_double(sign_of(x, 1, rows, cols, which), n);
                 double e = error_of(y, fp32, n), limit = bf16_limit(in, m);
-                int steep = which == MSIGN_QUINTIC5 || which == MSIGN_QUINTIC5_NV; /* does not end flat */
-                check(e <= limit * (steep ? 3 : 1), "%s in bf16 of %d x %d, %s: %g from fp32, limit %g",
-                      table_names[which], rows, cols, kind_names[kind], e, limit);
+                int steep =
+                    which == MSIGN_QUINTIC5 || which == MSIGN_QUINTIC5_NV; /* does not end flat */
+                check(e <= limit * (steep ? 3 : 1),
+                      "%s in bf16 of %d x %d, %s: %g from fp32, limit %g", table_names[which], rows,
+                      cols, kind_names[kind], e, limit);
                 const double *out = singular_values(to_double(y, n), rows, cols);
                 check(out[0] <= most[which], "%s in bf16 of %d x %d, %s: a singular value of %g",
                       table_names[which], rows, cols, kind_names[kind], out[0]);
                 check(in[m - 1] < (steep ? 1e-2 : 2e-3) * norm || out[m - 1] >= least[which],
-                      "%s in bf16 of %d x %d, %s: a singular value of %g", table_names[which], rows, cols,
-                      kind_names[kind], out[m - 1]);
+                      "%s in bf16 of %d x %d, %s: a singular value of %g", table_names[which], rows,
+                      cols, kind_names[kind], out[m - 1]);
             }
             release();
         }
@@ -316,7 +326,8 @@ static void test_bf16_step(void) {
         msign_bf16(&X, &Y, &table, &arena);
         int same = 0;
         for (int e = 0; e < M * N; e++) same += (double)X.p[e] == expected[e];
-        check(same >= M * N - M * N / 50, "step %d in bf16: %d numbers of %d are right", i, same, M * N);
+        check(same >= M * N - M * N / 50, "step %d in bf16: %d numbers of %d are right", i, same,
+              M * N);
         release();
     }
 }
@@ -333,7 +344,8 @@ static void test_bf16_equivariance(void) {
         double *turned = product(product(U, 0, d, 0, rows, cols, rows), 0, V, 0, rows, cols, cols);
         double *left = product(U, 0, to_double(y, n), 0, rows, cols, rows);
         double *expected = product(left, 0, V, 0, rows, cols, cols);
-        double e = error_of(sign_in(to_floatM(turned, n), 1, rows, cols, MSIGN_PE8, 1), expected, n);
+        double e =
+            error_of(sign_in(to_floatM(turned, n), 1, rows, cols, MSIGN_PE8, 1), expected, n);
         check(e <= limit, "bf16 sign of %d x %d, turned: %g, limit %g", rows, cols, e, limit);
         const floatM *t = sign_in(transposed(x, rows, cols), 1, cols, rows, MSIGN_PE8, 1);
         e = error_of(transposed(t, cols, rows), to_double(y, n), n);
@@ -343,8 +355,8 @@ static void test_bf16_equivariance(void) {
             for (size_t i = 0; i < n; i++) scaled[i] *= factor;
             const floatM *z = sign_in(scaled, 1, rows, cols, MSIGN_PE8, 1);
             e = error_of(z, to_double(y, n), n);
-            check(power ? !memcmp(z, y, n * sizeof *y) : e <= limit, "bf16 sign of %d x %d times %g: %g", rows,
-                  cols, (double)factor, e);
+            check(power ? !memcmp(z, y, n * sizeof *y) : e <= limit,
+                  "bf16 sign of %d x %d times %g: %g", rows, cols, (double)factor, e);
         }
         release();
     }
@@ -354,7 +366,8 @@ static void test_bf16_equivariance(void) {
    numbers, and neighbours and threads change no bit. */
 static void test_bf16_extremes(void) {
     for (int shape = 0; shape < BF16_SHAPES; shape++) {
-        int rows = bf16_shapes[shape][0], cols = bf16_shapes[shape][1], zeros = 1, narrow = 1, finite = 1;
+        int rows = bf16_shapes[shape][0], cols = bf16_shapes[shape][1], zeros = 1, narrow = 1,
+            finite = 1;
         size_t n = (size_t)rows * cols;
         const floatM *zero = sign_in(take_m(n), 1, rows, cols, MSIGN_PE8, 1);
         for (size_t i = 0; i < n; i++) zeros &= zero[i] == 0;
@@ -364,7 +377,8 @@ static void test_bf16_extremes(void) {
             set_threads(threads);
             const floatM *z = sign_in(x, 3, rows, cols, MSIGN_PE8, 1);
             if (!y) y = copy_of(z, 3 * n);
-            check(!memcmp(y, z, 3 * n * sizeof *y), "bf16 sign of %d x %d with %d threads", rows, cols, threads);
+            check(!memcmp(y, z, 3 * n * sizeof *y), "bf16 sign of %d x %d with %d threads", rows,
+                  cols, threads);
         }
         set_threads(2);
         check(!memcmp(y + n, sign_in(x + n, 1, rows, cols, MSIGN_PE8, 1), n * sizeof *y),
@@ -372,7 +386,8 @@ static void test_bf16_extremes(void) {
         Mat rounded = mat_dense(copy_of(y, 3 * n), 3, rows, cols);
         la_round_bf16(rounded);
         narrow &= !memcmp(rounded.p, y, 3 * n * sizeof *y);
-        check(narrow && !memcmp(x, again, n * sizeof *x), "the bf16 sign of %d x %d is not bf16", rows, cols);
+        check(narrow && !memcmp(x, again, n * sizeof *x), "the bf16 sign of %d x %d is not bf16",
+              rows, cols);
         x[n / 2] = (floatM)NAN;
         const floatM *bad = sign_in(x, 1, rows, cols, MSIGN_PE8, 1);
         for (size_t i = 0; i < n; i++) finite &= isfinite((double)bad[i]) != 0;
@@ -394,10 +409,18 @@ static void test_bf16_extremes(void) {
 
 /* To nearest, ties to the even of the two; of either sign, at either end of the range, through a view. */
 static void test_bf16_rounding(void) {
-    static const double pairs[][2] = {
-        {1, 1}, {-1.0078125, -1.0078125}, {1.00390625, 1}, {1.01171875, 1.015625}, {1.0039065, 1.0078125},
-        {-1.00390625, -1}, {3.4e38, INFINITY}, {3.38e38, 3.37623911e38}, {1e-39, 11 * 9.18354962e-41}, {0, 0},
-        {INFINITY, INFINITY}, {-INFINITY, -INFINITY}};
+    static const double pairs[][2] = {{1, 1},
+                                      {-1.0078125, -1.0078125},
+                                      {1.00390625, 1},
+                                      {1.01171875, 1.015625},
+                                      {1.0039065, 1.0078125},
+                                      {-1.00390625, -1},
+                                      {3.4e38, INFINITY},
+                                      {3.38e38, 3.37623911e38},
+                                      {1e-39, 11 * 9.18354962e-41},
+                                      {0, 0},
+                                      {INFINITY, INFINITY},
+                                      {-INFINITY, -INFINITY}};
     enum { N = sizeof pairs / sizeof *pairs };
     floatM x[2 * N + 4];
     Mat column = {x, 1, 1, 0, 0, N + 1, 1, 2, 1};
@@ -405,7 +428,8 @@ static void test_bf16_rounding(void) {
     x[2 * N] = (floatM)NAN;
     la_round_bf16(column);
     for (int i = 0; i < N; i++)
-        check((double)x[2 * i] == pairs[i][1] || relative_error((double)x[2 * i], pairs[i][1], 1e-300) < 1e-5,
+        check((double)x[2 * i] == pairs[i][1] ||
+                  relative_error((double)x[2 * i], pairs[i][1], 1e-300) < 1e-5,
               "%g in bf16 is %.9g, not %.9g", pairs[i][0], (double)x[2 * i], pairs[i][1]);
     check(isnan((double)x[2 * N]) && x[1] == (floatM)0.1, "NaN in bf16 is %g", (double)x[2 * N]);
 }
@@ -418,7 +442,8 @@ static void test_symmetric_product(void) {
             int N = sizes[s], K = s % 3 == 0 ? 300 : 1 + s * 7, ta = form & 1, beta = form >> 1;
             if (N > 300) K = 20;
             size_t lda = (size_t)(ta ? N : K) + 3, ldc = (size_t)N + 5;
-            floatM *A = normals_m(lda * (size_t)(ta ? K : N), 1), *C0 = normals_m(ldc * N, 1), *first = NULL;
+            floatM *A = normals_m(lda * (size_t)(ta ? K : N), 1), *C0 = normals_m(ldc * N, 1),
+                   *first = NULL;
             for (int i = 0; i < N; i++)
                 for (int j = 0; j < i; j++) C0[(size_t)j * ldc + i] = C0[(size_t)i * ldc + j];
             double *expected = take((size_t)N * N), norm = 0, off = 0;
@@ -428,7 +453,8 @@ static void test_symmetric_product(void) {
                     for (int k = 0; k < K; k++)
                         sum += (double)(ta ? A[k * lda + i] : A[i * lda + k]) *
                                (double)(ta ? A[k * lda + j] : A[j * lda + k]);
-                    expected[i * N + j] = 0.5 * sum + (beta ? 2 * (double)C0[(size_t)i * ldc + j] : 0);
+                    expected[i * N + j] =
+                        0.5 * sum + (beta ? 2 * (double)C0[(size_t)i * ldc + j] : 0);
                 }
             for (int threads = 1; threads <= 3; threads++) {
                 set_threads(threads);
@@ -446,11 +472,13 @@ static void test_symmetric_product(void) {
                     }
                 }
                 check(same && mirrored && outside,
-                      "symmetric product %d x %d, K %d, form %d: same bits with %d threads %d, mirrored %d, "
-                      "padding kept %d", N, N, K, form, threads, same, mirrored, outside);
+                      "symmetric product %d x %d, K %d, form %d: same bits with %d threads %d, "
+                      "mirrored %d, "
+                      "padding kept %d",
+                      N, N, K, form, threads, same, mirrored, outside);
             }
-            check(sqrt(off) <= TOL(2e-6, 1e-14) * sqrt(norm), "symmetric product %d, K %d, form %d: %g", N, K,
-                  form, sqrt(off / norm));
+            check(sqrt(off) <= TOL(2e-6, 1e-14) * sqrt(norm),
+                  "symmetric product %d, K %d, form %d: %g", N, K, form, sqrt(off / norm));
             release();
         }
     set_threads(2);
@@ -470,7 +498,8 @@ static void test_root(void) {
             for (int i = 0; i < ITEMS; i++) {
                 double *U = orthogonal(k), *US = take(kk);
                 for (size_t j = 0; j < kk; j++)
-                    US[j] = U[j] * pow(conditions[c], k > 1 ? -(double)(j % k) / (k - 1) : 0) * (i + 1);
+                    US[j] =
+                        U[j] * pow(conditions[c], k > 1 ? -(double)(j % k) / (k - 1) : 0) * (i + 1);
                 double *W = product(US, 0, U, 1, k, k, k);
                 for (size_t j = 0; j < kk; j++)
                     G[i * kk + j] = (floatM)(0.5 * (W[j] + W[(j % k) * k + j / k]));
@@ -482,15 +511,17 @@ static void test_root(void) {
                 set_threads(threads);
                 floatM *g = copy_of(G, ITEMS * kk), *r = take_m(ITEMS * kk);
                 Arena arena = arena_of(invroot_scratch(ITEMS, k));
-                invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5, ROOT_CANS25, &arena);
+                invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5, ROOT_CANS25,
+                        &arena);
                 if (!first) first = r;
-                check(!memcmp(first, r, ITEMS * kk * sizeof *r), "root of %d x %d with %d threads", k, k, threads);
+                check(!memcmp(first, r, ITEMS * kk * sizeof *r), "root of %d x %d with %d threads",
+                      k, k, threads);
             }
             double kappa = fmin(conditions[c], 1e5); /* the damping ends it */
             for (int i = 0; i < ITEMS; i++) {
                 double e = error_of(first + i * kk, exact[i], kk);
-                check(e < TOL(3e-7, 3e-15) * (40 + kappa / 2), "root of %d x %d, condition %g: error %g", k, k,
-                      conditions[c], e);
+                check(e < TOL(3e-7, 3e-15) * (40 + kappa / 2),
+                      "root of %d x %d, condition %g: error %g", k, k, conditions[c], e);
                 double *R = take(kk), *RW = take(kk), *W = take(kk), gap;
                 for (size_t j = 0; j < kk; j++) {
                     R[j] = (double)first[i * kk + j];
@@ -499,7 +530,8 @@ static void test_root(void) {
                 multiply(RW, R, 0, W, 0, k, k, k);
                 gap = root_gap(product(RW, 0, R, 0, k, k, k), k);
                 check(gap < TOL(4e-7, 4e-15) * sqrt(k) * (40 + kappa),
-                      "root of %d x %d, condition %g: ||R W R - I|| = %g", k, k, conditions[c], gap);
+                      "root of %d x %d, condition %g: ||R W R - I|| = %g", k, k, conditions[c],
+                      gap);
             }
             release();
         }

@@ -278,7 +278,8 @@ static void test_products(void) {
 
     /* The eigenvalues are clamped from below, so a zero Gram without damping has a finite root. */
     floatM zero[4] = {0}, root[4];
-    la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0, take_m(la_eigh_scratch(2)));
+    la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0,
+                  take_m(la_eigh_scratch(2)));
     check(relative_error((double)root[0], 1e6, 1) < 1e-6 && root[1] == 0 && root[3] == root[0],
           "la_eigh_rroot of zero: %g %g", (double)root[0], (double)root[1]);
 }

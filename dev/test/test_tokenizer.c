@@ -103,7 +103,8 @@ static void test_special(Tokenizer *t) {
     check(round_trip(t, &list, text, n) && round_trip(t, &plain, text, n), "with special tokens");
     check(t->vocab == 757 && t->eot == 756, "vocab %d, eot %d", t->vocab, t->eot);
     check(!tokenizer_decode(t, 757, &k) && k == 0 && !tokenizer_decode(t, -1, &k) &&
-          tokenizer_decode(t, 756, &k) && k == 13, "ids outside the vocabulary");
+              tokenizer_decode(t, 756, &k) && k == 13,
+          "ids outside the vocabulary");
     free(list.ids);
     free(plain.ids);
 }
@@ -149,7 +150,8 @@ static void check_refused(const char *encoder, const char *bpe, const char *file
     Tokenizer t;
     err[0] = 0;
     check(tokenizer_load(&t, encoder, bpe, err) == -1 && strstr(err, file) && strstr(err, word) &&
-          !t.bytes && !t.merges, "should fail on %s with \"%s\": %s", file, word, err);
+              !t.bytes && !t.merges,
+          "should fail on %s with \"%s\": %s", file, word, err);
 }
 
 /* A vocabulary that is too small or malformed in one way each. */
@@ -159,21 +161,39 @@ static void test_refusals(void) {
     check_refused(encoder, "none.bpe", "none.bpe", "gpt2_bpe.sh");
     check_refused(bpe, bpe, bpe, "'{'");
     check_refused(encoder, encoder, encoder, "line 1");
-    static const struct { const char *json, *word; } cases[] = {
-        {"", "'{'"}, {"{", "string"}, {"{}", "string"}, {"{\"a", "truncated"}, {"{\"a\"", "':'"},
-        {"{\"a\":", "number"}, {"{\"a\": 1", "',' or '}'"}, {"{\"a\": 0, \"a\": 1}", "twice"},
-        {"{\"a\": -1}", "number"}, {"{\"\": 0}", "empty"}, {"{\"a\": 5}", "0, 1, 2"},
-        {"{\"a\": 0, \"b\": 0}", "0, 1, 2"}, {"{\"a\": 0}", "single byte"},
-        {"{\"\\q\": 0}", "malformed"}, {"{\"\\u00", "malformed"}, {"{\"\\u00g0\": 0}", "malformed"},
-        {"{\"\\u4e2d\": 0}", "U+4E2D"}, {"{\"\xff\": 0}", "malformed"}, {"{\"\\", "malformed"},
+    static const struct {
+        const char *json, *word;
+    } cases[] = {
+        {"", "'{'"},
+        {"{", "string"},
+        {"{}", "string"},
+        {"{\"a", "truncated"},
+        {"{\"a\"", "':'"},
+        {"{\"a\":", "number"},
+        {"{\"a\": 1", "',' or '}'"},
+        {"{\"a\": 0, \"a\": 1}", "twice"},
+        {"{\"a\": -1}", "number"},
+        {"{\"\": 0}", "empty"},
+        {"{\"a\": 5}", "0, 1, 2"},
+        {"{\"a\": 0, \"b\": 0}", "0, 1, 2"},
+        {"{\"a\": 0}", "single byte"},
+        {"{\"\\q\": 0}", "malformed"},
+        {"{\"\\u00", "malformed"},
+        {"{\"\\u00g0\": 0}", "malformed"},
+        {"{\"\\u4e2d\": 0}", "U+4E2D"},
+        {"{\"\xff\": 0}", "malformed"},
+        {"{\"\\", "malformed"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         write_bytes("bad.json", cases[i].json, strlen(cases[i].json));
         check_refused(in_folder("bad.json"), bpe, "bad.json", cases[i].word);
     }
-    static const struct { const char *merges, *word; } lines[] = {
-        {"", "no merges"}, {"#version: 0.2\n", "no merges"}, {"a\n", "line 1"},
-        {"a b c\n", "line 1"}, {"#version: 0.2\nh e\nq q\n", "line 3"}, {"\xff e\n", "line 1"}, {"h \n", "line 1"},
+    static const struct {
+        const char *merges, *word;
+    } lines[] = {
+        {"", "no merges"},     {"#version: 0.2\n", "no merges"},        {"a\n", "line 1"},
+        {"a b c\n", "line 1"}, {"#version: 0.2\nh e\nq q\n", "line 3"}, {"\xff e\n", "line 1"},
+        {"h \n", "line 1"},
     };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
         write_bytes("bad.bpe", lines[i].merges, strlen(lines[i].merges));
@@ -200,10 +220,18 @@ static int run_tokenize(const char *input, const char *output, const char *flag,
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
-        char *argv[] = {(char *)"tokenize", (char *)"--encoder", (char *)FIXTURES "encoder.json",
-                        (char *)"--bpe", (char *)FIXTURES "vocab.bpe", (char *)"--input",
-                        (char *)input, (char *)"--output", (char *)output, (char *)flag,
-                        (char *)value, NULL};
+        char *argv[] = {(char *)"tokenize",
+                        (char *)"--encoder",
+                        (char *)FIXTURES "encoder.json",
+                        (char *)"--bpe",
+                        (char *)FIXTURES "vocab.bpe",
+                        (char *)"--input",
+                        (char *)input,
+                        (char *)"--output",
+                        (char *)output,
+                        (char *)flag,
+                        (char *)value,
+                        NULL};
         if (!freopen(in_folder("out"), "w", stdout)) _exit(9);
         if (!freopen(in_folder("out"), "a", stderr)) _exit(9);
         if (strcmp(input, "-") == 0 && !freopen(in_folder("docs.txt"), "r", stdin)) _exit(9);
@@ -249,8 +277,8 @@ static void test_program(Tokenizer *t) {
     /* three documents, one of them empty, Windows line ends at the separators */
     TokenList expected = {0, 0, 0};
     FILE *f = fopen(in_folder("docs.txt"), "wb");
-    static const char *docs[] = {"First the document.\n",
-                                 "@@\nA second one,\n\nin two parts.\n", "last"};
+    static const char *docs[] = {"First the document.\n", "@@\nA second one,\n\nin two parts.\n",
+                                 "last"};
     for (int i = 0; i < 3; i++) {
         if (tokenizer_append(&expected, &t->eot, 1, err)) puts(err);
         if (tokenizer_encode(t, docs[i], strlen(docs[i]), 0, &expected, err)) puts(err);
@@ -264,10 +292,11 @@ static void test_program(Tokenizer *t) {
     read_shards("a_*.bin", &got, &files); /* a_train before a_val */
     check(status == 0 && output_says("3 documents") && files == 2, "status %d", status);
     check(got.count == n && !memcmp(got.ids, expected.ids + n / 10, (n - n / 10) * sizeof(int)) &&
-          !memcmp(got.ids + n - n / 10, expected.ids, n / 10 * sizeof(int)),
+              !memcmp(got.ids + n - n / 10, expected.ids, n / 10 * sizeof(int)),
           "a tenth is for validation, the rest for training");
     check(run_tokenize(in_folder("docs.txt"), in_folder("a"), NULL, NULL, 0) == 1 &&
-          output_says("a_val_000000.bin exists"), "old shards are not mixed with new ones");
+              output_says("a_val_000000.bin exists"),
+          "old shards are not mixed with new ones");
 
     /* no validation, standard input, no separator: one document */
     got.count = 0;
@@ -276,7 +305,8 @@ static void test_program(Tokenizer *t) {
     int ends = 0;
     for (size_t i = 0; i < got.count; i++) ends += got.ids[i] == t->eot;
     check(status == 0 && ends == 1 && got.ids[0] == t->eot &&
-          access(in_folder("b_val_000000.bin"), F_OK), "standard input: status %d, %d documents", status, ends);
+              access(in_folder("b_val_000000.bin"), F_OK),
+          "standard input: status %d, %d documents", status, ends);
 
     /* shards of 10 tokens: val first, then train 1, 2, ... */
     TokenList cut = {0, 0, 0};
@@ -285,22 +315,26 @@ static void test_program(Tokenizer *t) {
     check(status == 0 && cut.count == 10, "validation shard of %zu tokens", cut.count);
     read_shards("c_train_*.bin", &cut, &files);
     check(files == (got.count + 9) / 10 - 1 && cut.count == got.count &&
-          !memcmp(cut.ids, got.ids, cut.count * sizeof(int)), "%zu shards, %zu tokens", files,
-          cut.count);
+              !memcmp(cut.ids, got.ids, cut.count * sizeof(int)),
+          "%zu shards, %zu tokens", files, cut.count);
     check(run_tokenize("-", in_folder("d"), "--val-tokens", "1000", 0) == 1 &&
-          output_says("none would be left"), "validation takes everything");
+              output_says("none would be left"),
+          "validation takes everything");
 
     /* a disk that fills up */
     char big[20000];
     for (size_t i = 0; i < sizeof big; i++) big[i] = (char)('!' + i * i % 90);
     write_bytes("big.txt", big, sizeof big);
     check(run_tokenize(in_folder("big.txt"), in_folder("e"), "--val-tokens", "0", 4096) == 1 &&
-          output_says("cannot write"), "full disk");
+              output_says("cannot write"),
+          "full disk");
     check(access(in_folder("e_train_000001.bin"), F_OK) != 0, "half a shard was left behind");
     check(run_tokenize(in_folder("nothing.txt"), in_folder("f"), NULL, NULL, 0) == 1 &&
-          output_says("nothing.txt does not exist"), "missing input");
+              output_says("nothing.txt does not exist"),
+          "missing input");
     check(run_tokenize(in_folder("a_val_000000.bin"), in_folder("f"), NULL, NULL, 0) == 1 &&
-          output_says("already is a token shard"), "a shard as input");
+              output_says("already is a token shard"),
+          "a shard as input");
     free(got.ids);
     free(cut.ids);
     free(expected.ids);
@@ -328,7 +362,7 @@ static void test_pieces(Tokenizer *t) {
     *t = job.tokenizer; /* the scratch arrays may have moved */
     bad = bad || tokenizer_encode(t, text, n, 0, &whole, err);
     check(!bad && job.pending.count == whole.count + 1 && job.pending.ids[0] == t->eot &&
-          !memcmp(job.pending.ids + 1, whole.ids, whole.count * sizeof(int)),
+              !memcmp(job.pending.ids + 1, whole.ids, whole.count * sizeof(int)),
           "a document in pieces has other tokens: %s", err);
     free(job.pending.ids);
     free(whole.ids);

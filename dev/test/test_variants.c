@@ -40,7 +40,8 @@ static void run_build(Run *run) {
 }
 
 static void run_step(Run *run, int step) {
-    PlanState s = {run->p, run->g, run->m, run->v, &run->arena, 1, run->c.optim.momentum, 1, step, NULL};
+    PlanState s = {run->p, run->g, run->m, run->v, &run->arena, 1, run->c.optim.momentum,
+                   1,      step,   NULL};
     plan_step(&run->plan, &run->r, &run->c, &s);
 }
 
@@ -83,11 +84,14 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
     int adam = !strcmp(rule, "adamw-partner"), seen = 0;
     Run run;
     const FixtureRecord *b = case_record(fx, name, output ? "wv" : "wk", 0);
-    int heads = (int)case_number(fx, name, "heads"), shared = (int)case_number(fx, name, "kv_heads");
-    snprintf(flags, sizeof flags, "--layers 1 --width %d --heads %d --kv-heads %d --head-dim %d --lr %g "
-             "--weight-decay %g --seq-len 8 --mlp adamw --%s adamw --%s %s", (int)b->dims[1],
-             heads, shared, (int)b->dims[0] / shared, case_number(fx, name, "lr"),
-             case_number(fx, name, "weight_decay"), output ? "qk" : "ov", output ? "ov" : "qk", rule);
+    int heads = (int)case_number(fx, name, "heads"),
+        shared = (int)case_number(fx, name, "kv_heads");
+    snprintf(flags, sizeof flags,
+             "--layers 1 --width %d --heads %d --kv-heads %d --head-dim %d --lr %g "
+             "--weight-decay %g --seq-len 8 --mlp adamw --%s adamw --%s %s",
+             (int)b->dims[1], heads, shared, (int)b->dims[0] / shared, case_number(fx, name, "lr"),
+             case_number(fx, name, "weight_decay"), output ? "qk" : "ov", output ? "ov" : "qk",
+             rule);
     if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
     run.c.vocab = 8;
     run.c.optim = case_options(fx, name);
@@ -102,7 +106,8 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
         run.c.optim.circuit_damping = case_number(fx, name, "damping");
     }
     if (!strcmp(rule, "quack")) {
-        run.c.control.quack_base = case_is(fx, name, "per_head", "1") ? QUACK_MUON_HEAD : QUACK_MUON;
+        run.c.control.quack_base =
+            case_is(fx, name, "per_head", "1") ? QUACK_MUON_HEAD : QUACK_MUON;
         run.c.control.quack_tau = case_number(fx, name, "tau");
     }
     if (config_resolve(&run.c, err)) {
@@ -119,8 +124,10 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
         if (!step) continue;
         run_step(&run, step);
         for (int leg = 0; leg < 2; leg++) {
-            seen += check_state(fx, name, "w", names[leg], step, tensor_named(&run, run.p, names[leg]));
-            seen += check_state(fx, name, "m", names[leg], step, tensor_named(&run, run.m, names[leg]));
+            seen +=
+                check_state(fx, name, "w", names[leg], step, tensor_named(&run, run.p, names[leg]));
+            seen +=
+                check_state(fx, name, "m", names[leg], step, tensor_named(&run, run.m, names[leg]));
         }
     }
     check(seen >= 2, "%s: the fixture holds %d results", name, seen);
@@ -133,7 +140,8 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
     int rows = (int)start->dims[0], cols = (int)start->dims[1], tall = rows >= cols, seen = 0;
     const char *tensor = tall ? "f" : "p";
     Run run;
-    snprintf(flags, sizeof flags, "--layers 1 --width %d --heads 1 --head-dim 8 --ff-width %d --lr %g "
+    snprintf(flags, sizeof flags,
+             "--layers 1 --width %d --heads 1 --head-dim 8 --ff-width %d --lr %g "
              "--weight-decay %g --seq-len 8 --qk adamw --ov adamw --init gpt2 --mlp muon",
              tall ? cols : rows, tall ? rows : cols, case_number(fx, name, "lr"),
              case_number(fx, name, "weight_decay"));
@@ -152,7 +160,8 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
         run.c.control.aurora_power = case_number(fx, name, "power");
     }
     run_build(&run);
-    for (size_t i = 0; i < run.r.size; i++) run.p[i] = (floatM)normal(); /* MuonH: nothing is zero */
+    for (size_t i = 0; i < run.r.size; i++)
+        run.p[i] = (floatM)normal(); /* MuonH: nothing is zero */
     put_tensor(&run, run.p, tensor, start);
     for (int step = 1; step <= 3; step++) {
         char key[8] = "g";
@@ -164,7 +173,8 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
             if (run.plan.e[i].part.id == (tall ? T_WFC : T_WPROJ))
                 seen += check_state(fx, name, "v", "", step, run.v + run.plan.e[i].v);
     }
-    check(seen >= 1 + (run.c.mlp == MLP_RULE_NORMUON), "%s: the fixture holds %d results", name, seen);
+    check(seen >= 1 + (run.c.mlp == MLP_RULE_NORMUON), "%s: the fixture holds %d results", name,
+          seen);
 }
 
 static void test_fixture(void) {
@@ -238,12 +248,14 @@ static void test_operations(void) {
         }
 #undef AT
         int k = min_int(rows, 12);
-        floatM *G = take_m((size_t)n * k * k), *Q = take_m((size_t)n * k * k), *w = take_m((size_t)n * k);
+        floatM *G = take_m((size_t)n * k * k), *Q = take_m((size_t)n * k * k),
+               *w = take_m((size_t)n * k);
         for (int i = 0; i < n; i++) {
             double *z = normals((size_t)k * k), *g = product(z, 0, z, 1, k, k, k);
             for (int e = 0; e < k * k; e++) G[i * k * k + e] = (floatM)g[e];
         }
-        la_eigh(mat_dense(Q, n, k, k), w, mat_dense(G, n, k, k), take_m((size_t)n * la_eigh_scratch(k)));
+        la_eigh(mat_dense(Q, n, k, k), w, mat_dense(G, n, k, k),
+                take_m((size_t)n * la_eigh_scratch(k)));
         for (int i = 0; i < n * k * k; i++) {
             int b = i % k, a = i / k % k, at = i / k / k;
             double sum = 0, unit = 0;
@@ -265,11 +277,14 @@ static void test_operations(void) {
     for (int step = 1; step <= 3; step++) {
         AdamW a = {0.1, 0.3, 0.9, 0.95, 1e-3, 2, step};
         Mat G = mat_dense(normals_m(35, 1), 1, 5, 7);
-        adamw_update(mat_dense(moved, 1, 5, 7), G, mat_dense(m[0], 1, 5, 7), mat_dense(v[0], 1, 5, 7), &a);
-        adamw_direction(mat_dense(u, 1, 5, 7), G, mat_dense(m[1], 1, 5, 7), mat_dense(v[1], 1, 5, 7), &a);
+        adamw_update(mat_dense(moved, 1, 5, 7), G, mat_dense(m[0], 1, 5, 7),
+                     mat_dense(v[0], 1, 5, 7), &a);
+        adamw_direction(mat_dense(u, 1, 5, 7), G, mat_dense(m[1], 1, 5, 7),
+                        mat_dense(v[1], 1, 5, 7), &a);
         for (int i = 0; i < 35; i++) w[i] = (floatM)(0.97 * (double)w[i] - 0.1 * (double)u[i]);
     }
-    check(distance(w, moved, 35) < TOL(1e-6, 1e-14), "adamw_direction is off by %g", distance(w, moved, 35));
+    check(distance(w, moved, 35) < TOL(1e-6, 1e-14), "adamw_direction is off by %g",
+          distance(w, moved, 35));
     release();
 }
 
@@ -331,8 +346,8 @@ static void test_joint(void) {
                 for (int leg = 0; leg < 3; leg++)
                     norm[leg] = operator_norm(composed(&p, D, leg, 0, h), s.d, s.d);
                 check(norm[0] < 1 + 1e-4 && norm[1] < 1 + 1e-4 && norm[2] < 2 + 1e-4,
-                      "joint, %s: legs move the map by %g and %g, together %g", describe(&o, s), norm[0],
-                      norm[1], norm[2]);
+                      "joint, %s: legs move the map by %g and %g, together %g", describe(&o, s),
+                      norm[0], norm[1], norm[2]);
             }
             /* One budget for both: a common factor of the gradients is lost, one leg's is not. */
             Legs q = legs_copy(&p);
@@ -344,8 +359,8 @@ static void test_joint(void) {
             half_directions(&q, &o, E);
             double single = legs_distance(E, D, p.n);
             check(common < TOL(1e-4, 1e-10) && single > 0.05,
-                  "joint, %s: changes by %g with both gradients, by %g with one", describe(&o, s), common,
-                  single);
+                  "joint, %s: changes by %g with both gradients, by %g with one", describe(&o, s),
+                  common, single);
             release();
         }
 }
@@ -353,8 +368,12 @@ static void test_joint(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Gauge connections                                                                              */
 
-static const char *const connection_names[] = {"none",           "frobenius",        "scale_aware",
-                                               "scale_aware_sylv", "frobenius_scalar", "scale_aware_scalar"};
+static const char *const connection_names[] = {"none",
+                                               "frobenius",
+                                               "scale_aware",
+                                               "scale_aware_sylv",
+                                               "frobenius_scalar",
+                                               "scale_aware_scalar"};
 enum { CONNECTIONS = 6 };
 
 static int is_scalar(int connection) {
@@ -368,12 +387,14 @@ static void fix_legs(const Legs *p, floatM *D[2], int connection, double damping
 }
 
 /* X Y^T (k,k) summed over the heads of group g of a leg. */
-static double *group_product(const Legs *p, const floatM *X, const floatM *Y, int leg, int layer, int g) {
+static double *group_product(const Legs *p, const floatM *X, const floatM *Y, int leg, int layer,
+                             int g) {
     Shape s = p->s;
     int G = leg ? 1 : s.H / s.S;
     double *sum = take((size_t)s.k * s.k);
     for (int j = 0; j < G; j++) {
-        double *x = block_of(s, X, leg, layer, g * G + j), *y = block_of(s, Y, leg, layer, g * G + j);
+        double *x = block_of(s, X, leg, layer, g * G + j),
+               *y = block_of(s, Y, leg, layer, g * G + j);
         double *z = product(x, 0, y, 1, s.k, s.k, s.d);
         for (int e = 0; e < s.k * s.k; e++) sum[e] += z[e];
     }
@@ -393,11 +414,13 @@ static double horizontal_defect(const Legs *p, floatM *D[2], int connection) {
     double worst = 0;
     for (int i = 0; i < p->s.layers * p->s.S; i++) {
         int l = i / p->s.S, g = i % p->s.S;
-        double *L = group_product(p, p->W[0], D[0], 0, l, g), *R = group_product(p, D[1], p->W[1], 1, l, g);
+        double *L = group_product(p, p->W[0], D[0], 0, l, g),
+               *R = group_product(p, D[1], p->W[1], 1, l, g);
         double *A = group_product(p, p->W[0], p->W[0], 0, l, g);
         double *B = group_product(p, p->W[1], p->W[1], 1, l, g);
         double ta = trace_of(A, k), tb = trace_of(B, k), a = 1, b = 1, d = 0, size = 0;
-        if (connection == CONNECTION_SCALE_AWARE_SYLV || connection == CONNECTION_SCALE_AWARE_SCALAR)
+        if (connection == CONNECTION_SCALE_AWARE_SYLV ||
+            connection == CONNECTION_SCALE_AWARE_SCALAR)
             a = 1 / ta, b = 1 / tb;
         if (connection == CONNECTION_SCALE_AWARE)
             L = product(L, 0, B, 0, k, k, k), R = product(A, 0, R, 0, k, k, k);
@@ -461,8 +484,9 @@ static void check_connection(const Legs *p, int connection) {
               s.output ? "OV" : "QK", moved, worst);
         if (damped || !full) continue;
         double defect = horizontal_defect(p, E, connection);
-        check(defect < TOL(2e-4, 1e-10), "%s, H=%d S=%d k=%d: the step is off the horizontal space by %g",
-              name, s.H, s.S, s.k, defect);
+        check(defect < TOL(2e-4, 1e-10),
+              "%s, H=%d S=%d k=%d: the step is off the horizontal space by %g", name, s.H, s.S, s.k,
+              defect);
         floatM *F[2] = {copy_of(E[0], p->n[0]), copy_of(E[1], p->n[1])};
         fix_legs(p, F, connection, 0);
         double again = legs_distance(F, E, p->n);
@@ -470,8 +494,8 @@ static void check_connection(const Legs *p, int connection) {
         vertical(p, is_scalar(connection), F);
         double size = legs_norm(F, p->n);
         fix_legs(p, F, connection, 0);
-        check(legs_norm(F, p->n) < TOL(5e-4, 1e-10) * size, "%s, k=%d: keeps %g of a vertical step", name,
-              s.k, legs_norm(F, p->n) / size);
+        check(legs_norm(F, p->n) < TOL(5e-4, 1e-10) * size, "%s, k=%d: keeps %g of a vertical step",
+              name, s.k, legs_norm(F, p->n) / size);
         if (connection != CONNECTION_FROBENIUS) continue;
         /* An orthogonal projection: the shortest of all steps of one composed step, and products with
            horizontal vectors are kept. */
@@ -506,14 +530,15 @@ static void check_conservation(Shape s, int connection) {
             if (connection == CONNECTION_FROBENIUS_SCALAR)
                 d = fabs(trace_of(C, s.k) - trace_of(E, s.k) - trace_of(A, s.k) + trace_of(B, s.k));
             if (connection == CONNECTION_SCALE_AWARE_SCALAR)
-                d = fabs(log(trace_of(C, s.k) / trace_of(E, s.k) * trace_of(B, s.k) / trace_of(A, s.k)));
+                d = fabs(
+                    log(trace_of(C, s.k) / trace_of(E, s.k) * trace_of(B, s.k) / trace_of(A, s.k)));
             drift[fixed][small] = d;
             draws = at;
             release();
         }
     check(drift[1][0] < 0.3 * drift[0][0] && drift[1][1] < 0.03 * drift[0][1],
-          "%s: drifts by %g and %g, without it by %g and %g", connection_names[connection], drift[1][0],
-          drift[1][1], drift[0][0], drift[0][1]);
+          "%s: drifts by %g and %g, without it by %g and %g", connection_names[connection],
+          drift[1][0], drift[1][1], drift[0][0], drift[0][1]);
     check(TOL(1, drift[1][1] < 0.02 * drift[1][0]), "%s: the drift is not of second order: %g, %g",
           connection_names[connection], drift[1][0], drift[1][1]);
 }
@@ -546,7 +571,8 @@ static void test_connections(void) {
         }
     static const int scalar_of[] = {0, CONNECTION_FROBENIUS_SCALAR, CONNECTION_SCALE_AWARE_SCALAR,
                                     CONNECTION_SCALE_AWARE_SCALAR};
-    for (int connection = CONNECTION_FROBENIUS; connection <= CONNECTION_SCALE_AWARE_SYLV; connection++) {
+    for (int connection = CONNECTION_FROBENIUS; connection <= CONNECTION_SCALE_AWARE_SYLV;
+         connection++) {
         floatM *X[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
         floatM *Y[2] = {copy_of(X[0], p.n[0]), copy_of(X[1], p.n[1])};
         fix_legs(&p, X, connection, 0);
@@ -596,7 +622,8 @@ static void test_connection_equivariance(void) {
                 for (int leg = 0; leg < 2; leg++) moved[leg] = copy_of(D[leg], p.n[leg]);
                 q = legs_copy(&p);
                 for (int j = 0; j < s.layers * s.S; j++) {
-                    double *R = orthogonal(s.k), size = 0.5 + uniform(), *N = normals((size_t)s.k * s.k);
+                    double *R = orthogonal(s.k), size = 0.5 + uniform(),
+                           *N = normals((size_t)s.k * s.k);
                     for (int e = 0; e < s.k * s.k; e++) {
                         if (group >= SIMILARITIES) R[e] *= size;
                         if (group == ALL) R[e] += 0.25 * N[e] / sqrt(s.k);
@@ -606,13 +633,15 @@ static void test_connection_equivariance(void) {
                 half_directions(&q, &o, E);
                 double factors = legs_distance(E, moved, p.n), steps = 0;
                 for (int h = 0; h < s.H; h++)
-                    steps = fmax(steps, relative_l2_dd(composed(&q, E, 2, 0, h), composed(&p, D, 2, 0, h),
-                                                       (size_t)s.d * s.d, 1e-30));
+                    steps = fmax(steps,
+                                 relative_l2_dd(composed(&q, E, 2, 0, h), composed(&p, D, 2, 0, h),
+                                                (size_t)s.d * s.d, 1e-30));
                 check(group <= rules[rule].factors ? factors < TOL(2e-3, 1e-7) : factors > 1e-3,
-                      "rule %d, %s, group %d: factors change by %g", rule, describe(&o, s), group, factors);
+                      "rule %d, %s, group %d: factors change by %g", rule, describe(&o, s), group,
+                      factors);
                 check(group <= rules[rule].steps ? steps < TOL(2e-3, 1e-7) : steps > 1e-3,
-                      "rule %d, %s, group %d: the composed step changes by %g", rule, describe(&o, s), group,
-                      steps);
+                      "rule %d, %s, group %d: the composed step changes by %g", rule,
+                      describe(&o, s), group, steps);
                 release();
             }
 }
@@ -649,13 +678,14 @@ static void test_reprojection(void) {
                 }
                 double defect, before;
                 floatM *W[2] = {p.W[0], p.W[1]};
-                written.W[0] = W[0], written.W[1] = W[1]; /* horizontal at the weights before the step */
+                written.W[0] = W[0],
+                written.W[1] = W[1]; /* horizontal at the weights before the step */
                 plain.W[0] = W[0], plain.W[1] = W[1];
                 defect = horizontal_defect(&written, written.M, active);
                 before = horizontal_defect(&plain, plain.M, active);
                 check(defect < TOL(2e-4, 1e-10) && before > 1e-3,
-                      "%s: write_back leaves a defect of %g, of %g before", connection_names[connection],
-                      defect, before);
+                      "%s: write_back leaves a defect of %g, of %g before",
+                      connection_names[connection], defect, before);
                 release();
             }
     /* The gradient of a function of the composed map is horizontal, so reprojecting it does nothing. */
@@ -704,7 +734,8 @@ static void test_circuit(void) {
             for (int leg = 0; leg < 2; leg++)
                 for (int j = 0; j < s.layers * heads_of(s, leg); j++) {
                     int l = j / heads_of(s, leg), h = j % heads_of(s, leg);
-                    double *b = block_of(s, p.W[leg], leg, l, h), norm = frobenius(b, (size_t)s.k * s.d);
+                    double *b = block_of(s, p.W[leg], leg, l, h),
+                           norm = frobenius(b, (size_t)s.k * s.d);
                     for (int f = 0; f < s.k * s.d; f++) b[f] /= norm;
                     set_block(s, p.W[leg], leg, l, h, b);
                 }
@@ -713,11 +744,12 @@ static void test_circuit(void) {
             half_directions(&p, &plain, E);
             double defect = horizontal_defect(&p, D, CONNECTION_FROBENIUS_SCALAR), steps = 0;
             for (int h = 0; h < s.H; h++)
-                steps = fmax(steps, relative_l2_dd(composed(&p, D, 2, 0, h), composed(&p, E, 2, 0, h),
-                                                   (size_t)s.d * s.d, 1e-30));
+                steps =
+                    fmax(steps, relative_l2_dd(composed(&p, D, 2, 0, h), composed(&p, E, 2, 0, h),
+                                               (size_t)s.d * s.d, 1e-30));
             check(defect < TOL(1e-4, 1e-11) && steps < TOL(1e-5, 1e-12),
-                  "circuit, %s: trace defect %g, composed step changed by %g", describe(&plain, s), defect,
-                  steps);
+                  "circuit, %s: trace defect %g, composed step changed by %g", describe(&plain, s),
+                  defect, steps);
             /* W_O = 0, as at the start of a run: finite, and V keeps its direction. */
             memset(p.W[0], 0, p.n[0] * sizeof(floatM));
             circuit.circuit_damping = 1e-3;
@@ -745,8 +777,10 @@ static void test_match_muon(void) {
         Legs p = legs_of(s);
         half_directions(&p, &c.optim, D);
         for (int leg = 0; leg < 2; leg++) {
-            double norm = sqrt(la_sum_squares(D[leg], p.n[leg])), muon = sqrt(s.layers * heads_of(s, leg) * s.k);
-            check(relative_error(norm, muon, 1) < 1e-4, "leg %d has norm %g, Muon's %g", leg, norm, muon);
+            double norm = sqrt(la_sum_squares(D[leg], p.n[leg])),
+                   muon = sqrt(s.layers * heads_of(s, leg) * s.k);
+            check(relative_error(norm, muon, 1) < 1e-4, "leg %d has norm %g, Muon's %g", leg, norm,
+                  muon);
         }
         release();
     }
@@ -778,8 +812,10 @@ static void test_awkward(void) {
             for (int leg = 0; leg < 2; leg++) memset(q.G[leg], 0, p.n[leg] * sizeof(floatM));
             legs_step(&q, &o, 0.1, 0);
             int same = 1, finite = 1, spread = 1;
-            for (int leg = 0; leg < 2; leg++) same &= !memcmp(q.W[leg], p.W[leg], p.n[leg] * sizeof(floatM));
-            check(same, "variant %d, %s: a zero gradient moves the weights", variant, describe(&o, s));
+            for (int leg = 0; leg < 2; leg++)
+                same &= !memcmp(q.W[leg], p.W[leg], p.n[leg] * sizeof(floatM));
+            check(same, "variant %d, %s: a zero gradient moves the weights", variant,
+                  describe(&o, s));
             /* Weights of rank one and of zero: finite. */
             q = legs_copy(&p);
             double *b = block_of(s, q.W[0], 0, 0, 0);
@@ -792,15 +828,16 @@ static void test_awkward(void) {
             for (int leg = 0; leg < 2; leg++)
                 for (size_t e = 0; e < p.n[leg]; e++)
                     finite &= isfinite((double)D[leg][e]) && fabs((double)D[leg][e]) < 1e4;
-            check(finite, "variant %d, %s: degenerate weights give steps that are not finite", variant,
-                  describe(&o, s));
+            check(finite, "variant %d, %s: degenerate weights give steps that are not finite",
+                  variant, describe(&o, s));
             /* NaN in one head: NaN out there, in no other layer. */
             q = legs_copy(&p);
             q.G[0][0] = (floatM)NAN;
             legs_step(&q, &o, 0.1, 0);
-            for (size_t e = p.n[0] / (size_t)s.layers; e < p.n[0]; e++) spread &= isfinite((double)q.W[0][e]);
-            check(isnan((double)q.W[0][0]) && spread, "variant %d, %s: NaN is lost or spreads", variant,
-                  describe(&o, s));
+            for (size_t e = p.n[0] / (size_t)s.layers; e < p.n[0]; e++)
+                spread &= isfinite((double)q.W[0][e]);
+            check(isnan((double)q.W[0][0]) && spread, "variant %d, %s: NaN is lost or spreads",
+                  variant, describe(&o, s));
             release();
         }
 }
@@ -809,9 +846,12 @@ static void test_awkward(void) {
 static void test_plan_chunks(void) {
     static const char *const rules[] = {
         "--qk cm --ov cm --connection frobenius --momentum-reproject copy",
-        "--qk cm --ov cm --circuit on", "--qk normuon --ov normuon --mlp normuon",
-        "--qk muonh --ov muonh --mlp muonh", "--qk quack --ov muon --circuit on --mlp aurora",
-        "--qk adamw-partner --ov adamw-partner", "--qk quack --quack-base adamw --ov muon-head --circuit on",
+        "--qk cm --ov cm --circuit on",
+        "--qk normuon --ov normuon --mlp normuon",
+        "--qk muonh --ov muonh --mlp muonh",
+        "--qk quack --ov muon --circuit on --mlp aurora",
+        "--qk adamw-partner --ov adamw-partner",
+        "--qk quack --quack-base adamw --ov muon-head --circuit on",
         "--qk quack --quack-base muon-head --ov normuon --circuit on",
         "--qk aurora --ov aurora --circuit on --mlp muonh"};
     for (int i = 0; i < 9; i++) {
@@ -819,8 +859,10 @@ static void test_plan_chunks(void) {
         floatM *result[2];
         size_t n = 0;
         uint64_t at = draws;
-        snprintf(flags, sizeof flags, "--layers 3 --width 24 --heads 4 --kv-heads 2 --head-dim 6 --seq-len 8 "
-                 "--init gpt2 %s", rules[i]);
+        snprintf(flags, sizeof flags,
+                 "--layers 3 --width 24 --heads 4 --kv-heads 2 --head-dim 6 --seq-len 8 "
+                 "--init gpt2 %s",
+                 rules[i]);
         for (int chunked = 0; chunked < 2; chunked++) {
             draws = at;
             scratch_budget = chunked ? 1 : (size_t)8 << 20;
@@ -835,22 +877,24 @@ static void test_plan_chunks(void) {
         }
         scratch_budget = (size_t)8 << 20;
         double e = distance(result[1], result[0], n);
-        check(e < TOL(1e-6, 1e-14), "%s: in chunks of one layer the step differs by %g", rules[i], e);
+        check(e < TOL(1e-6, 1e-14), "%s: in chunks of one layer the step differs by %g", rules[i],
+              e);
         release();
     }
 }
 
 /* The plan covers every parameter once and gives each entry state of its own. */
 static void test_plan_state(void) {
-    static const char *const rules[] = {"cm", "muon", "muon-head", "normuon", "muonh", "adamw",
-                                        "adamw-partner", "quack"};
+    static const char *const rules[] = {"cm",    "muon",  "muon-head",     "normuon",
+                                        "muonh", "adamw", "adamw-partner", "quack"};
     static const char *const mlp[] = {"muon", "normuon", "aurora", "muonh", "adamw"};
     for (int i = 0; i < 8 * 7; i++) {
         char flags[512];
         int circuit = i / 8 < 4 && i % 2;
-        snprintf(flags, sizeof flags, "--layers 2 --width 24 --heads 4 --kv-heads 2 --seq-len 8 --init gpt2 "
-                 "--qk %s --ov %s --mlp %s --act swiglu --circuit %s", rules[i % 8], rules[i / 8], mlp[i % 5],
-                 circuit ? "on" : "off");
+        snprintf(flags, sizeof flags,
+                 "--layers 2 --width 24 --heads 4 --kv-heads 2 --seq-len 8 --init gpt2 "
+                 "--qk %s --ov %s --mlp %s --act swiglu --circuit %s",
+                 rules[i % 8], rules[i / 8], mlp[i % 5], circuit ? "on" : "off");
         Run run = run_of(flags);
         int once = 1, apart = 1;
         char name[24];
@@ -861,7 +905,8 @@ static void test_plan_state(void) {
                 for (int x = 0; x < m.rows * m.cols; x++) m.p[(size_t)l * m.s0 + x] += 1;
         }
         for (int id = 0; id < TENSORS; id++)
-            for (size_t x = 0; x < run.r.t[id].size; x++) once &= run.p[run.r.t[id].offset + x] == 1;
+            for (size_t x = 0; x < run.r.t[id].size; x++)
+                once &= run.p[run.r.t[id].offset + x] == 1;
         /* State that is written: every number of an entry's own, none of another's. */
         for (int j = 0; j < run.plan.n; j++) {
             const PlanEntry *e = &run.plan.e[j];
@@ -892,8 +937,10 @@ static void test_controls(void) {
         int rows = sizes[i][0], cols = sizes[i][1], tall = rows > cols;
         size_t n = (size_t)rows * cols;
         OptimOptions o = default_options();
-        floatM *g = normals_m(n, 1), *u = take_m(n), *m = take_m(n), *v = take_m((size_t)rows), *w = take_m(n);
-        Mat U = mat_dense(u, 1, rows, cols), G = mat_dense(g, 1, rows, cols), M = mat_dense(m, 1, rows, cols);
+        floatM *g = normals_m(n, 1), *u = take_m(n), *m = take_m(n), *v = take_m((size_t)rows),
+               *w = take_m(n);
+        Mat U = mat_dense(u, 1, rows, cols), G = mat_dense(g, 1, rows, cols),
+            M = mat_dense(m, 1, rows, cols);
         Arena arena = arena_of(normuon_scratch(U) + aurora_scratch(U) + muonh_scratch(U));
         double low = 1e9, high = 0;
         for (int r = 0; r < rows; r++) /* rows of very different sizes */
@@ -920,12 +967,13 @@ static void test_controls(void) {
                 low = fmin(low, (double)norms[r]), high = fmax(high, (double)norms[r]);
             spread[many] = high / low;
         }
-        check(spread[1] < 1.05 && spread[1] < spread[0], "Aurora: rows differ by %g, then %g", spread[0],
-              spread[1]);
+        check(spread[1] < 1.05 && spread[1] < spread[0], "Aurora: rows differ by %g, then %g",
+              spread[0], spread[1]);
         floatM *first = copy_of(u, n);
         memset(m, 0, n * sizeof *m);
         for (int r = 0; r < rows; r++)
-            for (int c = 0; c < cols; c++) g[r * cols + c] *= (floatM)(tall ? 1 + r % 5 : 1 + c % 5);
+            for (int c = 0; c < cols; c++)
+                g[r * cols + c] *= (floatM)(tall ? 1 + r % 5 : 1 + c % 5);
         aurora_direction(U, G, M, &o, 6, 0.5, 0.95, 1, &arena);
         check(distance(u, first, n) < TOL(1e-4, 1e-10), "Aurora sees the scale of rows, %g",
               distance(u, first, n));
@@ -936,13 +984,17 @@ static void test_controls(void) {
         double start = sqrt(la_sum_squares(w, n)), relative = 0;
         floatM *before = copy_of(w, n);
         for (int step = 0; step < 5; step++) {
-            muonh_update(mat_dense(w, 1, rows, cols), G, M, radius, step == 0, &o, 0.95, 0.01, 1, &arena);
+            muonh_update(mat_dense(w, 1, rows, cols), G, M, radius, step == 0, &o, 0.95, 0.01, 1,
+                         &arena);
             if (step == 0) relative = distance(w, before, n);
-            for (size_t j = 0; step == 2 && j < n; j++) w[j] *= 2; /* the sphere stays where it was */
+            for (size_t j = 0; step == 2 && j < n; j++)
+                w[j] *= 2; /* the sphere stays where it was */
         }
         norm = sqrt(la_sum_squares(w, n));
-        check(relative_error(norm, start, 1) < TOL(1e-6, 1e-14), "MuonH leaves its sphere: %g, %g", start, norm);
-        check(relative < 0.0101 && relative > 0.005, "MuonH: the relative step is %g, not 0.01", relative);
+        check(relative_error(norm, start, 1) < TOL(1e-6, 1e-14), "MuonH leaves its sphere: %g, %g",
+              start, norm);
+        check(relative < 0.0101 && relative > 0.005, "MuonH: the relative step is %g, not 0.01",
+              relative);
 
         o.scale = SCALE_RMS, o.momentum_form = FORM_SUM; /* Moonlight */
         memset(m, 0, n * sizeof *m), memset(w, 0, n * sizeof *w);
@@ -979,8 +1031,9 @@ static void test_quack(void) {
                     double *x = block_of(s, D[leg], leg, 0, h), *y = block_of(s, E[leg], leg, 0, h);
                     double rate = frobenius(x, (size_t)s.k * s.d) / frobenius(y, (size_t)s.k * s.d);
                     double expected = step && !leg && h / G == 0 ? 0.75 : 3;
-                    check(relative_error(rate, expected, 1) < 1e-5, "leg %d, head %d, step %d: rate %g, not %g",
-                          leg, h, step, rate, expected);
+                    check(relative_error(rate, expected, 1) < 1e-5,
+                          "leg %d, head %d, step %d: rate %g, not %g", leg, h, step, rate,
+                          expected);
                 }
         }
         release();
@@ -1001,8 +1054,9 @@ static void test_partner(void) {
             for (int leg = 0; leg < 2 && keep; leg++)
                 for (int l = 0; l < s.layers; l++) {
                     size_t size = p.n[leg] / (size_t)s.layers, at = (size_t)l * size;
-                    check(relative_error(la_sum_squares(D[leg] + at, size), la_sum_squares(E[leg] + at, size),
-                                         1) < 1e-5, "partner_scale changes the norm of leg %d", leg);
+                    check(relative_error(la_sum_squares(D[leg] + at, size),
+                                         la_sum_squares(E[leg] + at, size), 1) < 1e-5,
+                          "partner_scale changes the norm of leg %d", leg);
                 }
             if (keep) {
                 D[0] = copy_of(E[0], p.n[0]), D[1] = copy_of(E[1], p.n[1]);
@@ -1032,7 +1086,8 @@ static void test_root_at_third(void) {
     for (int trial = 0; trial < 60; trial++) {
         int k = 4 + trial % 29;
         double *U = orthogonal(k), *w = take((size_t)k), sum = 0, target = 0.30 + 0.06 * uniform();
-        for (int i = 0; i < k; i++) w[i] = 1e-4 + uniform() * (i % 3 ? 0.02 : 0.2), sum += w[i] * w[i];
+        for (int i = 0; i < k; i++)
+            w[i] = 1e-4 + uniform() * (i % 3 ? 0.02 : 0.2), sum += w[i] * w[i];
         sum -= w[0] * w[0] + w[1] * w[1];
         /* w1 = 1 and w0 = t ||w||: t^2 (sum + 1) / (1 - t^2) */
         w[1] = 1;
@@ -1086,14 +1141,26 @@ static void test_refusals(void) {
         {"--momentum-reproject on", "--momentum-reproject"},
     };
     static const char *const accepted[] = {
-        "--method joint --hybrid off", "--method joint --ov muon", "--qk muon --circuit on",
-        "--circuit on --ov muon --connection frobenius", "--circuit on --ov normuon", "--qk aurora --kv-heads 2",
-        "--mlp aurora", "--mlp muonh --init gpt2", "--qk muonh", "--cm-match-muon --mp 2",
-        "--cm-match-muon --per-mat-renorm on --ov muon", "--connection scale_aware_sylv --gauge-damping 0",
-        "--momentum-reproject write_back", "--qk quack --quack-base adamw --quack-tau 0.1",
-        "--scale rms --momentum-form sum --msign quintic5 --optimizer muon", "--log-groups"};
+        "--method joint --hybrid off",
+        "--method joint --ov muon",
+        "--qk muon --circuit on",
+        "--circuit on --ov muon --connection frobenius",
+        "--circuit on --ov normuon",
+        "--qk aurora --kv-heads 2",
+        "--mlp aurora",
+        "--mlp muonh --init gpt2",
+        "--qk muonh",
+        "--cm-match-muon --mp 2",
+        "--cm-match-muon --per-mat-renorm on --ov muon",
+        "--connection scale_aware_sylv --gauge-damping 0",
+        "--momentum-reproject write_back",
+        "--qk quack --quack-base adamw --quack-tau 0.1",
+        "--scale rms --momentum-form sum --msign quintic5 --optimizer muon",
+        "--log-groups"};
     Config c;
-    for (int i = 0; i < (int)(sizeof refused / sizeof *refused) + (int)(sizeof accepted / sizeof *accepted); i++) {
+    for (int i = 0;
+         i < (int)(sizeof refused / sizeof *refused) + (int)(sizeof accepted / sizeof *accepted);
+         i++) {
         int r = (int)(sizeof refused / sizeof *refused), bad = i < r;
         char err[ERR_LEN] = "", flags[512];
         snprintf(flags, sizeof flags, "--width 24 --heads 4 --seq-len 8 %s",
@@ -1101,29 +1168,35 @@ static void test_refusals(void) {
         int status = config_of(&c, flags, err);
         c.vocab = 8;
         if (!status) status = config_resolve(&c, err);
-        check(bad ? status == -1 && strstr(err, refused[i].says) : !status, "%s: status %d, \"%s\"", flags,
-              status, err);
+        check(bad ? status == -1 && strstr(err, refused[i].says) : !status, "%s: status %d, \"%s\"",
+              flags, status, err);
     }
     /* What the checks of one circuit say to a library. */
     OptimOptions o = default_options();
     char err[ERR_LEN] = "";
-    check(!optim_check(&o, 0, 4, 2, err) && !optim_check(&o, 1, 4, 2, err), "defaults are refused: %s", err);
-    check(optim_check(&o, 0, 4, 3, err) == -1 && optim_check(&o, 0, 0, 0, err) == -1, "heads 4 over 3");
+    check(!optim_check(&o, 0, 4, 2, err) && !optim_check(&o, 1, 4, 2, err),
+          "defaults are refused: %s", err);
+    check(optim_check(&o, 0, 4, 3, err) == -1 && optim_check(&o, 0, 0, 0, err) == -1,
+          "heads 4 over 3");
     o.circuit = 1;
-    check(optim_check(&o, 0, 4, 4, err) == -1 && strstr(err, "circuit") && !optim_check(&o, 1, 4, 4, err),
+    check(optim_check(&o, 0, 4, 4, err) == -1 && strstr(err, "circuit") &&
+              !optim_check(&o, 1, 4, 4, err),
           "circuit on QK");
     o.circuit = 0, o.method = METHOD_JOINT;
-    check(!optim_check(&o, 0, 4, 4, err) && optim_check(&o, 1, 4, 4, err) == -1, "joint with hybrid");
+    check(!optim_check(&o, 0, 4, 4, err) && optim_check(&o, 1, 4, 4, err) == -1,
+          "joint with hybrid");
 }
 
 /* The sizes of an update: Muon without a shape factor has its own learning rate as effective one. */
 static void test_groups(void) {
-    Run run = run_of("--layers 2 --width 24 --heads 4 --kv-heads 2 --seq-len 8 --optimizer muon --scale none "
-                     "--lr 0.03 --ov cm --msign simple12 --lr-embed 0.5 --log-groups");
+    Run run = run_of(
+        "--layers 2 --width 24 --heads 4 --kv-heads 2 --seq-len 8 --optimizer muon --scale none "
+        "--lr 0.03 --ov cm --msign simple12 --lr-embed 0.5 --log-groups");
     floatM *before = take_m(run.r.size);
     char *text = NULL;
     size_t size = 0;
-    for (size_t i = 0; i < run.r.size; i++) run.p[i] = (floatM)normal(), run.g[i] = (floatM)normal();
+    for (size_t i = 0; i < run.r.size; i++)
+        run.p[i] = (floatM)normal(), run.g[i] = (floatM)normal();
     /* Well conditioned: a sign's norm is the root of its rank. */
     for (int id = T_WQKV; id <= T_WPROJ; id++)
         for (int l = 0; run.r.t[id].rows > 1 && l < run.r.t[id].layers; l++) {
@@ -1149,19 +1222,22 @@ static void test_groups(void) {
         for (int l = 0; l < t->layers; l++)
             for (int i = 0; i < part.rows * t->cols; i++) {
                 size_t x = t->offset + ((size_t)l * t->rows + part.first) * t->cols + (size_t)i;
-                sum += ((double)run.p[x] - (double)start[x]) * ((double)run.p[x] - (double)start[x]);
+                sum +=
+                    ((double)run.p[x] - (double)start[x]) * ((double)run.p[x] - (double)start[x]);
             }
         sum = sqrt(sum / ((double)t->layers * part.rows * t->cols));
         check(relative_error(rms, sum, 1e-30) < 1e-4, "%s: update_rms %g, not %g", name, rms, sum);
-        if (!strcmp(name, "W_Q") || !strcmp(name, "W_K") || !strcmp(name, "W_fc") || !strcmp(name, "W_proj")) {
+        if (!strcmp(name, "W_Q") || !strcmp(name, "W_K") || !strcmp(name, "W_fc") ||
+            !strcmp(name, "W_proj")) {
             double rate = lr ? strtod(lr + 16, NULL) : NAN;
-            check(relative_error(rate, 0.03, 1) < 1e-4 && lr < strchr(at, '}'), "%s: effective_lr %g, not 0.03",
-                  name, rate);
+            check(relative_error(rate, 0.03, 1) < 1e-4 && lr < strchr(at, '}'),
+                  "%s: effective_lr %g, not 0.03", name, rate);
         }
         if (!strcmp(name, "wte")) check(!lr || lr > strchr(at, '}'), "wte has an effective_lr");
     }
     check(groups >= 8 && text[0] == '{' && text[size - 1] == '}', "%d groups: %s", groups, text);
-    check(strstr(text, "\"W_O\"") && strstr(text, "\"W_V\""), "a circuit's tensors are apart: %s", text);
+    check(strstr(text, "\"W_O\"") && strstr(text, "\"W_V\""), "a circuit's tensors are apart: %s",
+          text);
     free(text);
     release();
 }

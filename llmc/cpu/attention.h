@@ -84,8 +84,9 @@ static void attention_forward_piece(floatX *out, floatM *lse, const floatX *qkv,
             floatX *o = out + (size_t)i0 * C + (size_t)h * HS, sum[ATTENTION_BQ];
             for (int j0 = 0; j0 < i0 + bq; j0 += ATTENTION_LD)
                 for (int r = 0; r < bq; r += GEMM_MR) {
-                    int n = min_int(j0 + ATTENTION_LD, (int)attention_pad(
-                                                           min_int(i0 + r + GEMM_MR, to))) - j0;
+                    int n = min_int(j0 + ATTENTION_LD,
+                                    (int)attention_pad(min_int(i0 + r + GEMM_MR, to))) -
+                            j0;
                     if (n > 0)
                         gemm_block(0, min_int(GEMM_MR, bq - r), n, HS, 1, q + (size_t)r * C3, C3,
                                    kt + j0 / GEMM_NR * panel, GEMM_NR, panel, 0, s + r * keys + j0,
@@ -195,9 +196,9 @@ static void attention_backward_piece(floatX *dqkv, const floatX *dout, const flo
                 }
                 attention_grad_rows(s, dp, lse + (size_t)h * T, D, bq, i0, j0, n, scale);
                 for (int r = 0; want_q && r < bq; r += GEMM_MR)
-                    gemm_block(0, min_int(GEMM_MR, bq - r), HS,
-                               min_int(n, i0 + r + GEMM_MR - j0), 1, dp + r * ATTENTION_LD,
-                               ATTENTION_LD, kp, GEMM_NR, ATTENTION_LD * GEMM_NR, j0 > 0,
+                    gemm_block(0, min_int(GEMM_MR, bq - r), HS, min_int(n, i0 + r + GEMM_MR - j0),
+                               1, dp + r * ATTENTION_LD, ATTENTION_LD, kp, GEMM_NR,
+                               ATTENTION_LD * GEMM_NR, j0 > 0,
                                dqkv + (size_t)(i0 + r) * C3 + (size_t)h * HS, C3);
                 if (!want_kv) continue;
                 attention_pack(qp, ATTENTION_BQ, q, C3, bq, HS);
@@ -238,11 +239,10 @@ __attribute__((unused)) static void attention_backward(floatX *dqkv, const float
         int from = piece * rows, to = min_int(T, from + rows);
         if (from >= to) continue;
         int want_kv = pieces == 1 || part == 0, want_q = pieces == 1 || part == 1;
-        attention_backward_piece(dqkv + (size_t)b * T * C3, dout + (size_t)b * T * C,
-                                 qkv + (size_t)b * T * C3, out + (size_t)b * T * C,
-                                 lse + (size_t)b * NH * T, want_kv ? from : 0, to, want_kv,
-                                 want_q ? from : 0, want_q ? to : T, want_q, T, NH, NKV, HS, g,
-                                 (floatX)scale);
+        attention_backward_piece(
+            dqkv + (size_t)b * T * C3, dout + (size_t)b * T * C, qkv + (size_t)b * T * C3,
+            out + (size_t)b * T * C, lse + (size_t)b * NH * T, want_kv ? from : 0, to, want_kv,
+            want_q ? from : 0, want_q ? to : T, want_q, T, NH, NKV, HS, g, (floatX)scale);
     }
 }
 
@@ -270,14 +270,13 @@ static void attention_decode_head(floatX *out, floatX *p, const floatX *q, const
    which positions 0..t hold keys and values. */
 __attribute__((unused)) static void attention_decode(floatX *out, const floatX *q,
                                                      const floatX *k_cache, const floatX *v_cache,
-                                                     int t, int NH, int NKV, int HS,
-                                                     double scale) {
+                                                     int t, int NH, int NKV, int HS, double scale) {
 #pragma omp parallel for schedule(static) if (!in_parallel() && (double)t * NH * HS > 1e5)
     for (int h = 0; h < NH; h++) {
         size_t g = (size_t)(h / (NH / NKV)) * HS;
         floatX *p = (floatX *)gemm_scratch(GEMM_SCRATCH_CALLER, (size_t)(t + 1) * sizeof(floatX));
-        attention_decode_head(out + (size_t)h * HS, p, q + (size_t)h * HS, k_cache + g,
-                              v_cache + g, (size_t)NKV * HS, t, HS, (floatX)scale);
+        attention_decode_head(out + (size_t)h * HS, p, q + (size_t)h * HS, k_cache + g, v_cache + g,
+                              (size_t)NKV * HS, t, HS, (floatX)scale);
     }
 }
 

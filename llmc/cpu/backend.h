@@ -19,20 +19,24 @@ static inline void *device_alloc(size_t bytes) {
 
 static inline void device_free(void *p) { free(p); }
 static inline void device_zero(void *p, size_t bytes) { memset(p, 0, bytes); }
-static inline void device_upload(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+static inline void device_upload(void *to, const void *from, size_t bytes) {
+    memcpy(to, from, bytes);
+}
 static inline void device_download(void *to, const void *from, size_t bytes) {
     memcpy(to, from, bytes);
 }
 
 /* Rows of n bytes, the pitches apart, from one place of device memory to another. */
-static inline void device_copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t n,
-                                    size_t rows) {
+static inline void device_copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                                    size_t n, size_t rows) {
     for (size_t r = 0; r < rows; r++)
         memcpy((char *)to + r * to_pitch, (const char *)from + r * from_pitch, n);
 }
 
 /* An upload that need not be done when the call returns; `from` may be overwritten at once. */
-static inline void device_send(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+static inline void device_send(void *to, const void *from, size_t bytes) {
+    memcpy(to, from, bytes);
+}
 
 /* The n tokens of a batch, in the form that embed_backward wants: DEVICE_TOKENS(n) ints. */
 #define DEVICE_TOKENS(N) (N)
@@ -86,10 +90,11 @@ static inline void device_choices(Choices *run) { (void)run; }
 
 /* Measures whether GELU is better computed in the matrix product before it or on its own, and sets c.gelu, from
    a layer's tensors (see linear_act_forward and _backward), which are overwritten. */
-static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x, const floatX *w,
-                                      const floatX *b, floatX *dh, floatX *dy, floatM *db, floatX *dz,
-                                      const floatX *w2) {
-    (void)c, (void)run, (void)y, (void)h, (void)x, (void)w, (void)b, (void)dh, (void)dy, (void)db, (void)dz;
+static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x,
+                                      const floatX *w, const floatX *b, floatX *dh, floatX *dy,
+                                      floatM *db, floatX *dz, const floatX *w2) {
+    (void)c, (void)run, (void)y, (void)h, (void)x, (void)w, (void)b, (void)dh, (void)dy, (void)db,
+        (void)dz;
     (void)w2;
 }
 
@@ -99,7 +104,8 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
 #ifdef _OPENMP
     if (c->threads) omp_set_num_threads(c->threads);
 #else
-    if (c->threads > 1) return fail(err, "--threads %d: this program was built without OpenMP", c->threads);
+    if (c->threads > 1)
+        return fail(err, "--threads %d: this program was built without OpenMP", c->threads);
 #endif
     return gemm_setup((Compute)c->compute, err);
 }

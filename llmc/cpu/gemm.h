@@ -247,14 +247,10 @@ static inline void gemm_block_reach(int ta, int M, int n, int K, floatX alpha, c
         floatX *c = C + (size_t)i * ldc;
         for (int j = 0; j < columns; j += GEMM_NR, b += panel_stride, c += GEMM_NR) {
             int w = min_int(GEMM_NR, columns - j);
-            if (ta && w > GEMM_VL)
-                gemm_tile_packed_2(K, m, w, alpha, a, 0, b, ldb, beta, c, ldc);
-            else if (ta)
-                gemm_tile_packed_1(K, m, w, alpha, a, 0, b, ldb, beta, c, ldc);
-            else if (w > GEMM_VL)
-                gemm_tile_rows_2(K, m, w, alpha, a, lda, b, ldb, beta, c, ldc);
-            else
-                gemm_tile_rows_1(K, m, w, alpha, a, lda, b, ldb, beta, c, ldc);
+            if (ta && w > GEMM_VL) gemm_tile_packed_2(K, m, w, alpha, a, 0, b, ldb, beta, c, ldc);
+            else if (ta) gemm_tile_packed_1(K, m, w, alpha, a, 0, b, ldb, beta, c, ldc);
+            else if (w > GEMM_VL) gemm_tile_rows_2(K, m, w, alpha, a, lda, b, ldb, beta, c, ldc);
+            else gemm_tile_rows_1(K, m, w, alpha, a, lda, b, ldb, beta, c, ldc);
         }
     }
 }
@@ -310,9 +306,9 @@ static inline int gemm_dots(int ta, int M, int N, int K, floatX alpha, const flo
 }
 
 /* The rows of C from the row-th of a matrix on; only their lower triangle if `lower`. */
-static void gemm_rows(int ta, int tb, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
-                      const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc, int lower,
-                      int row) {
+static void gemm_rows(int ta, int tb, int M, int N, int K, floatX alpha, const floatX *A,
+                      size_t lda, const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc,
+                      int lower, int row) {
     if (M <= 0 || N <= 0) return;
     if (K <= 0 || alpha == 0) {
         gemm_scale(M, N, beta, C, ldc);
@@ -419,10 +415,8 @@ __attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, i
     int tm = max_int(1, min_int(M / 256, 4 * threads)), tn = 1;
     if (tm > threads) tm = (tm + threads - 1) / threads * threads;
     while (tm * tn < threads && (tm < most_m || tn < most_n)) {
-        if (tn >= most_n || (tm < most_m && M / tm >= N / tn))
-            tm++;
-        else
-            tn++;
+        if (tn >= most_n || (tm < most_m && M / tm >= N / tn)) tm++;
+        else tn++;
     }
     int rows = (most_m + tm - 1) / tm * unit_m, cols = (most_n + tn - 1) / tn * unit_n;
     tm = (M + rows - 1) / rows;
@@ -555,8 +549,14 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
 /* The primitive for a shape, from the table or built into its slot. */
 static GemmPrimitive *gemm_find(const GemmKey *key) {
     uint64_t h = 1469598103934665603u; /* FNV-1a over the words of the key */
-    uint64_t words[8] = {(uint64_t)key->ta, (uint64_t)key->tb, (uint64_t)key->M, (uint64_t)key->N,
-                         (uint64_t)key->K, key->ldc, 0, 0};
+    uint64_t words[8] = {(uint64_t)key->ta,
+                         (uint64_t)key->tb,
+                         (uint64_t)key->M,
+                         (uint64_t)key->N,
+                         (uint64_t)key->K,
+                         key->ldc,
+                         0,
+                         0};
     memcpy(&words[6], &key->alpha, sizeof key->alpha);
     memcpy(&words[7], &key->beta, sizeof key->beta);
     for (int i = 0; i < 8; i++) h = (h ^ words[i]) * 1099511628211u;
@@ -624,8 +624,7 @@ __attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int
                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
 #ifdef GEMM_ONEDNN
     if (gemm_compute == COMPUTE_BF16 && M > 0 && N > 0 && K > 0) {
-        if (!in_parallel() &&
-            gemm_bf16(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0)
+        if (!in_parallel() && gemm_bf16(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0)
             return;
         A = gemm_round_bf16(GEMM_SCRATCH_A, A, ta ? K : M, ta ? M : K, lda);
         B = gemm_round_bf16(GEMM_SCRATCH_B, B, tb ? N : K, tb ? K : N, ldb);

@@ -39,7 +39,8 @@ static inline void sums_reserve(size_t n) {
     if (need > layers_sums_size) {
         free(layers_sums);
         layers_sums = (floatM *)malloc(need * sizeof(floatM));
-        if (!layers_sums) die("out of memory: %zu bytes of reduction scratch", need * sizeof(floatM));
+        if (!layers_sums)
+            die("out of memory: %zu bytes of reduction scratch", need * sizeof(floatM));
         layers_sums_size = need;
     }
     memset(layers_sums, 0, need * sizeof(floatM));
@@ -117,15 +118,17 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
 /* dx (N,C) = dres + gradient through the norm of dy; dres may be NULL or dx itself.
    dgain, dbias (C, if not NULL) are added to, and to dsum (C, if not NULL) the sum of dx over N: the bias
    gradient of a linear layer whose output gradient dx is. */
-static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum, const floatX *dy,
-                                 const floatX *dres, const floatX *x, const floatM *gain,
-                                 const floatM *mean, const floatM *rstd, int N, int C, int kind) {
+static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
+                                 const floatX *dy, const floatX *dres, const floatX *x,
+                                 const floatM *gain, const floatM *mean, const floatM *rstd, int N,
+                                 int C, int kind) {
     sums_reserve(3 * (size_t)C);
 #pragma omp parallel
     {
         size_t lo, hi;
         thread_part((size_t)N, &lo, &hi);
-        floatM *dg = layers_sums + 3 * (size_t)C * (size_t)thread_index(), *db = dg + C, *ds = db + C;
+        floatM *dg = layers_sums + 3 * (size_t)C * (size_t)thread_index(), *db = dg + C,
+               *ds = db + C;
         for (size_t n = lo; n < hi; n++) {
             const floatX *row = x + n * C, *g = dy + n * C;
             floatX *out = dx + n * C;
@@ -148,7 +151,8 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
                     out[c] = d[c] + r * (g[c] * gain[c] - a - (row[c] - m) * r * b);
             } else {
 #pragma omp simd
-                for (int c = 0; c < C; c++) out[c] = r * (g[c] * gain[c] - a - (row[c] - m) * r * b);
+                for (int c = 0; c < C; c++)
+                    out[c] = r * (g[c] * gain[c] - a - (row[c] - m) * r * b);
             }
             if (dsum)
                 for (int c = 0; c < C; c++) ds[c] += out[c];
@@ -160,8 +164,8 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
 }
 
 /* y (N,O) = x (N,I) w^T + b, w (O,I), b (O) or NULL. */
-static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, const floatX *b, int N,
-                                  int I, int O) {
+static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, const floatX *b,
+                                  int N, int I, int O) {
     if (b) {
 #pragma omp parallel for
         for (int n = 0; n < N; n++) memcpy(y + (size_t)n * O, b, (size_t)O * sizeof(floatX));
@@ -289,7 +293,8 @@ static inline void act_forward(floatX *y, const floatX *h, int N, int F, int act
 }
 
 /* dh = dy act'(h), shapes as above. */
-static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, int N, int F, int act) {
+static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, int N, int F,
+                                int act) {
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         const floatX *g = dy + (size_t)n * F;
@@ -319,23 +324,24 @@ static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, i
 
 /* A linear layer and the activation after it: h (N,H) = x (N,I) w^T + b and y (N,F) = act(h), H = F, or 2F for
    swiglu. b may be NULL. */
-static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
-                                      int N, int I, int F, int act) {
+static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w,
+                                      const floatX *b, int N, int I, int F, int act) {
     linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
     act_forward(y, h, N, F, act);
 }
 
 /* y once more, to the bit, from the arguments of linear_act_forward, h among them. */
-static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
-                                    int N, int I, int F, int act) {
+static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w,
+                                    const floatX *b, int N, int I, int F, int act) {
     (void)x, (void)w, (void)b, (void)I;
     act_forward(y, h, N, F, act);
 }
 
 /* From dz (N,O), the gradient of the linear layer z = act(h) w^T with w (O,F), back to h: dh (N,H) = (dz w)
    act'(h). dy (N,F) is room for dz w. db (H) += the sum of dh over N (unless NULL). */
-static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz, const floatX *w,
-                                       const floatX *h, int N, int F, int O, int act) {
+static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz,
+                                       const floatX *w, const floatX *h, int N, int F, int O,
+                                       int act) {
     gemm_model(0, 0, N, F, O, 1, dz, O, w, F, 0, dy, F);
     act_backward(dh, dy, h, N, F, act);
     if (db) bias_backward(db, dh, N, act == ACT_SWIGLU ? 2 * F : F);
@@ -355,8 +361,8 @@ static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double 
 /* Softmax cross entropy of each row against its target; rows with target -1 do not count.
    losses (N) is set. Unless scale is 0, logits (N,Vp), before the softcap, are replaced by their
    gradient times scale; columns from V to Vp are padding: never read, gradient zero. */
-static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V, int Vp,
-                              double softcap, double scale) {
+static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V,
+                              int Vp, double softcap, double scale) {
     floatM inverse = softcap > 0 ? (floatM)(1 / softcap) : 0;
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {

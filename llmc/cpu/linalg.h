@@ -34,8 +34,9 @@ static inline int la_wide(size_t elements) {
     do {                                                                                           \
         const int items_ = mat_count(X), rows_ = (X).rows;                                         \
         if (la_wide(mat_size(X))) {                                                                \
-            _Pragma("omp parallel for collapse(2)") for (int i = 0; i < items_; i++) for (         \
-                int r = 0; r < rows_; r++) STATEMENT;                                              \
+            _Pragma("omp parallel for collapse(2)") for (int i = 0; i < items_;                    \
+                                                         i++) for (int r = 0; r < rows_; r++)      \
+                STATEMENT;                                                                         \
         } else {                                                                                   \
             for (int i = 0; i < items_; i++)                                                       \
                 for (int r = 0; r < rows_; r++) STATEMENT;                                         \
@@ -69,11 +70,13 @@ static inline int la_sign_in_bf16(int compute) { return compute == COMPUTE_BF16;
 static inline size_t la_sign_bf16_scratch(int n, int rows, int cols) {
     return (void)n, (void)rows, (void)cols, (size_t)0;
 }
-static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps, Arena *arena) {
+static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
+                               Arena *arena) {
     return (void)X, (void)s, (void)abc, (void)steps, (void)arena, 0;
 }
 
-static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs, floatM b, int cols) {
+static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs, floatM b,
+                                int cols) {
     if (cs == 1 && b == 0)
         for (int c = 0; c < cols; c++) y[c] = a * x[c];
     else if (cs == 1)
@@ -282,7 +285,8 @@ static inline void la_round_bf16(Mat X) {
 }
 
 static inline void la_vec_recip(floatM *s, int n, double floor) {
-    for (int i = 0; i < n; i++) s[i] = (floatM)(1.0 / ((double)s[i] > floor ? (double)s[i] : floor));
+    for (int i = 0; i < n; i++)
+        s[i] = (floatM)(1.0 / ((double)s[i] > floor ? (double)s[i] : floor));
 }
 
 static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
@@ -529,8 +533,7 @@ static inline void la_gauge(Mat S, Mat L, Mat R, const floatM *values_a, const f
                 double sum = alpha * ar + beta * bc;
                 if (form == LA_GAUGE_PARTNER)
                     x = 0.5 * ((ar <= zero_a ? 0 : l / ar) - (bc <= zero_b ? 0 : m / bc));
-                else
-                    x = sum <= alpha * zero_a + beta * zero_b ? 0 : (alpha * l - beta * m) / sum;
+                else x = sum <= alpha * zero_a + beta * zero_b ? 0 : (alpha * l - beta * m) / sum;
                 la_row(S, i, r)[c] = (floatM)x;
             }
     }

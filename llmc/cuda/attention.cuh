@@ -66,26 +66,30 @@ template <int D> struct FlashBackward {
     static constexpr int FP32 = sizeof(floatX) == 4;
     static constexpr int MT = FP32 || D == 128 ? 1 : 2, ROWS = 16 * FLASH_WARPS * MT;
     static constexpr int STEP = (D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
-    static constexpr int PART = STEP < 32 ? STEP : 32; /* queries that a warp has scores of at a time */
+    static constexpr int PART =
+        STEP < 32 ? STEP : 32; /* queries that a warp has scores of at a time */
     static constexpr int NT = PART / 8, DT = D / 8;
     /* Of the (STEP, D) of dq a warp has (16 QM, 8 QN), ACROSS warps side by side. */
-    static constexpr int ACROSS = D < 128 ? 2 : 4, QM = STEP * ACROSS / FLASH_WARPS / 16, QN = DT / ACROSS;
+    static constexpr int ACROSS = D < 128 ? 2 : 4, QM = STEP * ACROSS / FLASH_WARPS / 16,
+                         QN = DT / ACROSS;
     /* Shared memory: keys and values; STEP queries and their dout, a pair, and lse and D of these, twice
        where there is room; ds of a step. */
     static constexpr int STAGES = FP32 && D == 128 ? 1 : 2;
     static constexpr int STAY = 2 * ROWS * D, PAIR = 2 * STEP * D, DS = ROWS * STEP;
-    static constexpr size_t BYTES = (STAY + STAGES * PAIR + DS) * sizeof(floatX) +
-                                    STAGES * 2 * STEP * sizeof(float);
+    static constexpr size_t BYTES =
+        (STAY + STAGES * PAIR + DS) * sizeof(floatX) + STAGES * 2 * STEP * sizeof(float);
     static_assert(BYTES <= 99 << 10, "more shared memory than every GPU has");
-    static_assert(QM > 0 && QN % 2 == 0 && ROWS % STEP == 0 && 2 * STEP <= FLASH_THREADS, "sizes do not fit");
+    static_assert(QM > 0 && QN % 2 == 0 && ROWS % STEP == 0 && 2 * STEP <= FLASH_THREADS,
+                  "sizes do not fit");
 };
 
 typedef struct {
     int T, NH, NKV, HS;
-    int group;           /* query heads that read the same key head */
-    int heads, tiles;    /* of all sequences; of ROWS rows in one: a block for each tile of each head */
-    int together;        /* heads worked on at a time */
-    int wide;            /* rows begin at multiples of 16 bytes */
+    int group; /* query heads that read the same key head */
+    int heads,
+        tiles;    /* of all sequences; of ROWS rows in one: a block for each tile of each head */
+    int together; /* heads worked on at a time */
+    int wide;     /* rows begin at multiples of 16 bytes */
     int chunks, kept;    /* of STEP queries in a sequence; of these, with sums of dq in scratch */
     float scale, scale2; /* of q . k, and for exponentials to base 2 */
     int C, C3;           /* elements of a row of out, and of qkv */
@@ -117,8 +121,7 @@ __device__ static inline void flash_load(Tile<floatX, D> tile, const floatX *p, 
     if (f.wide) {
         int r = thread / tile.PIECES, c = thread % tile.PIECES * PIECE;
         unsigned own = (unsigned)(r * ld + c);
-UNROLL
-        for (int i = 0; i < ROWS; i += AT_ONCE) {
+        UNROLLED_FOR (int i = 0; i < ROWS; i += AT_ONCE) {
             floatX *to = AT_ONCE % 8 ? tile.at(i + r, c) : tile.at(i, 0, r, c);
             if (r < rows - i && c < f.HS) cp_async<16>(to, p + (size_t)i * ld + own);
             else *(uint4 *)(void *)to = make_uint4(0, 0, 0, 0);
@@ -133,41 +136,33 @@ UNROLL
 }
 
 template <int M, int N> __device__ static inline void flash_zero(FragC (&c)[M][N]) {
-UNROLL
-    for (int m = 0; m < M; m++)
-UNROLL
-        for (int n = 0; n < N; n++)
-UNROLL
-            for (int e = 0; e < 4; e++) c[m][n].x[e] = 0;
+    UNROLLED_FOR (int m = 0; m < M; m++)
+        UNROLLED_FOR (int n = 0; n < N; n++)
+            UNROLLED_FOR (int e = 0; e < 4; e++) c[m][n].x[e] = 0;
 }
 
 template <int M, int N> __device__ static inline void flash_scale(FragC (&c)[M][N], float scale) {
-UNROLL
-    for (int m = 0; m < M; m++)
-UNROLL
-        for (int n = 0; n < N; n++)
-UNROLL
-            for (int e = 0; e < 4; e++) c[m][n].x[e] *= scale;
+    UNROLLED_FOR (int m = 0; m < M; m++)
+        UNROLLED_FOR (int n = 0; n < N; n++)
+            UNROLLED_FOR (int e = 0; e < 4; e++) c[m][n].x[e] *= scale;
 }
 
 /* s (16 MT, 8 NT) += the part of X Y^T that comes from columns k.. k + 15: a has those of X. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_scores_of(FragC (&s)[MT][NT], const FragA<floatX> (&a)[MT],
                                               Tile<floatX, D> Y, int k, int lane) {
-UNROLL
-    for (int n = 0; n < NT; n += 2) {
+    UNROLLED_FOR (int n = 0; n < NT; n += 2) {
         FragB<floatX> b[2];
         load_b(b, Y, 8 * n, k, lane);
-UNROLL
-        for (int m = 0; m < MT; m++) mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
+        UNROLLED_FOR (int m = 0; m < MT; m++)
+            mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
     }
 }
 
 template <int MT, int D>
-__device__ static inline void flash_columns(FragA<floatX> (&a)[MT], Tile<floatX, D> X, int row, int k,
-                                            int lane) {
-UNROLL
-    for (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k, lane);
+__device__ static inline void flash_columns(FragA<floatX> (&a)[MT], Tile<floatX, D> X, int row,
+                                            int k, int lane) {
+    UNROLLED_FOR (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k, lane);
 }
 
 /* s (16 MT, 8 NT) = X Y^T: rows row.. of X by the rows of Y, tiles of D columns. */
@@ -175,8 +170,7 @@ template <int MT, int NT, int D>
 __device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X, int row,
                                            Tile<floatX, D> Y, int lane = warp_lane()) {
     flash_zero(s);
-UNROLL
-    for (int k = 0; k < D; k += 16) {
+    UNROLLED_FOR (int k = 0; k < D; k += 16) {
         FragA<floatX> a[MT];
         flash_columns(a, X, row, k, lane);
         flash_scores_of(s, a, Y, k, lane);
@@ -187,17 +181,14 @@ UNROLL
 template <int MT, int NT, int D>
 __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s)[MT][NT],
                                           Tile<floatX, D> Y, int lane = warp_lane()) {
-UNROLL
-    for (int k = 0; k < NT; k += 2) {
+    UNROLLED_FOR (int k = 0; k < NT; k += 2) {
         FragA<floatX> a[MT];
-UNROLL
-        for (int m = 0; m < MT; m++) make_a(a[m], s[m][k], s[m][k + 1]);
-UNROLL
-        for (int n = 0; n < D / 8; n += 2) {
+        UNROLLED_FOR (int m = 0; m < MT; m++) make_a(a[m], s[m][k], s[m][k + 1]);
+        UNROLLED_FOR (int n = 0; n < D / 8; n += 2) {
             FragB<floatX> b[2];
             load_b_plain(b, Y, 8 * k, 8 * n, lane);
-UNROLL
-            for (int m = 0; m < MT; m++) mma(o[m][n], a[m], b[0]), mma(o[m][n + 1], a[m], b[1]);
+            UNROLLED_FOR (int m = 0; m < MT; m++)
+                mma(o[m][n], a[m], b[0]), mma(o[m][n + 1], a[m], b[1]);
         }
     }
 }
@@ -207,12 +198,9 @@ UNROLL
 template <int TRANSPOSED, int MT, int NT>
 __device__ static inline void flash_mask(FragC (&s)[MT][NT], int row, int col) {
     int ahead = col + frag_col(0) - row - frag_row(0); /* of element 0 of the first fragment */
-UNROLL
-    for (int m = 0; m < MT; m++)
-UNROLL
-        for (int n = 0; n < NT; n++)
-UNROLL
-            for (int e = 0; e < 4; e++) {
+    UNROLLED_FOR (int m = 0; m < MT; m++)
+        UNROLLED_FOR (int n = 0; n < NT; n++)
+            UNROLLED_FOR (int e = 0; e < 4; e++) {
                 int limit = 16 * m + 8 * (e / 2) - 8 * n - e % 2;
                 if (TRANSPOSED ? ahead < limit : ahead > limit) s[m][n].x[e] = -INFINITY;
             }
@@ -232,39 +220,33 @@ __device__ static inline float quad_max(float x) {
    2^(scale s - top), and what was summed before, o and this lane's part of sum, is brought to the same
    top. That need not be the maximum, and is left alone while it is within 2^8 of it. */
 template <int MT, int NT, int DT>
-__device__ static inline void flash_softmax(FragC (&s)[MT][NT], FragC (&o)[MT][DT], float (&top)[MT][2],
-                                            float (&sum)[MT][2], float scale) {
-UNROLL
-    for (int m = 0; m < MT; m++)
-UNROLL
-        for (int half = 0; half < 4; half += 2) { /* the lane's two rows: elements 0, 1 and 2, 3 */
+__device__ static inline void flash_softmax(FragC (&s)[MT][NT], FragC (&o)[MT][DT],
+                                            float (&top)[MT][2], float (&sum)[MT][2], float scale) {
+    UNROLLED_FOR (int m = 0; m < MT; m++)
+        UNROLLED_FOR (int half = 0; half < 4;
+                      half += 2) { /* the lane's two rows: elements 0, 1 and 2, 3 */
             float max = -INFINITY, factor = 1, part = 0, &t = top[m][half / 2];
-UNROLL
-            for (int n = 0; n < NT; n++) max = fmaxf(max, fmaxf(s[m][n].x[half], s[m][n].x[half + 1]));
+            UNROLLED_FOR (int n = 0; n < NT; n++)
+                max = fmaxf(max, fmaxf(s[m][n].x[half], s[m][n].x[half + 1]));
             max = scale * quad_max(max);
             if (max > t + 8) factor = fast_exp2(t - max), t = max;
-UNROLL
-            for (int n = 0; n < NT; n++)
-UNROLL
-                for (int e = half; e < half + 2; e++)
+            UNROLLED_FOR (int n = 0; n < NT; n++)
+                UNROLLED_FOR (int e = half; e < half + 2; e++)
                     part += s[m][n].x[e] = fast_exp2(scale * s[m][n].x[e] - t);
             sum[m][half / 2] = factor * sum[m][half / 2] + part;
             if (!__any_sync(FULL_WARP, factor != 1)) continue;
-UNROLL
-            for (int n = 0; n < DT; n++) o[m][n].x[half] *= factor, o[m][n].x[half + 1] *= factor;
+            UNROLLED_FOR (int n = 0; n < DT; n++)
+                o[m][n].x[half] *= factor, o[m][n].x[half + 1] *= factor;
         }
 }
 
 /* Puts c (16 M, 8 N), rounded to floatX, at rows row.. and columns col.. of the tile. */
 template <int M, int N, int D>
-__device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col, const FragC (&c)[M][N],
-                                        int lane = warp_lane()) {
-UNROLL
-    for (int m = 0; m < M; m++)
-UNROLL
-        for (int n = 0; n < N; n++)
-UNROLL
-            for (int e = 0; e < 4; e += 2)
+__device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col,
+                                        const FragC (&c)[M][N], int lane = warp_lane()) {
+    UNROLLED_FOR (int m = 0; m < M; m++)
+        UNROLLED_FOR (int n = 0; n < N; n++)
+            UNROLLED_FOR (int e = 0; e < 4; e += 2)
                 store_pair(tile.at(row + 16 * m, col + 8 * n, frag_row(e, lane), frag_col(0, lane)),
                            c[m][n].x[e], c[m][n].x[e + 1]);
 }
@@ -272,8 +254,9 @@ UNROLL
 /* Writes o, the warp's rows row.. of a tile, to `rows` rows of HS elements at p, ld apart. The tile is
    used to bring the elements of a piece together; these rows of it have been this warp's alone. */
 template <int MT, int D>
-__device__ static inline void flash_store(floatX *p, size_t ld, int rows, Tile<floatX, D> tile, int row,
-                                          const FragC (&o)[MT][D / 8], const FlashShape &f) {
+__device__ static inline void flash_store(floatX *p, size_t ld, int rows, Tile<floatX, D> tile,
+                                          int row, const FragC (&o)[MT][D / 8],
+                                          const FlashShape &f) {
     constexpr int PIECE = tile.PIECE, PIECES = tile.PIECES;
     __syncwarp();
     flash_put(tile, row, 0, o);
@@ -294,7 +277,7 @@ __device__ static inline void flash_store(floatX *p, size_t ld, int rows, Tile<f
 
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
-flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
+    flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
     using F = FlashForward<D>;
     constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP;
     SHARED(floatX, shared);
@@ -304,19 +287,21 @@ flash_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) 
     int b = head / f.NH, h = head % f.NH, g = h / f.group;
     int i0 = (f.tiles - 1 - tile) * ROWS, row = (int)threadIdx.x / 32 * 16 * MT, first = i0 + row;
     int steps = ((T < i0 + ROWS ? T : i0 + ROWS) + STEP - 1) / STEP;
-    const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS, *v = k + (size_t)f.NKV * f.HS;
+    const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS,
+                 *v = k + (size_t)f.NKV * f.HS;
     FragC o[MT][F::DT];
     float top[MT][2], sum[MT][2];
     flash_zero(o);
-UNROLL
-    for (int m = 0; m < MT; m++) top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
+    UNROLLED_FOR (int m = 0; m < MT; m++)
+        top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
 
     auto bring = [&](int n) { /* the rows of step n */
-        int j0 = n * STEP;
-        Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
-        flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
-        flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
-        cp_async_commit();
+                              int j0 = n * STEP;
+                              Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR},
+                                              V = {K.p + F::PAIR / 2};
+                              flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
+                              flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+                              cp_async_commit();
     };
     flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
     cp_async_commit();
@@ -325,8 +310,8 @@ UNROLL
     if (F::HELD) {
         cp_async_wait<1>();
         __syncthreads(); /* the queries are there */
-UNROLL
-        for (int c = 0; c < (F::HELD ? D / 16 : 1); c++) flash_columns(q[c], Q, row, 16 * c, warp_lane());
+        UNROLLED_FOR (int c = 0; c < (F::HELD ? D / 16 : 1); c++)
+            flash_columns(q[c], Q, row, 16 * c, warp_lane());
     }
     for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
@@ -338,23 +323,21 @@ UNROLL
         FragC s[MT][F::NT];
         if constexpr (F::HELD) {
             flash_zero(s);
-UNROLL
-            for (int c = 0; c < D / 16; c++) flash_scores_of(s, q[c], K, 16 * c, warp_lane());
+            UNROLLED_FOR (int c = 0; c < D / 16; c++)
+                flash_scores_of(s, q[c], K, 16 * c, warp_lane());
         } else flash_scores(s, Q, row, K);
         if (j0 + STEP - 1 > first) flash_mask<0>(s, first, j0);
         flash_softmax(s, o, top, sum, f.scale2);
         flash_weigh(o, s, V);
     }
-UNROLL
-    for (int m = 0; m < MT; m++)
-UNROLL
-        for (int half = 0; half < 4; half += 2) {
+    UNROLLED_FOR (int m = 0; m < MT; m++)
+        UNROLLED_FOR (int half = 0; half < 4; half += 2) {
             float total = quad_sum(sum[m][half / 2]), inverse = 1 / total;
             int i = first + 16 * m + frag_row(half);
             if (i < T && frag_col(0) == 0)
                 lse[(size_t)head * T + i] = FLASH_LN2 * (top[m][half / 2] + log2f(total));
-UNROLL
-            for (int n = 0; n < F::DT; n++) o[m][n].x[half] *= inverse, o[m][n].x[half + 1] *= inverse;
+            UNROLLED_FOR (int n = 0; n < F::DT; n++)
+                o[m][n].x[half] *= inverse, o[m][n].x[half + 1] *= inverse;
         }
     flash_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o, f);
 }
@@ -365,8 +348,9 @@ UNROLL
 /* dots (B,NH,T) = D: dot products of the rows of dout and out (B,T,NH,HS), a row to eight lanes. Also sets
    the `n_counts` numbers at counts to 0 for the kernel that comes next; these are fewer than the threads. */
 template <int N>
-__global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_counts, const floatX *dout,
-                                         const floatX *out, size_t rows, int T, int NH, int HS) {
+__global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_counts,
+                                         const floatX *dout, const floatX *out, size_t rows, int T,
+                                         int NH, int HS) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, n = i / 8;
     if (i < n_counts) counts[i] = 0;
     float sum = 0;
@@ -374,11 +358,10 @@ __global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_coun
         float x[N], y[N];
         load<N>(x, dout + n * HS + c);
         load<N>(y, out + n * HS + c);
-UNROLL
-        for (int e = 0; e < N; e++) sum += x[e] * y[e];
+        UNROLLED_FOR (int e = 0; e < N; e++) sum += x[e] * y[e];
     }
-UNROLL
-    for (int lanes = 4; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, lanes);
+    UNROLLED_FOR (int lanes = 4; lanes > 0; lanes /= 2)
+        sum += __shfl_xor_sync(FULL_WARP, sum, lanes);
     if (n < rows && threadIdx.x % 8 == 0) dots[(n / NH / T * NH + n % NH) * T + n / NH % T] = sum;
 }
 
@@ -401,14 +384,11 @@ flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8], Tile<floatX,
     if (i0 < first + 16 * MT - 1) flash_mask<1>(s, first, i0);
     lane = fresh_thread() % 32;
     flash_scores(dp, V, row, dO, lane);
-UNROLL
-    for (int n = 0; n < NT; n++) {
+    UNROLLED_FOR (int n = 0; n < NT; n++) {
         float2 ln = *(const float2 *)(const void *)(l + 8 * n + frag_col(0, lane));
         float2 dn = *(const float2 *)(const void *)(d + 8 * n + frag_col(0, lane));
-UNROLL
-        for (int m = 0; m < MT; m++)
-UNROLL
-            for (int e = 0; e < 4; e++) {
+        UNROLLED_FOR (int m = 0; m < MT; m++)
+            UNROLLED_FOR (int e = 0; e < 4; e++) {
                 float p = fast_exp2(scale2 * s[m][n].x[e] - FLASH_LOG2E * (e % 2 ? ln.y : ln.x));
                 s[m][n].x[e] = p;
                 dp[m][n].x[e] = p * (dp[m][n].x[e] - (e % 2 ? dn.y : dn.x));
@@ -423,22 +403,20 @@ UNROLL
    has ds^T, and of K; `keys` is a multiple of STEP. */
 template <int QM, int QN, int STEP, int D>
 __device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, STEP> dS, int row,
-                                               Tile<floatX, D> K, int col, int keys, int lane) {
+                                              Tile<floatX, D> K, int col, int keys, int lane) {
     constexpr int DEEP = D < 128 ? STEP : 16; /* what is unrolled: with more registers get short */
     flash_zero(dq);
 #pragma unroll 1
     for (int start = 0; start < keys; start += DEEP)
-UNROLL
-        for (int k = start; k < start + DEEP; k += 16) {
+        UNROLLED_FOR (int k = start; k < start + DEEP; k += 16) {
             FragA<floatX> a[QM];
-UNROLL
-            for (int m = 0; m < QM; m++) load_a_transposed(a[m], dS, k, row + 16 * m, lane);
-UNROLL
-            for (int n = 0; n < QN; n += 2) {
+            UNROLLED_FOR (int m = 0; m < QM; m++)
+                load_a_transposed(a[m], dS, k, row + 16 * m, lane);
+            UNROLLED_FOR (int n = 0; n < QN; n += 2) {
                 FragB<floatX> b[2];
                 load_b_plain(b, K, k, col + 8 * n, lane);
-UNROLL
-                for (int m = 0; m < QM; m++) mma(dq[m][n], a[m], b[0]), mma(dq[m][n + 1], a[m], b[1]);
+                UNROLLED_FOR (int m = 0; m < QM; m++)
+                    mma(dq[m][n], a[m], b[0]), mma(dq[m][n + 1], a[m], b[1]);
             }
         }
 }
@@ -446,20 +424,16 @@ UNROLL
 /* Fragments in scratch: element e of all is element e of a float4, and a warp's float4 are side by side. */
 template <int M, int N>
 __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int lane) {
-UNROLL
-    for (int m = 0; m < M; m++)
-UNROLL
-        for (int n = 0; n < N; n++) {
+    UNROLLED_FOR (int m = 0; m < M; m++)
+        UNROLLED_FOR (int n = 0; n < N; n++) {
             float4 x = load_l2(p + 32 * (N * m + n) + lane);
             c[m][n].x[0] = x.x, c[m][n].x[1] = x.y, c[m][n].x[2] = x.z, c[m][n].x[3] = x.w;
         }
 }
 template <int M, int N>
 __device__ static inline void flash_leave(float4 *p, const FragC (&c)[M][N], int lane) {
-UNROLL
-    for (int m = 0; m < M; m++)
-UNROLL
-        for (int n = 0; n < N; n++) {
+    UNROLLED_FOR (int m = 0; m < M; m++)
+        UNROLLED_FOR (int n = 0; n < N; n++) {
             const float *x = c[m][n].x;
             store_l2(p + 32 * (N * m + n) + lane, make_float4(x[0], x[1], x[2], x[3]));
         }
@@ -468,15 +442,13 @@ UNROLL
 /* Writes rows row.. and columns col.. of dq to `rows` rows of HS elements at p, ld apart. */
 template <int M, int N>
 __device__ static inline void flash_write_q(floatX *p, size_t ld, int rows, int row, int col,
-                                            const FragC (&dq)[M][N], int lane, const FlashShape &f) {
-UNROLL
-    for (int m = 0; m < M; m++)
-UNROLL
-        for (int half = 0; half < 4; half += 2) {
+                                            const FragC (&dq)[M][N], int lane,
+                                            const FlashShape &f) {
+    UNROLLED_FOR (int m = 0; m < M; m++)
+        UNROLLED_FOR (int half = 0; half < 4; half += 2) {
             int r = row + 16 * m + frag_row(half, lane);
             if (r >= rows) continue;
-UNROLL
-            for (int n = 0; n < N; n++) {
+            UNROLLED_FOR (int n = 0; n < N; n++) {
                 int c = col + 8 * n + frag_col(0, lane);
                 floatX *to = p + r * ld + c;
                 const float *x = dq[m][n].x + half;
@@ -491,9 +463,9 @@ UNROLL
    dS: the first block leaves it in `sum`, the next ones add theirs to that, the last one writes `rows` rows
    at p. No query sees one of the block's keys from `keys` on. */
 template <int D, int STEP>
-__device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum, Tile<floatX, STEP> dS,
-                                               Tile<floatX, D> K, int keys, int first, int last,
-                                               const FlashShape &f) {
+__device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
+                                               Tile<floatX, STEP> dS, Tile<floatX, D> K, int keys,
+                                               int first, int last, const FlashShape &f) {
     using F = FlashBackward<D>;
     int thread = fresh_thread(), lane = thread % 32, warp = thread / 32;
     int row = warp / F::ACROSS * 16 * F::QM, col = warp % F::ACROSS * 8 * F::QN;
@@ -502,12 +474,9 @@ __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
     flash_zero(before);
     if (!first) flash_take(before, sum, lane); /* on its way during the product */
     flash_product_q(dq, dS, row, K, col, keys < F::ROWS ? keys : F::ROWS, lane);
-UNROLL
-    for (int m = 0; m < F::QM; m++)
-UNROLL
-        for (int n = 0; n < F::QN; n++)
-UNROLL
-            for (int e = 0; e < 4; e++) dq[m][n].x[e] += before[m][n].x[e];
+    UNROLLED_FOR (int m = 0; m < F::QM; m++)
+        UNROLLED_FOR (int n = 0; n < F::QN; n++)
+            UNROLLED_FOR (int e = 0; e < 4; e++) dq[m][n].x[e] += before[m][n].x[e];
     if (!last) {
         flash_leave(sum, dq, lane);
         return;
@@ -520,41 +489,50 @@ UNROLL
    the next block draws; after it the steps that each tile but the last of each key head has done. */
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
-flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
-                      const float *dots, float4 *sums, int *ticket, FlashShape f) {
+    flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
+                          const float *dots, float4 *sums, int *ticket, FlashShape f) {
     using F = FlashBackward<D>;
     constexpr int MT = F::MT, ROWS = F::ROWS, STEP = F::STEP, PART = F::PART;
     SHARED(floatX, shared);
     Tile<floatX, D> K = {shared}, V = {shared + ROWS * D};
     Tile<floatX, STEP> dS = {shared + F::STAY + F::STAGES * F::PAIR};
-    float *stats = (float *)(void *)(dS.p + F::DS); /* lse and D of the queries of a step, for each stage */
+    float *stats =
+        (float *)(void *)(dS.p + F::DS); /* lse and D of the queries of a step, for each stage */
     int head, tile, T = f.T, *drawn = (int *)(void *)dS.p;
     if (threadIdx.x == 0) *drawn = atomicAdd(ticket, 1);
     __syncthreads();
     flash_place(&head, &tile, *drawn, f);
     int b = head / f.NKV, g = head % f.NKV;
     int j0 = tile * ROWS, *done = ticket + 1 + head * (f.tiles - 1) + tile;
-    int steps = f.group * (f.chunks - j0 / STEP); /* in the last ROWS / STEP chunks it is the last */
-    size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
+    int steps =
+        f.group * (f.chunks - j0 / STEP); /* in the last ROWS / STEP chunks it is the last */
+    size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS,
+           v = k + (size_t)f.NKV * f.HS;
     FragC dk[MT][F::DT], dv[MT][F::DT];
     flash_zero(dk);
     flash_zero(dv);
 
-    auto bring = [&](int n) { /* the rows of step n, to its stage */
-        int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP, stage = n % F::STAGES;
-        int thread = fresh_thread();
-        Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR}, dO = {Q.p + F::PAIR / 2};
-        flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f, thread);
-        flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f, thread);
-        int r = thread % STEP;
-        if (thread < 2 * STEP) {
-            const float *from = (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-            float *to = stats + stage * 2 * STEP + thread;
-            if (r < T - i0) cp_async<4>(to, from);
-            else *to = 0;
-        }
-        cp_async_commit();
-    };
+    auto bring =
+        [&](int n) { /* the rows of step n, to its stage */
+                     int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP,
+                         stage = n % F::STAGES;
+                     int thread = fresh_thread();
+                     Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR},
+                                     dO = {Q.p + F::PAIR / 2};
+                     flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3,
+                                      T - i0, f, thread);
+                     flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C,
+                                      T - i0, f, thread);
+                     int r = thread % STEP;
+                     if (thread < 2 * STEP) {
+                         const float *from =
+                             (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+                         float *to = stats + stage * 2 * STEP + thread;
+                         if (r < T - i0) cp_async<4>(to, from);
+                         else *to = 0;
+                     }
+                     cp_async_commit();
+        };
     flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
     flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
     bring(0);
@@ -571,17 +549,18 @@ flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const
 #pragma unroll 1
         for (int part = 0; part < STEP; part += PART) {
             Tile<floatX, D> Qp = {Q.p + part * D}, dOp = {dO.p + part * D};
-            flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, Qp, dOp, stat + part, stat + STEP + part,
-                                           j0, i0 + part, f.scale2);
+            flash_backward_part<MT, F::NT>(dk, dv, dS, part, K, V, Qp, dOp, stat + part,
+                                           stat + STEP + part, j0, i0 + part, f.scale2);
         }
         int h = g * f.group + n % f.group;
-        size_t place = chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
+        size_t place =
+            chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
         if (tile > 0 && seen <= n && fresh_thread() == 0) seen = await_count(done - 1, n + 1);
         __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
         if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
         flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
-                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0, i0 < j0 + ROWS,
-                            f);
+                            sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0,
+                            i0 < j0 + ROWS, f);
     }
     __syncthreads(); /* K is no longer read by other warps */
     int row = fresh_thread() / 32 * 16 * MT;
@@ -599,20 +578,32 @@ inline size_t flash_cache = 16 << 20;
 
 /* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
    matrices of `walked` heads, `step` rows at a time. */
-static inline FlashShape flash_shape(int rows, int step, int heads, int walked, int B, int T, int NH, int NKV,
-                                     int HS, double scale, int wide) {
+static inline FlashShape flash_shape(int rows, int step, int heads, int walked, int B, int T,
+                                     int NH, int NKV, int HS, double scale, int wide) {
     size_t bytes = 2 * (size_t)T * (size_t)HS * (size_t)walked * sizeof(floatX) / (size_t)heads + 1;
     size_t fit = flash_cache / bytes + 1, all = (size_t)B * (size_t)heads;
     int chunks = (int)ceil_div((size_t)T, (size_t)step), own = rows / step;
-    FlashShape f = {T, NH, NKV, HS, NH / NKV, (int)all, (int)ceil_div((size_t)T, (size_t)rows),
-                    (int)(fit < all ? fit : all), wide, chunks, chunks > own ? chunks - own : 0, (float)scale,
-                    FLASH_LOG2E * (float)scale, NH * HS, (NH + 2 * NKV) * HS};
+    FlashShape f = {T,
+                    NH,
+                    NKV,
+                    HS,
+                    NH / NKV,
+                    (int)all,
+                    (int)ceil_div((size_t)T, (size_t)rows),
+                    (int)(fit < all ? fit : all),
+                    wide,
+                    chunks,
+                    chunks > own ? chunks - own : 0,
+                    (float)scale,
+                    FLASH_LOG2E * (float)scale,
+                    NH * HS,
+                    (NH + 2 * NKV) * HS};
     return f;
 }
 
 template <int D>
-static void flash_forward_width(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
-                                int HS, double scale) {
+static void flash_forward_width(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
+                                int NKV, int HS, double scale) {
     using F = FlashForward<D>;
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(out, (size_t)HS);
     FlashShape f = flash_shape(F::ROWS, F::STEP, NH, NKV, B, T, NH, NKV, HS, scale, wide);
@@ -620,8 +611,8 @@ static void flash_forward_width(floatX *out, floatM *lse, const floatX *qkv, int
     LAUNCH(flash_forward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, out, lse, qkv, f);
 }
 
-static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
-                                 int HS, double scale) {
+static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
+                                 int NKV, int HS, double scale) {
     if (HS <= 32) flash_forward_width<32>(out, lse, qkv, B, T, NH, NKV, HS, scale);
     else if (HS <= 64) flash_forward_width<64>(out, lse, qkv, B, T, NH, NKV, HS, scale);
     else flash_forward_width<128>(out, lse, qkv, B, T, NH, NKV, HS, scale);
@@ -630,13 +621,14 @@ static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, in
 /* What the backward pass has in scratch: where it begins, and how much there is of it. The first ROWS queries
    belong to tile 0 of the keys alone: no sums of theirs. */
 typedef struct {
-    size_t n_counts;            /* a ticket, and the steps of each tile but the last of each key head */
+    size_t n_counts; /* a ticket, and the steps of each tile but the last of each key head */
     size_t sums, counts, bytes; /* dots are at 0 */
 } FlashScratch;
 
 template <int D> static FlashScratch flash_scratch(int B, int T, int NH, int NKV) {
     using F = FlashBackward<D>;
-    size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP), own = F::ROWS / F::STEP;
+    size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP),
+           own = F::ROWS / F::STEP;
     size_t kept = heads * (chunks > own ? chunks - own : 0);
     FlashScratch s;
     s.n_counts = 1 + (size_t)B * (size_t)NKV * (ceil_div((size_t)T, F::ROWS) - 1);
@@ -654,12 +646,13 @@ static inline size_t attention_scratch(int B, int T, int NH, int NKV, int HS) {
 }
 
 template <int D>
-static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
-                                 const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
+static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                 const floatX *out, const floatM *lse, int B, int T, int NH,
+                                 int NKV, int HS, double scale) {
     using F = FlashBackward<D>;
     constexpr int WIDE = Wide<floatX>::N;
-    int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) && wide_rows(dout, (size_t)HS) &&
-               wide_rows(out, (size_t)HS);
+    int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) &&
+               wide_rows(dout, (size_t)HS) && wide_rows(out, (size_t)HS);
     FlashScratch at = flash_scratch<D>(B, T, NH, NKV);
     char *scratch = (char *)cuda_scratch(at.bytes);
     float *dots = (float *)(void *)scratch;
@@ -667,17 +660,20 @@ static void flash_backward_width(floatX *dqkv, const floatX *dout, const floatX 
     int *counts = (int *)(void *)(scratch + at.counts);
     size_t rows = (size_t)B * (size_t)T * (size_t)NH;
     auto dots_kernel = wide ? flash_dots_kernel<WIDE> : flash_dots_kernel<1>;
-    LAUNCH(dots_kernel, ceil_div(rows, 32), 256, 0, dots, counts, at.n_counts, dout, out, rows, T, NH, HS);
+    LAUNCH(dots_kernel, ceil_div(rows, 32), 256, 0, dots, counts, at.n_counts, dout, out, rows, T,
+           NH, HS);
     FlashShape f = flash_shape(F::ROWS, F::STEP, NKV, NH, B, T, NH, NKV, HS, scale, wide);
     unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
-    LAUNCH(flash_backward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, dqkv, dout, qkv, lse, dots, sums,
-           counts, f);
+    LAUNCH(flash_backward_kernel<D>, blocks, FLASH_THREADS, F::BYTES, dqkv, dout, qkv, lse, dots,
+           sums, counts, f);
 }
 
-static inline void flash_backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
-                                  const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
+static inline void flash_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                  const floatX *out, const floatM *lse, int B, int T, int NH,
+                                  int NKV, int HS, double scale) {
     if (HS <= 32) flash_backward_width<32>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
-    else if (HS <= 64) flash_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
+    else if (HS <= 64)
+        flash_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
     else flash_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
 }
 
@@ -691,8 +687,8 @@ enum { DECODE_THREADS = 512, DECODE_TEAMS = DECODE_THREADS / 8 };
    sums are added up in their order. */
 template <int N>
 __global__ static void __launch_bounds__(DECODE_THREADS)
-flash_decode_kernel(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache, int t, int NH,
-                    int NKV, int HS, float scale) {
+    flash_decode_kernel(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache,
+                        int t, int NH, int NKV, int HS, float scale) {
     constexpr int LOADS = 16 / N; /* of a lane, to cover 128 columns */
     BLOCK_SHARED(tops, [DECODE_TEAMS], float);
     BLOCK_SHARED(sums, [DECODE_TEAMS], float);
@@ -700,42 +696,35 @@ flash_decode_kernel(floatX *out, const floatX *q, const floatX *k_cache, const f
     int h = (int)blockIdx.x, team = (int)threadIdx.x / 8, lane = (int)threadIdx.x % 8;
     size_t ld = (size_t)NKV * HS, at = (size_t)(h / (NH / NKV)) * HS;
     float x[LOADS][N], o[LOADS][N], top = -INFINITY, sum = 0;
-UNROLL
-    for (int i = 0; i < LOADS; i++) {
+    UNROLLED_FOR (int i = 0; i < LOADS; i++) {
         int c = (8 * i + lane) * N;
-UNROLL
-        for (int e = 0; e < N; e++) x[i][e] = o[i][e] = 0;
+        UNROLLED_FOR (int e = 0; e < N; e++) x[i][e] = o[i][e] = 0;
         if (c < HS) load<N>(x[i], q + (size_t)h * HS + c);
     }
-    for (int first = team / 4 * 4; first <= t; first += DECODE_TEAMS) { /* a warp's four teams together */
+    for (int first = team / 4 * 4; first <= t;
+         first += DECODE_TEAMS) { /* a warp's four teams together */
         int j = first + team % 4, valid = j <= t;
         float s = 0, v[LOADS][N];
-UNROLL
-        for (int i = 0; i < LOADS; i++) {
+        UNROLLED_FOR (int i = 0; i < LOADS; i++) {
             int c = (8 * i + lane) * N;
             float k[N];
             if (!valid || c >= HS) continue;
             load<N>(k, k_cache + j * ld + at + c);
             load<N>(v[i], v_cache + j * ld + at + c);
-UNROLL
-            for (int e = 0; e < N; e++) s += x[i][e] * k[e];
+            UNROLLED_FOR (int e = 0; e < N; e++) s += x[i][e] * k[e];
         }
-UNROLL
-        for (int i = 4; i > 0; i /= 2) s += __shfl_xor_sync(FULL_WARP, s, i);
+        UNROLLED_FOR (int i = 4; i > 0; i /= 2) s += __shfl_xor_sync(FULL_WARP, s, i);
         if (!valid) continue;
-        float max = fmaxf(top, scale * s), factor = fast_exp2(top - max), p = fast_exp2(scale * s - max);
+        float max = fmaxf(top, scale * s), factor = fast_exp2(top - max),
+              p = fast_exp2(scale * s - max);
         top = max, sum = factor * sum + p;
-UNROLL
-        for (int i = 0; i < LOADS; i++)
-UNROLL
-            for (int e = 0; e < N; e++)
+        UNROLLED_FOR (int i = 0; i < LOADS; i++)
+            UNROLLED_FOR (int e = 0; e < N; e++)
                 if ((8 * i + lane) * N < HS) o[i][e] = factor * o[i][e] + p * v[i][e];
     }
     if (lane == 0) tops[team] = top, sums[team] = sum;
-UNROLL
-    for (int i = 0; i < LOADS; i++)
-UNROLL
-        for (int e = 0; e < N; e++) parts[team][(8 * i + lane) * N + e] = o[i][e];
+    UNROLLED_FOR (int i = 0; i < LOADS; i++)
+        UNROLLED_FOR (int e = 0; e < N; e++) parts[team][(8 * i + lane) * N + e] = o[i][e];
     __syncthreads();
     if ((int)threadIdx.x >= HS) return;
     float total = 0, result = 0;
@@ -748,39 +737,42 @@ UNROLL
     out[(size_t)h * HS + threadIdx.x] = from_float<floatX>(result / total);
 }
 
-static inline void flash_decode(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache,
-                                int t, int NH, int NKV, int HS, double scale) {
+static inline void flash_decode(floatX *out, const floatX *q, const floatX *k_cache,
+                                const floatX *v_cache, int t, int NH, int NKV, int HS,
+                                double scale) {
     constexpr int WIDE = Wide<floatX>::N;
     float s = FLASH_LOG2E * (float)scale;
-    int wide = wide_rows(q, (size_t)HS) && wide_rows(k_cache, (size_t)HS) && wide_rows(v_cache, (size_t)HS);
+    int wide = wide_rows(q, (size_t)HS) && wide_rows(k_cache, (size_t)HS) &&
+               wide_rows(v_cache, (size_t)HS);
     unsigned blocks = (unsigned)NH;
     if (wide)
-        LAUNCH(flash_decode_kernel<WIDE>, blocks, DECODE_THREADS, 0, out, q, k_cache, v_cache, t, NH, NKV,
-               HS, s);
+        LAUNCH(flash_decode_kernel<WIDE>, blocks, DECODE_THREADS, 0, out, q, k_cache, v_cache, t,
+               NH, NKV, HS, s);
     else
-        LAUNCH(flash_decode_kernel<1>, blocks, DECODE_THREADS, 0, out, q, k_cache, v_cache, t, NH, NKV,
-               HS, s);
+        LAUNCH(flash_decode_kernel<1>, blocks, DECODE_THREADS, 0, out, q, k_cache, v_cache, t, NH,
+               NKV, HS, s);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 
 /* Whether heads of this width can be computed. */
 static inline int attention_supports(int HS, char *err) {
-    if (HS > 128) return fail(err, "--head-dim %d: attention on a GPU takes head widths up to 128", HS);
+    if (HS > 128)
+        return fail(err, "--head-dim %d: attention on a GPU takes head widths up to 128", HS);
     return 0;
 }
 
 /* A library's attention that is faster here (attention_choose of cudnn.cuh), else NULL. Both return -1 where
    they cannot do it. */
-inline int (*attention_library_forward)(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
-                                        int NKV, int HS, double scale);
+inline int (*attention_library_forward)(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
+                                        int NH, int NKV, int HS, double scale);
 inline int (*attention_library_backward)(floatX *dqkv, const floatX *dout, const floatX *qkv,
-                                         const floatX *out, const floatM *lse, int B, int T, int NH, int NKV,
-                                         int HS, double scale);
+                                         const floatX *out, const floatM *lse, int B, int T, int NH,
+                                         int NKV, int HS, double scale);
 
 /* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS); scale > 0 multiplies q . k. */
-static inline void attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
-                                     int NKV, int HS, double scale) {
+static inline void attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
+                                     int NH, int NKV, int HS, double scale) {
     if (attention_library_forward &&
         attention_library_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) == 0)
         return;
@@ -789,8 +781,8 @@ static inline void attention_forward(floatX *out, floatM *lse, const floatX *qkv
 
 /* Sets dqkv (B,T,(NH+2*NKV)*HS), all three parts. */
 static inline void attention_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
-                                      const floatX *out, const floatM *lse, int B, int T, int NH, int NKV,
-                                      int HS, double scale) {
+                                      const floatX *out, const floatM *lse, int B, int T, int NH,
+                                      int NKV, int HS, double scale) {
     if (attention_library_backward &&
         attention_library_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale) == 0)
         return;
@@ -800,7 +792,8 @@ static inline void attention_backward(floatX *dqkv, const floatX *dout, const fl
 /* One new position t for generation: out (NH*HS) from q (NH*HS) and the caches (max_T,NKV*HS), of
    which positions 0..t hold keys and values. */
 static inline void attention_decode(floatX *out, const floatX *q, const floatX *k_cache,
-                                    const floatX *v_cache, int t, int NH, int NKV, int HS, double scale) {
+                                    const floatX *v_cache, int t, int NH, int NKV, int HS,
+                                    double scale) {
     flash_decode(out, q, k_cache, v_cache, t, NH, NKV, HS, scale);
 }
 

@@ -46,10 +46,13 @@ static inline size_t trial_out(const AttentionTrial *t, int B) {
 static inline size_t trial_qkv(const AttentionTrial *t, int B) {
     return (size_t)B * (size_t)t->T * (size_t)((t->NH + 2 * t->NKV) * t->HS);
 }
-static inline size_t trial_rows(const AttentionTrial *t, int B) { return (size_t)B * (size_t)t->T * (size_t)t->NH; }
+static inline size_t trial_rows(const AttentionTrial *t, int B) {
+    return (size_t)B * (size_t)t->T * (size_t)t->NH;
+}
 
 /* *differs = 1 where n words of a and b are not all the same. Every thread that writes writes 1. */
-__global__ static void attention_differs(const unsigned *a, const unsigned *b, size_t n, int *differs) {
+__global__ static void attention_differs(const unsigned *a, const unsigned *b, size_t n,
+                                         int *differs) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n && a[i] != b[i]) *differs = 1;
 }
@@ -81,10 +84,13 @@ static inline void trial_free(AttentionTrial *t) {
    there is too little, -1 where cuDNN has no plan. */
 static inline int trial_take(AttentionTrial *t, int who, char *why, size_t size) {
     char *memory = NULL;
-    if (who == TRIAL_CUDNN && cudnn_attention_plan(t->B, t->T, t->NH, t->NKV, t->HS, t->scale, why, size)) return -1;
+    if (who == TRIAL_CUDNN &&
+        cudnn_attention_plan(t->B, t->T, t->NH, t->NKV, t->HS, t->scale, why, size))
+        return -1;
     size_t ours = attention_scratch(t->B, t->T, t->NH, t->NKV, t->HS);
-    size_t theirs = who == TRIAL_CUDNN ? cudnn_attention_workspace(t->B, t->T, t->NH, t->NKV, t->HS, t->scale)
-                                       : hopper_scratch(t->B, t->T, t->NH, t->HS);
+    size_t theirs = who == TRIAL_CUDNN
+                        ? cudnn_attention_workspace(t->B, t->T, t->NH, t->NKV, t->HS, t->scale)
+                        : hopper_scratch(t->B, t->T, t->NH, t->HS);
     if (cudaMalloc((void **)&memory, trial_layout(t, NULL)) != cudaSuccess) {
         cudaGetLastError(); /* forget it */
         return 1;
@@ -99,7 +105,8 @@ static inline int trial_take(AttentionTrial *t, int who, char *why, size_t size)
    race for one place are likelier to be seen in a full grid. */
 static inline int trial_start(AttentionTrial *t, const Config *c, int who, char *why, size_t size) {
     memset(t, 0, sizeof *t);
-    t->T = c->seq_len, t->NH = c->heads, t->NKV = c->kv_heads, t->HS = c->head_dim, t->scale = c->attn_scale;
+    t->T = c->seq_len, t->NH = c->heads, t->NKV = c->kv_heads, t->HS = c->head_dim,
+    t->scale = c->attn_scale;
     int status = 1;
     for (t->B = c->batch_size; t->B; t->B /= 2) {
         status = trial_take(t, who, why, size);
@@ -117,16 +124,21 @@ static inline int trial_start(AttentionTrial *t, const Config *c, int who, char 
 static inline int trial_run(const AttentionTrial *t, int who) {
     const AttentionResult *r = &t->now;
     if (who == TRIAL_HOPPER) {
-        if (hopper_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale)) return -1;
-        return hopper_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV, t->HS, t->scale);
+        if (hopper_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale))
+            return -1;
+        return hopper_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV,
+                               t->HS, t->scale);
     }
     if (who == TRIAL_CUDNN) {
-        if (cudnn_attention_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale)) return -1;
-        return cudnn_attention_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV, t->HS,
-                                        t->scale);
+        if (cudnn_attention_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS,
+                                    t->scale))
+            return -1;
+        return cudnn_attention_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH,
+                                        t->NKV, t->HS, t->scale);
     }
     flash_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale);
-    flash_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV, t->HS, t->scale);
+    flash_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV, t->HS,
+                   t->scale);
     return 0;
 }
 
@@ -143,7 +155,8 @@ static inline int trial_download(const AttentionTrial *t, AttentionResult *r) {
     size_t lse = trial_rows(t, B) * sizeof(floatM);
     char *memory = (char *)malloc(out + qkv + lse + 16);
     if (!memory) return -1;
-    *r = {(floatX *)(void *)memory, (floatX *)(void *)(memory + out), (floatM *)(void *)(memory + out + qkv)};
+    *r = {(floatX *)(void *)memory, (floatX *)(void *)(memory + out),
+          (floatM *)(void *)(memory + out + qkv)};
     CUDA_CHECK(cudaMemcpyAsync(r->out, t->now.out, out, cudaMemcpyDeviceToHost, cuda_stream));
     CUDA_CHECK(cudaMemcpyAsync(r->dqkv, t->now.dqkv, qkv, cudaMemcpyDeviceToHost, cuda_stream));
     CUDA_CHECK(cudaMemcpyAsync(r->lse, t->now.lse, lse, cudaMemcpyDeviceToHost, cuda_stream));
@@ -153,7 +166,8 @@ static inline int trial_download(const AttentionTrial *t, AttentionResult *r) {
 
 /* ||a - b|| / ||b|| over columns first .. first + count of rows of `width` elements; infinity for NaN. */
 template <typename T>
-static inline double attention_distance(const T *a, const T *b, size_t rows, int width, int first, int count) {
+static inline double attention_distance(const T *a, const T *b, size_t rows, int width, int first,
+                                        int count) {
     double d = 0, s = 0;
     for (size_t i = 0; i < rows; i++)
         for (size_t k = i * (size_t)width + (size_t)first, end = k + (size_t)count; k < end; k++) {
@@ -177,22 +191,27 @@ static inline int trial_agrees(const AttentionTrial *t, int who, const Attention
     double dk = attention_distance(theirs->dqkv, own->dqkv, rows, width, C, KV);
     double dv = attention_distance(theirs->dqkv, own->dqkv, rows, width, C + KV, KV);
     if (out <= 2e-2 && lse <= 5e-3 && dq <= 4e-2 && dk <= 4e-2 && dv <= 4e-2) return 0;
-    return cudnn_refuse(why, size, "%s's attention differs from ours: out by %.1e, lse by %.1e, dq by %.1e, dk by "
-                                   "%.1e, dv by %.1e", trial_name(who), out, lse, dq, dk, dv);
+    return cudnn_refuse(
+        why, size,
+        "%s's attention differs from ours: out by %.1e, lse by %.1e, dq by %.1e, dk by "
+        "%.1e, dv by %.1e",
+        trial_name(who), out, lse, dq, dk, dv);
 }
 
 /* Whether the last results have the bits of the candidate's first. */
 static inline int trial_same_bits(const AttentionTrial *t) {
     const void *const now[3] = {t->now.out, t->now.dqkv, t->now.lse};
     const void *const first[3] = {t->first.out, t->first.dqkv, t->first.lse};
-    const size_t bytes[3] = {trial_out(t, t->B) * sizeof(floatX), trial_qkv(t, t->B) * sizeof(floatX),
+    const size_t bytes[3] = {trial_out(t, t->B) * sizeof(floatX),
+                             trial_qkv(t, t->B) * sizeof(floatX),
                              trial_rows(t, t->B) * sizeof(floatM)};
     int differs = 1;
     CUDA_CHECK(cudaMemsetAsync(t->differs, 0, sizeof(int), cuda_stream));
     for (int i = 0; i < 3; i++)
         LAUNCH(attention_differs, ceil_div(bytes[i] / 4, 256), 256, 0, (const unsigned *)now[i],
                (const unsigned *)first[i], bytes[i] / 4, t->differs);
-    CUDA_CHECK(cudaMemcpyAsync(&differs, t->differs, sizeof differs, cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(
+        cudaMemcpyAsync(&differs, t->differs, sizeof differs, cudaMemcpyDeviceToHost, cuda_stream));
     CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
     return !differs;
 }
@@ -209,15 +228,16 @@ static inline int attention_compare(const AttentionTrial *t, int who, char *why,
     if (trial_run_anew(t, TRIAL_FLASH) || trial_download(t, &own) || trial_run_anew(t, who) ||
         trial_download(t, &theirs))
         status = cudnn_refuse(why, size, "%s", trial_failure(who));
-    else
-        status = trial_agrees(t, who, &own, &theirs, why, size);
+    else status = trial_agrees(t, who, &own, &theirs, why, size);
     free(own.out), free(theirs.out);
     if (status || (who == TRIAL_CUDNN && cudnn_fast)) return status;
-    CUDA_CHECK(cudaMemcpyAsync(t->first.out, t->now.out, t->results, cudaMemcpyDeviceToDevice, cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(t->first.out, t->now.out, t->results, cudaMemcpyDeviceToDevice,
+                               cuda_stream));
     for (int again = 0; again < 2; again++) {
         if (trial_run_anew(t, who)) return cudnn_refuse(why, size, "%s", trial_failure(who));
         if (!trial_same_bits(t))
-            return cudnn_refuse(why, size, "%s's attention gives other bits when repeated", trial_name(who));
+            return cudnn_refuse(why, size, "%s's attention gives other bits when repeated",
+                                trial_name(who));
     }
     return 0;
 }
@@ -262,10 +282,11 @@ static inline int attention_can(const Config *c, int who, char *why, size_t size
         if (automatic && !HOPPER_BY_ITSELF) return cudnn_refuse(why, size, "only when it is named");
         return hopper_supports(c->head_dim, why, size);
     }
-    if (cudnn_attention_plan(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim, c->attn_scale, why, size))
+    if (cudnn_attention_plan(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim,
+                             c->attn_scale, why, size))
         return -1;
-    size_t need = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim,
-                                            c->attn_scale);
+    size_t need = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads,
+                                            c->head_dim, c->attn_scale);
     CUDA_CHECK(cudaMemGetInfo(&room, &all));
     if (automatic && need > room / 8)
         return cudnn_refuse(why, size, "cuDNN wants %.1f GB to work in", (double)need * 1e-9);
@@ -294,17 +315,21 @@ static inline int attention_try(const Config *c, int who, double *faster, char *
 /* cuDNN's passes after the choice. What a CUDA graph has recorded of them stays as it is, and is not asked again. */
 
 static inline void attention_ends(void) {
-    die("%s. The run cannot change to other kernels of attention in the middle, which would give it other bits: go on "
-        "from its last checkpoint with --resume --attention flash", cudnn_failure());
+    die("%s. The run cannot change to other kernels of attention in the middle, which would give "
+        "it other bits: go on "
+        "from its last checkpoint with --resume --attention flash",
+        cudnn_failure());
 }
-static inline int attention_cudnn_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
-                                          int HS, double scale) {
+static inline int attention_cudnn_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
+                                          int NH, int NKV, int HS, double scale) {
     if (cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale)) attention_ends();
     return 0;
 }
-static inline int attention_cudnn_backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
-                                           const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
-    if (cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale)) attention_ends();
+static inline int attention_cudnn_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                           const floatX *out, const floatM *lse, int B, int T,
+                                           int NH, int NKV, int HS, double scale) {
+    if (cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale))
+        attention_ends();
     return 0;
 }
 
@@ -338,17 +363,20 @@ static inline void candidate_note(char *note, size_t size, const Candidate *a, c
 static inline void attention_take(int who, double faster, char *note, size_t size) {
     char name[32] = "hopper", engines[128] = "", than[64] = "";
     double times = faster < 1 ? 1 / faster : faster;
-    if (faster > 0) snprintf(than, sizeof than, "%.1fx %s than flash", times, faster < 1 ? "slower" : "faster");
+    if (faster > 0)
+        snprintf(than, sizeof than, "%.1fx %s than flash", times, faster < 1 ? "slower" : "faster");
     attention_faster = faster;
     if (who == TRIAL_HOPPER) {
         attention_library_forward = hopper_forward, attention_library_backward = hopper_backward;
         snprintf(note, size, "hopper%s%s%s", than[0] ? " (" : "", than, than[0] ? ")" : "");
         return;
     }
-    attention_library_forward = attention_cudnn_forward, attention_library_backward = attention_cudnn_backward;
+    attention_library_forward = attention_cudnn_forward,
+    attention_library_backward = attention_cudnn_backward;
     cudnn_name(name, sizeof name);
     cudnn_engines(engines, sizeof engines);
-    snprintf(note, size, "%s (%s%s; %s)", name, than, cudnn_fast ? "; equal runs may differ in bits" : "", engines);
+    snprintf(note, size, "%s (%s%s; %s)", name, than,
+             cudnn_fast ? "; equal runs may differ in bits" : "", engines);
 }
 
 /* The one that was named; -1 and err: it cannot. */
@@ -357,10 +385,14 @@ static inline int attention_named(Config *c, char *note, size_t size, char *err)
     int who = c->attention == ATTENTION_HOPPER ? TRIAL_HOPPER : TRIAL_CUDNN;
     Candidate a;
     a.why[0] = 0;
-    if (!attention_try(c, who, &a.faster, a.why, sizeof a.why)) return attention_take(who, a.faster, note, size), 0;
+    if (!attention_try(c, who, &a.faster, a.why, sizeof a.why))
+        return attention_take(who, a.faster, note, size), 0;
     cudnn_free_plans();
     return fail(err, "--attention %s: %s; --attention flash %s",
-                who == TRIAL_HOPPER ? "hopper" : cudnn_fast ? "cudnn-fast" : "cudnn", a.why, needs[who]);
+                who == TRIAL_HOPPER ? "hopper"
+                : cudnn_fast        ? "cudnn-fast"
+                                    : "cudnn",
+                a.why, needs[who]);
 }
 
 /* The fastest one, if it is faster than the portable kernels by more than the noise. */
@@ -376,7 +408,9 @@ static inline void attention_fastest(Config *c, char *note, size_t size) {
         if (!a[who].status && a[who].faster > attention_faster) attention_faster = a[who].faster;
     }
     if (best != TRIAL_CUDNN) cudnn_free_plans();
-    c->attention = best == TRIAL_HOPPER ? ATTENTION_HOPPER : best == TRIAL_CUDNN ? ATTENTION_CUDNN : ATTENTION_FLASH;
+    c->attention = best == TRIAL_HOPPER  ? ATTENTION_HOPPER
+                   : best == TRIAL_CUDNN ? ATTENTION_CUDNN
+                                         : ATTENTION_FLASH;
     if (best != TRIAL_FLASH) {
         attention_take(best, a[best].faster, note, size);
         return;

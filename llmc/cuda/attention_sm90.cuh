@@ -41,7 +41,8 @@ template <int D> struct HopperForward {
     /* Shared memory: the queries, two times STEP keys, two times STEP values. */
     static constexpr int STAY = HOPPER_ROWS * D, HALF = STEP * D;
     static constexpr size_t BYTES = (STAY + 4 * HALF) * sizeof(floatX) + WGMMA_ALIGN;
-    static_assert(BLOCKS * (BYTES + 1024) <= 228 << 10, "more shared memory than a multiprocessor has");
+    static_assert(BLOCKS * (BYTES + 1024) <= 228 << 10,
+                  "more shared memory than a multiprocessor has");
 };
 
 template <int D> struct HopperBackward {
@@ -50,11 +51,13 @@ template <int D> struct HopperBackward {
     static constexpr int NT = PART / 8, DT = D / 8;
     static constexpr int AHEAD = D == 64; /* registers suffice for the next scores beside dq */
     /* Shared memory: keys and values; of two steps STEP queries and their dout, a pair, and ds; lse and D of two. */
-    static constexpr int STAGES = 2, STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D, DS = HOPPER_ROWS * STEP;
+    static constexpr int STAGES = 2, STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D,
+                         DS = HOPPER_ROWS * STEP;
     static constexpr size_t BYTES = (STAY + STAGES * PAIR + 2 * DS) * sizeof(floatX) +
                                     STAGES * 2 * STEP * sizeof(float) + WGMMA_ALIGN;
     static_assert(BYTES <= 227 << 10, "more shared memory than a block can have");
-    static_assert(HOPPER_ROWS % STEP == 0 && 2 * STEP <= HOPPER_THREADS && STEP * D == 64 * HOPPER_ROWS,
+    static_assert(HOPPER_ROWS % STEP == 0 && 2 * STEP <= HOPPER_THREADS &&
+                      STEP * D == 64 * HOPPER_ROWS,
                   "sizes do not fit");
 };
 
@@ -69,14 +72,15 @@ __device__ static inline int hopper_group(void) {
 /* `rows` rows of D elements at p, ld apart and aligned to 16 bytes, into a matrix of ROWS rows; its rest
    becomes 0. */
 template <int ROWS, int D>
-__device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *p, int ld, int rows, int thread) {
+__device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *p, int ld, int rows,
+                                          int thread) {
     constexpr int PIECES = D / 8, AT_ONCE = HOPPER_THREADS / PIECES;
-    static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0, "the threads share the rows evenly, by whole patterns");
+    static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % 8 == 0,
+                  "the threads share the rows evenly, by whole patterns");
     int r = thread / PIECES, c = thread % PIECES * 8;
     floatX *to = matrix.at(r, c);
     unsigned own = (unsigned)(r * ld + c);
-UNROLL
-    for (int i = 0; i < ROWS; i += AT_ONCE) {
+    UNROLLED_FOR (int i = 0; i < ROWS; i += AT_ONCE) {
         if (r < rows - i) cp_async<16>(to + i * 64, p + (size_t)i * ld + own);
         else *(uint4 *)(void *)(to + i * 64) = make_uint4(0, 0, 0, 0);
     }
@@ -85,20 +89,19 @@ UNROLL
 /* Writes o, the warp's rows row.. of a matrix, to `rows` rows of D elements at p, ld apart. The matrix is used to
    bring the elements of a piece together; nobody reads these rows of it any more. */
 template <int ROWS, int D>
-__device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panels<ROWS, D> matrix, int row,
-                                           const FragC (&o)[1][D / 8]) {
+__device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panels<ROWS, D> matrix,
+                                           int row, const FragC (&o)[1][D / 8]) {
     constexpr int PIECES = D / 8;
     __syncwarp();
-UNROLL
-    for (int n = 0; n < D / 8; n++)
-UNROLL
-        for (int e = 0; e < 4; e += 2)
-            store_pair(matrix.at(row + frag_row(e), 8 * n + frag_col(e)), o[0][n].x[e], o[0][n].x[e + 1]);
+    UNROLLED_FOR (int n = 0; n < D / 8; n++)
+        UNROLLED_FOR (int e = 0; e < 4; e += 2)
+            store_pair(matrix.at(row + frag_row(e), 8 * n + frag_col(e)), o[0][n].x[e],
+                       o[0][n].x[e + 1]);
     __syncwarp();
-UNROLL
-    for (int i = 0; i < 16 * PIECES; i += 32) {
+    UNROLLED_FOR (int i = 0; i < 16 * PIECES; i += 32) {
         int r = row + (i + warp_lane()) / PIECES, c = (i + warp_lane()) % PIECES * 8;
-        if (r < rows) *(uint4 *)(void *)(p + r * ld + c) = *(const uint4 *)(const void *)matrix.at(r, c);
+        if (r < rows)
+            *(uint4 *)(void *)(p + r * ld + c) = *(const uint4 *)(const void *)matrix.at(r, c);
     }
 }
 
@@ -111,22 +114,22 @@ __device__ static inline void hopper_arrive(void) {
 
 /* c (64, 8 NT) = X Y^T: rows row.. of X by rows from.. of Y. */
 template <int NT, int D, int ROWS, int STEP>
-__device__ static inline void hopper_scores(FragC (&c)[NT], Panels<ROWS, D> X, int row, Panels<STEP, D> Y, int from) {
-UNROLL
-    for (int k = 0; k < D; k += 16) wgmma<0, 0>(c, X.along(row, k), Y.along(from, k), k > 0);
+__device__ static inline void hopper_scores(FragC (&c)[NT], Panels<ROWS, D> X, int row,
+                                            Panels<STEP, D> Y, int from) {
+    UNROLLED_FOR (int k = 0; k < D; k += 16)
+        wgmma<0, 0>(c, X.along(row, k), Y.along(from, k), k > 0);
 }
 
 /* c (64, D) += A Y: rows from.. of Y, weighted by A. */
 template <int K, int D, int STEP>
-__device__ static inline void hopper_weigh(FragC (&c)[D / 8], const FragA<floatX> (&a)[K], Panels<STEP, D> Y,
-                                           int from) {
-UNROLL
-    for (int k = 0; k < K; k++) wgmma<1>(c, a[k], Y.down(from + 16 * k, 0), 1);
+__device__ static inline void hopper_weigh(FragC (&c)[D / 8], const FragA<floatX> (&a)[K],
+                                           Panels<STEP, D> Y, int from) {
+    UNROLLED_FOR (int k = 0; k < K; k++) wgmma<1>(c, a[k], Y.down(from + 16 * k, 0), 1);
 }
 
-template <int NT> __device__ static inline void hopper_make_a(FragA<floatX> (&a)[NT / 2], const FragC (&c)[NT]) {
-UNROLL
-    for (int k = 0; k < NT / 2; k++) make_a(a[k], c[2 * k], c[2 * k + 1]);
+template <int NT>
+__device__ static inline void hopper_make_a(FragA<floatX> (&a)[NT / 2], const FragC (&c)[NT]) {
+    UNROLLED_FOR (int k = 0; k < NT / 2; k++) make_a(a[k], c[2 * k], c[2 * k + 1]);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -134,34 +137,32 @@ UNROLL
 
 /* flash_softmax without the sums in o: these have to be multiplied by `factor`, of each of the lane's two rows. */
 template <int NT>
-__device__ static inline void hopper_softmax(FragC (&s)[NT], float (&top)[2], float (&sum)[2], float (&factor)[2],
-                                             float scale) {
-UNROLL
-    for (int half = 0; half < 2; half++) {
+__device__ static inline void hopper_softmax(FragC (&s)[NT], float (&top)[2], float (&sum)[2],
+                                             float (&factor)[2], float scale) {
+    UNROLLED_FOR (int half = 0; half < 2; half++) {
         float max = -INFINITY, part = 0, &t = top[half];
-UNROLL
-        for (int n = 0; n < NT; n++) max = fmaxf(max, fmaxf(s[n].x[2 * half], s[n].x[2 * half + 1]));
+        UNROLLED_FOR (int n = 0; n < NT; n++)
+            max = fmaxf(max, fmaxf(s[n].x[2 * half], s[n].x[2 * half + 1]));
         max = scale * quad_max(max);
         factor[half] = 1;
         if (max > t + 8) factor[half] = fast_exp2(t - max), t = max;
-UNROLL
-        for (int n = 0; n < NT; n++)
-UNROLL
-            for (int e = 2 * half; e < 2 * half + 2; e++) part += s[n].x[e] = fast_exp2(scale * s[n].x[e] - t);
+        UNROLLED_FOR (int n = 0; n < NT; n++)
+            UNROLLED_FOR (int e = 2 * half; e < 2 * half + 2; e++)
+                part += s[n].x[e] = fast_exp2(scale * s[n].x[e] - t);
         sum[half] = factor[half] * sum[half] + part;
     }
 }
 
-template <int DT> __device__ static inline void hopper_rescale(FragC (&o)[DT], const float (&factor)[2]) {
+template <int DT>
+__device__ static inline void hopper_rescale(FragC (&o)[DT], const float (&factor)[2]) {
     if (!__any_sync(FULL_WARP, factor[0] != 1 || factor[1] != 1)) return;
-UNROLL
-    for (int n = 0; n < DT; n++)
-UNROLL
-        for (int e = 0; e < 4; e++) o[n].x[e] *= factor[e / 2];
+    UNROLLED_FOR (int n = 0; n < DT; n++)
+        UNROLLED_FOR (int e = 0; e < 4; e++) o[n].x[e] *= factor[e / 2];
 }
 
 template <int D>
-__device__ static inline void hopper_forward_block(floatX *out, floatM *lse, const floatX *qkv, const FlashShape &f) {
+__device__ static inline void hopper_forward_block(floatX *out, floatM *lse, const floatX *qkv,
+                                                   const FlashShape &f) {
     using F = HopperForward<D>;
     constexpr int STEP = F::STEP;
     SHARED(floatX, memory);
@@ -174,13 +175,16 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
     int steps = ((T < i0 + HOPPER_ROWS ? T : i0 + HOPPER_ROWS) + STEP - 1) / STEP;
     int seen = (i0 + 64 * group + 63) / STEP + 1;
     int own = seen < steps ? seen : steps; /* steps with keys that this warpgroup's queries see */
-    const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS, *v = k + (size_t)f.NKV * f.HS;
+    const floatX *k = qkv + (size_t)b * T * f.C3 + (size_t)(f.NH + g) * f.HS,
+                 *v = k + (size_t)f.NKV * f.HS;
     FragC o[1][F::DT], s[1][F::NT];
     FragA<floatX> q[D == 64 ? D / 16 : 1], p[F::NT / 2];
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, factor[2];
 
     auto keys = [&](int n) { return Panels<STEP, D>{shared + F::STAY + (n & 1) * F::HALF}; };
-    auto values = [&](int n) { return Panels<STEP, D>{shared + F::STAY + (2 + (n & 1)) * F::HALF}; };
+    auto values = [&](int n) {
+        return Panels<STEP, D>{shared + F::STAY + (2 + (n & 1)) * F::HALF};
+    };
     /* Step n may begin: its values and the keys of the next are there, those that come after them are called. */
     auto turn = [&](int n) {
         hopper_arrive();
@@ -191,23 +195,23 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
         cp_async_commit();
     };
     auto score = [&](int n) { /* s of step n */
-        wgmma_hold(s[0]);
-        wgmma_hold(q);
-        wgmma_fence();
-        if constexpr (D == 64)
-UNROLL
-            for (int i = 0; i < D / 16; i++) wgmma<0>(s[0], q[i], keys(n).along(0, 16 * i), i > 0);
-        else hopper_scores(s[0], Q, 64 * group, keys(n), 0);
-        wgmma_commit();
+                              wgmma_hold(s[0]);
+                              wgmma_hold(q);
+                              wgmma_fence();
+                              if constexpr (D == 64)
+                                  UNROLLED_FOR (int i = 0; i < D / 16; i++)
+                                      wgmma<0>(s[0], q[i], keys(n).along(0, 16 * i), i > 0);
+                              else hopper_scores(s[0], Q, 64 * group, keys(n), 0);
+                              wgmma_commit();
     };
     auto weigh = [&](int n) { /* p times the values of step n */
-        hopper_weigh(o[0], p, values(n), 0);
-        wgmma_commit();
+                              hopper_weigh(o[0], p, values(n), 0);
+                              wgmma_commit();
     };
     auto soften = [&](int n) { /* s becomes p of step n */
-        wgmma_hold(s[0]);
-        if ((n + 1) * STEP - 1 > first) flash_mask<0>(s, first, n * STEP);
-        hopper_softmax(s[0], top, sum, factor, f.scale2);
+                               wgmma_hold(s[0]);
+                               if ((n + 1) * STEP - 1 > first) flash_mask<0>(s, first, n * STEP);
+                               hopper_softmax(s[0], top, sum, factor, f.scale2);
     };
 
     hopper_load(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, thread);
@@ -216,8 +220,7 @@ UNROLL
     flash_zero(o);
     turn(-1);
     if constexpr (D == 64)
-UNROLL
-        for (int i = 0; i < D / 16; i++) load_a(q[i], Tile<floatX, 64>{Q.p}, row, 16 * i);
+        UNROLLED_FOR (int i = 0; i < D / 16; i++) load_a(q[i], Tile<floatX, 64>{Q.p}, row, 16 * i);
     score(0);
     wgmma_wait<0>();
     soften(0);
@@ -246,13 +249,13 @@ UNROLL
     wgmma_hold(o[0]);
 #pragma unroll 1
     for (int n = own; n < steps; n++) turn(n);
-UNROLL
-    for (int half = 0; half < 4; half += 2) {
+    UNROLLED_FOR (int half = 0; half < 4; half += 2) {
         float total = quad_sum(sum[half / 2]), inverse = 1 / total;
         int i = first + frag_row(half);
-        if (i < T && frag_col(0) == 0) lse[(size_t)head * T + i] = FLASH_LN2 * (top[half / 2] + log2f(total));
-UNROLL
-        for (int n = 0; n < F::DT; n++) o[0][n].x[half] *= inverse, o[0][n].x[half + 1] *= inverse;
+        if (i < T && frag_col(0) == 0)
+            lse[(size_t)head * T + i] = FLASH_LN2 * (top[half / 2] + log2f(total));
+        UNROLLED_FOR (int n = 0; n < F::DT; n++)
+            o[0][n].x[half] *= inverse, o[0][n].x[half + 1] *= inverse;
     }
     /* The queries were last read before the barrier of turn(own - 1). */
     hopper_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o);
@@ -260,7 +263,7 @@ UNROLL
 
 template <int D>
 __global__ static void __launch_bounds__(HOPPER_THREADS, HopperForward<D>::BLOCKS)
-hopper_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
+    hopper_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
     if constexpr (wgmma_compiled) hopper_forward_block<D>(out, lse, qkv, f);
     else wgmma_publish(); /* which stops it */
 }
@@ -269,42 +272,42 @@ hopper_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f)
 /* backward */
 
 /* s becomes p = 2^(scale2 s - log2(e) lse) of keys (rows) and queries (columns), whose lse is at l. */
-template <int NT> __device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *l, float scale2) {
-UNROLL
-    for (int n = 0; n < NT; n++) {
+template <int NT>
+__device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *l, float scale2) {
+    UNROLLED_FOR (int n = 0; n < NT; n++) {
         float2 ln = *(const float2 *)(const void *)(l + 8 * n + frag_col(0));
-UNROLL
-        for (int e = 0; e < 4; e++)
+        UNROLLED_FOR (int e = 0; e < 4; e++)
             s[n].x[e] = fast_exp2(scale2 * s[n].x[e] - FLASH_LOG2E * (e % 2 ? ln.y : ln.x));
     }
 }
 
 /* dp becomes ds = p (dp - D), with D of the queries at d; ds^T also goes to rows row.. and columns col.. of dS. */
 template <int NT, int STEP>
-__device__ static inline void hopper_differences(FragC (&dp)[NT], const FragC (&p)[NT], const float *d,
-                                                 Panels<HOPPER_ROWS, STEP> dS, int row, int col) {
-UNROLL
-    for (int n = 0; n < NT; n++) {
+__device__ static inline void hopper_differences(FragC (&dp)[NT], const FragC (&p)[NT],
+                                                 const float *d, Panels<HOPPER_ROWS, STEP> dS,
+                                                 int row, int col) {
+    UNROLLED_FOR (int n = 0; n < NT; n++) {
         float2 dn = *(const float2 *)(const void *)(d + 8 * n + frag_col(0));
-UNROLL
-        for (int e = 0; e < 4; e++) dp[n].x[e] = p[n].x[e] * (dp[n].x[e] - (e % 2 ? dn.y : dn.x));
-UNROLL
-        for (int e = 0; e < 4; e += 2)
-            store_pair(dS.at(row + frag_row(e), col + 8 * n + frag_col(e)), dp[n].x[e], dp[n].x[e + 1]);
+        UNROLLED_FOR (int e = 0; e < 4; e++)
+            dp[n].x[e] = p[n].x[e] * (dp[n].x[e] - (e % 2 ? dn.y : dn.x));
+        UNROLLED_FOR (int e = 0; e < 4; e += 2)
+            store_pair(dS.at(row + frag_row(e), col + 8 * n + frag_col(e)), dp[n].x[e],
+                       dp[n].x[e + 1]);
     }
 }
 
 template <int D>
-__device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv,
-                                                    const floatM *lse, const float *dots, float4 *sums, int *ticket,
-                                                    const FlashShape &f) {
+__device__ static inline void
+hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
+                      const float *dots, float4 *sums, int *ticket, const FlashShape &f) {
     using F = HopperBackward<D>;
     constexpr int ROWS = HOPPER_ROWS, STEP = F::STEP, PART = F::PART, NT = F::NT;
     SHARED(floatX, memory);
     floatX *shared = wgmma_aligned(memory);
     Panels<ROWS, D> K = {shared}, V = {shared + ROWS * D};
     floatX *differences = shared + F::STAY + F::STAGES * F::PAIR;
-    float *stats = (float *)(void *)(differences + 2 * F::DS); /* lse and D of the queries, for each stage */
+    float *stats =
+        (float *)(void *)(differences + 2 * F::DS); /* lse and D of the queries, for each stage */
     int head, tile, T = f.T, *counts = ticket + 1, *drawn = (int *)(void *)differences;
     int thread = (int)threadIdx.x, group = hopper_group(), row = thread / 32 * 16;
     if (thread == 0) *drawn = atomicAdd(ticket, 1);
@@ -312,7 +315,8 @@ __device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *
     flash_place(&head, &tile, *drawn, f);
     int b = head / f.NKV, g = head % f.NKV, j0 = tile * ROWS;
     int steps = f.group * (f.chunks - j0 / STEP);
-    size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS, v = k + (size_t)f.NKV * f.HS;
+    size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS,
+           v = k + (size_t)f.NKV * f.HS;
     FragC dk[1][F::DT], dv[1][F::DT], s[1][NT], dp[1][NT], dq[1][8], before[1][8];
     FragA<floatX> p[NT / 2], ds[NT / 2];
     flash_zero(dk);
@@ -320,33 +324,39 @@ __device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *
 
     auto query_head = [&](int n) { return g * f.group + n % f.group; };
     auto chunk_of = [&](int n) { return f.chunks - 1 - n / f.group; };
-    auto queries = [&](int n) { return Panels<STEP, D>{shared + F::STAY + n % F::STAGES * F::PAIR}; };
-    auto douts = [&](int n) { return Panels<STEP, D>{queries(n).p + F::PAIR / 2}; };
-    auto bring = [&](int n) { /* the rows of step n, if there is one, to its stage */
-        int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
-        if (n >= steps) return;
-        hopper_load(queries(n), qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, own);
-        hopper_load(douts(n), dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, own);
-        int r = own % STEP;
-        if (own < 2 * STEP) {
-            const float *from = (own < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-            float *to = stats + n % F::STAGES * 2 * STEP + own;
-            if (r < T - i0) cp_async<4>(to, from);
-            else *to = 0;
-        }
-        cp_async_commit();
+    auto queries = [&](int n) {
+        return Panels<STEP, D>{shared + F::STAY + n % F::STAGES * F::PAIR};
     };
+    auto douts = [&](int n) { return Panels<STEP, D>{queries(n).p + F::PAIR / 2}; };
+    auto bring =
+        [&](int n) { /* the rows of step n, if there is one, to its stage */
+                     int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
+                     if (n >= steps) return;
+                     hopper_load(queries(n), qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS,
+                                 f.C3, T - i0, own);
+                     hopper_load(douts(n), dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS,
+                                 f.C, T - i0, own);
+                     int r = own % STEP;
+                     if (own < 2 * STEP) {
+                         const float *from =
+                             (own < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+                         float *to = stats + n % F::STAGES * 2 * STEP + own;
+                         if (r < T - i0) cp_async<4>(to, from);
+                         else *to = 0;
+                     }
+                     cp_async_commit();
+        };
     auto score = [&](int n, int part) { /* s of some queries of step n */
-        wgmma_hold(s[0]);
-        wgmma_fence();
-        hopper_scores(s[0], K, 64 * group, queries(n), part);
-        wgmma_commit();
+                                        wgmma_hold(s[0]);
+                                        wgmma_fence();
+                                        hopper_scores(s[0], K, 64 * group, queries(n), part);
+                                        wgmma_commit();
     };
     auto project = [&](int n, int part) { /* dp of these */
-        wgmma_hold(dp[0]);
-        wgmma_fence();
-        hopper_scores(dp[0], V, 64 * group, douts(n), part);
-        wgmma_commit();
+                                          wgmma_hold(dp[0]);
+                                          wgmma_fence();
+                                          hopper_scores(dp[0], V, 64 * group, douts(n), part);
+                                          wgmma_commit();
     };
     /* After score and project: adds to dv and dk, by two groups that are under way at the end, and leaves ds^T in
        shared memory. */
@@ -364,53 +374,64 @@ __device__ static inline void hopper_backward_block(floatX *dqkv, const floatX *
         wgmma_commit();
         wgmma_wait<1>();
         wgmma_hold(dp[0]);
-        hopper_differences(dp[0], s[0], stat + STEP, Panels<ROWS, STEP>{differences + n % 2 * F::DS}, row, part);
+        hopper_differences(dp[0], s[0], stat + STEP,
+                           Panels<ROWS, STEP>{differences + n % 2 * F::DS}, row, part);
         hopper_make_a(ds, dp[0]);
         wgmma_hold(ds);
         wgmma_fence();
         hopper_weigh(dk[0], ds, queries(n), part);
         wgmma_commit();
     };
-    auto product_q = [&](int n) { /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns */
-        Panels<ROWS, STEP> dS = {differences + n % 2 * F::DS};
-        wgmma_hold(dq[0]);
-        wgmma_fence();
-UNROLL
-        for (int i = 0; i < ROWS; i += 16)
-            wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0), K.down(i, D == 64 ? 0 : 64 * group), i > 0);
-        wgmma_commit();
-    };
+    auto product_q =
+        [&](int n) { /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns */
+                     Panels<ROWS, STEP> dS = {differences + n % 2 * F::DS};
+                     wgmma_hold(dq[0]);
+                     wgmma_fence();
+                     UNROLLED_FOR (int i = 0; i < ROWS; i += 16)
+                         wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0),
+                                     K.down(i, D == 64 ? 0 : 64 * group), i > 0);
+                     wgmma_commit();
+        };
     /* Where the sum of dq is in scratch that the warpgroup's part of step n belongs to, and the count of its parts. */
     auto place_of = [&](int n) {
         int chunk = chunk_of(n);
-        return chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + query_head(n)) * f.kept + chunk - ROWS / STEP;
+        return chunk < ROWS / STEP
+                   ? 0
+                   : ((size_t)b * f.NH + query_head(n)) * f.kept + chunk - ROWS / STEP;
     };
-    auto sum_of = [&](int n) { return sums + place_of(n) * (STEP * D / 4) + fresh_thread() / 32 * 32 * 8; };
+    auto sum_of = [&](int n) {
+        return sums + place_of(n) * (STEP * D / 4) + fresh_thread() / 32 * 32 * 8;
+    };
     auto count_of = [&](int n) { return counts + 2 * place_of(n) + group; };
-    auto await_q = [&](int n) { /* until the parts before this one are there; seen by all after the next barrier */
-        if (tile > 0 && fresh_thread() % WARPGROUP == 0) await_count(count_of(n), tile);
-    };
+    auto await_q =
+        [&](int n) { /* until the parts before this one are there; seen by all after the next barrier */
+                     if (tile > 0 && fresh_thread() % WARPGROUP == 0)
+                         await_count(count_of(n), tile);
+        };
     auto take_q = [&](int n) { /* on its way during the product */
-        flash_zero(before);
-        if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
+                               flash_zero(before);
+                               if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
     };
-    auto add_q = [&](int n) { /* dq and what was before it become the next block's, or, at the last part, dq itself */
-        int lane = fresh_thread() % 32, warp = fresh_thread() / 32, i0 = chunk_of(n) * STEP;
-        wgmma_hold(dq[0]);
-UNROLL
-        for (int i = 0; i < 8; i++)
-UNROLL
-            for (int e = 0; e < 4; e++) dq[0][i].x[e] += before[0][i].x[e];
-        if (i0 < j0 + ROWS) {
-            flash_scale(dq, f.scale);
-            flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)query_head(n) * f.HS, f.C3, T - i0,
-                          D == 64 ? 16 * warp : 16 * (warp % 4), D == 64 ? 0 : 64 * group, dq, lane, f);
-        } else {
-            flash_leave(sum_of(n), dq, lane);
-            warpgroup_barrier(group);
-            if (fresh_thread() % WARPGROUP == WARPGROUP - 32) publish_count(count_of(n), tile + 1);
-        }
-    };
+    auto add_q =
+        [&](int n) { /* dq and what was before it become the next block's, or, at the last part, dq itself */
+                     int lane = fresh_thread() % 32, warp = fresh_thread() / 32,
+                         i0 = chunk_of(n) * STEP;
+                     wgmma_hold(dq[0]);
+                     UNROLLED_FOR (int i = 0; i < 8; i++)
+                         UNROLLED_FOR (int e = 0; e < 4; e++) dq[0][i].x[e] += before[0][i].x[e];
+                     if (i0 < j0 + ROWS) {
+                         flash_scale(dq, f.scale);
+                         flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 +
+                                           (size_t)query_head(n) * f.HS,
+                                       f.C3, T - i0, D == 64 ? 16 * warp : 16 * (warp % 4),
+                                       D == 64 ? 0 : 64 * group, dq, lane, f);
+                     } else {
+                         flash_leave(sum_of(n), dq, lane);
+                         warpgroup_barrier(group);
+                         if (fresh_thread() % WARPGROUP == WARPGROUP - 32)
+                             publish_count(count_of(n), tile + 1);
+                     }
+        };
 
     hopper_load(K, qkv + k, f.C3, T - j0, thread);
     hopper_load(V, qkv + v, f.C3, T - j0, thread);
@@ -464,9 +485,10 @@ UNROLL
 /* All gradients; the arguments of flash_backward_kernel. */
 template <int D>
 __global__ static void __launch_bounds__(HOPPER_THREADS, 1)
-hopper_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse, const float *dots,
-                       float4 *sums, int *ticket, FlashShape f) {
-    if constexpr (wgmma_compiled) hopper_backward_block<D>(dqkv, dout, qkv, lse, dots, sums, ticket, f);
+    hopper_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
+                           const float *dots, float4 *sums, int *ticket, FlashShape f) {
+    if constexpr (wgmma_compiled)
+        hopper_backward_block<D>(dqkv, dout, qkv, lse, dots, sums, ticket, f);
     else wgmma_publish(); /* which stops it */
 }
 
@@ -474,8 +496,8 @@ hopper_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, cons
 /* on the host */
 
 template <int D>
-static void hopper_forward_width(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
-                                 double scale) {
+static void hopper_forward_width(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
+                                 int NKV, double scale) {
     using F = HopperForward<D>;
     FlashShape f = flash_shape(HOPPER_ROWS, F::STEP, NH, NKV, B, T, NH, NKV, D, scale, 1);
     unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
@@ -484,7 +506,8 @@ static void hopper_forward_width(floatX *out, floatM *lse, const floatX *qkv, in
 
 template <int D> static FlashScratch hopper_scratch_width(int B, int T, int NH) {
     using F = HopperBackward<D>;
-    size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP), own = HOPPER_ROWS / F::STEP;
+    size_t heads = (size_t)B * (size_t)NH, chunks = ceil_div((size_t)T, F::STEP),
+           own = HOPPER_ROWS / F::STEP;
     size_t kept = heads * (chunks > own ? chunks - own : 0);
     FlashScratch s;
     s.n_counts = 1 + 2 * kept; /* each warpgroup has its own counts */
@@ -495,8 +518,9 @@ template <int D> static FlashScratch hopper_scratch_width(int B, int T, int NH) 
 }
 
 template <int D>
-static void hopper_backward_width(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
-                                  const floatM *lse, int B, int T, int NH, int NKV, double scale) {
+static void hopper_backward_width(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                  const floatX *out, const floatM *lse, int B, int T, int NH,
+                                  int NKV, double scale) {
     using F = HopperBackward<D>;
     FlashScratch at = hopper_scratch_width<D>(B, T, NH);
     char *scratch = (char *)cuda_scratch(at.bytes);
@@ -504,11 +528,12 @@ static void hopper_backward_width(floatX *dqkv, const floatX *dout, const floatX
     float4 *sums = (float4 *)(void *)(scratch + at.sums);
     int *counts = (int *)(void *)(scratch + at.counts);
     size_t rows = (size_t)B * (size_t)T * (size_t)NH;
-    LAUNCH(flash_dots_kernel<Wide<floatX>::N>, ceil_div(rows, 32), 256, 0, dots, counts, at.n_counts, dout, out, rows, T,
-           NH, D);
+    LAUNCH(flash_dots_kernel<Wide<floatX>::N>, ceil_div(rows, 32), 256, 0, dots, counts,
+           at.n_counts, dout, out, rows, T, NH, D);
     FlashShape f = flash_shape(HOPPER_ROWS, F::STEP, NKV, NH, B, T, NH, NKV, D, scale, 1);
     unsigned blocks = (unsigned)f.heads * (unsigned)f.tiles;
-    LAUNCH(hopper_backward_kernel<D>, blocks, HOPPER_THREADS, F::BYTES, dqkv, dout, qkv, lse, dots, sums, counts, f);
+    LAUNCH(hopper_backward_kernel<D>, blocks, HOPPER_THREADS, F::BYTES, dqkv, dout, qkv, lse, dots,
+           sums, counts, f);
 }
 
 #endif
@@ -524,8 +549,8 @@ static inline size_t hopper_scratch(int B, int T, int NH, int HS) {
 }
 
 /* -1: rows that do not begin at multiples of 16 bytes, or other head widths. The caller goes to flash_forward. */
-static inline int hopper_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV, int HS,
-                                 double scale) {
+static inline int hopper_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
+                                 int NKV, int HS, double scale) {
 #ifndef CM_FP32
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(out, (size_t)HS);
     if (wide && HS == 64) return hopper_forward_width<64>(out, lse, qkv, B, T, NH, NKV, scale), 0;
@@ -535,15 +560,19 @@ static inline int hopper_forward(floatX *out, floatM *lse, const floatX *qkv, in
     return -1;
 }
 
-static inline int hopper_backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
-                                  const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
+static inline int hopper_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
+                                  const floatX *out, const floatM *lse, int B, int T, int NH,
+                                  int NKV, int HS, double scale) {
 #ifndef CM_FP32
-    int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) && wide_rows(dout, (size_t)HS) &&
-               wide_rows(out, (size_t)HS);
-    if (wide && HS == 64) return hopper_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
-    if (wide && HS == 128) return hopper_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
+    int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) &&
+               wide_rows(dout, (size_t)HS) && wide_rows(out, (size_t)HS);
+    if (wide && HS == 64)
+        return hopper_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
+    if (wide && HS == 128)
+        return hopper_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
 #endif
-    (void)dqkv, (void)dout, (void)qkv, (void)out, (void)lse, (void)B, (void)T, (void)NH, (void)NKV, (void)HS;
+    (void)dqkv, (void)dout, (void)qkv, (void)out, (void)lse, (void)B, (void)T, (void)NH, (void)NKV,
+        (void)HS;
     (void)scale;
     return -1;
 }
@@ -561,8 +590,10 @@ static inline int hopper_device(void) {
 static inline int hopper_supports(int HS, char *why, size_t size) {
     int answer = 0, *probe = NULL;
     if (sizeof(floatX) != 2) return snprintf(why, size, "it is for bf16"), -1;
-    if (HS != 64 && HS != 128) return snprintf(why, size, "it takes head widths of 64 and 128, not %d", HS), -1;
-    if (!hopper_device()) return snprintf(why, size, "this GPU is not of compute capability 9.0"), -1;
+    if (HS != 64 && HS != 128)
+        return snprintf(why, size, "it takes head widths of 64 and 128, not %d", HS), -1;
+    if (!hopper_device())
+        return snprintf(why, size, "this GPU is not of compute capability 9.0"), -1;
     CUDA_CHECK(cudaMalloc((void **)&probe, sizeof *probe));
     LAUNCH(hopper_probe, 1, 1, 0, probe);
     CUDA_CHECK(cudaMemcpyAsync(&answer, probe, sizeof answer, cudaMemcpyDeviceToHost, cuda_stream));

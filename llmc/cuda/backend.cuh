@@ -69,8 +69,8 @@ static inline void device_download(void *to, const void *from, size_t bytes) {
 }
 
 /* Rows of n bytes, the pitches apart, from one place of device memory to another. */
-static inline void device_copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t n,
-                                    size_t rows) {
+static inline void device_copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                                    size_t n, size_t rows) {
     CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, n, rows, cudaMemcpyDeviceToDevice,
                                  cuda_stream));
 }
@@ -167,7 +167,9 @@ static inline size_t device_memory_free(void) {
     return room > spare ? room - spare : 1;
 }
 
-static inline size_t device_memory_peak(void) { return device_used_most + cuda_scratch_bytes + GEMM_WORKSPACE; }
+static inline size_t device_memory_peak(void) {
+    return device_used_most + cuda_scratch_bytes + GEMM_WORKSPACE;
+}
 
 inline cudaDeviceProp device_properties; /* zero before device_setup */
 
@@ -185,17 +187,20 @@ static inline int device_logit_rows(int N, size_t bytes) {
    sure of them, or returns -1. */
 static inline size_t device_workspace(const Config *c, int R, int training) {
     size_t most = training ? layers_scratch(c, R) : 0;
-    size_t attention = training ? attention_scratch(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim)
-                                : 0;
-    size_t library = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim,
-                                               c->attn_scale);
+    size_t attention =
+        training ? attention_scratch(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim)
+                 : 0;
+    size_t library = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads,
+                                               c->head_dim, c->attn_scale);
     size_t hopper = training ? hopper_scratch(c->batch_size, c->seq_len, c->heads, c->head_dim) : 0;
     if (attention > most) most = attention;
     if (hopper > most) most = hopper;
     if (library > most) most = library;
     return most + GEMM_WORKSPACE;
 }
-static inline int device_reserve(size_t bytes) { return cuda_scratch_reserve(bytes - GEMM_WORKSPACE); }
+static inline int device_reserve(size_t bytes) {
+    return cuda_scratch_reserve(bytes - GEMM_WORKSPACE);
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* the device */
@@ -203,8 +208,8 @@ static inline int device_reserve(size_t bytes) { return cuda_scratch_reserve(byt
 inline char device_attention_note[256];
 
 /* The name of a choice on this GPU, for choices.h: "WHAT on NAME, DETAILS". */
-__attribute__((format(printf, 3, 4)))
-static inline void device_choice_key(char key[256], const char *what, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static inline void
+device_choice_key(char key[256], const char *what, const char *format, ...) {
     va_list args;
     va_start(args, format);
     int n = snprintf(key, 256, "%s on %.80s", what, device_properties.name);
@@ -220,8 +225,10 @@ static inline int device_take_products(Choices *run, char *err) {
     char key[256], why[ERR_LEN];
     if (!run) return 0;
     device_choice_key(key, "products", "%s", "");
-    const char *all = gemm_measure ? choices_get(run->from, key) : NULL, *own = choices_get(run, key);
-    if (all && gemm_choices_take(all, 0, why) < 0) fprintf(stderr, "note: %s: measured anew\n", why);
+    const char *all = gemm_measure ? choices_get(run->from, key) : NULL,
+               *own = choices_get(run, key);
+    if (all && gemm_choices_take(all, 0, why) < 0)
+        fprintf(stderr, "note: %s: measured anew\n", why);
     int status = own ? gemm_choices_take(own, 1, why) : 0;
     if (status > 0) fprintf(stderr, "note: %s: from here on the run's last bits are others\n", why);
     return status < 0 ? fail(err, "--resume: %s", why) : 0;
@@ -241,9 +248,9 @@ static inline void device_choices(Choices *run) {
 }
 
 /* Milliseconds of the MLP's first layer and of the way back through its activation, the median of five. */
-static inline double device_gelu_ms(int fused, const Config *c, floatX *y, floatX *h, floatX *x, const floatX *w,
-                                    const floatX *b, floatX *dh, floatX *dy, floatM *db, floatX *dz,
-                                    const floatX *w2) {
+static inline double device_gelu_ms(int fused, const Config *c, floatX *y, floatX *h, floatX *x,
+                                    const floatX *w, const floatX *b, floatX *dh, floatX *dy,
+                                    floatM *db, floatX *dz, const floatX *w2) {
     enum { ROUNDS = 5 };
     int N = c->batch_size * c->seq_len, C = c->width, F = c->ff_width;
     double ms[ROUNDS];
@@ -270,15 +277,15 @@ static inline double device_gelu_ms(int fused, const Config *c, floatX *y, float
 /* Measures whether GELU is better computed in the matrix product before it or on its own, and sets c.gelu, from
    a layer's tensors (see linear_act_forward and _backward), which are overwritten. db is added to. The emulator,
    whose time means nothing, takes kernels of their own. */
-static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x, const floatX *w,
-                                      const floatX *b, floatX *dh, floatX *dy, floatM *db, floatX *dz,
-                                      const floatX *w2) {
+static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x,
+                                      const floatX *w, const floatX *b, floatX *dh, floatX *dy,
+                                      floatM *db, floatX *dz, const floatX *w2) {
     static const char *const names[] = {"fused", "unfused"};
     char key[256];
     size_t N = (size_t)c->batch_size * (size_t)c->seq_len, C = (size_t)c->width;
     int chosen = c->gelu == GELU_FUSED ? 0 : 1;
-    device_choice_key(key, "gelu", ", %zu tokens of %d, MLP %d, %zu bytes", N, c->width, c->ff_width,
-                      sizeof(floatX));
+    device_choice_key(key, "gelu", ", %zu tokens of %d, MLP %d, %zu bytes", N, c->width,
+                      c->ff_width, sizeof(floatX));
     const char *known = choices_recall(run, key);
     if (c->gelu == GELU_AUTO && c->act == ACT_GELU && known) {
         chosen = strcmp(known, names[0]) != 0;
@@ -290,8 +297,8 @@ static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX
         chosen = !(fused < unfused);
         choices_set(run, key, names[chosen]);
         choices_set(run ? run->from : NULL, key, names[chosen]);
-        printf("gelu     %s: %.3f ms a layer in the product's epilogue, %.3f ms apart\n", names[chosen], fused,
-               unfused);
+        printf("gelu     %s: %.3f ms a layer in the product's epilogue, %.3f ms apart\n",
+               names[chosen], fused, unfused);
     }
     c->gelu = chosen ? GELU_UNFUSED : GELU_FUSED;
     linear_gelu_fused = !chosen;
@@ -304,14 +311,16 @@ static inline int device_choose_attention(Config *c, Choices *run, char *err) {
     char *note = device_attention_note, key[256];
     const size_t size = sizeof device_attention_note;
     int automatic = c->attention == ATTENTION_AUTO;
-    device_choice_key(key, "attention", ", %d sequences of %d, %d heads, %d of keys, of %d", c->batch_size,
-                      c->seq_len, c->heads, c->kv_heads, c->head_dim);
+    device_choice_key(key, "attention", ", %d sequences of %d, %d heads, %d of keys, of %d",
+                      c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim);
     const char *known = automatic ? choices_recall(run, key) : NULL;
     if (known && !strcmp(known, "flash")) c->attention = ATTENTION_FLASH;
     if (known && !strcmp(known, "hopper")) c->attention = ATTENTION_HOPPER;
     int ours = c->attention == ATTENTION_FLASH || c->attention == ATTENTION_HOPPER;
     attention_asked = !ours;
-    if (known && c->attention != ATTENTION_FLASH) { /* another one, which still has to agree with the portable */
+    if (known &&
+        c->attention !=
+            ATTENTION_FLASH) { /* another one, which still has to agree with the portable */
         if (!ours) c->attention = ATTENTION_CUDNN;
         if (!attention_choose(c, note, size, err)) return 0;
         fprintf(stderr, "note: %s\n", err);
@@ -332,16 +341,19 @@ static inline int device_choose_attention(Config *c, Choices *run, char *err) {
    before is found in `run` (may be NULL). */
 static inline int device_setup(Config *c, Choices *run, char *err) {
     int count = 0, bf16 = sizeof(floatX) == 2;
-    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0); /* as nvidia-smi counts, unless the user says otherwise */
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID",
+           0); /* as nvidia-smi counts, unless the user says otherwise */
     cudaError_t status = cudaGetDeviceCount(&count);
     if (status != cudaSuccess || !count)
         return fail(err, "no GPU that CUDA can use: %s. ./train_gpt trains on the CPU",
                     status == cudaSuccess ? "there is none" : cudaGetErrorString(status));
-    if (c->device >= count) return fail(err, "--device %d: this machine has %d GPU%s, counted from 0", c->device,
-                                        count, count == 1 ? "" : "s");
+    if (c->device >= count)
+        return fail(err, "--device %d: this machine has %d GPU%s, counted from 0", c->device, count,
+                    count == 1 ? "" : "s");
     if (c->compute != COMPUTE_AUTO && (c->compute == COMPUTE_BF16) != bf16)
-        return fail(err, "--compute %s: this program was built for %s; use %s", bf16 ? "fp32" : "bf16",
-                    bf16 ? "bf16" : "fp32", bf16 ? "train_gpt_cuda_fp32" : "train_gpt_cuda");
+        return fail(err, "--compute %s: this program was built for %s; use %s",
+                    bf16 ? "fp32" : "bf16", bf16 ? "bf16" : "fp32",
+                    bf16 ? "train_gpt_cuda_fp32" : "train_gpt_cuda");
 #ifdef _OPENMP
     if (c->threads) omp_set_num_threads(c->threads);
 #endif
@@ -349,8 +361,11 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
     CUDA_CHECK(cudaGetDeviceProperties(&device_properties, c->device));
     const cudaDeviceProp *p = &device_properties;
     if (p->major < 8)
-        return fail(err, "--device %d is a %.80s of compute capability %d.%d, and 8.0 (A100) is the least that this "
-                         "program runs on", c->device, p->name, p->major, p->minor);
+        return fail(err,
+                    "--device %d is a %.80s of compute capability %d.%d, and 8.0 (A100) is the "
+                    "least that this "
+                    "program runs on",
+                    c->device, p->name, p->major, p->minor);
     if (attention_supports(c->head_dim, err)) return -1;
     if (!cuda_stream) CUDA_CHECK(cudaStreamCreate(&cuda_stream));
     cuda_shared_limit = p->sharedMemPerBlockOptin;
@@ -368,8 +383,7 @@ static inline void device_libraries(char *text, size_t size) {
     gemm_library(text, size);
     size_t n = strlen(text);
     library_loaded("libcublasLt.so", path, sizeof path);
-    if (path[0])
-        n += (size_t)snprintf(text + n, n < size ? size - n : 0, " (%s)", path);
+    if (path[0]) n += (size_t)snprintf(text + n, n < size ? size - n : 0, " (%s)", path);
     if (!attention_asked || n + 8 >= size) return;
     cudnn_where(text + n + 2, size - n - 2);
     if (text[n + 2]) memcpy(text + n, ", ", 2);
@@ -381,10 +395,10 @@ static inline void device_describe(char *text, size_t size) {
     int version = 0;
     gemm_library(library, sizeof library);
     CUDA_CHECK(cudaRuntimeGetVersion(&version));
-    snprintf(text, size, "%.80s (sm_%d%d, %d SMs, %.1f GiB), CUDA %d.%d, %s, %s%s, attention %s", p->name, p->major,
-             p->minor, p->multiProcessorCount, p->totalGlobalMem / 1073741824.0, version / 1000,
-             version % 1000 / 10, library, sizeof(floatX) == 2 ? "bf16" : "fp32", gemm_allow_tf32 ? ", tf32" : "",
-             device_attention_note);
+    snprintf(text, size, "%.80s (sm_%d%d, %d SMs, %.1f GiB), CUDA %d.%d, %s, %s%s, attention %s",
+             p->name, p->major, p->minor, p->multiProcessorCount, p->totalGlobalMem / 1073741824.0,
+             version / 1000, version % 1000 / 10, library, sizeof(floatX) == 2 ? "bf16" : "fp32",
+             gemm_allow_tf32 ? ", tf32" : "", device_attention_note);
 }
 
 /* Facts about the device for a line of the log, as members of a JSON object; nothing if there are none. */
@@ -397,10 +411,11 @@ static inline double device_stated_peak(const char *name) {
         const char *name;
         double tflops;
     } table[] = {
-        {"B200", 2250},     {"GH200", 989},     {"H200", 989},      {"H100 PCIe", 756}, {"H100 NVL", 835},
-        {"H100", 989},      {"H800", 989},      {"H20", 148},       {"A100", 312},      {"A800", 312},
-        {"A30", 165},       {"A40", 149.7},     {"A10", 125},       {"A6000", 154.8},   {"L40S", 362},
-        {"L40", 181},       {"L4", 121},        {"RTX 6000 Ada", 364}, {"RTX 5090", 209.5}, {"RTX 4090", 165.2},
+        {"B200", 2250},     {"GH200", 989},        {"H200", 989},       {"H100 PCIe", 756},
+        {"H100 NVL", 835},  {"H100", 989},         {"H800", 989},       {"H20", 148},
+        {"A100", 312},      {"A800", 312},         {"A30", 165},        {"A40", 149.7},
+        {"A10", 125},       {"A6000", 154.8},      {"L40S", 362},       {"L40", 181},
+        {"L4", 121},        {"RTX 6000 Ada", 364}, {"RTX 5090", 209.5}, {"RTX 4090", 165.2},
         {"RTX 4080", 97.5}, {"RTX 3090", 71},
     };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)

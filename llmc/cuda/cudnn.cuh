@@ -33,8 +33,8 @@ Addresses of all tensors are multiples of 16 bytes, which is what the graph prom
 #include "library.h"
 
 /* Says why not, and returns -1. */
-__attribute__((format(printf, 3, 4)))
-static inline int cudnn_refuse(char *why, size_t size, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static inline int cudnn_refuse(char *why, size_t size,
+                                                                     const char *format, ...) {
     va_list args;
     va_start(args, format);
     if (size) vsnprintf(why, size, format, args);
@@ -54,8 +54,8 @@ static inline int cudnn_attention_plan(int, int, int, int, int, double, char *wh
     return cudnn_start(why, size);
 }
 static inline size_t cudnn_attention_workspace(int, int, int, int, int, double) { return 0; }
-static inline int cudnn_attention_forward(floatX *, floatM *, const floatX *, int, int, int, int, int,
-                                          double) {
+static inline int cudnn_attention_forward(floatX *, floatM *, const floatX *, int, int, int, int,
+                                          int, double) {
     return -1;
 }
 static inline int cudnn_attention_backward(floatX *, const floatX *, const floatX *, const floatX *,
@@ -75,9 +75,9 @@ static inline void cudnn_free_plans(void) {}
 
 typedef struct {
     CudnnHandle handle;
-    int started, version;          /* 91900: 9.19.0 */
-    char path[1024], nvrtc[1024];  /* of the libraries; "" where there is none */
-    char why[320];                 /* the last failure of a pass */
+    int started, version;         /* 91900: 9.19.0 */
+    char path[1024], nvrtc[1024]; /* of the libraries; "" where there is none */
+    char why[320];                /* the last failure of a pass */
 } Cudnn;
 inline Cudnn cudnn;
 inline CudnnFunctions cudnn_api;
@@ -98,7 +98,8 @@ static inline void cudnn_load_nvrtc(void) {
 
 /* Finds the library and its functions. */
 static inline int cudnn_load(char *why, size_t size) {
-    static const char *const names[] = {"libcudnn.so.9", NULL}, *const wheels[] = {"cudnn/lib", "cu13/lib", NULL};
+    static const char *const names[] = {"libcudnn.so.9", NULL}, *const wheels[] = {
+                                                                    "cudnn/lib", "cu13/lib", NULL};
     static const char *const variables[] = {"CUDNN_PATH", "CUDNN_HOME", NULL};
     char beside[1024];
     if (cudnn_api.BackendExecute) return 0;
@@ -144,8 +145,9 @@ static inline void cudnn_name(char *text, size_t size) {
 static inline void cudnn_where(char *text, size_t size) {
     text[0] = 0;
     if (!cudnn.version) return;
-    snprintf(text, size, "cuDNN %d.%d.%d (%s), %s%s", cudnn.version / 10000, cudnn.version / 100 % 100,
-             cudnn.version % 100, cudnn.path, cudnn.nvrtc[0] ? "NVRTC " : "no NVRTC", cudnn.nvrtc);
+    snprintf(text, size, "cuDNN %d.%d.%d (%s), %s%s", cudnn.version / 10000,
+             cudnn.version / 100 % 100, cudnn.version % 100, cudnn.path,
+             cudnn.nvrtc[0] ? "NVRTC " : "no NVRTC", cudnn.nvrtc);
 }
 
 /* Why the last pass was not done. */
@@ -171,7 +173,8 @@ static inline int cudnn_start(char *why, size_t size) {
     cudnn_name(name, sizeof name);
     if (cudnn.version / 10000 != 9) return cudnn_refuse(why, size, "%s is not cuDNN 9", name);
     if (cudnn.version == 91000 || cudnn.version == 91001)
-        return cudnn_refuse(why, size, "%s.%d has known mistakes in attention", name, cudnn.version % 100);
+        return cudnn_refuse(why, size, "%s.%d has known mistakes in attention", name,
+                            cudnn.version % 100);
     CudnnStatus status = cudnn_api.Create(&cudnn.handle);
     if (status != DNN_STATUS_SUCCESS) return cudnn_explain(status, "cudnnCreate", why, size);
     status = cudnn_api.SetStream(cudnn.handle, cuda_stream);
@@ -218,8 +221,8 @@ static inline CudnnDescriptor cudnn_make(CudnnGraph *g, int type) {
     return g->made[g->count++] = d;
 }
 
-static inline void cudnn_set(CudnnGraph *g, CudnnDescriptor d, int name,
-                             int type, int64_t n, const void *values) {
+static inline void cudnn_set(CudnnGraph *g, CudnnDescriptor d, int name, int type, int64_t n,
+                             const void *values) {
     if (g->failed) return;
     CudnnStatus status = cudnn_api.BackendSetAttribute(d, name, type, n, values);
     if (status == DNN_STATUS_SUCCESS) return;
@@ -245,8 +248,23 @@ static inline void cudnn_free_graph(CudnnGraph *g) {
 }
 
 /* Names of the tensors that are not virtual. SCALE and the others by value are read on the host. */
-enum { CUDNN_Q = 1, CUDNN_K, CUDNN_V, CUDNN_OUT, CUDNN_LSE, CUDNN_DOUT, CUDNN_DQ, CUDNN_DK, CUDNN_DV, CUDNN_D,
-       CUDNN_DQ_SUM, CUDNN_SCALE, CUDNN_MASKED, CUDNN_ONE, CUDNN_VIRTUAL };
+enum {
+    CUDNN_Q = 1,
+    CUDNN_K,
+    CUDNN_V,
+    CUDNN_OUT,
+    CUDNN_LSE,
+    CUDNN_DOUT,
+    CUDNN_DQ,
+    CUDNN_DK,
+    CUDNN_DV,
+    CUDNN_D,
+    CUDNN_DQ_SUM,
+    CUDNN_SCALE,
+    CUDNN_MASKED,
+    CUDNN_ONE,
+    CUDNN_VIRTUAL
+};
 
 /* id CUDNN_VIRTUAL: a tensor without memory. Sizes and strides are in elements. */
 static inline CudnnDescriptor cudnn_tensor(CudnnGraph *g, int64_t id, int type, int n,
@@ -289,7 +307,8 @@ static inline CudnnDescriptor cudnn_scores_t(CudnnGraph *g) {
 static inline CudnnDescriptor cudnn_heads(CudnnGraph *g, int64_t id, int64_t heads, int64_t width,
                                           int transposed) {
     const int64_t sizes[4] = {g->B, heads, transposed ? g->HS : g->T, transposed ? g->T : g->HS};
-    const int64_t strides[4] = {g->T * width, g->HS, transposed ? 1 : width, transposed ? width : 1};
+    const int64_t strides[4] = {g->T * width, g->HS, transposed ? 1 : width,
+                                transposed ? width : 1};
     return cudnn_tensor(g, id, DNN_DATA_BFLOAT16, 4, sizes, strides);
 }
 static inline CudnnDescriptor cudnn_number(CudnnGraph *g, int64_t id) {
@@ -319,8 +338,8 @@ static inline CudnnDescriptor cudnn_matmul(CudnnGraph *g, CudnnDescriptor a, Cud
 }
 
 /* y = mode(x, b, t), element by element; b and t may be NULL. */
-static inline CudnnDescriptor cudnn_pointwise(CudnnGraph *g, int mode,
-                                              int precision, CudnnDescriptor x, CudnnDescriptor b,
+static inline CudnnDescriptor cudnn_pointwise(CudnnGraph *g, int mode, int precision,
+                                              CudnnDescriptor x, CudnnDescriptor b,
                                               CudnnDescriptor t, CudnnDescriptor y, int64_t axis) {
     CudnnDescriptor kind = cudnn_make(g, DNN_BACKEND_POINTWISE_DESCRIPTOR);
     cudnn_set(g, kind, DNN_ATTR_POINTWISE_MODE, DNN_TYPE_POINTWISE_MODE, 1, &mode);
@@ -383,22 +402,27 @@ static inline CudnnDescriptor cudnn_causal(CudnnGraph *g, CudnnDescriptor s) {
 }
 
 /* scale q k^T from q and the transposed k. */
-static inline CudnnDescriptor cudnn_scaled_scores(CudnnGraph *g, CudnnDescriptor q, CudnnDescriptor kt,
-                                                  CudnnDescriptor scale) {
-    return cudnn_map(g, DNN_POINTWISE_MUL, cudnn_matmul(g, q, kt, cudnn_scores(g)), scale, cudnn_scores(g));
+static inline CudnnDescriptor cudnn_scaled_scores(CudnnGraph *g, CudnnDescriptor q,
+                                                  CudnnDescriptor kt, CudnnDescriptor scale) {
+    return cudnn_map(g, DNN_POINTWISE_MUL, cudnn_matmul(g, q, kt, cudnn_scores(g)), scale,
+                     cudnn_scores(g));
 }
 
 static inline void cudnn_forward_graph(CudnnGraph *g) {
     int64_t C = g->NH * g->HS, C3 = C + 2 * g->NKV * g->HS;
-    CudnnDescriptor q = cudnn_heads(g, CUDNN_Q, g->NH, C3, 0), kt = cudnn_heads(g, CUDNN_K, g->NKV, C3, 1);
-    CudnnDescriptor v = cudnn_heads(g, CUDNN_V, g->NKV, C3, 0), out = cudnn_heads(g, CUDNN_OUT, g->NH, C, 0);
+    CudnnDescriptor q = cudnn_heads(g, CUDNN_Q, g->NH, C3, 0),
+                    kt = cudnn_heads(g, CUDNN_K, g->NKV, C3, 1);
+    CudnnDescriptor v = cudnn_heads(g, CUDNN_V, g->NKV, C3, 0),
+                    out = cudnn_heads(g, CUDNN_OUT, g->NH, C, 0);
     CudnnDescriptor lse = cudnn_rows(g, CUDNN_LSE);
-    CudnnDescriptor s = cudnn_causal(g, cudnn_scaled_scores(g, q, kt, cudnn_number(g, CUDNN_SCALE)));
+    CudnnDescriptor s =
+        cudnn_causal(g, cudnn_scaled_scores(g, q, kt, cudnn_number(g, CUDNN_SCALE)));
     CudnnDescriptor m = cudnn_reduce(g, DNN_REDUCE_TENSOR_MAX, s, cudnn_rows(g, CUDNN_VIRTUAL));
     CudnnDescriptor shifted = cudnn_map(g, DNN_POINTWISE_SUB, s, m, cudnn_scores(g));
     CudnnDescriptor e = cudnn_map(g, DNN_POINTWISE_EXP, shifted, NULL, cudnn_scores(g));
     CudnnDescriptor z = cudnn_reduce(g, DNN_REDUCE_TENSOR_ADD, e, cudnn_rows(g, CUDNN_VIRTUAL));
-    CudnnDescriptor logarithm = cudnn_map(g, DNN_POINTWISE_LOG, z, NULL, cudnn_rows(g, CUDNN_VIRTUAL));
+    CudnnDescriptor logarithm =
+        cudnn_map(g, DNN_POINTWISE_LOG, z, NULL, cudnn_rows(g, CUDNN_VIRTUAL));
     cudnn_map(g, DNN_POINTWISE_ADD, m, logarithm, lse);
     CudnnDescriptor p = cudnn_dense(g, CUDNN_VIRTUAL, DNN_DATA_BFLOAT16, g->T, g->T);
     cudnn_matmul(g, cudnn_map(g, DNN_POINTWISE_DIV, e, z, p), v, out);
@@ -418,15 +442,19 @@ static inline void cudnn_key_gradient(CudnnGraph *g, CudnnDescriptor x, CudnnDes
 
 static inline void cudnn_backward_graph(CudnnGraph *g, int fast) {
     int64_t C = g->NH * g->HS, C3 = C + 2 * g->NKV * g->HS;
-    CudnnDescriptor q = cudnn_heads(g, CUDNN_Q, g->NH, C3, 0), kt = cudnn_heads(g, CUDNN_K, g->NKV, C3, 1);
-    CudnnDescriptor vt = cudnn_heads(g, CUDNN_V, g->NKV, C3, 1), out = cudnn_heads(g, CUDNN_OUT, g->NH, C, 0);
+    CudnnDescriptor q = cudnn_heads(g, CUDNN_Q, g->NH, C3, 0),
+                    kt = cudnn_heads(g, CUDNN_K, g->NKV, C3, 1);
+    CudnnDescriptor vt = cudnn_heads(g, CUDNN_V, g->NKV, C3, 1),
+                    out = cudnn_heads(g, CUDNN_OUT, g->NH, C, 0);
     CudnnDescriptor dout = cudnn_heads(g, CUDNN_DOUT, g->NH, C, 0), lse = cudnn_rows(g, CUDNN_LSE);
     CudnnDescriptor scale = cudnn_number(g, CUDNN_SCALE), D = cudnn_rows(g, CUDNN_D);
 
     CudnnDescriptor both = cudnn_dense(g, CUDNN_VIRTUAL, DNN_DATA_FLOAT, g->T, g->HS);
     cudnn_map(g, DNN_POINTWISE_MUL, dout, out, both);
-    CudnnDescriptor sum = cudnn_reduce(g, DNN_REDUCE_TENSOR_ADD, both, cudnn_rows(g, CUDNN_VIRTUAL));
-    cudnn_map(g, DNN_POINTWISE_MUL, sum, cudnn_number(g, CUDNN_ONE), D); /* cuDNN looks for a factor here */
+    CudnnDescriptor sum =
+        cudnn_reduce(g, DNN_REDUCE_TENSOR_ADD, both, cudnn_rows(g, CUDNN_VIRTUAL));
+    cudnn_map(g, DNN_POINTWISE_MUL, sum, cudnn_number(g, CUDNN_ONE),
+              D); /* cuDNN looks for a factor here */
 
     CudnnDescriptor s = cudnn_scaled_scores(g, q, kt, scale);
     s = cudnn_causal(g, cudnn_map(g, DNN_POINTWISE_SUB, s, lse, cudnn_scores(g)));
@@ -483,8 +511,8 @@ static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *confi
     int mode = DNN_HEUR_MODE_A;
     int64_t n = 0;
     CudnnDescriptor whole = cudnn_make(g, DNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
-    cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_OPS, DNN_TYPE_BACKEND_DESCRIPTOR, g->operation_count,
-              g->operations);
+    cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_OPS, DNN_TYPE_BACKEND_DESCRIPTOR,
+              g->operation_count, g->operations);
     cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_HANDLE, DNN_TYPE_HANDLE, 1, &cudnn.handle);
     cudnn_finalize(g, whole, "its graph");
     CudnnDescriptor search = cudnn_make(g, DNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
@@ -493,8 +521,8 @@ static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *confi
     cudnn_finalize(g, search, "a kernel for it");
     for (int64_t i = 0; i < most; i++) configs[i] = cudnn_make(g, DNN_BACKEND_ENGINECFG_DESCRIPTOR);
     if (g->failed) return 0;
-    CudnnStatus status = cudnn_api.BackendGetAttribute(search, DNN_ATTR_ENGINEHEUR_RESULTS,
-                                                     DNN_TYPE_BACKEND_DESCRIPTOR, most, &n, configs);
+    CudnnStatus status = cudnn_api.BackendGetAttribute(
+        search, DNN_ATTR_ENGINEHEUR_RESULTS, DNN_TYPE_BACKEND_DESCRIPTOR, most, &n, configs);
     if (status != DNN_STATUS_SUCCESS) cudnn_fail(g, status, "its kernels");
     return g->failed ? 0 : n < most ? n : most;
 }
@@ -507,19 +535,23 @@ static inline void cudnn_inspect(CudnnGraph *g, CudnnProposal *p) {
     if (g->failed || cudnn_api.BackendGetAttribute(p->config, DNN_ATTR_ENGINECFG_ENGINE,
                                                    DNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
         return;
-    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_GLOBAL_INDEX, DNN_TYPE_INT64, 1, &n, &p->engine))
+    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_GLOBAL_INDEX, DNN_TYPE_INT64, 1, &n,
+                                      &p->engine))
         p->engine = 0;
-    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_NUMERICAL_NOTE, DNN_TYPE_NUMERICAL_NOTE, most, &n,
-                                      notes))
+    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_NUMERICAL_NOTE,
+                                      DNN_TYPE_NUMERICAL_NOTE, most, &n, notes))
         return;
     for (int64_t i = 0; i < n && i < most; i++)
         if (notes[i] >= 0 && notes[i] < 32) p->notes |= 1u << notes[i];
 }
 
-static inline int cudnn_noted_unordered(unsigned notes) { return notes >> DNN_NUMERICAL_NOTE_NONDETERMINISTIC & 1; }
+static inline int cudnn_noted_unordered(unsigned notes) {
+    return notes >> DNN_NUMERICAL_NOTE_NONDETERMINISTIC & 1;
+}
 
 /* A plan of one configuration, which compiles its kernels; NULL where that fails. */
-static inline CudnnDescriptor cudnn_plan_config(CudnnGraph *g, CudnnDescriptor config, size_t *workspace) {
+static inline CudnnDescriptor cudnn_plan_config(CudnnGraph *g, CudnnDescriptor config,
+                                                size_t *workspace) {
     int64_t bytes = 0, count = 0;
     CudnnDescriptor plan = cudnn_make(g, DNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
     cudnn_set_descriptor(g, plan, DNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
@@ -527,7 +559,7 @@ static inline CudnnDescriptor cudnn_plan_config(CudnnGraph *g, CudnnDescriptor c
     cudnn_finalize(g, plan, "a plan");
     if (g->failed) return NULL;
     CudnnStatus status = cudnn_api.BackendGetAttribute(plan, DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
-                                                     DNN_TYPE_INT64, 1, &count, &bytes);
+                                                       DNN_TYPE_INT64, 1, &count, &bytes);
     if (status != DNN_STATUS_SUCCESS || bytes < 0) cudnn_fail(g, status, "the workspace");
     *workspace = (size_t)bytes;
     return g->failed ? NULL : plan;
@@ -551,7 +583,8 @@ static inline void cudnn_plan_make(CudnnPlan *p) {
     }
     for (int last = 0; last < 2; last++)
         for (int64_t i = 0; i < n && !p->plan; i++) {
-            int unordered = p->pass != CUDNN_BACKWARD_FAST && cudnn_noted_unordered(proposals[i].notes);
+            int unordered =
+                p->pass != CUDNN_BACKWARD_FAST && cudnn_noted_unordered(proposals[i].notes);
             if (unordered != last) continue;
             g->failed = 0; /* the one before this */
             p->plan = cudnn_plan_config(g, configs[i], &p->workspace);
@@ -615,8 +648,8 @@ static inline void cudnn_free_plans(void) {
 }
 
 /* Makes the plans of both directions; -1 and why not. */
-static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, double scale, char *why,
-                                       size_t size) {
+static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, double scale,
+                                       char *why, size_t size) {
     (void)scale; /* is a number that the kernels read */
     if (cudnn_start(why, size)) return -1;
     for (int backward = 0; backward < 2; backward++)
@@ -627,16 +660,16 @@ static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, do
 /* "engine 8 forward, 12 backward (nondeterministic)" of the last plans; "" where there is none. In parentheses
    what cuDNN notes, but for the use of tensor cores. */
 static inline void cudnn_engines(char *text, size_t size) {
-    static const char *const names[] = {NULL, "converts inputs down", "reduced-precision sums", "FFT",
-                                        "nondeterministic"};
+    static const char *const names[] = {NULL, "converts inputs down", "reduced-precision sums",
+                                        "FFT", "nondeterministic"};
     const CudnnPlan *last[2] = {NULL, NULL};
     for (int i = 0; i < cudnn_plan_count; i++)
         if (cudnn_plans[i]->plan) last[cudnn_plans[i]->pass != CUDNN_FORWARD] = cudnn_plans[i];
     size_t at = 0;
     text[0] = 0;
     for (int k = 0; k < 2 && last[0] && last[1]; k++) {
-        at += (size_t)snprintf(text + at, size - at, "%s%lld %s", k ? ", " : "engine ", (long long)last[k]->engine,
-                               k ? "backward" : "forward");
+        at += (size_t)snprintf(text + at, size - at, "%s%lld %s", k ? ", " : "engine ",
+                               (long long)last[k]->engine, k ? "backward" : "forward");
         for (unsigned note = 1, some = 0; note < 32 && at < size; note++) {
             if (!(last[k]->notes >> note & 1)) continue;
             const char *name = note < sizeof names / sizeof names[0] ? names[note] : "another note";
@@ -662,14 +695,16 @@ static inline size_t cudnn_sum_bytes(int B, int T, int NH, int HS) {
 
 /* Bytes of scratch that both passes need, 0 where nothing of this shape is planned. Of a batch that
    is not planned, in proportion to one that is. */
-static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, int HS, double scale) {
+static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, int HS,
+                                               double scale) {
     size_t most = 0;
     (void)scale;
     for (int i = 0; i < cudnn_plan_count; i++)
         for (int backward = 0; backward < 2; backward++) {
             const CudnnPlan *p = cudnn_plans[i];
             if (!p->plan || !cudnn_same_heads(p, T, NH, NKV, HS, cudnn_pass(backward))) continue;
-            size_t planned = (size_t)p->graph.B, bytes = (p->workspace + planned - 1) / planned * (size_t)B;
+            size_t planned = (size_t)p->graph.B,
+                   bytes = (p->workspace + planned - 1) / planned * (size_t)B;
             if (backward) bytes += cudnn_row_bytes(B, T, NH) + cudnn_sum_bytes(B, T, NH, HS);
             if (bytes > most) most = bytes;
         }
@@ -698,7 +733,8 @@ static inline int cudnn_execute(CudnnPlan *p, int n, const int64_t *ids, void *c
 /* The plan for a batch of a shape that cudnn_attention_plan has planned; of no other. */
 static inline CudnnPlan *cudnn_planned(int B, int T, int NH, int NKV, int HS, int backward) {
     for (int i = 0; i < cudnn_plan_count; i++)
-        if (cudnn_plans[i]->plan && cudnn_same_heads(cudnn_plans[i], T, NH, NKV, HS, cudnn_pass(backward)))
+        if (cudnn_plans[i]->plan &&
+            cudnn_same_heads(cudnn_plans[i], T, NH, NKV, HS, cudnn_pass(backward)))
             return cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), cudnn.why, sizeof cudnn.why);
     cudnn_refuse(cudnn.why, sizeof cudnn.why, "no plan for sequences of %d", T);
     return NULL;
@@ -708,29 +744,31 @@ static inline CudnnPlan *cudnn_planned(int B, int T, int NH, int NKV, int HS, in
 static inline int cudnn_check_alignment(const void *const *addresses) {
     for (; *addresses; addresses++)
         if ((uintptr_t)*addresses % 16)
-            return cudnn_refuse(cudnn.why, sizeof cudnn.why, "an address is no multiple of 16 bytes");
+            return cudnn_refuse(cudnn.why, sizeof cudnn.why,
+                                "an address is no multiple of 16 bytes");
     return 0;
 }
 /* The score of a masked pair: before 9.10 cuDNN wants the lowest float for it. */
 static inline float cudnn_masked(void) { return cudnn.version < 91000 ? -FLT_MAX : -INFINITY; }
 
 /* out (B,T,NH*HS), lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS), as flash_forward; -1: not done. */
-static inline int cudnn_attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
-                                          int NKV, int HS, double scale) {
+static inline int cudnn_attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
+                                          int NH, int NKV, int HS, double scale) {
     CudnnPlan *p = cudnn_planned(B, T, NH, NKV, HS, 0);
     const void *const given[] = {out, lse, qkv, NULL};
     if (!p || cudnn_check_alignment(given)) return -1;
     floatX *q = (floatX *)(uintptr_t)qkv, *k = q + (size_t)NH * HS, *v = k + (size_t)NKV * HS;
     float factor = (float)scale, masked = cudnn_masked();
-    const int64_t ids[] = {CUDNN_Q, CUDNN_K, CUDNN_V, CUDNN_OUT, CUDNN_LSE, CUDNN_SCALE, CUDNN_MASKED};
+    const int64_t ids[] = {CUDNN_Q,   CUDNN_K,     CUDNN_V,     CUDNN_OUT,
+                           CUDNN_LSE, CUDNN_SCALE, CUDNN_MASKED};
     void *const pointers[] = {q, k, v, out, lse, &factor, &masked};
     return cudnn_execute(p, 7, ids, pointers, p->workspace ? cuda_scratch(p->workspace) : NULL);
 }
 
 /* Sets all of dqkv, as flash_backward; -1: not done. */
 static inline int cudnn_attention_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
-                                           const floatX *out, const floatM *lse, int B, int T, int NH,
-                                           int NKV, int HS, double scale) {
+                                           const floatX *out, const floatM *lse, int B, int T,
+                                           int NH, int NKV, int HS, double scale) {
     CudnnPlan *p = cudnn_planned(B, T, NH, NKV, HS, 1);
     const void *const given[] = {dqkv, dout, qkv, out, lse, NULL};
     if (!p || cudnn_check_alignment(given)) return -1;
@@ -738,14 +776,28 @@ static inline int cudnn_attention_backward(floatX *dqkv, const floatX *dout, con
     floatX *dk = dqkv + (size_t)NH * HS, *dv = dk + (size_t)NKV * HS;
     size_t rows = cudnn_row_bytes(B, T, NH), sums = cudnn_sum_bytes(B, T, NH, HS);
     char *scratch = (char *)cuda_scratch(rows + sums + p->workspace);
-    if (sums && cudnn.version < 90600) CUDA_CHECK(cudaMemsetAsync(scratch + rows, 0, sums, cuda_stream));
+    if (sums && cudnn.version < 90600)
+        CUDA_CHECK(cudaMemsetAsync(scratch + rows, 0, sums, cuda_stream));
     float factor = (float)scale, masked = cudnn_masked(), one = 1;
-    const int64_t ids[] = {CUDNN_Q,  CUDNN_K,  CUDNN_V, CUDNN_OUT,   CUDNN_LSE,    CUDNN_DOUT, CUDNN_DQ,
-                           CUDNN_DK, CUDNN_DV, CUDNN_D, CUDNN_SCALE, CUDNN_MASKED, CUDNN_ONE,  CUDNN_DQ_SUM};
-    void *const pointers[] = {q,  k,  v,       (void *)(uintptr_t)out, (void *)(uintptr_t)lse,
-                              (void *)(uintptr_t)dout, dqkv, dk, dv, scratch, &factor, &masked, &one,
+    const int64_t ids[] = {CUDNN_Q,     CUDNN_K,      CUDNN_V,   CUDNN_OUT,   CUDNN_LSE,
+                           CUDNN_DOUT,  CUDNN_DQ,     CUDNN_DK,  CUDNN_DV,    CUDNN_D,
+                           CUDNN_SCALE, CUDNN_MASKED, CUDNN_ONE, CUDNN_DQ_SUM};
+    void *const pointers[] = {q,
+                              k,
+                              v,
+                              (void *)(uintptr_t)out,
+                              (void *)(uintptr_t)lse,
+                              (void *)(uintptr_t)dout,
+                              dqkv,
+                              dk,
+                              dv,
+                              scratch,
+                              &factor,
+                              &masked,
+                              &one,
                               scratch + rows};
-    return cudnn_execute(p, sums ? 14 : 13, ids, pointers, p->workspace ? scratch + rows + sums : NULL);
+    return cudnn_execute(p, sums ? 14 : 13, ids, pointers,
+                         p->workspace ? scratch + rows + sums : NULL);
 }
 
 #endif

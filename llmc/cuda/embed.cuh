@@ -8,9 +8,11 @@ The embedding on CUDA: forward, and backward over the positions that tokens_sort
 
 enum { EMBED_WARPS = 4, EMBED_CHUNK = 32, EMBED_AHEAD = 8 };
 
-template <int W> __global__ static void
-embed_forward_kernel(floatX *__restrict__ x, const int *__restrict__ tokens, const floatX *__restrict__ wte,
-                     const floatX *__restrict__ wpe, int T, int C, unsigned parts) {
+template <int W>
+__global__ static void embed_forward_kernel(floatX *__restrict__ x, const int *__restrict__ tokens,
+                                            const floatX *__restrict__ wte,
+                                            const floatX *__restrict__ wpe, int T, int C,
+                                            unsigned parts) {
     size_t n = blockIdx.x / parts;
     int c = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (c >= C) return;
@@ -18,20 +20,21 @@ embed_forward_kernel(floatX *__restrict__ x, const int *__restrict__ tokens, con
     Raw<W> p = fetch<W>(wpe, n % (size_t)T * C + c, wpe != NULL);
     load(sum, wte + (size_t)tokens[n] * C + c);
     unpack(position, p);
-UNROLL
-    for (int i = 0; i < W; i++) sum[i] += position[i];
+    UNROLLED_FOR (int i = 0; i < W; i++) sum[i] += position[i];
     store(x + n * C + c, sum);
 }
 
-template <int W> static inline void embed_forward_by(floatX *x, const int *tokens, const floatX *wte,
-                                                     const floatX *wpe, int N, int T, int C) {
+template <int W>
+static inline void embed_forward_by(floatX *x, const int *tokens, const floatX *wte,
+                                    const floatX *wpe, int N, int T, int C) {
     unsigned parts, threads;
     row_parts(&parts, &threads, C, W);
-    LAUNCH(embed_forward_kernel<W>, (unsigned)N * parts, threads, 0, x, tokens, wte, wpe, T, C, parts);
+    LAUNCH(embed_forward_kernel<W>, (unsigned)N * parts, threads, 0, x, tokens, wte, wpe, T, C,
+           parts);
 }
 
-static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte, const floatX *wpe, int B,
-                                 int T, int C) {
+static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte, const floatX *wpe,
+                                 int B, int T, int C) {
     if (all_wide(C, x, wte, wpe)) embed_forward_by<XW>(x, tokens, wte, wpe, B * T, T, C);
     else embed_forward_by<1>(x, tokens, wte, wpe, B * T, T, C);
 }
@@ -60,9 +63,10 @@ static inline void tokens_sort(int *sorted, const int *tokens, int N, int vocab)
    takes EMBED_CHUNK rows in sorted order, however the runs fall, and 32 W columns. It adds a run within its
    chunk to dwte. Of a run that crosses into another chunk it leaves its part: in the chunk's first row of
    partials (chunks,2,C) if the run has begun before, in the second if it begins here. */
-template <int W> __global__ static void __launch_bounds__(32 * EMBED_WARPS)
-embed_chunks_kernel(floatM *dwte, float *partials, const floatX *__restrict__ dx,
-                    const int *__restrict__ tokens, int N, int C) {
+template <int W>
+__global__ static void __launch_bounds__(32 * EMBED_WARPS)
+    embed_chunks_kernel(floatM *dwte, float *partials, const floatX *__restrict__ dx,
+                        const int *__restrict__ tokens, int N, int C) {
     const int *sorted = tokens + N;
     int chunk = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y), first = chunk * EMBED_CHUNK;
     int lane = (int)threadIdx.x, c = ((int)blockIdx.y * 32 + lane) * W;
@@ -71,40 +75,39 @@ embed_chunks_kernel(floatM *dwte, float *partials, const floatX *__restrict__ dx
     int position = sorted[first + (lane < count ? lane : count - 1)], token = tokens[position];
     int before = first ? tokens[sorted[first - 1]] : -1;
     int after = first + count < N ? tokens[sorted[first + count]] : -1;
-    int begun = __shfl_sync(FULL_WARP, token, 0) != before; /* whether the run under way began here */
+    int begun =
+        __shfl_sync(FULL_WARP, token, 0) != before; /* whether the run under way began here */
     float sum[W] = {0};
     for (int first_ahead = 0; first_ahead < count; first_ahead += EMBED_AHEAD) {
         Raw<W> ahead[EMBED_AHEAD];
-UNROLL
-        for (int k = 0; k < EMBED_AHEAD; k++) {
+        UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++) {
             size_t n = (size_t)__shfl_sync(FULL_WARP, position, first_ahead + k);
             ahead[k] = fetch<W>(dx, n * C + c, c < C && first_ahead + k < count);
         }
-UNROLL
-        for (int k = 0; k < EMBED_AHEAD; k++) {
+        UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++) {
             int i = first_ahead + k, last = i + 1 == count;
-            int t = __shfl_sync(FULL_WARP, token, i), next = __shfl_sync(FULL_WARP, token, (i + 1) % 32);
+            int t = __shfl_sync(FULL_WARP, token, i),
+                next = __shfl_sync(FULL_WARP, token, (i + 1) % 32);
             float row[W];
             if (last) next = after;
             unpack(row, ahead[k]);
-UNROLL
-            for (int j = 0; j < W; j++) sum[j] += row[j]; /* zero past the end */
+            UNROLLED_FOR (int j = 0; j < W; j++) sum[j] += row[j]; /* zero past the end */
             if (i >= count || (t == next && !last)) continue;
             if (c < C) {
                 if (begun && t != next) add_floats(dwte + (size_t)t * C + c, sum);
                 else store_floats(partials + (2 * (size_t)chunk + begun) * C + c, sum);
             }
             begun = 1;
-UNROLL
-            for (int j = 0; j < W; j++) sum[j] = 0;
+            UNROLLED_FOR (int j = 0; j < W; j++) sum[j] = 0;
         }
     }
 }
 
 /* Adds the runs that cross chunks: the warp of the chunk in which one begins gathers the parts. */
-template <int W> __global__ static void __launch_bounds__(32 * EMBED_WARPS)
-embed_runs_kernel(floatM *dwte, const float *__restrict__ partials, const int *__restrict__ tokens, int N,
-                  int C) {
+template <int W>
+__global__ static void __launch_bounds__(32 * EMBED_WARPS)
+    embed_runs_kernel(floatM *dwte, const float *__restrict__ partials,
+                      const int *__restrict__ tokens, int N, int C) {
     const int *sorted = tokens + N;
     int chunk = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y), first = chunk * EMBED_CHUNK;
     int lane = (int)threadIdx.x, c = ((int)blockIdx.y * 32 + lane) * W;
@@ -120,34 +123,30 @@ embed_runs_kernel(floatM *dwte, const float *__restrict__ partials, const int *_
         more = ends ? __ffs((int)ends) - 1 : 32;
         for (int i = 0; i < more && c < C; i += 4) {
             float ahead[4][W] = {};
-UNROLL
-            for (int j = 0; j < 4; j++)
+            UNROLLED_FOR (int j = 0; j < 4; j++)
                 if (i + j < more) load_floats(ahead[j], partials + 2 * (size_t)(k + i + j) * C + c);
-UNROLL
-            for (int j = 0; j < 4; j++)
-UNROLL
-                for (int e = 0; e < W; e++) sum[e] += ahead[j][e];
+            UNROLLED_FOR (int j = 0; j < 4; j++)
+                UNROLLED_FOR (int e = 0; e < W; e++) sum[e] += ahead[j][e];
         }
     }
     if (c < C) add_floats(dwte + (size_t)t * C + c, sum);
 }
 
-template <int W> __global__ static void __launch_bounds__(32 * EMBED_WARPS)
-embed_positions_kernel(floatM *dwpe, const floatX *__restrict__ dx, int B, int T, int C) {
-    int t = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y), c = (int)(blockIdx.y * 32 + threadIdx.x) * W;
+template <int W>
+__global__ static void __launch_bounds__(32 * EMBED_WARPS)
+    embed_positions_kernel(floatM *dwpe, const floatX *__restrict__ dx, int B, int T, int C) {
+    int t = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y),
+        c = (int)(blockIdx.y * 32 + threadIdx.x) * W;
     if (t >= T || c >= C) return;
     float sum[W] = {0};
     for (int first = 0; first < B; first += EMBED_AHEAD) {
         Raw<W> ahead[EMBED_AHEAD];
-UNROLL
-        for (int k = 0; k < EMBED_AHEAD; k++)
+        UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++)
             ahead[k] = fetch<W>(dx, ((size_t)(first + k) * T + t) * C + c, first + k < B);
-UNROLL
-        for (int k = 0; k < EMBED_AHEAD; k++) {
+        UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++) {
             float d[W];
             unpack(d, ahead[k]);
-UNROLL
-            for (int i = 0; i < W; i++) sum[i] += d[i];
+            UNROLLED_FOR (int i = 0; i < W; i++) sum[i] += d[i];
         }
     }
     add_floats(dwpe + (size_t)t * C + c, sum);
@@ -157,8 +156,9 @@ static inline size_t embed_scratch(int N, int C) {
     return 2 * (size_t)ceil_div((size_t)N, EMBED_CHUNK) * (size_t)C * sizeof(float);
 }
 
-template <int W> static inline void embed_backward_by(floatM *dwte, floatM *dwpe, const floatX *dx,
-                                                      const int *tokens, int B, int T, int C) {
+template <int W>
+static inline void embed_backward_by(floatM *dwte, floatM *dwpe, const floatX *dx,
+                                     const int *tokens, int B, int T, int C) {
     int N = B * T;
     unsigned chunks = ceil_div((size_t)N, EMBED_CHUNK), columns = ceil_div((size_t)C, 32 * W);
     float *partials = (float *)cuda_scratch(embed_scratch(N, C));
@@ -170,9 +170,10 @@ template <int W> static inline void embed_backward_by(floatM *dwte, floatM *dwpe
 }
 
 /* tokens holds N tokens and then their positions as tokens_sort leaves them. */
-static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens, int B,
-                                  int T, int C) {
-    if (all_wide(C, dwte, dwpe) && all_wide(C, dx)) embed_backward_by<XW>(dwte, dwpe, dx, tokens, B, T, C);
+static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens,
+                                  int B, int T, int C) {
+    if (all_wide(C, dwte, dwpe) && all_wide(C, dx))
+        embed_backward_by<XW>(dwte, dwpe, dx, tokens, B, T, C);
     else embed_backward_by<1>(dwte, dwpe, dx, tokens, B, T, C);
 }
 

@@ -44,8 +44,10 @@ static inline int gemm_try(GemmCall c, GemmOperands o) {
 }
 
 /* D (batch of M,N) += bias (N) in every row. */
-template <typename OUT> __global__ static void __launch_bounds__(256)
-gemm_bias_kernel(OUT *D, const OUT *__restrict__ bias, int M, int N, int batch, size_t ldc, size_t sc) {
+template <typename OUT>
+__global__ static void __launch_bounds__(256)
+    gemm_bias_kernel(OUT *D, const OUT *__restrict__ bias, int M, int N, int batch, size_t ldc,
+                     size_t sc) {
     size_t size = (size_t)M * N, all = size * batch, step = (size_t)gridDim.x * 256;
     for (size_t i = (size_t)blockIdx.x * 256 + threadIdx.x; i < all; i += step) {
         size_t n = i % N, at = i / size * sc + i % size / N * ldc + n;
@@ -58,13 +60,14 @@ gemm_bias_kernel(OUT *D, const OUT *__restrict__ bias, int M, int N, int batch, 
 static inline int gemm_bias_apart(GemmCall c, const GemmOperands &o) {
     c.bias = 0;
     if (gemm_try(c, o)) return -1;
-    unsigned grid = (unsigned)min_size(ceil_div((size_t)c.M * (size_t)c.N * (size_t)c.batch, 256), 1024);
+    unsigned grid =
+        (unsigned)min_size(ceil_div((size_t)c.M * (size_t)c.N * (size_t)c.batch, 256), 1024);
     if (c.out == GEMM_BF16)
         LAUNCH(gemm_bias_kernel<__nv_bfloat16>, grid, 256, 0, (__nv_bfloat16 *)o.D,
                (const __nv_bfloat16 *)o.bias, c.M, c.N, c.batch, (size_t)c.ldc, (size_t)c.sc);
     else
-        LAUNCH(gemm_bias_kernel<float>, grid, 256, 0, (float *)o.D, (const float *)o.bias, c.M, c.N, c.batch,
-               (size_t)c.ldc, (size_t)c.sc);
+        LAUNCH(gemm_bias_kernel<float>, grid, 256, 0, (float *)o.D, (const float *)o.bias, c.M, c.N,
+               c.batch, (size_t)c.ldc, (size_t)c.sc);
     return 0;
 }
 
@@ -102,7 +105,8 @@ static inline void gemm_call(GemmCall c, double alpha, const void *A, const void
 /* A (M,K), B (K,N) of IN, C (M,N) of OUT; see above. */
 template <typename IN, typename OUT>
 static inline void gemm(int ta, int tb, int M, int N, int K, double alpha, const IN *A, size_t lda,
-                        const IN *B, size_t ldb, double beta, OUT *C, size_t ldc, const OUT *bias = NULL) {
+                        const IN *B, size_t ldb, double beta, OUT *C, size_t ldc,
+                        const OUT *bias = NULL) {
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldc);
     c.tf32 = gemm_allow_tf32;
     c.bias = bias != NULL;
@@ -119,8 +123,9 @@ static inline int gemm_gelu_possible(size_t ld, const void *aux) {
    the library cannot do it at these addresses or at all: then nothing was written, and the caller takes gemm
    and act_forward. Y and H may not overlap. Y's last bits are not those of gelu of the stored H. */
 template <typename IN, typename OUT>
-static inline int gemm_gelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda, const IN *B,
-                            size_t ldb, OUT *Y, size_t ldy, OUT *H, size_t ldh, const OUT *bias = NULL) {
+static inline int gemm_gelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda,
+                            const IN *B, size_t ldb, OUT *Y, size_t ldy, OUT *H, size_t ldh,
+                            const OUT *bias = NULL) {
     if (!gemm_gelu_possible(ldh, H)) return -1;
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldy);
     c.tf32 = gemm_allow_tf32;
@@ -133,8 +138,9 @@ static inline int gemm_gelu(int ta, int tb, int M, int N, int K, const IN *A, si
 /* D (M,N) = (op(A) op(B)) * gelu'(H), element by element, H (M,N) as gemm_gelu left it. Returns 0, or -1 as
    gemm_gelu does: then the caller takes gemm and act_backward. D and H may not overlap. */
 template <typename IN, typename OUT>
-static inline int gemm_dgelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda, const IN *B,
-                             size_t ldb, OUT *D, size_t ldd, const OUT *H, size_t ldh) {
+static inline int gemm_dgelu(int ta, int tb, int M, int N, int K, const IN *A, size_t lda,
+                             const IN *B, size_t ldb, OUT *D, size_t ldd, const OUT *H,
+                             size_t ldh) {
     if (!gemm_gelu_possible(ldh, H)) return -1;
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldd);
     c.tf32 = gemm_allow_tf32;

@@ -19,8 +19,10 @@ other algorithms give other bits: who continues a run has to read its choices be
 inline int gemm_measure;
 
 enum { GEMM_PROPOSALS = 16 };
-#define GEMM_MEASURE_MS 50.0 /* no further proposal is tried after so much time on one kind of call */
-#define GEMM_GAIN 0.98       /* the first proposal is kept unless another takes less than this of its time */
+#define GEMM_MEASURE_MS                                                                            \
+    50.0 /* no further proposal is tried after so much time on one kind of call */
+#define GEMM_GAIN                                                                                  \
+    0.98 /* the first proposal is kept unless another takes less than this of its time */
 
 typedef struct {
     GemmCall call;
@@ -39,7 +41,8 @@ typedef struct {
 inline GemmPlan *gemm_plans; /* a hash table, open addressing, at most half full */
 inline size_t gemm_plan_count, gemm_plan_room;
 
-inline GemmChoice *gemm_choices; /* in ascending order of the call's bytes, so equal sets make equal text */
+inline GemmChoice
+    *gemm_choices; /* in ascending order of the call's bytes, so equal sets make equal text */
 inline size_t gemm_choice_count, gemm_choice_room;
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -68,10 +71,12 @@ static inline void gemm_choice_keep(const GemmCall *c, const GemmAlgo *algo, int
     if (!gemm_choice_find(c)) {
         if (gemm_choice_count == gemm_choice_room) {
             gemm_choice_room = 2 * gemm_choice_room + 32;
-            gemm_choices = (GemmChoice *)realloc(gemm_choices, gemm_choice_room * sizeof *gemm_choices);
+            gemm_choices =
+                (GemmChoice *)realloc(gemm_choices, gemm_choice_room * sizeof *gemm_choices);
             if (!gemm_choices) die("out of memory: choices of algorithms of matrix products");
         }
-        memmove(gemm_choices + i + 1, gemm_choices + i, (gemm_choice_count++ - i) * sizeof *gemm_choices);
+        memmove(gemm_choices + i + 1, gemm_choices + i,
+                (gemm_choice_count++ - i) * sizeof *gemm_choices);
         gemm_choices[i].call = *c;
     }
     gemm_choices[i].algo = *algo;
@@ -118,7 +123,9 @@ static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
         p->possible = stored->own = 1;
         return;
     }
-    if (stored) fprintf(stderr, "note: the algorithm stored for %s does not run here\n", gemm_name(&p->call));
+    if (stored)
+        fprintf(stderr, "note: the algorithm stored for %s does not run here\n",
+                gemm_name(&p->call));
     int n = gemm_propose(&p->descriptors, &p->call, algo, GEMM_PROPOSALS);
     if (!n) return;
     p->algo = algo[gemm_measure && n > 1 && !gemm_capturing() ? gemm_fastest(p, algo, n, *o) : 0];
@@ -131,7 +138,8 @@ static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
 
 static inline uint64_t gemm_hash(const void *bytes, size_t n) {
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    for (size_t i = 0; i < n; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+    for (size_t i = 0; i < n; i++)
+        hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
     return hash;
 }
 
@@ -188,7 +196,8 @@ static inline void gemm_header(char *text) {
     char device[GEMM_HEADER - 64];
     gemm_device(device, sizeof device);
     for (char *p = device; *p; p++)
-        if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.", *p)) *p = '_';
+        if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-.", *p))
+            *p = '_';
     snprintf(text, GEMM_HEADER, "v1 %zu %s;", gemm_version(), device);
 }
 
@@ -230,7 +239,8 @@ static inline char *gemm_choices_text(int all) {
         p = gemm_put_hex(p, &gemm_choices[i].algo, sizeof(GemmAlgo));
         *p++ = ';';
     }
-    snprintf(p, GEMM_SUM_DIGITS + 1, "%016llx", (unsigned long long)gemm_hash(text, (size_t)(p - text)));
+    snprintf(p, GEMM_SUM_DIGITS + 1, "%016llx",
+             (unsigned long long)gemm_hash(text, (size_t)(p - text)));
     return text;
 }
 
@@ -247,7 +257,8 @@ static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n)
 
 /* Splits a text into its header, entries and sum, and checks the sum: *entries is the first, *length how many
    characters they are. */
-static inline int gemm_choices_split(const char *text, const char **entries, size_t *length, char *err) {
+static inline int gemm_choices_split(const char *text, const char **entries, size_t *length,
+                                     char *err) {
     uint64_t sum = 0;
     size_t all = text ? strlen(text) : 0;
     const char *header_end = all ? strchr(text, ';') : NULL;
@@ -258,11 +269,13 @@ static inline int gemm_choices_split(const char *text, const char **entries, siz
         unsigned char digit = 0;
         const char pair[2] = {'0', end[i]};
         if (!gemm_get_hex(&digit, pair, 1))
-            return fail(err, "the choices of matrix products are damaged: the text does not end in a sum");
+            return fail(
+                err, "the choices of matrix products are damaged: the text does not end in a sum");
         sum = sum << 4 | digit;
     }
     if (sum != gemm_hash(text, (size_t)(end - text)))
-        return fail(err, "the choices of matrix products are damaged: the sum does not fit the text");
+        return fail(err,
+                    "the choices of matrix products are damaged: the sum does not fit the text");
     *entries = header_end + 1, *length = (size_t)(end - *entries);
     return 0;
 }
@@ -279,18 +292,21 @@ static inline int gemm_choices_take(const char *text, int own, char *err) {
     gemm_header(header);
     if (strncmp(text, header, strlen(header))) {
         fail(err, "the choices of matrix products are of \"%.*s\", and here is \"%.*s\"",
-             (int)min_size((size_t)(entries - 1 - text), 300), text, (int)strlen(header) - 1, header);
+             (int)min_size((size_t)(entries - 1 - text), 300), text, (int)strlen(header) - 1,
+             header);
         return 1;
     }
     size_t n = length / GEMM_ENTRY;
     if (length % GEMM_ENTRY)
-        return fail(err, "the choices of matrix products are damaged: %zu characters are no whole entries",
-                    length);
+        return fail(
+            err, "the choices of matrix products are damaged: %zu characters are no whole entries",
+            length);
     GemmChoice *taken = (GemmChoice *)malloc((n + 1) * sizeof *taken);
     if (!taken) return fail(err, "out of memory: %zu choices of matrix products", n);
     if (!gemm_choices_parse(taken, entries, n)) {
         free(taken);
-        return fail(err, "the choices of matrix products are damaged: an entry is no key and algorithm");
+        return fail(err,
+                    "the choices of matrix products are damaged: an entry is no key and algorithm");
     }
     gemm_plans_clear();
     for (size_t i = 0; i < n; i++) gemm_choice_keep(&taken[i].call, &taken[i].algo, own);

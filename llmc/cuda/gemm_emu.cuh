@@ -9,16 +9,21 @@ algorithms, so that there is a choice to make, to store and to take back.
 #include "gemm_kind.cuh"
 
 /* data[0] = 0: the sum over k in order; 1: the sums over the first and the second half of k, then added. */
-typedef struct { uint64_t data[8]; } GemmAlgo;
-typedef struct { int unused; } GemmDescriptors;
+typedef struct {
+    uint64_t data[8];
+} GemmAlgo;
+typedef struct {
+    int unused;
+} GemmDescriptors;
 
 /* What a test can pretend: that the stream is being captured; that there is no algorithm for these
    epilogues (bit 1 << GEMM_GELU and so on) or for any bias or batch; that the tensor cores drop the lower
    bits of fp32 input instead of rounding it to TF32. */
 enum { GEMM_EMU_BIAS = 1 << 8, GEMM_EMU_BATCH = 1 << 9 };
 inline int gemm_emu_capturing, gemm_emu_refuse, gemm_emu_truncate;
-inline long gemm_emu_runs;           /* products computed so far, those for measuring included */
-inline const double *gemm_emu_times; /* if not NULL, what the next measurements find, -1: it does not run */
+inline long gemm_emu_runs; /* products computed so far, those for measuring included */
+inline const double
+    *gemm_emu_times; /* if not NULL, what the next measurements find, -1: it does not run */
 
 static inline void gemm_device(char *text, size_t size) { snprintf(text, size, "emulator"); }
 static inline size_t gemm_version(void) { return 1; }
@@ -30,11 +35,13 @@ static inline void gemm_forget(GemmDescriptors *) {}
 static inline int gemm_algo_runs(const GemmDescriptors *, const GemmCall *c, const GemmAlgo *algo) {
     for (int i = 1; i < 8; i++)
         if (algo->data[i]) return 0;
-    int asked = 1 << c->epilogue | (c->bias ? GEMM_EMU_BIAS : 0) | (c->batch > 1 ? GEMM_EMU_BATCH : 0);
+    int asked =
+        1 << c->epilogue | (c->bias ? GEMM_EMU_BIAS : 0) | (c->batch > 1 ? GEMM_EMU_BATCH : 0);
     return algo->data[0] < 2 && !(gemm_emu_refuse & asked);
 }
 
-static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo, int most) {
+static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo,
+                               int most) {
     int n = 0;
     for (int i = 0; i < 2 && n < most; i++) {
         memset(&algo[n], 0, sizeof algo[n]);
@@ -60,8 +67,8 @@ static inline float gemm_to_tf32(float x) {
 }
 
 /* out (rows, cols) = the stored matrix, or the transpose of the (cols, rows) stored, as the product reads. */
-static inline void gemm_gather(float *out, const void *p, size_t at, size_t ld, int transposed, size_t rows,
-                               size_t cols, const GemmCall *c) {
+static inline void gemm_gather(float *out, const void *p, size_t at, size_t ld, int transposed,
+                               size_t rows, size_t cols, const GemmCall *c) {
     int tf32 = c->tf32 && c->in == GEMM_FP32;
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < cols; j++) {

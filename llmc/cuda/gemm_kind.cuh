@@ -16,17 +16,21 @@ enum { GEMM_PLAIN, GEMM_GELU, GEMM_DGELU };
 enum { GEMM_SETS, GEMM_ADDS, GEMM_ADDS_APART };
 
 template <typename T> struct GemmType;
-template <> struct GemmType<float> { enum { ID = GEMM_FP32 }; };
-template <> struct GemmType<__nv_bfloat16> { enum { ID = GEMM_BF16 }; };
+template <> struct GemmType<float> {
+    enum { ID = GEMM_FP32 };
+};
+template <> struct GemmType<__nv_bfloat16> {
+    enum { ID = GEMM_BF16 };
+};
 
 /* A kind of call, compared and stored byte by byte: no padding, no pointers. Strides are in elements. */
 typedef struct {
     int ta, tb, M, N, K, batch;
-    int in, out;                  /* types of A and B; of C, D, bias and aux */
-    int tf32, bias;               /* fp32 input rounded to TF32; bias (N) is added to every row */
+    int in, out;    /* types of A and B; of C, D, bias and aux */
+    int tf32, bias; /* fp32 input rounded to TF32; bias (N) is added to every row */
     int epilogue;
-    int adds;                     /* filled in by gemm_call, as is align */
-    int align[4];                 /* bytes that the addresses of A, B, C and D, and bias are multiples of */
+    int adds;     /* filled in by gemm_call, as is align */
+    int align[4]; /* bytes that the addresses of A, B, C and D, and bias are multiples of */
     int64_t lda, ldb, ldc, ldaux; /* ldc is D's too */
     int64_t sa, sb, sc, saux;     /* between items; 0 repeats one */
 } GemmCall;
@@ -42,7 +46,8 @@ typedef struct {
 inline int gemm_allow_tf32 = 1;
 
 template <typename IN, typename OUT>
-static inline GemmCall gemm_kind(int ta, int tb, int M, int N, int K, size_t lda, size_t ldb, size_t ldc) {
+static inline GemmCall gemm_kind(int ta, int tb, int M, int N, int K, size_t lda, size_t ldb,
+                                 size_t ldc) {
     GemmCall c;
     memset(&c, 0, sizeof c);
     c.ta = ta, c.tb = tb, c.M = M, c.N = N, c.K = K, c.batch = 1;
@@ -55,7 +60,8 @@ static inline size_t gemm_bytes(int type) { return type == GEMM_BF16 ? 2 : 4; }
 
 /* Bytes from the first element of D to behind the last. */
 static inline size_t gemm_output_bytes(const GemmCall *c) {
-    return ((size_t)(c->batch - 1) * (size_t)c->sc + (size_t)(c->M - 1) * (size_t)c->ldc + (size_t)c->N) *
+    return ((size_t)(c->batch - 1) * (size_t)c->sc + (size_t)(c->M - 1) * (size_t)c->ldc +
+            (size_t)c->N) *
            gemm_bytes(c->out);
 }
 
@@ -88,12 +94,13 @@ static inline const char *gemm_name(const GemmCall *c) {
     static const char *const epilogues[] = {"", ", GELU", ", GELU's gradient"};
     const char *in = c->in == GEMM_BF16 ? "bf16" : c->tf32 ? "tf32" : "fp32";
     snprintf(text, sizeof text,
-             "a matrix product of %d x %d x %d (%s to %s%s%s%s, transposed %d %d, rows of A, B, C %lld, %lld, "
-             "%lld apart, %d items %lld, %lld, %lld apart, aligned to %d, %d, %d, %d bytes)", c->M, c->N, c->K,
-             in, c->out == GEMM_BF16 ? "bf16" : "fp32", c->bias ? ", bias" : "", epilogues[c->epilogue],
-             c->adds ? ", added to C" : "", c->ta, c->tb, (long long)c->lda, (long long)c->ldb,
-             (long long)c->ldc, c->batch, (long long)c->sa, (long long)c->sb, (long long)c->sc, c->align[0],
-             c->align[1], c->align[2], c->align[3]);
+             "a matrix product of %d x %d x %d (%s to %s%s%s%s, transposed %d %d, rows of A, B, C "
+             "%lld, %lld, "
+             "%lld apart, %d items %lld, %lld, %lld apart, aligned to %d, %d, %d, %d bytes)",
+             c->M, c->N, c->K, in, c->out == GEMM_BF16 ? "bf16" : "fp32", c->bias ? ", bias" : "",
+             epilogues[c->epilogue], c->adds ? ", added to C" : "", c->ta, c->tb, (long long)c->lda,
+             (long long)c->ldb, (long long)c->ldc, c->batch, (long long)c->sa, (long long)c->sb,
+             (long long)c->sc, c->align[0], c->align[1], c->align[2], c->align[3]);
     return text;
 }
 

@@ -55,15 +55,15 @@ static inline void gemm_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes
     GEMM_CHECK(cublasLtMatmulDescSetAttribute(d, name, &value, sizeof value));
 }
 
-static inline cublasLtMatrixLayout_t gemm_layout(int type, int rows, int cols, int64_t ld, int batch,
-                                                 int64_t stride) {
+static inline cublasLtMatrixLayout_t gemm_layout(int type, int rows, int cols, int64_t ld,
+                                                 int batch, int64_t stride) {
     cublasLtMatrixLayout_t layout;
     cudaDataType_t cuda_type = type == GEMM_BF16 ? CUDA_R_16BF : CUDA_R_32F;
     GEMM_CHECK(cublasLtMatrixLayoutCreate(&layout, cuda_type, (uint64_t)rows, (uint64_t)cols, ld));
     GEMM_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
                                                 sizeof batch));
-    GEMM_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
-                                                sizeof stride));
+    GEMM_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                &stride, sizeof stride));
     return layout;
 }
 
@@ -80,8 +80,8 @@ static inline cublasLtEpilogue_t gemm_epilogue(const GemmCall *c) {
    and aux are D's by default. */
 static inline void gemm_describe(GemmDescriptors *d, const GemmCall *c) {
     int tf32 = c->tf32 && c->in == GEMM_FP32;
-    GEMM_CHECK(cublasLtMatmulDescCreate(&d->matmul, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
-                                        CUDA_R_32F));
+    GEMM_CHECK(cublasLtMatmulDescCreate(
+        &d->matmul, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
     gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)(c->tb ? CUBLAS_OP_T : CUBLAS_OP_N));
     gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)(c->ta ? CUBLAS_OP_T : CUBLAS_OP_N));
     gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)gemm_epilogue(c));
@@ -89,7 +89,8 @@ static inline void gemm_describe(GemmDescriptors *d, const GemmCall *c) {
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
                  (const void *)((char *)gemm_workspace + c->align[3]));
     if (c->epilogue != GEMM_PLAIN) {
-        gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, (void *)((char *)gemm_workspace + 16));
+        gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+                 (void *)((char *)gemm_workspace + 16));
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, c->ldaux);
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, c->saux);
     }
@@ -127,12 +128,15 @@ static inline int gemm_allowed(const GemmCall *c, const GemmAlgo *algo, size_t w
         scheme = 0; /* an algorithm without the attribute does not split */
     if (scheme & ~gemm_reductions(c)) return 0;
     if (c->adds != GEMM_ADDS_APART) return 1;
-    return cublasLtMatmulAlgoCapGetAttribute(algo, CUBLASLT_ALGO_CAP_OUT_OF_PLACE_RESULT_SUPPORT, &apart,
-                                             sizeof apart, &written) != CUBLAS_STATUS_SUCCESS || apart;
+    return cublasLtMatmulAlgoCapGetAttribute(algo, CUBLASLT_ALGO_CAP_OUT_OF_PLACE_RESULT_SUPPORT,
+                                             &apart, sizeof apart,
+                                             &written) != CUBLAS_STATUS_SUCCESS ||
+           apart;
 }
 
 /* Whether an algorithm, perhaps one from a file, can compute this product here. */
-static inline int gemm_algo_runs(const GemmDescriptors *d, const GemmCall *c, const GemmAlgo *algo) {
+static inline int gemm_algo_runs(const GemmDescriptors *d, const GemmCall *c,
+                                 const GemmAlgo *algo) {
     cublasLtMatmulHeuristicResult_t result;
     memset(&result, 0, sizeof result);
     cublasStatus_t status =
@@ -149,8 +153,8 @@ static inline cublasLtMatmulPreference_t gemm_preference(const GemmCall *c, uint
     cublasLtMatmulPreference_t p;
     uint64_t workspace = GEMM_WORKSPACE;
     GEMM_CHECK(cublasLtMatmulPreferenceCreate(&p));
-    GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                                    sizeof workspace));
+    GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                    &workspace, sizeof workspace));
     GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                                                     &reductions, sizeof reductions));
     for (int i = 0; i < 4; i++)
@@ -161,15 +165,17 @@ static inline cublasLtMatmulPreference_t gemm_preference(const GemmCall *c, uint
 /* Fills in up to `most` (at most 16) algorithms, the library's best guess first, and returns how many. Where
    the library finds none within the allowed reductions it is asked once more for all, of which those that
    are not allowed are left out here. */
-static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo, int most) {
+static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo,
+                               int most) {
     cublasLtMatmulHeuristicResult_t results[16];
     int n = 0;
     for (int all = 0; all < 2 && !n; all++) {
         int found = 0;
         cublasLtMatmulPreference_t preference =
             gemm_preference(c, all ? (uint32_t)CUBLASLT_REDUCTION_SCHEME_MASK : gemm_reductions(c));
-        cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-            gemm_handle, d->matmul, d->a, d->b, d->c, d->c, preference, min_int(most, 16), results, &found);
+        cublasStatus_t status =
+            cublasLtMatmulAlgoGetHeuristic(gemm_handle, d->matmul, d->a, d->b, d->c, d->c,
+                                           preference, min_int(most, 16), results, &found);
         GEMM_CHECK(cublasLtMatmulPreferenceDestroy(preference));
         if (status != CUBLAS_STATUS_SUCCESS) continue; /* as when there is none */
         for (int i = 0; i < found; i++)
@@ -187,10 +193,11 @@ static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, Gemm
 static inline const char *gemm_run(GemmDescriptors *d, const GemmCall *c, const GemmAlgo *algo,
                                    const GemmOperands *o) {
     if (c->bias) gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, o->bias);
-    if (c->epilogue != GEMM_PLAIN) gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, o->aux);
+    if (c->epilogue != GEMM_PLAIN)
+        gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, o->aux);
     cublasStatus_t status =
-        cublasLtMatmul(gemm_handle, d->matmul, &o->alpha, o->B, d->a, o->A, d->b, &o->beta, o->C, d->c,
-                       o->D, d->c, algo, gemm_workspace, GEMM_WORKSPACE, cuda_stream);
+        cublasLtMatmul(gemm_handle, d->matmul, &o->alpha, o->B, d->a, o->A, d->b, &o->beta, o->C,
+                       d->c, o->D, d->c, algo, gemm_workspace, GEMM_WORKSPACE, cuda_stream);
     return status == CUBLAS_STATUS_SUCCESS ? NULL : cublasLtGetStatusString(status);
 }
 

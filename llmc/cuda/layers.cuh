@@ -17,14 +17,14 @@ and loss have files of their own; see rows.cuh for how they read.
 /* ---------------------------------------------------------------------------------------------- */
 /* linear */
 
-static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, const floatX *b, int N, int I,
-                                  int O) {
+static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, const floatX *b,
+                                  int N, int I, int O) {
     gemm(0, 1, N, O, I, 1, x, (size_t)I, w, (size_t)I, 0, y, (size_t)O, b);
 }
 
 /* Sets dw, or with `add` adds to it; db is added to. */
-static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy, const floatX *x,
-                                   const floatX *w, int N, int I, int O, int add) {
+static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
+                                   const floatX *x, const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm(0, 0, N, I, O, 1, dy, (size_t)O, w, (size_t)I, 0, dx, (size_t)I);
     gemm(1, 0, O, I, N, 1, dy, (size_t)O, x, (size_t)I, add ? 1 : 0, dw, (size_t)I);
     if (db) bias_backward(db, dy, N, O);
@@ -36,10 +36,11 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
 /* A block has a token and goes through its heads, G lanes a head, G a power of two. Elements j and
    j + HS/2, which turn together, are one lane's: a is of the first half, b of the second, and lane l has
    the vectors l, l + G, ... of W elements, V at most. */
-template <int W, int V> __global__ static void __launch_bounds__(256)
-qk_forward_kernel(floatX *qkv, floatM *rstd, const floatM *__restrict__ cosine,
-                  const floatM *__restrict__ sine, int T, int first, int heads, int stride, int HS, int G,
-                  int qk_norm, float eps) {
+template <int W, int V>
+__global__ static void __launch_bounds__(256)
+    qk_forward_kernel(floatX *qkv, floatM *rstd, const floatM *__restrict__ cosine,
+                      const floatM *__restrict__ sine, int T, int first, int heads, int stride,
+                      int HS, int G, int qk_norm, float eps) {
     int n = (int)blockIdx.x, half = HS / 2, lane = (int)threadIdx.x % G;
     size_t angle = (size_t)(first + n % T) * half;
     float inverse = 1 / (float)HS;
@@ -48,33 +49,28 @@ qk_forward_kernel(floatX *qkv, floatM *rstd, const floatM *__restrict__ cosine,
         floatX *x = qkv + (size_t)n * stride + (size_t)h * HS;
         Raw<W> a_ahead[V], b_ahead[V];
         float a[V][W], b[V][W], s = 0, r = 1;
-UNROLL
-        for (int v = 0; v < V; v++) {
+        UNROLLED_FOR (int v = 0; v < V; v++) {
             int j = (v * G + lane) * W, there = h < heads && j < half;
             a_ahead[v] = fetch<W>(x, j, there);
             b_ahead[v] = fetch<W>(x, half + j, there);
         }
-UNROLL
-        for (int v = 0; v < V; v++) {
+        UNROLLED_FOR (int v = 0; v < V; v++) {
             unpack(a[v], a_ahead[v]);
             unpack(b[v], b_ahead[v]);
-UNROLL
-            for (int i = 0; i < W; i++) s += a[v][i] * a[v][i] + b[v][i] * b[v][i];
+            UNROLLED_FOR (int i = 0; i < W; i++) s += a[v][i] * a[v][i] + b[v][i] * b[v][i];
         }
         if (qk_norm) {
             for (int i = G / 2; i > 0; i /= 2) s += __shfl_xor_sync(FULL_WARP, s, i);
             r = rsqrtf(s * inverse + eps);
             if (h < heads && lane == 0) rstd[(size_t)n * heads + h] = r;
         }
-UNROLL
-        for (int v = 0; v < V; v++) {
+        UNROLLED_FOR (int v = 0; v < V; v++) {
             int j = (v * G + lane) * W;
             if (h >= heads || j >= half) continue;
             float co[W], si[W], p[W], q[W];
             if (cosine) load_floats(co, cosine + angle + j);
             if (cosine) load_floats(si, sine + angle + j);
-UNROLL
-            for (int i = 0; i < W; i++) {
+            UNROLLED_FOR (int i = 0; i < W; i++) {
                 float x1 = a[v][i] * r, x2 = b[v][i] * r;
                 p[i] = cosine ? x1 * co[i] - x2 * si[i] : x1;
                 q[i] = cosine ? x2 * co[i] + x1 * si[i] : x2;
@@ -86,10 +82,12 @@ UNROLL
 }
 
 /* Laid out as above. The inner product of gradient and value is the same before and after a rotation. */
-template <int W, int V> __global__ static void __launch_bounds__(256)
-qk_backward_kernel(floatX *dqkv, const floatX *__restrict__ qkv, const floatM *__restrict__ rstd,
-                   const floatM *__restrict__ cosine, const floatM *__restrict__ sine, int T, int heads,
-                   int stride, int HS, int G, int qk_norm) {
+template <int W, int V>
+__global__ static void __launch_bounds__(256)
+    qk_backward_kernel(floatX *dqkv, const floatX *__restrict__ qkv,
+                       const floatM *__restrict__ rstd, const floatM *__restrict__ cosine,
+                       const floatM *__restrict__ sine, int T, int heads, int stride, int HS, int G,
+                       int qk_norm) {
     int n = (int)blockIdx.x, half = HS / 2, lane = (int)threadIdx.x % G;
     size_t angle = (size_t)(n % T) * half;
     float inverse = 1 / (float)HS;
@@ -98,8 +96,7 @@ qk_backward_kernel(floatX *dqkv, const floatX *__restrict__ qkv, const floatM *_
         size_t at = (size_t)n * stride + (size_t)h * HS;
         Raw<W> a_ahead[V], b_ahead[V], ya_ahead[V], yb_ahead[V];
         float a[V][W], b[V][W], ya[W], yb[W], dot = 0, r = 1;
-UNROLL
-        for (int v = 0; v < V; v++) {
+        UNROLLED_FOR (int v = 0; v < V; v++) {
             int j = (v * G + lane) * W, there = h < heads && j < half;
             a_ahead[v] = fetch<W>(dqkv, at + j, there);
             b_ahead[v] = fetch<W>(dqkv, at + half + j, there);
@@ -107,20 +104,17 @@ UNROLL
             yb_ahead[v] = fetch<W>(qkv, at + half + j, there && qk_norm);
         }
         if (qk_norm && h < heads) r = rstd[(size_t)n * heads + h];
-UNROLL
-        for (int v = 0; v < V; v++) {
+        UNROLLED_FOR (int v = 0; v < V; v++) {
             unpack(a[v], a_ahead[v]);
             unpack(b[v], b_ahead[v]);
             unpack(ya, ya_ahead[v]);
             unpack(yb, yb_ahead[v]);
-UNROLL
-            for (int i = 0; i < W; i++) dot += a[v][i] * ya[i] + b[v][i] * yb[i];
+            UNROLLED_FOR (int i = 0; i < W; i++) dot += a[v][i] * ya[i] + b[v][i] * yb[i];
         }
         if (qk_norm)
             for (int i = G / 2; i > 0; i /= 2) dot += __shfl_xor_sync(FULL_WARP, dot, i);
         dot *= inverse;
-UNROLL
-        for (int v = 0; v < V; v++) {
+        UNROLLED_FOR (int v = 0; v < V; v++) {
             int j = (v * G + lane) * W;
             if (h >= heads || j >= half) continue;
             float co[W], si[W], p[W], q[W];
@@ -128,8 +122,7 @@ UNROLL
             if (cosine) load_floats(si, sine + angle + j);
             unpack(ya, ya_ahead[v]);
             unpack(yb, yb_ahead[v]);
-UNROLL
-            for (int i = 0; i < W; i++) {
+            UNROLLED_FOR (int i = 0; i < W; i++) {
                 float d1 = r * (a[v][i] - ya[i] * dot), d2 = r * (b[v][i] - yb[i] * dot);
                 p[i] = cosine ? d1 * co[i] + d2 * si[i] : d1;
                 q[i] = cosine ? d2 * co[i] - d1 * si[i] : d2;
@@ -151,32 +144,35 @@ static inline QkShape qk_shape(int wide, int heads, int HS) {
     while (s.G < s.vectors && s.G < 32) s.G *= 2;
     s.threads = 32 * ceil_div((size_t)heads * (size_t)s.G, 32);
     if (s.threads > 256) s.threads = 256;
-    if (HS % 2 || HS > 1024) die("heads of %d elements: an even number up to 1024 is what can be done", HS);
+    if (HS % 2 || HS > 1024)
+        die("heads of %d elements: an even number up to 1024 is what can be done", HS);
     return s;
 }
 
-static inline void qk_forward(floatX *qkv, floatM *rstd, const floatM *cosine, const floatM *sine, int N,
-                              int T, int first, int NH, int NKV, int HS, int qk_norm, double eps) {
+static inline void qk_forward(floatX *qkv, floatM *rstd, const floatM *cosine, const floatM *sine,
+                              int N, int T, int first, int NH, int NKV, int HS, int qk_norm,
+                              double eps) {
     if (!qk_norm && !cosine) return;
     int wide = all_wide(HS / 2, qkv) && all_wide(HS / 2, cosine, sine), heads = NH + NKV;
     QkShape s = qk_shape(wide, heads, HS);
 #define QK_FORWARD(W, V)                                                                           \
-    LAUNCH((qk_forward_kernel<W, V>), (unsigned)N, s.threads, 0, qkv, rstd, cosine, sine, T, first, heads, \
-           (heads + NKV) * HS, HS, s.G, qk_norm, (float)eps)
+    LAUNCH((qk_forward_kernel<W, V>), (unsigned)N, s.threads, 0, qkv, rstd, cosine, sine, T,       \
+           first, heads, (heads + NKV) * HS, HS, s.G, qk_norm, (float)eps)
     if (wide && s.vectors <= 32) QK_FORWARD(XW, 1);
     else if (wide) QK_FORWARD(XW, 4);
     else QK_FORWARD(1, 16);
 #undef QK_FORWARD
 }
 
-static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rstd, const floatM *cosine,
-                               const floatM *sine, int N, int T, int NH, int NKV, int HS, int qk_norm) {
+static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rstd,
+                               const floatM *cosine, const floatM *sine, int N, int T, int NH,
+                               int NKV, int HS, int qk_norm) {
     if (!qk_norm && !cosine) return;
     int wide = all_wide(HS / 2, dqkv, qkv) && all_wide(HS / 2, cosine, sine), heads = NH + NKV;
     QkShape s = qk_shape(wide, heads, HS);
 #define QK_BACKWARD(W, V)                                                                          \
-    LAUNCH((qk_backward_kernel<W, V>), (unsigned)N, s.threads, 0, dqkv, qkv, rstd, cosine, sine, T, heads, \
-           (heads + NKV) * HS, HS, s.G, qk_norm)
+    LAUNCH((qk_backward_kernel<W, V>), (unsigned)N, s.threads, 0, dqkv, qkv, rstd, cosine, sine,   \
+           T, heads, (heads + NKV) * HS, HS, s.G, qk_norm)
     if (wide && s.vectors <= 32) QK_BACKWARD(XW, 1);
     else if (wide) QK_BACKWARD(XW, 4);
     else QK_BACKWARD(1, 16);
@@ -199,8 +195,10 @@ template <int ACT> __device__ static inline float act_value(float x, float up) {
 }
 
 /* A block has a part of a row. */
-template <int W, int ACT> __global__ static void __launch_bounds__(256)
-act_forward_kernel(floatX *__restrict__ y, const floatX *__restrict__ h, int F, unsigned parts) {
+template <int W, int ACT>
+__global__ static void __launch_bounds__(256)
+    act_forward_kernel(floatX *__restrict__ y, const floatX *__restrict__ h, int F,
+                       unsigned parts) {
     size_t n = blockIdx.x / parts;
     int i = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (i >= F) return;
@@ -208,8 +206,7 @@ act_forward_kernel(floatX *__restrict__ y, const floatX *__restrict__ h, int F, 
     float x[W], up[W] = {0};
     load(x, in);
     if constexpr (ACT == ACT_SWIGLU) load(up, in + F);
-UNROLL
-    for (int j = 0; j < W; j++) x[j] = act_value<ACT>(x[j], up[j]);
+    UNROLLED_FOR (int j = 0; j < W; j++) x[j] = act_value<ACT>(x[j], up[j]);
     store(y + n * F + i, x);
 }
 
@@ -224,9 +221,10 @@ template <int ACT> __device__ static inline float act_slope(float d, float x, fl
     return gate;
 }
 
-template <int W, int ACT> __global__ static void __launch_bounds__(256)
-act_backward_kernel(floatX *__restrict__ dh, const floatX *__restrict__ dy, const floatX *__restrict__ h,
-                    int F, unsigned parts) {
+template <int W, int ACT>
+__global__ static void __launch_bounds__(256)
+    act_backward_kernel(floatX *__restrict__ dh, const floatX *__restrict__ dy,
+                        const floatX *__restrict__ h, int F, unsigned parts) {
     size_t n = blockIdx.x / parts;
     int i = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (i >= F) return;
@@ -235,8 +233,7 @@ act_backward_kernel(floatX *__restrict__ dh, const floatX *__restrict__ dy, cons
     load(d, dy + n * F + i);
     load(x, h + at);
     if constexpr (ACT == ACT_SWIGLU) load(up, h + at + F);
-UNROLL
-    for (int j = 0; j < W; j++) d[j] = act_slope<ACT>(d[j], x[j], &up[j]);
+    UNROLLED_FOR (int j = 0; j < W; j++) d[j] = act_slope<ACT>(d[j], x[j], &up[j]);
     store(dh + at, d);
     if constexpr (ACT == ACT_SWIGLU) store(dh + at + F, up);
 }
@@ -244,34 +241,34 @@ UNROLL
 /* The same gradient, and partials (P,H) of its sum over N, laid out as in column_sums_kernel: a warp has 32 W
    columns of F; grid (columns, P), block (32, SUM_ROWS). */
 constexpr int act_ahead = 2; /* rows that a warp reads at a time */
-template <int W, int ACT> __global__ static void __launch_bounds__(32 * SUM_ROWS)
-act_backward_sums_kernel(floatX *__restrict__ dh, float *__restrict__ partials, const floatX *__restrict__ dy,
-                         const floatX *__restrict__ h, int N, int F) {
+template <int W, int ACT>
+__global__ static void __launch_bounds__(32 * SUM_ROWS)
+    act_backward_sums_kernel(floatX *__restrict__ dh, float *__restrict__ partials,
+                             const floatX *__restrict__ dy, const floatX *__restrict__ h, int N,
+                             int F) {
     constexpr int TWO = ACT == ACT_SWIGLU;
     BLOCK_SHARED(room, [1 + TWO][SUM_ROWS][32 * W], float);
     const int H = (1 + TWO) * F, base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
     size_t P = gridDim.y, part = blockIdx.y, end = (size_t)N * (part + 1) / P;
     float sum[W] = {0}, up_sum[W] = {0};
-    for (size_t first = (size_t)N * part / P + threadIdx.y; first < end; first += act_ahead * SUM_ROWS) {
+    for (size_t first = (size_t)N * part / P + threadIdx.y; first < end;
+         first += act_ahead * SUM_ROWS) {
         Raw<W> d_ahead[act_ahead], x_ahead[act_ahead], up_ahead[act_ahead];
-UNROLL
-        for (int k = 0; k < act_ahead; k++) {
+        UNROLLED_FOR (int k = 0; k < act_ahead; k++) {
             size_t n = first + k * SUM_ROWS;
             int there = c < F && n < end;
             d_ahead[k] = fetch<W>(dy, n * F + c, there);
             x_ahead[k] = fetch<W>(h, n * H + c, there);
             if constexpr (TWO) up_ahead[k] = fetch<W>(h, n * H + F + c, there);
         }
-UNROLL
-        for (int k = 0; k < act_ahead; k++) {
+        UNROLLED_FOR (int k = 0; k < act_ahead; k++) {
             size_t n = first + k * SUM_ROWS;
             if (c >= F || n >= end) continue;
             float d[W], x[W], up[W] = {0};
             unpack(d, d_ahead[k]);
             unpack(x, x_ahead[k]);
             if constexpr (TWO) unpack(up, up_ahead[k]);
-UNROLL
-            for (int i = 0; i < W; i++) {
+            UNROLLED_FOR (int i = 0; i < W; i++) {
                 d[i] = act_slope<ACT>(d[i], x[i], &up[i]);
                 sum[i] += to_float(from_float<floatX>(d[i]));
                 up_sum[i] += to_float(from_float<floatX>(up[i]));
@@ -283,16 +280,17 @@ UNROLL
     store_floats(&room[0][threadIdx.y][(int)threadIdx.x * W], sum);
     if constexpr (TWO) store_floats(&room[1][threadIdx.y][(int)threadIdx.x * W], up_sum);
     __syncthreads();
-    for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < 32 * W && base + i < F; i += 32 * SUM_ROWS)
+    for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < 32 * W && base + i < F;
+         i += 32 * SUM_ROWS)
         for (int k = 0; k <= TWO; k++) {
             float total = 0;
-UNROLL
-            for (int j = 0; j < SUM_ROWS; j++) total += room[k][j][i];
+            UNROLLED_FOR (int j = 0; j < SUM_ROWS; j++) total += room[k][j][i];
             partials[part * (size_t)H + (size_t)(k * F + base + i)] = total;
         }
 }
 
-template <int W> static inline void act_forward_by(floatX *y, const floatX *h, int N, int F, int act) {
+template <int W>
+static inline void act_forward_by(floatX *y, const floatX *h, int N, int F, int act) {
     unsigned parts, threads;
     row_parts(&parts, &threads, F, W);
     unsigned blocks = (unsigned)N * parts;
@@ -308,19 +306,22 @@ static inline void act_forward(floatX *y, const floatX *h, int N, int F, int act
     else act_forward_by<1>(y, h, N, F, act);
 }
 
-template <int W> static inline void act_backward_by(floatX *dh, const floatX *dy, const floatX *h, int N,
-                                                    int F, int act) {
+template <int W>
+static inline void act_backward_by(floatX *dh, const floatX *dy, const floatX *h, int N, int F,
+                                   int act) {
     unsigned parts, threads;
     row_parts(&parts, &threads, F, W);
     unsigned blocks = (unsigned)N * parts;
-#define ACT_BACKWARD(ACT) LAUNCH((act_backward_kernel<W, ACT>), blocks, threads, 0, dh, dy, h, F, parts)
+#define ACT_BACKWARD(ACT)                                                                          \
+    LAUNCH((act_backward_kernel<W, ACT>), blocks, threads, 0, dh, dy, h, F, parts)
     if (act == ACT_GELU) ACT_BACKWARD(ACT_GELU);
     else if (act == ACT_RELU2) ACT_BACKWARD(ACT_RELU2);
     else ACT_BACKWARD(ACT_SWIGLU);
 #undef ACT_BACKWARD
 }
 
-static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, int N, int F, int act) {
+static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, int N, int F,
+                                int act) {
     if (all_wide(F, dh, dy, h)) act_backward_by<XW>(dh, dy, h, N, F, act);
     else act_backward_by<1>(dh, dy, h, N, F, act);
 }
@@ -329,8 +330,9 @@ static inline size_t act_scratch(int N, int F, int H) {
     return (size_t)sum_parts(N, F) * (size_t)H * sizeof(float);
 }
 
-template <int W> static inline void act_backward_sums_by(floatX *dh, floatM *db, const floatX *dy,
-                                                         const floatX *h, int N, int F, int act) {
+template <int W>
+static inline void act_backward_sums_by(floatX *dh, floatM *db, const floatX *dy, const floatX *h,
+                                        int N, int F, int act) {
     const int H = act == ACT_SWIGLU ? 2 * F : F;
     dim3 grid(ceil_div((size_t)F, 32 * (size_t)W), sum_parts(N, F)), block(32, SUM_ROWS);
     float *partials = (float *)cuda_scratch(act_scratch(N, F, H));
@@ -344,8 +346,8 @@ template <int W> static inline void act_backward_sums_by(floatX *dh, floatM *db,
 }
 
 /* act_backward, and db (H) += the sum of dh over N. */
-static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, const floatX *h, int N, int F,
-                                     int act) {
+static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, const floatX *h,
+                                     int N, int F, int act) {
     if (all_wide(F, dh, dy, h)) act_backward_sums_by<XW>(dh, db, dy, h, N, F, act);
     else act_backward_sums_by<1>(dh, db, dy, h, N, F, act);
 }
@@ -357,25 +359,29 @@ static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, c
    tensor (N,F) less is written and read forward, two backward. 1: wherever the library can. */
 inline int linear_gelu_fused;
 
-static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
-                                      int N, int I, int F, int act) {
+static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w,
+                                      const floatX *b, int N, int I, int F, int act) {
     size_t i = (size_t)I, f = (size_t)F;
-    if (act == ACT_GELU && linear_gelu_fused && !gemm_gelu(0, 1, N, F, I, x, i, w, i, y, f, h, f, b)) return;
+    if (act == ACT_GELU && linear_gelu_fused &&
+        !gemm_gelu(0, 1, N, F, I, x, i, w, i, y, f, h, f, b))
+        return;
     linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
     act_forward(y, h, N, F, act);
 }
 
 /* What an epilogue has computed from unrounded sums needs these again. */
-static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w, const floatX *b,
-                                    int N, int I, int F, int act) {
+static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w,
+                                    const floatX *b, int N, int I, int F, int act) {
     if (act == ACT_GELU && linear_gelu_fused) linear_act_forward(y, h, x, w, b, N, I, F, act);
     else act_forward(y, h, N, F, act);
 }
 
-static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz, const floatX *w,
-                                       const floatX *h, int N, int F, int O, int act) {
+static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz,
+                                       const floatX *w, const floatX *h, int N, int F, int O,
+                                       int act) {
     size_t o = (size_t)O, f = (size_t)F;
-    if (act == ACT_GELU && linear_gelu_fused && !gemm_dgelu(0, 0, N, F, O, dz, o, w, f, dh, f, h, f)) {
+    if (act == ACT_GELU && linear_gelu_fused &&
+        !gemm_dgelu(0, 0, N, F, O, dz, o, w, f, dh, f, h, f)) {
         if (db) bias_backward(db, dh, N, F);
         return;
     }
@@ -387,8 +393,9 @@ static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const
 /* ---------------------------------------------------------------------------------------------- */
 /* weights */
 
-template <int W> __global__ static void __launch_bounds__(256)
-cast_kernel(floatX *__restrict__ w, const floatM *__restrict__ p, size_t n) {
+template <int W>
+__global__ static void __launch_bounds__(256)
+    cast_kernel(floatX *__restrict__ w, const floatM *__restrict__ p, size_t n) {
     size_t step = (size_t)gridDim.x * 256 * W;
     for (size_t i = ((size_t)blockIdx.x * 256 + threadIdx.x) * W; i < n; i += step) {
         float x[W];
@@ -416,8 +423,9 @@ static inline void cast_weights(floatX *w, const floatM *p, size_t n) {
 static inline size_t layers_scratch(const Config *c, int R) {
     int N = c->batch_size * c->seq_len, QKV = (c->heads + 2 * c->kv_heads) * c->head_dim;
     int H = c->act == ACT_SWIGLU ? 2 * c->ff_width : c->ff_width, Vp = (c->vocab + 63) / 64 * 64;
-    const size_t needs[] = {embed_scratch(N, c->width), norm_scratch(N, c->width), bias_scratch(N, QKV),
-                            bias_scratch(N, c->width), bias_scratch(N, H), act_scratch(N, c->ff_width, H),
+    const size_t needs[] = {embed_scratch(N, c->width), norm_scratch(N, c->width),
+                            bias_scratch(N, QKV),       bias_scratch(N, c->width),
+                            bias_scratch(N, H),         act_scratch(N, c->ff_width, H),
                             bias_scratch(R, Vp)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)

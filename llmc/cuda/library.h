@@ -32,26 +32,28 @@ The places, in this order; the first file that loads is taken:
 
 /* Lists end with NULL; a list that is NULL is empty. */
 typedef struct {
-    const char *const *names;     /* of the file, the best first: "libcudnn.so.9" */
-    const char *const *variables; /* of the environment, each of which names a folder: "CUDNN_PATH" */
-    const char *const *wheels;    /* folders below site-packages/nvidia: "cudnn/lib" */
-    const char *beside;           /* path of a library that is loaded, or NULL */
-    int beside_first;             /* whether `beside` comes before all other places */
-    int global;                   /* whether libraries that are loaded later see its symbols */
+    const char *const *names; /* of the file, the best first: "libcudnn.so.9" */
+    const char *const
+        *variables;            /* of the environment, each of which names a folder: "CUDNN_PATH" */
+    const char *const *wheels; /* folders below site-packages/nvidia: "cudnn/lib" */
+    const char *beside;        /* path of a library that is loaded, or NULL */
+    int beside_first;          /* whether `beside` comes before all other places */
+    int global;                /* whether libraries that are loaded later see its symbols */
 } LibrarySearch;
 
 /* A search under way. */
 typedef struct {
     const LibrarySearch *search;
-    void *found;   /* the handle, NULL so far */
-    char *why;     /* what the dynamic linker said of a file that exists and does not load */
+    void *found; /* the handle, NULL so far */
+    char *why;   /* what the dynamic linker said of a file that exists and does not load */
     size_t why_size;
 } LibraryFinder;
 
 /* Path of a library that dlopen has returned. */
 static inline void library_path(void *library, char *path, size_t size) {
     struct link_map *map = NULL;
-    snprintf(path, size, "%s", library && !dlinfo(library, RTLD_DI_LINKMAP, &map) && map ? map->l_name : "");
+    snprintf(path, size, "%s",
+             library && !dlinfo(library, RTLD_DI_LINKMAP, &map) && map ? map->l_name : "");
 }
 
 /* Path of the loaded library that a function or a variable is in; "" if it is in none. */
@@ -98,9 +100,11 @@ static inline void library_try_folder(LibraryFinder *f, const char *folder, cons
     char pattern[PATH_MAX];
     for (const char *const *name = f->search->names; *name && !f->found; name++) {
         glob_t found;
-        int n = snprintf(pattern, sizeof pattern, "%s%s%s/%s", folder, below[0] ? "/" : "", below, *name);
+        int n = snprintf(pattern, sizeof pattern, "%s%s%s/%s", folder, below[0] ? "/" : "", below,
+                         *name);
         if (n < 0 || n >= (int)sizeof pattern || glob(pattern, 0, NULL, &found)) continue;
-        for (size_t i = found.gl_pathc; i-- > 0 && !f->found;) library_try_file(f, found.gl_pathv[i]);
+        for (size_t i = found.gl_pathc; i-- > 0 && !f->found;)
+            library_try_file(f, found.gl_pathv[i]);
         globfree(&found);
     }
 }
@@ -116,8 +120,9 @@ static inline void library_try_packages(LibraryFinder *f, const char *packages) 
 
 /* A Python environment, or the prefix of an interpreter: its packages, then its own libraries (conda's). */
 static inline void library_try_python(LibraryFinder *f, const char *prefix) {
-    static const char *const packages[] = {"lib/python3*/site-packages", "lib64/python3*/site-packages",
-                                           "lib/python3*/dist-packages", "lib/python3/dist-packages"};
+    static const char *const packages[] = {
+        "lib/python3*/site-packages", "lib64/python3*/site-packages", "lib/python3*/dist-packages",
+        "lib/python3/dist-packages"};
     char folder[PATH_MAX];
     if (!prefix || !prefix[0]) return;
     for (size_t i = 0; i < sizeof packages / sizeof packages[0]; i++) {
@@ -177,11 +182,18 @@ static inline void library_try_variables(LibraryFinder *f, const char *const *va
 }
 
 static inline void library_try_systems(LibraryFinder *f) {
-    static const char *const folders[] = {
-        "/usr/local/cuda/lib64", "/usr/local/cuda-*/lib64", "/usr/local/cuda/lib", "/opt/cuda/lib64",
-        "/usr/local/lib",        "/usr/lib/*-linux-gnu",    "/usr/lib64",          "/usr/lib",
-        "/usr/lib/wsl/lib",      "/usr/lib/*-linux-gnu/nvidia/current"};
-    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) library_try_folder(f, folders[i], "");
+    static const char *const folders[] = {"/usr/local/cuda/lib64",
+                                          "/usr/local/cuda-*/lib64",
+                                          "/usr/local/cuda/lib",
+                                          "/opt/cuda/lib64",
+                                          "/usr/local/lib",
+                                          "/usr/lib/*-linux-gnu",
+                                          "/usr/lib64",
+                                          "/usr/lib",
+                                          "/usr/lib/wsl/lib",
+                                          "/usr/lib/*-linux-gnu/nvidia/current"};
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++)
+        library_try_folder(f, folders[i], "");
 }
 
 static inline void library_try_pythons(LibraryFinder *f) {
@@ -217,7 +229,8 @@ static inline void *library_open(const LibrarySearch *search, char *path, size_t
     library_try_systems(&f);
     if (search->wheels) library_try_pythons(&f);
     library_path(f.found, path, size);
-    if (!f.found && why_size && !why[0]) snprintf(why, why_size, "there is no %s", search->names[0]);
+    if (!f.found && why_size && !why[0])
+        snprintf(why, why_size, "there is no %s", search->names[0]);
     if (f.found && why_size) why[0] = 0;
     return f.found;
 }

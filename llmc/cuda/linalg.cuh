@@ -15,7 +15,9 @@ decide.
 #define LA_SCRATCH_BUDGET ((size_t)128 << 20)
 
 static inline int la_chunk(int n) { return n; }
-static inline int la_workers(int chunks, size_t elements) { return (void)chunks, (void)elements, 1; }
+static inline int la_workers(int chunks, size_t elements) {
+    return (void)chunks, (void)elements, 1;
+}
 
 inline int la_fast_on;
 static inline int la_fast(int on) { return la_fast_on = on && gemm_allow_tf32; }
@@ -27,7 +29,9 @@ static inline int la_fast(int on) { return la_fast_on = on && gemm_allow_tf32; }
    differ in which of rows and columns are contiguous, four of a 32 x 32 tile that goes through shared
    memory, so that every view is read and written along its own lines. */
 enum { LA_SINGLE = 1, LA_WIDE = 4, LA_TURNED = 0 };
-template <int MODE> struct LaShare { enum { N = MODE == LA_TURNED ? 4 : MODE }; };
+template <int MODE> struct LaShare {
+    enum { N = MODE == LA_TURNED ? 4 : MODE };
+};
 
 /* N views over the same elements, view 0 with cs = 1, and the tiles of an item: `across` by `down`, of
    `lanes` threads (each LA_WIDE or LA_SINGLE columns) by as many rows as the block has. */
@@ -44,7 +48,8 @@ enum { LA_PLAIN, LA_BY_ITEM, LA_BY_ROW };
 
 template <int N> static inline void la_merge(Mat (&m)[N], int need) {
     const size_t limit = (size_t)1 << 30;
-    size_t cols = (size_t)m[0].cols, rows = (size_t)m[0].rows, n1 = (size_t)m[0].n1, n0 = (size_t)m[0].n0;
+    size_t cols = (size_t)m[0].cols, rows = (size_t)m[0].rows, n1 = (size_t)m[0].n1,
+           n0 = (size_t)m[0].n0;
     int merge = need < LA_BY_ROW && rows * cols <= limit;
     for (int v = 0; v < N; v++) merge &= m[v].cs == 1 && (rows == 1 || m[v].rs == cols);
     if (!merge) return;
@@ -100,13 +105,16 @@ template <int N> static inline unsigned la_tiles(const LaWalk<N> &w) {
    are turned, 8 rows apart. */
 typedef struct {
     unsigned item;
-    int row, col;   /* of the tile */
-    int r, c;       /* of the element */
+    int row, col; /* of the tile */
+    int r, c;     /* of the element */
 } LaSpot;
 
-template <int MODE, int N> __device__ static inline LaSpot la_spot(const LaWalk<N> &w, unsigned tile) {
-    unsigned each = w.across * w.down, t = threadIdx.x, lanes = MODE == LA_TURNED ? 32 : (unsigned)w.lanes;
-    unsigned deep = MODE == LA_TURNED ? 32 : blockDim.x / lanes, wide = MODE == LA_TURNED ? 1 : MODE;
+template <int MODE, int N>
+__device__ static inline LaSpot la_spot(const LaWalk<N> &w, unsigned tile) {
+    unsigned each = w.across * w.down, t = threadIdx.x,
+             lanes = MODE == LA_TURNED ? 32 : (unsigned)w.lanes;
+    unsigned deep = MODE == LA_TURNED ? 32 : blockDim.x / lanes,
+             wide = MODE == LA_TURNED ? 1 : MODE;
     LaSpot at;
     at.item = tile / each;
     at.row = (int)(tile % each / w.across * deep), at.col = (int)(tile % w.across * lanes * wide);
@@ -128,22 +136,22 @@ template <int MODE, int N> struct LaRoom {
 
 /* x[v] = this thread's elements of every view v in READS; of those beyond the edge nothing. */
 template <int MODE, unsigned READS, int N>
-__device__ static inline void la_fetch(float (&x)[N][LaShare<MODE>::N], const LaWalk<N> &w, const LaSpot &at,
-                                       LaRoom<MODE, N> &room) {
+__device__ static inline void la_fetch(float (&x)[N][LaShare<MODE>::N], const LaWalk<N> &w,
+                                       const LaSpot &at, LaRoom<MODE, N> &room) {
     const int rows = w.m[0].rows, cols = w.m[0].cols;
     const int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
     if constexpr (MODE == LA_TURNED) __syncthreads();
-UNROLL
-    for (int v = 0; v < N; v++) {
+    UNROLLED_FOR (int v = 0; v < N; v++) {
         if (!(READS >> v & 1)) continue;
         const float *p = la_at(w.m[v], at.item);
         if constexpr (MODE != LA_TURNED) {
-            if (at.r < rows && at.c < cols) load<MODE>(x[v], p + (size_t)at.r * w.m[v].rs + (size_t)at.c);
+            if (at.r < rows && at.c < cols)
+                load<MODE>(x[v], p + (size_t)at.r * w.m[v].rs + (size_t)at.c);
         } else {
             const int turned = w.turned >> v & 1;
-UNROLL
-            for (int e = 0; e < 4; e++) {
-                int r = turned ? at.row + lane : at.r + 8 * e, c = turned ? at.col + line + 8 * e : at.c;
+            UNROLLED_FOR (int e = 0; e < 4; e++) {
+                int r = turned ? at.row + lane : at.r + 8 * e,
+                    c = turned ? at.col + line + 8 * e : at.c;
                 if (r >= rows || c >= cols) continue;
                 float y = p[(size_t)r * w.m[v].rs + (size_t)c * w.m[v].cs];
                 if (turned) room.x[v][line + 8 * e][lane] = y;
@@ -153,8 +161,7 @@ UNROLL
     }
     if constexpr (MODE == LA_TURNED) {
         __syncthreads();
-UNROLL
-        for (int v = 0; v < N; v++)
+        UNROLLED_FOR (int v = 0; v < N; v++)
             for (int e = 0; e < 4; e++)
                 if ((READS & w.turned) >> v & 1 && at.r + 8 * e < rows && at.c < cols)
                     x[v][e] = room.x[v][lane][line + 8 * e];
@@ -169,23 +176,22 @@ __device__ static inline void la_put(const float (&x)[N][LaShare<MODE>::N], cons
     const int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
     if constexpr (MODE == LA_TURNED) {
         __syncthreads();
-UNROLL
-        for (int v = 0; v < N; v++)
+        UNROLLED_FOR (int v = 0; v < N; v++)
             for (int e = 0; e < 4; e++)
                 if ((WRITES & w.turned) >> v & 1) room.x[v][lane][line + 8 * e] = x[v][e];
         __syncthreads();
     }
-UNROLL
-    for (int v = 0; v < N; v++) {
+    UNROLLED_FOR (int v = 0; v < N; v++) {
         if (!(WRITES >> v & 1)) continue;
         float *p = la_at(w.m[v], at.item);
         if constexpr (MODE != LA_TURNED) {
-            if (at.r < rows && at.c < cols) store<MODE>(p + (size_t)at.r * w.m[v].rs + (size_t)at.c, x[v]);
+            if (at.r < rows && at.c < cols)
+                store<MODE>(p + (size_t)at.r * w.m[v].rs + (size_t)at.c, x[v]);
         } else {
             const int turned = w.turned >> v & 1;
-UNROLL
-            for (int e = 0; e < 4; e++) {
-                int r = turned ? at.row + lane : at.r + 8 * e, c = turned ? at.col + line + 8 * e : at.c;
+            UNROLLED_FOR (int e = 0; e < 4; e++) {
+                int r = turned ? at.row + lane : at.r + 8 * e,
+                    c = turned ? at.col + line + 8 * e : at.c;
                 if (r < rows && c < cols)
                     p[(size_t)r * w.m[v].rs + (size_t)c * w.m[v].cs] =
                         turned ? room.x[v][line + 8 * e][lane] : x[v][e];
@@ -199,8 +205,7 @@ template <int N, typename T> __device__ static inline void la_pack(T *p, const f
     if constexpr (N == 4 && sizeof(T) == 2) {
         T t[N];
         uint2 raw;
-UNROLL
-        for (int i = 0; i < N; i++) t[i] = from_float<T>(x[i]);
+        UNROLLED_FOR (int i = 0; i < N; i++) t[i] = from_float<T>(x[i]);
         memcpy(&raw, t, sizeof raw);
         *(uint2 *)(void *)p = raw;
     } else {
@@ -212,8 +217,7 @@ template <int N, typename T> __device__ static inline void la_unpack(float (&x)[
         T t[N];
         uint2 raw = *(const uint2 *)(const void *)p;
         memcpy(t, &raw, sizeof raw);
-UNROLL
-        for (int i = 0; i < N; i++) x[i] = to_float(t[i]);
+        UNROLLED_FOR (int i = 0; i < N; i++) x[i] = to_float(t[i]);
     } else {
         load<N>(x, p);
     }
@@ -221,16 +225,16 @@ UNROLL
 
 /* This thread's elements x of view 0 to a copy that is laid out as that view, from its first element on. */
 template <int MODE, typename T, int N>
-__device__ static inline void la_put_copy(T *copy, const float (&x)[LaShare<MODE>::N], const LaWalk<N> &w,
-                                          const LaSpot &at) {
+__device__ static inline void la_put_copy(T *copy, const float (&x)[LaShare<MODE>::N],
+                                          const LaWalk<N> &w, const LaSpot &at) {
     const Mat &m = w.m[0];
     if (!copy) return;
     T *p = copy + (la_at(m, at.item) - m.p);
     if constexpr (MODE != LA_TURNED) {
-        if (at.r < m.rows && at.c < m.cols) la_pack<MODE>(p + (size_t)at.r * m.rs + (size_t)at.c, x);
+        if (at.r < m.rows && at.c < m.cols)
+            la_pack<MODE>(p + (size_t)at.r * m.rs + (size_t)at.c, x);
     } else {
-UNROLL
-        for (int e = 0; e < 4; e++)
+        UNROLLED_FOR (int e = 0; e < 4; e++)
             if (at.r + 8 * e < m.rows && at.c < m.cols)
                 p[(size_t)(at.r + 8 * e) * m.rs + (size_t)at.c] = from_float<T>(x[e]);
     }
@@ -246,16 +250,13 @@ template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F:
     float x[F::N][E] = {};
     LaSpot at = la_spot<MODE>(w, blockIdx.x);
     la_fetch<MODE, F::READS>(x, w, at, room);
-UNROLL
-    for (int e = 0; e < E; e++) {
+    UNROLLED_FOR (int e = 0; e < E; e++) {
         int r = la_row_of<MODE>(at, e), c = la_col_of<MODE>(at, e);
         float y[F::N];
         if (r >= w.m[0].rows || c >= w.m[0].cols) continue;
-UNROLL
-        for (int v = 0; v < F::N; v++) y[v] = x[v][e];
+        UNROLLED_FOR (int v = 0; v < F::N; v++) y[v] = x[v][e];
         f(y, at.item, r, c);
-UNROLL
-        for (int v = 0; v < F::N; v++) x[v][e] = y[v];
+        UNROLLED_FOR (int v = 0; v < F::N; v++) x[v][e] = y[v];
     }
     la_put<MODE, F::WRITES>(x, w, at, room);
     if constexpr (requires { f.copy; }) la_put_copy<MODE>(f.copy, x[0], w, at);
@@ -266,7 +267,8 @@ template <class F> static inline void la_map(F f, Mat (&m)[F::N]) {
     if (!mat_size(m[0])) return;
     LaWalk<F::N> w = la_walk(m, F::NEED);
     if constexpr (requires { f.copy; }) /* four elements of the copy are one access too */
-        if (w.mode == LA_WIDE && (uintptr_t)f.copy % (4 * sizeof *f.copy)) w = la_walk(m, F::NEED, 0);
+        if (w.mode == LA_WIDE && (uintptr_t)f.copy % (4 * sizeof *f.copy))
+            w = la_walk(m, F::NEED, 0);
     const unsigned blocks = la_tiles(w), threads = (unsigned)w.threads;
     if (w.mode == LA_WIDE) LAUNCH((la_map_kernel<F, LA_WIDE>), blocks, threads, 0, f, w);
     else if (w.mode == LA_SINGLE) LAUNCH((la_map_kernel<F, LA_SINGLE>), blocks, threads, 0, f, w);
@@ -384,15 +386,17 @@ static inline void la_round_bf16(Mat X) {
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                             double rate, double root, double eps, double keep, floatX *copy) {
     Mat m[4] = {P, G, M, V};
-    la_map(LaAdam<1>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root, (float)eps,
-                     (float)keep, copy}, m);
+    la_map(LaAdam<1>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root,
+                     (float)eps, (float)keep, copy},
+           m);
 }
 
 static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                            double rate, double root, double eps) {
     Mat m[4] = {U, G, M, V};
-    la_map(LaAdam<0>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root, (float)eps, 0,
-                     NULL}, m);
+    la_map(LaAdam<0>{(float)gscale, (float)beta1, (float)beta2, (float)rate, (float)root,
+                     (float)eps, 0, NULL},
+           m);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -428,11 +432,9 @@ __global__ static void la_fold_kernel(float *s, double *parts, LaWalk<F::N> w, u
     for (unsigned tile = blockIdx.x % pieces; tile < tiles; tile += pieces) {
         float x[F::N][E] = {}; /* beyond the edge nothing is added */
         la_fetch<MODE, F::READS>(x, w, la_spot<MODE>(w, group * tiles + tile), room);
-UNROLL
-        for (int e = 0; e < E; e++) {
+        UNROLLED_FOR (int e = 0; e < E; e++) {
             float y[F::N];
-UNROLL
-            for (int v = 0; v < F::N; v++) y[v] = x[v][e];
+            UNROLLED_FOR (int v = 0; v < F::N; v++) y[v] = x[v][e];
             sum += F::term(y);
         }
     }
@@ -442,10 +444,12 @@ UNROLL
     else s[group] = F::end(sum);
 }
 
-template <class F> __global__ static void la_fold_end_kernel(float *s, const double *parts, unsigned pieces) {
+template <class F>
+__global__ static void la_fold_end_kernel(float *s, const double *parts, unsigned pieces) {
     BLOCK_SHARED(sums, [32], double);
     double sum = 0;
-    for (unsigned i = threadIdx.x; i < pieces; i += blockDim.x) sum += parts[blockIdx.x * pieces + i];
+    for (unsigned i = threadIdx.x; i < pieces; i += blockDim.x)
+        sum += parts[blockIdx.x * pieces + i];
     sum = block_sum(sum, sums);
     if (!threadIdx.x) s[blockIdx.x] = F::end(sum);
 }
@@ -464,8 +468,7 @@ template <class F> static inline void la_fold(float *s, Mat (&m)[F::N], int grou
         LAUNCH((la_fold_kernel<F, LA_WIDE>), blocks, threads, 0, s, parts, w, pieces, tiles);
     else if (w.mode == LA_SINGLE)
         LAUNCH((la_fold_kernel<F, LA_SINGLE>), blocks, threads, 0, s, parts, w, pieces, tiles);
-    else
-        LAUNCH((la_fold_kernel<F, LA_TURNED>), blocks, threads, 0, s, parts, w, pieces, tiles);
+    else LAUNCH((la_fold_kernel<F, LA_TURNED>), blocks, threads, 0, s, parts, w, pieces, tiles);
     if (pieces > 1) LAUNCH(la_fold_end_kernel<F>, groups, 128, 0, s, parts, pieces);
 }
 
@@ -486,8 +489,7 @@ template <int V> __global__ static void la_squares_kernel(double *parts, const f
     for (; i < n / V; i += step) {
         float y[V];
         load<V>(y, x + V * i);
-UNROLL
-        for (int k = 0; k < V; k++) sum += (double)y[k] * (double)y[k];
+        UNROLLED_FOR (int k = 0; k < V; k++) sum += (double)y[k] * (double)y[k];
     }
     if (V > 1 && blockIdx.x == 0 && threadIdx.x == 0)
         for (size_t k = n / V * V; k < n; k++) sum += (double)x[k] * (double)x[k];
@@ -502,7 +504,8 @@ static inline double la_sum_squares(const floatM *x, size_t n) {
     if (!n) return 0;
     if ((uintptr_t)x % 16 == 0) LAUNCH(la_squares_kernel<4>, blocks, 256, 0, parts, x, n);
     else LAUNCH(la_squares_kernel<1>, blocks, 256, 0, parts, x, n);
-    CUDA_CHECK(cudaMemcpyAsync(sums, parts, blocks * sizeof *sums, cudaMemcpyDeviceToHost, cuda_stream));
+    CUDA_CHECK(
+        cudaMemcpyAsync(sums, parts, blocks * sizeof *sums, cudaMemcpyDeviceToHost, cuda_stream));
     CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
     for (unsigned i = 0; i < blocks; i++) sum += sums[i];
     return sum;
@@ -512,7 +515,8 @@ static inline double la_identity_gap(Mat X) { return (void)X, INFINITY; }
 
 /* Norms of 32 rows, or of 8: one warp a row that is contiguous; else 32 rows side by side, every eighth
    column a thread. */
-template <int ACROSS> __global__ static void la_row_norms_kernel(float *norms, Mat X, unsigned tiles) {
+template <int ACROSS>
+__global__ static void la_row_norms_kernel(float *norms, Mat X, unsigned tiles) {
     BLOCK_SHARED(part, [8][33], double);
     int lane = (int)threadIdx.x % 32, line = (int)threadIdx.x / 32;
     unsigned item = blockIdx.x / tiles;
@@ -538,7 +542,8 @@ template <int ACROSS> __global__ static void la_row_norms_kernel(float *norms, M
 
 static inline void la_row_norms(floatM *norms, Mat X) {
     const int across = X.cs != 1;
-    const unsigned tiles = ceil_div((size_t)X.rows, across ? 32 : 8), blocks = tiles * (unsigned)mat_count(X);
+    const unsigned tiles = ceil_div((size_t)X.rows, across ? 32 : 8),
+                   blocks = tiles * (unsigned)mat_count(X);
     if (!blocks) return;
     if (across) LAUNCH(la_row_norms_kernel<1>, blocks, 256, 0, norms, X, tiles);
     else LAUNCH(la_row_norms_kernel<0>, blocks, 256, 0, norms, X, tiles);
@@ -552,7 +557,8 @@ enum { LA_RECIP, LA_RROOT, LA_DIV, LA_MUL, LA_SQRT_OF, LA_MOMENT, LA_ROOT_RECIP,
 __global__ static void la_vec_kernel(int op, float *s, const float *t, int n, double a, double b) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
-    double x = (double)s[i], y = t ? (double)t[i] : 0, square = op == LA_BALANCE ? y * y : a * x * x + b;
+    double x = (double)s[i], y = t ? (double)t[i] : 0,
+           square = op == LA_BALANCE ? y * y : a * x * x + b;
     if (op == LA_RECIP) s[i] = (float)(1 / (x > a ? x : a));
     if (op == LA_RROOT) s[i] = (float)(1 / sqrt(square > 1e-12 ? square : 1e-12));
     if (op == LA_DIV) s[i] = (float)(x / (y > a ? y : a));
@@ -567,8 +573,12 @@ static inline void la_vec(int op, floatM *s, const floatM *t, int n, double a, d
     if (n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
 }
 
-static inline void la_vec_recip(floatM *s, int n, double floor) { la_vec(LA_RECIP, s, NULL, n, floor, 0); }
-static inline void la_vec_rroot(floatM *s, int n, double a, double b) { la_vec(LA_RROOT, s, NULL, n, a, b); }
+static inline void la_vec_recip(floatM *s, int n, double floor) {
+    la_vec(LA_RECIP, s, NULL, n, floor, 0);
+}
+static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
+    la_vec(LA_RROOT, s, NULL, n, a, b);
+}
 static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
     la_vec(LA_DIV, s, t, n, floor, 0);
 }
@@ -584,8 +594,9 @@ static inline void la_vec_balance(floatM *s, const floatM *t, int n, double targ
     la_vec(LA_BALANCE, s, t, n, target, power);
 }
 
-__global__ static void la_vec_gauge_kernel(float *x, const float *l, const float *r, const float *norm_a,
-                                           const float *norm_b, int n, double damping, int form) {
+__global__ static void la_vec_gauge_kernel(float *x, const float *l, const float *r,
+                                           const float *norm_a, const float *norm_b, int n,
+                                           double damping, int form) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     double a = (double)norm_a[i] * (double)norm_a[i] + damping;
@@ -598,7 +609,8 @@ __global__ static void la_vec_gauge_kernel(float *x, const float *l, const float
 static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, const floatM *norm_a,
                                 const floatM *norm_b, int n, double damping, int form) {
     const unsigned blocks = ceil_div((size_t)n, 128);
-    if (n > 0) LAUNCH(la_vec_gauge_kernel, blocks, 128, 0, x, l, r, norm_a, norm_b, n, damping, form);
+    if (n > 0)
+        LAUNCH(la_vec_gauge_kernel, blocks, 128, 0, x, l, r, norm_a, norm_b, n, damping, form);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -622,7 +634,8 @@ template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned t
     }
     __syncthreads();
     for (int e = line; e < 32; e += 8) {
-        int r = up + e, c = left + lane; /* the lower tile's element (e, lane) is (left + e, up + lane) */
+        int r = up + e,
+            c = left + lane; /* the lower tile's element (e, lane) is (left + e, up + lane) */
         if (MEAN && r < n && c < n && r < c)
             x[(size_t)r * X.rs + (size_t)c] = 0.5f * (upper[e][lane] + lower[lane][e]);
         r = left + e, c = up + lane;
@@ -633,13 +646,15 @@ template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned t
 }
 
 static inline void la_symmetrize(Mat X) {
-    const unsigned tiles = ceil_div((size_t)X.rows, 32), blocks = tiles * tiles * (unsigned)mat_count(X);
+    const unsigned tiles = ceil_div((size_t)X.rows, 32),
+                   blocks = tiles * tiles * (unsigned)mat_count(X);
     if (blocks) LAUNCH(la_symmetric_kernel<1>, blocks, 256, 0, X, tiles);
 }
 
 /* The upper triangle of a product that rounding alone leaves unsymmetric, onto the lower. */
 static inline void la_mirror(Mat X) {
-    const unsigned tiles = ceil_div((size_t)X.rows, 32), blocks = tiles * tiles * (unsigned)mat_count(X);
+    const unsigned tiles = ceil_div((size_t)X.rows, 32),
+                   blocks = tiles * tiles * (unsigned)mat_count(X);
     if (X.cs != 1) X = mat_t(X);
     if (blocks) LAUNCH(la_symmetric_kernel<0>, blocks, 256, 0, X, tiles);
 }
@@ -658,8 +673,8 @@ static inline size_t la_lead(Mat m) {
 }
 
 static inline void la_gemm_batch(Mat D, double a, Mat A, Mat B, double b, const floatM *C) {
-    GemmCall c = gemm_kind<float, float>(A.cs != 1, B.cs != 1, D.rows, D.cols, A.cols, la_lead(A), la_lead(B),
-                                         la_lead(D));
+    GemmCall c = gemm_kind<float, float>(A.cs != 1, B.cs != 1, D.rows, D.cols, A.cols, la_lead(A),
+                                         la_lead(B), la_lead(D));
     c.tf32 = la_fast_on;
     c.batch = mat_count(D);
     if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(D);
@@ -684,7 +699,8 @@ static inline Mat la_regroup(Mat m, const Mat &like) {
 
 /* Whether X lies as Y does, if maybe elsewhere. */
 static inline int la_alike(Mat X, Mat Y) {
-    int items = X.n0 == Y.n0 && X.n1 == Y.n1 && (X.n0 == 1 || X.s0 == Y.s0) && (X.n1 == 1 || X.s1 == Y.s1);
+    int items =
+        X.n0 == Y.n0 && X.n1 == Y.n1 && (X.n0 == 1 || X.s0 == Y.s0) && (X.n1 == 1 || X.s1 == Y.s1);
     return items && X.rows == Y.rows && X.cols == Y.cols && X.rs == Y.rs && X.cs == Y.cs;
 }
 
@@ -699,7 +715,8 @@ static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
         A = mat_t(B), B = swap, D = mat_t(D), C = mat_t(C);
     }
     const Mat levels = !la_level(A) ? A : !la_level(B) ? B : !la_level(C) ? C : D;
-    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels), D = la_regroup(D, levels);
+    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels),
+    D = la_regroup(D, levels);
     if (!la_alike(C, D)) la_copy(D, C), C = D;
     if (la_level(levels)) {
         la_gemm_batch(D, a, A, B, b, C.p);
@@ -709,12 +726,14 @@ static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
                           mat_outer(C, i, 1).p);
     } else {
         for (int i = 0; i < D.n1; i++)
-            la_gemm_batch(la_inner_items(D, i, 1), a, la_inner_items(A, i, 1), la_inner_items(B, i, 1), b,
-                          la_inner_items(C, i, 1).p);
+            la_gemm_batch(la_inner_items(D, i, 1), a, la_inner_items(A, i, 1),
+                          la_inner_items(B, i, 1), b, la_inner_items(C, i, 1).p);
     }
 }
 
-static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) { la_gemm_add(C, a, A, B, b, C); }
+static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
+    la_gemm_add(C, a, A, B, b, C);
+}
 
 /* Beside rounding to ten bits the triangles' difference is nothing, and mirroring as long as a tenth of the
    product. */
@@ -760,8 +779,10 @@ static inline __nv_bfloat16 *la_bf16_take(Arena *arena, int n, int rows, int col
 }
 
 /* NARROW: x = s X of dense X, rounded; else X = x. A thread has W elements of a row. */
-template <int W, int NARROW> __global__ static void __launch_bounds__(256)
-la_bf16_kernel(__nv_bfloat16 *x, Mat X, const float *s, unsigned pitch, unsigned vectors, unsigned total) {
+template <int W, int NARROW>
+__global__ static void __launch_bounds__(256)
+    la_bf16_kernel(__nv_bfloat16 *x, Mat X, const float *s, unsigned pitch, unsigned vectors,
+                   unsigned total) {
     unsigned i = blockIdx.x * 256 + threadIdx.x;
     if (i >= total) return;
     unsigned line = i / vectors, c = i % vectors * W; /* of all rows of all items */
@@ -771,8 +792,7 @@ la_bf16_kernel(__nv_bfloat16 *x, Mat X, const float *s, unsigned pitch, unsigned
     if (NARROW) {
         float scale = s[line / (unsigned)X.rows];
         load<W>(y, wide);
-UNROLL
-        for (int e = 0; e < W; e++) y[e] *= scale;
+        UNROLLED_FOR (int e = 0; e < W; e++) y[e] *= scale;
         la_pack<W>(narrow, y);
     } else {
         la_unpack<W>(y, narrow);
@@ -782,18 +802,21 @@ UNROLL
 
 template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X, const float *s) {
     const int wide = X.cols % 4 == 0 && (uintptr_t)X.p % 16 == 0;
-    const unsigned pitch = (unsigned)la_bf16_pitch(X.cols), vectors = (unsigned)(X.cols / (wide ? 4 : 1));
+    const unsigned pitch = (unsigned)la_bf16_pitch(X.cols),
+                   vectors = (unsigned)(X.cols / (wide ? 4 : 1));
     const size_t all = (size_t)mat_count(X) * (size_t)X.rows * vectors;
-    if (all > UINT32_MAX - 256) die("a matrix sign of %zu elements at once is too much", mat_size(X));
+    if (all > UINT32_MAX - 256)
+        die("a matrix sign of %zu elements at once is too much", mat_size(X));
     const unsigned total = (unsigned)all, blocks = ceil_div(all, 256);
     if (wide) LAUNCH((la_bf16_kernel<4, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
     else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
 }
 
 /* D (M,N) = a op(A) op(B) + b C for n items in bf16, which follow each other at pitches lda, ldb, ldc. */
-static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, double a, const __nv_bfloat16 *A,
-                                size_t lda, const __nv_bfloat16 *B, size_t ldb, double b,
-                                const __nv_bfloat16 *C, __nv_bfloat16 *D, size_t ldc) {
+static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, double a,
+                                const __nv_bfloat16 *A, size_t lda, const __nv_bfloat16 *B,
+                                size_t ldb, double b, const __nv_bfloat16 *C, __nv_bfloat16 *D,
+                                size_t ldc) {
     GemmCall c = gemm_kind<__nv_bfloat16, __nv_bfloat16>(ta, tb, M, N, K, lda, ldb, ldc);
     c.batch = n;
     if (n > 1) {
@@ -804,8 +827,10 @@ static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, doub
 }
 
 /* Tall items are multiplied from the right: A = X^T X, X <- X P' + a X, so that nothing is transposed. */
-static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps, Arena *arena) {
-    const int n = mat_count(X), rows = X.rows, cols = X.cols, tall = rows > cols, m = tall ? cols : rows;
+static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
+                               Arena *arena) {
+    const int n = mat_count(X), rows = X.rows, cols = X.cols, tall = rows > cols,
+              m = tall ? cols : rows;
     const size_t ld = la_bf16_pitch(cols), lm = la_bf16_pitch(m), mark = arena->used;
     if (!mat_size(X)) return 1;
     __nv_bfloat16 *x = la_bf16_take(arena, n, rows, cols), *y = la_bf16_take(arena, n, rows, cols);
@@ -834,8 +859,8 @@ __device__ static inline double la_damped(float value, double damping) {
 }
 
 /* Their sum, and the size below which one stands for zero, as the CPU's. */
-__device__ static inline double la_damped_trace(const float *values, int n, double damping, double *zero,
-                                                double *sums, float *largest) {
+__device__ static inline double la_damped_trace(const float *values, int n, double damping,
+                                                double *zero, double *sums, float *largest) {
     double sum = 0;
     float most = 0;
     for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x) {
@@ -848,8 +873,8 @@ __device__ static inline double la_damped_trace(const float *values, int n, doub
     return sum;
 }
 
-__global__ static void la_gauge_kernel(Mat S, Mat L, Mat R, const float *values_a, const float *values_b,
-                                       double damping, int form) {
+__global__ static void la_gauge_kernel(Mat S, Mat L, Mat R, const float *values_a,
+                                       const float *values_b, double damping, int form) {
     BLOCK_SHARED(sums, [32], double);
     BLOCK_SHARED(largest, [32], float);
     const int n = S.rows;
@@ -868,11 +893,11 @@ __global__ static void la_gauge_kernel(Mat S, Mat L, Mat R, const float *values_
         int r = i / n, c = i % n;
         double l = (double)left[(size_t)r * L.rs + (size_t)c], x;
         double m = (double)right[(size_t)r * R.rs + (size_t)c];
-        double ar = la_damped(a[r], damping), bc = la_damped(b[c], damping), sum = alpha * ar + beta * bc;
+        double ar = la_damped(a[r], damping), bc = la_damped(b[c], damping),
+               sum = alpha * ar + beta * bc;
         if (form == LA_GAUGE_PARTNER)
             x = 0.5 * ((ar <= zero_a ? 0 : l / ar) - (bc <= zero_b ? 0 : m / bc));
-        else
-            x = sum <= alpha * zero_a + beta * zero_b ? 0 : (alpha * l - beta * m) / sum;
+        else x = sum <= alpha * zero_a + beta * zero_b ? 0 : (alpha * l - beta * m) / sum;
         s[(size_t)r * S.rs + (size_t)c] = (float)x;
     }
 }
@@ -880,7 +905,8 @@ __global__ static void la_gauge_kernel(Mat S, Mat L, Mat R, const float *values_
 static inline void la_gauge(Mat S, Mat L, Mat R, const floatM *values_a, const floatM *values_b,
                             double damping, int form) {
     const unsigned n = (unsigned)mat_count(S), threads = S.rows <= 8 ? 64 : 256;
-    if (mat_size(S)) LAUNCH(la_gauge_kernel, n, threads, 0, S, L, R, values_a, values_b, damping, form);
+    if (mat_size(S))
+        LAUNCH(la_gauge_kernel, n, threads, 0, S, L, R, values_a, values_b, damping, form);
 }
 
 #endif

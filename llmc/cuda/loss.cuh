@@ -11,7 +11,8 @@ template <int CAP> __device__ static inline float cap_factor(float z, float inve
     return CAP ? rsqrtf(1 + z * inverse * z * inverse) : 1;
 }
 
-__global__ static void __launch_bounds__(256) softcap_kernel(floatX *logits, int V, int Vp, float inverse) {
+__global__ static void __launch_bounds__(256)
+    softcap_kernel(floatX *logits, int V, int Vp, float inverse) {
     int v = (int)(blockIdx.y * 256 + threadIdx.x);
     if (v >= V) return;
     floatX *z = logits + (size_t)blockIdx.x * Vp + v;
@@ -26,17 +27,16 @@ static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double 
 }
 
 /* Takes W logits w, -infinity among them or not, into the maximum and the sum of e^(w - max). */
-template <int W> __device__ static inline void online_softmax(float *max, float *sum, const float (&w)[W]) {
+template <int W>
+__device__ static inline void online_softmax(float *max, float *sum, const float (&w)[W]) {
     float top = w[0];
-UNROLL
-    for (int i = 1; i < W; i++) top = fmaxf(top, w[i]);
+    UNROLLED_FOR (int i = 1; i < W; i++) top = fmaxf(top, w[i]);
     if (top > *max) {
         *sum *= __expf(*max - top);
         *max = top;
     }
     float base = *max > -INFINITY ? *max : 0; /* -inf - -inf is NaN */
-UNROLL
-    for (int i = 0; i < W; i++) *sum += __expf(w[i] - base);
+    UNROLLED_FOR (int i = 0; i < W; i++) *sum += __expf(w[i] - base);
 }
 
 /* A block has a row, which it goes through twice. The first `keep` accesses of it stay in shared memory
@@ -44,13 +44,15 @@ UNROLL
    __expf errs by 2 + 1.2 |x| units in the last place, which weighed by the probability e^x is at most
    2e-7 of the sum. */
 enum { CLASSIFIER_THREADS = 512 /* at most */, CLASSIFIER_AHEAD = 4 };
-template <int W, int CAP> __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
-classifier_kernel(floatM *losses, floatX *logits, const int *__restrict__ targets, int V, int Vp,
-                  float inverse, float scale, int keep) {
+template <int W, int CAP>
+__global__ static void __launch_bounds__(CLASSIFIER_THREADS)
+    classifier_kernel(floatM *losses, floatX *logits, const int *__restrict__ targets, int V,
+                      int Vp, float inverse, float scale, int keep) {
     SHARED(Raw<W>, kept);
     BLOCK_SHARED(room, [2][32], float);
     const int step = (int)blockDim.x * W, begin = (int)threadIdx.x * W, full = V - V % W;
-    size_t n = gridDim.x - 1 - blockIdx.x; /* the last rows were written last, and may still be cached */
+    size_t n =
+        gridDim.x - 1 - blockIdx.x; /* the last rows were written last, and may still be cached */
     floatX *z = logits + n * (size_t)Vp;
     int target = targets[n], own = full + (int)threadIdx.x; /* a column of the last, odd ones */
     float w[W], max = -INFINITY, sum = 0;
@@ -63,17 +65,14 @@ classifier_kernel(floatM *losses, floatX *logits, const int *__restrict__ target
     float zt = to_float(z[target]), ut = cap_factor<CAP>(zt, inverse);
     for (int first = begin; first < full; first += CLASSIFIER_AHEAD * step) {
         Raw<W> ahead[CLASSIFIER_AHEAD];
-UNROLL
-        for (int k = 0; k < CLASSIFIER_AHEAD; k++)
+        UNROLLED_FOR (int k = 0; k < CLASSIFIER_AHEAD; k++)
             ahead[k] = fetch<W>(z, first + k * step, first + k * step < full);
-UNROLL
-        for (int k = 0; k < CLASSIFIER_AHEAD; k++) {
+        UNROLLED_FOR (int k = 0; k < CLASSIFIER_AHEAD; k++) {
             int v = first + k * step;
             if (v >= full) continue;
             if (v / W < keep) kept[v / W] = ahead[k];
             unpack(w, ahead[k]);
-UNROLL
-            for (int i = 0; i < W; i++) w[i] *= cap_factor<CAP>(w[i], inverse);
+            UNROLLED_FOR (int i = 0; i < W; i++) w[i] *= cap_factor<CAP>(w[i], inverse);
             online_softmax(&max, &sum, w);
         }
     }
@@ -87,9 +86,9 @@ UNROLL
     if (threadIdx.x == 0) losses[n] = lse - zt * ut;
     if (scale == 0) return;
     for (int v = begin; v < full; v += step) {
-        unpack(w, v / W < keep ? kept[v / W] : fetch<W>(z, v, 1)); /* what this thread has put there */
-UNROLL
-        for (int i = 0; i < W; i++) {
+        unpack(w,
+               v / W < keep ? kept[v / W] : fetch<W>(z, v, 1)); /* what this thread has put there */
+        UNROLLED_FOR (int i = 0; i < W; i++) {
             float u = cap_factor<CAP>(w[i], inverse);
             w[i] = scale * __expf(w[i] * u - lse) * (u * u * u);
         }
@@ -104,17 +103,18 @@ UNROLL
     if (threadIdx.x == 0) z[target] = from_float<floatX>(scale * less * (ut * ut * ut));
 }
 
-static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V, int Vp,
-                              double softcap, double scale) {
+static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V,
+                              int Vp, double softcap, double scale) {
     float inverse = softcap > 0 ? (float)(1 / softcap) : 0;
     int wide = all_wide(Vp, logits), cap = softcap > 0;
-    size_t half = cuda_shared_limit / 2 - 2048, row = (size_t)Vp * sizeof(floatX); /* two blocks an SM */
+    size_t half = cuda_shared_limit / 2 - 2048,
+           row = (size_t)Vp * sizeof(floatX); /* two blocks an SM */
     size_t kept = scale == 0 ? 0 : row < half ? row : half;
     /* A vocabulary of bytes is enough for one warp. */
     int warps = (int)ceil_div((size_t)V, 32 * CLASSIFIER_AHEAD * (wide ? (size_t)XW : 1));
     unsigned threads = (unsigned)min_int(32 * warps, CLASSIFIER_THREADS);
 #define CLASSIFIER(W, CAP)                                                                         \
-    LAUNCH((classifier_kernel<W, CAP>), (unsigned)N, threads, kept, losses, logits, targets, V, \
+    LAUNCH((classifier_kernel<W, CAP>), (unsigned)N, threads, kept, losses, logits, targets, V,    \
            Vp, inverse, (float)scale, (int)(kept / sizeof(Raw<W>)))
     if (wide && cap) CLASSIFIER(XW, 1);
     else if (wide) CLASSIFIER(XW, 0);
@@ -124,7 +124,7 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
 }
 
 __global__ static void __launch_bounds__(1024)
-losses_add_kernel(double *total, const floatM *__restrict__ losses, int N) {
+    losses_add_kernel(double *total, const floatM *__restrict__ losses, int N) {
     BLOCK_SHARED(room, [32], double);
     double sum = 0;
 #pragma unroll 8

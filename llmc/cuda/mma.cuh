@@ -32,12 +32,18 @@ template <> struct FragA<__nv_bfloat16> { unsigned x[4]; }; /* elements 2 i and 
 template <> struct FragB<__nv_bfloat16> { unsigned x[2]; };
 template <> struct FragA<float> { float x[8]; };
 template <> struct FragB<float> { float x[4]; };
-struct FragC { float x[4]; };
+struct FragC {
+    float x[4];
+};
 
 __device__ static inline int warp_lane(void) { return (int)threadIdx.x % 32; }
 /* Where element e of a C is. */
-__device__ static inline int frag_row(int e, int lane = warp_lane()) { return lane / 4 + 8 * (e / 2); }
-__device__ static inline int frag_col(int e, int lane = warp_lane()) { return 2 * (lane % 4) + e % 2; }
+__device__ static inline int frag_row(int e, int lane = warp_lane()) {
+    return lane / 4 + 8 * (e / 2);
+}
+__device__ static inline int frag_col(int e, int lane = warp_lane()) {
+    return 2 * (lane % 4) + e % 2;
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Tiles: rows of D elements of T in shared memory. ldmatrix and 16-byte copies touch 8 rows at the same
@@ -61,12 +67,17 @@ template <typename T, int D> struct Tile {
     }
 };
 
-__device__ static inline void store_pair(float *p, float x, float y) { *(float2 *)p = make_float2(x, y); }
+__device__ static inline void store_pair(float *p, float x, float y) {
+    *(float2 *)p = make_float2(x, y);
+}
 __device__ static inline void store_pair(__nv_bfloat16 *p, float x, float y) {
     *(__nv_bfloat162 *)p = __floats2bfloat162_rn(x, y);
 }
 __device__ static inline unsigned pack_pair(float x, float y) {
-    union { __nv_bfloat162 pair; unsigned bits; } u = {__floats2bfloat162_rn(x, y)};
+    union {
+        __nv_bfloat162 pair;
+        unsigned bits;
+    } u = {__floats2bfloat162_rn(x, y)};
     return u.bits;
 }
 
@@ -114,13 +125,17 @@ template <int TRANSPOSED> static inline void ldmatrix(unsigned (&x)[4], const vo
 }
 
 /* Element e of a fragment that starts `at` bytes into what the lane brought. */
-template <typename T> static inline float emu_element(const unsigned char *all, int lane, size_t at, int e) {
+template <typename T>
+static inline float emu_element(const unsigned char *all, int lane, size_t at, int e) {
     T x;
     memcpy(&x, all + lane * EMU_EXCHANGE_BYTES + at + (size_t)e * sizeof(T), sizeof x);
     return (float)x;
 }
 template <typename T> static inline void mma(FragC &c, const FragA<T> &a, const FragB<T> &b) {
-    struct { FragA<T> a; FragB<T> b; } mine = {a, b};
+    struct {
+        FragA<T> a;
+        FragB<T> b;
+    } mine = {a, b};
     const unsigned char *all = emu_exchange(&mine, sizeof mine, "mma");
     int row = warp_lane() / 4 * 4, col = 8 * (warp_lane() % 4); /* the first lanes that hold them */
     for (int k = 0; k < 16; k++) {
@@ -159,14 +174,19 @@ __device__ static inline unsigned shared_address(const void *p) {
    when it has waited for the group in which they were committed, the others after the next barrier. */
 template <int BYTES> __device__ static inline void cp_async(void *to, const void *from) {
     if constexpr (BYTES == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-                     ::"r"(shared_address(to)), "l"(from) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
+                     "l"(from)
+                     : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
-                     ::"r"(shared_address(to)), "l"(from), "n"(BYTES) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)),
+                     "l"(from), "n"(BYTES)
+                     : "memory");
 }
-__device__ static inline void cp_async_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT> __device__ static inline void cp_async_wait(void) { /* until LEFT groups are under way */
+__device__ static inline void cp_async_commit(void) {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int LEFT>
+__device__ static inline void cp_async_wait(void) { /* until LEFT groups are under way */
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
@@ -191,27 +211,35 @@ __device__ static inline int await_count(const int *count, int least) {
 __device__ static inline float4 load_l2(const float4 *p) {
     float4 x;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(p) : "memory");
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(p)
+                 : "memory");
     return x;
 }
 __device__ static inline void store_l2(float4 *p, float4 x) {
-    asm volatile("st.global.cg.v4.f32 [%0], {%1, %2, %3, %4};"
-                 ::"l"(p), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+    asm volatile("st.global.cg.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(x.x), "f"(x.y),
+                 "f"(x.z), "f"(x.w)
+                 : "memory");
 }
 
-template <int TRANSPOSED> __device__ static inline void ldmatrix(unsigned (&x)[4], const void *row) {
+template <int TRANSPOSED>
+__device__ static inline void ldmatrix(unsigned (&x)[4], const void *row) {
     if constexpr (TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(shared_address(row)) : "memory");
+                     : "r"(shared_address(row))
+                     : "memory");
     else
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                     : "r"(shared_address(row)) : "memory");
+                     : "r"(shared_address(row))
+                     : "memory");
 }
 
-__device__ static inline void mma(FragC &c, const FragA<__nv_bfloat16> &a, const FragB<__nv_bfloat16> &b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+__device__ static inline void mma(FragC &c, const FragA<__nv_bfloat16> &a,
+                                  const FragB<__nv_bfloat16> &b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c.x[0]), "+f"(c.x[1]), "+f"(c.x[2]), "+f"(c.x[3])
         : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
@@ -219,8 +247,7 @@ __device__ static inline void mma(FragC &c, const FragA<__nv_bfloat16> &a, const
 
 __device__ static inline void mma(FragC &c, const FragA<float> &a, const FragB<float> &b) {
     int row = warp_lane() / 4 * 4, col = 8 * (warp_lane() % 4); /* the first lanes that hold them */
-UNROLL
-    for (int k = 0; k < 16; k++) {
+    UNROLLED_FOR (int k = 0; k < 16; k++) {
         int t = k % 8 / 2, high = k / 8;
         float a0 = __shfl_sync(FULL_WARP, a.x[k % 2 + 4 * high], row + t);
         float a1 = __shfl_sync(FULL_WARP, a.x[k % 2 + 4 * high + 2], row + t);
@@ -238,23 +265,24 @@ UNROLL
 
 /* A = rows row.. and columns col.. of the tile; all rows and columns are multiples of 16. */
 template <int D>
-__device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row, int col,
-                                     int lane = warp_lane()) {
+__device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row,
+                                     int col, int lane = warp_lane()) {
     ldmatrix<0>(a.x, tile.at(row, col, lane % 16, lane / 16 * 8));
 }
 
 /* A = the transpose of rows row.. and columns col.. of the tile. */
 template <int D>
-__device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row,
-                                                int col, int lane = warp_lane()) {
+__device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a,
+                                                Tile<__nv_bfloat16, D> tile, int row, int col,
+                                                int lane = warp_lane()) {
     ldmatrix<1>(a.x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 }
 
 /* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows row.. of
    the tile, and along them run the terms of the sums, from col on. */
 template <int D>
-__device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
-                                     int col, int lane = warp_lane()) {
+__device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile,
+                                     int row, int col, int lane = warp_lane()) {
     unsigned x[4];
     ldmatrix<0>(x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
@@ -262,8 +290,9 @@ __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfl
 
 /* Two B side by side, (16,16), that lie in the tile as they are, at rows row.. and columns col.. */
 template <int D>
-__device__ static inline void load_b_plain(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile, int row,
-                                           int col, int lane = warp_lane()) {
+__device__ static inline void load_b_plain(FragB<__nv_bfloat16> (&b)[2],
+                                           Tile<__nv_bfloat16, D> tile, int row, int col,
+                                           int lane = warp_lane()) {
     unsigned x[4];
     ldmatrix<1>(x, tile.at(row, col, lane % 16, lane / 16 * 8));
     b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
@@ -273,41 +302,39 @@ template <int D>
 __device__ static inline void load_a(FragA<float> &a, Tile<float, D> tile, int row, int col,
                                      int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
-UNROLL
-    for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, g + e / 2 % 2 * 8, 2 * t + e % 2 + e / 4 * 8);
+    UNROLLED_FOR (int e = 0; e < 8; e++)
+        a.x[e] = *tile.at(row, col, g + e / 2 % 2 * 8, 2 * t + e % 2 + e / 4 * 8);
 }
 template <int D>
-__device__ static inline void load_a_transposed(FragA<float> &a, Tile<float, D> tile, int row, int col,
-                                                int lane = warp_lane()) {
+__device__ static inline void load_a_transposed(FragA<float> &a, Tile<float, D> tile, int row,
+                                                int col, int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
-UNROLL
-    for (int e = 0; e < 8; e++) a.x[e] = *tile.at(row, col, 2 * t + e % 2 + e / 4 * 8, g + e / 2 % 2 * 8);
+    UNROLLED_FOR (int e = 0; e < 8; e++)
+        a.x[e] = *tile.at(row, col, 2 * t + e % 2 + e / 4 * 8, g + e / 2 % 2 * 8);
 }
 template <int D>
 __device__ static inline void load_b(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
                                      int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
-UNROLL
-    for (int e = 0; e < 8; e++)
+    UNROLLED_FOR (int e = 0; e < 8; e++)
         b[e / 4].x[e % 4] = *tile.at(row, col, e / 4 * 8 + g, 2 * t + e % 2 + e % 4 / 2 * 8);
 }
 template <int D>
-__device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> tile, int row, int col,
-                                           int lane = warp_lane()) {
+__device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> tile, int row,
+                                           int col, int lane = warp_lane()) {
     int g = lane / 4, t = lane % 4;
-UNROLL
-    for (int e = 0; e < 8; e++)
+    UNROLLED_FOR (int e = 0; e < 8; e++)
         b[e / 4].x[e % 4] = *tile.at(row, col, 2 * t + e % 2 + e % 4 / 2 * 8, e / 4 * 8 + g);
 }
 
 /* Two results side by side, (16,16), as the left side of the next product, rounded to its type. */
-__device__ static inline void make_a(FragA<__nv_bfloat16> &a, const FragC &left, const FragC &right) {
+__device__ static inline void make_a(FragA<__nv_bfloat16> &a, const FragC &left,
+                                     const FragC &right) {
     a.x[0] = pack_pair(left.x[0], left.x[1]), a.x[1] = pack_pair(left.x[2], left.x[3]);
     a.x[2] = pack_pair(right.x[0], right.x[1]), a.x[3] = pack_pair(right.x[2], right.x[3]);
 }
 __device__ static inline void make_a(FragA<float> &a, const FragC &left, const FragC &right) {
-UNROLL
-    for (int e = 0; e < 4; e++) a.x[e] = left.x[e], a.x[4 + e] = right.x[e];
+    UNROLLED_FOR (int e = 0; e < 4; e++) a.x[e] = left.x[e], a.x[4 + e] = right.x[e];
 }
 
 #endif

@@ -8,7 +8,8 @@ does not get.
 
 #include "runtime.cuh"
 
-template <typename T> __global__ static void noise_kernel(T *x, size_t n, float scale, unsigned seed) {
+template <typename T>
+__global__ static void noise_kernel(T *x, size_t n, float scale, unsigned seed) {
     size_t step = (size_t)gridDim.x * blockDim.x;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
         unsigned h = ((unsigned)i + seed) * 0x9e3779b1u;

@@ -10,23 +10,23 @@ LayerNorm and RMSNorm on CUDA, forward with the residual sum on the way in, and 
 enum { NORM_ROWS = 8 }; /* of a block, one a warp */
 
 /* A warp has a row, which it keeps in registers: V times 32 W elements of it or fewer. */
-template <int W, int V> __global__ static void __launch_bounds__(32 * NORM_ROWS)
-norm_forward_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out, const floatX *residual,
-                    const floatX *__restrict__ delta, const floatM *__restrict__ gain,
-                    const floatM *__restrict__ bias, int N, int C, int kind, float eps) {
+template <int W, int V>
+__global__ static void __launch_bounds__(32 * NORM_ROWS)
+    norm_forward_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
+                        const floatX *residual, const floatX *__restrict__ delta,
+                        const floatM *__restrict__ gain, const floatM *__restrict__ bias, int N,
+                        int C, int kind, float eps) {
     int n = (int)(blockIdx.x * NORM_ROWS + threadIdx.y), lane = (int)threadIdx.x;
     if (n >= N) return;
     size_t row = (size_t)n * C;
     Raw<W> x_ahead[V], d_ahead[V];
     float x[V][W], d[W], m = 0, s = 0, inverse = 1 / (float)C;
-UNROLL
-    for (int v = 0; v < V; v++) {
+    UNROLLED_FOR (int v = 0; v < V; v++) {
         int c = (v * 32 + lane) * W;
         x_ahead[v] = fetch<W>(residual, row + c, c < C);
         d_ahead[v] = fetch<W>(delta, row + c, delta && c < C);
     }
-UNROLL
-    for (int v = 0; v < V; v++) {
+    UNROLLED_FOR (int v = 0; v < V; v++) {
         int c = (v * 32 + lane) * W;
         unpack(x[v], x_ahead[v]);
         if (!delta) continue;
@@ -35,39 +35,35 @@ UNROLL
         if (c < C) store(x_out + row + c, x[v]);
     }
     if (kind == NORM_LAYERNORM) {
-UNROLL
-        for (int v = 0; v < V; v++)
-UNROLL
-            for (int i = 0; i < W; i++) m += x[v][i];
+        UNROLLED_FOR (int v = 0; v < V; v++)
+            UNROLLED_FOR (int i = 0; i < W; i++) m += x[v][i];
         m = warp_sum(m) * inverse;
     }
-UNROLL
-    for (int v = 0; v < V; v++)
-UNROLL
-        for (int i = 0; i < W; i++) {
+    UNROLLED_FOR (int v = 0; v < V; v++)
+        UNROLLED_FOR (int i = 0; i < W; i++) {
             float centred = (v * 32 + lane) * W < C ? x[v][i] - m : 0;
             s += centred * centred;
         }
     float r = rsqrtf(warp_sum(s) * inverse + eps);
-UNROLL
-    for (int v = 0; v < V; v++) {
+    UNROLLED_FOR (int v = 0; v < V; v++) {
         int c = (v * 32 + lane) * W;
         if (c >= C) continue;
         float g[W], b[W] = {0};
         load_floats(g, gain + c);
         if (bias) load_floats(b, bias + c);
-UNROLL
-        for (int i = 0; i < W; i++) x[v][i] = g[i] * ((x[v][i] - m) * r) + b[i];
+        UNROLLED_FOR (int i = 0; i < W; i++) x[v][i] = g[i] * ((x[v][i] - m) * r) + b[i];
         store(y + row + c, x[v]);
     }
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
 /* The same for rows of any length, read again for each sum. */
-template <int W> __global__ static void __launch_bounds__(32 * NORM_ROWS)
-norm_forward_long_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out, const floatX *residual,
-                         const floatX *__restrict__ delta, const floatM *__restrict__ gain,
-                         const floatM *__restrict__ bias, int N, int C, int kind, float eps) {
+template <int W>
+__global__ static void __launch_bounds__(32 * NORM_ROWS)
+    norm_forward_long_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
+                             const floatX *residual, const floatX *__restrict__ delta,
+                             const floatM *__restrict__ gain, const floatM *__restrict__ bias,
+                             int N, int C, int kind, float eps) {
     int n = (int)(blockIdx.x * NORM_ROWS + threadIdx.y), lane = (int)threadIdx.x;
     if (n >= N) return;
     size_t row = (size_t)n * C;
@@ -83,16 +79,14 @@ norm_forward_long_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out, c
 #pragma unroll 4
         for (int c = lane * W; c < C; c += 32 * W) {
             load(x, in + c);
-UNROLL
-            for (int i = 0; i < W; i++) m += x[i];
+            UNROLLED_FOR (int i = 0; i < W; i++) m += x[i];
         }
         m = warp_sum(m) * inverse;
     }
 #pragma unroll 4
     for (int c = lane * W; c < C; c += 32 * W) {
         load(x, in + c);
-UNROLL
-        for (int i = 0; i < W; i++) s += (x[i] - m) * (x[i] - m);
+        UNROLLED_FOR (int i = 0; i < W; i++) s += (x[i] - m) * (x[i] - m);
     }
     float r = rsqrtf(warp_sum(s) * inverse + eps);
     for (int c = lane * W; c < C; c += 32 * W) {
@@ -100,22 +94,23 @@ UNROLL
         load(x, in + c);
         load_floats(g, gain + c);
         if (bias) load_floats(b, bias + c);
-UNROLL
-        for (int i = 0; i < W; i++) x[i] = g[i] * ((x[i] - m) * r) + b[i];
+        UNROLLED_FOR (int i = 0; i < W; i++) x[i] = g[i] * ((x[i] - m) * r) + b[i];
         store(y + row + c, x);
     }
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
 /* y must be none of the others. */
-static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x_out, const floatX *residual,
-                                const floatX *delta, const floatM *gain, const floatM *bias, int N, int C,
-                                int kind, double eps) {
+static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
+                                const floatX *residual, const floatX *delta, const floatM *gain,
+                                const floatM *bias, int N, int C, int kind, double eps) {
     dim3 grid(ceil_div((size_t)N, NORM_ROWS)), block(32, NORM_ROWS);
-    int wide = all_wide(C, y, residual, delta) && (!delta || all_wide(C, x_out)) && all_wide(C, gain, bias);
+    int wide = all_wide(C, y, residual, delta) && (!delta || all_wide(C, x_out)) &&
+               all_wide(C, gain, bias);
     float e = (float)eps;
 #define NORM_FORWARD(KERNEL)                                                                       \
-    LAUNCH((KERNEL), grid, block, 0, y, mean, rstd, x_out, residual, delta, gain, bias, N, C, kind, e)
+    LAUNCH((KERNEL), grid, block, 0, y, mean, rstd, x_out, residual, delta, gain, bias, N, C,      \
+           kind, e)
     if (wide && C <= 4 * 32 * XW) NORM_FORWARD((norm_forward_kernel<XW, 4>));
     else if (wide && C <= 8 * 32 * XW) NORM_FORWARD((norm_forward_kernel<XW, 8>));
     else if (wide) NORM_FORWARD(norm_forward_long_kernel<XW>);
@@ -128,11 +123,12 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
    serves 2 R sums; a thread has W columns, whose parts of dgain, dbias and, with SUM, of the sum of dx it keeps
    and leaves in partials: (blocks,C) of dgain, then of dbias, then of the sum. */
 enum { NORM_WARPS = 18 }; /* at most */
-template <int W, int R, int SUM> __global__ static void __launch_bounds__(32 * NORM_WARPS)
-norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy, const floatX *dres,
-                     const floatX *__restrict__ x, const floatM *__restrict__ gain,
-                     const floatM *__restrict__ mean, const floatM *__restrict__ rstd, int N, int C,
-                     int kind) {
+template <int W, int R, int SUM>
+__global__ static void __launch_bounds__(32 * NORM_WARPS)
+    norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy,
+                         const floatX *dres, const floatX *__restrict__ x,
+                         const floatM *__restrict__ gain, const floatM *__restrict__ mean,
+                         const floatM *__restrict__ rstd, int N, int C, int kind) {
     BLOCK_SHARED(room, [2][NORM_WARPS][2 * R], float);
     int c = (int)threadIdx.x * W, warps = (int)blockDim.x / 32, turn = 0;
     size_t blocks = gridDim.x, block = blockIdx.x, end = (size_t)N * (block + 1) / blocks;
@@ -141,22 +137,19 @@ norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy,
     for (size_t n = (size_t)N * block / blocks; n < end; n += R, turn ^= 1) {
         Raw<W> x_ahead[R], d_ahead[R], res_ahead[R];
         float xhat[R][W], d[R][W], r[R], sums[2 * R] = {0}, part[4];
-UNROLL
-        for (int k = 0; k < R; k++) {
+        UNROLLED_FOR (int k = 0; k < R; k++) {
             size_t at = (n + k) * C + c;
             int there = c < C && n + k < end;
             x_ahead[k] = fetch<W>(x, at, there);
             d_ahead[k] = fetch<W>(dy, at, there);
             res_ahead[k] = fetch<W>(dres, at, there && dres);
         }
-UNROLL
-        for (int k = 0; k < R; k++) {
+        UNROLLED_FOR (int k = 0; k < R; k++) {
             float m = n + k < end ? mean[n + k] : 0;
             r[k] = n + k < end ? rstd[n + k] : 0; /* so that what is not there adds nothing */
             unpack(xhat[k], x_ahead[k]);
             unpack(d[k], d_ahead[k]);
-UNROLL
-            for (int i = 0; i < W; i++) {
+            UNROLLED_FOR (int i = 0; i < W; i++) {
                 xhat[k][i] = (xhat[k][i] - m) * r[k];
                 dgain[i] += d[k][i] * xhat[k][i];
                 dbias[i] += d[k][i];
@@ -165,29 +158,26 @@ UNROLL
                 sums[2 * k + 1] += d[k][i] * xhat[k][i];
             }
         }
-UNROLL
-        for (int k = 0; k < 2 * R; k++) {
+        UNROLLED_FOR (int k = 0; k < 2 * R; k++) {
             float sum = warp_sum(sums[k]);
             if (threadIdx.x % 32 == 0) room[turn][threadIdx.x / 32][k] = sum;
             sums[k] = 0;
         }
         __syncthreads(); /* which this half of room, used again in two turns, needs no second time */
         for (int w = 0; w < warps; w++)
-UNROLL
-            for (int k = 0; k < 2 * R; k += 4) {
+            UNROLLED_FOR (int k = 0; k < 2 * R; k += 4) {
                 load_floats(part, &room[turn][w][k]);
-UNROLL
-                for (int j = 0; j < 4; j++) sums[k + j] += part[j];
+                UNROLLED_FOR (int j = 0; j < 4; j++) sums[k + j] += part[j];
             }
-UNROLL
-        for (int k = 0; k < R; k++) {
-            float a = kind == NORM_LAYERNORM ? sums[2 * k] * inverse : 0, b = sums[2 * k + 1] * inverse;
+        UNROLLED_FOR (int k = 0; k < R; k++) {
+            float a = kind == NORM_LAYERNORM ? sums[2 * k] * inverse : 0,
+                  b = sums[2 * k + 1] * inverse;
             float out[W];
             unpack(out, res_ahead[k]);
-UNROLL
-            for (int i = 0; i < W; i++) {
+            UNROLLED_FOR (int i = 0; i < W; i++) {
                 out[i] += r[k] * (d[k][i] - a - xhat[k][i] * b);
-                if constexpr (SUM) dsum[i] += n + k < end ? to_float(from_float<floatX>(out[i])) : 0;
+                if constexpr (SUM)
+                    dsum[i] += n + k < end ? to_float(from_float<floatX>(out[i])) : 0;
             }
             if (c < C && n + k < end) store(dx + (n + k) * C + c, out);
         }
@@ -199,10 +189,11 @@ UNROLL
 }
 
 /* dx alone, a row to a warp, for what the kernel above cannot do. */
-template <int W> __global__ static void __launch_bounds__(32 * NORM_ROWS)
-norm_dx_kernel(floatX *dx, const floatX *dy, const floatX *dres, const floatX *__restrict__ x,
-               const floatM *__restrict__ gain, const floatM *__restrict__ mean,
-               const floatM *__restrict__ rstd, int N, int C, int kind) {
+template <int W>
+__global__ static void __launch_bounds__(32 * NORM_ROWS)
+    norm_dx_kernel(floatX *dx, const floatX *dy, const floatX *dres, const floatX *__restrict__ x,
+                   const floatM *__restrict__ gain, const floatM *__restrict__ mean,
+                   const floatM *__restrict__ rstd, int N, int C, int kind) {
     int n = (int)(blockIdx.x * NORM_ROWS + threadIdx.y), lane = (int)threadIdx.x;
     if (n >= N) return;
     size_t row = (size_t)n * C;
@@ -212,8 +203,7 @@ norm_dx_kernel(floatX *dx, const floatX *dy, const floatX *dres, const floatX *_
         load(v, x + row + c);
         load(d, dy + row + c);
         load_floats(g, gain + c);
-UNROLL
-        for (int i = 0; i < W; i++) {
+        UNROLLED_FOR (int i = 0; i < W; i++) {
             a += d[i] * g[i];
             b += d[i] * g[i] * ((v[i] - m) * r);
         }
@@ -226,8 +216,7 @@ UNROLL
         load(v, x + row + c);
         load(d, dy + row + c);
         load_floats(g, gain + c);
-UNROLL
-        for (int i = 0; i < W; i++) out[i] += r * (d[i] * g[i] - a - (v[i] - m) * r * b);
+        UNROLLED_FOR (int i = 0; i < W; i++) out[i] += r * (d[i] * g[i] - a - (v[i] - m) * r * b);
         store(dx + row + c, out);
     }
 }
@@ -236,7 +225,8 @@ UNROLL
    time, 21 warps each, which is also enough for an H100's memory; but at least 8 rows each. */
 static inline unsigned norm_threads(int C) { return 32 * ceil_div((size_t)C, 32 * XW); }
 static inline unsigned norm_blocks(int N, int C) {
-    unsigned most = ceil_div((size_t)N, 8), each = 21 * 32 / norm_threads(C), want = 108 * (each + !each);
+    unsigned most = ceil_div((size_t)N, 8), each = 21 * 32 / norm_threads(C),
+             want = 108 * (each + !each);
     return want > most ? most : want;
 }
 
@@ -245,31 +235,34 @@ static inline size_t norm_scratch(int N, int C) {
     return 3 * parts * (size_t)C * sizeof(float);
 }
 
-template <int W> static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
-                                                      const floatX *dy, const floatX *dres, const floatX *x,
-                                                      const floatM *gain, const floatM *mean,
-                                                      const floatM *rstd, int N, int C, int kind) {
+template <int W>
+static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
+                                     const floatX *dy, const floatX *dres, const floatX *x,
+                                     const floatM *gain, const floatM *mean, const floatM *rstd,
+                                     int N, int C, int kind) {
     unsigned parts = sum_parts(N, C);
     float *partials = (float *)cuda_scratch(norm_scratch(N, C));
     dim3 grid(ceil_div((size_t)C, 32 * W), parts), block(32, SUM_ROWS);
     LAUNCH((column_sums_kernel<W, 1>), grid, block, 0, partials, dy, x, mean, rstd, N, C);
     add_partials({{dbias, dgain}}, partials, parts, C);
-    grid = dim3(ceil_div((size_t)N, NORM_ROWS)), block = dim3(32, NORM_ROWS); /* last, as dx may be dy */
+    grid = dim3(ceil_div((size_t)N, NORM_ROWS)),
+    block = dim3(32, NORM_ROWS); /* last, as dx may be dy */
     LAUNCH(norm_dx_kernel<W>, grid, block, 0, dx, dy, dres, x, gain, mean, rstd, N, C, kind);
     if (dsum) bias_backward(dsum, dx, N, C);
 }
 
 /* dx may be dy, dres or both. */
-static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum, const floatX *dy,
-                                 const floatX *dres, const floatX *x, const floatM *gain, const floatM *mean,
-                                 const floatM *rstd, int N, int C, int kind) {
+static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
+                                 const floatX *dy, const floatX *dres, const floatX *x,
+                                 const floatM *gain, const floatM *mean, const floatM *rstd, int N,
+                                 int C, int kind) {
     int wide = all_wide(C, dx, dy, dres) && all_wide(C, x) && all_wide(C, gain);
     if (wide && norm_threads(C) <= 32 * NORM_WARPS) {
         unsigned blocks = norm_blocks(N, C), threads = norm_threads(C);
         float *partials = (float *)cuda_scratch(norm_scratch(N, C));
 #define NORM_BACKWARD(SUM)                                                                         \
-    LAUNCH((norm_backward_kernel<XW, 2, SUM>), blocks, threads, 0, dx, partials, dy, dres, x, gain, mean, rstd, \
-           N, C, kind)
+    LAUNCH((norm_backward_kernel<XW, 2, SUM>), blocks, threads, 0, dx, partials, dy, dres, x,      \
+           gain, mean, rstd, N, C, kind)
         if (dsum) NORM_BACKWARD(1);
         else NORM_BACKWARD(0);
 #undef NORM_BACKWARD

@@ -20,8 +20,8 @@ typedef struct {
 
 /* Puts into `text` what is known at `now`, asking `query` where that is more than a second old. A text of
    `size` bytes or more is left out: half a member of a JSON object is worse than none. */
-static inline void nvml_cached(NvmlCache *cache, double now, void (*query)(char *text, size_t size), char *text,
-                               size_t size) {
+static inline void nvml_cached(NvmlCache *cache, double now, void (*query)(char *text, size_t size),
+                               char *text, size_t size) {
     if (!cache->asked || now - cache->time >= 1) {
         query(cache->text, sizeof cache->text);
         cache->time = now, cache->asked = 1;
@@ -40,7 +40,7 @@ typedef struct {
     void *device;
     int (*power)(void *device, unsigned *milliwatts);
     int (*temperature)(void *device, int sensor, unsigned *celsius); /* sensor 0: the die */
-    int (*clock)(void *device, int domain, unsigned *mhz);           /* domain 1: the multiprocessors */
+    int (*clock)(void *device, int domain, unsigned *mhz); /* domain 1: the multiprocessors */
     NvmlCache cache;
 } Nvml;
 inline Nvml nvml;

@@ -33,15 +33,13 @@ template <int W> __device__ static inline Raw<W> fetch(const floatX *p, size_t i
 }
 template <int W> __device__ static inline void unpack(float (&x)[W], const Raw<W> &raw) {
     const floatX *t = (const floatX *)(const void *)&raw;
-UNROLL
-    for (int i = 0; i < W; i++) x[i] = to_float(t[i]);
+    UNROLLED_FOR (int i = 0; i < W; i++) x[i] = to_float(t[i]);
 }
 
 /* load and store of N floats, in as many 16-byte accesses as they take. */
 template <int N> __device__ static inline void load_floats(float (&x)[N], const float *p) {
     if constexpr (N % 4 == 0) {
-UNROLL
-        for (int i = 0; i < N; i += 4) {
+        UNROLLED_FOR (int i = 0; i < N; i += 4) {
             float4 part = *(const float4 *)(const void *)(p + i);
             x[i] = part.x, x[i + 1] = part.y, x[i + 2] = part.z, x[i + 3] = part.w;
         }
@@ -51,8 +49,7 @@ UNROLL
 }
 template <int N> __device__ static inline void store_floats(float *p, const float (&x)[N]) {
     if constexpr (N % 4 == 0) {
-UNROLL
-        for (int i = 0; i < N; i += 4)
+        UNROLLED_FOR (int i = 0; i < N; i += 4)
             *(float4 *)(void *)(p + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
     } else {
         store(p, x);
@@ -63,16 +60,14 @@ UNROLL
 template <int N> __device__ static inline void add_floats(float *p, const float (&x)[N]) {
     float old[N];
     load_floats(old, p);
-UNROLL
-    for (int i = 0; i < N; i++) old[i] += x[i];
+    UNROLLED_FOR (int i = 0; i < N; i++) old[i] += x[i];
     store_floats(p, old);
 }
 
 /* x = residual + delta as floatX holds it: what is computed from the sum must not depend on whether it was
    formed here or read back later. */
 template <int W> __device__ static inline void add_rounded(float (&x)[W], const float (&delta)[W]) {
-UNROLL
-    for (int i = 0; i < W; i++) x[i] = to_float(from_float<floatX>(x[i] + delta[i]));
+    UNROLLED_FOR (int i = 0; i < W; i++) x[i] = to_float(from_float<floatX>(x[i] + delta[i]));
 }
 
 /* A row shared out to blocks of up to 256 threads of W elements each: blocks a row, and their threads. */
@@ -96,23 +91,24 @@ static inline unsigned sum_parts(int N, int C) {
 
 /* partials (P,C) = the sum over each part's rows of dy (N,C), and with NORM P more rows with the sums of
    dy xhat, xhat = (x - mean) rstd. A warp has 32 W columns; grid (columns, P), block (32, SUM_ROWS). */
-template <int W, int NORM> __global__ static void __launch_bounds__(32 * SUM_ROWS)
-column_sums_kernel(float *partials, const floatX *__restrict__ dy, const floatX *__restrict__ x,
-                   const floatM *__restrict__ mean, const floatM *__restrict__ rstd, int N, int C) {
+template <int W, int NORM>
+__global__ static void __launch_bounds__(32 * SUM_ROWS)
+    column_sums_kernel(float *partials, const floatX *__restrict__ dy, const floatX *__restrict__ x,
+                       const floatM *__restrict__ mean, const floatM *__restrict__ rstd, int N,
+                       int C) {
     BLOCK_SHARED(room, [1 + NORM][SUM_ROWS][32 * W], float);
     int base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
     size_t P = gridDim.y, part = blockIdx.y, end = (size_t)N * (part + 1) / P;
     float sum[W] = {0}, products[W] = {0};
-    for (size_t first = (size_t)N * part / P + threadIdx.y; first < end; first += SUM_AHEAD * SUM_ROWS) {
+    for (size_t first = (size_t)N * part / P + threadIdx.y; first < end;
+         first += SUM_AHEAD * SUM_ROWS) {
         Raw<W> ahead[SUM_AHEAD], x_ahead[SUM_AHEAD];
-UNROLL
-        for (int k = 0; k < SUM_AHEAD; k++) {
+        UNROLLED_FOR (int k = 0; k < SUM_AHEAD; k++) {
             size_t n = first + k * SUM_ROWS;
             ahead[k] = fetch<W>(dy, n * C + c, c < C && n < end);
             if constexpr (NORM) x_ahead[k] = fetch<W>(x, n * C + c, c < C && n < end);
         }
-UNROLL
-        for (int k = 0; k < SUM_AHEAD; k++) {
+        UNROLLED_FOR (int k = 0; k < SUM_AHEAD; k++) {
             size_t n = first + k * SUM_ROWS;
             float d[W], v[W], m = 0, r = 0;
             unpack(d, ahead[k]);
@@ -120,8 +116,7 @@ UNROLL
                 unpack(v, x_ahead[k]);
                 if (n < end) m = mean[n], r = rstd[n];
             }
-UNROLL
-            for (int i = 0; i < W; i++) {
+            UNROLLED_FOR (int i = 0; i < W; i++) {
                 sum[i] += d[i];
                 if constexpr (NORM) products[i] += d[i] * ((v[i] - m) * r);
             }
@@ -130,11 +125,11 @@ UNROLL
     store_floats(&room[0][threadIdx.y][(int)threadIdx.x * W], sum);
     if constexpr (NORM) store_floats(&room[1][threadIdx.y][(int)threadIdx.x * W], products);
     __syncthreads();
-    for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < 32 * W && base + i < C; i += 32 * SUM_ROWS)
+    for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < 32 * W && base + i < C;
+         i += 32 * SUM_ROWS)
         for (int k = 0; k <= NORM; k++) {
             float total = 0;
-UNROLL
-            for (int j = 0; j < SUM_ROWS; j++) total += room[k][j][i];
+            UNROLLED_FOR (int j = 0; j < SUM_ROWS; j++) total += room[k][j][i];
             partials[(k * P + part) * C + base + i] = total;
         }
 }
@@ -147,7 +142,7 @@ typedef struct {
 /* p[k] (C) += the sum of rows k P .. (k + 1) P of partials, k = blockIdx.y. Of a column, warp w sums rows w,
    w + 32, ..., and these sums are added up in turn. */
 __global__ static void __launch_bounds__(1024)
-add_partials_kernel(SumTargets out, const float *__restrict__ partials, int P, int C) {
+    add_partials_kernel(SumTargets out, const float *__restrict__ partials, int P, int C) {
     BLOCK_SHARED(room, [32][32], float);
     floatM *to = out.p[blockIdx.y];
     int c = (int)(blockIdx.x * 32 + threadIdx.x);
@@ -156,13 +151,11 @@ add_partials_kernel(SumTargets out, const float *__restrict__ partials, int P, i
     if (!to) return;
     for (int first = (int)threadIdx.y; first < P; first += 8 * 32) {
         float ahead[8];
-UNROLL
-        for (int k = 0; k < 8; k++) {
+        UNROLLED_FOR (int k = 0; k < 8; k++) {
             int p = first + 32 * k;
             ahead[k] = c < C && p < P ? part[(size_t)p * C] : 0;
         }
-UNROLL
-        for (int k = 0; k < 8; k++) sum += ahead[k];
+        UNROLLED_FOR (int k = 0; k < 8; k++) sum += ahead[k];
     }
     room[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
@@ -188,7 +181,8 @@ static inline void bias_backward(floatM *db, const floatX *dy, int N, int O) {
     float *partials = (float *)cuda_scratch(bias_scratch(N, O));
     const floatX *none = NULL;
     const floatM *no = NULL;
-    if (W > 1) LAUNCH((column_sums_kernel<XW, 0>), grid, block, 0, partials, dy, none, no, no, N, O);
+    if (W > 1)
+        LAUNCH((column_sums_kernel<XW, 0>), grid, block, 0, partials, dy, none, no, no, N, O);
     else LAUNCH((column_sums_kernel<1, 0>), grid, block, 0, partials, dy, none, no, no, N, O);
     add_partials({{db}}, partials, grid.y, O);
 }

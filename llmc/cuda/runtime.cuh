@@ -47,7 +47,7 @@ constexpr int emulated_time = 0;
     static long NAME##_counted_;                                                                   \
     emu_static_shared(&NAME##_counted_, sizeof NAME)
 #define WIDE_ACCESS(P) emu_wide_access(P)
-#define UNROLL
+#define UNROLLED_FOR for
 #else
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
     do {                                                                                           \
@@ -67,7 +67,7 @@ constexpr int emulated_time = 0;
     TYPE *NAME = (TYPE *)(void *)cuda_shared_
 #define BLOCK_SHARED(NAME, DIMENSIONS, ...) __align__(16) __shared__ __VA_ARGS__ NAME DIMENSIONS
 #define WIDE_ACCESS(P) ((void)0) /* the GPU itself stops at one that is not aligned */
-#define UNROLL _Pragma("unroll")
+#define UNROLLED_FOR _Pragma("unroll") for
 #endif
 
 /* Largest dynamic shared memory of a block on this device; cuda_setup asks for it. */
@@ -114,10 +114,14 @@ __device__ static inline float to_float(float x) { return x; }
 __device__ static inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 template <typename T> __device__ static inline T from_float(float x);
 template <> __device__ inline float from_float<float>(float x) { return x; }
-template <> __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16(x); }
+template <> __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16(x);
+}
 
 /* Elements of T that one 16-byte load brings. */
-template <typename T> struct Wide { enum { N = 16 / sizeof(T) }; };
+template <typename T> struct Wide {
+    enum { N = 16 / sizeof(T) };
+};
 
 /* N consecutive elements as floats; N = Wide<T>::N makes one 16-byte access of it, for which p must be
    aligned, and N = 1 a plain one. */
@@ -127,11 +131,9 @@ template <int N, typename T> __device__ static inline void load(float (&x)[N], c
         uint4 raw = *(const uint4 *)(const void *)p;
         T t[N];
         memcpy(t, &raw, sizeof raw);
-UNROLL
-        for (int i = 0; i < N; i++) x[i] = to_float(t[i]);
+        UNROLLED_FOR (int i = 0; i < N; i++) x[i] = to_float(t[i]);
     } else {
-UNROLL
-        for (int i = 0; i < N; i++) x[i] = to_float(p[i]);
+        UNROLLED_FOR (int i = 0; i < N; i++) x[i] = to_float(p[i]);
     }
 }
 template <int N, typename T> __device__ static inline void store(T *p, const float (&x)[N]) {
@@ -139,13 +141,11 @@ template <int N, typename T> __device__ static inline void store(T *p, const flo
         WIDE_ACCESS(p);
         uint4 raw;
         T t[N];
-UNROLL
-        for (int i = 0; i < N; i++) t[i] = from_float<T>(x[i]);
+        UNROLLED_FOR (int i = 0; i < N; i++) t[i] = from_float<T>(x[i]);
         memcpy(&raw, t, sizeof raw);
         *(uint4 *)(void *)p = raw;
     } else {
-UNROLL
-        for (int i = 0; i < N; i++) p[i] = from_float<T>(x[i]);
+        UNROLLED_FOR (int i = 0; i < N; i++) p[i] = from_float<T>(x[i]);
     }
 }
 
@@ -160,13 +160,11 @@ template <typename T> static inline int wide_rows(const T *p, size_t n) {
 #define FULL_WARP 0xffffffffu
 
 template <typename T> __device__ static inline T warp_sum(T x) {
-UNROLL
-    for (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(FULL_WARP, x, i);
+    UNROLLED_FOR (int i = 16; i > 0; i >>= 1) x += __shfl_xor_sync(FULL_WARP, x, i);
     return x;
 }
 __device__ static inline float warp_max(float x) {
-UNROLL
-    for (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, i));
+    UNROLLED_FOR (int i = 16; i > 0; i >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, i));
     return x;
 }
 

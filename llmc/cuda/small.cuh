@@ -22,8 +22,12 @@ template <int K> struct LaBlock {
     /* In shared memory a thread's T rows of tile (i, j) are V consecutive ones in each of T / V groups. PITCH
        keeps 16-byte accesses possible, and rows in different banks. */
     enum {
-        SIDE = K <= 32 ? 8 : 16, T = K / SIDE, THREADS = SIDE * SIDE,
-        V = T % 4 == 0 ? 4 : 2, PITCH = K + 4, SIZE = K * PITCH
+        SIDE = K <= 32 ? 8 : 16,
+        T = K / SIDE,
+        THREADS = SIDE * SIDE,
+        V = T % 4 == 0 ? 4 : 2,
+        PITCH = K + 4,
+        SIZE = K * PITCH
     };
     __device__ static int row(int tile, int i) { return i / V * (SIDE * V) + tile * V + i % V; }
 };
@@ -44,7 +48,9 @@ template <int K> struct LaBlock {
 /* Gram matrices of heads, wherever those lie: one block each. cuBLASLt would need a call for every layer.
    (r,c) and (c,r) are the same sums in the same order, so the result is symmetric. */
 enum { LA_GRAM_COLS = 32, LA_GRAM_PITCH = 36 };
-template <int K> struct LaGramShare { enum { N = K * LA_GRAM_COLS / LaBlock<K>::THREADS }; };
+template <int K> struct LaGramShare {
+    enum { N = K * LA_GRAM_COLS / LaBlock<K>::THREADS };
+};
 
 /* Where in a chunk of 32 columns element e of this thread lies: threads that are neighbours read neighbours
    in memory, along the rows, or with ACROSS along the columns. */
@@ -58,10 +64,9 @@ template <int K, int ACROSS> __device__ static inline int la_gram_col(int e) {
 }
 
 template <int K, int ACROSS>
-__device__ static inline void la_gram_fetch(float (&x)[LaGramShare<K>::N], const float *a, const Mat &A,
-                                            int first) {
-UNROLL
-    for (int e = 0; e < LaGramShare<K>::N; e++) {
+__device__ static inline void la_gram_fetch(float (&x)[LaGramShare<K>::N], const float *a,
+                                            const Mat &A, int first) {
+    UNROLLED_FOR (int e = 0; e < LaGramShare<K>::N; e++) {
         int r = la_gram_row<K, ACROSS>(e), c = first + la_gram_col<K, ACROSS>(e);
         size_t at = ACROSS ? (size_t)c * A.cs + (size_t)r : (size_t)r * A.rs + (size_t)c;
         x[e] = r < A.rows && c < A.cols ? a[at] : 0;
@@ -70,7 +75,7 @@ UNROLL
 
 template <int K, int ACROSS>
 __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
-la_gram_kernel(Mat G, Mat A, float beta) {
+    la_gram_kernel(Mat G, Mat A, float beta) {
     enum { SIDE = LaBlock<K>::SIDE, T = LaBlock<K>::T };
     BLOCK_SHARED(room, [K * LA_GRAM_PITCH / 4], float4);
     float *s = (float *)(void *)room;
@@ -80,32 +85,27 @@ la_gram_kernel(Mat G, Mat A, float beta) {
     la_gram_fetch<K, ACROSS>(next, a, A, 0);
     for (int first = 0; first < A.cols; first += LA_GRAM_COLS) {
         __syncthreads();
-UNROLL
-        for (int e = 0; e < LaGramShare<K>::N; e++)
+        UNROLLED_FOR (int e = 0; e < LaGramShare<K>::N; e++)
             s[la_gram_row<K, ACROSS>(e) * LA_GRAM_PITCH + la_gram_col<K, ACROSS>(e)] = next[e];
         __syncthreads();
-        if (first + LA_GRAM_COLS < A.cols) la_gram_fetch<K, ACROSS>(next, a, A, first + LA_GRAM_COLS);
+        if (first + LA_GRAM_COLS < A.cols)
+            la_gram_fetch<K, ACROSS>(next, a, A, first + LA_GRAM_COLS);
 #pragma unroll 1 /* registers are what limits this kernel */
         for (int c = 0; c < LA_GRAM_COLS; c += 4) {
             float x[T][4];
-UNROLL
-            for (int i = 0; i < T; i++) load<4>(x[i], s + (ty + SIDE * i) * LA_GRAM_PITCH + c);
-UNROLL
-            for (int j = 0; j < T; j++) {
+            UNROLLED_FOR (int i = 0; i < T; i++)
+                load<4>(x[i], s + (ty + SIDE * i) * LA_GRAM_PITCH + c);
+            UNROLLED_FOR (int j = 0; j < T; j++) {
                 float y[4];
                 load<4>(y, s + (tx + SIDE * j) * LA_GRAM_PITCH + c);
-UNROLL
-                for (int q = 0; q < 4; q++)
-UNROLL
-                    for (int i = 0; i < T; i++) acc[i][j] += x[i][q] * y[q];
+                UNROLLED_FOR (int q = 0; q < 4; q++)
+                    UNROLLED_FOR (int i = 0; i < T; i++) acc[i][j] += x[i][q] * y[q];
             }
         }
     }
     float *g = la_at(G, blockIdx.x);
-UNROLL
-    for (int i = 0; i < T; i++)
-UNROLL
-        for (int j = 0; j < T; j++) {
+    UNROLLED_FOR (int i = 0; i < T; i++)
+        UNROLLED_FOR (int j = 0; j < T; j++) {
             int r = ty + SIDE * i, c = tx + SIDE * j;
             if (r >= A.rows || c >= A.rows) continue;
             float *out = g + (size_t)r * G.rs + (size_t)c * G.cs;
@@ -134,8 +134,7 @@ template <int K> static inline size_t la_block_bytes(void) {
 template <int K>
 __device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const float *row, int tile) {
     enum { V = LaBlock<K>::V, T = LaBlock<K>::T };
-UNROLL
-    for (int i = 0; i < T; i += V) {
+    UNROLLED_FOR (int i = 0; i < T; i += V) {
         const float *p = row + LaBlock<K>::row(tile, i);
         if constexpr (V == 4) {
             float4 y = *(const float4 *)(const void *)p;
@@ -150,31 +149,25 @@ UNROLL
 /* sum = tile (up, left) of A B for k x k matrices. SYMMETRIC: A is, so that its columns are read as rows,
    which lie side by side. */
 template <int K, int SYMMETRIC, int T>
-__device__ static inline void la_block_product(float (&sum)[T][T], const float *A, const float *B, int up,
-                                               int left, int k) {
+__device__ static inline void la_block_product(float (&sum)[T][T], const float *A, const float *B,
+                                               int up, int left, int k) {
     enum { PITCH = LaBlock<K>::PITCH };
-UNROLL
-    for (int i = 0; i < T; i++)
-UNROLL
-        for (int j = 0; j < T; j++) sum[i][j] = 0;
+    UNROLLED_FOR (int i = 0; i < T; i++)
+        UNROLLED_FOR (int j = 0; j < T; j++) sum[i][j] = 0;
     for (int c = 0; c < k; c += 4) { /* the padding has room for the last three */
         float a[4][T];
         if (!SYMMETRIC) {
-UNROLL
-            for (int i = 0; i < T; i++) {
+            UNROLLED_FOR (int i = 0; i < T; i++) {
                 float4 y = *(const float4 *)(const void *)(A + LaBlock<K>::row(up, i) * PITCH + c);
                 a[0][i] = y.x, a[1][i] = y.y, a[2][i] = y.z, a[3][i] = y.w;
             }
         }
-UNROLL
-        for (int q = 0; q < 4; q++) {
+        UNROLLED_FOR (int q = 0; q < 4; q++) {
             float b[T];
             if (SYMMETRIC) la_block_line<K>(a[q], A + (c + q) * PITCH, up);
             la_block_line<K>(b, B + (c + q) * PITCH, left);
-UNROLL
-            for (int i = 0; i < T; i++)
-UNROLL
-                for (int j = 0; j < T; j++) sum[i][j] += a[q][i] * b[j];
+            UNROLLED_FOR (int i = 0; i < T; i++)
+                UNROLLED_FOR (int j = 0; j < T; j++) sum[i][j] += a[q][i] * b[j];
         }
     }
 }
@@ -190,26 +183,23 @@ template <int K> __device__ static inline void la_upper_tile(int *up, int *left)
 
 /* sum = a D + b sum on a tile. */
 template <int K, int T>
-__device__ static inline void la_block_mix(float (&sum)[T][T], float a, const float *D, float b, int up,
-                                           int left) {
+__device__ static inline void la_block_mix(float (&sum)[T][T], float a, const float *D, float b,
+                                           int up, int left) {
     enum { PITCH = LaBlock<K>::PITCH };
-UNROLL
-    for (int i = 0; i < T; i++) {
+    UNROLLED_FOR (int i = 0; i < T; i++) {
         float d[T];
         la_block_line<K>(d, D + LaBlock<K>::row(up, i) * PITCH, left);
-UNROLL
-        for (int j = 0; j < T; j++) sum[i][j] = a * d[j] + b * sum[i][j];
+        UNROLLED_FOR (int j = 0; j < T; j++) sum[i][j] = a * d[j] + b * sum[i][j];
     }
 }
 
 /* X = x on a tile, and with `mirror` on the one below the diagonal that mirrors it. */
 template <int K, int T>
-__device__ static inline void la_block_write(float *X, const float (&x)[T][T], int up, int left, int mirror) {
+__device__ static inline void la_block_write(float *X, const float (&x)[T][T], int up, int left,
+                                             int mirror) {
     enum { PITCH = LaBlock<K>::PITCH };
-UNROLL
-    for (int i = 0; i < T; i++)
-UNROLL
-        for (int j = 0; j < T; j++) {
+    UNROLLED_FOR (int i = 0; i < T; i++)
+        UNROLLED_FOR (int j = 0; j < T; j++) {
             int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
             X[r * PITCH + c] = x[i][j];
             if (mirror) X[c * PITCH + r] = x[i][j];
@@ -217,7 +207,8 @@ UNROLL
 }
 
 /* X = G + damping I, of which the upper triangle counts. */
-template <int K> __device__ static inline void la_block_load(float *X, const Mat &G, float damping) {
+template <int K>
+__device__ static inline void la_block_load(float *X, const Mat &G, float damping) {
     enum { PITCH = LaBlock<K>::PITCH };
     const float *g = la_at(G, blockIdx.x);
     const int k = G.rows;
@@ -230,7 +221,8 @@ template <int K> __device__ static inline void la_block_load(float *X, const Mat
 }
 
 /* R = scale X */
-template <int K> __device__ static inline void la_block_store(const Mat &R, const float *X, float scale) {
+template <int K>
+__device__ static inline void la_block_store(const Mat &R, const float *X, float scale) {
     enum { PITCH = LaBlock<K>::PITCH };
     float *out = la_at(R, blockIdx.x);
     const int k = R.rows;
@@ -249,10 +241,8 @@ typedef struct {
 template <int K, int T>
 __device__ static inline double la_gap_part(const float (&p)[T][T], int up, int left, int k) {
     double sum = 0;
-UNROLL
-    for (int i = 0; i < T; i++)
-UNROLL
-        for (int j = 0; j < T; j++) {
+    UNROLLED_FOR (int i = 0; i < T; i++)
+        UNROLLED_FOR (int j = 0; j < T; j++) {
             int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
             double x = (double)p[i][j] - (r == c);
             if (r < k && c < k) sum += x * x;
@@ -262,8 +252,8 @@ UNROLL
 
 /* Y = scale (G + damping I) for a norm below 1, and the first step from Z = I, P = Y. Returns the scale. */
 template <int K>
-__device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G, float damping,
-                                             float a, float b, int up, int left) {
+__device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G,
+                                             float damping, float a, float b, int up, int left) {
     enum { T = LaBlock<K>::T, PITCH = LaBlock<K>::PITCH, SIZE = LaBlock<K>::SIZE };
     const int k = G.rows;
     double square = 0;
@@ -293,8 +283,10 @@ __device__ static inline float la_root_start(float *Y, float *Z, double *sums, c
 /* The iteration of optim/invroot.h. A product is taken in registers, so that after a barrier it can
    overwrite one of its factors. */
 template <int K>
-__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32 ? 4 : K == 64 ? 3 : 1)
-la_root_kernel(Mat R, Mat G, float damping, LaRootTable table) {
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
+                                                              : K == 64 ? 3
+                                                                        : 1)
+    la_root_kernel(Mat R, Mat G, float damping, LaRootTable table) {
     SHARED(double, sums);
     enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
     float *Y = (float *)(void *)(sums + 32), *Z = Y + SIZE, *P = Z + SIZE, sum[T][T];
@@ -302,7 +294,8 @@ la_root_kernel(Mat R, Mat G, float damping, LaRootTable table) {
     int up, left;
     la_upper_tile<K>(&up, &left);
     const int mine = up < SIDE;
-    float scale = la_root_start<K>(Y, Z, sums, G, damping, table.ab[0][0], table.ab[0][1], up, left);
+    float scale =
+        la_root_start<K>(Y, Z, sums, G, damping, table.ab[0][0], table.ab[0][1], up, left);
     double gap = INFINITY;
     for (int step = 1, last = 0; !last; step++) {
         const float a = table.ab[step][0], b = table.ab[step][1];
@@ -338,12 +331,15 @@ static inline int la_root_iteration(Mat R, Mat G, double damping, const double (
     memset(&table, 0, sizeof table);
     table.steps = steps, table.watch = watch;
     if (steps < 2 || steps > LA_ROOT_STEPS || G.rows > LA_SMALL) return 0;
-    for (int i = 0; i < steps; i++) table.ab[i][0] = (float)ab[i][0], table.ab[i][1] = (float)ab[i][1];
+    for (int i = 0; i < steps; i++)
+        table.ab[i][0] = (float)ab[i][0], table.ab[i][1] = (float)ab[i][1];
     if (!mat_size(G)) return 1;
     const unsigned n = (unsigned)mat_count(G);
 #define CALL(K)                                                                                    \
     if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
-    else LAUNCH(la_root_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), R, G, (float)damping, table)
+    else                                                                                           \
+        LAUNCH(la_root_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), R, G,               \
+               (float)damping, table)
     LA_FOR_SIZE(G.rows, CALL);
 #undef CALL
     return 1;
@@ -357,8 +353,10 @@ typedef struct {
 /* Q = P_s ... P_1, P = a I + b A + c A^2, A <- P A P between the steps; everything is symmetric and
    commutes. */
 template <int K>
-__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32 ? 4 : K == 64 ? 3 : 1)
-la_sign_kernel(Mat Out, Mat Gram, LaSignTable table) {
+__global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
+                                                              : K == 64 ? 3
+                                                                        : 1)
+    la_sign_kernel(Mat Out, Mat Gram, LaSignTable table) {
     SHARED(double, sums);
     enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
     float *A = (float *)(void *)(sums + 32), *P = A + SIZE, *Q = P + SIZE, sum[T][T];
@@ -372,8 +370,7 @@ la_sign_kernel(Mat Out, Mat Gram, LaSignTable table) {
         if (mine) {
             la_block_product<K, 1>(sum, A, A, up, left, k);
             la_block_mix<K>(sum, table.abc[step][1], A, table.abc[step][2], up, left);
-UNROLL
-            for (int i = 0; i < T; i++)
+            UNROLLED_FOR (int i = 0; i < T; i++)
                 if (up == left && LaBlock<K>::row(up, i) < k) sum[i][i] += table.abc[step][0];
             la_block_write<K>(P, sum, up, left, 1);
             if (step == 0) la_block_write<K>(Q, sum, up, left, 1);
@@ -431,7 +428,8 @@ __device__ static inline void la_pair(int n, int round, int i, int *p, int *q) {
 
 /* The rotation of rows and columns p, q that zeroes x = a_pq: tangent, cosine and sine. */
 __device__ static inline void la_rotation(double *out, double app, double aqq, double x) {
-    double theta = (aqq - app) / (2 * x), t = (theta >= 0 ? 1 : -1) / (fabs(theta) + sqrt(theta * theta + 1));
+    double theta = (aqq - app) / (2 * x),
+           t = (theta >= 0 ? 1 : -1) / (fabs(theta) + sqrt(theta * theta + 1));
     if (x == 0) t = 0;
     out[0] = t, out[1] = 1 / sqrt(t * t + 1), out[2] = t * out[1];
 }
@@ -459,7 +457,8 @@ __device__ static inline void la_rotate_block(double *a, int m, int round, int i
 
 /* Diagonalises a (m,m), m even, of which rows and columns from n on are zero; eigenvectors in the rows of
    v. turns: shared memory for 3 m / 2 doubles. */
-__device__ static inline void la_jacobi_block(double *a, double *v, double *turns, double *sums, int m) {
+__device__ static inline void la_jacobi_block(double *a, double *v, double *turns, double *sums,
+                                              int m) {
     const int half = m / 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
     for (int sweep = 0; sweep < 60; sweep++) {
         double off = 0, diagonal = 0;
@@ -471,7 +470,8 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
         off = block_sum(off, sums);
         __syncthreads();
         diagonal = block_sum(diagonal, sums);
-        if (off <= 1e-30 * diagonal || off == 0 || (isnan(off) && sweep > 0)) break; /* one makes all NaN */
+        if (off <= 1e-30 * diagonal || off == 0 || (isnan(off) && sweep > 0))
+            break; /* one makes all NaN */
         for (int round = 0; round < m - 1; round++) {
             __syncthreads();
             for (int i = t; i < half; i += threads) {
@@ -533,8 +533,8 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, flo
     const size_t m = (size_t)la_even(G.rows), small = (32 + 3 * m / 2 + m) * sizeof(double);
     const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;
     const int a_shared = whole <= cuda_shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
-    LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R, values, G,
-           damping, (double *)(void *)scratch, each, a_shared);
+    LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R,
+           values, G, damping, (double *)(void *)scratch, each, a_shared);
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {

@@ -87,7 +87,8 @@ static inline float emu_bf16(const unsigned char *p) {
 static inline float emu_matrix_element(uint64_t descriptor, int transposed, int m, int k) {
     unsigned start = (unsigned)(descriptor & 0x3fff) << 4;
     unsigned leading = (unsigned)(descriptor >> 16 & 0x3fff) << 4;
-    unsigned stride = (unsigned)(descriptor >> 32 & 0x3fff) << 4, r = (unsigned)m, c = (unsigned)k, at = start;
+    unsigned stride = (unsigned)(descriptor >> 32 & 0x3fff) << 4, r = (unsigned)m, c = (unsigned)k,
+             at = start;
     if (descriptor >> 62 != 1) emu_die("wgmma: a swizzle other than that of 128 bytes");
     if (descriptor >> 49 & 7) emu_die("wgmma: a base offset");
     if (descriptor & 0x3ff1c000c000c000u) emu_die("wgmma: reserved bits of a descriptor are set");
@@ -101,13 +102,15 @@ static inline float emu_matrix_element(uint64_t descriptor, int transposed, int 
     unsigned short now, seen;
     memcpy(&now, emu.shared + at, 2), memcpy(&seen, emu.seen + at, 2);
     if (now != seen)
-        emu_die("wgmma reads shared memory that was written without fence.proxy.async and a barrier, or too early");
+        emu_die("wgmma reads shared memory that was written without fence.proxy.async and a "
+                "barrier, or too early");
     return emu_bf16(emu.shared + at);
 }
 
 /* What this thread has of a product: two rows, and two columns of each fragment. */
 static inline void emu_do_product(const EmuProduct *p) {
-    int lane = warp_lane(), g = lane / 4, t = lane % 4, row = (int)threadIdx.x % WARPGROUP / 32 * 16 + g;
+    int lane = warp_lane(), g = lane / 4, t = lane % 4,
+        row = (int)threadIdx.x % WARPGROUP / 32 * 16 + g;
     float left[2][16];
     if (p->fragment) {
         const unsigned char *all = emu_exchange(p->fragment, sizeof *p->fragment, "wgmma");
@@ -136,7 +139,8 @@ static inline void emu_agree(const EmuProduct *p) {
     EmuThread *t = emu.current;
     int group = t->warp / 4;
     long &issued = emu_warpgroup_issued[group];
-    if (emu_warpgroup_block[group] != emu.blocks) emu_warpgroup_block[group] = emu.blocks, issued = 0;
+    if (emu_warpgroup_block[group] != emu.blocks)
+        emu_warpgroup_block[group] = emu.blocks, issued = 0;
     long n = t->issued++;
     EmuProduct *q = &emu_warpgroup[group][n % EMU_KEPT];
     if (n == issued) {
@@ -144,8 +148,8 @@ static inline void emu_agree(const EmuProduct *p) {
         return;
     }
     if (n < issued - EMU_KEPT) emu_die("wgmma: the warps of a warpgroup are far apart");
-    if (p->N != q->N || p->trans_a != q->trans_a || p->trans_b != q->trans_b || p->add != q->add || p->a != q->a ||
-        p->b != q->b || !p->fragment != !q->fragment)
+    if (p->N != q->N || p->trans_a != q->trans_a || p->trans_b != q->trans_b || p->add != q->add ||
+        p->a != q->a || p->b != q->b || !p->fragment != !q->fragment)
         emu_die("wgmma: the threads of a warpgroup issue different products");
 }
 static inline void emu_issue(EmuProduct p) {
@@ -188,15 +192,17 @@ static inline void warpgroup_barrier(int) { emu_yield(EMU_AT_GROUP_BARRIER, "war
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 #define WGMMA_C(I) "+f"(c[I].x[0]), "+f"(c[I].x[1]), "+f"(c[I].x[2]), "+f"(c[I].x[3])
-#define WGMMA_C8(I)                                                                                               \
-    WGMMA_C(I), WGMMA_C(I + 1), WGMMA_C(I + 2), WGMMA_C(I + 3), WGMMA_C(I + 4), WGMMA_C(I + 5), WGMMA_C(I + 6),   \
-        WGMMA_C(I + 7)
-#define WGMMA_32                                                                                                  \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"  \
+#define WGMMA_C8(I)                                                                                \
+    WGMMA_C(I), WGMMA_C(I + 1), WGMMA_C(I + 2), WGMMA_C(I + 3), WGMMA_C(I + 4), WGMMA_C(I + 5),    \
+        WGMMA_C(I + 6), WGMMA_C(I + 7)
+#define WGMMA_32                                                                                   \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%"  \
+    "25,%26,%27,%28,"                                                                              \
     "%29,%30,%31"
-#define WGMMA_64                                                                                                  \
-    WGMMA_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,"  \
-    "%56,%57,%58,%59,%60,%61,%62,%63"
+#define WGMMA_64                                                                                   \
+    WGMMA_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%"  \
+             "52,%53,%54,%55,"                                                                     \
+             "%56,%57,%58,%59,%60,%61,%62,%63"
 
 /* c = A B, or c += A B with `add`; A and B by their descriptors, TRANS: MN-major. */
 template <int TRANS_A, int TRANS_B, int NT>
@@ -218,20 +224,23 @@ __device__ static inline void wgmma(FragC (&c)[NT], uint64_t a, uint64_t b, int 
 
 /* The same with A in registers. */
 template <int TRANS_B, int NT>
-__device__ static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &a, uint64_t b, int add) {
+__device__ static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &a, uint64_t b,
+                                    int add) {
     static_assert(NT == 8 || NT == 16, "64 or 128 columns");
     if constexpr (NT == 8)
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
                      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_32 "}, "
                      "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
                      : WGMMA_C8(0)
-                     : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(add), "n"(TRANS_B));
+                     : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(add),
+                       "n"(TRANS_B));
     else
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
                      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WGMMA_64 "}, "
                      "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
                      : WGMMA_C8(0), WGMMA_C8(8)
-                     : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(add), "n"(TRANS_B));
+                     : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "l"(b), "r"(add),
+                       "n"(TRANS_B));
 }
 
 /* A barrier of the threads of one warpgroup, the group-th of the block. Barrier 0 is __syncthreads. */
@@ -239,21 +248,28 @@ __device__ static inline void warpgroup_barrier(int group) {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"((int)WARPGROUP) : "memory");
 }
 /* What this thread has written to shared memory is seen by products that are issued after the next barrier. */
-__device__ static inline void wgmma_publish(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ static inline void wgmma_publish(void) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 /* Products issued after this one find in registers what was written there before. */
-__device__ static inline void wgmma_fence(void) { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ static inline void wgmma_commit(void) { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT> __device__ static inline void wgmma_wait(void) { /* until LEFT groups are under way */
+__device__ static inline void wgmma_fence(void) {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ static inline void wgmma_commit(void) {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int LEFT>
+__device__ static inline void wgmma_wait(void) { /* until LEFT groups are under way */
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 template <int NT> __device__ static inline void wgmma_hold(FragC (&c)[NT]) {
-UNROLL
-    for (int n = 0; n < NT; n++) asm volatile("" : WGMMA_C(n)::"memory");
+    UNROLLED_FOR (int n = 0; n < NT; n++) asm volatile("" : WGMMA_C(n)::"memory");
 }
 template <int N> __device__ static inline void wgmma_hold(FragA<__nv_bfloat16> (&a)[N]) {
-UNROLL
-    for (int n = 0; n < N; n++)
-        asm volatile("" : "+r"(a[n].x[0]), "+r"(a[n].x[1]), "+r"(a[n].x[2]), "+r"(a[n].x[3])::"memory");
+    UNROLLED_FOR (int n = 0; n < N; n++)
+        asm volatile(""
+                     : "+r"(a[n].x[0]), "+r"(a[n].x[1]), "+r"(a[n].x[2]),
+                       "+r"(a[n].x[3])::"memory");
 }
 
 #else
@@ -296,7 +312,9 @@ template <int ROWS, int D> struct Panels {
     }
     /* Rows row.. of it (a multiple of 8) and columns col.. to col + 15 (a multiple of 16) as a side of a product
        whose sums run along the columns: K-major. */
-    __device__ uint64_t along(int row, int col) const { return describe(col / 64 * PANEL + row * 64 + col % 64, 16); }
+    __device__ uint64_t along(int row, int col) const {
+        return describe(col / 64 * PANEL + row * 64 + col % 64, 16);
+    }
     /* Rows row.. to row + 15 and columns col.. (a multiple of 64), where the sums run along the rows: MN-major. */
     __device__ uint64_t down(int row, int col) const {
         return describe(col / 64 * PANEL + row * 64, PANEL * (int)sizeof *p);
@@ -305,7 +323,8 @@ template <int ROWS, int D> struct Panels {
   private:
     /* No carry leaves the field: shared addresses are below 2^18. */
     __device__ uint64_t describe(int at, unsigned leading) const {
-        unsigned low = (shared_address(p) >> 4 | leading >> 4 << 16) + (unsigned)at * (unsigned)sizeof *p / 16;
+        unsigned low =
+            (shared_address(p) >> 4 | leading >> 4 << 16) + (unsigned)at * (unsigned)sizeof *p / 16;
         return (uint64_t)(1u << 30 | WGMMA_ALIGN >> 4) << 32 | low;
     }
 };

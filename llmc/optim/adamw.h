@@ -17,8 +17,8 @@ typedef struct {
    new P is written there too, as floatX and laid out as P, which saves a pass over both. */
 static inline void adamw_update_copied(Mat P, Mat G, Mat M, Mat V, const AdamW *o, floatX *copy) {
     double rate = o->lr / (1 - pow(o->beta1, o->step)), root = 1 / sqrt(1 - pow(o->beta2, o->step));
-    la_adamw(P, G, M, V, o->gscale, o->beta1, o->beta2, rate, root, o->eps, 1 - o->lr * o->weight_decay,
-             copy);
+    la_adamw(P, G, M, V, o->gscale, o->beta1, o->beta2, rate, root, o->eps,
+             1 - o->lr * o->weight_decay, copy);
 }
 
 static inline void adamw_update(Mat P, Mat G, Mat M, Mat V, const AdamW *o) {

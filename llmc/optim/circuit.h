@@ -28,7 +28,8 @@ static inline void partner_scale(Mat A, Mat B, Mat DA, Mat DB, double damping, i
     la_vec_rroot(of_B, n, 1.0 / B.rows, damping);
     Mat leg[2] = {DA, DB};
     for (int i = 0; i < 2; i++) {
-        floatM *before = arena_take(arena, (size_t)layers), *after = arena_take(arena, (size_t)layers);
+        floatM *before = arena_take(arena, (size_t)layers),
+               *after = arena_take(arena, (size_t)layers);
         if (keep_norm) la_norms(before, leg[i], leg[i].n1);
         la_scale(leg[i], i ? of_A : of_B, i ? 1 : G);
         if (!keep_norm) continue;

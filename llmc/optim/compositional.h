@@ -111,7 +111,8 @@ static inline void leg_place(Leg *l, Mat X) {
 }
 
 static inline Mat leg_memory(const Leg *l, Arena *arena) {
-    return mat_dense(arena_take(arena, mat_size(l->f.W)), mat_count(l->f.W), l->f.W.rows, l->f.W.cols);
+    return mat_dense(arena_take(arena, mat_size(l->f.W)), mat_count(l->f.W), l->f.W.rows,
+                     l->f.W.cols);
 }
 
 static inline int whitens_pre(const OptimOptions *o) {
@@ -223,7 +224,8 @@ static inline void pair_update(Pair p, const OptimOptions *o, double beta, doubl
             leg_direction(&a, o, arena);
             leg_direction(&b, o, arena);
         }
-        gauge_fix(p.A.W, p.B.W, a.view, b.view, o->connection, o->gauge_damping ? o->damping : 0, arena);
+        gauge_fix(p.A.W, p.B.W, a.view, b.view, o->connection, o->gauge_damping ? o->damping : 0,
+                  arena);
         if (o->circuit) circuit_fix(p.A.W, p.B.W, a.view, b.view, o->circuit_damping, arena);
         leg_apply(&a, rate, keep);
         leg_apply(&b, rate_B, keep);

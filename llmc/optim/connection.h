@@ -30,7 +30,9 @@ static inline Mat mat_batch(Mat dense, int n0, int n1) {
 }
 
 /* Columns [first, first + cols) of every item. */
-static inline Mat mat_columns(Mat m, int first, int cols) { return mat_t(mat_rows(mat_t(m), first, cols)); }
+static inline Mat mat_columns(Mat m, int first, int cols) {
+    return mat_t(mat_rows(mat_t(m), first, cols));
+}
 
 /* Scratch of gauge_fix for n shared heads of width k. */
 static inline size_t gauge_scratch(int n, int k) {
@@ -54,7 +56,8 @@ static inline Mat gauge_matrix(Mat A, Mat B, Mat DA, Mat DB, int connection, dou
     la_eigh(QA, a, L, scratch);
     la_eigh(QB, b, R, scratch);
     arena->used = mark;
-    for (int g = 0; g < G; g++) la_gemm(L, 1, mat_every(A, g, G), mat_t(mat_every(DA, g, G)), g > 0);
+    for (int g = 0; g < G; g++)
+        la_gemm(L, 1, mat_every(A, g, G), mat_t(mat_every(DA, g, G)), g > 0);
     la_gemm(R, 1, DB, mat_t(B), 0);
     Mat *side[2] = {&L, &R};
     for (int i = 0; i < 2; i++) {
@@ -90,7 +93,8 @@ static inline void gauge_fix(Mat A, Mat B, Mat DA, Mat DB, int connection, doubl
         la_add_scaled(DB, 1, s[0], B, 1);
     } else {
         Mat S = gauge_matrix(A, B, DA, DB, connection, damping, arena);
-        for (int g = 0; g < G; g++) la_gemm(mat_every(DA, g, G), -1, mat_t(S), mat_every(A, g, G), 1);
+        for (int g = 0; g < G; g++)
+            la_gemm(mat_every(DA, g, G), -1, mat_t(S), mat_every(A, g, G), 1);
         la_gemm(DB, 1, S, B, 1);
     }
     arena->used = mark;

@@ -14,13 +14,31 @@ static inline size_t invroot_scratch(int n, int k) {
 
 enum { INVROOT_TUNED = 9 }; /* steps with coefficients of their own */
 static const double invroot_table[LA_ROOT_STEPS][2] = {
-    {5.182503604966906, -5.178098480082684},   {2.586120737395915, -0.6479542005271643},
-    {2.567364126726186, -0.6454968804392178},  {2.520560084348265, -0.6393528082067044},
-    {2.410759275435182, -0.6248683598710716},  {2.1883348130094173, -0.5952022073798908},
-    {1.8595760874873613, -0.5504490972723968}, {1.589020160467417, -0.5126569802066718},
-    {1.5051653981684994, -0.5007377068751799}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5},
-    {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5},
-    {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5}, {1.5, -0.5},
+    {5.182503604966906, -5.178098480082684},
+    {2.586120737395915, -0.6479542005271643},
+    {2.567364126726186, -0.6454968804392178},
+    {2.520560084348265, -0.6393528082067044},
+    {2.410759275435182, -0.6248683598710716},
+    {2.1883348130094173, -0.5952022073798908},
+    {1.8595760874873613, -0.5504490972723968},
+    {1.589020160467417, -0.5126569802066718},
+    {1.5051653981684994, -0.5007377068751799},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
+    {1.5, -0.5},
 };
 
 /* The coupled iteration on a few items together, of at most `steps` steps. Products known to be
@@ -55,7 +73,8 @@ static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena 
             last = LA_ROOT_DONE(gap, before);
         }
         la_axpby(Z2, a, Z, 0);
-        la_gemm_symmetric(Z2, b, P, Z, 1); /* P Z, not Z P: the order keeps rounding errors bounded */
+        la_gemm_symmetric(Z2, b, P, Z,
+                          1); /* P Z, not Z P: the order keeps rounding errors bounded */
         mat_swap(&Z, &Z2);
         if (last) break;
         la_axpby(Y2, a, Y, 0);
@@ -89,12 +108,12 @@ static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
         for (int i = 0; i < chunks; i++)
-            invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping, steps,
-                          arena_piece(memory, piece, thread_index()));
+            invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping,
+                          steps, arena_piece(memory, piece, thread_index()));
     } else { /* not a parallel region of one thread: those within would start threads anew each time */
         for (int i = 0; i < chunks; i++)
-            invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping, steps,
-                          arena_piece(memory, piece, 0));
+            invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping,
+                          steps, arena_piece(memory, piece, 0));
     }
     arena->used = mark;
 }

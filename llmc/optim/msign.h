@@ -31,7 +31,9 @@ and 1.6 with 2, 1 and 5, against 0.995 and 1.005 here. dev/test/test_msign.c has
 
 typedef struct {
     int steps;
-    int runs[2][5]; /* steps on one Gram of a wide matrix, which add up to `steps`: with exact products, and
+    int runs
+        [2]
+        [5]; /* steps on one Gram of a wide matrix, which add up to `steps`: with exact products, and
                        with rounded ones */
     double abc[LA_SIGN_STEPS][3];
 } MsignTable;
@@ -42,20 +44,44 @@ typedef struct {
    stop in [0.978, 1.032]. simple12: 2x - 1.5x^3 + 0.5x^5, which has slope 0 at its fixed point 1. */
 static inline const MsignTable *msign_table(int which) {
     static const MsignTable tables[] = {
-        {8, {{2, 1, 5}, {2, 1, 2, 3}},
-         {{8.2051, -22.9019, 16.4607}, {4.0664, -2.8612, 0.5184}, {3.9096, -2.8234, 0.5250},
-          {3.2856, -2.4153, 0.4853}, {2.2779, -1.6198, 0.3985}, {1.8726, -1.2307, 0.3585},
-          {1.8564, -1.2132, 0.3568}, {1.8750, -1.2500, 0.3750}}},
-        {5, {{3, 2}, {3, 2}},
-         {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
-          {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}}},
-        {5, {{2, 1, 2}, {2, 1, 2}},
-         {{4.0848, -6.8946, 2.9270}, {3.9505, -6.3029, 2.6377}, {3.7418, -5.5913, 2.3037},
-          {2.8769, -3.1427, 1.2046}, {2.8366, -3.0525, 1.2012}}},
-        {12, {{4, 4, 4}, {4, 4, 4}},
-         {{2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
-          {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5}, {2, -1.5, 0.5},
-          {2, -1.5, 0.5}, {2, -1.5, 0.5}}},
+        {8,
+         {{2, 1, 5}, {2, 1, 2, 3}},
+         {{8.2051, -22.9019, 16.4607},
+          {4.0664, -2.8612, 0.5184},
+          {3.9096, -2.8234, 0.5250},
+          {3.2856, -2.4153, 0.4853},
+          {2.2779, -1.6198, 0.3985},
+          {1.8726, -1.2307, 0.3585},
+          {1.8564, -1.2132, 0.3568},
+          {1.8750, -1.2500, 0.3750}}},
+        {5,
+         {{3, 2}, {3, 2}},
+         {{3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315}}},
+        {5,
+         {{2, 1, 2}, {2, 1, 2}},
+         {{4.0848, -6.8946, 2.9270},
+          {3.9505, -6.3029, 2.6377},
+          {3.7418, -5.5913, 2.3037},
+          {2.8769, -3.1427, 1.2046},
+          {2.8366, -3.0525, 1.2012}}},
+        {12,
+         {{4, 4, 4}, {4, 4, 4}},
+         {{2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5},
+          {2, -1.5, 0.5}}},
     };
     return &tables[which];
 }
@@ -100,7 +126,8 @@ static inline void msign_polynomial(Mat P, const double *k, Mat A, int whole) {
 /* X <- msign X for X with ||X||_F <= 1 on its short side, Y scratch of its shape. The result is in what
    is X afterwards. */
 static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
-    Mat A = msign_square(arena, mat_count(*X), X->rows), P = msign_square(arena, mat_count(*X), X->rows);
+    Mat A = msign_square(arena, mat_count(*X), X->rows),
+        P = msign_square(arena, mat_count(*X), X->rows);
     for (int i = 0; i < table->steps; i++) {
         const double *k = table->abc[i];
         la_gram(A, *X, 0);
@@ -113,7 +140,8 @@ static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *a
 
 /* The same in bf16. */
 static inline void msign_bf16(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
-    Mat A = msign_square(arena, mat_count(*X), X->rows), P = msign_square(arena, mat_count(*X), X->rows);
+    Mat A = msign_square(arena, mat_count(*X), X->rows),
+        P = msign_square(arena, mat_count(*X), X->rows);
     la_round_bf16(*X);
     for (int i = 0; i < table->steps; i++) {
         const double *k = table->abc[i];
@@ -196,7 +224,8 @@ static inline void msign_by(Mat X, int which, int bf16, Arena *arena) {
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
         for (int i = 0; i < chunks; i++)
-            msign_items(mat_part(X, i * chunk, chunk), &way, arena_piece(memory, piece, thread_index()));
+            msign_items(mat_part(X, i * chunk, chunk), &way,
+                        arena_piece(memory, piece, thread_index()));
     } else { /* not a parallel region of one thread: those within would start threads anew each time */
         for (int i = 0; i < chunks; i++)
             msign_items(mat_part(X, i * chunk, chunk), &way, arena_piece(memory, piece, 0));

@@ -31,8 +31,8 @@ static inline size_t muon_scratch(Mat W) {
 }
 
 /* U = msign of the momentum, one sign an item, without the shape factor. U is of muon_direction_take. */
-static inline void muon_direction(Mat U, Mat G, Mat M, const OptimOptions *o, double beta, double gscale,
-                                  Arena *arena) {
+static inline void muon_direction(Mat U, Mat G, Mat M, const OptimOptions *o, double beta,
+                                  double gscale, Arena *arena) {
     momentum_step(U, M, G, momentum_of(o, 0, beta), gscale);
     msign(mat_flat(U), o, arena);
 }

@@ -8,11 +8,14 @@ no shape factor.
 
 #include "muon.h"
 
-static inline size_t muonh_scratch(Mat W) { return muon_scratch(W) + 2 * (size_t)mat_count(W) + 64; }
+static inline size_t muonh_scratch(Mat W) {
+    return muon_scratch(W) + 2 * (size_t)mat_count(W) + 64;
+}
 
 /* radius: one number an item, set from W if `first`. W must not be zero. */
-static inline void muonh_update(Mat W, Mat G, Mat M, floatM *radius, int first, const OptimOptions *o,
-                                double beta, double lr, double gscale, Arena *arena) {
+static inline void muonh_update(Mat W, Mat G, Mat M, floatM *radius, int first,
+                                const OptimOptions *o, double beta, double lr, double gscale,
+                                Arena *arena) {
     size_t mark = arena->used;
     int n = mat_count(W);
     Mat U = muon_direction_take(W, arena);

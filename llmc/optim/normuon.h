@@ -14,8 +14,8 @@ static inline size_t normuon_scratch(Mat W) {
 }
 
 /* v holds one number a row of every item and starts at zero: v = beta2 v + (1 - beta2) mean of o^2. */
-static inline void normuon_direction(Mat U, Mat G, Mat M, floatM *v, const OptimOptions *o, double beta2,
-                                     double beta, double gscale, Arena *arena) {
+static inline void normuon_direction(Mat U, Mat G, Mat M, floatM *v, const OptimOptions *o,
+                                     double beta2, double beta, double gscale, Arena *arena) {
     muon_direction(U, G, M, o, beta, gscale, arena);
     size_t mark = arena->used;
     int n = mat_count(U), rows = n * U.rows;

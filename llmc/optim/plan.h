@@ -16,7 +16,13 @@ and weight decay. Built once from the config and the registry; --dry-run prints 
 #include "quack.h"
 
 typedef enum {
-    UPDATE_ADAMW, UPDATE_MUON, UPDATE_MUON_HEAD, UPDATE_CM, UPDATE_NORMUON, UPDATE_AURORA, UPDATE_MUONH,
+    UPDATE_ADAMW,
+    UPDATE_MUON,
+    UPDATE_MUON_HEAD,
+    UPDATE_CM,
+    UPDATE_NORMUON,
+    UPDATE_AURORA,
+    UPDATE_MUONH,
     UPDATE_ADAMW_PARTNER
 } UpdateRule;
 
@@ -31,10 +37,11 @@ typedef struct {
 } Part;
 
 typedef struct {
-    char name[24];   /* of a circuit "W_Q, W_K" */
+    char name[24]; /* of a circuit "W_Q, W_K" */
     UpdateRule rule;
     Coupling coupling; /* CM does its own */
-    Part part, partner; /* partner: the shared factor where both are updated together, else no rows */
+    Part part,
+        partner; /* partner: the shared factor where both are updated together, else no rows */
     double lr, weight_decay;
     size_t v, v_partner; /* state beyond first moments: where second moments of part and partner
                             start, or MuonH's radii */
@@ -56,21 +63,28 @@ typedef struct {
     Arena *arena;
     double lr_scale, beta, gscale; /* schedule's multiplier; momentum of Muon and CM; factor on g */
     int step;                      /* 1 for the first update */
-    floatX *w;                     /* the layers' copy of p, of which plan_step leaves plan_stale to be
+    floatX *w; /* the layers' copy of p, of which plan_step leaves plan_stale to be
                                       written; NULL where they read p itself */
 } PlanState;
 
 static inline const char *update_name(UpdateRule rule) {
-    static const char *const names[] = {"adamw",  "muon",  "muon-head",    "cm", "normuon",
-                                        "aurora", "muonh", "adamw-partner"};
+    static const char *const names[] = {"adamw",   "muon",   "muon-head", "cm",
+                                        "normuon", "aurora", "muonh",     "adamw-partner"};
     return names[rule];
 }
 
 /* The view of a part in an allocation laid out by the registry: (L,1) x (rows, cols). */
 static inline Mat part_view(const Registry *r, Part part, floatM *base) {
     const Tensor *t = &r->t[part.id];
-    Mat m = {mat_offset(base, t->offset), t->layers, 1, (size_t)t->rows * t->cols, 0, t->rows, t->cols,
-             (size_t)t->cols, 1};
+    Mat m = {mat_offset(base, t->offset),
+             t->layers,
+             1,
+             (size_t)t->rows * t->cols,
+             0,
+             t->rows,
+             t->cols,
+             (size_t)t->cols,
+             1};
     return mat_rows(m, part.first, part.rows);
 }
 
@@ -79,8 +93,8 @@ static inline Mat part_heads(const Registry *r, Part part, floatM *base) {
     return leg_heads(part_view(r, part, base), part.heads, part.by_column);
 }
 
-static inline PlanEntry *plan_add(Plan *plan, const char *name, UpdateRule rule, Part part, double lr,
-                                  double weight_decay) {
+static inline PlanEntry *plan_add(Plan *plan, const char *name, UpdateRule rule, Part part,
+                                  double lr, double weight_decay) {
     PlanEntry *e = &plan->e[plan->n++];
     memset(e, 0, sizeof *e);
     snprintf(e->name, sizeof e->name, "%s", name);
@@ -93,7 +107,8 @@ static inline PlanEntry *plan_add(Plan *plan, const char *name, UpdateRule rule,
 
 /* The two tensors of a circuit: together where a rule needs both, else one after the other. */
 static inline void plan_add_circuit(Plan *plan, const char *const name[2], UpdateRule rule,
-                                    Coupling coupling, Part part, Part partner, double lr, double wd) {
+                                    Coupling coupling, Part part, Part partner, double lr,
+                                    double wd) {
     char both[24];
     if (rule == UPDATE_CM || rule == UPDATE_ADAMW_PARTNER || coupling != COUPLE_NOT) {
         snprintf(both, sizeof both, "%s, %s", name[0], name[1]);
@@ -130,14 +145,17 @@ static inline size_t plan_state(UpdateRule rule, Mat W) {
     return rule == UPDATE_MUONH;
 }
 
-static inline PlanLeg plan_leg(const Registry *r, const PlanEntry *e, int partner, const PlanState *s,
-                               int layer, int layers) {
+static inline PlanLeg plan_leg(const Registry *r, const PlanEntry *e, int partner,
+                               const PlanState *s, int layer, int layers) {
     Part part = partner ? e->partner : e->part;
     PlanLeg l = {plan_muon_view(r, e->rule, part, s->p),
                  plan_muon_view(r, e->rule, part, s->g),
                  plan_muon_view(r, e->rule, part, s->m),
-                 NULL, part.heads, part.by_column};
-    if (s->v) l.v = s->v + (partner ? e->v_partner : e->v) + (size_t)layer * plan_state(e->rule, l.W);
+                 NULL,
+                 part.heads,
+                 part.by_column};
+    if (s->v)
+        l.v = s->v + (partner ? e->v_partner : e->v) + (size_t)layer * plan_state(e->rule, l.W);
     l.W = mat_outer(l.W, layer, layers);
     l.G = mat_outer(l.G, layer, layers);
     l.M = mat_outer(l.M, layer, layers);
@@ -150,7 +168,8 @@ static inline Mat plan_leg_heads(const PlanLeg *l, UpdateRule rule, Mat m) {
     return leg_heads(m, l->heads, l->by_column);
 }
 
-static inline Factor plan_factor(const Registry *r, Part part, const PlanState *s, int layer, int layers) {
+static inline Factor plan_factor(const Registry *r, Part part, const PlanState *s, int layer,
+                                 int layers) {
     Factor f = {mat_outer(part_heads(r, part, s->p), layer, layers),
                 mat_outer(part_heads(r, part, s->g), layer, layers),
                 mat_outer(part_heads(r, part, s->m), layer, layers)};
@@ -159,13 +178,14 @@ static inline Factor plan_factor(const Registry *r, Part part, const PlanState *
 
 static inline Pair plan_pair(const Registry *r, const PlanEntry *e, const PlanState *s, int hybrid,
                              int layer, int layers) {
-    Pair p = {plan_factor(r, e->part, s, layer, layers), plan_factor(r, e->partner, s, layer, layers),
-              hybrid && e->part.by_column};
+    Pair p = {plan_factor(r, e->part, s, layer, layers),
+              plan_factor(r, e->partner, s, layer, layers), hybrid && e->part.by_column};
     return p;
 }
 
 static inline AdamLeg plan_adam_leg(const PlanLeg *l) {
-    AdamLeg a = {l->W, l->G, l->M, mat_dense(l->v, l->W.n0, l->W.rows, l->W.cols), l->heads, l->by_column};
+    AdamLeg a = {l->W,     l->G,        l->M, mat_dense(l->v, l->W.n0, l->W.rows, l->W.cols),
+                 l->heads, l->by_column};
     return a;
 }
 
@@ -219,9 +239,9 @@ static inline size_t plan_take(Plan *plan, size_t n) {
 static inline Plan plan_build(const Config *c, const Registry *r) {
     /* In the order of RULE_..., QuacK standing for its base; and of MLP_RULE_... */
     static const UpdateRule quack[] = {UPDATE_MUON, UPDATE_MUON_HEAD, UPDATE_ADAMW};
-    static const UpdateRule rules[] = {UPDATE_CM,     UPDATE_CM,    UPDATE_MUON,  UPDATE_MUON_HEAD,
-                                       UPDATE_NORMUON, UPDATE_AURORA, UPDATE_MUONH, UPDATE_ADAMW,
-                                       UPDATE_ADAMW_PARTNER};
+    static const UpdateRule rules[] = {UPDATE_CM,        UPDATE_CM,      UPDATE_MUON,
+                                       UPDATE_MUON_HEAD, UPDATE_NORMUON, UPDATE_AURORA,
+                                       UPDATE_MUONH,     UPDATE_ADAMW,   UPDATE_ADAMW_PARTNER};
     static const UpdateRule mlp_rules[] = {UPDATE_MUON,   UPDATE_MUON,  UPDATE_NORMUON,
                                            UPDATE_AURORA, UPDATE_MUONH, UPDATE_ADAMW};
     static const char *const qk_names[2] = {"W_Q", "W_K"}, *const ov_names[2] = {"W_O", "W_V"};
@@ -235,7 +255,8 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
     plan_add_circuit(&plan, qk_names, quacks ? quack[c->control.quack_base] : rules[c->qk],
                      quacks ? COUPLE_QUACK : COUPLE_NOT, q, k, lr, wd);
     plan_add_circuit(&plan, ov_names, rules[c->ov],
-                     c->optim.circuit && c->ov != RULE_CM ? COUPLE_CIRCUIT : COUPLE_NOT, o, v, lr, wd);
+                     c->optim.circuit && c->ov != RULE_CM ? COUPLE_CIRCUIT : COUPLE_NOT, o, v, lr,
+                     wd);
     UpdateRule mlp = mlp_rules[c->mlp];
     Part gate = {T_WFC, 0, F, 0, 0}, up = {T_WFC, F, F, 0, 0}, proj = {T_WPROJ, 0, c->width, 0, 0};
     plan_add(&plan, c->act == ACT_SWIGLU ? "W_gate" : "W_fc", mlp, gate, lr, wd);
@@ -281,8 +302,8 @@ static inline Mat plan_direction(const PlanEntry *e, const PlanLeg *l, const Con
     if (e->rule == UPDATE_NORMUON) {
         normuon_direction(U, l->G, l->M, l->v, o, x->normuon_beta2, s->beta, s->gscale, s->arena);
     } else if (e->rule == UPDATE_AURORA) {
-        aurora_direction(U, l->G, l->M, o, x->aurora_iterations, x->aurora_power, s->beta, s->gscale,
-                         s->arena);
+        aurora_direction(U, l->G, l->M, o, x->aurora_iterations, x->aurora_power, s->beta,
+                         s->gscale, s->arena);
     } else if (e->rule == UPDATE_ADAMW) {
         adamw_direction(U, l->G, l->M, mat_dense(l->v, U.n0, U.rows, U.cols), adam);
         *scale = 1;
@@ -294,8 +315,8 @@ static inline Mat plan_direction(const PlanEntry *e, const PlanLeg *l, const Con
 
 /* Directions of both legs, scaled by the partners' sizes, then applied. */
 static inline void plan_coupled_step(const PlanEntry *e, const PlanLeg *a, const PlanLeg *b,
-                                     const Config *c, const PlanState *s, const AdamW *adam, floatM *norms,
-                                     size_t norms_apart) {
+                                     const Config *c, const PlanState *s, const AdamW *adam,
+                                     floatM *norms, size_t norms_apart) {
     const PlanLeg *leg[2] = {a, b};
     Mat U[2], W[2], D[2];
     double scale;
@@ -310,7 +331,8 @@ static inline void plan_coupled_step(const PlanEntry *e, const PlanLeg *a, const
     else
         quack_scale(W[0], W[1], D[0], D[1], norms, norms + norms_apart, s->step == 1,
                     c->control.quack_tau, s->arena);
-    for (int i = 0; i < 2; i++) la_axpby(leg[i]->W, -adam->lr, U[i], 1 - adam->lr * adam->weight_decay);
+    for (int i = 0; i < 2; i++)
+        la_axpby(leg[i]->W, -adam->lr, U[i], 1 - adam->lr * adam->weight_decay);
 }
 
 /* Layers [layer, layer + layers) of an entry. */
@@ -319,7 +341,8 @@ static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const 
     const OptimOptions *o = &c->optim;
     double lr = e->lr * s->lr_scale;
     size_t mark = s->arena->used;
-    AdamW adam = {lr, e->weight_decay, c->adam_beta1, c->adam_beta2, c->adam_eps, s->gscale, s->step};
+    AdamW adam = {lr,          e->weight_decay, c->adam_beta1, c->adam_beta2,
+                  c->adam_eps, s->gscale,       s->step};
     PlanLeg a = plan_leg(r, e, 0, s, layer, layers);
     if (e->rule == UPDATE_CM) {
         pair_update(plan_pair(r, e, s, o->hybrid, layer, layers), o, s->beta, lr, e->weight_decay,
@@ -347,11 +370,13 @@ static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const 
 }
 
 /* Updates every tensor. */
-static inline void plan_step(const Plan *plan, const Registry *r, const Config *c, const PlanState *s) {
+static inline void plan_step(const Plan *plan, const Registry *r, const Config *c,
+                             const PlanState *s) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         int layers = r->t[e->part.id].layers, chunk = plan_chunk(r, e, &c->optim);
-        for (int l = 0; l < layers; l += chunk) plan_entry_step(r, e, c, s, l, min_int(chunk, layers - l));
+        for (int l = 0; l < layers; l += chunk)
+            plan_entry_step(r, e, c, s, l, min_int(chunk, layers - l));
     }
 }
 
@@ -369,7 +394,8 @@ static inline int plan_writes_copy(const Plan *plan, TensorId id) {
 /* What plan_step leaves of the layers' copy to be written: range number `index` is elements [*first, *first +
    *n) of the allocation. Returns 0 past the last. Tensors that follow each other are one range, over what lies
    between if writing it again takes less than starting anew: a quarter of a megabyte. */
-static inline int plan_stale(const Plan *plan, const Registry *r, int index, size_t *first, size_t *n) {
+static inline int plan_stale(const Plan *plan, const Registry *r, int index, size_t *first,
+                             size_t *n) {
     const size_t gap = (size_t)1 << 16;
     *first = 0;
     size_t end = 0;
@@ -401,7 +427,8 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
         char shape[64], rule[32];
         snprintf(shape, sizeof shape, "%d x %d x %d", m.n0, m.rows, m.cols);
         snprintf(rule, sizeof rule, "%s%s", update_name(e->rule), suffix[e->coupling]);
-        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", e->name, rule, shape, e->lr, e->weight_decay);
+        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", e->name, rule, shape, e->lr,
+                e->weight_decay);
     }
 }
 
@@ -425,7 +452,8 @@ static inline int plan_group(const Plan *plan, int index, char name[24], Part *p
 }
 
 /* Copies the parameters to where plan_groups_json will look for them. */
-static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM *p, floatM *before) {
+static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM *p,
+                                    floatM *before) {
     char name[24];
     Part part;
     for (int i = 0; plan_group(plan, i, name, &part); i++)

@@ -21,7 +21,8 @@ static inline void quack_scale(Mat A, Mat B, Mat DA, Mat DB, floatM *initial_a, 
     int n = mat_count(B), G = A.n1 / B.n1;
     floatM *now = arena_take(arena, (size_t)n), *rate = arena_take(arena, (size_t)n);
     for (int leg = 0; leg < 2; leg++) {
-        floatM *initial = leg ? initial_b : initial_a; /* of the partner: B's heads, groups of A's */
+        floatM *initial =
+            leg ? initial_b : initial_a; /* of the partner: B's heads, groups of A's */
         la_norms(now, leg ? A : B, leg ? G : 1);
         if (first) la_norms(initial, leg ? A : B, leg ? G : 1);
         la_copy(mat_dense(rate, 1, 1, n), mat_dense(initial, 1, 1, n));

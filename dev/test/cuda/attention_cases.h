@@ -63,8 +63,8 @@ static double tolerance(const Case *c) { /* the largest scores are about size^2 
 }
 
 /* Compares columns [from, to) of n rows of W. The norm has a floor: gradients of one token are 0. */
-static void like(const Case *c, const char *what, const float *ours, const float *theirs, size_t n, size_t W,
-                 size_t from, size_t to, double allowed) {
+static void like(const Case *c, const char *what, const float *ours, const float *theirs, size_t n,
+                 size_t W, size_t from, size_t to, double allowed) {
     double error = 0, norm = 0, count = (double)n * (double)(to - from);
     for (size_t i = 0; i < n * W; i++) {
         if (i % W < from || i % W >= to) continue;
@@ -72,8 +72,9 @@ static void like(const Case *c, const char *what, const float *ours, const float
         error += e * e, norm += (double)theirs[i] * (double)theirs[i];
     }
     double e = sqrt(error) / fmax(sqrt(norm), 0.05 * sqrt(count));
-    check(e <= allowed, "B %d T %d heads %d/%d of %d, scale %g, size %g: error of %s %.2e, allowed %.0e",
-          c->B, c->T, c->NH, c->NKV, c->HS, c->scale, c->size, what, e, allowed);
+    check(e <= allowed,
+          "B %d T %d heads %d/%d of %d, scale %g, size %g: error of %s %.2e, allowed %.0e", c->B,
+          c->T, c->NH, c->NKV, c->HS, c->scale, c->size, what, e, allowed);
 }
 
 static void forward(floatX *out, floatM *lse, const floatX *qkv, const Case *c) {
@@ -87,12 +88,15 @@ static void backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
 enum { SPARE = 40 }; /* elements past the end of an output, which stay as they are */
 
 [[maybe_unused]] static void test_case(const Case *c) {
-    size_t N = rows(c), W = width(c), C = (size_t)c->NH * (size_t)c->HS, KV = (size_t)c->NKV * (size_t)c->HS;
+    size_t N = rows(c), W = width(c), C = (size_t)c->NH * (size_t)c->HS,
+           KV = (size_t)c->NKV * (size_t)c->HS;
     size_t L = N * (size_t)c->NH, S = (size_t)c->shift;
     double allowed = tolerance(c);
-    float *qkv = make_qkv(c), *dout = random_array(N * C, 1), *out = host_array(N * C), *lse = host_array(L);
+    float *qkv = make_qkv(c), *dout = random_array(N * C, 1), *out = host_array(N * C),
+          *lse = host_array(L);
     float *dqkv = host_array(N * W);
-    floatX *d_qkv = shifted<floatX>(qkv, N * W, c->shift), *d_dout = shifted<floatX>(dout, N * C, c->shift);
+    floatX *d_qkv = shifted<floatX>(qkv, N * W, c->shift),
+           *d_dout = shifted<floatX>(dout, N * C, c->shift);
     floatX *d_out = device_array<floatX>(N * C + S + SPARE) + S, *same = copy_of(d_qkv, N * W);
     floatM *d_lse = device_array<floatM>(L + SPARE);
 
@@ -100,9 +104,10 @@ enum { SPARE = 40 }; /* elements past the end of an output, which stay as they a
     forward(d_out, d_lse, d_qkv, c);
     like(c, "out", on_host(d_out, N * C), out, N, C, 0, C, allowed);
     like(c, "lse", on_host(d_lse, L), lse, L, 1, 0, 1, 1e-6);
-    check(untouched(d_out + N * C, SPARE) && untouched(d_lse + L, SPARE), "T %d: forward writes too much",
-          c->T);
-    floatX *near_out = shifted<floatX>(out, N * C, c->shift); /* the backward passes get the same numbers */
+    check(untouched(d_out + N * C, SPARE) && untouched(d_lse + L, SPARE),
+          "T %d: forward writes too much", c->T);
+    floatX *near_out =
+        shifted<floatX>(out, N * C, c->shift); /* the backward passes get the same numbers */
     floatM *first_lse = copy_of(d_lse, L);
     put(d_lse, lse, L);
     cpu_attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
@@ -116,7 +121,8 @@ enum { SPARE = 40 }; /* elements past the end of an output, which stay as they a
     floatX *dqkv_again = device_array<floatX>(N * W + S) + S;
     floatX *again = device_array<floatX>(N * C + S) + S;
     floatM *lse_again = device_array<floatM>(L);
-    forward(again, lse_again, d_qkv, c); /* three launches after the first: the emulator turns the blocks' order */
+    forward(again, lse_again, d_qkv,
+            c); /* three launches after the first: the emulator turns the blocks' order */
     backward(dqkv_again, d_dout, d_qkv, near_out, d_lse, c);
     check(same_bits(dqkv_again, d_dqkv, N * W), "T %d: backward differs when repeated", c->T);
     check(same_bits(again, d_out, N * C) && same_bits(lse_again, first_lse, L),

@@ -18,7 +18,9 @@ static inline void draw_for(const char *name) {
     if (seed) device_seed = strtoull(seed, NULL, 10);
     device_stream = rng_stream(name), device_drawn = 0;
 }
-static inline double draw(void) { return 2 * rng_uniform(device_seed, device_stream, device_drawn++) - 1; }
+static inline double draw(void) {
+    return 2 * rng_uniform(device_seed, device_stream, device_drawn++) - 1;
+}
 
 static void *device_arrays[512], *host_arrays[512];
 static int device_array_count, host_array_count;
@@ -54,7 +56,9 @@ template <typename T> static inline T *device_array(size_t n) {
 }
 
 template <typename T> static inline float rounded(float x) { return x; }
-template <> inline float rounded<__nv_bfloat16>(float x) { return __bfloat162float(__float2bfloat16(x)); }
+template <> inline float rounded<__nv_bfloat16>(float x) {
+    return __bfloat162float(__float2bfloat16(x));
+}
 
 /* Copies host numbers to the device, and rounds them to T on both sides. */
 template <typename T> static inline void put(T *to, float *from, size_t n) {

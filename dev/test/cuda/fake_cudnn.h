@@ -47,10 +47,13 @@ template <typename T> static T fake_get(const FakeDescriptor *d, int attribute, 
     memcpy(&x, found->second.data() + i * sizeof(T), sizeof x);
     return x;
 }
-static int fake_has(const FakeDescriptor *d, int attribute) { return d->values.count(attribute) > 0; }
+static int fake_has(const FakeDescriptor *d, int attribute) {
+    return d->values.count(attribute) > 0;
+}
 static FakeDescriptor *fake_tensor(const FakeDescriptor *d, int attribute) {
     FakeDescriptor *t = (FakeDescriptor *)fake_get<void *>(d, attribute);
-    if (!t->finalized) die("fake cuDNN: descriptor of kind %d is used before it is finalized", t->kind);
+    if (!t->finalized)
+        die("fake cuDNN: descriptor of kind %d is used before it is finalized", t->kind);
     return t;
 }
 
@@ -70,18 +73,22 @@ static CudnnStatus fake_unmake(CudnnDescriptor d) {
     return fake.live--, 0;
 }
 
-static CudnnStatus fake_set(CudnnDescriptor descriptor, int attribute, int type, int64_t count, const void *values) {
+static CudnnStatus fake_set(CudnnDescriptor descriptor, int attribute, int type, int64_t count,
+                            const void *values) {
     FakeDescriptor *d = (FakeDescriptor *)descriptor;
-    size_t bytes = type == DNN_TYPE_BOOLEAN ? 1 : type == DNN_TYPE_INT64 || type == DNN_TYPE_VOID_PTR ||
-                   type == DNN_TYPE_HANDLE || type == DNN_TYPE_BACKEND_DESCRIPTOR ? 8 : 4;
+    size_t bytes = type == DNN_TYPE_BOOLEAN ? 1
+                   : type == DNN_TYPE_INT64 || type == DNN_TYPE_VOID_PTR ||
+                           type == DNN_TYPE_HANDLE || type == DNN_TYPE_BACKEND_DESCRIPTOR
+                       ? 8
+                       : 4;
     if (d->finalized) return fake_fail("an attribute is set after the end");
     d->values[attribute].assign((const char *)values, (const char *)values + bytes * (size_t)count);
     d->counts[attribute] = count;
     return 0;
 }
 
-static CudnnStatus fake_read(const CudnnDescriptor descriptor, int attribute, int, int64_t most, int64_t *count,
-                             void *values) {
+static CudnnStatus fake_read(const CudnnDescriptor descriptor, int attribute, int, int64_t most,
+                             int64_t *count, void *values) {
     const FakeDescriptor *d = (const FakeDescriptor *)descriptor;
     size_t place = (size_t)d->engine;
     *count = 1;
@@ -89,7 +96,8 @@ static CudnnStatus fake_read(const CudnnDescriptor descriptor, int attribute, in
         *count = min_int((int)most, (int)fake.engines.size());
         for (int i = 0; i < (int)*count; i++) {
             FakeDescriptor *config = ((FakeDescriptor **)values)[i];
-            if (config->kind != DNN_BACKEND_ENGINECFG_DESCRIPTOR) return fake_fail("not a configuration");
+            if (config->kind != DNN_BACKEND_ENGINECFG_DESCRIPTOR)
+                return fake_fail("not a configuration");
             config->engine = i, config->finalized = 1;
             config->graph = fake_tensor(d, DNN_ATTR_ENGINEHEUR_OPERATION_GRAPH);
         }
@@ -179,7 +187,9 @@ static void fake_put(const FakeTensor *t, const int64_t at[4], float x) {
     for (int k = 0; k < 4; k++) offset += at[k] * t->stride[k];
     if (t->memory && t->type == DNN_DATA_BFLOAT16) ((floatX *)(void *)t->memory)[offset] = x;
     else if (t->memory) ((float *)(void *)t->memory)[offset] = x;
-    else (*t->elements)[(size_t)offset] = t->type == DNN_DATA_BFLOAT16 ? (float)__float2bfloat16(x) : x;
+    else
+        (*t->elements)[(size_t)offset] =
+            t->type == DNN_DATA_BFLOAT16 ? (float)__float2bfloat16(x) : x;
 }
 
 #define FAKE_EACH(T, AT)                                                                           \
@@ -199,26 +209,30 @@ static void fake_matmul(FakeTensor a, FakeTensor b, FakeTensor c) {
             sum += (double)fake_element(&a, &c, left) * (double)fake_element(&b, &c, right);
         }
         /* a float sum in memory is added to, by cuDNN before 9.6; later ones start it at 0 */
-        if (c.memory && c.type == DNN_DATA_FLOAT && fake.version < 90600) sum += (double)fake_element(&c, &c, at);
+        if (c.memory && c.type == DNN_DATA_FLOAT && fake.version < 90600)
+            sum += (double)fake_element(&c, &c, at);
         fake_put(&c, at, (float)sum);
     }
 }
 
-static void fake_pointwise(int mode, int64_t axis, FakeTensor x, const FakeTensor *b, const FakeTensor *t,
-                           FakeTensor y) {
+static void fake_pointwise(int mode, int64_t axis, FakeTensor x, const FakeTensor *b,
+                           const FakeTensor *t, FakeTensor y) {
     int64_t at[4];
     FAKE_EACH(y, at) {
-        float u = fake_element(&x, &y, at), v = b ? fake_element(b, &y, at) : 0, w = t ? fake_element(t, &y, at) : 0;
-        fake_put(&y, at, mode == DNN_POINTWISE_ADD         ? u + v
-                         : mode == DNN_POINTWISE_MUL       ? u * v
-                         : mode == DNN_POINTWISE_DIV       ? u / v
-                         : mode == DNN_POINTWISE_SUB       ? u - v
-                         : mode == DNN_POINTWISE_EXP       ? expf(u)
-                         : mode == DNN_POINTWISE_LOG       ? logf(u)
-                         : mode == DNN_POINTWISE_IDENTITY  ? u
-                         : mode == DNN_POINTWISE_GEN_INDEX ? (float)at[axis]
-                         : mode == DNN_POINTWISE_CMP_GE    ? (float)(u >= v)
-                         : mode == DNN_POINTWISE_BINARY_SELECT ? (w != 0 ? u : v) : NAN);
+        float u = fake_element(&x, &y, at), v = b ? fake_element(b, &y, at) : 0,
+              w = t ? fake_element(t, &y, at) : 0;
+        fake_put(&y, at,
+                 mode == DNN_POINTWISE_ADD             ? u + v
+                 : mode == DNN_POINTWISE_MUL           ? u * v
+                 : mode == DNN_POINTWISE_DIV           ? u / v
+                 : mode == DNN_POINTWISE_SUB           ? u - v
+                 : mode == DNN_POINTWISE_EXP           ? expf(u)
+                 : mode == DNN_POINTWISE_LOG           ? logf(u)
+                 : mode == DNN_POINTWISE_IDENTITY      ? u
+                 : mode == DNN_POINTWISE_GEN_INDEX     ? (float)at[axis]
+                 : mode == DNN_POINTWISE_CMP_GE        ? (float)(u >= v)
+                 : mode == DNN_POINTWISE_BINARY_SELECT ? (w != 0 ? u : v)
+                                                       : NAN);
     }
 }
 
@@ -255,19 +269,25 @@ static void fake_operation(FakeRun *run, const FakeDescriptor *op) {
                     open(DNN_ATTR_OPERATION_MATMUL_CDESC));
     } else if (op->kind == DNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR) {
         const FakeDescriptor *kind = fake_tensor(op, DNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR);
-        int b = fake_has(op, DNN_ATTR_OPERATION_POINTWISE_BDESC), t = fake_has(op, DNN_ATTR_OPERATION_POINTWISE_TDESC);
+        int b = fake_has(op, DNN_ATTR_OPERATION_POINTWISE_BDESC),
+            t = fake_has(op, DNN_ATTR_OPERATION_POINTWISE_TDESC);
         FakeTensor B, T;
         if (b) B = open(DNN_ATTR_OPERATION_POINTWISE_BDESC);
         if (t) T = open(DNN_ATTR_OPERATION_POINTWISE_TDESC);
-        int64_t axis = fake_has(kind, DNN_ATTR_POINTWISE_AXIS) ? fake_get<int64_t>(kind, DNN_ATTR_POINTWISE_AXIS) : 0;
-        fake_pointwise(fake_get<int>(kind, DNN_ATTR_POINTWISE_MODE), axis, open(DNN_ATTR_OPERATION_POINTWISE_XDESC),
-                       b ? &B : NULL, t ? &T : NULL, open(DNN_ATTR_OPERATION_POINTWISE_YDESC));
+        int64_t axis = fake_has(kind, DNN_ATTR_POINTWISE_AXIS)
+                           ? fake_get<int64_t>(kind, DNN_ATTR_POINTWISE_AXIS)
+                           : 0;
+        fake_pointwise(fake_get<int>(kind, DNN_ATTR_POINTWISE_MODE), axis,
+                       open(DNN_ATTR_OPERATION_POINTWISE_XDESC), b ? &B : NULL, t ? &T : NULL,
+                       open(DNN_ATTR_OPERATION_POINTWISE_YDESC));
     } else if (op->kind == DNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR) {
         const FakeDescriptor *kind = fake_tensor(op, DNN_ATTR_OPERATION_REDUCTION_DESC);
-        fake_reduce(fake_get<int>(kind, DNN_ATTR_REDUCTION_OPERATOR), open(DNN_ATTR_OPERATION_REDUCTION_XDESC),
+        fake_reduce(fake_get<int>(kind, DNN_ATTR_REDUCTION_OPERATOR),
+                    open(DNN_ATTR_OPERATION_REDUCTION_XDESC),
                     open(DNN_ATTR_OPERATION_REDUCTION_YDESC));
     } else if (op->kind == DNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR) {
-        fake_reshape(open(DNN_ATTR_OPERATION_RESHAPE_XDESC), open(DNN_ATTR_OPERATION_RESHAPE_YDESC));
+        fake_reshape(open(DNN_ATTR_OPERATION_RESHAPE_XDESC),
+                     open(DNN_ATTR_OPERATION_RESHAPE_YDESC));
     } else {
         die("fake cuDNN: an operation of kind %d", op->kind);
     }
@@ -283,7 +303,8 @@ static CudnnStatus fake_execute(CudnnHandle, CudnnDescriptor plan_, CudnnDescrip
         run.pointers[fake_get<int64_t>(pack, DNN_ATTR_VARIANT_PACK_UNIQUE_IDS, i)] =
             fake_get<char *>(pack, DNN_ATTR_VARIANT_PACK_DATA_POINTERS, i);
     char *workspace = fake_get<char *>(pack, DNN_ATTR_VARIANT_PACK_WORKSPACE);
-    if (fake.workspace && (!workspace || (uintptr_t)workspace % 16)) return fake_fail("no workspace");
+    if (fake.workspace && (!workspace || (uintptr_t)workspace % 16))
+        return fake_fail("no workspace");
     if (fake.workspace) memset(workspace, 0xff, (size_t)fake.workspace);
     for (int64_t i = 0; i < plan->graph->counts.at(DNN_ATTR_OPERATIONGRAPH_OPS); i++) {
         const FakeDescriptor *op =
@@ -294,7 +315,8 @@ static CudnnStatus fake_execute(CudnnHandle, CudnnDescriptor plan_, CudnnDescrip
     if (fake.workspace) memset(workspace, 0xff, (size_t)fake.workspace);
     fake.executions++;
     if (run.pointers.count(CUDNN_DQ) && fake.racing)
-        ((unsigned short *)(void *)run.pointers[CUDNN_DQ])[5] ^= (unsigned short)(fake.executions % 3 == 0);
+        ((unsigned short *)(void *)run.pointers[CUDNN_DQ])[5] ^=
+            (unsigned short)(fake.executions % 3 == 0);
     if (run.pointers.count(CUDNN_DK) && fake.wrong)
         for (int i = 0; i < 16; i++) ((floatX *)(void *)run.pointers[CUDNN_DK])[i] = 50.0f;
     return 0;
@@ -304,8 +326,9 @@ static CudnnStatus fake_execute(CudnnHandle, CudnnDescriptor plan_, CudnnDescrip
 static void fake_install(int version) {
     fake.version = version, fake.engines = {{8, 0, 0}}, fake.workspace = 4096;
     fake.refuse = fake.racing = fake.wrong = 0;
-    cudnn_api = {fake_version, fake_cudart, fake_error, fake_last_error, fake_create, fake_destroy, fake_set_stream,
-                 fake_make, fake_unmake, fake_set, fake_read, fake_finalize, fake_execute};
+    cudnn_api = {fake_version, fake_cudart,     fake_error,  fake_last_error, fake_create,
+                 fake_destroy, fake_set_stream, fake_make,   fake_unmake,     fake_set,
+                 fake_read,    fake_finalize,   fake_execute};
     memset(&cudnn, 0, sizeof cudnn);
 }
 

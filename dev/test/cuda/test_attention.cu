@@ -17,8 +17,8 @@ rounded once more, by 2^-9 at most and half of that in the mean: 4e-3 for both.
    (row, col); next (16,16) is (A B) B, with B from where it lies plain in `plain`; square (16,16) is B B, the
    left B from its transpose. The tiles (48,D) come in rows of D. */
 template <typename T, int D>
-__global__ static void products(float *out, float *next, float *square, const T *left, const T *right,
-                                const T *plain, int row, int col) {
+__global__ static void products(float *out, float *next, float *square, const T *left,
+                                const T *right, const T *plain, int row, int col) {
     SHARED(T, shared);
     Tile<T, D> X = {shared}, Y = {shared + 48 * D}, Z = {shared + 96 * D};
     for (int i = (int)threadIdx.x; i < 48 * D; i += 32) {
@@ -65,30 +65,32 @@ template <typename T, int D> static void test_products(const char *type) {
         for (int i = 0; i < 3; i++) t[i] = on_device<T>(x[i], 48 * D);
         float *out = device_array<float>(256), *next = device_array<float>(256);
         float *square = device_array<float>(256);
-        LAUNCH((products<T, D>), 1, 32, 3 * 48 * D * sizeof(T), out, next, square, t[0], t[1], t[2], row,
-               col);
+        LAUNCH((products<T, D>), 1, 32, 3 * 48 * D * sizeof(T), out, next, square, t[0], t[1], t[2],
+               row, col);
         float *y = on_host(out, 256), *z = on_host(next, 256), *w = on_host(square, 256);
         for (int i = 0; i < 256; i++) {
             c[i] = 0;
             for (int k = 0; k < 16; k++) c[i] += A[i / 16 * 16 + k] * B[k * 16 + i % 16];
             wrong += y[i] != c[i];
         }
-        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of A B are wrong", type, D, row, col, wrong);
+        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of A B are wrong", type, D, row, col,
+              wrong);
         wrong = 0;
         for (int i = 0; i < 256; i++) {
             float sum = 0;
             for (int k = 0; k < 16; k++) sum += c[i / 16 * 16 + k] * B[k * 16 + i % 16];
             wrong += z[i] != sum;
         }
-        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of (A B) B are wrong", type, D, row, col,
-              wrong);
+        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of (A B) B are wrong", type, D, row,
+              col, wrong);
         wrong = 0;
         for (int i = 0; i < 256; i++) {
             float sum = 0;
             for (int k = 0; k < 16; k++) sum += B[i / 16 * 16 + k] * B[k * 16 + i % 16];
             wrong += w[i] != sum;
         }
-        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of B B are wrong", type, D, row, col, wrong);
+        check(!wrong, "%s, %d columns, at (%d,%d): %d elements of B B are wrong", type, D, row, col,
+              wrong);
         release();
     }
 }
@@ -96,7 +98,8 @@ template <typename T, int D> static void test_products(const char *type) {
 /* Where the elements of a tile of 16 rows are. */
 template <typename T, int D> __global__ static void places(int *where) {
     Tile<T, D> tile = {(T *)(void *)(where + 16 * D)}; /* never read */
-    for (int i = (int)threadIdx.x; i < 16 * D; i += 32) where[i] = (int)(tile.at(i / D, i % D) - tile.p);
+    for (int i = (int)threadIdx.x; i < 16 * D; i += 32)
+        where[i] = (int)(tile.at(i / D, i % D) - tile.p);
 }
 
 /* Each element has its own place, pieces of 16 bytes are whole, and the same piece of 8 rows is in 8
@@ -111,7 +114,8 @@ template <typename T, int D> static void test_places(void) {
     CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
     for (int i = 0; i < N; i++) {
         if (where[i] < 0 || where[i] >= N || taken[where[i]]++) wrong++;
-        wrong += where[i] % PIECE != i % PIECE || where[i] / PIECE != where[i / PIECE * PIECE] / PIECE;
+        wrong +=
+            where[i] % PIECE != i % PIECE || where[i] / PIECE != where[i / PIECE * PIECE] / PIECE;
     }
     check(!wrong, "%d columns of %zu bytes: %d elements are misplaced", D, sizeof(T), wrong);
     for (int row = 0; row < 16; row += 8)
@@ -120,8 +124,8 @@ template <typename T, int D> static void test_places(void) {
             for (int r = row; r < row + 8; r++) banks |= 1u << where[r * D + c] / PIECE % 8;
             crowded += banks != 255;
         }
-    check(!crowded, "%d columns of %zu bytes: %d of %d reads have bank conflicts", D, sizeof(T), crowded,
-          2 * D / PIECE);
+    check(!crowded, "%d columns of %zu bytes: %d of %d reads have bank conflicts", D, sizeof(T),
+          crowded, 2 * D / PIECE);
     release();
 }
 
@@ -136,7 +140,8 @@ __global__ static void hand_over(float4 *rows, int *ticket, int N) {
     int n = *drawn;
     for (int i = 0; i < N; i++) {
         float add = (float)(n + thread);
-        float4 x = make_float4(0, 0, 0, 0), *p = rows + i * HAND_THREADS + (thread + 32 * n) % HAND_THREADS;
+        float4 x = make_float4(0, 0, 0, 0),
+               *p = rows + i * HAND_THREADS + (thread + 32 * n) % HAND_THREADS;
         if (n > 0 && thread == 0) await_count(counts + i, n);
         __syncthreads();
         if (n > 0) x = load_l2(p); /* what another warp of another block has written */
@@ -156,7 +161,8 @@ static void test_hand_over(void) {
         float *x = on_host(rows, ALL), *count = on_host(counts, 1 + N);
         for (int i = 0; i < ALL; i++) {
             int row = i / 4 / HAND_THREADS, slot = i / 4 % HAND_THREADS, sum = 0;
-            for (int n = 0; n < BLOCKS; n++) sum += n + (slot + 32 * BLOCKS - 32 * n) % HAND_THREADS;
+            for (int n = 0; n < BLOCKS; n++)
+                sum += n + (slot + 32 * BLOCKS - 32 * n) % HAND_THREADS;
             wrong += (int)x[i] != (i % 4 == 1 ? BLOCKS : i % 4 == 2 ? BLOCKS * row : sum);
         }
         for (int i = 0; i <= N; i++) wrong += (int)count[i] != BLOCKS;
@@ -170,12 +176,15 @@ static void test_hand_over(void) {
 
 static void test_cases(void) {
     static const Case cases[] = {
-        {1, 1, 1, 1, 16, 0.25, 1, 0},    {2, 7, 4, 2, 24, 0.2, 2, 0},     {1, 64, 2, 2, 64, 0.125, 2, 0},
-        {1, 65, 4, 1, 16, 0.25, 2, 0},   {1, 130, 4, 2, 64, 0.12, 2, 0},  {1, 200, 2, 1, 128, 0.0883, 2, 0},
-        {2, 65, 2, 2, 80, 0.12, 1, 0},   {3, 7, 8, 2, 1, 1, 3, 0},        {1, 40, 3, 3, 5, 0.4, 2, 0},
-        {1, 70, 2, 1, 100, 0.1, 2, 0},   {1, 33, 2, 2, 20, 0.2, 2, 0},    {1, 100, 1, 1, 64, 0.125, 2, 1},
-        {1, 129, 1, 1, 32, 0.18, 2, 0},  {1, 65, 2, 1, 32, 0.18, 30, 0},  {1, 130, 1, 1, 64, 1, 8, 0},
-        {2, 200, 4, 1, 64, 0.125, 2, 0}, {1, 130, 4, 1, 128, 0.12, 1, 0}, {1, 1, 2, 2, 128, 0.12, 1, 0},
+        {1, 1, 1, 1, 16, 0.25, 1, 0},    {2, 7, 4, 2, 24, 0.2, 2, 0},
+        {1, 64, 2, 2, 64, 0.125, 2, 0},  {1, 65, 4, 1, 16, 0.25, 2, 0},
+        {1, 130, 4, 2, 64, 0.12, 2, 0},  {1, 200, 2, 1, 128, 0.0883, 2, 0},
+        {2, 65, 2, 2, 80, 0.12, 1, 0},   {3, 7, 8, 2, 1, 1, 3, 0},
+        {1, 40, 3, 3, 5, 0.4, 2, 0},     {1, 70, 2, 1, 100, 0.1, 2, 0},
+        {1, 33, 2, 2, 20, 0.2, 2, 0},    {1, 100, 1, 1, 64, 0.125, 2, 1},
+        {1, 129, 1, 1, 32, 0.18, 2, 0},  {1, 65, 2, 1, 32, 0.18, 30, 0},
+        {1, 130, 1, 1, 64, 1, 8, 0},     {2, 200, 4, 1, 64, 0.125, 2, 0},
+        {1, 130, 4, 1, 128, 0.12, 1, 0}, {1, 1, 2, 2, 128, 0.12, 1, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_case(&cases[i]);
 }
@@ -183,12 +192,14 @@ static void test_cases(void) {
 /* Lengths around the sizes of tiles and steps, with heads of all widths and groups of all sizes. */
 static void test_lengths(void) {
     static const int lengths[] = {1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 257};
-    static const int widths[][8] = {{8, 31, 16, 1, 32, 24, 13, 5}, {64, 40, 33, 48, 56, 63, 61, 36},
+    static const int widths[][8] = {{8, 31, 16, 1, 32, 24, 13, 5},
+                                    {64, 40, 33, 48, 56, 63, 61, 36},
                                     {128, 80, 127, 100, 65, 96, 72, 111}};
     int n = 0;
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++)
         for (int k = 0; k < 3; k++, n++) {
-            int T = lengths[i], group = 1 + (T < 100 || k == 0 ? n % 4 : n % 2), keys = T < 64 ? 2 : 1;
+            int T = lengths[i], group = 1 + (T < 100 || k == 0 ? n % 4 : n % 2),
+                keys = T < 64 ? 2 : 1;
             int batch = T < 100 && n % 3 ? 2 : 1, HS = widths[k][(n + n / 24) % 8];
             const Case c = {batch, T, group * keys, keys, HS, 1 / sqrt(HS), 1.5, n % 7 == 3};
             test_case(&c);
@@ -247,27 +258,31 @@ static void test_causality(void) {
     put(d_qkv, other, N * W);
     forward(out2, lse2, d_qkv, &c);
     check(same_bits(out2, out, out_at(&c, 0, t)), "out before token %d changes with it", t);
-    check(!same_bits(out2 + out_at(&c, 0, t), out + out_at(&c, 0, t), C), "out of token %d does not change",
-          t);
+    check(!same_bits(out2 + out_at(&c, 0, t), out + out_at(&c, 0, t), C),
+          "out of token %d does not change", t);
     size_t second = out_at(&c, 1, 0);
     check(same_bits(out2 + second, out + second, N / 2 * C), "another sequence changes");
-    check(same_bits(lse2, lse, (size_t)t) && same_bits(lse2 + N, lse + N, N), "lse before token %d changes",
-          t);
+    check(same_bits(lse2, lse, (size_t)t) && same_bits(lse2 + N, lse + N, N),
+          "lse before token %d changes", t);
 
-    for (int part = 0; part < 3; part++) { /* one element of head 1 of query, key, value t of sequence 0 */
+    for (int part = 0; part < 3;
+         part++) { /* one element of head 1 of query, key, value t of sequence 0 */
         size_t in = (size_t)t * W + (size_t)part * C + HS + 3;
         memcpy(other, qkv, N * W * sizeof *qkv);
         other[in] = NAN;
         put(d_qkv, other, N * W);
         forward(out2, lse2, d_qkv, &c);
         size_t clean = out_at(&c, 0, part == 2 ? before : t);
-        check(same_bits(out2, out, clean), "part %d: NaN at token %d changes out before it", part, t);
-        check(same_bits(out2 + second, out + second, N / 2 * C), "part %d: NaN, other sequence", part);
+        check(same_bits(out2, out, clean), "part %d: NaN at token %d changes out before it", part,
+              t);
+        check(same_bits(out2 + second, out + second, N / 2 * C), "part %d: NaN, other sequence",
+              part);
         for (int i = t; i < c.T; i++) {
             int bad = count_nan(out2 + out_at(&c, 0, i) + HS, HS);
             int want = part == 2 ? 1 : part == 1 || i == t ? c.HS : 0;
             check(bad == want, "part %d: %d of row %d are NaN, not %d", part, bad, i, want);
-            check(!count_nan(out2 + out_at(&c, 0, i), HS), "part %d: NaN in the other head, row %d", part, i);
+            check(!count_nan(out2 + out_at(&c, 0, i), HS), "part %d: NaN in the other head, row %d",
+                  part, i);
         }
     }
     release();
@@ -294,7 +309,9 @@ static void test_backward_causality(void) {
     for (int i = 0; i < c.T; i++)
         for (size_t k = 0; k < W; k++) {
             size_t at = (size_t)i * W + k, head = k % C / HS, part = k / C;
-            int reached = head == 1 && (part == 0 ? i == t : part == 1 ? i <= t : i <= t && k % HS == 3);
+            int reached = head == 1 && (part == 0   ? i == t
+                                        : part == 1 ? i <= t
+                                                    : i <= t && k % HS == 3);
             int maybe = head == 1 && (part == 0 ? i == t : i < end); /* zeros times NaN */
             missing += reached && !isnan(y[at]);
             spread += !maybe && memcmp(&x[at], &y[at], sizeof *x);
@@ -311,7 +328,8 @@ static void test_backward_poison(void) {
     enum { B_AT = 1, T_AT = 140, HEAD = 3, GROUP = 1, TILE = FlashBackward<32>::ROWS };
     size_t N = rows(&c), W = width(&c), HS = (size_t)c.HS, C = 4 * HS, KV = 2 * HS;
     float *qkv = make_qkv(&c);
-    floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(random_array(N * C, 1), N * C);
+    floatX *d_qkv = on_device<floatX>(qkv, N * W),
+           *d_dout = on_device<floatX>(random_array(N * C, 1), N * C);
     floatX *out = device_array<floatX>(N * C), *clean = device_array<floatX>(N * W);
     floatX *hurt = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N * 4);
@@ -319,7 +337,9 @@ static void test_backward_poison(void) {
     backward(clean, d_dout, d_qkv, out, lse, &c);
     float *x = on_host(clean, N * W);
     for (int part = 0; part < 3; part++) {
-        size_t row = (size_t)(B_AT * c.T + T_AT) * W, begin = part == 0 ? 0 : part == 1 ? C : C + KV;
+        size_t row = (size_t)(B_AT * c.T + T_AT) * W, begin = part == 0   ? 0
+                                                              : part == 1 ? C
+                                                                          : C + KV;
         size_t at = row + begin + (part == 0 ? HEAD : GROUP) * HS + 3;
         float kept = qkv[at];
         qkv[at] = NAN;
@@ -331,14 +351,16 @@ static void test_backward_poison(void) {
         for (size_t i = 0; i < N * W; i++) {
             size_t t = i / W % (size_t)c.T, col = i % W;
             int ours = i / W / (size_t)c.T == B_AT, query = col < C;
-            int head = (int)((query ? col : (col - C) % KV) / HS); /* of the query, or of key and value */
+            int head =
+                (int)((query ? col : (col - C) % KV) / HS); /* of the query, or of key and value */
             int reached = ours && (query ? head / 2 : head) == GROUP;
             if (part == 0) reached = reached && (!query || (t == T_AT && head == HEAD));
             else reached = reached && t >= T_AT / TILE * TILE;
             spread += !reached && memcmp(&x[i], &y[i], sizeof *x);
             nans += isnan(y[i]);
         }
-        check(!spread, "part %d: %d gradients that do not depend on a NaN change with it", part, spread);
+        check(!spread, "part %d: %d gradients that do not depend on a NaN change with it", part,
+              spread);
         check(nans >= c.HS, "part %d: gradients have lost a NaN", part);
         check(!count_nan(clean, N * W), "NaN from nowhere");
     }
@@ -389,7 +411,8 @@ static void test_scratch_of(const Case c) {
         if (fill < 2) CUDA_CHECK(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cuda_stream));
         backward(fill ? dqkv : first, out, d_qkv, out, lse, &c);
         check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
-        check(!fill || same_bits(dqkv, first, N * W), "T %d: gradients depend on what scratch holds", c.T);
+        check(!fill || same_bits(dqkv, first, N * W),
+              "T %d: gradients depend on what scratch holds", c.T);
         if (fill) continue;
         check(untouched(scratch + used, bytes - used), "T %d: more scratch is used", c.T);
         check(!untouched(scratch + used - 16, 16), "T %d: less scratch is used", c.T);
@@ -405,7 +428,8 @@ static void test_scratch(void) {
     test_scratch_of({1, 257, 2, 2, 33, 0.2, 2, 0});
     test_scratch_of({1, 193, 3, 1, 100, 0.1, 2, 0});
     const size_t short_one = attention_scratch(3, FlashBackward<64>::ROWS, 5, 5, 64);
-    check(short_one == 3 * 5 * FlashBackward<64>::ROWS * sizeof(float) + 16, "sums where there is one tile");
+    check(short_one == 3 * 5 * FlashBackward<64>::ROWS * sizeof(float) + 16,
+          "sums where there is one tile");
     size_t huge = attention_scratch(64, 1 << 20, 128, 128, 128); /* beyond 32 bits */
     check(huge > (size_t)64 * 128 * 128 * 4 * ((1 << 20) - 128), "%zu bytes of scratch", huge);
 }
@@ -430,15 +454,17 @@ template <int D> static void test_counts(int B, int T, int NH, int NKV) {
 /* The newest position, against the twin and the last row of the forward pass. */
 static void test_decode(void) {
     static const Case cases[] = {
-        {1, 1, 2, 1, 64, 0.125, 2, 0},    {1, 32, 4, 2, 16, 0.25, 2, 0}, {1, 130, 2, 1, 128, 0.0883, 2, 0},
-        {1, 33, 2, 2, 20, 0.2, 2, 0},     {1, 70, 2, 1, 100, 0.12, 2, 0}, {1, 65, 1, 1, 64, 0.125, 2, 1},
-        {1, 90, 8, 2, 1, 1, 3, 0},        {1, 65, 2, 1, 32, 0.18, 30, 0},
+        {1, 1, 2, 1, 64, 0.125, 2, 0},     {1, 32, 4, 2, 16, 0.25, 2, 0},
+        {1, 130, 2, 1, 128, 0.0883, 2, 0}, {1, 33, 2, 2, 20, 0.2, 2, 0},
+        {1, 70, 2, 1, 100, 0.12, 2, 0},    {1, 65, 1, 1, 64, 0.125, 2, 1},
+        {1, 90, 8, 2, 1, 1, 3, 0},         {1, 65, 2, 1, 32, 0.18, 30, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const Case *c = &cases[i];
         size_t N = rows(c), W = width(c), HS = (size_t)c->HS, C = (size_t)c->NH * HS;
         size_t KV = (size_t)c->NKV * HS;
-        float *qkv = make_qkv(c), *k = host_array(N * KV), *v = host_array(N * KV), *theirs = host_array(C);
+        float *qkv = make_qkv(c), *k = host_array(N * KV), *v = host_array(N * KV),
+              *theirs = host_array(C);
         floatX *d_qkv = on_device<floatX>(qkv, N * W), *out = device_array<floatX>(N * C);
         floatM *lse = device_array<floatM>(N * (size_t)c->NH);
         for (size_t t = 0; t < N; t++) {
@@ -468,8 +494,8 @@ static int library_forward(floatX *, floatM *, const floatX *, int, int, int, in
     library_calls++;
     return library_answer;
 }
-static int library_backward(floatX *, const floatX *, const floatX *, const floatX *, const floatM *, int,
-                            int, int, int, int, double) {
+static int library_backward(floatX *, const floatX *, const floatX *, const floatX *,
+                            const floatM *, int, int, int, int, int, double) {
     library_calls++;
     return library_answer;
 }
@@ -483,19 +509,23 @@ static void test_library(void) {
     attention_library_forward = library_forward, attention_library_backward = library_backward;
     forward(out, lse, d_qkv, &c);
     backward(dqkv, out, d_qkv, out, lse, &c);
-    check(library_calls == 2 && untouched(out, N * C) && untouched(dqkv, N * W), "the library is not asked");
+    check(library_calls == 2 && untouched(out, N * C) && untouched(dqkv, N * W),
+          "the library is not asked");
     library_answer = -1;
     forward(out, lse, d_qkv, &c);
     backward(dqkv, out, d_qkv, out, lse, &c);
-    check(library_calls == 4 && !count_nan(out, N * C) && !count_nan(dqkv, N * W), "nobody does it");
+    check(library_calls == 4 && !count_nan(out, N * C) && !count_nan(dqkv, N * W),
+          "nobody does it");
     attention_library_forward = NULL, attention_library_backward = NULL;
     release();
 }
 
 static void test_supports(void) {
     char err[ERR_LEN] = "";
-    check(!attention_supports(128, err) && !attention_supports(1, err) && !err[0], "128 is refused");
-    check(attention_supports(129, err) == -1 && strstr(err, "--head-dim 129"), "heads of 129: %s", err);
+    check(!attention_supports(128, err) && !attention_supports(1, err) && !err[0],
+          "128 is refused");
+    check(attention_supports(129, err) == -1 && strstr(err, "--head-dim 129"), "heads of 129: %s",
+          err);
 }
 
 int main(void) {

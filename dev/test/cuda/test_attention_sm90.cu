@@ -19,8 +19,8 @@ enum { IN_REGISTERS = 2 }; /* a left side's TRANS_A */
    and rb, cb of x and y (TEST_ROWS,TEST_COLS), as they are or (TRANS) transposed; the second warpgroup's A and the
    second 16 k follow the first. */
 template <int TRANS_A, int TRANS_B, int NT>
-__global__ static void group_products(float *out, const __nv_bfloat16 *x, const __nv_bfloat16 *y, int ra, int ca, int rb,
-                                      int cb) {
+__global__ static void group_products(float *out, const __nv_bfloat16 *x, const __nv_bfloat16 *y,
+                                      int ra, int ca, int rb, int cb) {
     SHARED(__nv_bfloat16, memory);
     Panels<TEST_ROWS, TEST_COLS> X = {wgmma_aligned(memory)}, Y = {X.p + TEST_SIZE};
     int thread = (int)threadIdx.x, group = thread / WARPGROUP, warp = thread % WARPGROUP / 32;
@@ -36,17 +36,20 @@ __global__ static void group_products(float *out, const __nv_bfloat16 *x, const 
     FragA<__nv_bfloat16> a[2];
     for (int k = 0; k < 2; k++)
         for (int i = 0; i < 4; i++) {
-            int r = ra + 16 * warp + warp_lane() / 4 + i % 2 * 8, col = ca + 16 * k + warp_lane() % 4 * 2 + i / 2 * 8;
-            const unsigned short *bits = (const unsigned short *)(const void *)x + r * TEST_COLS + col;
+            int r = ra + 16 * warp + warp_lane() / 4 + i % 2 * 8,
+                col = ca + 16 * k + warp_lane() % 4 * 2 + i / 2 * 8;
+            const unsigned short *bits =
+                (const unsigned short *)(const void *)x + r * TEST_COLS + col;
             a[k].x[i] = TRANS_A == IN_REGISTERS ? bits[0] | (unsigned)bits[1] << 16 : 0;
         }
     wgmma_hold(a);
     wgmma_fence();
-UNROLL
-    for (int k = 0; k < 2; k++) {
+    UNROLLED_FOR (int k = 0; k < 2; k++) {
         uint64_t right = TRANS_B ? Y.down(rb + 16 * k, cb) : Y.along(rb, cb + 16 * k);
         if constexpr (TRANS_A == IN_REGISTERS) wgmma<TRANS_B>(c, a[k], right, k > 0);
-        else wgmma<TRANS_A, TRANS_B>(c, TRANS_A ? X.down(ra + 16 * k, ca) : X.along(ra, ca + 16 * k), right, k > 0);
+        else
+            wgmma<TRANS_A, TRANS_B>(c, TRANS_A ? X.down(ra + 16 * k, ca) : X.along(ra, ca + 16 * k),
+                                    right, k > 0);
     }
     wgmma_commit();
     wgmma_wait<0>();
@@ -57,34 +60,41 @@ UNROLL
 }
 
 template <int TRANS_A, int TRANS_B, int NT>
-static void test_product(const float *x, const float *y, const __nv_bfloat16 *dx, const __nv_bfloat16 *dy, int ra,
-                         int ca, int rb, int cb) {
+static void test_product(const float *x, const float *y, const __nv_bfloat16 *dx,
+                         const __nv_bfloat16 *dy, int ra, int ca, int rb, int cb) {
     enum { N = 8 * NT, TRANSPOSED = TRANS_A == 1 };
     int wrong = 0;
     float *out = device_array<float>(2 * 64 * N);
-    LAUNCH((group_products<TRANS_A, TRANS_B, NT>), 1, 2 * WARPGROUP, 2 * TEST_SIZE * sizeof *dx + WGMMA_ALIGN, out, dx, dy,
-           ra, ca, rb, cb);
+    LAUNCH((group_products<TRANS_A, TRANS_B, NT>), 1, 2 * WARPGROUP,
+           2 * TEST_SIZE * sizeof *dx + WGMMA_ALIGN, out, dx, dy, ra, ca, rb, cb);
     float *z = on_host(out, 2 * 64 * N);
     for (int m = 0; m < 128; m++)
         for (int n = 0; n < N; n++) {
             float sum = 0;
             for (int k = 0; k < 32; k++) {
-                float a = TRANSPOSED ? x[(ra + k) * TEST_COLS + ca + m] : x[(ra + m) * TEST_COLS + ca + k];
-                sum += a * (TRANS_B ? y[(rb + k) * TEST_COLS + cb + n] : y[(rb + n) * TEST_COLS + cb + k]);
+                float a = TRANSPOSED ? x[(ra + k) * TEST_COLS + ca + m]
+                                     : x[(ra + m) * TEST_COLS + ca + k];
+                sum += a * (TRANS_B ? y[(rb + k) * TEST_COLS + cb + n]
+                                    : y[(rb + n) * TEST_COLS + cb + k]);
             }
             wrong += z[m * N + n] != sum;
         }
-    check(!wrong, "left side %s at (%d,%d), right side %s at (%d,%d), %d columns: %d elements are wrong",
-          TRANS_A == IN_REGISTERS ? "in registers" : TRANS_A ? "MN-major" : "K-major", ra, ca,
-          TRANS_B ? "MN-major" : "K-major", rb, cb, N, wrong);
+    check(!wrong,
+          "left side %s at (%d,%d), right side %s at (%d,%d), %d columns: %d elements are wrong",
+          TRANS_A == IN_REGISTERS ? "in registers"
+          : TRANS_A               ? "MN-major"
+                                  : "K-major",
+          ra, ca, TRANS_B ? "MN-major" : "K-major", rb, cb, N, wrong);
 }
 
 /* One kind of operands, at places of every row of 8, column of 16 and panel. Small integers: all sums are exact. */
 template <int TRANS_A, int TRANS_B, int NT> static void test_kind(void) {
     for (int place = 0; place < 4; place++) {
         float *x = host_array(TEST_SIZE), *y = host_array(TEST_SIZE);
-        for (int i = 0; i < TEST_SIZE; i++) x[i] = (float)floor(4 * draw()), y[i] = (float)floor(4 * draw());
-        __nv_bfloat16 *dx = on_device<__nv_bfloat16>(x, TEST_SIZE), *dy = on_device<__nv_bfloat16>(y, TEST_SIZE);
+        for (int i = 0; i < TEST_SIZE; i++)
+            x[i] = (float)floor(4 * draw()), y[i] = (float)floor(4 * draw());
+        __nv_bfloat16 *dx = on_device<__nv_bfloat16>(x, TEST_SIZE),
+                      *dy = on_device<__nv_bfloat16>(y, TEST_SIZE);
         /* transposed: any multiple of 8 rows, the first column of a panel (the last 128 columns are all) */
         int ra = TRANS_A == 1 ? 40 * place % 112 : 8 * (place % 3);
         int ca = TRANS_A == 1 ? 0 : place * 32 - place % 2 * 16;
@@ -108,7 +118,8 @@ template <int NT> static void test_kinds(void) {
    its warpgroup has written before. */
 __global__ static void group_meetings(int *out) {
     SHARED(int, room);
-    int thread = (int)threadIdx.x, group = thread / WARPGROUP, sum = thread, *own = room + group * WARPGROUP;
+    int thread = (int)threadIdx.x, group = thread / WARPGROUP, sum = thread,
+        *own = room + group * WARPGROUP;
     for (int i = 0; i < (group ? 1 : 3); i++) {
         own[thread % WARPGROUP] = sum;
         warpgroup_barrier(group);
@@ -124,7 +135,9 @@ static void test_meetings(void) {
     for (int i = 0; i < 2 * WARPGROUP; i++) x[i] = i;
     for (int turn = 0; turn < 3; turn++) {
         for (int i = 0; i < 2 * WARPGROUP; i++)
-            y[i] = x[i] + (turn && i >= WARPGROUP ? 0 : x[i / WARPGROUP * WARPGROUP + (i + 33) % WARPGROUP]);
+            y[i] =
+                x[i] +
+                (turn && i >= WARPGROUP ? 0 : x[i / WARPGROUP * WARPGROUP + (i + 33) % WARPGROUP]);
         memcpy(x, y, sizeof x);
     }
     for (int i = 0; i < 2 * WARPGROUP; i++) wrong += (int)got[i] != x[i];
@@ -137,7 +150,8 @@ static void test_meetings(void) {
 __global__ static void early_reader(float *early, float *late) {
     SHARED(__nv_bfloat16, memory);
     Panels<64, 64> X = {wgmma_aligned(memory)};
-    for (int i = (int)threadIdx.x; i < 64 * 64; i += WARPGROUP) *X.at(i / 64, i % 64) = from_float<__nv_bfloat16>(1);
+    for (int i = (int)threadIdx.x; i < 64 * 64; i += WARPGROUP)
+        *X.at(i / 64, i % 64) = from_float<__nv_bfloat16>(1);
     wgmma_publish();
     __syncthreads();
     FragC c[8];
@@ -164,14 +178,14 @@ static void test_early(void) {
 
 /* How often the portable kernels had to do it. */
 static int declined;
-static int forward_here(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV, int HS,
-                        double scale) {
+static int forward_here(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
+                        int HS, double scale) {
     int status = hopper_forward(out, lse, qkv, B, T, NH, NKV, HS, scale);
     declined += status != 0;
     return status;
 }
-static int backward_here(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out, const floatM *lse,
-                         int B, int T, int NH, int NKV, int HS, double scale) {
+static int backward_here(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatX *out,
+                         const floatM *lse, int B, int T, int NH, int NKV, int HS, double scale) {
     int status = hopper_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
     declined += status != 0;
     return status;
@@ -184,15 +198,17 @@ static void use_hopper(int yes) {
 static void test_hopper_case(const Case *c, int may_decline) {
     declined = 0;
     test_case(c);
-    check((declined > 0) == may_decline, "T %d, heads of %d: %d calls are declined", c->T, c->HS, declined);
+    check((declined > 0) == may_decline, "T %d, heads of %d: %d calls are declined", c->T, c->HS,
+          declined);
 }
 
 static void test_cases(void) {
     static const Case cases[] = {
-        {1, 1, 1, 1, 64, 0.125, 1, 0},     {1, 1, 2, 2, 128, 0.0883, 1, 0},  {2, 7, 4, 2, 64, 0.125, 2, 0},
-        {1, 130, 4, 2, 64, 0.12, 2, 0},    {1, 200, 2, 1, 128, 0.0883, 2, 0}, {1, 129, 1, 1, 64, 0.125, 30, 0},
-        {1, 130, 1, 1, 64, 1, 8, 0},       {2, 150, 3, 1, 64, 0.125, 2, 0},  {1, 300, 2, 2, 128, 0.0883, 2, 0},
-        {1, 390, 2, 1, 64, 0.125, 1.5, 0},
+        {1, 1, 1, 1, 64, 0.125, 1, 0},     {1, 1, 2, 2, 128, 0.0883, 1, 0},
+        {2, 7, 4, 2, 64, 0.125, 2, 0},     {1, 130, 4, 2, 64, 0.12, 2, 0},
+        {1, 200, 2, 1, 128, 0.0883, 2, 0}, {1, 129, 1, 1, 64, 0.125, 30, 0},
+        {1, 130, 1, 1, 64, 1, 8, 0},       {2, 150, 3, 1, 64, 0.125, 2, 0},
+        {1, 300, 2, 2, 128, 0.0883, 2, 0}, {1, 390, 2, 1, 64, 0.125, 1.5, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_hopper_case(&cases[i], 0);
 }
@@ -204,22 +220,26 @@ static void test_lengths(void) {
         for (int HS = 64; HS <= 128; HS += 64) {
             int T = lengths[i], group = 1 + (int)i % 3, keys = T < 100 ? 2 : 1;
             int heads = T < 200 ? group * keys : 1;
-            const Case c = {T < 100 ? 2 : 1, T, heads, T < 200 ? keys : 1, HS, 1 / sqrt(HS), 1.5, 0};
+            const Case c = {T < 100 ? 2 : 1, T,   heads, T < 200 ? keys : 1, HS,
+                            1 / sqrt(HS),    1.5, 0};
             test_hopper_case(&c, 0);
         }
 }
 
 /* What these kernels do not take. */
 static void test_declined(void) {
-    static const Case cases[] = {{1, 33, 1, 1, 64, 0.125, 2, 1}, {1, 33, 2, 1, 32, 0.18, 2, 0},
+    static const Case cases[] = {{1, 33, 1, 1, 64, 0.125, 2, 1},
+                                 {1, 33, 2, 1, 32, 0.18, 2, 0},
                                  {1, 33, 1, 1, 120, 0.1, 2, 0}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_hopper_case(&cases[i], 1);
 }
 
 /* Beside the portable kernels, with lse and out of each for its own backward pass. */
 static void test_beside_portable(const Case c) {
-    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, KV = (size_t)c.NKV * (size_t)c.HS;
-    floatX *qkv = on_device<floatX>(make_qkv(&c), N * W), *dout = on_device<floatX>(random_array(N * C, 1), N * C);
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS,
+           KV = (size_t)c.NKV * (size_t)c.HS;
+    floatX *qkv = on_device<floatX>(make_qkv(&c), N * W),
+           *dout = on_device<floatX>(random_array(N * C, 1), N * C);
     float *out[2], *lse[2], *dqkv[2];
     for (int hopper = 0; hopper < 2; hopper++) {
         floatX *o = device_array<floatX>(N * C), *d = device_array<floatX>(N * W);
@@ -227,7 +247,8 @@ static void test_beside_portable(const Case c) {
         use_hopper(hopper);
         forward(o, l, qkv, &c);
         backward(d, dout, qkv, o, l, &c);
-        out[hopper] = on_host(o, N * C), lse[hopper] = on_host(l, N * (size_t)c.NH), dqkv[hopper] = on_host(d, N * W);
+        out[hopper] = on_host(o, N * C), lse[hopper] = on_host(l, N * (size_t)c.NH),
+        dqkv[hopper] = on_host(d, N * W);
     }
     double allowed = 2 * tolerance(&c);
     like(&c, "out beside the portable one", out[1], out[0], N, C, 0, C, allowed);
@@ -241,7 +262,8 @@ static void test_beside_portable(const Case c) {
 /* The order in which blocks are run is no business of theirs. */
 static void test_order(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = flash_cache;
-    floatX *qkv = on_device<floatX>(make_qkv(&c), N * W), *dout = on_device<floatX>(random_array(N * C, 1), N * C);
+    floatX *qkv = on_device<floatX>(make_qkv(&c), N * W),
+           *dout = on_device<floatX>(random_array(N * C, 1), N * C);
     floatX *out[2], *dqkv[2];
     for (int i = 0; i < 2; i++) { /* one head at a time, all */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
@@ -268,8 +290,10 @@ static void test_causality(const Case c, int t) {
     for (size_t i = (size_t)t * W; i < N * W; i++) x[i] = (float)(20 * draw());
     put(qkv, x, N * W);
     forward(out2, lse, qkv, &c);
-    check(same_bits(out2, out, before), "heads of %d: out before token %d changes with it", c.HS, t);
-    check(!same_bits(out2 + before, out + before, C), "heads of %d: out of token %d does not change", c.HS, t);
+    check(same_bits(out2, out, before), "heads of %d: out before token %d changes with it", c.HS,
+          t);
+    check(!same_bits(out2 + before, out + before, C),
+          "heads of %d: out of token %d does not change", c.HS, t);
     release();
 }
 
@@ -278,7 +302,8 @@ static void test_scratch(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
     size_t used = hopper_scratch(c.B, c.T, c.NH, c.HS);
     floatX *qkv = on_device<floatX>(make_qkv(&c), N * W);
-    floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W), *first = device_array<floatX>(N * W);
+    floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W),
+           *first = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N * (size_t)c.NH);
     check(!cuda_scratch_reserve(cuda_scratch_bytes + used + SPARE), "no scratch");
     size_t bytes = cuda_scratch_bytes;
@@ -288,9 +313,12 @@ static void test_scratch(const Case c) {
         if (!fill) CUDA_CHECK(cudaMemsetAsync(scratch, 0xff, bytes, cuda_stream));
         backward(fill ? dqkv : first, out, qkv, out, lse, &c);
         check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
-        if (!fill) check(untouched(scratch + used, bytes - used), "T %d: more scratch is used", c.T);
+        if (!fill)
+            check(untouched(scratch + used, bytes - used), "T %d: more scratch is used", c.T);
         if (!fill) check(!untouched(scratch + used - 16, 16), "T %d: less scratch is used", c.T);
-        else check(same_bits(dqkv, first, N * W), "T %d: gradients depend on what scratch holds", c.T);
+        else
+            check(same_bits(dqkv, first, N * W), "T %d: gradients depend on what scratch holds",
+                  c.T);
     }
     check(!count_nan(first, N * W), "T %d: NaN from scratch", c.T);
     release();
@@ -301,10 +329,13 @@ template <int D> static void test_counts(const Case c) {
     using F = HopperBackward<D>;
     test_scratch(c);
     FlashScratch at = hopper_scratch_width<D>(c.B, c.T, c.NH);
-    float *count = on_host((const int *)(const void *)((const char *)cuda_scratch_memory + at.counts), at.n_counts);
-    size_t heads = (size_t)(c.B * c.NH), own = HOPPER_ROWS / F::STEP, kept = (at.n_counts - 1) / 2 / heads, wrong = 0;
+    float *count = on_host(
+        (const int *)(const void *)((const char *)cuda_scratch_memory + at.counts), at.n_counts);
+    size_t heads = (size_t)(c.B * c.NH), own = HOPPER_ROWS / F::STEP,
+           kept = (at.n_counts - 1) / 2 / heads, wrong = 0;
     check(kept == ceil_div((size_t)c.T, F::STEP) - own, "%zu sums of a head", kept);
-    wrong += (size_t)count[0] != (size_t)(c.B * c.NKV) * ceil_div((size_t)c.T, HOPPER_ROWS); /* tickets drawn */
+    wrong += (size_t)count[0] !=
+             (size_t)(c.B * c.NKV) * ceil_div((size_t)c.T, HOPPER_ROWS); /* tickets drawn */
     for (size_t i = 0; i < 2 * kept * heads; i++)
         wrong += (size_t)count[1 + i] != (i / 2 % kept + own) * F::STEP / HOPPER_ROWS;
     check(!wrong, "heads of %d: %zu counts are wrong", D, wrong);
@@ -317,19 +348,25 @@ static void test_choice(void) {
     Config c;
     char note[256] = "", err[ERR_LEN] = "";
     memset(&c, 0, sizeof c);
-    c.batch_size = 2, c.seq_len = 130, c.heads = 4, c.kv_heads = 2, c.head_dim = 64, c.attn_scale = 0.125;
+    c.batch_size = 2, c.seq_len = 130, c.heads = 4, c.kv_heads = 2, c.head_dim = 64,
+    c.attn_scale = 0.125;
     c.attention = ATTENTION_HOPPER;
     check(!attention_choose(&c, note, sizeof note, err), "hopper is refused: %s", err);
-    check(attention_library_forward == hopper_forward && attention_library_backward == hopper_backward, "not taken");
+    check(attention_library_forward == hopper_forward &&
+              attention_library_backward == hopper_backward,
+          "not taken");
     check(!strncmp(note, "hopper", 6) && c.attention == ATTENTION_HOPPER, "the note is: %s", note);
     c.head_dim = 32;
-    check(attention_choose(&c, note, sizeof note, err) == -1 && strstr(err, "--attention hopper: ") &&
-          strstr(err, "not 32") && strstr(err, "--attention flash"), "heads of 32: %s", err);
+    check(attention_choose(&c, note, sizeof note, err) == -1 &&
+              strstr(err, "--attention hopper: ") && strstr(err, "not 32") &&
+              strstr(err, "--attention flash"),
+          "heads of 32: %s", err);
     check(!attention_library_forward && !attention_library_backward, "taken all the same");
 #ifdef CM_EMU
     c.head_dim = 64, c.seq_len = 1024, c.attention = ATTENTION_AUTO;
     check(!attention_choose(&c, note, sizeof note, err) && c.attention == ATTENTION_FLASH &&
-          strstr(note, "hopper: only when it is named"), "auto: %s", note);
+              strstr(note, "hopper: only when it is named"),
+          "auto: %s", note);
 #endif
     AttentionTrial t;
     memset(&t, 0, sizeof t);

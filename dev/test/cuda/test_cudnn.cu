@@ -35,14 +35,16 @@ static void test_shape(Shape s) {
     size_t Q = N * row, A = N * (size_t)(NH * HS), R = N * (size_t)NH;
     double scale = 0.8 / sqrt((double)HS);
     char why[384] = "", name[96];
-    snprintf(name, sizeof name, "B %d T %d NH %d NKV %d HS %d%s", B, T, NH, NKV, HS, cudnn_fast ? " fast" : "");
+    snprintf(name, sizeof name, "B %d T %d NH %d NKV %d HS %d%s", B, T, NH, NKV, HS,
+             cudnn_fast ? " fast" : "");
     int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
     if (!check(status == 0, "%s: %s", name, why)) return;
     size_t scratch_before = cuda_scratch_bytes;
     size_t scratch = cudnn_attention_workspace(B, T, NH, NKV, HS, scale);
     size_t least = (R + (cudnn_fast ? A : 0)) * sizeof(float);
     check(scratch >= least, "%s: %zu bytes of scratch", name, scratch);
-    check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8, scale) == 0, "%s: scratch without a plan", name);
+    check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8, scale) == 0,
+          "%s: scratch without a plan", name);
 
     float *qkv = random_array(Q, 2), *dout = random_array(A, 1);
     floatX *qkv_d = on_device<floatX>(qkv, Q), *dout_d = on_device<floatX>(dout, A);
@@ -62,11 +64,13 @@ static void test_shape(Shape s) {
     put(out_d, out, A);
     put(lse_d, lse, R);
     cpu_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
-    status = cudnn_attention_backward(dqkv_d, dout_d, qkv_d, out_d, lse_d, B, T, NH, NKV, HS, scale);
+    status =
+        cudnn_attention_backward(dqkv_d, dout_d, qkv_d, out_d, lse_d, B, T, NH, NKV, HS, scale);
     if (!check(status == 0, "%s: backward fails", name)) return;
     float *d = on_host(dqkv_d, Q), *parts[2] = {host_array(Q), host_array(Q)};
     size_t first[4] = {0, row - 2 * kv, row - kv, row};
-    for (int part = 0; part < 3; part++) { /* q, k, v: errors of one must not hide behind the others */
+    for (int part = 0; part < 3;
+         part++) { /* q, k, v: errors of one must not hide behind the others */
         size_t n = 0;
         for (size_t i = 0; i < N; i++)
             for (size_t k = first[part]; k < first[part + 1]; k++, n++)
@@ -74,10 +78,11 @@ static void test_shape(Shape s) {
         e = relative_l2_ff(parts[0], parts[1], n, 1e-6);
         check(e < 1e-2, "%s: gradient of %c differs by %g", name, "qkv"[part], e);
     }
-    check(cuda_scratch_bytes <= scratch || cuda_scratch_bytes == scratch_before, "%s: %zu bytes of scratch, not %zu",
-          name, cuda_scratch_bytes, scratch);
+    check(cuda_scratch_bytes <= scratch || cuda_scratch_bytes == scratch_before,
+          "%s: %zu bytes of scratch, not %zu", name, cuda_scratch_bytes, scratch);
     cudnn_attention_backward(again, dout_d, qkv_d, out_d, lse_d, B, T, NH, NKV, HS, scale);
-    check(cudnn_fast || !memcmp(on_host(again, Q), d, Q * sizeof *d), "%s: two runs give different bits", name);
+    check(cudnn_fast || !memcmp(on_host(again, Q), d, Q * sizeof *d),
+          "%s: two runs give different bits", name);
     check(relative_l2_ff(on_host(qkv_d, Q), qkv, Q, 1e-6) == 0, "%s: qkv was written", name);
     release();
 }
@@ -100,7 +105,9 @@ static void test_unplanned(Shape s) {
 }
 
 static int nvml_queries;
-static void count_query(char *text, size_t size) { snprintf(text, size, "\"gpu_w\": %d", ++nvml_queries); }
+static void count_query(char *text, size_t size) {
+    snprintf(text, size, "\"gpu_w\": %d", ++nvml_queries);
+}
 
 /* The device's state is asked once a second, and a text that does not fit is left out. */
 static void test_state(void) {
@@ -123,18 +130,23 @@ static void test_choice(int available, Shape s) {
     cuda_scratch_free();
     for (int attention = ATTENTION_AUTO; attention <= ATTENTION_CUDNN_FAST; attention++) {
         Config c = config_of(s, attention);
-        int status = attention_choose(&c, note, sizeof note, err), fast = attention == ATTENTION_CUDNN_FAST;
+        int status = attention_choose(&c, note, sizeof note, err),
+            fast = attention == ATTENTION_CUDNN_FAST;
         int library = attention_library_forward != NULL;
         if (attention == ATTENTION_CUDNN || fast) {
             check(status == (available ? 0 : -1), "forced: %s", err);
-            check(library == available && (available || strstr(err, "--attention")), "forced: %s", err);
+            check(library == available && (available || strstr(err, "--attention")), "forced: %s",
+                  err);
             check(c.attention == attention, "--attention %d becomes %d", attention, c.attention);
             check(!available || strstr(note, "engine "), "no engine: %s", note);
-            check(!available || fast == (strstr(note, "may differ") != NULL), "the note is: %s", note);
+            check(!available || fast == (strstr(note, "may differ") != NULL), "the note is: %s",
+                  note);
         } else {
             check(status == 0 && note[0], "no choice: %s", err);
-            check(attention != ATTENTION_FLASH || (!library && !strcmp(note, "flash")), "flash: %s", note);
-            check(c.attention == (library ? ATTENTION_CUDNN : ATTENTION_FLASH), "auto stays %d", c.attention);
+            check(attention != ATTENTION_FLASH || (!library && !strcmp(note, "flash")), "flash: %s",
+                  note);
+            check(c.attention == (library ? ATTENTION_CUDNN : ATTENTION_FLASH), "auto stays %d",
+                  c.attention);
         }
         check(library == (attention_library_backward != NULL), "half of a choice");
         size_t scratch = cudnn_attention_workspace(s.B, s.T, s.NH, s.NKV, s.HS, 1);
@@ -167,7 +179,8 @@ static void test_auto(void) {
     fake_install(91900);
     fake.racing = 1;
     text = chosen(s, ATTENTION_AUTO, &status);
-    check(!status && strstr(text, "flash (") && strstr(text, "other bits"), "auto takes a race: %s", text);
+    check(!status && strstr(text, "flash (") && strstr(text, "other bits"), "auto takes a race: %s",
+          text);
     check(!cudnn_fast && !attention_library_forward, "auto is fast");
 }
 
@@ -177,15 +190,19 @@ static void test_engines(Shape s) {
     fake_install(91900);
     fake.engines = {{7, 1, 0}, {9, 0, 1}, {11, 0, 0}};
     const char *text = chosen(s, ATTENTION_CUDNN, &status);
-    check(!status && strstr(text, "engine 11 forward, 11 backward)"), "the last is deterministic: %s", text);
+    check(!status && strstr(text, "engine 11 forward, 11 backward)"),
+          "the last is deterministic: %s", text);
     text = chosen(s, ATTENTION_CUDNN_FAST, &status);
-    check(!status && strstr(text, "engine 11 forward, 7 backward (nondeterministic)"), "the best is fast: %s", text);
+    check(!status && strstr(text, "engine 11 forward, 7 backward (nondeterministic)"),
+          "the best is fast: %s", text);
     fake.engines = {{9, 0, 1}, {7, 1, 0}};
     text = chosen(s, ATTENTION_CUDNN, &status);
-    check(!status && strstr(text, "7 forward (nondeterministic), 7 backward (nondeterministic)"), "%s", text);
+    check(!status && strstr(text, "7 forward (nondeterministic), 7 backward (nondeterministic)"),
+          "%s", text);
     fake.racing = 1;
     text = chosen(s, ATTENTION_CUDNN, &status);
-    check(status && strstr(text, "other bits") && strstr(text, "--attention flash"), "a race: %s", text);
+    check(status && strstr(text, "other bits") && strstr(text, "--attention flash"), "a race: %s",
+          text);
     text = chosen(s, ATTENTION_CUDNN_FAST, &status);
     check(!status && strstr(text, "equal runs may differ"), "a race that is allowed: %s", text);
     fake.racing = 0, fake.wrong = 1;
@@ -224,7 +241,8 @@ static void test_failure(Shape s) {
         floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
         dup2(ends[1], 2);
         fake.refuse = 1;
-        attention_forward(out, device_array<floatM>(N * (size_t)s.NH), qkv, s.B, s.T, s.NH, s.NKV, s.HS, 1);
+        attention_forward(out, device_array<floatM>(N * (size_t)s.NH), qkv, s.B, s.T, s.NH, s.NKV,
+                          s.HS, 1);
         _exit(0);
     }
     close(ends[1]);
@@ -233,7 +251,8 @@ static void test_failure(Shape s) {
     close(ends[0]);
     waitpid(child, &status, 0);
     check(WIFEXITED(status) && WEXITSTATUS(status) == 1, "the program goes on");
-    check(strstr(said, "the device is tired") && strstr(said, "--attention flash"), "it says: %s", said);
+    check(strstr(said, "the device is tired") && strstr(said, "--attention flash"), "it says: %s",
+          said);
     attention_library_forward = NULL, attention_library_backward = NULL;
     cudnn_free_plans();
 }
@@ -245,14 +264,16 @@ int main(void) {
     int absent = cudnn_start(why, sizeof why);
     check(absent && strstr(why, "emulator"), "there is a cuDNN: %s", why);
     test_choice(0, shapes[1]);
-    for (int version = 0; version < 2; version++) { /* one that starts dq_sum at 0 itself, and one that does not */
+    for (int version = 0; version < 2;
+         version++) { /* one that starts dq_sum at 0 itself, and one that does not */
         fake_install(version ? 90501 : 91900);
         for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++)
             for (size_t i = 0; i < 3; i++)
                 if (!version || shapes[i].T % 128 == 0) test_shape(shapes[i]);
         cudnn_fast = 0;
         test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why), "a head width of 60 is planned");
+        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why),
+              "a head width of 60 is planned");
         check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
         cudnn_free_plans();
         check(fake.live == 0, "%d descriptors stay", fake.live);
@@ -283,7 +304,8 @@ static void test_where(int available, const char *why) {
 
 int main(void) {
     char why[384] = "";
-    const Shape shapes[] = {{2, 128, 2, 2, 64}, {2, 384, 4, 1, 128}, {1, 1024, 6, 2, 64}}; /* plans take seconds */
+    const Shape shapes[] = {
+        {2, 128, 2, 2, 64}, {2, 384, 4, 1, 128}, {1, 1024, 6, 2, 64}}; /* plans take seconds */
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
     test_state();
     test_where(available, why);
@@ -300,7 +322,8 @@ int main(void) {
         cudnn_free_plans();
         test_shape(shapes[0]);
         test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why), "a head width of 60 is planned");
+        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why),
+              "a head width of 60 is planned");
         check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
     }
     return check_done();

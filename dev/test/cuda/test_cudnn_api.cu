@@ -23,16 +23,20 @@ template <typename A, typename B> constexpr bool passed_alike() {
 }
 
 template <typename A, typename B> struct Alike : std::false_type {};
-template <typename R, typename S, typename... A, typename... B> struct Alike<R (*)(A...), S (*)(B...)> {
+template <typename R, typename S, typename... A, typename... B>
+struct Alike<R (*)(A...), S (*)(B...)> {
     static constexpr bool compare() {
-        if constexpr (sizeof...(A) == sizeof...(B)) return passed_alike<R, S>() && (passed_alike<A, B>() && ...);
+        if constexpr (sizeof...(A) == sizeof...(B))
+            return passed_alike<R, S>() && (passed_alike<A, B>() && ...);
         return false;
     }
     static constexpr bool value = compare();
 };
 
-static_assert(Alike<int (*)(void *, long), int (*)(char *, unsigned long)>::value, "alike are told apart");
-static_assert(!Alike<int (*)(void *), int (*)(long)>::value, "a pointer for a number is not noticed");
+static_assert(Alike<int (*)(void *, long), int (*)(char *, unsigned long)>::value,
+              "alike are told apart");
+static_assert(!Alike<int (*)(void *), int (*)(long)>::value,
+              "a pointer for a number is not noticed");
 static_assert(!Alike<int (*)(int), int (*)(long)>::value, "another size is not noticed");
 static_assert(!Alike<int (*)(int), int (*)(int, int)>::value, "another parameter is not noticed");
 
@@ -47,15 +51,18 @@ int main(void) {
     check((Alike<decltype(CudnnFunctions::NAME), decltype(&cudnn##NAME)>::value), #NAME);
     CUDNN_FUNCTIONS(COMPARE_FUNCTION)
     static_assert(sizeof(CudnnHandle) == sizeof(cudnnHandle_t), "a handle has another size");
-    static_assert(sizeof(CudnnDescriptor) == sizeof(cudnnBackendDescriptor_t), "a descriptor has another size");
+    static_assert(sizeof(CudnnDescriptor) == sizeof(cudnnBackendDescriptor_t),
+                  "a descriptor has another size");
 #else
     printf("no cudnn_backend.h to compare with\n");
 #endif
     /* Numbers of one kind differ from each other, with a header or without. */
-    const int kinds[] = {DNN_BACKEND_TENSOR_DESCRIPTOR,      DNN_BACKEND_MATMUL_DESCRIPTOR,
-                         DNN_BACKEND_POINTWISE_DESCRIPTOR,   DNN_BACKEND_REDUCTION_DESCRIPTOR,
-                         DNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, DNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR};
+    const int kinds[] = {
+        DNN_BACKEND_TENSOR_DESCRIPTOR,         DNN_BACKEND_MATMUL_DESCRIPTOR,
+        DNN_BACKEND_POINTWISE_DESCRIPTOR,      DNN_BACKEND_REDUCTION_DESCRIPTOR,
+        DNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, DNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR};
     for (int i = 0; i < 6; i++)
-        for (int j = 0; j < i; j++) check(kinds[i] != kinds[j], "two kinds of descriptors are %d", kinds[i]);
+        for (int j = 0; j < i; j++)
+            check(kinds[i] != kinds[j], "two kinds of descriptors are %d", kinds[i]);
     return check_done();
 }

@@ -66,8 +66,8 @@ static void test_reductions(void) {
             max = fmax(max, x[i]);
         }
         const float *o = out + 5 * b;
-        check(trees[b] == (float)sum && o[0] == (float)sum, "block %d: sums %g %g, not %g", b, trees[b], o[0],
-              sum);
+        check(trees[b] == (float)sum && o[0] == (float)sum, "block %d: sums %g %g, not %g", b,
+              trees[b], o[0], sum);
         check(o[1] == (float)max, "block %d: maximum %g, not %g", b, o[1], max);
         check(o[2] == (float)squares, "block %d: squares %g, not %g", b, o[2], squares);
         check(o[3] == (float)many && o[4] == (b == 2), "block %d: votes %g %g", b, o[3], o[4]);
@@ -93,11 +93,13 @@ static void test_lanes(void) {
         const int *o = out + 8 * t, w = t & ~31, l = t & 31;
         unsigned votes = 0;
         for (int i = 0; i < 32; i++) votes |= (unsigned)((w + i) % 3 == 0) << i;
-        const int right[8] = {w + 3, t ^ 5, l + 4 < 32 ? t + 4 : t, l >= 4 ? t - 4 : t, (int)votes,
-                              (t & ~7) + 1, w == 32, w == 0};
+        const int right[8] = {
+            w + 3,   t ^ 5, l + 4 < 32 ? t + 4 : t, l >= 4 ? t - 4 : t, (int)votes, (t & ~7) + 1,
+            w == 32, w == 0};
         for (int k = 0; k < 8; k++) wrong[k] += o[k] != right[k];
     }
-    for (int k = 0; k < 8; k++) check(!wrong[k], "warp operation %d: %d lanes are wrong", k, wrong[k]);
+    for (int k = 0; k < 8; k++)
+        check(!wrong[k], "warp operation %d: %d lanes are wrong", k, wrong[k]);
 }
 
 __global__ void copies(int *out, const int4 *x) {
@@ -126,12 +128,18 @@ static void test_copies(void) {
 }
 
 static void test_bf16(void) {
-    static const float right[][2] = {{1, 1}, {1.00390625f, 1}, {1.01171875f, 1.015625f}, {-2.5f, -2.5f},
-                                     {3.3895314e38f, 3.3895314e38f}, {1e-40f, 9.1835496e-41f}, {0, 0}};
+    static const float right[][2] = {{1, 1},
+                                     {1.00390625f, 1},
+                                     {1.01171875f, 1.015625f},
+                                     {-2.5f, -2.5f},
+                                     {3.3895314e38f, 3.3895314e38f},
+                                     {1e-40f, 9.1835496e-41f},
+                                     {0, 0}};
     for (size_t i = 0; i < sizeof right / sizeof right[0]; i++)
-        check((float)__nv_bfloat16(right[i][0]) == right[i][1], "%g as bf16 is %g, not %g", right[i][0],
-              (float)__nv_bfloat16(right[i][0]), right[i][1]);
-    check(isnan((float)__nv_bfloat16(NAN)) && isinf((float)__nv_bfloat16(3.4e38f)), "bf16 of NaN, infinity");
+        check((float)__nv_bfloat16(right[i][0]) == right[i][1], "%g as bf16 is %g, not %g",
+              right[i][0], (float)__nv_bfloat16(right[i][0]), right[i][1]);
+    check(isnan((float)__nv_bfloat16(NAN)) && isinf((float)__nv_bfloat16(3.4e38f)),
+          "bf16 of NaN, infinity");
 }
 
 /* A captured stream does nothing until it is replayed, with the arguments it was given. */
@@ -182,7 +190,8 @@ __global__ void part_of_warp(int *out) {
     if (threadIdx.x < 20) out[threadIdx.x] = __shfl_sync(FULL_WARP, 1, 0);
 }
 __global__ void two_operations(int *out) {
-    out[threadIdx.x] = threadIdx.x % 2 ? __shfl_sync(FULL_WARP, 1, 0) : __shfl_xor_sync(FULL_WARP, 1, 1);
+    out[threadIdx.x] =
+        threadIdx.x % 2 ? __shfl_sync(FULL_WARP, 1, 0) : __shfl_xor_sync(FULL_WARP, 1, 1);
 }
 __global__ void copy_left(const int4 *x) {
     SHARED(int4, s);
@@ -238,7 +247,10 @@ static int mistake(int which) {
     case 10: LAUNCH(past_static, 1, 64, 0, out); break;
     case 11: LAUNCH(past_global, 1, 128, 0, out, 64); break;
     case 12: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16380, out); break;
-    case 13: CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal)), device_memory(1); break;
+    case 13:
+        CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal)),
+            device_memory(1);
+        break;
     case -2: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16384, out); break;
     default: LAUNCH(nothing, 1, 64, 0); break;
     }
@@ -246,11 +258,20 @@ static int mistake(int which) {
 }
 
 static void test_mistakes(void) {
-    static const char *const names[] = {
-        "some threads at a barrier", "threads at two barriers", "a part of a warp", "two warp operations",
-        "a copy left under way", "an empty grid", "a block too large", "too much shared memory",
-        "a grid too large", "past dynamic shared memory", "past static shared memory", "past device memory",
-        "static and dynamic shared memory too large together", "an allocation during a capture"};
+    static const char *const names[] = {"some threads at a barrier",
+                                        "threads at two barriers",
+                                        "a part of a warp",
+                                        "two warp operations",
+                                        "a copy left under way",
+                                        "an empty grid",
+                                        "a block too large",
+                                        "too much shared memory",
+                                        "a grid too large",
+                                        "past dynamic shared memory",
+                                        "past static shared memory",
+                                        "past device memory",
+                                        "static and dynamic shared memory too large together",
+                                        "an allocation during a capture"};
 #ifdef EMU_ASAN
     const int sanitized = 1;
 #else

@@ -34,7 +34,9 @@ template <typename T> static double storage(void) { return sizeof(T) == 2 ? 0x1p
 static double gelu_exact(double x) {
     return 0.5 * x * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
 }
-static double gelu_u(double x) { return 0.79788456080286536 * (1 + 3 * 0.044715 * x * x); } /* u'(x) */
+static double gelu_u(double x) {
+    return 0.79788456080286536 * (1 + 3 * 0.044715 * x * x);
+} /* u'(x) */
 static double gelu_slope_exact(double x) {
     double t = tanh(0.79788456080286536 * (x + 0.044715 * x * x * x));
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * gelu_u(x);
@@ -44,7 +46,9 @@ static double gelu_slope_exact(double x) {
    t = tanh u by as much. How the library takes tanh is not documented. The least exact way on a GPU is
    tanh.approx.f32, which errs by t 2^-11 (PTX ISA): 1/2 x (1 + t) moves by 1/2 |x| of that, and
    1/2 (1 + t) + 1/2 x (1 - t^2) u' by 1/2 + |x| u' of it. */
-static double gelu_error(double x) { return emulated ? fabs(x) * (4 + x * x) * 0x1p-22 : fabs(x) * 0x1p-12; }
+static double gelu_error(double x) {
+    return emulated ? fabs(x) * (4 + x * x) * 0x1p-22 : fabs(x) * 0x1p-12;
+}
 static double gelu_slope_error(double x) {
     double least = 0.5 + fabs(x) * gelu_u(x);
     return emulated ? fmin(1, least * (4 + x * x) * 0x1p-22) : least * 0x1p-11;
@@ -55,7 +59,7 @@ static double gelu_slope_error(double x) {
 
 typedef struct {
     int ta, tb, M, N, K, batch;
-    int pad, shift;          /* elements between rows, and before the first */
+    int pad, shift;                          /* elements between rows, and before the first */
     int bias, tf32, apart, epilogue, shared; /* shared: all items have the first B */
     double alpha, beta;
 } Case;
@@ -63,8 +67,10 @@ typedef struct {
 static const char *describe(const Case &t) {
     static char text[200];
     snprintf(text, sizeof text,
-             "%d x %d x %d, t %d%d, batch %d, pad %d, shift %d, bias %d, tf32 %d, apart %d, epilogue %d, alpha "
-             "%g, beta %g", t.M, t.N, t.K, t.ta, t.tb, t.batch, t.pad, t.shift, t.bias, t.tf32, t.apart,
+             "%d x %d x %d, t %d%d, batch %d, pad %d, shift %d, bias %d, tf32 %d, apart %d, "
+             "epilogue %d, alpha "
+             "%g, beta %g",
+             t.M, t.N, t.K, t.ta, t.tb, t.batch, t.pad, t.shift, t.bias, t.tf32, t.apart,
              t.epilogue, t.alpha, t.beta);
     return text;
 }
@@ -76,8 +82,9 @@ template <typename T> struct Matrix {
     T *d;
     size_t at(size_t item, size_t i, size_t j) const { return shift + item * step + i * ld + j; }
 };
-template <typename T> static Matrix<T> matrix(int batch, int rows, int cols, int pad, int shift, int multiple,
-                                              double scale) {
+template <typename T>
+static Matrix<T> matrix(int batch, int rows, int cols, int pad, int shift, int multiple,
+                        double scale) {
     Matrix<T> m;
     size_t unit_ = (size_t)multiple;
     m.rows = (size_t)rows, m.cols = (size_t)cols, m.shift = (size_t)shift;
@@ -121,22 +128,26 @@ template <typename IN, typename OUT> static int product(const Case &t, const Ope
         c.sa = (int64_t)o.A.step, c.sb = t.shared ? 0 : (int64_t)o.B.step, c.sc = (int64_t)o.C.step;
         if (t.epilogue) c.saux = (int64_t)o.aux.step;
     }
-    GemmOperands p = {o.A.d + t.shift, o.B.d + t.shift, o.C.d + t.shift, o.dbias + t.shift, o.D.d + t.shift,
-                      o.aux.d, (float)t.alpha, (float)t.beta};
+    GemmOperands p = {o.A.d + t.shift, o.B.d + t.shift, o.C.d + t.shift, o.dbias + t.shift,
+                      o.D.d + t.shift, o.aux.d,         (float)t.alpha,  (float)t.beta};
 #ifdef CM_EMU
     int apart = gemm_emu_refuse & GEMM_EMU_BATCH; /* item by item, which is gemm_call's */
 #else
     int apart = 0;
 #endif
     if (t.epilogue && !apart) return gemm_try(c, p);
-    gemm_call(c, t.alpha, p.A, p.B, t.beta, p.C, p.D, t.bias ? p.bias : NULL, t.epilogue ? p.aux : NULL);
+    gemm_call(c, t.alpha, p.A, p.B, t.beta, p.C, p.D, t.bias ? p.bias : NULL,
+              t.epilogue ? p.aux : NULL);
     return 0;
 }
 
-typedef struct { double value, room; } Bounded; /* a number and how far off it may be, before storing */
+typedef struct {
+    double value, room;
+} Bounded; /* a number and how far off it may be, before storing */
 
 template <typename IN, typename OUT>
-static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item, size_t i, size_t j) {
+static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item, size_t i,
+                         size_t j) {
     double sum = 0, terms = 0, rest = 0, size = 0;
     for (size_t k = 0; k < (size_t)t.K; k++) {
         double a = (double)o.A.h[t.ta ? o.A.at(item, k, i) : o.A.at(item, i, k)];
@@ -148,7 +159,8 @@ static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item,
     sum *= alpha, terms *= fabs(alpha);
     if (t.beta != 0) rest += beta * (double)o.C.h[o.C.at(item, i, j)], size += fabs(rest);
     if (t.bias)
-        rest += (double)o.bias[(size_t)t.shift + j], size += fabs((double)o.bias[(size_t)t.shift + j]);
+        rest += (double)o.bias[(size_t)t.shift + j],
+            size += fabs((double)o.bias[(size_t)t.shift + j]);
     double room = (2 * t.K + 6) * unit() * (terms + size);
     if (t.tf32 && sizeof(IN) == 4) room += tf32_unit() * terms;
     /* Where the library cannot add a bias, it is added to the stored sum. */
@@ -161,11 +173,13 @@ static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item,
 template <typename OUT> static Bounded expected(const Case &t, Bounded h, double aux) {
     if (t.epilogue == GEMM_GELU) {
         double moved = h.room + (emulated ? 0 : storage<OUT>() * fabs(h.value));
-        return {gelu_exact(h.value), 1.13 * moved + gelu_error(h.value)}; /* GELU's slope is at most 1.129 */
+        return {gelu_exact(h.value),
+                1.13 * moved + gelu_error(h.value)}; /* GELU's slope is at most 1.129 */
     }
     if (t.epilogue == GEMM_DGELU) {
         double slope = gelu_slope_exact(aux), error = gelu_slope_error(aux);
-        return {h.value * slope, h.room * (fabs(slope) + error) + fabs(h.value) * (error + 2 * unit())};
+        return {h.value * slope,
+                h.room * (fabs(slope) + error) + fabs(h.value) * (error + 2 * unit())};
     }
     return h;
 }
@@ -178,7 +192,8 @@ static int within(float got, Bounded want, double rounding, double *excess) {
 }
 
 /* Compares the outputs, and that nothing else was written. */
-template <typename IN, typename OUT> static void compare(const Case &t, const Operands<IN, OUT> &o) {
+template <typename IN, typename OUT>
+static void compare(const Case &t, const Operands<IN, OUT> &o) {
     const float *D = on_host(o.D.d, o.D.size), *aux = on_host(o.aux.d, o.aux.size);
     double worst = 0, excess, nothing;
     int right = 1, kept = 1, clean = 1;
@@ -187,14 +202,15 @@ template <typename IN, typename OUT> static void compare(const Case &t, const Op
             for (size_t j = 0; j < (size_t)t.N; j++) {
                 Bounded h = reference(t, o, item, i, j);
                 float a = aux[o.aux.at(item, i, j)];
-                right &=
-                    within(D[o.D.at(item, i, j)], expected<OUT>(t, h, (double)a), storage<OUT>(), &excess);
+                right &= within(D[o.D.at(item, i, j)], expected<OUT>(t, h, (double)a),
+                                storage<OUT>(), &excess);
                 if (!(excess <= worst)) worst = excess;
                 if (t.epilogue == GEMM_GELU) kept &= within(a, h, storage<OUT>(), &nothing);
             }
     for (size_t n = 0; n < o.D.size; n++) {
         size_t in = n < o.D.shift ? o.D.ld : (n - o.D.shift) % o.D.step;
-        if (n < o.D.shift || in / o.D.ld >= o.D.rows || in % o.D.ld >= o.D.cols) clean &= D[n] != D[n];
+        if (n < o.D.shift || in / o.D.ld >= o.D.rows || in % o.D.ld >= o.D.cols)
+            clean &= D[n] != D[n];
     }
     check(right, "%s: %g times as far off as it may be", describe(t), worst);
     check(kept, "%s: GELU's argument is wrong", describe(t));
@@ -218,8 +234,9 @@ template <typename IN, typename OUT> static int run_case(const Case &t) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Products                                                                                       */
 
-static const int shapes[][3] = {{1, 1, 1},    {1, 7, 3},   {5, 1, 2},    {3, 2, 1},    {17, 33, 5},
-                                {16, 16, 16}, {31, 8, 70}, {64, 40, 48}, {8, 64, 129}, {65, 67, 33}};
+static const int shapes[][3] = {{1, 1, 1},    {1, 7, 3},    {5, 1, 2},   {3, 2, 1},
+                                {17, 33, 5},  {16, 16, 16}, {31, 8, 70}, {64, 40, 48},
+                                {8, 64, 129}, {65, 67, 33}};
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
 /* Shapes, transposes, alignment, scalars and C's place in turns, so that every pair of these meets. */
@@ -231,7 +248,8 @@ template <typename IN, typename OUT> static void test_plain(int tf32) {
             for (int bias = 0; bias < 2; bias++)
                 for (int b = 0; b < 3; b++, turn++) {
                     Case c = {};
-                    c.ta = t & 1, c.tb = t >> 1, c.M = shapes[s][0], c.N = shapes[s][1], c.K = shapes[s][2];
+                    c.ta = t & 1, c.tb = t >> 1, c.M = shapes[s][0], c.N = shapes[s][1],
+                    c.K = shapes[s][2];
                     c.batch = 1, c.bias = bias, c.tf32 = tf32;
                     c.pad = turn % 5 == 0 ? 8 : turn % 5 == 1 ? 3 : 0;
                     c.shift = turn % 7 == 0 ? 8 : turn % 7 == 1;
@@ -244,8 +262,10 @@ template <typename IN, typename OUT> static void test_batches(void) {
     for (int t = 0; t < 4; t++)
         for (int turn = 0; turn < 12; turn++) {
             Case c = {};
-            c.ta = t & 1, c.tb = t >> 1, c.M = 7, c.N = turn % 2 ? 24 : 9, c.K = 13, c.batch = 2 + turn % 3;
-            c.pad = turn % 4, c.shift = turn / 2 % 3, c.apart = turn / 3 % 2, c.shared = turn % 5 == 0;
+            c.ta = t & 1, c.tb = t >> 1, c.M = 7, c.N = turn % 2 ? 24 : 9, c.K = 13,
+            c.batch = 2 + turn % 3;
+            c.pad = turn % 4, c.shift = turn / 2 % 3, c.apart = turn / 3 % 2,
+            c.shared = turn % 5 == 0;
             c.bias = turn / 4 % 2, c.alpha = 1.5, c.beta = turn % 3 == 0 ? 0.5 : 0;
             run_case<IN, OUT>(c);
         }
@@ -266,8 +286,10 @@ template <typename IN, typename OUT> static void test_epilogues(int tf32) {
                 c.M = shapes[s][0], c.N = shapes[s][1], c.K = shapes[s][2];
                 c.pad = s % 3 == 2 ? 8 : s % 3, c.shift = s % 4 == 3, c.alpha = t == 5 ? 0.5 : 1;
                 done += run_case<IN, OUT>(c);
-                c.M = 64, c.N = 8 * (1 + s), c.K = 8 * (2 + t), c.pad = 8 * (s % 2), c.shift = 0, c.batch = 1;
-                int there = run_case<IN, OUT>(c), needed = all_bf16 && !c.ta && c.tb == (epilogue == GEMM_GELU);
+                c.M = 64, c.N = 8 * (1 + s), c.K = 8 * (2 + t), c.pad = 8 * (s % 2), c.shift = 0,
+                c.batch = 1;
+                int there = run_case<IN, OUT>(c),
+                    needed = all_bf16 && !c.ta && c.tb == (epilogue == GEMM_GELU);
                 done += there, missing += needed && !there;
             }
     check(!missing, "the library has no GELU for %d ordinary products", missing);
@@ -293,7 +315,8 @@ template <typename T> static void test_calls(void) {
     int there = !gemm_gelu(0, 1, N, F, I, dx, I, dw, I, y, F, h, F, db);
     there = there && !gemm_dgelu(0, 0, N, F, I, ddy, I, dv, F, dh, F, h, F);
     check(there || (!emulated && sizeof(T) == 4), "gemm_gelu or gemm_dgelu is not possible");
-    const float *got[] = {on_host(plain, N * F), on_host(h, N * F), on_host(y, N * F), on_host(dh, N * F)};
+    const float *got[] = {on_host(plain, N * F), on_host(h, N * F), on_host(y, N * F),
+                          on_host(dh, N * F)};
     int right[4] = {1, 1, 1, 1};
     double excess;
     for (int n = 0; n < N; n++)
@@ -318,8 +341,10 @@ template <typename T> static void test_calls(void) {
     T *untouched = device_array<T>(N * F);
     check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, untouched, F, h, F + 4, db) == -1,
           "rows of aux at multiples of 4");
-    check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, untouched, F, h + 1, F, db) == -1, "aux at an odd address");
-    check(gemm_dgelu(0, 0, N, F, I, ddy, I, dv, F, untouched, F, h + 1, F) == -1, "aux at an odd address");
+    check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, untouched, F, h + 1, F, db) == -1,
+          "aux at an odd address");
+    check(gemm_dgelu(0, 0, N, F, I, ddy, I, dv, F, untouched, F, h + 1, F) == -1,
+          "aux at an odd address");
     const float *still = on_host(untouched, N * F);
     for (int i = 0; i < N * F; i++)
         if (still[i] == still[i]) {
@@ -327,10 +352,12 @@ template <typename T> static void test_calls(void) {
             break;
         }
     check(gemm_gelu_possible(8, (void *)16) && !gemm_gelu_possible(12, (void *)16) &&
-          !gemm_gelu_possible(8, (void *)8), "gemm_gelu_possible");
+              !gemm_gelu_possible(8, (void *)8),
+          "gemm_gelu_possible");
     /* Nothing to compute. */
     gemm(0, 1, 0, F, I, 1, dx, I, dw, I, 0, untouched, F);
-    check(gemm_gelu(0, 1, 0, F, I, dx, I, dw, I, untouched, F, h, F) == 0, "a product without rows");
+    check(gemm_gelu(0, 1, 0, F, I, dx, I, dw, I, untouched, F, h, F) == 0,
+          "a product without rows");
     release();
 }
 
@@ -351,7 +378,8 @@ static void test_alignment(void) {
     static const int sizes[4] = {M * K, N * K, M * N, N};
     float *x[4];
     __nv_bfloat16 *d[4];
-    for (int p = 0; p < 4; p++) x[p] = random_array(ROOM, 1), d[p] = on_device<__nv_bfloat16>(x[p], ROOM);
+    for (int p = 0; p < 4; p++)
+        x[p] = random_array(ROOM, 1), d[p] = on_device<__nv_bfloat16>(x[p], ROOM);
     gemm_plans_clear();
     gemm(0, 1, M, N, K, 1, d[0], K, d[1], K, 0, d[2], N, d[3]);
     const float *first = on_host(d[2], M * N);
@@ -363,7 +391,8 @@ static void test_alignment(void) {
             if (moved != 2) put(p[moved], x[moved], (size_t)sizes[moved]);
             gemm(0, 1, M, N, K, 1, p[0], K, p[1], K, 0, p[2], N, p[3]);
             check(i < 4 ? gemm_plan_count == before : gemm_plan_count > before,
-                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i], gemm_plan_count, before);
+                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i], gemm_plan_count,
+                  before);
             if (i < 4)
                 check(!memcmp(on_host(p[2], M * N), first, M * N * sizeof *first),
                       "operand %d at %d bytes has other bits", moved, bytes[i]);
@@ -466,7 +495,8 @@ static void test_choice(void) {
     check(equal_bits(measured, small_product(s)), "other bits after measuring");
     check(gemm_choice_count == 1, "%zu choices of one product", gemm_choice_count);
     if (emulated)
-        check(!equal_bits(measured, unmeasured), "the emulator's two algorithms have the same bits");
+        check(!equal_bits(measured, unmeasured),
+              "the emulator's two algorithms have the same bits");
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN); /* another kind */
     check(gemm_choice_count == 2, "beta = 0 is no kind of its own");
     char *text = gemm_choices_text(1);
@@ -482,12 +512,14 @@ static void test_choice(void) {
     set_fastest("0"); /* plans made before do not outlive the taking of choices */
     gemm_choices_clear();
     small_product(s);
-    check(gemm_choices_take(text, 1, err) == 0 && equal_bits(measured, small_product(s)), "an old plan is kept");
+    check(gemm_choices_take(text, 1, err) == 0 && equal_bits(measured, small_product(s)),
+          "an old plan is kept");
 
     gemm_measure = 0; /* nor does the run that reads choices need to measure */
     gemm_choices_clear();
     check(gemm_choices_take(text, 1, err) == 0, "the text is not taken: %s", err);
-    check(equal_bits(measured, small_product(s)), "a stored choice counts only where measuring is on");
+    check(equal_bits(measured, small_product(s)),
+          "a stored choice counts only where measuring is on");
     again = gemm_choices_text(1);
     check(again && !strcmp(text, again), "the text changes where nothing is measured");
     free(again);
@@ -498,7 +530,8 @@ static void test_choice(void) {
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN);
     small_product(s);
     again = gemm_choices_text(1);
-    if (emulated) check(again && !strcmp(text, again), "the text depends on the order of the calls");
+    if (emulated)
+        check(again && !strcmp(text, again), "the text depends on the order of the calls");
     free(again);
     check(strspn(text, "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._ :;") ==
               strlen(text),
@@ -519,7 +552,8 @@ static void test_measured_cases(void) {
         gemm_choices_clear();
         for (int t = 0; t < 8; t++) {
             Case c = {};
-            c.ta = t & 1, c.tb = t >> 1 & 1, c.M = 24, c.N = 32, c.K = 40, c.batch = 1 + t % 3, c.alpha = 1;
+            c.ta = t & 1, c.tb = t >> 1 & 1, c.M = 24, c.N = 32, c.K = 40, c.batch = 1 + t % 3,
+            c.alpha = 1;
             c.apart = t >> 2, c.bias = t & 1, c.beta = t == 2 ? 0 : -1.5;
             run_case<floatX, floatX>(c);
             run_case<floatX, float>(c);
@@ -557,11 +591,18 @@ static void test_damage(void) {
         free(cut);
         free(other);
     }
-    check((size_t)bad == 2 * n && !silent, "of %zu damages %d are seen, %d without a message", 2 * n, bad,
-          silent);
-    static const char *const texts[] = {
-        NULL, "", ";", "v1", "v1 1 x;", "v1 1 emulator;zz", "0123456789abcdef", ";0123456789abcdef",
-        "v1 130000 NVIDIA_H100;0123456789ABCDEF", "\n\n\n"};
+    check((size_t)bad == 2 * n && !silent, "of %zu damages %d are seen, %d without a message",
+          2 * n, bad, silent);
+    static const char *const texts[] = {NULL,
+                                        "",
+                                        ";",
+                                        "v1",
+                                        "v1 1 x;",
+                                        "v1 1 emulator;zz",
+                                        "0123456789abcdef",
+                                        ";0123456789abcdef",
+                                        "v1 130000 NVIDIA_H100;0123456789ABCDEF",
+                                        "\n\n\n"};
     for (int i = 0; i < 10; i++)
         check(gemm_choices_take(texts[i], 1, err) == -1, "damaged text %d is taken", i);
     char *huge = (char *)malloc((8 << 20) + 1);
@@ -580,8 +621,9 @@ static void test_damage(void) {
         int m_ = snprintf(made, 2 * n + GEMM_HEADER - 20, __VA_ARGS__);                            \
         snprintf(made + m_, 20, "%016llx", (unsigned long long)gemm_hash(made, (size_t)m_));       \
         err[0] = 0;                                                                                \
-        int got_ = gemm_choices_take(made, 1, err);                                                   \
-        check(got_ == (EXPECT) && (err[0] != 0) == ((EXPECT) != 0), "take of %.60s... is %d: %s", made, got_, err); \
+        int got_ = gemm_choices_take(made, 1, err);                                                \
+        check(got_ == (EXPECT) && (err[0] != 0) == ((EXPECT) != 0), "take of %.60s... is %d: %s",  \
+              made, got_, err);                                                                    \
     } while (0)
     const char *one = text + start, *two = one + GEMM_ENTRY;
     TAKE(-1, "%s%.*sx", header, (int)GEMM_ENTRY, one);
@@ -604,14 +646,17 @@ static void test_damage(void) {
 
     /* Choices of other runs are this run's only once it has met the product. */
     gemm_choices_clear();
-    check(!gemm_choices_take(text, 0, err) && !gemm_choices_text(0), "choices of others are the run's own");
+    check(!gemm_choices_take(text, 0, err) && !gemm_choices_text(0),
+          "choices of others are the run's own");
     small_product(s);
     char *own = gemm_choices_text(0), *all = gemm_choices_text(1);
-    check(own && strlen(own) == strlen(all) - GEMM_ENTRY && !strcmp(all, text), "what the run met of others' choices");
+    check(own && strlen(own) == strlen(all) - GEMM_ENTRY && !strcmp(all, text),
+          "what the run met of others' choices");
     free(own);
     free(all);
     gemm_choices_clear();
-    check(gemm_choices_take(text, 1, NULL) == 0 && gemm_choices_take("", 1, NULL) == -1, "without room for a message");
+    check(gemm_choices_take(text, 1, NULL) == 0 && gemm_choices_take("", 1, NULL) == -1,
+          "without room for a message");
 
     free(made);
     free(text);
@@ -634,9 +679,11 @@ static void test_pretended(void) {
     set_fastest("1");
     gemm_choices_clear();
     long runs = gemm_emu_runs;
-    check(equal_bits(first, small_product(s)) && gemm_emu_runs == runs + 1, "measured while capturing");
+    check(equal_bits(first, small_product(s)) && gemm_emu_runs == runs + 1,
+          "measured while capturing");
     gemm_emu_capturing = 0;
-    check(equal_bits(first, small_product(s)) && gemm_choice_count == 1, "another choice after capturing");
+    check(equal_bits(first, small_product(s)) && gemm_choice_count == 1,
+          "another choice after capturing");
     char *text = gemm_choices_text(1), err[ERR_LEN];
 
     /* A choice is measured once, by four runs: of each algorithm, and of both again. */
@@ -653,7 +700,8 @@ static void test_pretended(void) {
     /* A stored choice wins while capturing, too. */
     set_fastest("1");
     gemm_emu_capturing = 1;
-    check(gemm_choices_take(text, 1, err) == 0 && equal_bits(first, small_product(s)), "the stored choice");
+    check(gemm_choices_take(text, 1, err) == 0 && equal_bits(first, small_product(s)),
+          "the stored choice");
     gemm_emu_capturing = 0;
 
     /* A stored algorithm that is none is not run: the library's own is, and a note on stderr says so. */
@@ -677,9 +725,17 @@ static void test_times(void) {
         double ms[5];
         int best, measured;
     } cases[] = {
-        {{1, 0.97, 1, 0.97}, 1, 4}, {{1, 0.985}, 0, 2},      {{1, 0.97, 1, 0.985}, 0, 4}, {{1, 1}, 0, 2},
-        {{1, 2}, 0, 2},             {{1, -1}, 0, 2},         {{-1, 5}, 1, 2},             {{-1, -1}, 0, 2},
-        {{60, 1}, 0, 1},            {{1, 0.5, 1, -1}, 0, 4}, {{3, 2, 2, 1}, 1, 4},
+        {{1, 0.97, 1, 0.97}, 1, 4},
+        {{1, 0.985}, 0, 2},
+        {{1, 0.97, 1, 0.985}, 0, 4},
+        {{1, 1}, 0, 2},
+        {{1, 2}, 0, 2},
+        {{1, -1}, 0, 2},
+        {{-1, 5}, 1, 2},
+        {{-1, -1}, 0, 2},
+        {{60, 1}, 0, 1},
+        {{1, 0.5, 1, -1}, 0, 4},
+        {{3, 2, 2, 1}, 1, 4},
     };
     Small s = small_operands();
     gemm_measure = 1;
@@ -708,14 +764,15 @@ static void test_without(void) {
               gemm_dgelu(0, 0, 8, 8, 8, d, 8, d, 8, y, 8, d, 8) == -1,
           "an epilogue that there is not");
     const float *still = on_host(y, 64);
-    check(still[0] != still[0] && still[63] != still[63], "a product that there is not has written");
+    check(still[0] != still[0] && still[63] != still[63],
+          "a product that there is not has written");
     release();
     for (int turn = 0; turn < 12; turn++) {
         Case c = {};
         gemm_emu_refuse = GEMM_EMU_BIAS | (turn < 6 ? 0 : GEMM_EMU_BATCH);
         gemm_plans_clear();
-        c.M = 5, c.N = 9, c.K = 7, c.batch = 1 + turn % 3, c.pad = turn % 2, c.shift = 1, c.bias = 1,
-        c.alpha = 1;
+        c.M = 5, c.N = 9, c.K = 7, c.batch = 1 + turn % 3, c.pad = turn % 2, c.shift = 1,
+        c.bias = 1, c.alpha = 1;
         c.beta = turn % 2;
         Operands<floatX, floatX> o = operands<floatX, floatX>(c);
         product(c, o);
@@ -726,7 +783,8 @@ static void test_without(void) {
             for (size_t i = 0; i < 5; i++)
                 for (size_t j = 0; j < 9; j++) {
                     Bounded b = reference(c, o, item, i, j);
-                    b.room += storage<floatX>() * (fabs(b.value) + fabs((double)o.bias[1 + j]) + b.room);
+                    b.room +=
+                        storage<floatX>() * (fabs(b.value) + fabs((double)o.bias[1 + j]) + b.room);
                     right &= within(apart[o.D.at(item, i, j)], b, storage<floatX>(), &excess);
                 }
         check(right, "what the library cannot do at once is wrong: %s", describe(c));
@@ -750,9 +808,11 @@ static void test_tf32(void) {
     for (int truncate = 0; truncate < 2; truncate++) {
         gemm_emu_truncate = truncate;
         for (int i = 0; i < 6; i++)
-            check(gemm_to_tf32(x[i]) == (truncate ? cut : rounded)[i], "TF32 of %a, truncate %d: %a",
-                  (double)x[i], truncate, (double)gemm_to_tf32(x[i]));
-        check(isinf(gemm_to_tf32(INFINITY)) && isnan(gemm_to_tf32(NAN)), "TF32 of numbers that are none");
+            check(gemm_to_tf32(x[i]) == (truncate ? cut : rounded)[i],
+                  "TF32 of %a, truncate %d: %a", (double)x[i], truncate,
+                  (double)gemm_to_tf32(x[i]));
+        check(isinf(gemm_to_tf32(INFINITY)) && isnan(gemm_to_tf32(NAN)),
+              "TF32 of numbers that are none");
         test_plain<float, float>(1);
         test_epilogues<float, float>(1);
     }

@@ -25,8 +25,9 @@ mean.
 
 /* Compares n device numbers with the twin's; `terms` is the norm of what was added up to make them, which
    counts where it is more than theirs. */
-template <typename T> static void like(const char *what, const T *ours, const float *theirs, size_t n,
-                                       double allowed, double terms = 1e-3) {
+template <typename T>
+static void like(const char *what, const T *ours, const float *theirs, size_t n, double allowed,
+                 double terms = 1e-3) {
     double e = relative_l2_ff(on_host(ours, n), theirs, n, terms);
     check(e <= allowed, "%s: error %.2e, allowed %.0e", what, e, allowed);
 }
@@ -53,7 +54,9 @@ template <typename T> static T *copy_of(const T *p, size_t n) {
     CUDA_CHECK(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cuda_stream));
     return q;
 }
-static float *host_copy(const float *p, size_t n) { return (float *)memcpy(host_array(n), p, n * sizeof *p); }
+static float *host_copy(const float *p, size_t n) {
+    return (float *)memcpy(host_array(n), p, n * sizeof *p);
+}
 
 /* Host numbers on the device `shift` elements past an aligned address. */
 template <typename T> static T *shifted(float *from, size_t n, int shift) {
@@ -80,7 +83,8 @@ static void make_tokens(int *tokens, int N, int kind) {
         if (kind == TOKENS_RANDOM) tokens[n] = below(N + 3);
         else if (kind == TOKENS_EQUAL) tokens[n] = N + 2;
         else if (kind == TOKENS_ONCE) tokens[n] = N - 1 - n;
-        else if (kind == TOKENS_RUNS) tokens[n] = n / 32 % 3; /* runs that end with a chunk, if sorted */
+        else if (kind == TOKENS_RUNS)
+            tokens[n] = n / 32 % 3; /* runs that end with a chunk, if sorted */
         else tokens[n] = below(10) ? 1 : below(3);
     }
 }
@@ -114,7 +118,8 @@ static void test_sort(void) {
     enum { N = 500 };
     int tokens[N], sorted[N];
     const int bad[][3] = {{0, 5, 1}, {0, -1, 1}, {0, 1 << 30, 2}};
-    for (int i = 0; i < 3; i++) check(sort_status(bad[i], 3, 5) == 1, "bad tokens %d are sorted", i);
+    for (int i = 0; i < 3; i++)
+        check(sort_status(bad[i], 3, 5) == 1, "bad tokens %d are sorted", i);
     check(sort_status(bad[0], 3, 0) == 1, "tokens of no vocabulary are sorted");
     check(sort_status(bad[0], 3, 6) == 0, "good tokens are not sorted");
     for (int kind = 0; kind < TOKENS_KINDS; kind++) {
@@ -157,7 +162,8 @@ static void embed_case(int B, int T, int C, int with_wpe, int kind, int shift) {
 }
 
 static void test_embed(void) {
-    static const int shapes[][3] = {{1, 1, 8}, {2, 3, 7}, {3, 11, 264}, {2, 16, 16}, {4, 24, 8}, {19, 2, 40}};
+    static const int shapes[][3] = {{1, 1, 8},   {2, 3, 7},  {3, 11, 264},
+                                    {2, 16, 16}, {4, 24, 8}, {19, 2, 40}};
     for (int i = 0; i < 6; i++)
         for (int kind = 0; kind < TOKENS_KINDS; kind++)
             embed_case(shapes[i][0], shapes[i][1], shapes[i][2], (i + kind) % 2, kind, 0);
@@ -169,14 +175,15 @@ static void test_embed(void) {
 
 /* ---------------------------------------------------------------------------------------------- */
 
-static const int norm_shapes[][2] = {{1, 8}, {5, 7}, {9, 64}, {37, 768}, {11, 1000}, {3, 1032}, {4, 2048},
-                                     {3, 2056}, {2, 4616}, {130, 33}, {701, 64}, {1, 3}, {2, 16384}};
+static const int norm_shapes[][2] = {{1, 8},    {5, 7},    {9, 64},   {37, 768}, {11, 1000},
+                                     {3, 1032}, {4, 2048}, {3, 2056}, {2, 4616}, {130, 33},
+                                     {701, 64}, {1, 3},    {2, 16384}};
 enum { NORM_SHAPES = sizeof norm_shapes / sizeof norm_shapes[0] };
 
 static void norm_forward_case(int N, int C, int kind, int with_delta, int in_place, int shift) {
     size_t n = (size_t)N * C;
-    LABEL("norm_forward N %d C %d kind %d delta %d in place %d shift %d", N, C, kind, with_delta, in_place,
-          shift);
+    LABEL("norm_forward N %d C %d kind %d delta %d in place %d shift %d", N, C, kind, with_delta,
+          in_place, shift);
     int bias = kind == NORM_LAYERNORM;
     double eps = 1e-3;
     float *x = random_array(n, 2), *delta = random_array(n, 1), *gain = random_array((size_t)C, 1);
@@ -184,18 +191,20 @@ static void norm_forward_case(int N, int C, int kind, int with_delta, int in_pla
     float *mean = host_array((size_t)N), *rstd = host_array((size_t)N);
     for (size_t i = 0; i < n; i++) x[i] += 3; /* so that a mean matters */
     floatX *x_d = shifted<floatX>(x, n, shift), *delta_d = on_device<floatX>(delta, n);
-    floatX *y_d = device_array<floatX>(n), *out_d = in_place ? x_d : device_array<floatX>(n + 1) + shift;
+    floatX *y_d = device_array<floatX>(n),
+           *out_d = in_place ? x_d : device_array<floatX>(n + 1) + shift;
     floatX *before = copy_of(x_d, n), *again = device_array<floatX>(n);
     floatM *gain_d = on_device<floatM>(gain, (size_t)C), *b_d = on_device<floatM>(b, (size_t)C);
     floatM *mean_d = device_array<floatM>((size_t)N), *rstd_d = device_array<floatM>((size_t)N);
-    norm_forward(y_d, mean_d, rstd_d, out_d, x_d, with_delta ? delta_d : NULL, gain_d, bias ? b_d : NULL, N,
-                 C, kind, eps);
+    norm_forward(y_d, mean_d, rstd_d, out_d, x_d, with_delta ? delta_d : NULL, gain_d,
+                 bias ? b_d : NULL, N, C, kind, eps);
     if (with_delta) { /* then y must follow from the sum as it was stored, to the bit */
         cpu_norm_forward(y, mean, rstd, sum, x, delta, gain, bias ? b : NULL, N, C, kind, eps);
         like(what, out_d, sum, n);
         floatM *m = device_array<floatM>((size_t)N), *r = device_array<floatM>((size_t)N);
         norm_forward(again, m, r, NULL, out_d, NULL, gain_d, bias ? b_d : NULL, N, C, kind, eps);
-        check(same_bits(again, y_d, n) && same_bits(r, rstd_d, (size_t)N) && same_bits(m, mean_d, (size_t)N),
+        check(same_bits(again, y_d, n) && same_bits(r, rstd_d, (size_t)N) &&
+                  same_bits(m, mean_d, (size_t)N),
               "%s: not the norm of the stored sum", what);
         x = on_host(out_d, n);
     } else if (!in_place) {
@@ -205,7 +214,8 @@ static void norm_forward_case(int N, int C, int kind, int with_delta, int in_pla
     if (!in_place) check(same_bits(before, x_d, n), "%s: the input changed", what);
     cpu_norm_forward(y, mean, rstd, NULL, x, NULL, gain, bias ? b : NULL, N, C, kind, eps);
     like(what, y_d, y, n);
-    like(what, mean_d, mean, (size_t)N, SUMS, sqrt((double)N)); /* of numbers of size 1, and by chance near 0 */
+    like(what, mean_d, mean, (size_t)N, SUMS,
+         sqrt((double)N)); /* of numbers of size 1, and by chance near 0 */
     like(what, rstd_d, rstd, (size_t)N, SUMS);
     release();
 }
@@ -216,13 +226,15 @@ static void norm_backward_case(int N, int C, int kind, int alias, int shift) {
     LABEL("norm_backward N %d C %d kind %d alias %d shift %d", N, C, kind, alias, shift);
     int bias = kind == NORM_LAYERNORM, both = alias == 3;
     float *x = random_array(n, 2), *gain = random_array(c, 1), *dy = random_array(n, 1);
-    float *dres = both ? dy : random_array(n, 1), *dgain = random_array(c, 1), *dbias = random_array(c, 1);
+    float *dres = both ? dy : random_array(n, 1), *dgain = random_array(c, 1),
+          *dbias = random_array(c, 1);
     float *mean = host_array((size_t)N), *rstd = host_array((size_t)N), *y = host_array(n);
     float *dx = host_array(n);
     floatX *x_d = shifted<floatX>(x, n, shift), *dy_d = on_device<floatX>(dy, n);
     floatX *dres_d = both ? dy_d : on_device<floatX>(dres, n), *dx_d = device_array<floatX>(n);
     cpu_norm_forward(y, mean, rstd, NULL, x, NULL, gain, bias ? dbias : NULL, N, C, kind, 1e-3);
-    floatM *mean_d = on_device<floatM>(mean, (size_t)N), *rstd_d = on_device<floatM>(rstd, (size_t)N);
+    floatM *mean_d = on_device<floatM>(mean, (size_t)N),
+           *rstd_d = on_device<floatM>(rstd, (size_t)N);
     floatM *gain_d = on_device<floatM>(gain, c), *dgain_d = on_device<floatM>(dgain, c);
     floatM *dbias_d = on_device<floatM>(dbias, c);
     floatM *dgain_2 = copy_of(dgain_d, c), *dbias_2 = copy_of(dbias_d, c);
@@ -231,18 +243,19 @@ static void norm_backward_case(int N, int C, int kind, int alias, int shift) {
     floatX *dx_2 = device_array<floatX>(n), *dy_2 = copy_of(dy_d, n), *x_2 = copy_of(x_d, n);
     const floatX *res_d = alias >= 4 ? NULL : dres_d;
 
-    norm_backward(dx_2, dgain_2, bias ? dbias_2 : NULL, NULL, dy_d, res_d, x_d, gain_d, mean_d, rstd_d, N, C,
-                  kind);
+    norm_backward(dx_2, dgain_2, bias ? dbias_2 : NULL, NULL, dy_d, res_d, x_d, gain_d, mean_d,
+                  rstd_d, N, C, kind);
     check(same_bits(dy_d, dy_2, n) && same_bits(x_d, x_2, n), "%s: an input changed", what);
     if (alias == 1) dx_d = dres_d;
     if (alias == 2 || alias == 3 || alias == 5) dx_d = dy_d;
-    norm_backward(dx_d, dgain_d, bias ? dbias_d : NULL, dsum_d, dy_d, res_d, x_d, gain_d, mean_d, rstd_d, N, C,
-                  kind);
-    check(same_bits(dx_d, dx_2, n) && same_bits(dgain_d, dgain_2, c) && same_bits(dbias_d, dbias_2, c),
+    norm_backward(dx_d, dgain_d, bias ? dbias_d : NULL, dsum_d, dy_d, res_d, x_d, gain_d, mean_d,
+                  rstd_d, N, C, kind);
+    check(same_bits(dx_d, dx_2, n) && same_bits(dgain_d, dgain_2, c) &&
+              same_bits(dbias_d, dbias_2, c),
           "%s: two runs differ", what);
 
-    cpu_norm_backward(dx, dgain, bias ? dbias : NULL, NULL, dy, res_d ? dres : NULL, x, gain, mean, rstd, N,
-                      C, kind);
+    cpu_norm_backward(dx, dgain, bias ? dbias : NULL, NULL, dy, res_d ? dres : NULL, x, gain, mean,
+                      rstd, N, C, kind);
     double terms = 0;
     for (size_t i = 0; i < n; i++) terms += pow((double)rstd[i / c] * dy[i] * gain[i % c], 2);
     like(what, dx_2, dx, n, VALUES(n), sqrt(terms));
@@ -280,7 +293,8 @@ static void test_norm_nan(void) {
     float *x = random_array(N * C, 1), *ones = random_array(C, 1);
     x[2 * C + 5] = NAN;
     floatX *x_d = on_device<floatX>(x, N * C), *y_d = device_array<floatX>(N * C);
-    floatM *m = device_array<floatM>(N), *r = device_array<floatM>(N), *gain = on_device<floatM>(ones, C);
+    floatM *m = device_array<floatM>(N), *r = device_array<floatM>(N),
+           *gain = on_device<floatM>(ones, C);
     norm_forward(y_d, m, r, NULL, x_d, NULL, gain, gain, N, C, NORM_LAYERNORM, 1e-5);
     float *y = on_host(y_d, N * C);
     check(!any_nan(y, 2 * C) && isnan(y[2 * C]) && isnan(y[3 * C - 1]) && !any_nan(y + 3 * C, C),
@@ -293,8 +307,10 @@ static void test_norm_nan(void) {
 static void linear_case(int N, int I, int O, int bias, int shift) {
     size_t nx = (size_t)N * I, nw = (size_t)O * I, ny = (size_t)N * O, o = (size_t)O;
     LABEL("linear N %d I %d O %d bias %d shift %d", N, I, O, bias, shift);
-    float *x = random_array(nx, 1), *w = random_array(nw, 1), *b = random_array(o, 1), *y = host_array(ny);
-    floatX *x_d = on_device<floatX>(x, nx), *w_d = on_device<floatX>(w, nw), *b_d = on_device<floatX>(b, o);
+    float *x = random_array(nx, 1), *w = random_array(nw, 1), *b = random_array(o, 1),
+          *y = host_array(ny);
+    floatX *x_d = on_device<floatX>(x, nx), *w_d = on_device<floatX>(w, nw),
+           *b_d = on_device<floatX>(b, o);
     floatX *y_d = device_array<floatX>(ny);
     linear_forward(y_d, x_d, w_d, bias ? b_d : NULL, N, I, O);
     cpu_linear_forward(y, x, w, bias ? b : NULL, N, I, O);
@@ -303,7 +319,8 @@ static void linear_case(int N, int I, int O, int bias, int shift) {
     float *dy = random_array(ny, 1), *dx = host_array(nx), *dw = random_array(nw, 1);
     float *db = random_array(o, 1);
     floatX *dy_d = shifted<floatX>(dy, ny, shift), *dx_d = device_array<floatX>(nx);
-    floatM *dw_d = on_device<floatM>(dw, nw), *db_d = on_device<floatM>(db, o), *db_2 = copy_of(db_d, o);
+    floatM *dw_d = on_device<floatM>(dw, nw), *db_d = on_device<floatM>(db, o),
+           *db_2 = copy_of(db_d, o);
     linear_backward(dx_d, dw_d, bias ? db_d : NULL, dy_d, x_d, w_d, N, I, O, 1);
     cpu_linear_backward(dx, dw, bias ? db : NULL, dy, x, w, N, I, O, 1);
     like(what, dx_d, dx, nx);
@@ -315,7 +332,8 @@ static void linear_case(int N, int I, int O, int bias, int shift) {
         cpu_linear_backward(NULL, dw, db, dy, x, w, N, I, O, 1);
         like(what, dw_d, dw, nw, SUMS); /* twice added to */
     }
-    CUDA_CHECK(cudaMemsetAsync(dw_d, 0xff, nw * sizeof *dw_d, cuda_stream)); /* NaN, which is not read */
+    CUDA_CHECK(
+        cudaMemsetAsync(dw_d, 0xff, nw * sizeof *dw_d, cuda_stream)); /* NaN, which is not read */
     linear_backward(NULL, dw_d, NULL, dy_d, x_d, w_d, N, I, O, 0);
     cpu_linear_backward(NULL, dw, NULL, dy, x, w, N, I, O, 0);
     like(what, dw_d, dw, nw, SUMS);
@@ -333,13 +351,15 @@ static void test_linear(void) {
 
 /* ---------------------------------------------------------------------------------------------- */
 
-static void qk_case(int B, int T, int NH, int NKV, int HS, int qk_norm, int rope, int first, int shift) {
+static void qk_case(int B, int T, int NH, int NKV, int HS, int qk_norm, int rope, int first,
+                    int shift) {
     int N = B * T, heads = NH + NKV, row = (heads + NKV) * HS;
     size_t n = (size_t)N * row, nr = (size_t)N * heads, nt = (size_t)(first + T) * (size_t)(HS / 2);
     double eps = 1e-3;
-    LABEL("qk B %d T %d NH %d NKV %d HS %d norm %d rope %d first %d shift %d", B, T, NH, NKV, HS, qk_norm,
-          rope, first, shift);
-    float *qkv = random_array(n, 2), *rstd = host_array(nr), *cosine = host_array(nt), *sine = host_array(nt);
+    LABEL("qk B %d T %d NH %d NKV %d HS %d norm %d rope %d first %d shift %d", B, T, NH, NKV, HS,
+          qk_norm, rope, first, shift);
+    float *qkv = random_array(n, 2), *rstd = host_array(nr), *cosine = host_array(nt),
+          *sine = host_array(nt);
     if (nt) rope_table(cosine, sine, first + T, HS, POS_ROPE, 100);
     floatX *qkv_d = shifted<floatX>(qkv, n, shift), *again = shifted<floatX>(qkv, n, shift);
     floatM *rstd_d = device_array<floatM>(nr);
@@ -354,7 +374,8 @@ static void qk_case(int B, int T, int NH, int NKV, int HS, int qk_norm, int rope
     if (qk_norm) like(what, rstd_d, rstd, nr, SUMS);
     float *after = on_host(qkv_d, n);
     int same = 1;
-    for (size_t i = 0; i < n; i++) same &= i % (size_t)row < (size_t)heads * HS || after[i] == before[i];
+    for (size_t i = 0; i < n; i++)
+        same &= i % (size_t)row < (size_t)heads * HS || after[i] == before[i];
     check(same, "%s: values changed", what);
     if (first) { /* backward has no use for it */
         release();
@@ -377,11 +398,12 @@ static void qk_case(int B, int T, int NH, int NKV, int HS, int qk_norm, int rope
 static void test_qk(void) {
     static const int sizes[] = {2, 6, 16, 32, 64, 96, 128, 256, 500, 512, 1000, 1024};
     for (int i = 0; i < 12; i++)
-        for (int mode = 1; mode < 4; mode++) qk_case(1, 3, 2, 1, sizes[i], mode & 1, mode >> 1, 0, 0);
-    qk_case(2, 3, 40, 4, 64, 1, 1, 0, 0);  /* more heads than a block has lanes for */
+        for (int mode = 1; mode < 4; mode++)
+            qk_case(1, 3, 2, 1, sizes[i], mode & 1, mode >> 1, 0, 0);
+    qk_case(2, 3, 40, 4, 64, 1, 1, 0, 0); /* more heads than a block has lanes for */
     qk_case(2, 3, 70, 70, 16, 1, 1, 0, 0);
     qk_case(2, 2, 30, 1, 24, 1, 1, 0, 0);
-    qk_case(3, 5, 3, 3, 64, 0, 0, 0, 0);   /* nothing to do */
+    qk_case(3, 5, 3, 3, 64, 0, 0, 0, 0); /* nothing to do */
     qk_case(2, 2, 3, 1, 64, 1, 1, 5, 0);
     qk_case(2, 2, 3, 1, 6, 1, 1, 5, 0);
     qk_case(2, 2, 3, 1, 64, 1, 1, 0, 1);
@@ -401,12 +423,15 @@ static void test_rope_table(void) {
 
 static void act_case(int N, int F, int act, int shift) {
     size_t n = (size_t)N * F, nh = n * (act == ACT_SWIGLU ? 2 : 1);
-    static const float hard[] = {0, -0.0f, 30, -30, 200, -200, 1e4f, -1e4f, 1e-6f, -1e-6f, 10.7f, -10.7f};
+    static const float hard[] = {0,    -0.0f, 30,    -30,    200,   -200,
+                                 1e4f, -1e4f, 1e-6f, -1e-6f, 10.7f, -10.7f};
     LABEL("act %d N %d F %d shift %d", act, N, F, shift);
-    float *h = random_array(nh, 5), *y = host_array(n), *dy = random_array(n, 1), *dh = host_array(nh);
+    float *h = random_array(nh, 5), *y = host_array(n), *dy = random_array(n, 1),
+          *dh = host_array(nh);
     floatX *h_d = shifted<floatX>(h, nh, shift), *y_d = device_array<floatX>(n);
     floatX *dy_d = on_device<floatX>(dy, n);
-    floatX *dh_d = device_array<floatX>(nh), *kept = copy_of(h_d, nh), *dh_2 = device_array<floatX>(nh);
+    floatX *dh_d = device_array<floatX>(nh), *kept = copy_of(h_d, nh),
+           *dh_2 = device_array<floatX>(nh);
     act_forward(y_d, h_d, N, F, act);
     act_backward(dh_d, dy_d, h_d, N, F, act);
     act_backward(dh_2, dy_d, h_d, N, F, act);
@@ -451,15 +476,21 @@ static void act_case(int N, int F, int act, int shift) {
 }
 
 static void linear_act_case(int N, int I, int F, int O, int act, int bias) {
-    size_t H = act == ACT_SWIGLU ? 2 * (size_t)F : (size_t)F, ny = (size_t)N * F, nh = (size_t)N * H;
+    size_t H = act == ACT_SWIGLU ? 2 * (size_t)F : (size_t)F, ny = (size_t)N * F,
+           nh = (size_t)N * H;
     size_t nx = (size_t)N * I, nw = H * I, nz = (size_t)N * O, n2 = (size_t)O * F;
     LABEL("linear and act N %d I %d F %d O %d act %d bias %d", N, I, F, O, act, bias);
-    float *x = random_array(nx, 1), *w = random_array(nw, 1), *b = random_array(H, 1), *w2 = random_array(n2, 1);
-    float *dz = random_array(nz, 1), *db = random_array(H, 1), *y = host_array(ny), *h = host_array(nh);
+    float *x = random_array(nx, 1), *w = random_array(nw, 1), *b = random_array(H, 1),
+          *w2 = random_array(n2, 1);
+    float *dz = random_array(nz, 1), *db = random_array(H, 1), *y = host_array(ny),
+          *h = host_array(nh);
     float *dy = host_array(ny), *dh = host_array(nh), *sum = host_copy(db, H);
-    floatX *x_d = on_device<floatX>(x, nx), *w_d = on_device<floatX>(w, nw), *b_d = on_device<floatX>(b, H);
-    floatX *w2_d = on_device<floatX>(w2, n2), *dz_d = on_device<floatX>(dz, nz), *y_d = device_array<floatX>(ny);
-    floatX *h_d = device_array<floatX>(nh), *again = device_array<floatX>(ny), *dh_d = device_array<floatX>(nh);
+    floatX *x_d = on_device<floatX>(x, nx), *w_d = on_device<floatX>(w, nw),
+           *b_d = on_device<floatX>(b, H);
+    floatX *w2_d = on_device<floatX>(w2, n2), *dz_d = on_device<floatX>(dz, nz),
+           *y_d = device_array<floatX>(ny);
+    floatX *h_d = device_array<floatX>(nh), *again = device_array<floatX>(ny),
+           *dh_d = device_array<floatX>(nh);
     floatX *dy_d = device_array<floatX>(ny), *none = NULL;
     floatM *db_d = on_device<floatM>(db, H), *no = NULL;
     linear_act_forward(y_d, h_d, x_d, w_d, bias ? b_d : none, N, I, F, act);
@@ -479,7 +510,8 @@ static void linear_act_case(int N, int I, int F, int O, int act, int bias) {
 }
 
 static void test_act(void) {
-    static const int shapes[][2] = {{1, 8}, {3, 5}, {7, 64}, {3, 2056}, {2, 4104}, {2, 515}, {5, 3072}};
+    static const int shapes[][2] = {{1, 8},    {3, 5},   {7, 64},  {3, 2056},
+                                    {2, 4104}, {2, 515}, {5, 3072}};
     for (int act = ACT_GELU; act <= ACT_SWIGLU; act++) {
         for (int i = 0; i < 7; i++) act_case(shapes[i][0], shapes[i][1], act, 0);
         act_case(3, 32, act, 1);
@@ -496,7 +528,8 @@ static void test_act(void) {
 
 static void classifier_case(int N, int V, int Vp, double softcap, double spread, int shift) {
     size_t n = (size_t)N * Vp;
-    LABEL("classifier N %d V %d Vp %d softcap %g spread %g shift %d", N, V, Vp, softcap, spread, shift);
+    LABEL("classifier N %d V %d Vp %d softcap %g spread %g shift %d", N, V, Vp, softcap, spread,
+          shift);
     float *z = random_array(n, spread), *losses = host_array((size_t)N);
     int *targets = (int *)malloc((size_t)N * sizeof *targets);
     for (int i = 0; i < N; i++) {
@@ -518,7 +551,8 @@ static void classifier_case(int N, int V, int Vp, double softcap, double spread,
     /* A logit of size z, and so its exponent, is known to 2^-24 z, a few times over; a probability relative to
        itself by as much. What is left of the target's, p - 1, and of a small loss has the errors of p and of the
        logits, however small it is. A gradient is rounded once. */
-    double size = softcap > 0 ? fmin(spread, softcap) : spread, exponent = SUMS + 8 * 0x1p-24 * size;
+    double size = softcap > 0 ? fmin(spread, softcap) : spread,
+           exponent = SUMS + 8 * 0x1p-24 * size;
     double rounding = sizeof(floatX) == 2 ? 0x1p-8 : 0, most = 0;
     like(what, losses_d, losses, (size_t)N, SUMS, size * sqrt((double)N));
     for (size_t i = 0; i < n; i++) {
@@ -530,7 +564,8 @@ static void classifier_case(int N, int V, int Vp, double softcap, double spread,
     check(most <= 1, "%s: a gradient is off by %.2f times what is allowed", what, most);
     int wrong = 0;
     for (int i = 0; i < N; i++)
-        for (int v = targets[i] < 0 ? 0 : V; v < Vp; v++) wrong += gradient[(size_t)i * Vp + v] != 0;
+        for (int v = targets[i] < 0 ? 0 : V; v < Vp; v++)
+            wrong += gradient[(size_t)i * Vp + v] != 0;
     check(!wrong, "%s: %d gradients of padding or of no target are not zero", what, wrong);
 
     floatX *capped = shifted<floatX>(z, n, shift);
@@ -538,7 +573,8 @@ static void classifier_case(int N, int V, int Vp, double softcap, double spread,
     cpu_softcap_forward(z, N, V, Vp, softcap);
     float *ours = on_host(capped, n);
     for (int i = 0; i < N; i++)
-        check(relative_l2_ff(ours + (size_t)i * Vp, z + (size_t)i * Vp, (size_t)V, 1e-20) <= VALUES(V),
+        check(relative_l2_ff(ours + (size_t)i * Vp, z + (size_t)i * Vp, (size_t)V, 1e-20) <=
+                  VALUES(V),
               "%s: softcap_forward", what);
     free(targets);
     release();
@@ -561,19 +597,22 @@ static void test_classifier_odd(void) {
     classifier(losses_d, z_d, targets_d, 3, V, V, 0, 1);
     cpu_classifier(losses, all, targets, 3, V, V, 0, 1);
     float *ours = on_host(losses_d, 3), *gradient = on_host(z_d, 3 * V);
-    check(relative_error(ours[0], losses[0], 1e-9) < SUMS && relative_error(ours[2], losses[2], 1e-9) < SUMS,
+    check(relative_error(ours[0], losses[0], 1e-9) < SUMS &&
+              relative_error(ours[2], losses[2], 1e-9) < SUMS,
           "losses %g %g, not %g %g", ours[0], ours[2], losses[0], losses[2]);
     check(gradient[0] == 0 && gradient[8] == 0 && !any_nan(gradient, V), "gradients of -infinity");
-    check(isnan(ours[1]) && isnan(gradient[V]) && !isnan(ours[2]), "a NaN does not show in its row's loss");
+    check(isnan(ours[1]) && isnan(gradient[V]) && !isnan(ours[2]),
+          "a NaN does not show in its row's loss");
     release();
 }
 
 static void test_classifier(void) {
-    static const int shapes[][3] = {{1, 2, 64},    {4, 8, 8},     {5, 13, 64},   {6, 5, 7},
+    static const int shapes[][3] = {{1, 2, 64},    {4, 8, 8},     {5, 13, 64},    {6, 5, 7},
                                     {4, 256, 256}, {4, 509, 515}, {5, 4099, 4160}};
     for (int i = 0; i < 7; i++)
         for (int cap = 0; cap < 2; cap++)
-            classifier_case(shapes[i][0], shapes[i][1], shapes[i][2], cap ? 15 : 0, i % 2 ? 4 : 60, 0);
+            classifier_case(shapes[i][0], shapes[i][1], shapes[i][2], cap ? 15 : 0, i % 2 ? 4 : 60,
+                            0);
     classifier_case(3, 50257, 50304, 0, 5, 0);
     classifier_case(1, 60001, 60032, 30, 5, 0); /* more than shared memory keeps */
     classifier_case(4, 61, 64, 30, 5, 1);
@@ -591,10 +630,11 @@ static void test_losses_add(void) {
         for (int round = 1; round < 3; round++) {
             for (size_t k = 0; k < n; k++) want += (double)losses[k];
             losses_add(total_d, losses_d, sizes[i]);
-            CUDA_CHECK(cudaMemcpyAsync(&total, total_d, sizeof total, cudaMemcpyDeviceToHost, cuda_stream));
+            CUDA_CHECK(cudaMemcpyAsync(&total, total_d, sizeof total, cudaMemcpyDeviceToHost,
+                                       cuda_stream));
             CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
-            check(relative_error(total, want, 1) < 1e-12, "%d losses, %d times: %g, not %g", sizes[i], round,
-                  total, want);
+            check(relative_error(total, want, 1) < 1e-12, "%d losses, %d times: %g, not %g",
+                  sizes[i], round, total, want);
         }
         release();
     }
@@ -620,19 +660,24 @@ static void test_cast(void) {
 /* layers_scratch is enough for every layer of a model: nothing has to grow. First of all tests. */
 static void test_scratch(void) {
     /* B T C V R */
-    static const int models[][5] = {{2, 40, 64, 500, 64}, {3, 300, 16, 100, 900}, {1, 5, 8, 60, 60}};
+    static const int models[][5] = {
+        {2, 40, 64, 500, 64}, {3, 300, 16, 100, 900}, {1, 5, 8, 60, 60}};
     for (int i = 0; i < 3; i++) {
         Config c;
         memset(&c, 0, sizeof c);
-        c.batch_size = models[i][0], c.seq_len = models[i][1], c.width = models[i][2], c.vocab = models[i][3];
-        c.heads = 4, c.kv_heads = 2, c.head_dim = c.width / 4, c.ff_width = 3 * c.width, c.act = ACT_SWIGLU;
+        c.batch_size = models[i][0], c.seq_len = models[i][1], c.width = models[i][2],
+        c.vocab = models[i][3];
+        c.heads = 4, c.kv_heads = 2, c.head_dim = c.width / 4, c.ff_width = 3 * c.width,
+        c.act = ACT_SWIGLU;
         if (i == 2) c.head_dim = 2 * c.width, c.ff_width = 8; /* what is largest differs */
-        int B = c.batch_size, T = c.seq_len, C = c.width, N = B * T, R = models[i][4], QKV = 8 * c.head_dim;
+        int B = c.batch_size, T = c.seq_len, C = c.width, N = B * T, R = models[i][4],
+            QKV = 8 * c.head_dim;
         int outputs[] = {QKV, C, 2 * c.ff_width, round_up(c.vocab, 64)}, rows[] = {N, N, N, R};
         size_t most = (size_t)(N > R ? N : R) * 640, bytes = layers_scratch(&c, R);
         floatX *x = device_array<floatX>(most), *w = device_array<floatX>(most);
         floatM *g = device_array<floatM>(most), *h = device_array<floatM>(most);
-        int *tokens = (int *)calloc((size_t)N, sizeof *tokens), *tokens_d = tokens_on_device(tokens, N, 1);
+        int *tokens = (int *)calloc((size_t)N, sizeof *tokens),
+            *tokens_d = tokens_on_device(tokens, N, 1);
         if (cuda_scratch_memory) CUDA_CHECK(cudaFree(cuda_scratch_memory));
         cuda_scratch_memory = NULL, cuda_scratch_bytes = 0;
         check(!cuda_scratch_reserve(bytes), "no scratch");
@@ -642,8 +687,9 @@ static void test_scratch(void) {
         for (int k = 0; k < 4; k++) linear_backward(NULL, g, g, x, w, w, rows[k], 1, outputs[k], 1);
         act_backward_sums(w, g, x, x, N, c.ff_width, ACT_SWIGLU);
         CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
-        check(cuda_scratch_bytes == bytes, "model %d: %zu bytes of scratch were asked for, %zu said", i,
-              cuda_scratch_bytes, bytes);
+        check(cuda_scratch_bytes == bytes,
+              "model %d: %zu bytes of scratch were asked for, %zu said", i, cuda_scratch_bytes,
+              bytes);
         free(tokens);
         release();
     }

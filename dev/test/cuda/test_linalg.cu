@@ -79,7 +79,8 @@ static View *vector(size_t n) { return view_of(DENSE, 0, 1, 1, 1, 1, (int)n); }
 static View *view_like(const View *v) {
     View *w = &views[view_count++];
     *w = *v;
-    w->h = random_array(v->size, 1), w->before = host_array(v->size), w->d = device_array<float>(v->size);
+    w->h = random_array(v->size, 1), w->before = host_array(v->size),
+    w->d = device_array<float>(v->size);
     w->host.p = w->h + (v->host.p - v->h), w->dev.p = w->d + (v->host.p - v->h);
     return w;
 }
@@ -123,8 +124,8 @@ static double view_error(const View *v, const float *got) {
 static char shape_text[160];
 static const char *shape(const View *v) {
     Mat m = v->host;
-    snprintf(shape_text, sizeof shape_text, "%d x %d of %d x %d, strides %zu %zu %zu %zu", m.n0, m.n1, m.rows,
-             m.cols, m.s0, m.s1, m.rs, m.cs);
+    snprintf(shape_text, sizeof shape_text, "%d x %d of %d x %d, strides %zu %zu %zu %zu", m.n0,
+             m.n1, m.rows, m.cols, m.s0, m.s1, m.rs, m.cs);
     return shape_text;
 }
 
@@ -157,11 +158,11 @@ static void compare(const char *what, double tol, unsigned written, G gpu, H hos
 namespace on_gpu {
 static inline Mat at(const View *v) { return v->dev; }
 static inline float *p(const View *v) { return v->dev.p; }
-}
+} // namespace on_gpu
 namespace on_cpu {
 static inline Mat at(const View *v) { return v->host; }
 static inline float *p(const View *v) { return v->host.p; }
-}
+} // namespace on_cpu
 #define COMPARE(WHAT, TOL, WRITTEN, CALL)                                                          \
     compare(                                                                                       \
         #WHAT, TOL, WRITTEN,                                                                       \
@@ -201,7 +202,8 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     forget();
 
     stream({2, n0, n1, rows, cols, trial});
-    View *U = random_view(1, n0, n1, rows, cols), *M = random_view(1, n0, n1, rows, cols), *G = view_like(M);
+    View *U = random_view(1, n0, n1, rows, cols), *M = random_view(1, n0, n1, rows, cols),
+         *G = view_like(M);
     COMPARE(momentum, EACH, 3, (at(U), at(M), at(G), 0.9, a, trial & 1));
     forget();
 
@@ -209,7 +211,8 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     View *P = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols), *V;
     G = view_like(P), M = view_like(P), V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
-    COMPARE(adamw, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99, NULL));
+    COMPARE(adamw, EACH, 13,
+            (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99, NULL));
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
     COMPARE(adam, EACH, 13, (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3));
     forget();
@@ -233,8 +236,9 @@ static void test_all_elements(void) {
         int n0 = pick(1, 3), n1 = pick(1, 3), rows = sizes[pick(0, 13)], cols = sizes[pick(0, 13)];
         test_elements(n0, n1, rows, cols, trial);
     }
-    static const int more[][4] = {{1, 1, 130, 261}, {1, 1, 1, 4099}, {1, 1, 1031, 1}, {2, 1, 96, 64},
-                                  {20, 25, 2, 4},   {2, 6, 32, 96},  {1, 1, 300, 128}};
+    static const int more[][4] = {{1, 1, 130, 261}, {1, 1, 1, 4099}, {1, 1, 1031, 1},
+                                  {2, 1, 96, 64},   {20, 25, 2, 4},  {2, 6, 32, 96},
+                                  {1, 1, 300, 128}};
     for (int i = 0; i < 7; i++)
         for (int trial = i & 1; trial < 3; trial += 2)
             test_elements(more[i][0], more[i][1], more[i][2], more[i][3], trial);
@@ -246,7 +250,8 @@ static void test_all_elements(void) {
     /* No items: nothing is launched. */
     Mat none = mat_dense(NULL, 0, 3, 4);
     la_copy(none, none), la_scale(none, NULL, 1), la_norms(NULL, none, 1), la_gram(none, none, 0);
-    la_gemm(none, 1, none, none, 0), la_symmetrize(none), la_row_norms(NULL, none), la_vec_mul(NULL, 0, 1);
+    la_gemm(none, 1, none, none, 0), la_symmetrize(none), la_row_norms(NULL, none),
+        la_vec_mul(NULL, 0, 1);
 }
 
 static void test_vectors(void) {
@@ -269,7 +274,8 @@ static void test_vectors(void) {
         for (int form = 0; form < 3; form++)
             for (int zero = 0; zero < 2; zero++) {
                 if (zero) a->h[0] = b->h[n - 1] = 0;
-                COMPARE(vec_gauge, EACH, 4, (p(x), p(s), p(t), p(a), p(b), n, zero ? 0.0 : 0.1, form));
+                COMPARE(vec_gauge, EACH, 4,
+                        (p(x), p(s), p(t), p(a), p(b), n, zero ? 0.0 : 0.1, form));
             }
         forget();
     }
@@ -283,10 +289,11 @@ static void test_sum_squares(void) {
         for (int shift = 0; shift < 2; shift++) {
             double expected = 0, got = la_sum_squares(d + shift, sizes[i]);
             double again = la_sum_squares(d + shift, sizes[i]);
-            for (size_t j = 0; j < sizes[i]; j++) expected += (double)h[shift + j] * (double)h[shift + j];
+            for (size_t j = 0; j < sizes[i]; j++)
+                expected += (double)h[shift + j] * (double)h[shift + j];
             check(relative_error(got, expected, 1e-30) < 1e-12 && got == again,
-                  "la_sum_squares of %zu from %d: %.17g, then %.17g, not %.17g", sizes[i], shift, got, again,
-                  expected);
+                  "la_sum_squares of %zu from %d: %.17g, then %.17g, not %.17g", sizes[i], shift,
+                  got, again, expected);
         }
     check(isinf(la_identity_gap(mat_dense(d, 1, 3, 3))), "la_identity_gap waits");
     check(la_chunk(7) == 7 && la_workers(3, 100) == 1, "items are to be taken together");
@@ -315,7 +322,8 @@ static double cancellation(const View *A, const View *B) {
             for (int c = 0; c < B->host.cols; c++) {
                 double sum = 0, size = 0;
                 for (int k = 0; k < A->host.cols; k++) {
-                    double x = (double)A->h[element(A, i, r, k)] * (double)B->h[element(B, i, k, c)];
+                    double x =
+                        (double)A->h[element(A, i, r, k)] * (double)B->h[element(B, i, k, c)];
                     sum += x, size += fabs(x);
                 }
                 largest = fmax(largest, fabs(sum)), sizes = fmax(sizes, size);
@@ -370,7 +378,8 @@ static void test_products(void) {
             int k = squares[i], d = i % 3 == 0 ? 100 : i % 3 == 1 ? 32 : 7, n1 = 1 + i % 3;
             int kind = i % 2 ? ROW_BLOCKS : COLUMN_BLOCKS;
             stream({10, k, turned});
-            View *G = view_of(DENSE, 0, 1, 2, n1, k, k), *A = view_of(kind, turned, i & 1, 2, n1, k, d);
+            View *G = view_of(DENSE, 0, 1, 2, n1, k, k),
+                 *A = view_of(kind, turned, i & 1, 2, n1, k, d);
             fill(G, NAN);
             COMPARE(gram, SUMS, 1, (at(G), at(A), 0));
             check(is_symmetric(G), "la_gram of %s is not symmetric", shape(A));
@@ -383,7 +392,9 @@ static void test_products(void) {
             forget();
             /* P and Z commute, but their product's two triangles are rounded in other orders. */
             View *C = dense(2, k, k), *P = dense(2, k, k), *Z = dense(2, k, k);
-            each(Z, [&](size_t at, int item, int r, int c) { Z->h[at] = Z->h[element(Z, item, c, r)]; });
+            each(Z, [&](size_t at, int item, int r, int c) {
+                Z->h[at] = Z->h[element(Z, item, c, r)];
+            });
             cpu_la_gemm_symmetric(P->host, 1, Z->host, Z->host, 0);
             COMPARE(gemm_symmetric, SUMS, 1, (at(C), 1, at(P), at(Z), 0));
             check(is_symmetric(C), "la_gemm_symmetric of %d x %d is not symmetric", k, k);
@@ -401,7 +412,8 @@ static void test_products(void) {
    i + 1. */
 static void symmetric_from(View *v, const double *s) {
     int k = v->host.rows;
-    double *A = (double *)malloc((size_t)k * k * sizeof *A), *u = (double *)malloc((size_t)k * sizeof *u);
+    double *A = (double *)malloc((size_t)k * k * sizeof *A),
+           *u = (double *)malloc((size_t)k * sizeof *u);
     for (int i = 0; i < mat_count(v->host); i++) {
         for (int e = 0; e < k * k; e++) A[e] = e % (k + 1) ? 0 : s[e / k] * (i + 1);
         for (int reflection = 0; reflection < 3; reflection++) {
@@ -411,7 +423,8 @@ static void symmetric_from(View *v, const double *s) {
                 for (int r = 0; r < k; r++) {
                     double dot = 0;
                     for (int c = 0; c < k; c++) dot += u[c] * A[side ? r * k + c : c * k + r];
-                    for (int c = 0; c < k; c++) A[side ? r * k + c : c * k + r] -= 2 * dot / norm * u[c];
+                    for (int c = 0; c < k; c++)
+                        A[side ? r * k + c : c * k + r] -= 2 * dot / norm * u[c];
                 }
         }
         for (int e = 0; e < k * k; e++)
@@ -450,9 +463,10 @@ static void test_roots(void) {
             View *R = view_of(k == 33 ? APART : DENSE, 0, 1, n, 1, k, k), *G = dense(n, k, k);
             View *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
             graded(G, conditions[c]);
-            compare("root_iteration", steps == 12 ? 5e-5 : 3e-7 * (40 + kappa / 2), 1,
-                    [&] { check(run_root(R, G, damping, steps, INVROOT_TUNED), "%d is declined", k); },
-                    [&] { cpu_la_eigh_rroot(R->host, G->host, damping, scratch->h); });
+            compare(
+                "root_iteration", steps == 12 ? 5e-5 : 3e-7 * (40 + kappa / 2), 1,
+                [&] { check(run_root(R, G, damping, steps, INVROOT_TUNED), "%d is declined", k); },
+                [&] { cpu_la_eigh_rroot(R->host, G->host, damping, scratch->h); });
             check(is_symmetric(R), "the root of %d x %d is not symmetric", k, k);
             forget();
         }
@@ -494,8 +508,9 @@ static void test_root_steps(void) {
         stream({12, steps});
         View *R = dense(1, 20, 20), *G = dense(1, 20, 20);
         graded(G, 1e3);
-        compare("root_iteration", 5e-5, 1, [&] { run_root(R, G, 0.125, steps, 25); },
-                [&] { root_steps(R->h, G->h, 20, 0.125, steps); });
+        compare(
+            "root_iteration", 5e-5, 1, [&] { run_root(R, G, 0.125, steps, 25); },
+            [&] { root_steps(R->h, G->h, 20, 0.125, steps); });
         forget();
     }
 }
@@ -519,7 +534,8 @@ static void test_root_stops(void) {
     Arena arena = {device_array<float>(memory), memory, 0};
     cuda_shared_limit = 1000;
     check(!run_root(R, G, 1e-3, 25, 9), "a root without memory is not declined");
-    check(!la_sign_run(R->dev, G->dev, msign_table(0)->abc, 2), "a run without memory is not declined");
+    check(!la_sign_run(R->dev, G->dev, msign_table(0)->abc, 2),
+          "a run without memory is not declined");
     invroot(R->dev, G->dev, 1e-3, ROOT_CANS25, &arena);
     cuda_shared_limit = limit;
     e = relative_l2_ff(on_host(R->d, R->size), stopped, N * K * K, 1);
@@ -533,7 +549,8 @@ static void test_root_stops(void) {
     check(!memcmp(spoilt + K * K, stopped + K * K, (N - 1) * K * K * sizeof(float)), "NaN spreads");
     forget();
     View *large = dense(1, 129, 129), *out = dense(1, 129, 129);
-    check(!run_root(out, large, 1, 25, 9) && !la_sign_run(out->dev, large->dev, msign_table(0)->abc, 1),
+    check(!run_root(out, large, 1, 25, 9) &&
+              !la_sign_run(out->dev, large->dev, msign_table(0)->abc, 1),
           "129 x 129 is not declined");
     forget();
 }
@@ -578,11 +595,15 @@ static void test_sign_runs(void) {
             double s[128];
             stream({14, k, run});
             View *Q = view_of(k == 24 ? APART : DENSE, 0, 1, n, 1, k, k), *A = dense(n, k, k);
-            for (int j = 0; j < k; j++) s[j] = (run ? 0.3 + 0.6 * j / k : 2.0 * (j + 1) / k / (k + 1)) / n;
+            for (int j = 0; j < k; j++)
+                s[j] = (run ? 0.3 + 0.6 * j / k : 2.0 * (j + 1) / k / (k + 1)) / n;
             symmetric_from(A, s);
-            compare("sign_run", 1e-5, 1,
-                    [&] { check(la_sign_run(Q->dev, A->dev, abc, steps), "%d x %d is declined", k, k); },
-                    [&] { sign_runs(Q, A, abc, steps); });
+            compare(
+                "sign_run", 1e-5, 1,
+                [&] {
+                    check(la_sign_run(Q->dev, A->dev, abc, steps), "%d x %d is declined", k, k);
+                },
+                [&] { sign_runs(Q, A, abc, steps); });
             check(is_symmetric(Q), "the run on %d x %d is not symmetric", k, k);
             if (k == 3) {
                 A->h[0] = NAN;
@@ -632,8 +653,9 @@ static void test_eigenvalues(void) {
             floatM *room = device_array<float>(la_eigh_scratch(k) * (size_t)n);
             if (kind == 0) graded(G, 1e5);
             if (kind == 2) fill(G, 0);
-            compare("eigh_rroot", 1e-5, 1u << 2, [&] { la_eigh_rroot(R->dev, G->dev, 10, room); },
-                    [&] { cpu_la_eigh_rroot(R->host, G->host, 10, scratch->h); });
+            compare(
+                "eigh_rroot", 1e-5, 1u << 2, [&] { la_eigh_rroot(R->dev, G->dev, 10, room); },
+                [&] { cpu_la_eigh_rroot(R->host, G->host, 10, scratch->h); });
             check(is_symmetric(R), "la_eigh_rroot of %d x %d is not symmetric", k, k);
             cuda_shared_limit = kind == 1 ? 0 : limit;
             la_eigh(Q->dev, w->dev.p, G->dev, room);
@@ -662,7 +684,8 @@ static void test_gauges(void) {
             for (int zero = 0; zero < 2; zero++) {
                 int k = sizes[i];
                 stream({16, k, form, zero});
-                View *S = dense(2, k, k), *L = dense(2, k, k), *R = view_of(APART, 0, 1, 2, 1, k, k);
+                View *S = dense(2, k, k), *L = dense(2, k, k),
+                     *R = view_of(APART, 0, 1, 2, 1, k, k);
                 View *a = dense(2, 1, k), *b = dense(2, 1, k);
                 for (int j = 0; j < 2 * k; j++) {
                     a->h[j] = j % 3 ? fabsf(a->h[j]) : zero ? 1e-9f : j ? -0.05f : 1e6f;
@@ -679,8 +702,10 @@ static void test_gauges(void) {
 
 /* The plain iteration in double on the wide x (m,n): X <- P X, by steps of P(X X^T). */
 static double *plain_sign(const float *x, int m, int n, const MsignTable *table) {
-    double *X = (double *)malloc((size_t)m * n * sizeof *X), *Y = (double *)malloc((size_t)m * n * sizeof *Y);
-    double *A = (double *)malloc((size_t)m * m * sizeof *A), *Q = (double *)malloc((size_t)m * m * sizeof *Q);
+    double *X = (double *)malloc((size_t)m * n * sizeof *X),
+           *Y = (double *)malloc((size_t)m * n * sizeof *Y);
+    double *A = (double *)malloc((size_t)m * m * sizeof *A),
+           *Q = (double *)malloc((size_t)m * m * sizeof *Q);
     double norm = 0;
     for (int i = 0; i < m * n; i++) norm += (double)x[i] * (double)x[i];
     for (int i = 0; i < m * n; i++) X[i] = (double)x[i] / sqrt(norm);
@@ -727,16 +752,18 @@ static void check_singular_values(const float *y, int n, int rows, int cols, dou
                                   const char *what) {
     int m = min_int(rows, cols), d = max_int(rows, cols);
     size_t size = (size_t)rows * cols, room = cpu_la_eigh_scratch(m);
-    Mat G = mat_dense(host_array((size_t)m * m), 1, m, m), Q = mat_dense(host_array((size_t)m * m), 1, m, m);
+    Mat G = mat_dense(host_array((size_t)m * m), 1, m, m),
+        Q = mat_dense(host_array((size_t)m * m), 1, m, m);
     float *w = host_array((size_t)m), *scratch = host_array(room);
     for (int item = 0; item < n; item++) {
         cpu_la_gram(G, mat_dense(widened(y + (size_t)item * size, rows, cols), 1, m, d), 0);
         cpu_la_eigh(Q, w, G, scratch);
         double least = INFINITY, most = 0;
-        for (int i = 0; i < m; i++) least = fmin(least, (double)w[i]), most = fmax(most, (double)w[i]);
+        for (int i = 0; i < m; i++)
+            least = fmin(least, (double)w[i]), most = fmax(most, (double)w[i]);
         least = sqrt(fmax(least, 0)), most = sqrt(most);
-        check(least >= lo && most <= hi, "%s of %d x %d: singular values from %g to %g", what, rows, cols,
-              least, most);
+        check(least >= lo && most <= hi, "%s of %d x %d: singular values from %g to %g", what, rows,
+              cols, least, most);
     }
 }
 
@@ -767,11 +794,13 @@ static void test_sign(void) {
             for (int item = 0; item < n; item++) {
                 double *exact = plain_sign(widened(X->h + (size_t)item * size, rows, cols), m,
                                            max_int(rows, cols), msign_table(MSIGN_PE8));
-                double e = relative_l2_fd(widened(y + (size_t)item * size, rows, cols), exact, size, 1);
+                double e =
+                    relative_l2_fd(widened(y + (size_t)item * size, rows, cols), exact, size, 1);
                 check(e < error, "msign of %d x %d, tf32 %d: off by %g", rows, cols, tf32, e);
                 free(exact);
             }
-            check_singular_values(y, n, rows, cols, 1 - spread, 1 + spread, tf32 ? "tf32 sign" : "sign");
+            check_singular_values(y, n, rows, cols, 1 - spread, 1 + spread,
+                                  tf32 ? "tf32 sign" : "sign");
             forget();
         }
 }
@@ -823,7 +852,8 @@ static void test_sign_bf16(void) {
         for (size_t i = 0; i < size; i++)
             if (i < size / (size_t)n) lost &= !isnan(y[i]);
             else spread |= isnan(y[i]);
-        check(!lost && !spread, "the bf16 sign of %d x %d: NaN lost %d, spread %d", rows, cols, lost, spread);
+        check(!lost && !spread, "the bf16 sign of %d x %d: NaN lost %d, spread %d", rows, cols,
+              lost, spread);
         fill(X, 0);
         y = sign_on_device(X, MSIGN_PE8, 1);
         int zero = 1;
@@ -836,10 +866,12 @@ static void test_sign_bf16(void) {
     each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 4, at); });
     const float *fp32 = sign_on_device(X, MSIGN_PE8, 0), *bf16 = sign_on_device(X, MSIGN_PE8, 1);
     check(!memcmp(fp32, bf16, 2 * 16 * 40 * sizeof *fp32), "the sign of a head is not in fp32");
-    check(la_sign_in_bf16(COMPUTE_BF16) && !la_sign_in_bf16(COMPUTE_FP32) && !la_sign_in_bf16(COMPUTE_AUTO),
+    check(la_sign_in_bf16(COMPUTE_BF16) && !la_sign_in_bf16(COMPUTE_FP32) &&
+              !la_sign_in_bf16(COMPUTE_AUTO),
           "without TF32, auto is not fp32");
     gemm_allow_tf32 = 1;
-    check(la_sign_in_bf16(COMPUTE_AUTO) == (sizeof(floatX) == 2), "auto is not the precision of the layers");
+    check(la_sign_in_bf16(COMPUTE_AUTO) == (sizeof(floatX) == 2),
+          "auto is not the precision of the layers");
     gemm_allow_tf32 = 0;
     forget();
 }
@@ -872,24 +904,28 @@ template <typename T> static T *download(const T *from, size_t n) {
 static void test_adamw_copy(void) {
     for (int kind = DENSE; kind <= COLUMN_BLOCKS; kind++)
         for (int form = 0; form < 8; form++) {
-            int turned = form & 1, even = form >> 1 & 1, shift = form >> 2, rows = 24, cols = even ? 40 : 37;
+            int turned = form & 1, even = form >> 1 & 1, shift = form >> 2, rows = 24,
+                cols = even ? 40 : 37;
             stream({17, kind, form});
-            View *P = view_of(kind, turned, even, 2, 3, rows, cols), *G = view_like(P), *M = view_like(P);
+            View *P = view_of(kind, turned, even, 2, 3, rows, cols), *G = view_like(P),
+                 *M = view_like(P);
             View *V = turned ? view_of(DENSE, 0, 1, 2, 3, rows, cols) : view_like(P);
             for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
             for (int i = 0; i < view_count; i++) upload(&views[i]);
-            floatX *w = device_array<floatX>(P->size + 1) + shift; /* shift: wide stores are not aligned */
+            floatX *w =
+                device_array<floatX>(P->size + 1) + shift; /* shift: wide stores are not aligned */
             la_adamw(P->dev, G->dev, M->dev, V->dev, 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99,
                      w + (P->dev.p - P->d));
             const float *p = on_host(P->d, P->size);
             const floatX *copy = download(w, P->size);
             size_t right = 0, none, all, untouched, inside = mat_size(P->host);
-            each(P, [&](size_t at, int, int, int) { right += copied(copy + at, p + at, 1, &none); });
+            each(P,
+                 [&](size_t at, int, int, int) { right += copied(copy + at, p + at, 1, &none); });
             copied(copy, p, P->size, &untouched);
             all = P->size;
             check(right == inside && untouched == all - inside,
-                  "copy of %s: %zu of %zu right, %zu of %zu others untouched", shape(P), right, inside,
-                  untouched, all - inside);
+                  "copy of %s: %zu of %zu right, %zu of %zu others untouched", shape(P), right,
+                  inside, untouched, all - inside);
             forget();
         }
 }
@@ -910,8 +946,15 @@ static void check_plan_copy(const char *flags) {
     memset(h[3], 0, plan.v_size * sizeof(float));
     floatX *w = device_array<floatX>(r.size);
     Arena arena = {device_array<float>(plan.arena_size), plan.arena_size, 0};
-    PlanState s = {on_device<float>(h[0], r.size), on_device<float>(h[1], r.size),
-                   on_device<float>(h[2], r.size), on_device<float>(h[3], plan.v_size), &arena, 1, 0.9, 1, 1,
+    PlanState s = {on_device<float>(h[0], r.size),
+                   on_device<float>(h[1], r.size),
+                   on_device<float>(h[2], r.size),
+                   on_device<float>(h[3], plan.v_size),
+                   &arena,
+                   1,
+                   0.9,
+                   1,
+                   1,
                    w};
     plan_step(&plan, &r, &c, &s);
     const float *p = on_host(s.p, r.size);
@@ -919,8 +962,8 @@ static void check_plan_copy(const char *flags) {
     size_t first, n, untouched, cast = 0, right = 0;
     int ranges = 0, adamw = 0, stale = 0;
     for (; plan_stale(&plan, &r, ranges, &first, &n); ranges++) {
-        check(n > 0 && first + n <= r.size && first >= cast, "%s: range %d overlaps the one before", flags,
-              ranges);
+        check(n > 0 && first + n <= r.size && first >= cast, "%s: range %d overlaps the one before",
+              flags, ranges);
         cast = first + n;
         cast_weights(w + first, s.p + first, n);
     }
@@ -932,9 +975,11 @@ static void check_plan_copy(const char *flags) {
         *(writes ? &adamw : &stale) += 1;
         right = copied(before + t->offset, p + t->offset, t->size, &untouched);
         check(writes ? right == t->size : untouched > 0 && right + untouched == t->size,
-              "%s: %s after the step: %zu of %zu written, %zu not", flags, t->name, right, t->size, untouched);
+              "%s: %s after the step: %zu of %zu written, %zu not", flags, t->name, right, t->size,
+              untouched);
         right = copied(after + t->offset, p + t->offset, t->size, &untouched);
-        check(right == t->size, "%s: %s after the cast: %zu of %zu right", flags, t->name, right, t->size);
+        check(right == t->size, "%s: %s after the cast: %zu of %zu right", flags, t->name, right,
+              t->size);
     }
     check(adamw > 0 && (stale > 0) == (ranges > 0) && ranges <= stale,
           "%s: %d tensors of AdamW, %d others, %d ranges", flags, adamw, stale, ranges);
@@ -943,15 +988,19 @@ static void check_plan_copy(const char *flags) {
 
 static void test_plan_copies(void) {
     static const char *const rules[] = {
-        "--optimizer cm", "--optimizer muon", "--optimizer adamw", "--qk adamw --ov muon --mlp adamw",
+        "--optimizer cm",
+        "--optimizer muon",
+        "--optimizer adamw",
+        "--qk adamw --ov muon --mlp adamw",
         "--qk muon-head --ov adamw-partner --mlp normuon",
         "--qk quack --quack-base adamw --ov normuon --mlp aurora",
         "--qk muonh --ov muonh --mlp muonh --init gpt2 --weight-decay 0",
-        "--qk quack --quack-base adamw --ov adamw --mlp adamw", "--qk muon --ov muon --circuit on --mlp muon"};
-    static const char *const models[] = {
-        "--layers 2 --heads 3 --width 48 --seq-len 16 --vocab 61",
-        "--layers 3 --heads 4 --kv-heads 2 --width 32 --act swiglu --biases on --norm layernorm --pos learned "
-        "--seq-len 16 --tied on --vocab 70"};
+        "--qk quack --quack-base adamw --ov adamw --mlp adamw",
+        "--qk muon --ov muon --circuit on --mlp muon"};
+    static const char *const models[] = {"--layers 2 --heads 3 --width 48 --seq-len 16 --vocab 61",
+                                         "--layers 3 --heads 4 --kv-heads 2 --width 32 --act "
+                                         "swiglu --biases on --norm layernorm --pos learned "
+                                         "--seq-len 16 --tied on --vocab 70"};
     char flags[512];
     for (int m = 0; m < 2; m++)
         for (int i = 0; i < 9; i++) {

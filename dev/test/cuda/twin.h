@@ -11,39 +11,40 @@ as C in twin.c. Views (Mat) hold pointers to host memory.
 extern "C" {
 #endif
 
-void cpu_embed_forward(float *x, const int *tokens, const float *wte, const float *wpe, int B, int
-    T, int C);
+void cpu_embed_forward(float *x, const int *tokens, const float *wte, const float *wpe, int B,
+                       int T, int C);
 void cpu_embed_backward(float *dwte, float *dwpe, const float *dx, const int *tokens, int B, int T,
-    int C);
-void cpu_norm_forward(float *y, float *mean, float *rstd, float *x_out, const float *residual, const
-    float *delta, const float *gain, const float *bias, int N, int C, int kind, double eps);
+                        int C);
+void cpu_norm_forward(float *y, float *mean, float *rstd, float *x_out, const float *residual,
+                      const float *delta, const float *gain, const float *bias, int N, int C,
+                      int kind, double eps);
 void cpu_norm_backward(float *dx, float *dgain, float *dbias, float *dsum, const float *dy,
-    const float *dres, const float *x, const float *gain, const float *mean, const float *rstd, int N,
-    int C, int kind);
-void cpu_linear_forward(float *y, const float *x, const float *w, const float *b, int N, int I, int
-    O);
-void cpu_linear_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const
-    float *w, int N, int I, int O, int add);
+                       const float *dres, const float *x, const float *gain, const float *mean,
+                       const float *rstd, int N, int C, int kind);
+void cpu_linear_forward(float *y, const float *x, const float *w, const float *b, int N, int I,
+                        int O);
+void cpu_linear_backward(float *dx, float *dw, float *db, const float *dy, const float *x,
+                         const float *w, int N, int I, int O, int add);
 void cpu_qk_forward(float *qkv, float *rstd, const float *cosine, const float *sine, int N, int T,
-    int first, int NH, int NKV, int HS, int qk_norm, double eps);
-void cpu_qk_backward(float *dqkv, const float *qkv, const float *rstd, const float *cosine, const
-    float *sine, int N, int T, int NH, int NKV, int HS, int qk_norm);
+                    int first, int NH, int NKV, int HS, int qk_norm, double eps);
+void cpu_qk_backward(float *dqkv, const float *qkv, const float *rstd, const float *cosine,
+                     const float *sine, int N, int T, int NH, int NKV, int HS, int qk_norm);
 void cpu_act_forward(float *y, const float *h, int N, int F, int act);
 void cpu_act_backward(float *dh, const float *dy, const float *h, int N, int F, int act);
-void cpu_linear_act_forward(float *y, float *h, const float *x, const float *w, const float *b, int N,
-    int I, int F, int act);
-void cpu_linear_act_backward(float *dh, float *dy, float *db, const float *dz, const float *w, const
-    float *h, int N, int F, int O, int act);
+void cpu_linear_act_forward(float *y, float *h, const float *x, const float *w, const float *b,
+                            int N, int I, int F, int act);
+void cpu_linear_act_backward(float *dh, float *dy, float *db, const float *dz, const float *w,
+                             const float *h, int N, int F, int O, int act);
 void cpu_softcap_forward(float *logits, int N, int V, int Vp, double softcap);
-void cpu_classifier(float *losses, float *logits, const int *targets, int N, int V, int Vp, double
-    softcap, double scale);
+void cpu_classifier(float *losses, float *logits, const int *targets, int N, int V, int Vp,
+                    double softcap, double scale);
 void cpu_rope_table(float *cosine, float *sine, int T, int HS, int pos, double base);
 void cpu_attention_forward(float *out, float *lse, const float *qkv, int B, int T, int NH, int NKV,
-    int HS, double scale);
+                           int HS, double scale);
 void cpu_attention_backward(float *dqkv, const float *dout, const float *qkv, const float *out,
-    const float *lse, int B, int T, int NH, int NKV, int HS, double scale);
+                            const float *lse, int B, int T, int NH, int NKV, int HS, double scale);
 void cpu_attention_decode(float *out, const float *q, const float *k_cache, const float *v_cache,
-    int t, int NH, int NKV, int HS, double scale);
+                          int t, int NH, int NKV, int HS, double scale);
 void cpu_la_copy(Mat Y, Mat X);
 void cpu_la_axpby(Mat Y, double a, Mat X, double b);
 void cpu_la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov);
@@ -64,8 +65,8 @@ void cpu_la_vec_rroot(float *s, int n, double a, double b);
 void cpu_la_vec_div(float *s, const float *t, int n, double floor);
 void cpu_la_vec_mul(float *s, int n, double a);
 void cpu_la_vec_sqrt(float *s, int n);
-void cpu_la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2, double
-    rate, double root, double eps, double keep, float *copy);
+void cpu_la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
+                  double rate, double root, double eps, double keep, float *copy);
 size_t cpu_la_eigh_scratch(int n);
 void cpu_la_eigh_rroot(Mat R, Mat G, double damping, float *scratch);
 void cpu_la_inner(float *s, Mat X, Mat Y, int group);
@@ -73,12 +74,12 @@ void cpu_la_add_scaled(Mat Y, double a, const float *s, Mat X, int group);
 void cpu_la_row_norms(float *norms, Mat X);
 void cpu_la_scale_rows(Mat Y, const float *s, Mat X);
 void cpu_la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2, double rate,
-    double root, double eps);
+                 double root, double eps);
 void cpu_la_eigh(Mat Q, float *values, Mat G, float *scratch);
 void cpu_la_gauge(Mat S, Mat L, Mat R, const float *values_a, const float *values_b, double damping,
-    int form);
-void cpu_la_vec_gauge(float *x, const float *l, const float *r, const float *norm_a, const float
-    *norm_b, int n, double damping, int form);
+                  int form);
+void cpu_la_vec_gauge(float *x, const float *l, const float *r, const float *norm_a,
+                      const float *norm_b, int n, double damping, int form);
 void cpu_la_vec_moment(float *v, const float *s, int n, double beta, double a);
 void cpu_la_vec_root_recip(float *s, const float *v, int n, double eps);
 void cpu_la_vec_balance(float *s, const float *t, int n, double target, double power);
