@@ -211,40 +211,39 @@ typedef struct {
     char encoder[FLAG_STRING_SIZE], bpe[FLAG_STRING_SIZE];
 } Options;
 
-#define F(FIELD) offsetof(Options, FIELD)
+#define FIELD(FIELD) offsetof(Options, FIELD)
 static const Flag option_flags[] = {
-    {"run", FLAG_STRING, F(run), "tiny", 0, 0, NULL,
-     "sample from the newest checkpoint of this run", "Model"},
-    {"runs-dir", FLAG_STRING, F(runs_dir), "runs", 0, 0, NULL, "folder of all runs", NULL},
-    {"checkpoint", FLAG_STRING, F(checkpoint), "", 0, 0, NULL,
-     "sample from this file instead of --run", NULL},
-    {"encoder", FLAG_STRING, F(encoder), "data/gpt2-bpe/encoder.json", 0, 0, NULL,
-     "GPT-2's vocabulary, for models of more than 256 tokens; data/gpt2_bpe.sh fetches it", NULL},
-    {"bpe", FLAG_STRING, F(bpe), "data/gpt2-bpe/vocab.bpe", 0, 0, NULL, "GPT-2's merges", NULL},
-    {"threads", FLAG_INT, F(threads), "0", 0, 4096, NULL,
-     "CPU threads; 0: all cores, but one for a model of less than 10M parameters", NULL},
-
-    {"prompt", FLAG_STRING, F(prompt), "", 0, 0, NULL,
-     "text to continue; without one, a new line or document is begun", "Text"},
-    {"prompt-file", FLAG_STRING, F(prompt_file), "", 0, 0, NULL,
-     "file with the text to continue, for long ones; -: standard input", NULL},
-    {"tokens", FLAG_INT, F(tokens), "500", 0, 1e9, NULL, "tokens to generate for each sample",
-     NULL},
-    {"count", FLAG_INT, F(count), "1", 1, 1e6, NULL, "samples of the same prompt", NULL},
-    {"stop-at-eot", FLAG_SWITCH, F(stop_at_eot), "off", 0, 0, NULL,
-     "end a sample where the model ends its document (<|endoftext|>)", NULL},
-
-    {"temperature", FLAG_FLOAT, F(temperature), "0.8", 0, INFINITY, NULL,
-     "divides the logits: below 1 likelier tokens gain; 0: always the most probable one",
-     "Sampling"},
-    {"top-k", FLAG_INT, F(top_k), "0", 0, 1e9, NULL, "keep the k most probable tokens; 0: off",
-     NULL},
-    {"top-p", FLAG_FLOAT, F(top_p), "1", 0, 1, NULL,
-     "keep the most probable tokens up to this probability; 1: off", NULL},
-    {"seed", FLAG_LONG, F(seed), "1", 0, 9e15, NULL,
-     "of the random numbers: equal seeds give equal text", NULL},
+#define SECTION "Model"
+    FLAG_TEXT("run", run, "tiny", "sample from the newest checkpoint of this run"),
+    FLAG_TEXT("runs-dir", runs_dir, "runs", "folder of all runs"),
+    FLAG_TEXT("checkpoint", checkpoint, "", "sample from this file instead of --run"),
+    FLAG_TEXT(
+        "encoder", encoder, "data/gpt2-bpe/encoder.json",
+        "GPT-2's vocabulary, for models of more than 256 tokens; data/gpt2_bpe.sh fetches it"),
+    FLAG_TEXT("bpe", bpe, "data/gpt2-bpe/vocab.bpe", "GPT-2's merges"),
+    FLAG_INT("threads", threads, "0", 0, 4096,
+             "CPU threads; 0: all cores, but one for a model of less than 10M parameters"),
+#undef SECTION
+#define SECTION "Text"
+    FLAG_TEXT("prompt", prompt, "",
+              "text to continue; without one, a new line or document is begun"),
+    FLAG_TEXT("prompt-file", prompt_file, "",
+              "file with the text to continue, for long ones; -: standard input"),
+    FLAG_INT("tokens", tokens, "500", 0, 1e9, "tokens to generate for each sample"),
+    FLAG_INT("count", count, "1", 1, 1e6, "samples of the same prompt"),
+    FLAG_SWITCH("stop-at-eot", stop_at_eot,
+                "end a sample where the model ends its document (<|endoftext|>)"),
+#undef SECTION
+#define SECTION "Sampling"
+    FLAG_FLOAT("temperature", temperature, "0.8", 0, INFINITY,
+               "divides the logits: below 1 likelier tokens gain; 0: always the most probable one"),
+    FLAG_INT("top-k", top_k, "0", 0, 1e9, "keep the k most probable tokens; 0: off"),
+    FLAG_FLOAT("top-p", top_p, "1", 0, 1,
+               "keep the most probable tokens up to this probability; 1: off"),
+    FLAG_LONG("seed", seed, "1", 0, 9e15, "of the random numbers: equal seeds give equal text"),
 };
-#undef F
+#undef SECTION
+#undef FIELD
 enum { OPTION_FLAGS = (int)(sizeof option_flags / sizeof option_flags[0]) };
 
 /* Opens --checkpoint, or the newest whole one of --run; path gets its name. */

@@ -562,7 +562,7 @@ static int save_checkpoint(Model *m, const Config *asked, const Choices *choices
     fprintf(f, "vocab=%d\n", m->c.vocab);
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         char text[FLAG_STRING_SIZE];
-        if (config_flags[i].kind == FLAG_SWITCH) continue; /* of one start, not of the run */
+        if (config_flags[i].kind == KIND_SWITCH) continue; /* of one start, not of the run */
         flags_get_text(&config_flags[i], asked, text);
         fprintf(f, "flag.%s=%s\n", config_flags[i].name, text);
     }
@@ -648,7 +648,7 @@ static int load_flags(Config *c, const unsigned char *given, const Ckpt *ckpt, c
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         const Flag *flag = &config_flags[i];
         snprintf(key, sizeof key, "flag.%s", flag->name);
-        if ((given && given[i]) || flag->kind == FLAG_SWITCH ||
+        if ((given && given[i]) || flag->kind == KIND_SWITCH ||
             ckpt_value(ckpt, key, text, sizeof text))
             continue;
         if (flags_set(config_flags, CONFIG_FLAGS, c, NULL, flag->name, text, err)) return -1;

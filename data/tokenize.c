@@ -21,24 +21,30 @@ typedef struct {
     int64_t shard_tokens, val_tokens;
 } Options;
 
-#define F(field) offsetof(Options, field)
+#define FIELD(field) offsetof(Options, field)
 static const Flag option_table[] = {
-    {"input", FLAG_STRING, F(input), "", 0, 0, NULL,
-     "text: a file, a quoted pattern such as \"texts/*.txt\", or - for standard input", "Text"},
-    {"separator", FLAG_STRING, F(separator), "", 0, 0, NULL,
-     "a line of exactly this text ends a document; without it a file is one document", NULL},
-    {"output", FLAG_STRING, F(output), "", 0, 0, NULL,
-     "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ...", "Shards"},
-    {"shard-tokens", FLAG_LONG, F(shard_tokens), "100M", 2, 4294967295., NULL,
-     "tokens in a shard; the last may have fewer", NULL},
-    {"val-tokens", FLAG_LONG, F(val_tokens), "-1", -1, 4294967295., NULL,
-     "tokens at the beginning that are for validation; 0: none; -1: one shard, or a tenth if all "
-     "the text fits into one",
-     NULL},
-    {"encoder", FLAG_STRING, F(encoder), "data/gpt2-bpe/encoder.json", 0, 0, NULL,
-     "the vocabulary; data/gpt2_bpe.sh fetches it", "Tokenizer"},
-    {"bpe", FLAG_STRING, F(bpe), "data/gpt2-bpe/vocab.bpe", 0, 0, NULL, "the merges", NULL},
+#define SECTION "Text"
+    FLAG_TEXT("input", input, "",
+              "text: a file, a quoted pattern such as \"texts/*.txt\", or - for standard input"),
+    FLAG_TEXT("separator", separator, "",
+              "a line of exactly this text ends a document; without it a file is one document"),
+#undef SECTION
+#define SECTION "Shards"
+    FLAG_TEXT("output", output, "",
+              "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ..."),
+    FLAG_LONG("shard-tokens", shard_tokens, "100M", 2, 4294967295.,
+              "tokens in a shard; the last may have fewer"),
+    FLAG_LONG("val-tokens", val_tokens, "-1", -1, 4294967295.,
+              "tokens at the beginning that are for validation; 0: none; -1: one shard, or a tenth "
+              "if all "
+              "the text fits into one"),
+#undef SECTION
+#define SECTION "Tokenizer"
+    FLAG_TEXT("encoder", encoder, "data/gpt2-bpe/encoder.json",
+              "the vocabulary; data/gpt2_bpe.sh fetches it"),
+    FLAG_TEXT("bpe", bpe, "data/gpt2-bpe/vocab.bpe", "the merges"),
 };
+#undef SECTION
 #define OPTIONS (int)(sizeof option_table / sizeof option_table[0])
 
 /* Tokens gather in `pending`; as soon as it holds a shard and more, the shard is written. That one

@@ -99,6 +99,7 @@ static inline int in_parallel(void) {
 #endif
 }
 
+static inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
 static inline size_t min_size(size_t a, size_t b) { return a < b ? a : b; }

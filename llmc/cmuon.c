@@ -61,14 +61,20 @@ struct cm_options {
     int threads; /* 0: as many as OpenMP gives the caller */
 };
 
+#define FIELD(NAME) offsetof(cm_options, optim.NAME)
 static const Flag option_table[] = {
-    OPTIM_FLAGS(offsetof(cm_options, optim)),
-    {"weight-decay", FLAG_FLOAT, offsetof(cm_options, weight_decay), "0", 0, 1e3, NULL,
-     "decoupled: w <- (1 - eta weight_decay) w", NULL},
-    {"compute", FLAG_CHOICE, offsetof(cm_options, compute), "fp32", 0, 0, "fp32|bf16",
-     "precision of the products", NULL},
-    {"threads", FLAG_INT, offsetof(cm_options, threads), "0", 0, 4096, NULL,
-     "threads of a call; 0: as many as OpenMP gives the caller", NULL}};
+#include "optim/options.def"
+#undef FIELD
+#define FIELD(NAME) offsetof(cm_options, NAME)
+#define SECTION "libcmuon"
+    FLAG_FLOAT("weight-decay", weight_decay, "0", 0, 1e3,
+               "decoupled: w <- (1 - eta weight_decay) w"),
+    FLAG_CHOICE("compute", compute, "fp32", "fp32|bf16", "precision of the products"),
+    FLAG_INT("threads", threads, "0", 0, 4096,
+             "threads of a call; 0: as many as OpenMP gives the caller"),
+};
+#undef SECTION
+#undef FIELD
 
 enum { OPTIONS = sizeof option_table / sizeof *option_table };
 
@@ -110,7 +116,7 @@ int cm_options_set(cm_options *o, const char *key, const char *value) {
     cm_options next = *o;
     int bad = option_parse(flag, &next, value);
     /* A choice that has the values on and off takes 1 and 0 as well. */
-    if (bad && flag->kind == FLAG_CHOICE && (!strcmp(value, "0") || !strcmp(value, "1")))
+    if (bad && flag->kind == KIND_CHOICE && (!strcmp(value, "0") || !strcmp(value, "1")))
         bad = option_parse(flag, &next, *value == '1' ? "on" : "off");
     if (bad) return CM_EVALUE;
     if (next.compute != COMPUTE_FP32) return CM_EUNSUPPORTED;

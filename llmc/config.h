@@ -10,17 +10,11 @@ A run with no flags at all is the TinyShakespeare run that `make train` starts.
 #include "flags.h"
 #include "optim/options.h"
 #include "schedule.h"
+#include "shape.h"
 
 enum { PRESET_TINY, PRESET_GPT2, PRESET_LLAMA, PRESET_SPEEDRUN };
-enum { NORM_LAYERNORM, NORM_RMSNORM };
-enum { POS_LEARNED, POS_ROPE, POS_ROPE_HALF, POS_NONE };
-enum { ACT_GELU, ACT_RELU2, ACT_SWIGLU };
 enum { INIT_GPT2, INIT_SPEEDRUN };
 enum { OPT_CM, OPT_MUON, OPT_ADAMW };
-enum { RECOMPUTE_NONE, RECOMPUTE_ACT, RECOMPUTE_NORM, RECOMPUTE_BLOCK };
-enum { GELU_AUTO, GELU_FUSED, GELU_UNFUSED };
-enum { GEMM_MEASURED, GEMM_FIRST };
-enum { ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN, ATTENTION_CUDNN_FAST, ATTENTION_HOPPER };
 /* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
 enum {
     RULE_AUTO,
@@ -82,176 +76,174 @@ typedef struct {
     Schedule schedule; /* .steps is filled from `steps` */
 } Config;
 
-#define F(FIELD) offsetof(Config, FIELD)
+#define FLAGS_OF_GPU "On a GPU (train_gpt_cuda)"
+#define FIELD(NAME) offsetof(Config, NAME)
 static const Flag config_flags[] = {
-    {"preset", FLAG_CHOICE, F(preset), "tiny", 0, 0, "tiny|gpt2|llama|speedrun",
-     "a set of flags to start from; flags given explicitly win", "Run"},
-    {"run", FLAG_STRING, F(run), "tiny", 0, 0, NULL, "name of the run: its folder below --runs-dir",
-     NULL},
-    {"runs-dir", FLAG_STRING, F(runs_dir), "runs", 0, 0, NULL, "folder of all runs", NULL},
-    {"resume", FLAG_SWITCH, F(resume), "off", 0, 0, NULL,
-     "go on from the newest checkpoint of --run with the flags it was started with", NULL},
-    {"steps", FLAG_INT, F(steps), "1200", 0, INFINITY, NULL, "optimizer steps of the whole run",
-     NULL},
-    {"seed", FLAG_LONG, F(seed), "1", 0, INFINITY, NULL, "seeds initialisation and data order",
-     NULL},
-    {"val-every", FLAG_INT, F(val_every), "200", 0, INFINITY, NULL,
-     "steps between validations; 0: only at the end", NULL},
-    {"val-tokens", FLAG_LONG, F(val_tokens), "0", 0, INFINITY, NULL,
-     "validation targets to evaluate; 0: all", NULL},
-    {"checkpoint-every", FLAG_INT, F(checkpoint_every), "300", 0, INFINITY, NULL,
-     "steps between checkpoints; 0: only at the end", NULL},
-    {"keep-checkpoints", FLAG_INT, F(keep_checkpoints), "2", 0, INFINITY, NULL,
-     "newest checkpoints to keep; 0: write none", NULL},
-    {"print-every", FLAG_INT, F(print_every), "0", 0, INFINITY, NULL,
-     "steps between printed lines when the output is not a terminal; 0: about forty a run", NULL},
-    {"log-groups", FLAG_SWITCH, F(log_groups), "off", 0, 0, NULL,
-     "add the size of each group's update to every line of log.jsonl", NULL},
-    {"threads", FLAG_INT, F(threads), "0", 0, 4096, NULL, "CPU threads; 0: all cores", NULL},
-    {"compute", FLAG_CHOICE, F(compute), "auto", 0, 0, "fp32|bf16|auto",
-     "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 on a CPU, "
-     "and on a GPU "
-     "what the program was built for",
-     NULL},
-    {"recompute", FLAG_CHOICE, F(recompute), "none", 0, 0, "none|act|norm|block",
-     "what the backward pass computes again instead of keeping it for all layers: MLP activations, "
-     "norms too, "
-     "or all but each block's input; slower, less memory, the same numbers",
-     NULL},
-    {"logit-rows", FLAG_INT, F(logit_rows), "0", 0, INFINITY, NULL,
-     "rows of logits formed at a time, less memory for fewer; 0: what suits the machine", NULL},
-#ifdef CM_CUDA
-    {"device", FLAG_INT, F(device), "0", 0, 1024, NULL, "GPU to use, as nvidia-smi counts them",
-     NULL},
-    {"attention", FLAG_CHOICE, F(attention), "auto", 0, 0, "auto|flash|cudnn|cudnn-fast|hopper",
-     "our flash attention, or cuDNN's; auto: the faster of the two here; never taken by auto: "
-     "cudnn-fast, cuDNN's that "
-     "sums dq in any order, so that equal runs may differ in bits, and hopper, ours for H100 and "
-     "H200 (bf16, heads of "
-     "64 or 128), which no device has run yet",
-     NULL},
-    {"cuda-graph", FLAG_CHOICE, F(cuda_graph), "auto", 0, 0, "auto|on|off",
-     "record the kernels of a micro-batch and replay them: saves launches, which short ones wait "
-     "for; auto: where "
-     "a micro-batch takes less than 10 ms and replaying gives the same bits",
-     NULL},
-    {"gelu", FLAG_CHOICE, F(gelu), "auto", 0, 0, "auto|fused|unfused",
-     "GELU and its derivative in the matrix product's epilogue, or in kernels of their own; auto: "
-     "the faster one",
-     NULL},
-    {"gemm", FLAG_CHOICE, F(gemm), "measured", 0, 0, "measured|first",
-     "algorithm of each matrix product: the fastest that cuBLASLt proposes, or its first proposal",
-     NULL},
-    {"tf32", FLAG_BOOL, F(tf32), "on", 0, 0, NULL,
-     "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 program), 10 "
-     "bits of mantissa",
-     NULL},
-#endif
-    {"dry-run", FLAG_SWITCH, F(dry_run), "off", 0, 0, NULL,
-     "print parameters, memory, update plan, FLOPs and expected time, then stop", NULL},
-    {"version", FLAG_SWITCH, F(version), "off", 0, 0, NULL, "print the version and stop", NULL},
-    {"help-markdown", FLAG_SWITCH, F(help_markdown), "off", 0, 0, NULL,
-     "print this list as Markdown and stop", NULL},
-
-    {"data", FLAG_STRING, F(data), "data/tinyshakespeare.txt", 0, 0, NULL,
-     "training data: token shards (a file or a quoted glob) or a text file, whose bytes are tokens",
-     "Data"},
-    {"val-data", FLAG_STRING, F(val_data), "", 0, 0, NULL,
-     "validation data; without it the last tenth of a text file", NULL},
-    {"data-order", FLAG_CHOICE, F(data_order), "shuffled", 0, 0, "sequential|shuffled",
-     "shards from front to back, or shuffled by (seed, epoch)", NULL},
-    {"batch-size", FLAG_INT, F(batch_size), "16", 1, INFINITY, NULL,
-     "sequences of one forward pass", NULL},
-    {"total-batch-tokens", FLAG_LONG, F(total_batch_tokens), "0", 0, INFINITY, NULL,
-     "tokens of one optimizer step, by gradient accumulation; 0: batch-size x seq-len", NULL},
-
-    {"layers", FLAG_INT, F(layers), "4", 1, INFINITY, NULL, "transformer blocks (L)", "Model"},
-    {"width", FLAG_INT, F(width), "128", 1, INFINITY, NULL, "model width (C)", NULL},
-    {"heads", FLAG_INT, F(heads), "4", 1, INFINITY, NULL, "query heads (NH)", NULL},
-    {"kv-heads", FLAG_INT, F(kv_heads), "0", 0, INFINITY, NULL,
-     "key and value heads; 0: as many as --heads", NULL},
-    {"head-dim", FLAG_INT, F(head_dim), "0", 0, 1024, NULL, "head width (HS); 0: width / heads",
-     NULL},
-    {"ff-width", FLAG_INT, F(ff_width), "0", 0, INFINITY, NULL,
-     "MLP width (F); 0: 4 C, or 8/3 C rounded up to a multiple of 64 for swiglu", NULL},
-    {"seq-len", FLAG_INT, F(seq_len), "128", 1, INFINITY, NULL, "tokens of a sequence (T)", NULL},
-    {"vocab", FLAG_INT, F(vocab), "0", 0, INFINITY, NULL,
-     "vocabulary (V), padded to a multiple of 64 inside; 0: 256 for text, 50257 for shards", NULL},
-    {"norm", FLAG_CHOICE, F(norm), "rmsnorm", 0, 0, "layernorm|rmsnorm",
-     "layernorm with gain and bias, or rmsnorm with gain", NULL},
-    {"norm-eps", FLAG_FLOAT, F(norm_eps), "1e-6", 0, 1, NULL, "added to the mean square", NULL},
-    {"pos", FLAG_CHOICE, F(pos), "rope", 0, 0, "learned|rope|rope-half|none",
-     "position: table, rotary, rotary with half of the planes fixed, or none", NULL},
-    {"rope-base", FLAG_FLOAT, F(rope_base), "10000", 1, INFINITY, NULL,
-     "longest rotary wavelength / 2pi", NULL},
-    {"qk-norm", FLAG_BOOL, F(qk_norm), "on", 0, 0, NULL, "RMS-normalise queries and keys per head",
-     NULL},
-    {"act", FLAG_CHOICE, F(act), "relu2", 0, 0, "gelu|relu2|swiglu",
-     "MLP: tanh GELU, squared ReLU, or gated SiLU", NULL},
-    {"biases", FLAG_BOOL, F(biases), "off", 0, 0, NULL, "biases in the blocks' linear layers",
-     NULL},
-    {"head-bias", FLAG_BOOL, F(head_bias), "off", 0, 0, NULL, "a bias on the logits", NULL},
-    {"tied", FLAG_BOOL, F(tied), "off", 0, 0, NULL, "embedding and head share one matrix", NULL},
-    {"embed-norm", FLAG_BOOL, F(embed_norm), "on", 0, 0, NULL, "normalise the embedding", NULL},
-    {"attn-scale", FLAG_FLOAT, F(attn_scale), "0", 0, INFINITY, NULL,
-     "multiplies query-key products; 0: 1/sqrt(head-dim)", NULL},
-    {"softcap", FLAG_FLOAT, F(softcap), "15", 0, INFINITY, NULL,
-     "logits become c z / sqrt(z^2 + c^2); 0: off", NULL},
-    {"init", FLAG_CHOICE, F(init), "speedrun", 0, 0, "gpt2|speedrun",
-     "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
-     "normal(sqrt(0.33/fan-in)), "
-     "embedding normal(1), residual projections and head zero",
-     NULL},
-    {"init-std", FLAG_FLOAT, F(init_std), "0.02", 0, INFINITY, NULL, "of --init gpt2", NULL},
-
-    {"optimizer", FLAG_CHOICE, F(optimizer), "cm", 0, 0, "cm|muon|adamw",
-     "cm: CM on attention, Muon on MLPs, AdamW on the rest; muon: Muon on both; adamw: all AdamW",
-     "Optimizer"},
-    {"qk", FLAG_CHOICE, F(qk), "auto", 0, 0, RULES_OV "|quack",
-     "rule of W_Q and W_K; auto: as --optimizer says", NULL},
-    {"ov", FLAG_CHOICE, F(ov), "auto", 0, 0, RULES_OV, "rule of W_O and W_V", NULL},
-    {"mlp", FLAG_CHOICE, F(mlp), "auto", 0, 0, "auto|muon|normuon|aurora|muonh|adamw",
-     "rule of the MLP matrices", NULL},
-    {"embed", FLAG_CHOICE, F(embed), "adamw", 0, 0, "adamw", "rule of the embeddings", NULL},
-    {"head", FLAG_CHOICE, F(head), "adamw", 0, 0, "adamw", "rule of the head", NULL},
-    {"lr", FLAG_FLOAT, F(lr), "0", 0, INFINITY, NULL,
-     "learning rate of the blocks' matrices; 0: 0.02 for cm and muon, 0.002 for adamw", NULL},
-    {"lr-embed", FLAG_FLOAT, F(lr_embed), "0.1", 0, INFINITY, NULL, "of the embeddings", NULL},
-    {"lr-head", FLAG_FLOAT, F(lr_head), "0.004", 0, INFINITY, NULL, "of an untied head", NULL},
-    {"lr-scalar", FLAG_FLOAT, F(lr_scalar), "0.01", 0, INFINITY, NULL, "of gains and biases", NULL},
-    {"weight-decay", FLAG_FLOAT, F(weight_decay), "0", 0, INFINITY, NULL,
-     "decoupled, of the blocks' matrices", NULL},
-    {"weight-decay-embed", FLAG_FLOAT, F(weight_decay_embed), "0", 0, INFINITY, NULL,
-     "of the embeddings", NULL},
-    {"weight-decay-head", FLAG_FLOAT, F(weight_decay_head), "0", 0, INFINITY, NULL,
-     "of an untied head", NULL},
-    {"weight-decay-scalar", FLAG_FLOAT, F(weight_decay_scalar), "0", 0, INFINITY, NULL,
-     "of gains and biases", NULL},
-    {"adam-beta1", FLAG_FLOAT, F(adam_beta1), "0.8", 0, 0.9999999, NULL, "AdamW", NULL},
-    {"adam-beta2", FLAG_FLOAT, F(adam_beta2), "0.95", 0, 0.9999999, NULL, "AdamW", NULL},
-    {"adam-eps", FLAG_FLOAT, F(adam_eps), "1e-10", 0, 1, NULL,
-     "AdamW, relative to gradients of the mean loss", NULL},
-    {"grad-clip", FLAG_FLOAT, F(grad_clip), "0", 0, INFINITY, NULL,
-     "scale the gradient down to this global norm; 0: off", NULL},
-    {"cm-match-muon", FLAG_SWITCH, F(cm_match_muon), "off", 0, 0, NULL,
-     "CM at Muon's learning rate: stands for --per-mat-renorm on --mp 2", NULL},
-    OPTIM_FLAGS(F(optim)),
-    CONTROL_FLAGS(F(control)),
-
-    {"schedule", FLAG_CHOICE, F(schedule.kind), "trapezoid", 0, 0,
-     "constant|linear|cosine|trapezoid", "of all learning rates", "Schedule"},
-    {"warmup", FLAG_INT, F(schedule.warmup), "0", 0, INFINITY, NULL, "steps of linear warm-up",
-     NULL},
-    {"cooldown", FLAG_FLOAT, F(schedule.cooldown), "0.7", 0, 1, NULL,
-     "trapezoid: fraction of the run in which the rate falls linearly", NULL},
-    {"lr-final", FLAG_FLOAT, F(schedule.final), "0", 0, 1, NULL,
-     "fraction of the learning rate that the decay runs towards", NULL},
-    {"momentum-warmup", FLAG_INT, F(schedule.momentum_warmup), "0", 0, INFINITY, NULL,
-     "steps in which the momentum of Muon and CM rises from --momentum-start", NULL},
-    {"momentum-start", FLAG_FLOAT, F(schedule.momentum_start), "0.85", 0, 0.9999, NULL,
-     "momentum at step 0 of that warm-up", NULL},
+#define SECTION "Run"
+    FLAG_CHOICE("preset", preset, "tiny", "tiny|gpt2|llama|speedrun",
+                "a set of flags to start from; flags given explicitly win"),
+    FLAG_TEXT("run", run, "tiny", "name of the run: its folder below --runs-dir"),
+    FLAG_TEXT("runs-dir", runs_dir, "runs", "folder of all runs"),
+    FLAG_SWITCH("resume", resume,
+                "go on from the newest checkpoint of --run with the flags it was started with"),
+    FLAG_INT("steps", steps, "1200", 0, INFINITY, "optimizer steps of the whole run"),
+    FLAG_LONG("seed", seed, "1", 0, INFINITY, "seeds initialisation and data order"),
+    FLAG_INT("val-every", val_every, "200", 0, INFINITY,
+             "steps between validations; 0: only at the end"),
+    FLAG_LONG("val-tokens", val_tokens, "0", 0, INFINITY, "validation targets to evaluate; 0: all"),
+    FLAG_INT("checkpoint-every", checkpoint_every, "300", 0, INFINITY,
+             "steps between checkpoints; 0: only at the end"),
+    FLAG_INT("keep-checkpoints", keep_checkpoints, "2", 0, INFINITY,
+             "newest checkpoints to keep; 0: write none"),
+    FLAG_INT("print-every", print_every, "0", 0, INFINITY,
+             "steps between printed lines when the output is not a terminal; 0: about forty a run"),
+    FLAG_SWITCH("log-groups", log_groups,
+                "add the size of each group's update to every line of log.jsonl"),
+    FLAG_INT("threads", threads, "0", 0, 4096, "CPU threads; 0: all cores"),
+    FLAG_CHOICE("compute", compute, "auto", "fp32|bf16|auto",
+                "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 "
+                "on a CPU, and on a GPU what the program was built for"),
+    FLAG_CHOICE("recompute", recompute, "none", CHOICES(RECOMPUTES),
+                "what the backward pass computes again instead of keeping it for all layers: MLP "
+                "activations, norms too, or all but each block's input; slower, less memory, the "
+                "same numbers"),
+    FLAG_INT("logit-rows", logit_rows, "0", 0, INFINITY,
+             "rows of logits formed at a time, less memory for fewer; 0: what suits the machine"),
+    FLAG_SWITCH("dry-run", dry_run,
+                "print parameters, memory, update plan, FLOPs and expected time, then stop"),
+    FLAG_SWITCH("version", version, "print the version and stop"),
+    FLAG_SWITCH("help-markdown", help_markdown, "print this list as Markdown and stop"),
+#undef SECTION
+#define SECTION FLAGS_OF_GPU
+    FLAG_INT("device", device, "0", 0, 1024, "GPU to use, as nvidia-smi counts them"),
+    FLAG_CHOICE(
+        "attention", attention, "auto", CHOICES(ATTENTIONS),
+        "our flash attention, or cuDNN's; auto: the faster of the two here; never taken by auto: "
+        "cudnn-fast, cuDNN's that sums dq in any order, so that equal runs may differ in bits, and "
+        "hopper, ours for H100 and H200 (bf16, heads of 64 or 128), which no device has run yet"),
+    FLAG_CHOICE("cuda-graph", cuda_graph, "auto", "auto|on|off",
+                "record the kernels of a micro-batch and replay them: saves launches, which short "
+                "ones wait for; auto: where a micro-batch takes less than 10 ms and replaying "
+                "gives the same bits"),
+    FLAG_CHOICE("gelu", gelu, "auto", CHOICES(GELU_WAYS),
+                "GELU and its derivative in the matrix product's epilogue, or in kernels of their "
+                "own; auto: the faster one"),
+    FLAG_CHOICE("gemm", gemm, "measured", CHOICES(GEMM_WAYS),
+                "algorithm of each matrix product: the fastest that cuBLASLt proposes, or its "
+                "first proposal"),
+    FLAG_BOOL("tf32", tf32, "on",
+              "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 "
+              "program), 10 bits of mantissa"),
+#undef SECTION
+#define SECTION "Data"
+    FLAG_TEXT("data", data, "data/tinyshakespeare.txt",
+              "training data: token shards (a file or a quoted glob) or a text file, whose bytes "
+              "are tokens"),
+    FLAG_TEXT("val-data", val_data, "",
+              "validation data; without it the last tenth of a text file"),
+    FLAG_CHOICE("data-order", data_order, "shuffled", "sequential|shuffled",
+                "shards from front to back, or shuffled by (seed, epoch)"),
+    FLAG_INT("batch-size", batch_size, "16", 1, INFINITY, "sequences of one forward pass"),
+    FLAG_LONG("total-batch-tokens", total_batch_tokens, "0", 0, INFINITY,
+              "tokens of one optimizer step, by gradient accumulation; 0: batch-size x seq-len"),
+#undef SECTION
+#define SECTION "Model"
+    FLAG_INT("layers", layers, "4", 1, INFINITY, "transformer blocks (L)"),
+    FLAG_INT("width", width, "128", 1, INFINITY, "model width (C)"),
+    FLAG_INT("heads", heads, "4", 1, INFINITY, "query heads (NH)"),
+    FLAG_INT("kv-heads", kv_heads, "0", 0, INFINITY, "key and value heads; 0: as many as --heads"),
+    FLAG_INT("head-dim", head_dim, "0", 0, 1024, "head width (HS); 0: width / heads"),
+    FLAG_INT("ff-width", ff_width, "0", 0, INFINITY,
+             "MLP width (F); 0: 4 C, or 8/3 C rounded up to a multiple of 64 for swiglu"),
+    FLAG_INT("seq-len", seq_len, "128", 1, INFINITY, "tokens of a sequence (T)"),
+    FLAG_INT(
+        "vocab", vocab, "0", 0, INFINITY,
+        "vocabulary (V), padded to a multiple of 64 inside; 0: 256 for text, 50257 for shards"),
+    FLAG_CHOICE("norm", norm, "rmsnorm", CHOICES(NORMS),
+                "layernorm with gain and bias, or rmsnorm with gain"),
+    FLAG_FLOAT("norm-eps", norm_eps, "1e-6", 0, 1, "added to the mean square"),
+    FLAG_CHOICE("pos", pos, "rope", CHOICES(POSITIONS),
+                "position: table, rotary, rotary with half of the planes fixed, or none"),
+    FLAG_FLOAT("rope-base", rope_base, "10000", 1, INFINITY, "longest rotary wavelength / 2pi"),
+    FLAG_BOOL("qk-norm", qk_norm, "on", "RMS-normalise queries and keys per head"),
+    FLAG_CHOICE("act", act, "relu2", CHOICES(ACTS), "MLP: tanh GELU, squared ReLU, or gated SiLU"),
+    FLAG_BOOL("biases", biases, "off", "biases in the blocks' linear layers"),
+    FLAG_BOOL("head-bias", head_bias, "off", "a bias on the logits"),
+    FLAG_BOOL("tied", tied, "off", "embedding and head share one matrix"),
+    FLAG_BOOL("embed-norm", embed_norm, "on", "normalise the embedding"),
+    FLAG_FLOAT("attn-scale", attn_scale, "0", 0, INFINITY,
+               "multiplies query-key products; 0: 1/sqrt(head-dim)"),
+    FLAG_FLOAT("softcap", softcap, "15", 0, INFINITY,
+               "logits become c z / sqrt(z^2 + c^2); 0: off"),
+    FLAG_CHOICE(
+        "init", init, "speedrun", "gpt2|speedrun",
+        "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
+        "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head zero"),
+    FLAG_FLOAT("init-std", init_std, "0.02", 0, INFINITY, "of --init gpt2"),
+#undef SECTION
+#define SECTION "Optimizer"
+    FLAG_CHOICE("optimizer", optimizer, "cm", "cm|muon|adamw",
+                "cm: CM on attention, Muon on MLPs, AdamW on the rest; muon: Muon on both; adamw: "
+                "all AdamW"),
+    FLAG_CHOICE("qk", qk, "auto", RULES_OV "|quack",
+                "rule of W_Q and W_K; auto: as --optimizer says"),
+    FLAG_CHOICE("ov", ov, "auto", RULES_OV, "rule of W_O and W_V"),
+    FLAG_CHOICE("mlp", mlp, "auto", "auto|muon|normuon|aurora|muonh|adamw",
+                "rule of the MLP matrices"),
+    FLAG_CHOICE("embed", embed, "adamw", "adamw", "rule of the embeddings"),
+    FLAG_CHOICE("head", head, "adamw", "adamw", "rule of the head"),
+    FLAG_FLOAT("lr", lr, "0", 0, INFINITY,
+               "learning rate of the blocks' matrices; 0: 0.02 for cm and muon, 0.002 for adamw"),
+    FLAG_FLOAT("lr-embed", lr_embed, "0.1", 0, INFINITY, "of the embeddings"),
+    FLAG_FLOAT("lr-head", lr_head, "0.004", 0, INFINITY, "of an untied head"),
+    FLAG_FLOAT("lr-scalar", lr_scalar, "0.01", 0, INFINITY, "of gains and biases"),
+    FLAG_FLOAT("weight-decay", weight_decay, "0", 0, INFINITY,
+               "decoupled, of the blocks' matrices"),
+    FLAG_FLOAT("weight-decay-embed", weight_decay_embed, "0", 0, INFINITY, "of the embeddings"),
+    FLAG_FLOAT("weight-decay-head", weight_decay_head, "0", 0, INFINITY, "of an untied head"),
+    FLAG_FLOAT("weight-decay-scalar", weight_decay_scalar, "0", 0, INFINITY, "of gains and biases"),
+    FLAG_FLOAT("adam-beta1", adam_beta1, "0.8", 0, 0.9999999, "AdamW"),
+    FLAG_FLOAT("adam-beta2", adam_beta2, "0.95", 0, 0.9999999, "AdamW"),
+    FLAG_FLOAT("adam-eps", adam_eps, "1e-10", 0, 1,
+               "AdamW, relative to gradients of the mean loss"),
+    FLAG_FLOAT("grad-clip", grad_clip, "0", 0, INFINITY,
+               "scale the gradient down to this global norm; 0: off"),
+    FLAG_SWITCH("cm-match-muon", cm_match_muon,
+                "CM at Muon's learning rate: stands for --per-mat-renorm on --mp 2"),
+#undef SECTION
+#undef FIELD
+#define FIELD(NAME) offsetof(Config, optim.NAME)
+#include "optim/options.def"
+#undef FIELD
+#define FIELD(NAME) offsetof(Config, control.NAME)
+#define SECTION "Rules to compare with"
+    FLAG_FLOAT("normuon-beta2", normuon_beta2, "0.95", 0, 0.9999999,
+               "NorMuon: decay of the second moment of the rows"),
+    FLAG_INT("aurora-iterations", aurora_iterations, "2", 1, 100,
+             "Aurora: signs taken, each with better balanced rows"),
+    FLAG_FLOAT("aurora-power", aurora_power, "0.5", 0, 10,
+               "Aurora: exponent of the correction of the rows"),
+    FLAG_CHOICE("quack-base", quack_base, "muon", "muon|muon-head|adamw",
+                "QuacK: the rule whose learning rate it sets per head"),
+    FLAG_FLOAT("quack-tau", quack_tau, "1", 0, 1e6, "QuacK: multiplies its learning rates"),
+#undef FIELD
+#define FIELD(NAME) offsetof(Config, NAME)
+#undef SECTION
+#define SECTION "Schedule"
+    FLAG_CHOICE("schedule", schedule.kind, "trapezoid", "constant|linear|cosine|trapezoid",
+                "of all learning rates"),
+    FLAG_INT("warmup", schedule.warmup, "0", 0, INFINITY, "steps of linear warm-up"),
+    FLAG_FLOAT("cooldown", schedule.cooldown, "0.7", 0, 1,
+               "trapezoid: fraction of the run in which the rate falls linearly"),
+    FLAG_FLOAT("lr-final", schedule.final, "0", 0, 1,
+               "fraction of the learning rate that the decay runs towards"),
+    FLAG_INT("momentum-warmup", schedule.momentum_warmup, "0", 0, INFINITY,
+             "steps in which the momentum of Muon and CM rises from --momentum-start"),
+    FLAG_FLOAT("momentum-start", schedule.momentum_start, "0.85", 0, 0.9999,
+               "momentum at step 0 of that warm-up"),
 };
-#undef F
+#undef SECTION
+#undef FIELD
 enum { CONFIG_FLAGS = (int)(sizeof config_flags / sizeof config_flags[0]) };
 
 /* Flags a preset sets where the user did not. `tiny` is the flags' own defaults. */
@@ -280,8 +272,6 @@ static const char *const config_presets[] = {
     "--weight-decay-head 0.001 --weight-decay-scalar 0.001 --adam-beta1 0.8 --adam-beta2 0.95 "
     "--adam-eps 1.9073486e-16 --momentum 0.95 --msign simple12 --schedule trapezoid --cooldown 0.7",
 };
-
-static inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 /* Applies a string of "--flag value" pairs to every flag not marked in `given`; -1 on a bad one. */
 static inline int config_apply(Config *c, const unsigned char *given, const char *pairs,
@@ -325,6 +315,15 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     memset(given, 0, CONFIG_FLAGS);
     flags_defaults(config_flags, CONFIG_FLAGS, c);
     int status = flags_parse(config_flags, CONFIG_FLAGS, c, given, argc, argv, err);
+#ifndef CM_CUDA
+    for (int i = 0; i < CONFIG_FLAGS && !status; i++)
+        if (given[i] && !strcmp(config_flags[i].section, FLAGS_OF_GPU))
+            return fail(
+                err,
+                "--%s is a setting of a GPU, and this program runs on the CPU; the other one "
+                "is train_gpt_cuda (make cuda)",
+                config_flags[i].name);
+#endif
     if (!status) status = config_match_muon(c, given, err);
     return status ? status : config_apply(c, given, config_presets[c->preset], err);
 }
@@ -438,6 +437,26 @@ static inline int config_resolve(Config *c, char *err) {
     if (c->schedule.kind == SCHEDULE_TRAPEZOID && c->schedule.cooldown == 0)
         c->schedule.kind = SCHEDULE_CONSTANT;
     return 0;
+}
+
+/* Sizes of a resolved config. */
+static inline Shape shape_of(const Config *c) {
+    Shape s;
+    s.B = c->batch_size;
+    s.T = c->seq_len;
+    s.N = s.B * s.T;
+    s.C = c->width;
+    s.L = c->layers;
+    s.NH = c->heads;
+    s.NKV = c->kv_heads;
+    s.HS = c->head_dim;
+    s.A = s.NH * s.HS;
+    s.QKV = (s.NH + 2 * s.NKV) * s.HS;
+    s.F = c->ff_width;
+    s.H = act_is_gated((ActKind)c->act) ? 2 * s.F : s.F;
+    s.V = c->vocab;
+    s.Vp = round_up(s.V, 64);
+    return s;
 }
 
 #endif

@@ -7,12 +7,15 @@ into run.json, the flag values stored in a checkpoint and the Markdown table of 
 of them can disagree:
 
     typedef struct { int batch_size; double lr; char run[FLAG_STRING_SIZE]; } Config;
+    #define FIELD(NAME) offsetof(Config, NAME)
+    #define SECTION "Training"
     static const Flag table[] = {
-        {"batch-size", FLAG_INT, offsetof(Config, batch_size), "8", 1, 65536, NULL,
-         "sequences per step", "Training"},
-        {"lr", FLAG_FLOAT, offsetof(Config, lr), "3e-4", 0, 1, NULL, "peak learning rate", NULL},
-        {"run", FLAG_STRING, offsetof(Config, run), "test", 0, 0, NULL, "name of the run", NULL},
+        FLAG_INT("batch-size", batch_size, "8", 1, 65536, "sequences per step"),
+        FLAG_FLOAT("lr", lr, "3e-4", 0, 1, "peak learning rate"),
+        FLAG_TEXT("run", run, "test", "name of the run"),
     };
+    #undef SECTION
+    #undef FIELD
 
 Values are given as `--name value` or `--name=value`. Mistakes are errors, never guesses: unknown
 and repeated flags, missing and malformed values, numbers out of range, stray words.
@@ -30,13 +33,13 @@ and repeated flags, missing and malformed values, numbers out of range, stray wo
 #define FLAG_STRING_SIZE 512
 
 typedef enum {
-    FLAG_INT,    /* int */
-    FLAG_LONG,   /* int64_t; 10k, 1.5M, 2G and 2B are understood when they are whole numbers */
-    FLAG_FLOAT,  /* double, finite */
-    FLAG_STRING, /* char[FLAG_STRING_SIZE] */
-    FLAG_CHOICE, /* int, index into choices "a|b|c" */
-    FLAG_BOOL,   /* int, on|off (true|false, yes|no, 1|0) */
-    FLAG_SWITCH  /* int, takes no value: its presence sets 1 */
+    KIND_INT,    /* int */
+    KIND_LONG,   /* int64_t; 10k, 1.5M, 2G and 2B are understood when they are whole numbers */
+    KIND_FLOAT,  /* double, finite */
+    KIND_STRING, /* char[FLAG_STRING_SIZE] */
+    KIND_CHOICE, /* int, index into choices "a|b|c" */
+    KIND_BOOL,   /* int, on|off (true|false, yes|no, 1|0) */
+    KIND_SWITCH  /* int, takes no value: its presence sets 1 */
 } FlagKind;
 
 typedef struct {
@@ -45,10 +48,32 @@ typedef struct {
     size_t offset;       /* offsetof(Config, field) */
     const char *def;     /* as the user would type it; NULL: "" for a string, off for a switch */
     double lo, hi;       /* inclusive; lo == hi: any number; INFINITY leaves a side open */
-    const char *choices; /* FLAG_CHOICE only: "a|b|c" */
+    const char *choices; /* KIND_CHOICE only: "a|b|c" */
     const char *help;    /* one sentence, with the unit */
-    const char *section; /* non-NULL starts a heading in --help and the manual */
+    const char *section; /* its heading in --help and in the manual; NULL: that of the row before */
 } Flag;
+
+/* Rows of a table, each with its name, its field, its default as the user would type it, its range or
+   its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and SECTION,
+   the heading of the rows that follow. */
+#define FLAG_ROW(NAME, KIND, AT, DEF, LO, HI, CHOICES, HELP)                                       \
+    { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION }
+#define FLAG_INT(NAME, AT, DEF, LO, HI, HELP) FLAG_ROW(NAME, KIND_INT, AT, DEF, LO, HI, NULL, HELP)
+#define FLAG_LONG(NAME, AT, DEF, LO, HI, HELP)                                                     \
+    FLAG_ROW(NAME, KIND_LONG, AT, DEF, LO, HI, NULL, HELP)
+#define FLAG_FLOAT(NAME, AT, DEF, LO, HI, HELP)                                                    \
+    FLAG_ROW(NAME, KIND_FLOAT, AT, DEF, LO, HI, NULL, HELP)
+#define FLAG_TEXT(NAME, AT, DEF, HELP) FLAG_ROW(NAME, KIND_STRING, AT, DEF, 0, 0, NULL, HELP)
+#define FLAG_CHOICE(NAME, AT, DEF, CHOICES, HELP)                                                  \
+    FLAG_ROW(NAME, KIND_CHOICE, AT, DEF, 0, 0, CHOICES, HELP)
+#define FLAG_BOOL(NAME, AT, DEF, HELP) FLAG_ROW(NAME, KIND_BOOL, AT, DEF, 0, 0, NULL, HELP)
+#define FLAG_SWITCH(NAME, AT, HELP) FLAG_ROW(NAME, KIND_SWITCH, AT, "off", 0, 0, NULL, HELP)
+
+/* The heading that row i begins in --help and in the manual, or NULL. */
+static inline const char *flags_heading(const Flag *flags, int i) {
+    const char *section = flags[i].section, *before = i ? flags[i - 1].section : NULL;
+    return section && (!before || strcmp(section, before)) ? section : NULL;
+}
 
 static inline void *flags_field(const Flag *flag, void *cfg) { return (char *)cfg + flag->offset; }
 static inline const void *flags_value(const Flag *flag, const void *cfg) {
@@ -147,7 +172,7 @@ static inline void flags_range_text(const Flag *flag, char *text, size_t size) {
     json_double_text(lo, flag->lo);
     json_double_text(hi, flag->hi);
     text[0] = 0;
-    if (flag->kind != FLAG_INT && flag->kind != FLAG_LONG && flag->kind != FLAG_FLOAT) return;
+    if (flag->kind != KIND_INT && flag->kind != KIND_LONG && flag->kind != KIND_FLOAT) return;
     if (flag->lo == flag->hi) return;
     if (isfinite(flag->lo) && isfinite(flag->hi)) snprintf(text, size, "from %s to %s", lo, hi);
     else if (isfinite(flag->lo)) snprintf(text, size, "at least %s", lo);
@@ -167,16 +192,16 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
     void *field = flags_field(flag, cfg);
     int bounded = flag->lo != flag->hi;
     if (!value) {
-        if (flag->kind != FLAG_SWITCH)
+        if (flag->kind != KIND_SWITCH)
             return fail(err, "--%s needs a value (%s)", flag->name, flag->help);
         *(int *)field = 1;
         return 0;
     }
     switch (flag->kind) {
-    case FLAG_INT:
-    case FLAG_LONG: {
+    case KIND_INT:
+    case KIND_LONG: {
         int64_t number = 0;
-        int is_long = flag->kind == FLAG_LONG;
+        int is_long = flag->kind == KIND_LONG;
         int wrong = flags_integer(value, is_long, &number);
         if (wrong == 2 || (!wrong && !is_long && (number < INT_MIN || number > INT_MAX)))
             return fail(err, "--%s: %.80s does not fit %d bits (%s)", flag->name, value,
@@ -190,7 +215,7 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
         else *(int *)field = (int)number;
         return 0;
     }
-    case FLAG_FLOAT: {
+    case KIND_FLOAT: {
         double number = 0;
         int wrong = flags_double(value, &number);
         if (wrong == 1)
@@ -204,7 +229,7 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
         *(double *)field = number;
         return 0;
     }
-    case FLAG_STRING:
+    case KIND_STRING:
         if (strlen(value) >= FLAG_STRING_SIZE)
             return fail(err,
                         "--%s: the text is too long, %zu bytes where %d fit (it begins \"%.40s\")",
@@ -212,7 +237,7 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
         memset(field, 0, FLAG_STRING_SIZE);
         strcpy((char *)field, value);
         return 0;
-    case FLAG_CHOICE: {
+    case KIND_CHOICE: {
         char list[512];
         const char *choice;
         for (int i = 0, length; (choice = flags_choice(flag->choices, i, &length)) != NULL; i++) {
@@ -224,8 +249,8 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
         return fail(err, "--%s takes one of %s, not \"%.80s\" (%s)", flag->name, list, value,
                     flag->help);
     }
-    case FLAG_BOOL:
-    case FLAG_SWITCH:
+    case KIND_BOOL:
+    case KIND_SWITCH:
         if (flags_bool(value) < 0)
             return fail(err, "--%s takes on or off, not \"%.80s\" (%s)", flag->name, value,
                         flag->help);
@@ -240,7 +265,7 @@ static inline void flags_defaults(const Flag *flags, int n, void *cfg) {
     char err[ERR_LEN];
     for (int i = 0; i < n; i++) {
         const char *def = flags[i].def;
-        if (!def) def = flags[i].kind == FLAG_SWITCH ? "off" : "";
+        if (!def) def = flags[i].kind == KIND_SWITCH ? "off" : "";
         if (flags_parse_value(&flags[i], cfg, def, err)) {
             fprintf(stderr, "flag table: the default of --%s is wrong: %s\n", flags[i].name, err);
             abort();
@@ -336,7 +361,7 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
             return fail(err, "unexpected argument \"%.80s\", did you mean --%s?", arg, plain);
         const char *before = *at > 1 ? argv[*at - 1] : "";
         int j = strncmp(before, "--", 2) == 0 ? flags_find(flags, n, before + 2) : -1;
-        if (j >= 0 && flags[j].kind == FLAG_SWITCH)
+        if (j >= 0 && flags[j].kind == KIND_SWITCH)
             return fail(err, "unexpected argument \"%.80s\": %s takes no value", arg, before);
         return fail(err,
                     "unexpected argument \"%.80s\": every setting is a flag, --name value "
@@ -351,7 +376,7 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
     if (seen[i]) return fail(err, "--%s is given twice: keep one of them", plain);
 
     const char *value = name[length] == '=' ? name + length + 1 : NULL;
-    if (flags[i].kind == FLAG_SWITCH) {
+    if (flags[i].kind == KIND_SWITCH) {
         if (value) return fail(err, "--%s takes no value: write it alone or leave it out", plain);
     } else if (!value) {
         /* A value may begin with one dash (-1), but --x is taken for the next flag: --name=--x says
@@ -389,18 +414,18 @@ static inline void flags_get_text(const Flag *flag, const void *cfg, char *text)
     int length;
     const char *choice;
     switch (flag->kind) {
-    case FLAG_INT: snprintf(text, FLAG_STRING_SIZE, "%d", *(const int *)field); break;
-    case FLAG_LONG:
+    case KIND_INT: snprintf(text, FLAG_STRING_SIZE, "%d", *(const int *)field); break;
+    case KIND_LONG:
         snprintf(text, FLAG_STRING_SIZE, "%lld", (long long)*(const int64_t *)field);
         break;
-    case FLAG_FLOAT: json_double_text(text, *(const double *)field); break;
-    case FLAG_STRING: snprintf(text, FLAG_STRING_SIZE, "%s", (const char *)field); break;
-    case FLAG_CHOICE:
+    case KIND_FLOAT: json_double_text(text, *(const double *)field); break;
+    case KIND_STRING: snprintf(text, FLAG_STRING_SIZE, "%s", (const char *)field); break;
+    case KIND_CHOICE:
         choice = flags_choice(flag->choices, *(const int *)field, &length);
         snprintf(text, FLAG_STRING_SIZE, "%.*s", choice ? length : 0, choice ? choice : "");
         break;
-    case FLAG_BOOL:
-    case FLAG_SWITCH: strcpy(text, *(const int *)field ? "on" : "off"); break;
+    case KIND_BOOL:
+    case KIND_SWITCH: strcpy(text, *(const int *)field ? "on" : "off"); break;
     }
 }
 
@@ -416,10 +441,10 @@ static inline int flags_same(const Flag *flag, const void *cfg_a, const void *cf
 static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) {
     char text[FLAG_STRING_SIZE];
     flags_get_text(flag, cfg, text);
-    if (flag->kind == FLAG_STRING || flag->kind == FLAG_CHOICE) json_string(f, text);
-    else if (flag->kind == FLAG_BOOL || flag->kind == FLAG_SWITCH)
+    if (flag->kind == KIND_STRING || flag->kind == KIND_CHOICE) json_string(f, text);
+    else if (flag->kind == KIND_BOOL || flag->kind == KIND_SWITCH)
         fputs(strcmp(text, "on") == 0 ? "true" : "false", f);
-    else if (flag->kind == FLAG_FLOAT) json_double(f, *(const double *)flags_value(flag, cfg));
+    else if (flag->kind == KIND_FLOAT) json_double(f, *(const double *)flags_value(flag, cfg));
     else fputs(text, f);
 }
 
@@ -439,7 +464,7 @@ static inline void flags_json(FILE *f, const Flag *flags, int n, const void *cfg
 /* "; one of a, b or c" and "; from 1 to 65536" behind the help, as --help and the manual say it. */
 static inline void flags_limits_text(const Flag *flag, char *text, size_t size) {
     text[0] = 0;
-    if (flag->kind == FLAG_CHOICE) flags_choices_text(flag->choices, text, size);
+    if (flag->kind == KIND_CHOICE) flags_choices_text(flag->choices, text, size);
     else flags_range_text(flag, text, size);
 }
 
@@ -476,12 +501,12 @@ static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int
     fprintf(f, "%s\n", usage);
     for (int i = 0; i < n; i++) {
         const Flag *flag = &flags[i];
-        if (flag->section) fprintf(f, "\n%s\n", flag->section);
+        if (flags_heading(flags, i)) fprintf(f, "\n%s\n", flag->section);
         int width = 2 + flags_signature(flag, signature, sizeof signature);
         fprintf(f, "  %s", signature);
         if (width + 2 > indent) fprintf(f, "\n%*s", indent, "");
         else fprintf(f, "%*s", indent - width, "");
-        int shown = flag->def && *flag->def && flag->kind != FLAG_SWITCH;
+        int shown = flag->def && *flag->def && flag->kind != KIND_SWITCH;
         flags_limits_text(flag, limits, sizeof limits);
         int notes = shown || limits[0];
         snprintf(text, sizeof text, "%s%s%s%s%s%s%s", flag->help, notes ? " (" : "", limits,
@@ -507,10 +532,11 @@ static inline void flags_markdown(FILE *f, const Flag *flags, int n) {
     for (int i = 0; i < n; i++) {
         const Flag *flag = &flags[i];
         int shown = flag->def && *flag->def;
-        if (flag->section) fprintf(f, "%s### %s\n\n", i ? "\n" : "", flag->section);
-        if (flag->section || !i) fprintf(f, "| flag | default | meaning |\n|---|---|---|\n");
+        const char *heading = flags_heading(flags, i);
+        if (heading) fprintf(f, "%s### %s\n\n", i ? "\n" : "", heading);
+        if (heading || !i) fprintf(f, "| flag | default | meaning |\n|---|---|---|\n");
         fprintf(f, "| `--%s` | ", flag->name);
-        if (flag->kind == FLAG_SWITCH) fputs("off", f);
+        if (flag->kind == KIND_SWITCH) fputs("off", f);
         else if (shown) fprintf(f, "`%s`", flag->def);
         fputs(" | ", f);
         flags_markdown_text(f, flag->help);

@@ -19,14 +19,16 @@ typedef struct {
     char json[FLAG_STRING_SIZE];
 } BenchConfig;
 
+#define FIELD(NAME) offsetof(BenchConfig, NAME)
 static const Flag bench_flags[] = {
-    {"only", FLAG_CHOICE, offsetof(BenchConfig, only), "all", 0, 0,
-     "all|gemm|attention|layers|optimizer", "one of the tables", NULL},
-    {"json", FLAG_STRING, offsetof(BenchConfig, json), "", 0, 0, NULL, "file for the numbers",
-     NULL},
-    {"device", FLAG_INT, offsetof(BenchConfig, device), "0", 0, 1024, NULL, "GPU to use", NULL},
-    {"smoke", FLAG_SWITCH, offsetof(BenchConfig, smoke), "off", 0, 0, NULL,
-     "tiny shapes, one round", NULL}};
+#define SECTION NULL
+    FLAG_CHOICE("only", only, "all", "all|gemm|attention|layers|optimizer", "one of the tables"),
+    FLAG_TEXT("json", json, "", "file for the numbers"),
+    FLAG_INT("device", device, "0", 0, 1024, "GPU to use"),
+    FLAG_SWITCH("smoke", smoke, "tiny shapes, one round"),
+};
+#undef SECTION
+#undef FIELD
 enum { BENCH_FLAGS = sizeof bench_flags / sizeof *bench_flags };
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -35,11 +35,15 @@ typedef struct {
     int model, threads;
 } BenchConfig;
 
-static const Flag bench_flags[] = {{"model", FLAG_CHOICE, offsetof(BenchConfig, model), "quick", 0,
-                                    0, "tiny|124m|340m|1b|all|quick",
-                                    "whose weights; quick: 124m and 340m", NULL},
-                                   {"threads", FLAG_INT, offsetof(BenchConfig, threads), "0", 0,
-                                    4096, NULL, "0: as many as OpenMP gives", NULL}};
+#define FIELD(NAME) offsetof(BenchConfig, NAME)
+static const Flag bench_flags[] = {
+#define SECTION NULL
+    FLAG_CHOICE("model", model, "quick", "tiny|124m|340m|1b|all|quick",
+                "whose weights; quick: 124m and 340m"),
+    FLAG_INT("threads", threads, "0", 0, 4096, "0: as many as OpenMP gives"),
+};
+#undef SECTION
+#undef FIELD
 
 /* p, g, m, v of one tensor (measured, rows, cols). */
 typedef struct {
@@ -167,7 +171,11 @@ static void bench(const Model *m) {
     b.m = m;
     b.qkv = weight_new(m, 3 * C, C), b.o = weight_new(m, C, C);
     b.fc = weight_new(m, 4 * C, C), b.proj = weight_new(m, C, 4 * C);
-    const Flag options[] = {OPTIM_FLAGS(0)};
+#define FIELD(NAME) offsetof(OptimOptions, NAME)
+    const Flag options[] = {
+#include "../../llmc/optim/options.def"
+    };
+#undef FIELD
     flags_defaults(options, (int)(sizeof options / sizeof *options), &b.options);
     Pair pair = {factor(m, &b.o, 0, 1), factor(m, &b.qkv, 0, 0), 1};
     Mat big = mat_dense(NULL, L, 4 * C, C), small = mat_dense(NULL, L * m->heads, C / m->heads, C);

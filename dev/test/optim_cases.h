@@ -223,7 +223,11 @@ static inline double *inverse(const double *A, int k) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Fixtures                                                                                       */
 
-static const Flag optim_flags[] = {OPTIM_FLAGS(0)};
+#define FIELD(NAME) offsetof(OptimOptions, NAME)
+static const Flag optim_flags[] = {
+#include "../../llmc/optim/options.def"
+};
+#undef FIELD
 enum { OPTIM_FLAG_COUNT = (int)(sizeof optim_flags / sizeof optim_flags[0]) };
 
 static inline OptimOptions default_options(void) {

@@ -14,22 +14,25 @@ typedef struct {
 } Config;
 
 enum { N = 8 };
+#define FIELD(NAME) offsetof(Config, NAME)
 static const Flag table[N] = {
-    {"batch-size", FLAG_INT, offsetof(Config, batch_size), "8", 1, 65536, NULL,
-     "sequences per step", "Training"},
-    {"tokens", FLAG_LONG, offsetof(Config, tokens), "1.5M", 0, INFINITY, NULL,
-     "tokens to train on: a help text so long that it cannot stand on one line of a hundred "
-     "columns",
-     NULL},
-    {"lr", FLAG_FLOAT, offsetof(Config, lr), "3e-4", 0, 1, NULL, "peak learning rate", NULL},
-    {"run", FLAG_STRING, offsetof(Config, run), "test", 0, 0, NULL, "name of the run folder",
-     "Output"},
-    {"optimizer", FLAG_CHOICE, offsetof(Config, optimizer), "cm", 0, 0, "adamw|muon|cm",
-     "update rule, a|b", NULL},
-    {"tied", FLAG_BOOL, offsetof(Config, tied), "on", 0, 0, NULL, "share the two embeddings", NULL},
-    {"dry-run", FLAG_SWITCH, offsetof(Config, dry_run), NULL, 0, 0, NULL, "print the plan", NULL},
-    {"offset", FLAG_INT, offsetof(Config, offset), "-1", 0, 0, NULL, "any number", NULL},
+#define SECTION "Training"
+    FLAG_INT("batch-size", batch_size, "8", 1, 65536, "sequences per step"),
+    FLAG_LONG(
+        "tokens", tokens, "1.5M", 0, INFINITY,
+        "tokens to train on: a help text so long that it cannot stand on one line of a hundred "
+        "columns"),
+    FLAG_FLOAT("lr", lr, "3e-4", 0, 1, "peak learning rate"),
+#undef SECTION
+#define SECTION "Output"
+    FLAG_TEXT("run", run, "test", "name of the run folder"),
+    FLAG_CHOICE("optimizer", optimizer, "cm", "adamw|muon|cm", "update rule, a|b"),
+    FLAG_BOOL("tied", tied, "on", "share the two embeddings"),
+    FLAG_SWITCH("dry-run", dry_run, "print the plan"),
+    FLAG_INT("offset", offset, "-1", 0, 0, "any number"),
 };
+#undef SECTION
+#undef FIELD
 
 static char err[ERR_LEN];
 static unsigned char given[N];

@@ -257,11 +257,15 @@ typedef struct {
     double lr;
     char data[FLAG_STRING_SIZE];
 } Config;
+#define FIELD(NAME) offsetof(Config, NAME)
 static const Flag table[] = {
-    {"steps", FLAG_INT, offsetof(Config, steps), "100", 0, 0, NULL, "optimizer steps", NULL},
-    {"lr", FLAG_FLOAT, offsetof(Config, lr), "3e-4", 0, 0, NULL, "learning rate", NULL},
-    {"data", FLAG_STRING, offsetof(Config, data), "a \"b\"", 0, 0, NULL, "text", NULL},
+#define SECTION NULL
+    FLAG_INT("steps", steps, "100", 0, 0, "optimizer steps"),
+    FLAG_FLOAT("lr", lr, "3e-4", 0, 0, "learning rate"),
+    FLAG_TEXT("data", data, "a \"b\"", "text"),
 };
+#undef SECTION
+#undef FIELD
 
 static void test_run_json(void) {
     RunLog log;

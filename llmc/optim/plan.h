@@ -48,11 +48,21 @@ typedef struct {
     size_t norms;        /* and QuacK's initial norms */
 } PlanEntry;
 
+/* One named state of the rules beyond first moments, as checkpoints store it: "wqkv.q.v" is state v of
+   the query rows of wqkv. dims: layers, then what the rule counts. */
+typedef struct {
+    char name[64];
+    size_t at, size; /* elements in the allocation of the plan's state */
+    int64_t dims[3];
+} StateTensor;
+
 enum { PLAN_MAX = 40 };
 
 typedef struct {
     PlanEntry e[PLAN_MAX];
     int n;
+    StateTensor state[2 * PLAN_MAX];
+    int states;
     size_t v_size;     /* that state of all entries; first moments exist for every tensor */
     size_t arena_size; /* scratch of the largest chunk */
 } Plan;
@@ -229,9 +239,24 @@ static inline int plan_chunk(const Registry *r, const PlanEntry *e, const OptimO
 /* ---------------------------------------------------------------------------------------------- */
 /* Building                                                                                       */
 
-/* Gives an entry n numbers of state. */
-static inline size_t plan_take(Plan *plan, size_t n) {
-    size_t at = plan->v_size;
+/* The part's name within its tensor: rows of wqkv and of a gated wfc have one, whole tensors none. */
+static inline const char *part_name(const Registry *r, Part part) {
+    const Tensor *t = &r->t[part.id];
+    if (part.id == T_WFC && part.rows < t->rows) return part.first ? ".up" : ".gate";
+    if (part.id != T_WQKV) return "";
+    return part.first == 0 ? ".q" : part.first + part.rows == t->rows ? ".v" : ".k";
+}
+
+/* Gives a part a state of (layers, rows, cols) numbers. */
+static inline size_t plan_take(Plan *plan, const Registry *r, Part part, const char *name, int rows,
+                               int cols) {
+    int layers = r->t[part.id].layers;
+    size_t at = plan->v_size, n = (size_t)layers * rows * cols;
+    if (n) {
+        StateTensor t = {"", at, n, {layers, rows, cols}};
+        snprintf(t.name, sizeof t.name, "%s%s.%s", r->t[part.id].name, part_name(r, part), name);
+        plan->state[plan->states++] = t;
+    }
     plan->v_size += arena_round(n);
     return at;
 }
@@ -275,13 +300,19 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
     }
     for (int i = 0; i < plan.n; i++) {
         PlanEntry *e = &plan.e[i];
-        size_t layers = (size_t)r->t[e->part.id].layers;
         for (int leg = 0; leg <= (e->partner.rows > 0); leg++) {
-            Mat W = part_view(r, leg ? e->partner : e->part, NULL);
-            *(leg ? &e->v_partner : &e->v) = plan_take(&plan, layers * plan_state(e->rule, W));
+            Part part = leg ? e->partner : e->part;
+            Mat W = part_view(r, part, NULL);
+            int n = (int)(plan_state(e->rule, W) / (size_t)W.rows);
+            size_t at = e->rule == UPDATE_MUONH ? plan_take(&plan, r, part, "radius", 1, 1)
+                                                : plan_take(&plan, r, part, "v", W.rows, n);
+            if (leg) e->v_partner = at;
+            else e->v = at;
         }
-        if (e->coupling == COUPLE_QUACK)
-            e->norms = plan_take(&plan, 2 * layers * (size_t)e->partner.heads);
+        if (e->coupling == COUPLE_QUACK) {
+            /* The initial norms of W_K's heads, then those of W_Q's groups: one region, as ever. */
+            e->norms = plan_take(&plan, r, e->partner, "initial", 2, e->partner.heads);
+        }
         size_t need = plan_scratch(r, e, &c->optim, plan_chunk(r, e, &c->optim));
         if (need > plan.arena_size) plan.arena_size = need;
     }
