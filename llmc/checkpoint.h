@@ -7,7 +7,7 @@ contents give equal bytes: there is no time stamp in the file.
 
 The file, little-endian, every part padded with zero bytes to a multiple of 8:
 
-    "cm.c checkpoint 1\n"                                 magic and version (18 bytes, padded to 24)
+    "cm.c checkpoint 2\n"                                 magic and version (18 bytes, padded to 24)
     u64 length, text                                      header: lines "key=value\n"
     records, one per tensor:
         u64 name length (at least 1), name
@@ -17,6 +17,8 @@ The file, little-endian, every part padded with zero bytes to a multiple of 8:
     u64 0                                                 where a name length would stand: the end
     u64 size of the whole file                            finds truncated and overlong files
     u64 checksum of all bytes before it                   checkpoint_hash below
+
+Version 1 has the same layout; its records name the optimizer's state differently (run.h).
 
 Writing, tensors fed in pieces of any size:
 
@@ -43,7 +45,7 @@ with the same message, so it is enough to look at the result of ckpt_commit.
 #error "checkpoints are little-endian; this machine is not"
 #endif
 
-#define CKPT_VERSION 1
+#define CKPT_VERSION 2 /* that is written; older ones are read */
 #define CKPT_MAGIC "cm.c checkpoint "
 #define CKPT_MAX_DIMS 8
 #define CKPT_MAX_NAME 4096
@@ -150,21 +152,6 @@ static inline void ckpt_abort(CkptWriter *w) {
     free(w->buffer);
     w->buffer = NULL;
     if (!w->error[0]) fail(w->error, "the checkpoint %s is already closed", w->path);
-}
-
-/* Appends "key=value\n" to the header text being built. */
-static inline int ckpt_header_add(char *text, size_t size, const char *key, const char *value,
-                                  char *err) {
-    size_t used = strlen(text);
-    if (!*key || strpbrk(key, "=\n"))
-        return fail(err, "\"%.80s\" cannot name a value in a checkpoint", key);
-    if (strchr(value, '\n'))
-        return fail(err, "the value of \"%s\" holds a line break, which a checkpoint cannot keep",
-                    key);
-    if (used + strlen(key) + strlen(value) + 3 > size)
-        return fail(err, "the header of the checkpoint is full at \"%s\"", key);
-    snprintf(text + used, size - used, "%s=%s\n", key, value);
-    return 0;
 }
 
 /* Records the first failure, removes the temporary file and reports. */
@@ -355,6 +342,7 @@ typedef struct {
     uint64_t header_length;
     CkptRecord *records;
     int count;
+    int version;
 } Ckpt;
 
 static inline void ckpt_close(Ckpt *c) {
@@ -423,15 +411,14 @@ static inline int ckpt_index(Ckpt *c) {
 /* What is wrong with a mapped file, or NULL. *damaged tells damage from a file that is not ours. */
 static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     const size_t magic = strlen(CKPT_MAGIC);
-    char version[16];
     *damaged = 1;
     if (c->size < magic && memcmp(c->map, CKPT_MAGIC, (size_t)c->size) == 0)
         return "is truncated: not even its first line is complete";
     if (c->size < magic || memcmp(c->map, CKPT_MAGIC, magic))
         return "is not a cm.c checkpoint, or its first bytes are damaged";
-    snprintf(version, sizeof version, "%d\n", CKPT_VERSION);
     if (c->size < magic + 2) return "is truncated: not even its first line is complete";
-    if (memcmp(c->map + magic, version, strlen(version))) {
+    c->version = c->map[magic] - '0';
+    if (c->version < 1 || c->version > CKPT_VERSION || c->map[magic + 1] != '\n') {
         *damaged = 0;
         return "has a format version this program does not know: use a newer cm.c";
     }
@@ -499,6 +486,15 @@ static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t
         line = newline + 1;
     }
     return -1;
+}
+
+/* A whole number of the header. Returns 0, or -1 with a message if there is no such key. */
+static inline int ckpt_number(const Ckpt *c, const char *key, uint64_t *value, char *err) {
+    char text[64];
+    if (ckpt_value(c, key, text, sizeof text))
+        return fail(err, "the checkpoint's header lacks %s", key);
+    *value = strtoull(text, NULL, 10);
+    return 0;
 }
 
 /* The record of that name, or NULL. */
@@ -593,14 +589,6 @@ static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *e
             status = fail(err, "every checkpoint in %s is damaged: start the run anew", dir);
     }
     free(steps);
-    return status;
-}
-
-/* As ckpt_open_newest, for the path alone. */
-static inline int ckpt_newest(const char *dir, char *path, char *err) {
-    Ckpt c;
-    int status = ckpt_open_newest(&c, dir, path, err);
-    if (!status) ckpt_close(&c);
     return status;
 }
 

@@ -65,6 +65,7 @@ typedef struct {
     double attn_scale, softcap;
     int init;
     double init_std;
+    char freeze[FLAG_STRING_SIZE];
     /* optimizer */
     int optimizer, qk, ov, mlp, embed, head;
     double lr, lr_embed, lr_head, lr_scalar;
@@ -180,6 +181,9 @@ static const Flag config_flags[] = {
         "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
         "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head zero"),
     FLAG_FLOAT("init-std", init_std, "0.02", 0, INFINITY, "of --init gpt2"),
+    FLAG_TEXT("freeze", freeze, "",
+              "tensors that training leaves as they are, separated by commas (wte,wpe; --dry-run "
+              "lists the names): they take no memory for gradients and moments"),
 #undef SECTION
 #define SECTION "Optimizer"
     FLAG_CHOICE("optimizer", optimizer, "cm", "cm|muon|adamw",
@@ -415,7 +419,8 @@ static inline int config_resolve(Config *c, char *err) {
                     "8, not %d",
                     c->head_dim);
     if (!c->ff_width)
-        c->ff_width = c->act == ACT_SWIGLU ? round_up((8 * c->width + 2) / 3, 64) : 4 * c->width;
+        c->ff_width =
+            act_is_gated((ActKind)c->act) ? round_up((8 * c->width + 2) / 3, 64) : 4 * c->width;
     if (c->attn_scale == 0) c->attn_scale = 1.0 / sqrt((double)c->head_dim);
     int64_t micro = (int64_t)c->batch_size * c->seq_len;
     if (!c->total_batch_tokens) c->total_batch_tokens = micro;

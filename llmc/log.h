@@ -30,14 +30,20 @@ typedef struct {
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], checkpoints[FILE_PATH_SIZE];
 } RunLog;
 
-/* NaN in a double means "not measured". */
+/* NaN means "not measured"; start from log_line_empty. */
 typedef struct {
     int64_t step, tokens;
     double train_loss, val_loss, lr, grad_norm, ms, tok_s;
-    const char *extra; /* a JSON value, or NULL */
-    double mfu,
-        mfu_stated; /* fraction of the measured peak and of the data sheet's; 0: not known */
+    double mfu, mfu_stated; /* of the measured peak and of the data sheet's; 0: not known */
+    const char *extra;      /* a JSON value, or NULL */
 } LogLine;
+
+static inline LogLine log_line_empty(void) {
+    LogLine line;
+    memset(&line, 0, sizeof line);
+    line.train_loss = line.val_loss = line.lr = line.grad_norm = line.ms = line.tok_s = NAN;
+    return line;
+}
 
 /* One more entry of run.json: a string, or any JSON value where is_json is 1. */
 typedef struct {
@@ -48,7 +54,7 @@ typedef struct {
 /* The losses of a log, for drawing. */
 typedef struct {
     int n;
-    int64_t *step, *tokens;
+    int64_t *step;
     double *train, *val; /* NaN where the log says null */
 } LogCurve;
 
@@ -100,16 +106,14 @@ static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, 
             capacity = capacity ? 2 * capacity : 256;
             size_t n = (size_t)capacity;
             curve->step = (int64_t *)realloc(curve->step, n * sizeof(int64_t));
-            curve->tokens = (int64_t *)realloc(curve->tokens, n * sizeof(int64_t));
             curve->train = (double *)realloc(curve->train, n * sizeof(double));
             curve->val = (double *)realloc(curve->val, n * sizeof(double));
-            if (!curve->step || !curve->tokens || !curve->train || !curve->val) {
+            if (!curve->step || !curve->train || !curve->val) {
                 status = fail(err, "out of memory while reading %s", path);
                 break;
             }
         }
         curve->step[curve->n] = step;
-        curve->tokens[curve->n] = (int64_t)log_number(line, "tokens");
         curve->train[curve->n] = log_number(line, "train_loss");
         curve->val[curve->n] = log_number(line, "val_loss");
         curve->n++;
@@ -122,7 +126,6 @@ static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, 
 
 static inline void log_curve_free(LogCurve *curve) {
     free(curve->step);
-    free(curve->tokens);
     free(curve->train);
     free(curve->val);
     memset(curve, 0, sizeof *curve);

@@ -83,4 +83,12 @@ typedef struct {
     int V, Vp;       /* vocabulary, and V rounded up to a multiple of 64 */
 } Shape;
 
+/* The sizes of a model with a batch of B sequences of T tokens. */
+static inline Shape shape_with(Shape s, int B, int T) {
+    s.B = B;
+    s.T = T;
+    s.N = B * T;
+    return s;
+}
+
 #endif

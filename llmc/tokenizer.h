@@ -27,6 +27,7 @@ A Tokenizer caches words while it encodes: one thread uses it at a time.
 #include <errno.h>
 
 #include "base.h"
+#include "json.h"
 #include "unicode_classes.h"
 
 #define TOKENIZER_EOT_TEXT "<|endoftext|>"
@@ -111,33 +112,13 @@ static inline int tokenizer_class(const Tokenizer *t, uint32_t c) {
     return TOKEN_OTHER; /* all white space is below 65536 */
 }
 
-/* Length of the valid UTF-8 character at s (n > 0 bytes are left) and its code point; 0 if it is
-   not valid. */
-static inline size_t tokenizer_utf8(const unsigned char *s, size_t n, uint32_t *code) {
-    if (s[0] < 0x80) {
-        *code = s[0];
-        return 1;
-    }
-    size_t length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || n < length) return 0;
-    uint32_t c = s[0] & (0xffu >> (length + 1));
-    for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xc0) != 0x80) return 0;
-        c = c << 6 | (s[i] & 0x3fu);
-    }
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    if (c < least[length] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
-    *code = c;
-    return length;
-}
-
 /* Class and length of the character at s; n > 0 bytes are left. */
 static inline int tokenizer_char(const Tokenizer *t, const unsigned char *s, size_t n,
                                  size_t *length) {
     uint32_t code = 0;
     *length = 1;
     if (s[0] < 0x80) return t->classes[s[0]];
-    size_t k = tokenizer_utf8(s, n, &code);
+    size_t k = utf8_decode(s, n, &code);
     if (k == 0) return TOKEN_OTHER;
     *length = k;
     return tokenizer_class(t, code);
@@ -174,9 +155,7 @@ static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, 
 /* merging */
 
 static inline uint64_t tokenizer_hash(const void *bytes, size_t n) {
-    const unsigned char *p = (const unsigned char *)bytes;
-    uint64_t h = 0xcbf29ce484222325ull; /* FNV-1a, then mixed */
-    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3ull;
+    uint64_t h = hash_bytes(bytes, n);
     return h ^ (h >> 29) ^ (h >> 47);
 }
 
@@ -411,8 +390,7 @@ typedef struct {
 
 typedef struct {
     const char *path;
-    unsigned char *data;
-    size_t size, at;
+    JsonReader text;
     short byte_of[512];
     char *pool; /* bytes of the tokens in the order of the file */
     size_t pool_count;
@@ -428,101 +406,63 @@ static inline TokenName *tokenizer_find_name(const TokenLoader *l, const char *s
     return &l->names[slot];
 }
 
-static inline void tokenizer_skip_space(TokenLoader *l) {
-    while (l->at < l->size && strchr(" \t\r\n", l->data[l->at]) && l->data[l->at]) l->at++;
-}
-
-/* Passes over white space and the character c; 0 if it is not there. */
-static inline int tokenizer_expect(TokenLoader *l, char c) {
-    tokenizer_skip_space(l);
-    if (l->at >= l->size || l->data[l->at] != (unsigned char)c) return 0;
-    l->at++;
-    return 1;
-}
-
-/* One character inside a JSON string; -1 if it is malformed. */
-static inline int64_t tokenizer_json_char(TokenLoader *l) {
-    uint32_t code = 0;
-    if (l->data[l->at] != '\\') {
-        size_t k = tokenizer_utf8(l->data + l->at, l->size - l->at, &code);
-        l->at += k;
-        return k ? (int64_t)code : -1;
-    }
-    char c = (char)l->data[l->at + 1]; /* the zero behind the file at the furthest */
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const char *known = c ? strchr(from, c) : NULL;
-    if (known) {
-        l->at += 2;
-        return to[known - from];
-    }
-    if (c != 'u') return -1;
-    for (int i = 0; i < 4; i++) {
-        unsigned char h = l->data[l->at + 2 + (size_t)i];
-        unsigned char low = h | 32;
-        if (h >= '0' && h <= '9') code = code * 16 + h - '0';
-        else if (low >= 'a' && low <= 'f') code = code * 16 + low - 'a' + 10;
-        else return -1; /* the zero behind the file, too */
-    }
-    l->at += 6;
-    return code;
-}
-
 /* A JSON string in the alphabet of bytes, appended to the pool. */
 static inline int tokenizer_json_string(TokenLoader *l, char *err) {
-    if (!tokenizer_expect(l, '"'))
+    if (!json_expect(&l->text, '"'))
         return fail(err, "%s: byte %zu: expected a string; the file is not GPT-2's encoder.json",
-                    l->path, l->at);
-    while (l->at < l->size && l->data[l->at] != '"') {
-        int64_t code = tokenizer_json_char(l);
-        if (code < 0) return fail(err, "%s: byte %zu: malformed string", l->path, l->at);
+                    l->path, l->text.at);
+    while (l->text.at < l->text.size && l->text.data[l->text.at] != '"') {
+        int64_t code = json_char(&l->text);
+        if (code < 0) return fail(err, "%s: byte %zu: malformed string", l->path, l->text.at);
         if (code >= 512 || l->byte_of[code] < 0)
             return fail(err,
                         "%s: byte %zu: U+%04X does not stand for a byte; the file is not a "
                         "byte-level BPE vocabulary",
-                        l->path, l->at, (unsigned)code);
+                        l->path, l->text.at, (unsigned)code);
         l->pool[l->pool_count++] = (char)l->byte_of[code];
     }
-    if (l->at >= l->size) return fail(err, "%s: ends inside a string; it is truncated", l->path);
-    l->at++;
+    if (l->text.at >= l->text.size)
+        return fail(err, "%s: ends inside a string; it is truncated", l->path);
+    l->text.at++;
     return 0;
 }
 
 /* Upper bound on the number of entries: every one has a colon outside of its string. */
 static inline size_t tokenizer_count_entries(const TokenLoader *l) {
     size_t n = 0;
-    for (size_t i = 0; i < l->size; i++) n += l->data[i] == ':';
+    for (size_t i = 0; i < l->text.size; i++) n += l->text.data[i] == ':';
     return n;
 }
 
 /* {"string": id, ...} into names, and the count into t->vocab. */
 static inline int tokenizer_parse_json(Tokenizer *t, TokenLoader *l, char *err) {
-    if (!tokenizer_expect(l, '{'))
+    if (!json_expect(&l->text, '{'))
         return fail(err, "%s: does not start with '{'; it is not GPT-2's encoder.json", l->path);
     do {
         const char *string = l->pool + l->pool_count;
         if (tokenizer_json_string(l, err)) return -1;
         size_t n = l->pool_count - (size_t)(string - l->pool);
-        if (!tokenizer_expect(l, ':'))
-            return fail(err, "%s: byte %zu: expected ':'", l->path, l->at);
-        tokenizer_skip_space(l);
+        if (!json_expect(&l->text, ':'))
+            return fail(err, "%s: byte %zu: expected ':'", l->path, l->text.at);
+        json_skip_space(&l->text);
         char *after;
-        const char *digits = (const char *)l->data + l->at;
+        const char *digits = (const char *)l->text.data + l->text.at;
         long id = strtol(digits, &after, 10);
         if (after == digits || id < 0 || id >= 1 << 30)
-            return fail(err, "%s: byte %zu: expected a token number", l->path, l->at);
-        l->at = (size_t)((unsigned char *)after - l->data);
+            return fail(err, "%s: byte %zu: expected a token number", l->path, l->text.at);
+        l->text.at = (size_t)((unsigned char *)after - l->text.data);
         TokenName *name = tokenizer_find_name(l, string, n);
         if (n == 0 || name->id >= 0)
-            return fail(err, "%s: byte %zu: token %ld is %s", l->path, l->at, id,
+            return fail(err, "%s: byte %zu: token %ld is %s", l->path, l->text.at, id,
                         n ? "there twice" : "empty");
         name->bytes = string;
         name->length = n;
         name->id = (int)id;
         t->vocab++;
-    } while (tokenizer_expect(l, ','));
-    if (!tokenizer_expect(l, '}'))
+    } while (json_expect(&l->text, ','));
+    if (!json_expect(&l->text, '}'))
         return fail(err, "%s: byte %zu: expected ',' or '}'; the file is damaged or truncated",
-                    l->path, l->at);
+                    l->path, l->text.at);
     return 0;
 }
 
@@ -569,12 +509,12 @@ static inline int tokenizer_index(Tokenizer *t, const TokenLoader *l, char *err)
 static inline int tokenizer_load_vocabulary(Tokenizer *t, TokenLoader *l, const char *path,
                                             char *err) {
     l->path = path;
-    l->data = tokenizer_read(path, &l->size, err);
-    if (!l->data) return -1;
+    l->text.data = tokenizer_read(path, &l->text.size, err);
+    if (!l->text.data) return -1;
     size_t slots = 1024, entries = tokenizer_count_entries(l);
     while (slots < 2 * entries) slots *= 2;
     l->names = (TokenName *)malloc(slots * sizeof(TokenName));
-    l->pool = (char *)malloc(l->size + 1);
+    l->pool = (char *)malloc(l->text.size + 1);
     if (!l->names || !l->pool) return fail(err, "out of memory loading %s", path);
     for (size_t i = 0; i < slots; i++) l->names[i].id = -1;
     l->name_mask = slots - 1;
@@ -590,7 +530,7 @@ static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned cha
     lengths[0] = lengths[1] = 0;
     for (size_t i = 0; i < n;) {
         uint32_t code = 0;
-        size_t k = tokenizer_utf8(s + i, n - i, &code);
+        size_t k = utf8_decode(s + i, n - i, &code);
         if (k == 0) return -1;
         i += k;
         if (code == ' ') {
@@ -606,17 +546,17 @@ static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned cha
 
 /* vocab.bpe into merges: a version line, then one merge a line, the earliest first. */
 static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char *path, char *err) {
-    free(l->data);
+    free(l->text.data);
     free(l->pool);
     l->pool = NULL;
     l->path = path;
-    l->data = tokenizer_read(path, &l->size, err);
-    char *pair = l->data ? (char *)malloc(l->size + 1) : NULL;
+    l->text.data = tokenizer_read(path, &l->text.size, err);
+    char *pair = l->text.data ? (char *)malloc(l->text.size + 1) : NULL;
     l->pool = pair;
-    if (!l->data) return -1;
+    if (!l->text.data) return -1;
     if (!pair) return fail(err, "out of memory loading %s", path);
     size_t slots = 1024, lines = 0;
-    for (size_t i = 0; i < l->size; i++) lines += l->data[i] == '\n';
+    for (size_t i = 0; i < l->text.size; i++) lines += l->text.data[i] == '\n';
     while (slots < 2 * (lines + 1)) slots *= 2;
     t->merges = (TokenMerge *)malloc(slots * sizeof(TokenMerge));
     if (!t->merges) return fail(err, "out of memory loading %s", path);
@@ -624,13 +564,13 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
     t->merge_mask = slots - 1;
     int rank = 0;
     size_t line = 0;
-    for (size_t at = 0, end; at < l->size; at = end + 1) {
-        for (end = at; end < l->size && l->data[end] != '\n'; end++) continue;
+    for (size_t at = 0, end; at < l->text.size; at = end + 1) {
+        for (end = at; end < l->text.size && l->text.data[end] != '\n'; end++) continue;
         size_t n = end - at, lengths[2];
-        if (n > 0 && l->data[end - 1] == '\r') n--;
-        if (++line == 1 && n > 8 && memcmp(l->data + at, "#version", 8) == 0) continue;
+        if (n > 0 && l->text.data[end - 1] == '\r') n--;
+        if (++line == 1 && n > 8 && memcmp(l->text.data + at, "#version", 8) == 0) continue;
         if (n == 0) continue;
-        if (tokenizer_parse_merge(l, l->data + at, n, pair, lengths))
+        if (tokenizer_parse_merge(l, l->text.data + at, n, pair, lengths))
             return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; it is not GPT-2's vocab.bpe",
                         path, line);
         int left = tokenizer_find_name(l, pair, lengths[0])->id;
@@ -665,7 +605,7 @@ static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const c
     if (bad) fail(err, "out of memory loading %s", encoder_json);
     bad = bad || tokenizer_load_vocabulary(t, &l, encoder_json, err);
     bad = bad || tokenizer_load_merges(t, &l, vocab_bpe, err);
-    free(l.data);
+    free(l.text.data);
     free(l.pool);
     free(l.names);
     if (bad) {
