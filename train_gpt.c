@@ -6,12 +6,11 @@ GPT pretraining in plain C, forward and backward by hand. Read it top to bottom:
     loss         logits -> loss and the head's gradient
     backward     loss -> gradients
     update       gradients -> parameters, by the plan (CM, Muon, AdamW)
-    memory       what a model takes, its allocation, its initial parameters
     validation, a step, the loop, main
 
 What a machine is good at is in the backend's headers (llmc/cpu, llmc/cuda); this file is written once
 for all machines. On a GPU all work is queued and done in order; the program waits where it reads a
-result. What surrounds the model (checkpoints, reports, data, signals) is in llmc/run.h.
+result. A model's memory is in llmc/memory.h; checkpoints, data and signals are in llmc/run.h.
 
 Shapes: B sequences of T tokens each, N = B T, C width, L layers, NH query heads and NKV key/value heads
 of width HS, A = NH HS, QKV = (NH + 2 NKV) HS, F MLP width, H outputs of the MLP's first matrix (F, or
@@ -20,10 +19,7 @@ of width HS, A = NH HS, QKV = (NH + 2 NKV) HS, F MLP width, H outputs of the MLP
 #ifndef BACKEND_READY
 #include "llmc/cpu/backend.h"
 #endif
-#include <unistd.h>
-
 #include "llmc/guard.h"
-#include "llmc/rope.h"
 #include "llmc/run.h"
 #include "llmc/schedule.h"
 
@@ -41,51 +37,44 @@ typedef enum {
     KEEP_BACKWARD      /* one in training: gradients of the layer that the backward pass is at */
 } Keep;
 
-/* Every activation, once: X(type, name, for how many layers, elements of one layer). */
+/* Every activation, once: X(type, name, for how many layers, elements of one layer). Struct, layout and
+   the view of a block are made from this list. */
+/* clang-format off */
 #define ACTIVATIONS(X)                                                                             \
-    X(floatX, embed, KEEP_EMBED_NORM, N *C)   /* (N,C) before the embedding's norm */              \
-    X(floatX, x, KEEP_STREAM, N *C)           /* (N,C) the residual stream before the block */     \
-    X(floatX, x_mid, KEEP_UNLESS_BLOCK, N *C) /* (N,C) between attention and MLP */                \
-    X(floatX, norm1, KEEP_UNLESS_NORM, N *C)  /* (N,C) */                                          \
-    X(floatX, norm2, KEEP_UNLESS_NORM, N *C)  /* (N,C) */                                          \
-    X(floatX, normf, KEEP_ONE, N *C)          /* (N,C) */                                          \
-    X(floatX, qkv, KEEP_UNLESS_BLOCK, N *QKV) /* (N,QKV) queries and keys normed, rotated */       \
-    X(floatX, att, KEEP_UNLESS_BLOCK, N *A)   /* (N,A) */                                          \
-    X(floatX, fc, KEEP_UNLESS_BLOCK, N *H)    /* (N,H) */                                          \
-    X(floatX, act, KEEP_UNLESS_ACT, N *F)     /* (N,F) */                                          \
-    X(floatM, mean0, KEEP_ONE, N)             /* (N), as all means and reciprocal deviations */    \
-    X(floatM, rstd0, KEEP_ONE, N)                                                                  \
-    X(floatM, mean1, KEEP_UNLESS_BLOCK, N)                                                         \
-    X(floatM, rstd1, KEEP_UNLESS_BLOCK, N)                                                         \
-    X(floatM, mean2, KEEP_UNLESS_BLOCK, N)                                                         \
-    X(floatM, rstd2, KEEP_UNLESS_BLOCK, N)                                                         \
-    X(floatM, meanf, KEEP_ONE, N)                                                                  \
-    X(floatM, rstdf, KEEP_ONE, N)                                                                  \
-    X(floatM, qk_rstd, KEEP_UNLESS_BLOCK, N *(NH + NKV)) /* (N,NH+NKV) */                          \
-    X(floatM, lse, KEEP_UNLESS_BLOCK, N *NH)   /* (B,NH,T) log-sum-exp of attention's rows */      \
-    X(floatM, losses, KEEP_ONE, N)             /* (N) */                                           \
-    X(double, loss_sum, KEEP_ONE, 1)           /* of the batches since take_loss */                \
-    X(floatX, logits, KEEP_ONE, R *Vp)         /* (R,Vp) */                                        \
-    X(floatX, block_out, KEEP_ONE, N *C)       /* (N,C) what a half block adds to the stream */    \
-    X(floatX, dx, KEEP_BACKWARD, N *C)         /* (N,C) */                                         \
-    X(floatX, dnorm, KEEP_BACKWARD, N *C)      /* (N,C) */                                         \
-    X(floatX, dqkv, KEEP_BACKWARD, N *QKV)     /* (N,QKV) */                                       \
-    X(floatX, datt, KEEP_BACKWARD, N *A)       /* (N,A) */                                         \
-    X(floatX, dfc, KEEP_BACKWARD, N *H)        /* (N,H) */                                         \
-    X(floatX, dact, KEEP_BACKWARD, N *F)       /* (N,F) */                                         \
-    X(int, tokens, KEEP_ONE, DEVICE_TOKENS(N)) /* (B,T), in the backend's form */                  \
-    X(int, targets, KEEP_ONE, N)               /* (B,T), -1 for none */
+    X(floatX, embed, KEEP_EMBED_NORM, N * C)      /* (N,C) before the embedding's norm */          \
+    X(floatX, x, KEEP_STREAM, N * C)              /* (N,C) the residual stream before the block */ \
+    X(floatX, x_mid, KEEP_UNLESS_BLOCK, N * C)    /* (N,C) the stream between attention and MLP */ \
+    X(floatX, norm1, KEEP_UNLESS_NORM, N * C)     /* (N,C) */                                      \
+    X(floatX, norm2, KEEP_UNLESS_NORM, N * C)     /* (N,C) */                                      \
+    X(floatX, normf, KEEP_ONE, N * C)             /* (N,C) */                                      \
+    X(floatX, qkv, KEEP_UNLESS_BLOCK, N * QKV)    /* (N,QKV) queries and keys normed, rotated */   \
+    X(floatX, att, KEEP_UNLESS_BLOCK, N * A)      /* (N,A) */                                      \
+    X(floatX, fc, KEEP_UNLESS_BLOCK, N * H)       /* (N,H) */                                      \
+    X(floatX, act, KEEP_UNLESS_ACT, N * F)        /* (N,F) */                                      \
+    X(floatM, mean0, KEEP_ONE, N) X(floatM, rstd0, KEEP_ONE, N)                                    \
+    X(floatM, mean1, KEEP_UNLESS_BLOCK, N) X(floatM, rstd1, KEEP_UNLESS_BLOCK, N)                  \
+    X(floatM, mean2, KEEP_UNLESS_BLOCK, N) X(floatM, rstd2, KEEP_UNLESS_BLOCK, N)                  \
+    X(floatM, meanf, KEEP_ONE, N) X(floatM, rstdf, KEEP_ONE, N)                                    \
+    X(floatM, qk_rstd, KEEP_UNLESS_BLOCK, N * (NH + NKV)) /* (N,NH+NKV) */                         \
+    X(floatM, lse, KEEP_UNLESS_BLOCK, N * NH)     /* (B,NH,T) log-sum-exp of attention's rows */   \
+    X(floatM, losses, KEEP_ONE, N)                /* (N) */                                        \
+    X(double, loss_sum, KEEP_ONE, 1)              /* of the batches since take_loss */             \
+    X(floatX, logits, KEEP_ONE, R * Vp)           /* (R,Vp) */                                     \
+    X(floatX, block_out, KEEP_ONE, N * C)         /* (N,C) what a half block adds to the stream */ \
+    X(floatX, dx, KEEP_BACKWARD, N * C)           /* (N,C) */                                      \
+    X(floatX, dnorm, KEEP_BACKWARD, N * C)        /* (N,C) */                                      \
+    X(floatX, dqkv, KEEP_BACKWARD, N * QKV)       /* (N,QKV) */                                    \
+    X(floatX, datt, KEEP_BACKWARD, N * A)         /* (N,A) */                                      \
+    X(floatX, dfc, KEEP_BACKWARD, N * H)          /* (N,H) */                                      \
+    X(floatX, dact, KEEP_BACKWARD, N * F)         /* (N,F) */                                      \
+    X(int, tokens, KEEP_ONE, DEVICE_TOKENS(N))    /* (B,T), in the backend's form */               \
+    X(int, targets, KEEP_ONE, N)                  /* (B,T), -1 for none */
+/* clang-format on */
 
 #define ACTIVATION_FIELD(TYPE, NAME, KEEP, ELEMENTS) TYPE *NAME;
 typedef struct {
     ACTIVATIONS(ACTIVATION_FIELD)
 } Acts;
-
-/* Keys and values of the tokens read so far, (L,T,NKV HS) each, normed and rotated: what generation
-   keeps. NULL in training. */
-typedef struct {
-    floatX *k, *v;
-} Cache;
 
 typedef struct {
     const Config *c; /* resolved; outlives the model */
@@ -98,50 +87,14 @@ typedef struct {
     void *acts_memory;
     size_t acts_bytes;
     floatM *cosine, *sine; /* (T,HS/2), NULL without rotary positions */
-    Cache cache;
-    int position; /* of the first token of a sequence; 0 in training */
-    int fresh;    /* 1: weight gradients of matrices are set, not added to */
+    floatX *keys, *values; /* (L,T,NKV HS) of the tokens read so far, for generation; else NULL */
+    int position;          /* of the first token of a sequence; 0 in training */
+    int fresh;             /* 1: weight gradients of matrices are set, not added to */
     DeviceGraph
-        graph[2]; /* the work of a micro-batch, for a device that can replay it: with fresh 0, 1 */
+        graph[2]; /* recorded work of a micro-batch, by fresh, where a device can replay it */
 } Model;
 
-static size_t kept_layers(Keep keep, const Config *c, int training) {
-    size_t L = (size_t)c->layers;
-    switch (keep) {
-    case KEEP_STREAM: return L + 1;
-    case KEEP_UNLESS_BLOCK: return c->recompute < RECOMPUTE_BLOCK ? L : 1;
-    case KEEP_UNLESS_NORM: return c->recompute < RECOMPUTE_NORM ? L : 1;
-    case KEEP_UNLESS_ACT: return c->recompute < RECOMPUTE_ACT ? L : 1;
-    case KEEP_ONE: return 1;
-    case KEEP_EMBED_NORM: return c->embed_norm != 0;
-    case KEEP_BACKWARD: return training != 0;
-    }
-    return 0;
-}
-
-/* Points `a` to layer l's activations in an allocation at `base`, each of which begins at a multiple of
-   256 bytes. Returns the bytes of the allocation; with base NULL it only counts them. */
-static size_t acts_view(Acts *a, const Config *c, Shape s, int rows, int training, char *base,
-                        int l) {
-    const size_t N = (size_t)s.N, C = (size_t)s.C, QKV = (size_t)s.QKV, A = (size_t)s.A;
-    const size_t F = (size_t)s.F, H = (size_t)s.H, NH = (size_t)s.NH, NKV = (size_t)s.NKV;
-    const size_t Vp = (size_t)s.Vp, R = (size_t)rows;
-    size_t at = 0, layers;
-#define ACTIVATION_VIEW(TYPE, NAME, KEEP, ELEMENTS)                                                \
-    layers = kept_layers(KEEP, c, training);                                                       \
-    a->NAME =                                                                                      \
-        base ? (TYPE *)(void *)(base + at) + (layers > 1 ? (size_t)l * (ELEMENTS) : 0) : NULL;     \
-    at += (layers * (ELEMENTS) * sizeof(TYPE) + 255) / 256 * 256;
-    ACTIVATIONS(ACTIVATION_VIEW)
-    return at;
-}
-
-/* The activations of layer l. Of layer L there is only x. */
-static Acts block_at(const Model *m, int l) {
-    Acts a;
-    acts_view(&a, m->c, m->s, m->R, m->training, (char *)m->acts_memory, l);
-    return a;
-}
+#include "llmc/memory.h" /* where activations lie; model_create, model_init, model_free */
 
 /* A tensor in layer l: as the layers read it, the parameter itself, its gradient. NULL if the model has
    none, or if no gradient is wanted. */
@@ -164,15 +117,15 @@ static TensorId head_id(const Model *m) { return m->c->tied ? T_WTE : T_WHEAD; }
    attends to all that it holds. */
 static void block_attention(Model *m, Acts b, int l, Shape s) {
     const Config *c = m->c;
-    if (m->cache.k) {
+    if (m->keys) {
         size_t KV = (size_t)s.NKV * s.HS, layer = (size_t)l * m->s.T * KV;
         size_t at = layer + (size_t)m->position * KV, row = (size_t)s.QKV * sizeof(floatX);
         size_t bytes = KV * sizeof(floatX), n = (size_t)s.N;
-        device_copy_rows(m->cache.k + at, bytes, b.qkv + s.A, row, bytes, n);
-        device_copy_rows(m->cache.v + at, bytes, b.qkv + s.A + KV, row, bytes, n);
+        device_copy_rows(m->keys + at, bytes, b.qkv + s.A, row, bytes, n);
+        device_copy_rows(m->values + at, bytes, b.qkv + s.A + KV, row, bytes, n);
         if (m->position > 0) {
-            attention_decode(b.att, b.qkv, m->cache.k + layer, m->cache.v + layer, m->position,
-                             s.NH, s.NKV, s.HS, c->attn_scale);
+            attention_decode(b.att, b.qkv, m->keys + layer, m->values + layer, m->position, s.NH,
+                             s.NKV, s.HS, c->attn_scale);
             return;
         }
     }
@@ -365,9 +318,6 @@ static void accumulate_gradient(Model *m, const int *tokens, const int *targets,
 /* ---------------------------------------------------------------------------------------------- */
 /* update */
 
-/* Whether the layers read a copy of the parameters in a type of its own. */
-static int has_copy(void) { return sizeof(floatX) != sizeof(floatM); }
-
 /* One optimizer step on the accumulated gradient, which is multiplied by `clip`. `step` counts from 0. */
 static void optimizer_step(Model *m, int step, double clip) {
     const Config *c = m->c;
@@ -387,142 +337,6 @@ static void optimizer_step(Model *m, int step, double clip) {
     plan_step(&m->plan, &p->r, c, &s);
     for (int i = 0; has_copy() && plan_stale(&m->plan, &p->r, i, &first, &n); i++)
         cast_weights(p->weight + first, p->param + first, n);
-}
-
-/* ---------------------------------------------------------------------------------------------- */
-/* memory */
-
-/* Bytes of the cosines, and of the sines; 0 without rotary positions. */
-static size_t rotary_bytes(const Config *c) {
-    if (c->pos != POS_ROPE && c->pos != POS_ROPE_HALF) return 0;
-    return (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
-}
-
-/* Rows of logits at a time: --logit-rows, or as many as the device works well with. */
-static int logit_rows(const Config *c) {
-    Shape s = shape_of(c);
-    if (c->logit_rows) return min_int(c->logit_rows, s.N);
-    return device_logit_rows(s.N, (size_t)s.Vp * sizeof(floatX));
-}
-
-/* Bytes of every purpose. */
-static Memory model_memory(const Config *c, const Registry *r, const Plan *plan, int training) {
-    Acts none;
-    Memory m = {0, 0, 0, 0, 0, 0};
-    int R = logit_rows(c);
-    m.parameters = r->size[SLOT_PARAM] * sizeof(floatM);
-    if (has_copy()) m.parameters += r->size[SLOT_WEIGHT] * sizeof(floatX);
-    if (training) {
-        m.gradients = r->size[SLOT_GRAD] * sizeof(floatM);
-        m.optimizer = (r->size[SLOT_MOMENT] + plan->v_size + plan->arena_size) * sizeof(floatM);
-        if (c->log_groups) m.optimizer += r->size[SLOT_PARAM] * sizeof(floatM);
-    }
-    m.activations = acts_view(&none, c, shape_of(c), R, training, NULL, 0) + 2 * rotary_bytes(c);
-    m.workspace = device_workspace(c, R, training);
-    m.total = m.parameters + m.gradients + m.optimizer + m.activations + m.workspace;
-    return m;
-}
-
-/* Refuses a run that the device has no memory for, naming the largest batch that fits. Before that it
-   takes fewer rows of logits at a time. */
-static int check_memory(Config *c, const Registry *r, const Plan *plan, char *err) {
-    double room = (double)device_memory_free();
-    Config smaller = *c;
-    Memory need = model_memory(c, r, plan, 1);
-    if (room == 0 || (double)need.total <= room) return 0; /* 0: the device does not tell */
-    while (!c->logit_rows && logit_rows(&smaller) >= 512) {
-        smaller.logit_rows = logit_rows(&smaller) / 2 / 256 * 256;
-        if ((double)model_memory(&smaller, r, plan, 1).total > room) continue;
-        c->logit_rows = smaller.logit_rows;
-        printf("memory   is short: logits are formed %d rows at a time\n", c->logit_rows);
-        return 0;
-    }
-    while (smaller.batch_size > 0 && (double)model_memory(&smaller, r, plan, 1).total > room)
-        smaller.batch_size--;
-    return refuse_memory(c, need, room, smaller.batch_size, err);
-}
-
-/* Allocates the slots of m.p.r, the plan's state and scratch. Returns -1 without memory. */
-static int params_create(Model *m) {
-    Params *p = &m->p;
-    const size_t *size = p->r.size;
-    p->param = (floatM *)device_alloc(size[SLOT_PARAM] * sizeof(floatM));
-    p->weight = (floatX *)(void *)p->param;
-    if (has_copy()) p->weight = (floatX *)device_alloc(size[SLOT_WEIGHT] * sizeof(floatX));
-    if (!p->param || !p->weight) return -1;
-    if (!m->training) return 0;
-    p->grad = (floatM *)device_alloc(size[SLOT_GRAD] * sizeof(floatM));
-    p->moment = (floatM *)device_alloc(size[SLOT_MOMENT] * sizeof(floatM));
-    p->state = (floatM *)device_alloc(m->plan.v_size * sizeof(floatM));
-    m->arena.p = (floatM *)device_alloc(m->plan.arena_size * sizeof(floatM));
-    m->arena.size = m->plan.arena_size;
-    if (!p->grad || !p->moment || !p->state || !m->arena.p) return -1;
-    if (!m->c->log_groups) return 0;
-    p->before = (floatM *)device_alloc(size[SLOT_PARAM] * sizeof(floatM));
-    return p->before ? 0 : -1;
-}
-
-/* Allocates and fills the rotary angles. Returns -1 without memory. */
-static int rotary_create(Model *m) {
-    const Config *c = m->c;
-    size_t n = rotary_bytes(c);
-    if (!n) return 0;
-    floatM *table = (floatM *)malloc(2 * n), *sine = table + n / sizeof(floatM);
-    m->cosine = (floatM *)device_alloc(n);
-    m->sine = (floatM *)device_alloc(n);
-    if (!table || !m->cosine || !m->sine) return -1;
-    rope_table(table, sine, c->seq_len, c->head_dim, c->pos, c->rope_base);
-    device_upload(m->cosine, table, n);
-    device_upload(m->sine, sine, n);
-    free(table);
-    return 0;
-}
-
-/* Allocates a model of a resolved config, which must outlive it, and of the registry and the plan that
-   were built from it. Parameters are zero. training 0: forward only. Returns 0, or -1 with a message. */
-static int model_create(Model *m, const Config *c, const Registry *r, const Plan *plan,
-                        int training, char *err) {
-    memset(m, 0, sizeof *m);
-    m->c = c;
-    m->s = shape_of(c);
-    m->R = logit_rows(c);
-    m->training = training;
-    m->p.r = *r;
-    m->plan = *plan;
-    Memory need = model_memory(c, r, plan, training);
-    m->acts_bytes = need.activations - 2 * rotary_bytes(c);
-    m->acts_memory = device_alloc(m->acts_bytes);
-    if (!m->acts_memory || params_create(m) || device_reserve(need.workspace) || rotary_create(m))
-        return refuse_allocation(need, err);
-    m->a = block_at(m, 0);
-    return 0;
-}
-
-static void model_free(Model *m) {
-    void *const memory[] = {m->p.param,  m->p.grad,  m->p.moment, m->p.state,
-                            m->p.before, m->arena.p, m->cosine,   m->acts_memory,
-                            m->sine,     m->cache.k, m->cache.v};
-    if (has_copy()) device_free(m->p.weight);
-    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) device_free(memory[i]);
-    for (int i = 0; i < 2; i++) device_graph_free(&m->graph[i]);
-    memset(m, 0, sizeof *m);
-}
-
-/* Brings the layers' copy of the parameters up to date. */
-static void refresh_weights(Model *m) {
-    if (has_copy()) cast_weights(m->p.weight, m->p.param, m->p.r.size[SLOT_PARAM]);
-}
-
-/* Sets the initial parameters of the config's seed. Returns -1 with a message without memory. */
-static int model_init(Model *m, char *err) {
-    size_t bytes = m->p.r.size[SLOT_PARAM] * sizeof(floatM);
-    floatM *host = (floatM *)malloc(bytes);
-    if (!host) return fail(err, "out of memory: initial parameters");
-    params_init(&m->p.r, host, (uint64_t)m->c->seed);
-    device_upload(m->p.param, host, bytes);
-    free(host);
-    refresh_weights(m);
-    return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -577,24 +391,6 @@ static int train_step(Run *run, Model *m, double *loss, double *norm, char *err)
 /* ---------------------------------------------------------------------------------------------- */
 /* the loop */
 
-/* What else a line of the log holds, as a JSON object: the sizes of the last update with --log-groups,
-   and the device's state where it tells. NULL if there is nothing; to be freed. */
-static char *log_extra(Model *m) {
-    char *text = NULL, state[256];
-    size_t size = 0;
-    device_state(state, sizeof state);
-    FILE *f = m->p.before || state[0] ? open_memstream(&text, &size) : NULL;
-    if (!f) return NULL;
-    fprintf(f, "{%s", state);
-    if (m->p.before) {
-        fprintf(f, "%s\"groups\": ", state[0] ? ", " : "");
-        plan_groups_json(f, &m->plan, &m->p.r, m->p.param, m->p.before);
-    }
-    fputs("}", f);
-    fclose(f);
-    return text;
-}
-
 static int run_validation(Run *run, Model *m, double *loss, char *err) {
     return validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, loss, err);
 }
@@ -614,21 +410,6 @@ static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
     if (run->peak > 0) line->mfu = flops / run->peak;
     if (run->stated_peak > 0) line->mfu_stated = flops / run->stated_peak;
     return 0;
-}
-
-/* Shows a step: a line where it was validated, else one now and then where no progress line is drawn. */
-static void print_step(Progress *progress, const Config *c, const LogLine *line) {
-    char mfu[32];
-    int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
-    mfu_text(mfu, line->mfu);
-    if (isfinite(line->val_loss))
-        progress_print(progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s%s",
-                       (int)line->step, line->train_loss, line->val_loss, line->ms, line->tok_s,
-                       mfu);
-    else if (!progress->live && line->step % every == 0)
-        progress_print(progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s%s",
-                       (int)line->step, line->train_loss, line->grad_norm, line->ms, line->tok_s,
-                       mfu);
 }
 
 /* The validation loss before the first step. */
@@ -657,7 +438,7 @@ static int train_loop(Run *run, Model *m, int *stopped, char *err) {
         int saves = last || (c->checkpoint_every && run->step % c->checkpoint_every == 0);
         if (validates && run_validation(run, m, &line.val_loss, err)) return -1;
         print_step(&progress, c, &line);
-        char *extra = log_extra(m);
+        char *extra = log_extra(&m->p, &m->plan);
         line.extra = extra;
         int status = log_line(&run->log, &line, err);
         free(extra);

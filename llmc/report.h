@@ -1,6 +1,6 @@
 /*
 What train_gpt prints about a model and a run: sizes, memory, floating-point operations, times, the
-loss curve.
+loss curve. Needs a backend's device_state.
 */
 #ifndef CM_REPORT_H
 #define CM_REPORT_H
@@ -131,6 +131,21 @@ static inline void print_peak(double measured, double stated) {
     printf("\n");
 }
 
+/* Shows a step: a line where it was validated, else one now and then where no progress line is drawn. */
+static inline void print_step(Progress *progress, const Config *c, const LogLine *line) {
+    char mfu[32];
+    int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
+    mfu_text(mfu, line->mfu);
+    if (isfinite(line->val_loss))
+        progress_print(progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s%s",
+                       (int)line->step, line->train_loss, line->val_loss, line->ms, line->tok_s,
+                       mfu);
+    else if (!progress->live && line->step % every == 0)
+        progress_print(progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s%s",
+                       (int)line->step, line->train_loss, line->grad_norm, line->ms, line->tok_s,
+                       mfu);
+}
+
 /* What --dry-run expects of a run, from the seconds of one micro-batch and of one update. */
 static inline void print_expected_time(const Config *c, double flops, double micro_batch,
                                        double update) {
@@ -142,6 +157,27 @@ static inline void print_expected_time(const Config *c, double flops, double mic
     printf("time     %s expected without validation: %.0f ms a step, %.0f of them in the update; "
            "%.0f tok/s, %.1f GFLOP/s\n",
            total, 1000 * step, 1000 * update, tokens / step, flops * tokens / step / 1e9);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* the log */
+
+/* What else a line of the log holds, as a JSON object: the sizes of the last update with --log-groups,
+   and the device's state where it tells. NULL if there is nothing; to be freed. */
+static inline char *log_extra(const Params *p, const Plan *plan) {
+    char *text = NULL, state[256];
+    size_t size = 0;
+    device_state(state, sizeof state);
+    FILE *f = p->before || state[0] ? open_memstream(&text, &size) : NULL;
+    if (!f) return NULL;
+    fprintf(f, "{%s", state);
+    if (p->before) {
+        fprintf(f, "%s\"groups\": ", state[0] ? ", " : "");
+        plan_groups_json(f, plan, &p->r, p->param, p->before);
+    }
+    fputs("}", f);
+    fclose(f);
+    return text;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
