@@ -22,6 +22,18 @@ adds:
 /* ---------------------------------------------------------------------------------------------- */
 /* context */
 
+/* Gives the model room for the keys and values of seq_len tokens, so that it may read a text piece by
+   piece. Returns 0, or -1 with a message. */
+static int cache_create(Model *m, char *err) {
+    const Shape *s = &m->s;
+    size_t bytes = (size_t)s->L * s->T * s->NKV * s->HS * sizeof(floatX);
+    m->keys = (floatX *)device_alloc(bytes);
+    m->values = (floatX *)device_alloc(bytes);
+    if (m->keys && m->values) return 0;
+    return fail(err, "out of memory: keys and values of the context take %.1f MiB",
+                mebibytes(2 * (double)bytes));
+}
+
 /* Reads n tokens at positions t, t + 1, ..., of which t = 0 or n = 1, while the model's cache holds those
    before them. The logits of the token after them, capped, are then the first row of a.logits. */
 static void read_tokens(Model *m, const int *tokens, int n, int t) {

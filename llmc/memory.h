@@ -165,18 +165,6 @@ static int model_create(Model *m, const Config *c, const Registry *r, const Plan
     return 0;
 }
 
-/* Gives the model room for the keys and values of seq_len tokens, so that it may read a text piece by
-   piece. Returns 0, or -1 with a message. */
-static int cache_create(Model *m, char *err) {
-    const Shape *s = &m->s;
-    size_t bytes = (size_t)s->L * s->T * s->NKV * s->HS * sizeof(floatX);
-    m->keys = (floatX *)device_alloc(bytes);
-    m->values = (floatX *)device_alloc(bytes);
-    if (m->keys && m->values) return 0;
-    return fail(err, "out of memory: keys and values of the context take %.1f MiB",
-                mebibytes(2 * (double)bytes));
-}
-
 static void model_free(Model *m) {
     void *const memory[] = {m->p.param,  m->p.grad,  m->p.moment, m->p.state,
                             m->p.before, m->arena.p, m->cosine,   m->acts_memory,

@@ -26,10 +26,10 @@ static int make_model(Model *m, const char *flags) {
         model_create(m, &c, 0, err))
         return check(0, "%s: %s", flags, err);
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m->r.t[id];
+        const Tensor *t = &m->p.r.t[id];
         double mean = t->init_mean, std = t->rows > 1 ? 1 / sqrt(t->cols) : 0.2;
         for (size_t i = 0; i < t->size; i++)
-            m->p[t->offset + i] = (floatM)(mean + std * rng_normal(5, (uint64_t)id, i));
+            m->p.param[t->slot[SLOT_PARAM].at + i] = (floatM)(mean + std * rng_normal(5, (uint64_t)id, i));
     }
     return 1;
 }
@@ -38,8 +38,8 @@ static int make_model(Model *m, const char *flags) {
 static void full_logits(Model *m, const int *tokens, floatX *logits) {
     int V = m->c.vocab, Vp = round_up(V, 64);
     forward(m, tokens, 1);
-    for (int t = 0; t < m->T; t++) {
-        forward_logits(m, t, 1);
+    for (int t = 0; t < m->s.T; t++) {
+        head_forward(m, t, 1);
         softcap_forward(m->a.logits, 1, V, Vp, m->c.softcap);
         memcpy(logits + (size_t)t * V, m->a.logits, (size_t)V * sizeof(floatX));
     }
@@ -77,7 +77,7 @@ static void test_decode(const char *flags) {
         prefill(&m, &cache, tokens, n);
         double worst = logits_error(m.a.logits, expected + (n - 1) * V, V);
         check(worst < 1e-5, "%s: prefill of %d tokens is off by %g", flags, n, worst);
-        check(m.T == T, "%s: prefill left sequences of %d tokens", flags, m.T);
+        check(m.s.T == T, "%s: prefill left sequences of %d tokens", flags, m.s.T);
         for (int t = n; t < T; t++) {
             decode(&m, &cache, tokens[t], t);
             worst = fmax(worst, logits_error(m.a.logits, expected + t * V, V));
