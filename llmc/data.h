@@ -72,9 +72,8 @@ typedef struct Data {
     int is_text;
     int part, order;
     int T, rows_per_step;
-    int vocab;    /* tokens at or above it are an error; set it lower after opening at will */
-    size_t count; /* tokens of all files */
-    uint64_t seed;
+    int vocab;       /* tokens at or above it are an error; set it lower after opening at will */
+    size_t count;    /* tokens of all files */
     DataState begin; /* where the current step began */
     DataState next;  /* where its next row is */
     int row;         /* rows of the current step already drawn */
@@ -302,7 +301,7 @@ static inline int data_open(Data *d, const char *pattern, int part, int order, u
     d->order = order;
     d->T = T;
     d->rows_per_step = rows_per_step;
-    d->seed = d->begin.seed = d->next.seed = seed;
+    d->begin.seed = d->next.seed = seed;
     if (data_open_files(d, pattern, err)) {
         data_close(d);
         return -1;
@@ -318,17 +317,6 @@ static inline int data_is_text(const Data *d) { return d->is_text; }
 static inline int data_token(const Data *d, const DataFile *f, size_t i) {
     if (d->is_text) return f->tokens[i];
     return f->tokens[2 * i] | f->tokens[2 * i + 1] << 8;
-}
-
-/* The largest token of all files, by reading them all (about a second per billion tokens once they
-   are in memory). A text's answer is 255, whatever bytes it holds. */
-static inline int data_max_token(const Data *d) {
-    if (d->is_text) return 255;
-    int max = 0;
-    for (size_t k = 0; k < d->num_files; k++)
-        for (size_t i = 0; i < d->files[k].count; i++)
-            max = max_int(max, data_token(d, &d->files[k], i));
-    return max;
 }
 
 /* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every
@@ -489,7 +477,6 @@ static inline int data_seek(Data *d, DataState s, char *err) {
                     "with the sequence length and data order the run was started with",
                     d->order == DATA_SHUFFLED ? "row" : "token", (unsigned long long)s.position,
                     d->files[file].path, end);
-    d->seed = s.seed;
     d->begin = d->next = s;
     d->row = 0;
     return 0;
