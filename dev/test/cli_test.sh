@@ -66,7 +66,7 @@ cp -r runs/a a.saved
 
 train $minute --run dry --dry-run
 check "--dry-run: exit status $?" [ $? -eq 0 ]
-for word in 'parameters' 'memory .* MB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'flops .* per token' 'time .* ms a step'; do
+for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'flops .* per token' 'time .* ms a step'; do
     check "--dry-run does not print \"$word\"" has out "$word"
 done
 check "--dry-run made a run folder" [ ! -e runs/dry ]
@@ -253,8 +253,8 @@ train --data text.txt --run m --layers 3 --width 512 --heads 8 --seq-len 64 --ba
 planned=$(sed -n 's/^memory *\([0-9]*\).*/\1/p' out)
 peak=$(sed -n 's/^peak memory \([0-9]*\).*/\1/p' out)
 check "memory: no report" [ "${planned:-0}" -gt 150 ]
-# 30 MB for the program and its libraries
-check "memory: $planned MB announced, $peak MB used" \
+# 30 MiB for the program and its libraries
+check "memory: $planned MiB announced, $peak MiB used" \
     awk -v a="$planned" -v b="$peak" 'BEGIN { exit !(b - 30 < 1.25 * a && b > 0.75 * a) }'
 
 # --- sampling
