@@ -6,17 +6,17 @@ The loss curve in text: training loss as a line of braille dots, validation loss
 
 #include "progress.h"
 
-/* Braille: each character is 2 x 4 dots, one bit per dot, from U+2800 on. */
+/* A braille character has 2 x 4 dots, one bit each, from U+2800 on. */
 typedef struct {
     int columns, rows;      /* characters */
     unsigned char *dots;    /* rows x columns, training loss */
-    unsigned char *markers; /* rows x columns, 1 where a validation loss stands */
-    double lo, hi;          /* loss at the lower and upper edge */
-    double highest;         /* of all losses; above hi where the scale is cut */
-    double first, last;     /* step at the left and right edge */
+    unsigned char *markers; /* rows x columns, 1 for a validation loss */
+    double lo, hi;          /* loss at the lower and the upper edge */
+    double highest;         /* largest loss; above hi if the scale is cut */
+    double first, last;     /* step at the left and the right edge */
 } Curve;
 
-/* Dot column and row of a point. */
+/* Column and row of a point, in dots. */
 static inline void curve_place(const Curve *c, double step, double value, int *x, int *y) {
     double u = c->last > c->first ? (step - c->first) / (c->last - c->first) : 0;
     double v = (c->hi - value) / (c->hi - c->lo);
@@ -40,8 +40,9 @@ static inline int curve_compare(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The loss range of the scale. The first steps of a run lie far above the rest; the scale ends
-   where three quarters of it show the lower nine tenths of the values. */
+/* Sets the range of the scale from n values each of a and b; returns how many are finite. The first steps
+   of a run are far above the rest, so the scale is cut where three quarters of it show the lower nine
+   tenths of the values. */
 static inline int curve_scale(Curve *c, const double *a, const double *b, int n) {
     double *sorted = (double *)malloc(((size_t)2 * (size_t)n + 1) * sizeof(double));
     int count = 0;
@@ -66,9 +67,9 @@ static inline int curve_scale(Curve *c, const double *a, const double *b, int n)
     return count;
 }
 
-/* Mean of the finite values in a window around each; NaN stays where it is. The window is
-   symmetric, so that the curve does not lag behind the validation loss, except at the end, where
-   the loss is flat. It grows with the run: short and long runs look equally smooth. */
+/* Means of the finite values in a window around each value; NaN stays NaN. The window is symmetric, so
+   that the curve does not lag behind the validation loss, except at the end, where the loss is flat. It
+   grows with n, so that short and long runs look equally smooth. */
 static inline void curve_smooth(const double *values, int n, double *smooth) {
     int half = n / 60, lo = 0, hi = 0, count = 0; /* the window is [lo, hi) */
     double sum = 0;
@@ -88,7 +89,7 @@ static inline void curve_smooth(const double *values, int n, double *smooth) {
     }
 }
 
-/* The segment from one training loss to the next, cut at the upper edge of the scale. */
+/* Draws the line from one training loss to the next, cut at the upper edge of the scale. */
 static inline void curve_segment(Curve *c, double step0, double loss0, double step1, double loss1) {
     int x0, y0, x1, y1;
     if (loss0 > c->hi && loss1 > c->hi) return;
@@ -129,12 +130,12 @@ static inline void curve_print_cell(FILE *f, const Curve *c, int i, int utf8, in
     }
 }
 
-/* Rows of the graph with the loss at every third, then the axis of steps. */
+/* Prints the rows of the graph, every third with its loss, then the axis of steps. */
 static inline void curve_print_graph(FILE *f, const Curve *c, int label, int utf8, int color) {
     char text[64];
     int decimals = c->hi - c->lo < 0.02 ? 4 : c->hi - c->lo < 0.2 ? 3 : 2;
     for (int r = 0; r < c->rows; r++) {
-        /* The middle of a row of characters. */
+        /* The loss at the middle of the row. */
         double value = c->hi - (c->hi - c->lo) * (4 * r + 1.5) / (4 * c->rows - 1);
         int labeled = (c->rows - 1 - r) % 3 == 0;
         if (labeled) snprintf(text, sizeof text, "%.*f", decimals, value);
@@ -155,7 +156,7 @@ static inline void curve_print_graph(FILE *f, const Curve *c, int label, int utf
     fputc('\n', f);
 }
 
-/* Steps below the axis: left, middle if there is room, right. */
+/* Prints the steps below the axis: left, middle if there is room, right. */
 static inline void curve_print_steps(FILE *f, const Curve *c, int label) {
     char line[512], text[64];
     int size = min_int(label + 2 + c->columns, (int)sizeof line - 1), half = c->columns / 2;
@@ -177,7 +178,7 @@ static inline void curve_print_steps(FILE *f, const Curve *c, int label) {
     fprintf(f, "%s\n", line);
 }
 
-/* Draws the losses of n points, steps rising, NaN where there is none; the training loss is
+/* Draws n training and validation losses by their rising steps; NaN means none. The training loss is
    smoothed. width and height are in characters and include the labels. */
 static inline void curve_print(FILE *f, const int64_t *steps, const double *train,
                                const double *val, int n, int width, int height) {

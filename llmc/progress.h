@@ -1,13 +1,10 @@
 /*
-What a person watching a run sees: a progress line that redraws itself, and a loss curve in text.
-
-On a terminal progress_update keeps one line at the bottom up to date,
+The progress line of a run. On a terminal progress_update keeps one line at the bottom up to date,
 
     step 1200/5000 ━━━━━━━━━━╸───────────────────────────── 24%  loss 3.2140  52.1k tok/s  ETA 2m05s
 
-and progress_print writes lines above it. Into a pipe or a file the line is never drawn and
-progress_print prints plain lines; how often is the caller's choice. The text functions below take
-no terminal and are what the two are made of.
+and progress_print writes lines above it. In a pipe or a file the line is never drawn, and
+progress_print prints plain lines.
 */
 #ifndef CM_PROGRESS_H
 #define CM_PROGRESS_H
@@ -18,7 +15,7 @@ no terminal and are what the two are made of.
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* 1 if the locale of the environment is UTF-8, by the rules of setlocale. */
+/* 1 if the environment asks for UTF-8, by the order in which setlocale reads it. */
 static inline int terminal_utf8(void) {
     static const char *const names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
     for (int i = 0; i < 3; i++) {
@@ -40,19 +37,20 @@ static inline int terminal_live(FILE *f) {
     return isatty(fileno(f)) && term && *term && strcmp(term, "dumb") != 0;
 }
 
-/* 1 if colors are welcome: https://no-color.org */
+/* 1 if colors are wanted: https://no-color.org */
 static inline int terminal_color(FILE *f) {
     const char *no_color = getenv("NO_COLOR");
     return terminal_live(f) && !(no_color && *no_color);
 }
 
+/* Columns of a terminal; 80 if f is none. */
 static inline int terminal_width(FILE *f) {
     struct winsize size;
     if (ioctl(fileno(f), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
     return 80;
 }
 
-/* 3s, 2m05s, 1h02m, 2d03h; "--" for what is not known. text has 32 bytes. */
+/* Writes seconds as 3s, 2m05s, 1h02m or 2d03h, and "--" for NaN; text has 32 bytes. */
 static inline void time_text(char *text, double seconds) {
     if (!(seconds >= 0 && seconds < 1e9)) {
         strcpy(text, "--");
@@ -65,7 +63,7 @@ static inline void time_text(char *text, double seconds) {
     else snprintf(text, 32, "%lldd%02lldh", s / 86400, s / 3600 % 24);
 }
 
-/* 834, 52.1k, 1.25M, 3.1G: three digits and a unit. text has 32 bytes. */
+/* Writes a number with three digits and a unit: 834, 52.1k, 1.25M, 3.10G; text has 32 bytes. */
 static inline void count_text(char *text, double value) {
     static const char *const units[] = {"", "k", "M", "G", "T"};
     int unit = 0;
@@ -85,18 +83,18 @@ static inline void count_text(char *text, double value) {
 typedef struct {
     FILE *out;
     int live, utf8, color; /* live: out is a terminal */
-    int shown;             /* the line stands on the screen */
+    int shown;             /* 1: the line is on the screen */
     int64_t step, total;
     int64_t timed;  /* steps in the average */
-    int started;    /* the first step, which warms caches and allocates, is behind us */
-    double average; /* bias-corrected exponential average of seconds per step, times `weight` */
+    int started;    /* 1 after the first step, which is slow: it warms caches and allocates */
+    double average; /* exponential average of seconds per step, times `weight` */
     double weight;  /* sum of the average's weights */
     double last;    /* when the last step ended */
     double drawn;   /* when the line was last drawn */
     double loss, tok_s;
 } Progress;
 
-/* `step` steps of `total` are done already, as after a resume. */
+/* Starts where `step` of `total` steps are done, as after a resume. */
 static inline void progress_begin(Progress *p, FILE *out, int64_t step, int64_t total) {
     memset(p, 0, sizeof *p);
     p->out = out;
@@ -111,13 +109,13 @@ static inline void progress_begin(Progress *p, FILE *out, int64_t step, int64_t 
     p->tok_s = NAN;
 }
 
-/* Seconds to the end, NaN until the second step is done. */
+/* Seconds to the end; NaN until the second step is done. */
 static inline double progress_eta(const Progress *p) {
     if (!p->timed) return NAN;
     return p->average / p->weight * (double)(p->total - p->step);
 }
 
-/* Takes the time of the steps since the last call; `now` is in seconds. */
+/* Adds the time since the last call to the average; `now` is in seconds. */
 static inline void progress_time(Progress *p, int64_t step, double now) {
     int64_t steps = step - p->step;
     if (steps > 0 && p->started) {
@@ -131,7 +129,7 @@ static inline void progress_time(Progress *p, int64_t step, double now) {
     p->last = now;
 }
 
-/* The bar alone, `cells` columns wide, at half-column resolution. */
+/* Writes the bar, `cells` columns wide, in steps of half a column. Returns its bytes. */
 static inline size_t progress_bar_text(char *text, size_t size, double fraction, int cells,
                                        int utf8, int color) {
     int halves = (int)(fraction * 2 * cells + 1e-9);
@@ -159,8 +157,8 @@ static inline size_t progress_bar_text(char *text, size_t size, double fraction,
     return min_size(used, size - 1);
 }
 
-/* The whole line in at most `width` columns: what does not fit goes, the bar first to shrink, then
-   the speed, the bar and the loss to vanish. Takes no colors into account for its width. */
+/* Writes the line in at most `width` columns. Where it does not fit, the bar shrinks first; then speed,
+   bar and loss are left out in this order. */
 static inline void progress_text(const Progress *p, char *text, size_t size, int width) {
     char eta[32], speed[32], head[96], loss[48] = "", tail[160];
     double fraction = p->total > 0 ? (double)p->step / (double)p->total : 0;
@@ -193,7 +191,7 @@ static inline void progress_text(const Progress *p, char *text, size_t size, int
     snprintf(text + used, size - used, "%s", tail);
 }
 
-/* Clears the line; progress_update draws it again. */
+/* Clears the line from the screen; progress_update draws it again. */
 static inline void progress_clear(Progress *p) {
     if (!p->shown) return;
     fputs("\r\x1b[K", p->out);
@@ -204,8 +202,8 @@ static inline void progress_clear(Progress *p) {
 static inline void progress_draw(Progress *p) {
     char line[2048], frame[2100];
     if (!p->live) return;
-    /* The last column stays free: a character there would make some terminals wrap. One write of
-       the new text over the old, cleared only behind its end, does not flicker. */
+    /* The last column stays free, since some terminals wrap after a character there. The new text is
+       written over the old one and only the rest is cleared, which does not flicker. */
     progress_text(p, line, sizeof line, terminal_width(p->out) - 1);
     int length = snprintf(frame, sizeof frame, "\r%s\x1b[K", line);
     fwrite(frame, 1, min_size((size_t)length, sizeof frame - 1), p->out);
@@ -213,7 +211,7 @@ static inline void progress_draw(Progress *p) {
     p->shown = 1;
 }
 
-/* To be called after every step. Draws at most ten times a second. */
+/* Call it after every step. Draws at most ten times a second. */
 static inline void progress_update(Progress *p, int64_t step, double loss, double tok_s) {
     double now = now_seconds();
     progress_time(p, step, now);
@@ -224,7 +222,7 @@ static inline void progress_update(Progress *p, int64_t step, double loss, doubl
     progress_draw(p);
 }
 
-/* Prints a line of its own (give no line end) above the progress line. */
+/* Prints a line, given without its line end, above the progress line. */
 __attribute__((format(printf, 2, 3))) static inline void progress_print(Progress *p,
                                                                         const char *format, ...) {
     va_list args;
