@@ -171,7 +171,8 @@ static const Flag option_flags[] = {
 #undef FIELD
 enum { OPTION_FLAGS = (int)(sizeof option_flags / sizeof option_flags[0]) };
 
-/* Opens --checkpoint, or the newest whole one of --run; path gets its name. */
+/* Opens --checkpoint, or the newest whole checkpoint of --run; path gets its name. Returns 0, or -1 with
+   a message. */
 static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) {
     char dir[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     if (o->checkpoint[0]) {
@@ -194,7 +195,7 @@ static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) 
                 dir);
 }
 
-/* The newest validation loss in the log beside the checkpoint, up to its step; NaN if unknown. */
+/* The last validation loss up to `step` in the log beside a checkpoint; NaN if there is none. */
 static double validation_loss(const char *path, int64_t step) {
     char folder[FILE_PATH_SIZE], log[FILE_PATH_SIZE], err[ERR_LEN];
     double loss = NAN;
@@ -241,7 +242,7 @@ static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *
     return 0;
 }
 
-/* Text files are trained on as bytes, which makes a vocabulary of 256; a larger one is GPT-2's. */
+/* The tokenizer of a model: bytes for a vocabulary of 256, as of text files, else GPT-2's. */
 static int load_tokenizer(Tokenizer *t, const Options *o, int vocab, char *err) {
     char reason[ERR_LEN];
     if (vocab <= 256) return tokenizer_bytes(t, err);
@@ -252,7 +253,7 @@ static int load_tokenizer(Tokenizer *t, const Options *o, int vocab, char *err) 
                 reason, vocab);
 }
 
-/* All bytes of --prompt-file, or of --prompt; the caller frees *text. */
+/* Reads --prompt-file, or copies --prompt; *text is for the caller to free. */
 static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     char block[4096];
     size_t n;
@@ -272,8 +273,8 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     return status;
 }
 
-/* The tokens to begin with, from 1 to seq_len of them: those of the prompt, or what stands before
-   a text: a line end among bytes, the end of another document among GPT-2's tokens. */
+/* The 1 to seq_len tokens to begin with: those of the prompt, or what comes before a text: a line end
+   among bytes, the end of another document among GPT-2's tokens. Returns 0, or -1 with a message. */
 static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t size,
                          TokenList *list, char *err) {
     int start = t->eot >= 0 ? t->eot : '\n';
@@ -376,7 +377,10 @@ static int load(Program *p, char *err) {
 /* Writes up to --tokens tokens after the prompt, which the context holds, and counts them. */
 static int write_tokens(Program *p, int sample, char *err) {
     const Options *o = &p->o;
-    Sampler sampler = {o->temperature, o->top_k, o->top_p, (uint64_t)o->seed};
+    Sampler sampler = {.temperature = o->temperature,
+                       .top_k = o->top_k,
+                       .top_p = o->top_p,
+                       .seed = (uint64_t)o->seed};
     for (int i = 0; i < o->tokens; i++) {
         int token = 0;
         size_t length;

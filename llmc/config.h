@@ -1,7 +1,7 @@
 /*
-Everything that can be chosen about a run: one struct, one flag table, the presets, and the checks
-that need more than one flag. The table generates the parser, --help, run.json and the README's list.
-A run with no flags at all is the TinyShakespeare run that `make train` starts.
+Everything that can be chosen about a run: one struct, one flag table, the presets, and the checks that
+need more than one flag. The table generates the parser, --help, run.json and the list of flags in the
+manual. A run without flags is the TinyShakespeare run that `make train` starts.
 */
 #ifndef CM_CONFIG_H
 #define CM_CONFIG_H
@@ -250,7 +250,7 @@ static const Flag config_flags[] = {
 #undef FIELD
 enum { CONFIG_FLAGS = (int)(sizeof config_flags / sizeof config_flags[0]) };
 
-/* Flags a preset sets where the user did not. `tiny` is the flags' own defaults. */
+/* The flags that a preset sets unless they were given. `tiny` is the defaults of the table. */
 static const char *const config_presets[] = {
     "",
     /* gpt2: Radford et al. 2019, 124M */
@@ -265,8 +265,8 @@ static const char *const config_presets[] = {
     "off "
     "--embed-norm off --softcap 0 --init gpt2 --lr-embed 0.003 --lr-head 0.003 --lr-scalar 0.003 "
     "--adam-beta1 0.9 --adam-eps 1e-8 --schedule cosine --warmup 100 --lr-final 0.1",
-    /* speedrun: the modded-nanoGPT optimization benchmark. Its loss is a sum over 524288 tokens, so
-       its Adam epsilon of 1e-10 is 1e-10 / 524288 for gradients of the mean. */
+    /* speedrun: the modded-nanoGPT optimization benchmark. Its loss is a sum over 524288 tokens, so that
+       its Adam epsilon of 1e-10 becomes 1e-10 / 524288 for gradients of the mean. */
     "--layers 12 --width 768 --heads 6 --seq-len 1024 --batch-size 4 --vocab 50304 "
     "--total-batch-tokens 524288 --steps 3250 --norm rmsnorm --norm-eps 1.1920929e-7 "
     "--pos rope-half --rope-base 1024 --qk-norm on --act relu2 --biases on --head-bias on "
@@ -277,7 +277,8 @@ static const char *const config_presets[] = {
     "--adam-eps 1.9073486e-16 --momentum 0.95 --msign simple12 --schedule trapezoid --cooldown 0.7",
 };
 
-/* Applies a string of "--flag value" pairs to every flag not marked in `given`; -1 on a bad one. */
+/* Applies a string of "--flag value" pairs to the flags that are not marked in `given` (may be NULL).
+   Returns 0, or -1 with a message. */
 static inline int config_apply(Config *c, const unsigned char *given, const char *pairs,
                                char *err) {
     char *text = strdup(pairs), *save = NULL;
@@ -312,8 +313,8 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
     return 0;
 }
 
-/* Parses a command line: defaults, then the preset, then the flags given. `given` (CONFIG_FLAGS
-   bytes) marks the latter. Returns 1 if --help was asked for, -1 with a message, else 0. */
+/* Parses a command line: defaults, then the preset, then the flags given, which are marked in `given`
+   (CONFIG_FLAGS bytes). Returns 0, 1 if --help was asked for, -1 with a message. */
 static inline int config_parse(Config *c, unsigned char *given, int argc, char **argv, char *err) {
     memset(c, 0, sizeof *c);
     memset(given, 0, CONFIG_FLAGS);
@@ -384,10 +385,10 @@ static inline int config_check_rules(const Config *c, char *err) {
     return 0;
 }
 
-/* Fills in every value that 0 or auto leaves open, and refuses what does not fit together.
-   c->vocab must have been set from the data by then. */
+/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together. c->vocab
+   must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
 static inline int config_resolve(Config *c, char *err) {
-    /* Sizes are ints in the layers; these bounds keep every product of two in range where it is one. */
+    /* Sizes are ints in the layers; with these bounds the products that are ints stay in range. */
     const double side = 1 << 24, most = 1 << 30;
     double widest = fmax((double)c->width, fmax((double)c->ff_width, (double)c->vocab));
     widest = fmax(fmax(widest, (double)c->seq_len), (double)c->heads * fmax(c->head_dim, 1));
@@ -444,7 +445,7 @@ static inline int config_resolve(Config *c, char *err) {
     return 0;
 }
 
-/* Sizes of a resolved config. */
+/* The sizes of a resolved config. */
 static inline Shape shape_of(const Config *c) {
     Shape s;
     s.B = c->batch_size;

@@ -72,8 +72,9 @@ static int logit_rows(const Config *c) {
 /* Bytes of every purpose. */
 static Memory model_memory(const Config *c, const Registry *r, const Plan *plan, int training) {
     Acts none;
-    Memory m = {0, 0, 0, 0, 0, 0};
+    Memory m;
     int R = logit_rows(c);
+    memset(&m, 0, sizeof m);
     m.parameters = r->size[SLOT_PARAM] * sizeof(floatM);
     if (has_copy()) m.parameters += r->size[SLOT_WEIGHT] * sizeof(floatX);
     if (training) {

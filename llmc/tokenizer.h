@@ -6,20 +6,19 @@ Text to tokens and back: GPT-2's byte-level BPE from its published files, or pla
     if (tokenizer_load(&t, "encoder.json", "vocab.bpe", err)) ...     or tokenizer_bytes(&t, err)
     if (tokenizer_encode(&t, text, n, 0, &list, err)) ...             appends to list.ids
     size_t length;
-    const char *bytes = tokenizer_decode(&t, id, &length);            not zero-terminated
+    const char *bytes = tokenizer_decode(&t, id, &length);            without a terminating zero
     free(list.ids);
     tokenizer_free(&t);
 
-Text is first cut into words by the pattern
+Text is cut into words by the pattern
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-with the classes of Unicode in unicode_classes.h. In every word, taken as bytes, the adjacent pair
-of tokens that stands first in vocab.bpe is then merged until none is left.
+with the classes of Unicode in unicode_classes.h. The bytes of a word are its first tokens. Then the
+adjacent pair that comes first in vocab.bpe is merged, again and again until no pair is left.
 
-Bytes that are not valid UTF-8 (overlong forms, surrogates and what lies beyond U+10FFFF included)
-count as one character each that is neither letter, number nor space. So nothing is ever lost:
-decoding gives back the bytes that were encoded, whatever they were.
+A byte that is not part of valid UTF-8 counts as one character that is neither letter, number nor space.
+So decoding always gives back the bytes that were encoded.
 
-A Tokenizer caches words while it encodes: one thread uses it at a time.
+A Tokenizer caches words while it encodes: only one thread may use it at a time.
 */
 #ifndef CM_TOKENIZER_H
 #define CM_TOKENIZER_H
@@ -32,30 +31,30 @@ A Tokenizer caches words while it encodes: one thread uses it at a time.
 
 #define TOKENIZER_EOT_TEXT "<|endoftext|>"
 
-/* Growing list of token ids; start from zeros, release with free(list.ids). */
+/* A growing list of token ids: starts as zeros, ends with free(list.ids). */
 typedef struct {
     int *ids;
     size_t count, capacity;
 } TokenList;
 
-/* The pair (left, right) becomes `merged`; pairs of lower rank go first. Empty: merged = -1. */
+/* The pair (left, right) becomes `merged`; pairs of lower rank come first. merged -1: an empty slot. */
 typedef struct {
     int left, right, rank, merged;
 } TokenMerge;
 
-/* A word and its tokens, one cache line. Longer words are not cached. Empty: length = 0. */
+/* A word and its tokens, one cache line. Longer words are not cached. length 0: an empty slot. */
 typedef struct {
     unsigned char length, count, bytes[22];
     int ids[10];
 } TokenWord;
 
-/* A word being merged is a doubly linked list of tokens... */
+/* A word that is being merged is a doubly linked list of tokens */
 typedef struct {
     int id; /* -1: merged into its left neighbour */
     size_t previous, next;
 } TokenNode;
 
-/* ...and a heap of the pairs that could be merged, some of them out of date. */
+/* and a heap of pairs that could be merged, some of which are out of date. */
 typedef struct {
     int rank, left, right, merged;
     size_t at;
@@ -83,7 +82,7 @@ typedef struct {
 
 enum { TOKEN_OTHER, TOKEN_LETTER, TOKEN_NUMBER, TOKEN_SPACE };
 
-/* Fills the table of classes with one of the generated range lists. */
+/* Enters one of the generated lists of ranges into the table of classes. */
 static inline void tokenizer_fill_class(unsigned char *classes, const uint32_t (*ranges)[2],
                                         size_t n, int class_id) {
     for (size_t i = 0; i < n; i++)
@@ -112,7 +111,7 @@ static inline int tokenizer_class(const Tokenizer *t, uint32_t c) {
     return TOKEN_OTHER; /* all white space is below 65536 */
 }
 
-/* Class and length of the character at s; n > 0 bytes are left. */
+/* Class and length of the character at s, of which n > 0 bytes are in bounds. */
 static inline int tokenizer_char(const Tokenizer *t, const unsigned char *s, size_t n,
                                  size_t *length) {
     uint32_t code = 0;
@@ -124,7 +123,7 @@ static inline int tokenizer_char(const Tokenizer *t, const unsigned char *s, siz
     return tokenizer_class(t, code);
 }
 
-/* Length of the word at the start of s, n > 0 bytes. */
+/* Length of the word with which s begins, n > 0 bytes. */
 static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, size_t n) {
     if (s[0] == '\'' && n > 1) {
         char a = (char)s[1], b = n > 2 ? (char)s[2] : 0;
@@ -145,7 +144,7 @@ static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, 
         last = i;
         i += k;
     }
-    /* White space before a word leaves its last character behind, unless that is all there is:
+    /* The last character of white space goes to the word after it, unless there is only one:
        \s+(?!\S) comes before \s+. */
     if (c == TOKEN_SPACE && i < n && last > 0) return last;
     return i;
@@ -190,7 +189,7 @@ static inline int tokenizer_append(TokenList *list, const int *ids, size_t n, ch
     return 0;
 }
 
-/* Lower rank first, then from left to right. */
+/* 1 if pair a is merged before b: it has a lower rank, or an equal one and is further left. */
 static inline int tokenizer_before(const TokenPair *a, const TokenPair *b) {
     return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
 }
@@ -244,7 +243,7 @@ static inline int tokenizer_merge(Tokenizer *t, const unsigned char *word, size_
     while (t->heap_count > 0) {
         TokenPair p = tokenizer_pop(t);
         TokenNode *node = &t->nodes[p.at];
-        if (node->id != p.left || node->next == SIZE_MAX) continue; /* out of date */
+        if (node->id != p.left || node->next == SIZE_MAX) continue; /* the pair is out of date */
         TokenNode *right = &t->nodes[node->next];
         if (right->id != p.right) continue;
         node->id = p.merged;
@@ -287,7 +286,7 @@ static inline int tokenizer_encode(Tokenizer *t, const char *text, size_t n, int
     size_t mark = out->count, eot_length = strlen(TOKENIZER_EOT_TEXT);
     int bad = 0;
     while (s < end && !bad) {
-        /* [s, stop) has no special token in it; behind it comes one, or the end */
+        /* [s, stop) has no special token; one follows, or the end */
         const unsigned char *stop = special && t->eot >= 0 ? s : end;
         while (stop < end && ((size_t)(end - stop) < eot_length ||
                               memcmp(stop, TOKENIZER_EOT_TEXT, eot_length) != 0)) {
@@ -332,7 +331,7 @@ static inline void tokenizer_free(Tokenizer *t) {
     memset(t, 0, sizeof(*t));
 }
 
-/* The whole file with a zero behind it; free() it. NULL after an error. */
+/* Reads a file and adds a zero byte; for the caller to free. NULL with a message after an error. */
 static inline unsigned char *tokenizer_read(const char *path, size_t *n, char *err) {
     FILE *f = fopen(path, "rb");
     if (!f) {
@@ -369,8 +368,8 @@ static inline unsigned char *tokenizer_read(const char *path, size_t *n, char *e
     return data;
 }
 
-/* GPT-2's files write every byte as one printable character: the printable Latin-1 bytes as
-   themselves, the 68 others as U+0100 on, in order. Gives the byte, or -1. */
+/* The byte that a character of GPT-2's files stands for, or -1. Printable Latin-1 bytes are written as
+   themselves, the 68 others in order as U+0100 and on. */
 static inline int tokenizer_byte_of(uint32_t code) {
     int others = 0;
     for (int b = 0; b < 256; b++) {
@@ -381,7 +380,7 @@ static inline int tokenizer_byte_of(uint32_t code) {
     return -1;
 }
 
-/* A string from bytes to token ids, while loading. */
+/* A token's bytes and its id, while loading. */
 typedef struct {
     const char *bytes;
     size_t length;
@@ -406,7 +405,7 @@ static inline TokenName *tokenizer_find_name(const TokenLoader *l, const char *s
     return &l->names[slot];
 }
 
-/* A JSON string in the alphabet of bytes, appended to the pool. */
+/* Reads a JSON string of characters that stand for bytes, and appends these bytes to the pool. */
 static inline int tokenizer_json_string(TokenLoader *l, char *err) {
     if (!json_expect(&l->text, '"'))
         return fail(err, "%s: byte %zu: expected a string; the file is not GPT-2's encoder.json",
@@ -427,14 +426,14 @@ static inline int tokenizer_json_string(TokenLoader *l, char *err) {
     return 0;
 }
 
-/* Upper bound on the number of entries: every one has a colon outside of its string. */
+/* An upper bound of the number of entries: each has a colon outside of its string. */
 static inline size_t tokenizer_count_entries(const TokenLoader *l) {
     size_t n = 0;
     for (size_t i = 0; i < l->text.size; i++) n += l->text.data[i] == ':';
     return n;
 }
 
-/* {"string": id, ...} into names, and the count into t->vocab. */
+/* Reads {"string": id, ...} into names and counts the entries in t->vocab. */
 static inline int tokenizer_parse_json(Tokenizer *t, TokenLoader *l, char *err) {
     if (!json_expect(&l->text, '{'))
         return fail(err, "%s: does not start with '{'; it is not GPT-2's encoder.json", l->path);
@@ -466,7 +465,7 @@ static inline int tokenizer_parse_json(Tokenizer *t, TokenLoader *l, char *err) 
     return 0;
 }
 
-/* names in the order of their ids into bytes and offsets. */
+/* Copies the names, in the order of their ids, to bytes and offsets. */
 static inline int tokenizer_index(Tokenizer *t, const TokenLoader *l, char *err) {
     size_t n = (size_t)t->vocab;
     TokenName **order = (TokenName **)calloc(n, sizeof(*order));
@@ -487,7 +486,7 @@ static inline int tokenizer_index(Tokenizer *t, const TokenLoader *l, char *err)
     for (size_t i = 0; i < n && !bad; i++) {
         t->offsets[i] = at;
         memcpy(t->bytes + at, order[i]->bytes, order[i]->length);
-        order[i]->bytes = t->bytes + at; /* stays valid when the pool goes */
+        order[i]->bytes = t->bytes + at; /* which outlives the pool */
         at += order[i]->length;
     }
     if (!bad) t->offsets[n] = at;
@@ -523,7 +522,7 @@ static inline int tokenizer_load_vocabulary(Tokenizer *t, TokenLoader *l, const 
     return tokenizer_index(t, l, err);
 }
 
-/* One line of vocab.bpe, "LEFT RIGHT" in the alphabet of bytes: both into pair, back to back. */
+/* Reads a line of vocab.bpe, "LEFT RIGHT": the bytes of both go to pair, one after the other. */
 static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned char *s, size_t n,
                                         char *pair, size_t lengths[2]) {
     size_t side = 0, at = 0;
@@ -544,7 +543,7 @@ static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned cha
     return lengths[0] && lengths[1] ? 0 : -1;
 }
 
-/* vocab.bpe into merges: a version line, then one merge a line, the earliest first. */
+/* Reads vocab.bpe into merges: a version line, then a merge a line, in rising rank. */
 static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char *path, char *err) {
     free(l->text.data);
     free(l->pool);
@@ -592,7 +591,8 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
     return 0;
 }
 
-/* Reads GPT-2's encoder.json and vocab.bpe, or others in the same format. */
+/* Reads GPT-2's encoder.json and vocab.bpe, or other files of this format. Returns 0, or -1 with a
+   message. */
 static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const char *vocab_bpe,
                                  char *err) {
     TokenLoader l;
@@ -620,7 +620,8 @@ static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const c
     return 0;
 }
 
-/* Every byte is a token: 256 of them, no <|endoftext|>. What text files are trained with. */
+/* The tokenizer of text files: every byte is a token, and there is no <|endoftext|>. Returns 0, or -1
+   with a message. */
 static inline int tokenizer_bytes(Tokenizer *t, char *err) {
     memset(t, 0, sizeof(*t));
     t->vocab = 256;

@@ -276,7 +276,14 @@ static inline size_t plan_take(Plan *plan, const Registry *r, Part part, const c
     int layers = r->t[part.id].slot[SLOT_MOMENT].layers;
     size_t at = plan->v_size, n = (size_t)layers * rows * cols;
     if (n) {
-        StateTensor t = {"", at, n, {layers, rows, cols}, part, 0, 0};
+        StateTensor t;
+        memset(&t, 0, sizeof t);
+        t.at = at;
+        t.size = n;
+        t.dims[0] = layers;
+        t.dims[1] = rows;
+        t.dims[2] = cols;
+        t.part = part;
         snprintf(t.name, sizeof t.name, "%s%s.%s", r->t[part.id].name, part_name(r, part), name);
         plan->state[plan->states++] = t;
     }
