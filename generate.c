@@ -3,9 +3,9 @@ Samples text from a checkpoint of train_gpt:
 
     ./generate --run shakespeare --prompt "ROMEO:" --tokens 300
 
-The text goes to stdout, character by character, and nothing else does; reports about it go to stderr.
-The model is that of train_gpt.c, which keeps keys and values of the tokens that it has read. This file
-adds:
+The text goes to stdout, character by character, and nothing else does; reports about it go to
+stderr. The model is that of train_gpt.c, which keeps keys and values of the tokens that it has
+read. This file adds:
 
     context      the tokens that the model sees, and what happens when there are too many
     text         tokens to characters that a terminal can show
@@ -22,8 +22,8 @@ adds:
 /* ---------------------------------------------------------------------------------------------- */
 /* context */
 
-/* Gives the model room for the keys and values of seq_len tokens, so that it may read a text piece by
-   piece. Returns 0, or -1 with a message. */
+/* Gives the model room for the keys and values of seq_len tokens, so that it may read a text piece
+   by piece. Returns 0, or -1 with a message. */
 static int cache_create(Model *m, char *err) {
     const Shape *s = &m->s;
     size_t bytes = (size_t)s->L * s->T * s->NKV * s->HS * sizeof(floatX);
@@ -34,8 +34,9 @@ static int cache_create(Model *m, char *err) {
                 mebibytes(2 * (double)bytes));
 }
 
-/* Reads n tokens at positions t, t + 1, ..., of which t = 0 or n = 1, while the model's cache holds those
-   before them. The logits of the token after them, capped, are then the first row of a.logits. */
+/* Reads n tokens at positions t, t + 1, ..., of which t = 0 or n = 1, while the model's cache holds
+   those before them. The logits of the token after them, capped, are then the first row of
+   a.logits. */
 static void read_tokens(Model *m, const int *tokens, int n, int t) {
     m->position = t;
     device_send(m->a.tokens, tokens, (size_t)n * sizeof(int)); /* the forward pass needs no more */
@@ -44,9 +45,10 @@ static void read_tokens(Model *m, const int *tokens, int n, int t) {
     softcap_forward(m->a.logits, 1, m->s.V, m->s.Vp, m->c->softcap);
 }
 
-/* The tokens that the model sees, at positions 0..count-1. It was trained on seq_len positions and knows
-   no others. When they are used up, the later half of the tokens moves to the front and is read again:
-   half a context of past is left, and the cost is one forward pass every seq_len / 2 tokens. */
+/* The tokens that the model sees, at positions 0..count-1. It was trained on seq_len positions and
+   knows no others. When they are used up, the later half of the tokens moves to the front and is
+   read again: half a context of past is left, and the cost is one forward pass every seq_len / 2
+   tokens. */
 typedef struct {
     Model *m;
     int *tokens, count;
@@ -89,9 +91,9 @@ static void context_append(Context *x, int token) {
 /* ---------------------------------------------------------------------------------------------- */
 /* text */
 
-/* Bytes on their way out. A token may end inside a character, so up to three bytes wait for the rest
-   of the character. A file or pipe gets every byte unchanged. For a terminal, invalid UTF-8 and control
-   characters become U+FFFD, because an untrained model writes escape sequences too. */
+/* Bytes on their way out. A token may end inside a character, so up to three bytes wait for the
+   rest of the character. A file or pipe gets every byte unchanged. For a terminal, invalid UTF-8
+   and control characters become U+FFFD, because an untrained model writes escape sequences too. */
 typedef struct {
     FILE *out;
     int terminal, held;
@@ -171,8 +173,8 @@ static const Flag option_flags[] = {
 #undef FIELD
 enum { OPTION_FLAGS = (int)(sizeof option_flags / sizeof option_flags[0]) };
 
-/* Opens --checkpoint, or the newest whole checkpoint of --run; path gets its name. Returns 0, or -1 with
-   a message. */
+/* Opens --checkpoint, or the newest whole checkpoint of --run; path gets its name. Returns 0, or -1
+   with a message. */
 static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) {
     char dir[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     if (o->checkpoint[0]) {
@@ -209,11 +211,12 @@ static double validation_loss(const char *path, int64_t step) {
     return loss;
 }
 
-/* Models of fewer parameters run on one thread unless --threads says otherwise: their layers end sooner
-   than threads meet. */
+/* Models of fewer parameters run on one thread unless --threads says otherwise: their layers end
+   sooner than threads meet. */
 enum { SMALL_MODEL = 10000000 };
 
-/* The flags of a checkpoint's run, resolved for generation: one sequence at a time, no backward pass. */
+/* The flags of a checkpoint's run, resolved for generation: one sequence at a time, no backward
+   pass. */
 static int load_config(Config *c, const Ckpt *ckpt, int threads, char *err) {
     uint64_t vocab;
     memset(c, 0, sizeof *c);
@@ -273,8 +276,9 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     return status;
 }
 
-/* The 1 to seq_len tokens to begin with: those of the prompt, or what comes before a text: a line end
-   among bytes, the end of another document among GPT-2's tokens. Returns 0, or -1 with a message. */
+/* The 1 to seq_len tokens to begin with: those of the prompt, or what comes before a text: a line
+   end among bytes, the end of another document among GPT-2's tokens. Returns 0, or -1 with a
+   message. */
 static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t size,
                          TokenList *list, char *err) {
     int start = t->eot >= 0 ? t->eot : '\n';

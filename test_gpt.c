@@ -81,8 +81,8 @@ static void set_threads(int threads) {
 #endif
 }
 
-/* Where a tensor begins among the parameters (and, as nothing is frozen, in the gradient and the moments),
-   and how many elements these have. */
+/* Where a tensor begins among the parameters (and, as nothing is frozen, in the gradient and the
+   moments), and how many elements these have. */
 static size_t param_at(const Tensor *t) { return t->slot[SLOT_PARAM].at; }
 static size_t elements(const Model *m) { return m->p.r.size[SLOT_PARAM]; }
 
@@ -203,7 +203,7 @@ static double derivative(Function f, void *of, floatX *x, double h, int again) {
     return (value[0] - 8 * value[1] + 8 * value[3] - value[4]) / (12 * h);
 }
 
-/* Distance between g and the finite differences, relative to the latter's norm: over all n
+/* Distance between g and the finite differences, relative to the norm of these: over all n
    elements, or over `most` random ones, of which every second has g != 0 so that sparse gradients
    are seen. */
 static double gradient_error(Function f, void *of, floatX *x, const floatX *g, size_t n,
@@ -1018,7 +1018,7 @@ static void test_train_step(void) {
     check(relative_error(val[1], val[0], 1) < BY_BUILD(1e-13, 1e-6) && val[0] > 1 && val[0] < 10,
           "validation %.15g in batches of 4, %.15g of 1", val[0], val[1]);
 
-    /* A run that diverges stops before it has damaged anything, and says so. */
+    /* A run that diverges stops with a message before it has changed a parameter. */
     floatM *head = param(&whole.model, T_WHEAD, 0);
     int quiet = open("/dev/null", O_WRONLY), stderr_copy = dup(2);
     head[0] = (floatM)NAN;
@@ -1276,7 +1276,8 @@ static void test_memory(const char *preset) {
           preset, bytes[0], bytes[1]);
 }
 
-/* What --recompute leaves out is computed again to the bit, and takes less memory the more there is. */
+/* What --recompute leaves out is computed again to the bit, and takes less memory the more there
+   is. */
 static void test_recompute(const char *preset) {
     static const char *const levels[] = {"none", "act", "norm", "block"};
     static Model m;
@@ -1476,8 +1477,8 @@ static void write_version_1(const char *path, const Model *m) {
     release();
 }
 
-/* A file of version 1 gives back the whole training where the rules are the same. With other rules the
-   state starts anew, since nothing tells what it is. */
+/* A file of version 1 gives back the whole training where the rules are equal. With other rules
+   the state starts anew, since nothing tells what it is. */
 static void test_version_1(void) {
     char path[FILE_PATH_SIZE], note[2048], flags[512];
     static Model m, n;
@@ -1514,7 +1515,8 @@ static void test_version_1(void) {
     unlink(path);
 }
 
-/* How far the state of a name differs between two plans: 0 if their bits are equal, -1 if one lacks it. */
+/* How far the state of a name differs between two plans: 0 if their bits are equal, -1 if one lacks
+   it. */
 static int state_differs(const Model *a, const Model *b, const char *name) {
     const StateTensor *found[2] = {NULL, NULL};
     const Model *m[2] = {a, b};
@@ -1526,7 +1528,8 @@ static int state_differs(const Model *a, const Model *b, const char *name) {
 }
 
 /* A rule changed on resume keeps parameters, first moments and what both rules have of one name and
-   size; the rest starts anew and is named. Training goes on, and a further resume gives equal bits. */
+   size; the rest starts anew and is named. Training goes on, and a further resume gives equal bits.
+   */
 static void test_rule_change(const char *from, const char *to, const char *anew, const char *lost,
                              int keeps_moments) {
     char note[2048], flags[512];
@@ -1579,8 +1582,8 @@ static void test_rule_change(const char *from, const char *to, const char *anew,
 /* ---------------------------------------------------------------------------------------------- */
 /* frozen tensors and shards */
 
-/* Freezing leaves every other gradient as it is, to the bit, saves the memory of a gradient, a moment and
-   AdamW's second moment, and keeps the tensor through updates. */
+/* Freezing leaves every other gradient as it is, to the bit, saves the memory of a gradient, a
+   moment and AdamW's second moment, and keeps the tensor through updates. */
 static void test_freeze(const char *preset, const char *rule, TensorId id) {
     char flags[512], freeze[64];
     static Model m, n;
@@ -1642,8 +1645,8 @@ static void test_freeze_errors(void) {
           "an unknown name: %s", err);
 }
 
-/* A moment slot that holds layers [1,3): plan_step updates these, with the bits of the whole step, and no
-   others. */
+/* A moment slot that holds layers [1,3): plan_step updates these, with the bits of the whole step,
+   and no others. */
 static void test_shard(const char *rule) {
     static Model m, n;
     int x[16], y[16];

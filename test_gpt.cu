@@ -1,8 +1,8 @@
 /*
-Tests of the model on the CUDA backend: against PyTorch (dev/test/fixtures), and that nothing depends on how
-a batch is cut or on what is kept. Only device_upload and device_download look into device memory, so it
-runs on a GPU (make test_gpt_cuda) and on the emulator. The kernels by themselves are tested in
-dev/test/cuda. Run it from the root of the repository.
+Tests of the model on the CUDA backend: against PyTorch (dev/test/fixtures), and that nothing
+depends on how a batch is cut or on what is kept. Only device_upload and device_download look into
+device memory, so it runs on a GPU (make test_gpt_cuda) and on the emulator. The kernels by
+themselves are tested in dev/test/cuda. Run it from the root of the repository.
 */
 #include "dev/test/check.h"
 #include "dev/test/fixture.h"
@@ -16,14 +16,15 @@ dev/test/cuda. Run it from the root of the repository.
 #pragma GCC diagnostic pop
 #include "dev/test/config_of.h"
 
-/* fp32 is held to a few times its rounding. In bf16 activations, weights and logits carry eight bits, an
-   error of 2^-9 each: through two layers they make about 1 % of a gradient, more where terms cancel. */
+/* fp32 is held to a few times its rounding. In bf16 activations, weights and logits carry eight
+   bits, an error of 2^-9 each: through two layers they make about 1 % of a gradient, more where
+   terms cancel. */
 #define BY_TYPE(BF16, FP32) (sizeof(floatX) == 2 ? (BF16) : (FP32))
 
 static char err[ERR_LEN];
 
-/* Where a tensor begins among the parameters and, as nothing is frozen, in the gradient; and how many
-   elements these have. */
+/* Where a tensor begins among the parameters and, as nothing is frozen, in the gradient; and how
+   many elements these have. */
 static size_t param_at(const Tensor *t) { return t->slot[SLOT_PARAM].at; }
 static size_t elements(const Model *m) { return m->p.r.size[SLOT_PARAM]; }
 
@@ -125,8 +126,8 @@ static void test_parity(const Fixture *fx) {
     model_free(&m);
 }
 
-/* Ten steps by the rules of the record O.flags: the losses before each; and, with `again`, that a second run
-   takes the same steps to the bit. */
+/* Ten steps by the rules of the record O.flags: the losses before each; and, with `again`, that a
+   second run takes the same steps to the bit. */
 static void test_updates(const Fixture *fx, const char *optimizer, int again) {
     Config c =
         config_of(fixture_text(fx, "flags"), fixture_getf(fx, "s1", "%s.flags", optimizer)->s1);
@@ -156,8 +157,8 @@ static void test_updates(const Fixture *fx, const char *optimizer, int again) {
     free(first);
 }
 
-/* The gradient is the same to the bit whatever --recompute leaves out, and to rounding whether logits are
-   formed at once or a few rows at a time, or the model was made for a larger batch. */
+/* The gradient is the same to the bit whatever --recompute leaves out, and to rounding whether
+   logits are formed at once or a few rows at a time, or the model was made for a larger batch. */
 static void test_cuts(const Fixture *fx) {
     static const char *const changes[] = {"", "--recompute act", "--recompute norm",
                                           "--recompute block"};
@@ -221,7 +222,8 @@ static void test_memory(void) {
     check(device_used == before, "%zu bytes are not freed", device_used - before);
 }
 
-/* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory, however much. */
+/* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory,
+   however much. */
 static void test_logit_rows(void) {
     static const struct {
         int N;
@@ -244,9 +246,9 @@ static void test_logit_rows(void) {
     device_properties.totalGlobalMem = kept;
 }
 
-/* The gradients that clear_gradients leaves are those that a fresh micro-batch sets: whatever was there before,
-   the gradient is that of cleared memory; on a GPU up to the order of sums, as a product that adds may have
-   another algorithm than one that sets. */
+/* The gradients that clear_gradients leaves are those that a fresh micro-batch sets: whatever was
+   there before, the gradient is that of cleared memory; on a GPU up to the order of sums, as a
+   product that adds may have another algorithm than one that sets. */
 static void test_fresh(const char *flags) {
     Config c = config_of(flags, "");
     static Model m;
@@ -305,7 +307,7 @@ int main(void) {
         Fixture *fx = fixture_load(path);
         test_parity(fx);
         test_cuts(fx);
-        /* the rules are the same in fp32 and in bf16 */
+        /* In bf16 two rules suffice: the update computes in fp32 in both programs. */
         for (int j = 0; j < BY_TYPE(2, 4); j++) test_updates(fx, optimizers[j], j == 1);
         fixture_free(fx);
     }

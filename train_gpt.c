@@ -8,13 +8,15 @@ GPT pretraining in plain C, forward and backward by hand. Read it top to bottom:
     update       gradients -> parameters, by the plan (CM, Muon, AdamW)
     validation, a step, the loop, main
 
-What a machine is good at is in the backend's headers (llmc/cpu, llmc/cuda); this file is written once
-for all machines. On a GPU all work is queued and done in order; the program waits where it reads a
-result. A model's memory is in llmc/memory.h; checkpoints, data and signals are in llmc/run.h.
+What a machine is good at is in the backend's headers (llmc/cpu, llmc/cuda); this file is written
+once for all machines. On a GPU all work is queued and done in order; the program waits where it
+reads a result. A model's memory is in llmc/memory.h; checkpoints, data and signals are in
+llmc/run.h.
 
-Shapes: B sequences of T tokens each, N = B T, C width, L layers, NH query heads and NKV key/value heads
-of width HS, A = NH HS, QKV = (NH + 2 NKV) HS, F MLP width, H outputs of the MLP's first matrix (F, or
-2 F with a gate), V vocabulary, Vp = V padded to a multiple of 64, R rows of logits at a time.
+Shapes: B sequences of T tokens each, N = B T, C width, L layers, NH query heads and NKV key/value
+heads of width HS, A = NH HS, QKV = (NH + 2 NKV) HS, F MLP width, H outputs of the MLP's first
+matrix (F, or 2 F with a gate), V vocabulary, Vp = V padded to a multiple of 64, R rows of logits at
+a time.
 */
 #ifndef BACKEND_READY
 #include "llmc/cpu/backend.h"
@@ -37,8 +39,8 @@ typedef enum {
     KEEP_BACKWARD      /* one in training: gradients of the layer that the backward pass is at */
 } Keep;
 
-/* Every activation, once: X(type, name, for how many layers, elements of one layer). Struct, layout and
-   the view of a block are made from this list. */
+/* Every activation, once: X(type, name, for how many layers, elements of one layer). Struct, layout
+   and the view of a block are made from this list. */
 /* clang-format off */
 #define ACTIVATIONS(X)                                                                             \
     X(floatX, embed, KEEP_EMBED_NORM, N * C)      /* (N,C) before the embedding's norm */          \
@@ -90,14 +92,13 @@ typedef struct {
     floatX *keys, *values; /* (L,T,NKV HS) of the tokens read so far, for generation; else NULL */
     int position;          /* of the first token of a sequence; 0 in training */
     int fresh;             /* 1: weight gradients of matrices are set, not added to */
-    DeviceGraph
-        graph[2]; /* recorded work of a micro-batch, by fresh, where a device can replay it */
+    DeviceGraph graph[2];  /* a micro-batch's recorded work, by fresh: see device_replays */
 } Model;
 
 #include "llmc/memory.h" /* where activations lie; model_create, model_init, model_free */
 
-/* A tensor in layer l: as the layers read it, the parameter itself, its gradient. NULL if the model has
-   none, or if no gradient is wanted. */
+/* A tensor in layer l: as the layers read it, the parameter itself, its gradient. NULL if the model
+   has none, or if no gradient is wanted. */
 static const floatX *weight(const Model *m, TensorId id, int l) {
     size_t at;
     return slot_find(&m->p.r.t[id], SLOT_WEIGHT, l, &at) ? m->p.weight + at : NULL;
@@ -113,8 +114,8 @@ static TensorId head_id(const Model *m) { return m->c->tied ? T_WTE : T_WHEAD; }
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
-/* Attention of layer l. In generation the new keys and values join the cache, and a token after others
-   attends to all that it holds. */
+/* Attention of layer l. In generation the new keys and values join the cache, and a token after
+   others attends to all that it holds. */
 static void block_attention(Model *m, Acts b, int l, Shape s) {
     const Config *c = m->c;
     if (m->keys) {
@@ -132,9 +133,9 @@ static void block_attention(Model *m, Acts b, int l, Shape s) {
     attention_forward(b.att, b.lse, b.qkv, s.B, s.T, s.NH, s.NKV, s.HS, c->attn_scale);
 }
 
-/* Block l, norms first: from the stream before it to block_out, what its MLP adds to the stream. The
-   residual sum of the block before, x = x_mid + block_out, is formed by this block's first norm.
-   recompute: x has been kept, and block_out is not needed. */
+/* Block l, norms first: from the stream before it to block_out, what its MLP adds to the stream.
+   The residual sum of the block before, x = x_mid + block_out, is formed by this block's first
+   norm. recompute: x has been kept, and block_out is not needed. */
 static void block_forward(Model *m, int l, Shape s, int recompute) {
     const Config *c = m->c;
     Acts b = block_at(m, l);
@@ -210,10 +211,10 @@ static void send_batch(Model *m, const int *tokens, const int *targets, Shape s)
     device_send(m->a.targets, targets, (size_t)s.N * sizeof(int));
 }
 
-/* Cross entropy of a.targets after model_forward, added to what take_loss returns. Logits are formed R
-   rows at a time and are not kept. So where gradients are wanted (scale != 0, the factor on the summed
-   loss) the head's backward pass happens here too: it sets a.dnorm (N,C), adds to the head's bias
-   gradient and adds to its weight gradient, or sets it if m.fresh. */
+/* Cross entropy of a.targets after model_forward, added to what take_loss returns. Logits are
+   formed R rows at a time and are not kept. So where gradients are wanted (scale != 0, the factor
+   on the summed loss) the head's backward pass happens here too: it sets a.dnorm (N,C), adds to the
+   head's bias gradient and adds to its weight gradient, or sets it if m.fresh. */
 static void head_loss(Model *m, Shape s, double scale) {
     Acts *a = &m->a;
     for (int n = 0; n < s.N; n += m->R) {
@@ -240,8 +241,8 @@ static double take_loss(Model *m) {
 /* backward */
 
 /* From a.dx, the gradient of the stream after block l, to the gradient of the stream before it. The
-   biases of W_O and W_proj have the gradient of the stream after them, summed over its rows; the norm
-   that forms this gradient sums it. */
+   biases of W_O and W_proj have the gradient of the stream after them, summed over its rows; the
+   norm that forms this gradient sums it. */
 static void block_backward(Model *m, int l, Shape s) {
     const Config *c = m->c;
     Acts b = block_at(m, l);
@@ -267,9 +268,9 @@ static void block_backward(Model *m, int l, Shape s) {
                   b.dnorm, b.dx, b.x, param(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
 }
 
-/* From a.dnorm, the gradient of the normed stream, through the blocks down to the embedding. Follows
-   model_forward and head_loss of the same batch. Adds to every parameter gradient, but sets those of
-   the blocks' matrices if m.fresh. */
+/* From a.dnorm, the gradient of the normed stream, through the blocks down to the embedding.
+   Follows model_forward and head_loss of the same batch. Adds to every parameter gradient, but sets
+   those of the blocks' matrices if m.fresh. */
 static void model_backward(Model *m, Shape s) {
     const Config *c = m->c;
     Acts *a = &m->a;
@@ -287,9 +288,10 @@ static void model_backward(Model *m, Shape s) {
     embed_backward(grad(m, T_WTE, 0), grad(m, T_WPE, 0), a->dx, a->tokens, s.B, s.T, C);
 }
 
-/* Zeroes the gradients before the first micro-batch of a step, except those that a fresh micro-batch
-   sets: those of the blocks' matrices and of the head, which are most of the memory. Gradients lie in
-   the order of the registry, so that what is between two exceptions is one stretch. */
+/* Zeroes the gradients before the first micro-batch of a step, except those that a fresh
+   micro-batch sets: those of the blocks' matrices and of the head, which are most of the memory.
+   Gradients lie in the order of the registry, so that what is between two exceptions is one
+   stretch. */
 static void clear_gradients(Model *m) {
     size_t from = 0, end = m->p.r.size[SLOT_GRAD];
     for (int id = 0; id < TENSORS; id++) {
@@ -303,9 +305,10 @@ static void clear_gradients(Model *m) {
     if (end > from) device_zero(m->p.grad + from, (end - from) * sizeof(floatM));
 }
 
-/* Forward, loss and backward of one micro-batch of m.s: adds to the gradient and to the loss, and with
-   m.fresh sets the gradients that clear_gradients leaves. `scale` is the factor on the summed loss.
-   Addresses and sizes are those of the last micro-batch, so that a device may replay its work. */
+/* Forward, loss and backward of one micro-batch of m.s: adds to the gradient and to the loss, and
+   with m.fresh sets the gradients that clear_gradients leaves. `scale` is the factor on the summed
+   loss. Addresses and sizes are those of the last micro-batch, so that a device may replay its
+   work. */
 static void accumulate_gradient(Model *m, const int *tokens, const int *targets, double scale) {
     send_batch(m, tokens, targets, m->s);
     if (device_replays(&m->graph[m->fresh])) return;
@@ -318,7 +321,8 @@ static void accumulate_gradient(Model *m, const int *tokens, const int *targets,
 /* ---------------------------------------------------------------------------------------------- */
 /* update */
 
-/* One optimizer step on the accumulated gradient, which is multiplied by `clip`. `step` counts from 0. */
+/* One optimizer step on the accumulated gradient, which is multiplied by `clip`. `step` counts from
+   0. */
 static void optimizer_step(Model *m, int step, double clip) {
     const Config *c = m->c;
     Params *p = &m->p;
@@ -342,8 +346,8 @@ static void optimizer_step(Model *m, int step, double clip) {
 /* ---------------------------------------------------------------------------------------------- */
 /* validation */
 
-/* Mean loss over the first `limit` targets (0: all) of the validation data, in nats per token. x and y
-   have room for a batch (B,T) each. */
+/* Mean loss over the first `limit` targets (0: all) of the validation data, in nats per token. x
+   and y have room for a batch (B,T) each. */
 static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *loss, char *err) {
     size_t rows = data_val_rows(val, limit), count = 0;
     for (size_t row = 0; row < rows; row += (size_t)m->s.B) {
@@ -362,8 +366,8 @@ static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *l
 /* a step */
 
 /* One optimizer step: the batch in micro-batches, the guard, the update. Sets the mean loss and the
-   gradient's norm. Returns 0, or -1 with a message when the data fails, or when the loss or the gradient
-   is not finite; the parameters are untouched then. */
+   gradient's norm. Returns 0, or -1 with a message when the data fails, or when the loss or the
+   gradient is not finite; the parameters are untouched then. */
 static int train_step(Run *run, Model *m, double *loss, double *norm, char *err) {
     const Config *c = m->c;
     int micro_batches = (int)(c->total_batch_tokens / m->s.N);
@@ -395,7 +399,7 @@ static int run_validation(Run *run, Model *m, double *loss, char *err) {
     return validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, loss, err);
 }
 
-/* The next step and what the log says about it, validation excepted. */
+/* The next step, and all that its line of the log has but the validation loss and `extra`. */
 static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
     const Config *c = m->c;
     double start = now_seconds();
@@ -421,16 +425,18 @@ static int log_start(Run *run, Model *m, Progress *progress, char *err) {
     return 0;
 }
 
-/* From run.step to the last step, or to a signal, whose number *stopped gets, else 0. Returns 0, or -1
-   with a message. */
+/* From run.step to the last step, or to a signal, whose number *stopped gets, else 0. Returns 0, or
+   -1 with a message. */
 static int train_loop(Run *run, Model *m, int *stopped, char *err) {
     const Config *c = m->c;
     Progress progress;
     progress_begin(&progress, stdout, run->step, c->steps);
     if (run->step == 0 && log_start(run, m, &progress, err)) return -1;
     *stopped = 0;
-    while (run->step < c->steps && !(*stopped = waiting_signal())) {
+    while (run->step < c->steps) {
         LogLine line = log_line_empty();
+        *stopped = waiting_signal();
+        if (*stopped) break;
         if (timed_step(run, m, &line, err)) return -1;
         progress_update(&progress, run->step, line.train_loss, line.tok_s);
         int last = run->step == c->steps;
@@ -462,13 +468,13 @@ typedef struct {
     Model model;
     Registry registry;
     Plan plan;
-    Ckpt checkpoint; /* that is resumed from */
-    int resumes;     /* 1 if there is one */
+    Ckpt checkpoint; /* to resume from, if resumes */
+    int resumes;
     char path[FILE_PATH_SIZE], machine[512];
 } Program;
 
-/* Reads the command line and does what --help, --version and --help-markdown ask for. Returns 0 to go
-   on, 1 if all is done, -1 with a message. */
+/* Reads the command line and does what --help, --version and --help-markdown ask for. Returns 0 to
+   go on, 1 if all is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
     int status = config_parse(c, p->run.given, argc, argv, err);
@@ -481,8 +487,9 @@ static int parse(Program *p, int argc, char **argv, char *err) {
     return c->version || c->help_markdown;
 }
 
-/* Opens the checkpoint to resume from, the data and the device, and resolves the flags. What the device
-   chose goes into the flags that a checkpoint stores, so that a resumed run does not choose anew. */
+/* Opens the checkpoint to resume from, the data and the device, and resolves the flags. What the
+   device chose goes into the flags that a checkpoint stores, so that a resumed run does not choose
+   anew. */
 static int open_run(Program *p, char *err) {
     Run *run = &p->run;
     if (run->asked.resume) {
@@ -529,8 +536,8 @@ static int describe(Program *p, char *err) {
 }
 
 static int create(Program *p, char *err) {
-    return model_create(&p->model, &p->run.config, &p->registry, &p->plan, 1, err) ||
-           open_batch(&p->run, err);
+    if (model_create(&p->model, &p->run.config, &p->registry, &p->plan, 1, err)) return -1;
+    return open_batch(&p->run, err);
 }
 
 /* Prints the plan, and the time of real micro-batches and updates on a model of this shape. */
@@ -550,7 +557,7 @@ static int dry_run(Program *p, char *err) {
     return 0;
 }
 
-/* Makes the folder, the model and its parameters: those of the checkpoint, or initial ones. */
+/* Makes the folder and the model, and reads its parameters from the checkpoint or initialises them. */
 static int begin(Program *p, char *err) {
     Run *run = &p->run;
     Model *m = &p->model;
@@ -600,7 +607,8 @@ int main(int argc, char **argv) {
         if (dry_run(&p, err)) die("%s", err);
         return 0;
     }
-    if ((stopped = waiting_signal())) {
+    stopped = waiting_signal();
+    if (stopped) {
         fprintf(stderr, "stopped by signal %d before the run began\n", stopped);
         return 128 + stopped;
     }

@@ -56,7 +56,8 @@ __attribute__((format(printf, 2, 3))) static inline int fail(char *err, const ch
     return -1;
 }
 
-/* For programs, never for libraries: prints "error: " and the message to stderr, exits with status 1. */
+/* For programs, never for libraries: prints "error: " and the message to stderr, exits with status
+   1. */
 __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const char *format, ...) {
     va_list args;
     va_start(args, format);

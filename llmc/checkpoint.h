@@ -2,8 +2,8 @@
 Checkpoints: one file each, whole or absent, checked when read.
 
 A checkpoint is written under a temporary name in its own folder, synced to the disk, and only then
-renamed. A kill or a full disk at any moment leaves the older checkpoints as they were. Equal contents
-give equal bytes: there is no time stamp in the file.
+renamed. A kill or a full disk at any moment leaves the older checkpoints as they were. Equal
+contents give equal bytes: there is no time stamp in the file.
 
 The file, little-endian, every part padded with zero bytes to a multiple of 8:
 
@@ -28,8 +28,8 @@ Writing, tensors fed in pieces of any size:
     ckpt_write(&w, data, bytes, err);                     once or more for each tensor
     ckpt_commit(&w, err);
 
-A call that fails removes the temporary file, and every later call on that writer fails with the message
-of the first failure. So it is enough to look at the result of ckpt_commit.
+A call that fails removes the temporary file, and every later call on that writer fails with the
+message of the first failure. So it is enough to look at the result of ckpt_commit.
 */
 #ifndef CM_CHECKPOINT_H
 #define CM_CHECKPOINT_H
@@ -45,7 +45,7 @@ of the first failure. So it is enough to look at the result of ckpt_commit.
 #error "checkpoints are little-endian; this machine is not"
 #endif
 
-#define CKPT_VERSION 2 /* that is written; older ones are read */
+#define CKPT_VERSION 2 /* of files that are written; older versions are read */
 #define CKPT_MAGIC "cm.c checkpoint "
 #define CKPT_MAX_DIMS 8
 #define CKPT_MAX_NAME 4096
@@ -63,10 +63,10 @@ static inline int64_t ckpt_dtype_size(int64_t dtype) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Checksum                                                                                       */
 
-/* Four independent lanes take 8 bytes each in turn: lane = rotl(lane ^ word, 29) * odd constant. A step
-   is a bijection of the lane for a given word, and of the word for a given lane. So is the mixing at the
-   end, for each lane. Hence two files that differ within a single 8-byte word never have equal
-   checksums, and other damage goes unseen with probability 2^-64. */
+/* Four independent lanes take 8 bytes each in turn: lane = rotl(lane ^ word, 29) * odd constant. A
+   step is a bijection of the lane for a given word, and of the word for a given lane. So is the
+   mixing at the end, for each lane. Hence two files that differ within a single 8-byte word never
+   have equal checksums, and other damage goes unseen with probability 2^-64. */
 typedef struct {
     uint64_t lane[4], bytes;
 } CkptHash;
@@ -154,7 +154,8 @@ static inline void ckpt_abort(CkptWriter *w) {
     if (!w->error[0]) fail(w->error, "the checkpoint %s is already closed", w->path);
 }
 
-/* Records the first failure and removes the temporary file. Returns -1 and the message of the first. */
+/* Records the first failure and removes the temporary file. Returns -1 and the message of the
+   first. */
 __attribute__((format(printf, 3, 4))) static inline int ckpt_fail(CkptWriter *w, char *err,
                                                                   const char *format, ...) {
     char text[ERR_LEN];
@@ -222,8 +223,8 @@ static inline int ckpt_reserve(CkptWriter *w, uint64_t bytes, char *err) {
                      (long long)available);
 }
 
-/* Opens the temporary file and writes the header, lines "key=value\n". The folder of `path` must exist.
-   Returns 0, or -1 with a message. */
+/* Opens the temporary file and writes the header, lines "key=value\n". The folder of `path` must
+   exist. Returns 0, or -1 with a message. */
 static inline int ckpt_begin(CkptWriter *w, const char *path, const char *header, char *err) {
     char magic[32];
     memset(w, 0, sizeof *w);
@@ -358,8 +359,8 @@ static inline uint64_t ckpt_u64(const unsigned char *p) {
     return value;
 }
 
-/* Moves *at past `bytes` and their padding and returns where they begin; NULL if they would run into the
-   tail. */
+/* Moves *at past `bytes` and their padding and returns where they begin; NULL if they would run
+   into the tail. */
 static inline const unsigned char *ckpt_take(const Ckpt *c, uint64_t *at, uint64_t bytes) {
     uint64_t end = c->size - 16, start = *at;
     if (bytes > end - start || ((bytes + 7) & ~(uint64_t)7) > end - start) return NULL;
@@ -410,7 +411,8 @@ static inline int ckpt_index(Ckpt *c) {
     }
 }
 
-/* What is wrong with a mapped file, or NULL. *damaged is 0 if the file is whole but of another version. */
+/* What is wrong with a mapped file, or NULL. *damaged is 0 if the file is whole but of another
+   version. */
 static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     const size_t magic = strlen(CKPT_MAGIC);
     *damaged = 1;
@@ -434,8 +436,8 @@ static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     return NULL;
 }
 
-/* Opens, maps and verifies a file. Returns 0, or -1 with a message; then *damaged (may be NULL) is 1 if
-   the contents are broken, 0 if the file could not be read or is of another version. */
+/* Opens, maps and verifies a file. Returns 0, or -1 with a message; then *damaged (may be NULL) is
+   1 if the contents are broken, 0 if the file could not be read or is of another version. */
 static inline int ckpt_open_checked(Ckpt *c, const char *path, int *damaged, char *err) {
     struct stat st;
     int unused;
@@ -470,7 +472,8 @@ static inline int ckpt_open(Ckpt *c, const char *path, char *err) {
     return ckpt_open_checked(c, path, NULL, err);
 }
 
-/* Copies the value of a header key. Returns -1 if there is no such key, or if the value does not fit. */
+/* Copies the value of a header key. Returns -1 if there is no such key, or if the value does not
+   fit. */
 static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
     const char *line = c->header, *end = c->header + c->header_length;
     size_t key_length = strlen(key);
@@ -509,8 +512,8 @@ static inline const CkptRecord *ckpt_record(const Ckpt *c, const char *name) {
     return NULL;
 }
 
-/* The data of a tensor, valid until ckpt_close; NULL if there is no such tensor or if it is empty. Each
-   output may be NULL; dims has room for CKPT_MAX_DIMS. */
+/* The data of a tensor, valid until ckpt_close; NULL if there is no such tensor or if it is empty.
+   Each output may be NULL; dims has room for CKPT_MAX_DIMS. */
 static inline const void *ckpt_find(const Ckpt *c, const char *name, int *dtype, int *ndim,
                                     int64_t *dims, int64_t *bytes) {
     const CkptRecord *r = ckpt_record(c, name);
@@ -544,8 +547,8 @@ static inline int ckpt_compare_steps(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The steps of all checkpoints in dir in rising order, for the caller to free. Returns how many there
-   are (0 if there is no such folder), or -1 with a message. */
+/* The steps of all checkpoints in dir in rising order, for the caller to free. Returns how many
+   there are (0 if there is no such folder), or -1 with a message. */
 static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     int count = 0, capacity = 0;
     struct dirent *entry;
@@ -574,9 +577,10 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     return count;
 }
 
-/* Opens the newest checkpoint that is whole and names each damaged one on stderr. Returns 0, with the
-   path in `path` (FILE_PATH_SIZE bytes); 1 if there are no checkpoints; -1 with a message. A checkpoint
-   that cannot be read is an error, because an older one in its place would lose steps in silence. */
+/* Opens the newest checkpoint that is whole and names each damaged one on stderr. Returns 0, with
+   the path in `path` (FILE_PATH_SIZE bytes); 1 if there are no checkpoints; -1 with a message. A
+   checkpoint that cannot be read is an error, because an older one in its place would lose steps in
+   silence. */
 static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *err) {
     int64_t *steps;
     int count = ckpt_list(dir, &steps, err), damaged = 1, status = count < 0 ? -1 : 1;
@@ -627,8 +631,8 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
     return status;
 }
 
-/* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would keep checkpoints that
-   the resumed run has left behind, damaged ones too, as the newest. */
+/* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would keep
+   checkpoints that the resumed run has left behind, damaged ones too, as the newest. */
 static inline int ckpt_discard_after(const char *dir, int64_t step, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;

@@ -1,11 +1,11 @@
 /*
 What a machine has chosen by measurement: the faster of two attentions, the algorithm of a matrix
-product. Choices are kept in a text file beside the runs and in every checkpoint. A second measurement
-could choose otherwise between two ways of about equal speed, and change the last bits of a run. So a
-choice is made once and taken from then on.
+product. Choices are kept in a text file beside the runs and in every checkpoint. A second
+measurement could choose otherwise between two ways of about equal speed, and change the last bits
+of a run. So a choice is made once and taken from then on.
 
-The file has a first line that names the format, then lines "key=value". Keys name the device and the
-shape.
+The file has a first line that names the format, then lines "key=value". Keys name the device and
+the shape.
 */
 #ifndef CM_CHOICES_H
 #define CM_CHOICES_H
@@ -67,8 +67,9 @@ static inline Choice *choices_add(Choices *s, const char *key) {
     return choice;
 }
 
-/* Sets a key. Neither key nor value may hold a newline, nor the key a "=". s may be NULL, which keeps
-   nothing. Returns 0, or -1 without memory: the key then keeps the value that it had, if any. */
+/* Sets a key. Neither key nor value may hold a newline, nor the key a "=". s may be NULL, which
+   keeps nothing. Returns 0, or -1 without memory: the key then keeps the value that it had, if any.
+   */
 static inline int choices_set(Choices *s, const char *key, const char *value) {
     const char *old = choices_get(s, key);
     if (!s || (old && !strcmp(old, value))) return 0;
@@ -87,8 +88,8 @@ static inline int choices_set(Choices *s, const char *key, const char *value) {
     return 0;
 }
 
-/* The value of a key in s, or else in s.from, from where s takes it over; NULL if it has none. s may be
-   NULL. */
+/* The value of a key in s, or else in s.from, from where s takes it over; NULL if it has none. s
+   may be NULL. */
 static inline const char *choices_recall(Choices *s, const char *key) {
     const char *value = choices_get(s, key);
     if (value || !s) return value;
@@ -113,8 +114,8 @@ static inline void choices_parse(Choices *s, const char *text, size_t size, cons
     }
 }
 
-/* Sets what a file says. Returns 0 if it was read or does not exist, -1 with a message if it is of no
-   use. */
+/* Sets what a file says. Returns 0 if it was read or does not exist, -1 with a message if it is of
+   no use. */
 static inline int choices_read(Choices *s, const char *path, char *err) {
     const size_t most = (size_t)64 << 20; /* a file of choices has some kilobytes */
     char text[1 << 16];
@@ -140,7 +141,8 @@ static inline int choices_read(Choices *s, const char *path, char *err) {
                : 0;
 }
 
-/* Adds the choices to those that other runs have put into the file. Returns 0, or -1 with a message. */
+/* Adds the choices to those that other runs have put into the file. Returns 0, or -1 with a
+   message. */
 static inline int choices_write(Choices *s, const char *path, char *err) {
     Choices all;
     char *text = NULL, ignored[ERR_LEN];

@@ -1,7 +1,7 @@
 /*
-Everything that can be chosen about a run: one struct, one flag table, the presets, and the checks that
-need more than one flag. The table generates the parser, --help, run.json and the list of flags in the
-manual. A run without flags is the TinyShakespeare run that `make train` starts.
+Everything that can be chosen about a run: one struct, one flag table, the presets, and the checks
+that need more than one flag. The table generates the parser, --help, run.json and the list of flags
+in the manual. A run without flags is the TinyShakespeare run that `make train` starts.
 */
 #ifndef CM_CONFIG_H
 #define CM_CONFIG_H
@@ -265,8 +265,8 @@ static const char *const config_presets[] = {
     "off "
     "--embed-norm off --softcap 0 --init gpt2 --lr-embed 0.003 --lr-head 0.003 --lr-scalar 0.003 "
     "--adam-beta1 0.9 --adam-eps 1e-8 --schedule cosine --warmup 100 --lr-final 0.1",
-    /* speedrun: the modded-nanoGPT optimization benchmark. Its loss is a sum over 524288 tokens, so that
-       its Adam epsilon of 1e-10 becomes 1e-10 / 524288 for gradients of the mean. */
+    /* speedrun: the modded-nanoGPT optimization benchmark. Its loss is a sum over 524288 tokens, so
+       that its Adam epsilon of 1e-10 becomes 1e-10 / 524288 for gradients of the mean. */
     "--layers 12 --width 768 --heads 6 --seq-len 1024 --batch-size 4 --vocab 50304 "
     "--total-batch-tokens 524288 --steps 3250 --norm rmsnorm --norm-eps 1.1920929e-7 "
     "--pos rope-half --rope-base 1024 --qk-norm on --act relu2 --biases on --head-bias on "
@@ -277,8 +277,8 @@ static const char *const config_presets[] = {
     "--adam-eps 1.9073486e-16 --momentum 0.95 --msign simple12 --schedule trapezoid --cooldown 0.7",
 };
 
-/* Applies a string of "--flag value" pairs to the flags that are not marked in `given` (may be NULL).
-   Returns 0, or -1 with a message. */
+/* Applies a string of "--flag value" pairs to the flags that are not marked in `given` (may be
+   NULL). Returns 0, or -1 with a message. */
 static inline int config_apply(Config *c, const unsigned char *given, const char *pairs,
                                char *err) {
     char *text = strdup(pairs), *save = NULL;
@@ -294,7 +294,7 @@ static inline int config_apply(Config *c, const unsigned char *given, const char
     return status;
 }
 
-/* --cm-match-muon: sets what it stands for, as if given. */
+/* --cm-match-muon: sets the two flags that it abbreviates, as if they were given. */
 static inline int config_match_muon(Config *c, unsigned char *given, char *err) {
     int renorm = flags_find(config_flags, CONFIG_FLAGS, "per-mat-renorm");
     int mp = flags_find(config_flags, CONFIG_FLAGS, "mp");
@@ -313,8 +313,8 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
     return 0;
 }
 
-/* Parses a command line: defaults, then the preset, then the flags given, which are marked in `given`
-   (CONFIG_FLAGS bytes). Returns 0, 1 if --help was asked for, -1 with a message. */
+/* Parses a command line: defaults, then the preset, then the flags given, which are marked in
+   `given` (CONFIG_FLAGS bytes). Returns 0, 1 if --help was asked for, -1 with a message. */
 static inline int config_parse(Config *c, unsigned char *given, int argc, char **argv, char *err) {
     memset(c, 0, sizeof *c);
     memset(given, 0, CONFIG_FLAGS);
@@ -333,7 +333,8 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     return status ? status : config_apply(c, given, config_presets[c->preset], err);
 }
 
-/* Refuses rules and options that mean nothing together, or for this model. The rules are resolved. */
+/* Refuses rules and options that mean nothing together, or for this model. The rules are resolved.
+   */
 static inline int config_check_rules(const Config *c, char *err) {
     char why[ERR_LEN] = "";
     int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
@@ -385,8 +386,8 @@ static inline int config_check_rules(const Config *c, char *err) {
     return 0;
 }
 
-/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together. c->vocab
-   must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
+/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
+   c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
 static inline int config_resolve(Config *c, char *err) {
     /* Sizes are ints in the layers; with these bounds the products that are ints stay in range. */
     const double side = 1 << 24, most = 1 << 30;

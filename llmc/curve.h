@@ -40,9 +40,9 @@ static inline int curve_compare(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Sets the range of the scale from n values each of a and b; returns how many are finite. The first steps
-   of a run are far above the rest, so the scale is cut where three quarters of it show the lower nine
-   tenths of the values. */
+/* Sets the range of the scale from n values each of a and b; returns how many are finite. The first
+   steps of a run are far above the rest, so the scale is cut where three quarters of it show the
+   lower nine tenths of the values. */
 static inline int curve_scale(Curve *c, const double *a, const double *b, int n) {
     double *sorted = (double *)malloc(((size_t)2 * (size_t)n + 1) * sizeof(double));
     int count = 0;
@@ -67,9 +67,9 @@ static inline int curve_scale(Curve *c, const double *a, const double *b, int n)
     return count;
 }
 
-/* Means of the finite values in a window around each value; NaN stays NaN. The window is symmetric, so
-   that the curve does not lag behind the validation loss, except at the end, where the loss is flat. It
-   grows with n, so that short and long runs look equally smooth. */
+/* Means of the finite values in a window around each value; NaN stays NaN. The window is symmetric,
+   so that the curve does not lag behind the validation loss, except at the end, where the loss is
+   flat. It grows with n, so that short and long runs look equally smooth. */
 static inline void curve_smooth(const double *values, int n, double *smooth) {
     int half = n / 60, lo = 0, hi = 0, count = 0; /* the window is [lo, hi) */
     double sum = 0;
@@ -178,8 +178,8 @@ static inline void curve_print_steps(FILE *f, const Curve *c, int label) {
     fprintf(f, "%s\n", line);
 }
 
-/* Draws n training and validation losses by their rising steps; NaN means none. The training loss is
-   smoothed. width and height are in characters and include the labels. */
+/* Draws n training and validation losses by their rising steps; NaN means none. The training loss
+   is smoothed. width and height are in characters and include the labels. */
 static inline void curve_print(FILE *f, const int64_t *steps, const double *train,
                                const double *val, int n, int width, int height) {
     Curve c;

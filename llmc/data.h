@@ -4,19 +4,19 @@ run reads them.
 
 A shard (the format of llm.c and modded-nanogpt) is 256 little-endian int32 - magic 20240520,
 version 1, number of tokens, zeros - and then that many little-endian uint16 tokens. Of plain text
-every byte is a token, the vocabulary is 256, and the last tenth of each file can serve as validation
-data.
+every byte is a token, the vocabulary is 256, and the last tenth of each file can serve as
+validation data.
 
     name ends in .txt                       text
     name ends in .bin, or the magic fits    shard
     everything else                         text
 
-A row needs T + 1 tokens: inputs [p, p + T) and targets [p + 1, p + T + 1). The last target of a row is
-the first input of the next row.
+A row needs T + 1 tokens: inputs [p, p + T) and targets [p + 1, p + T + 1). The last target of a row
+is the first input of the next row.
 
 Two orders:
 
-    DATA_SEQUENTIAL  Every step takes the next rows_per_step * T tokens of the shard as one block. If
+    DATA_SEQUENTIAL  Every step takes the next rows_per_step * T tokens of the shard, one block. If
                      p + rows_per_step * T + 1 >= length, the tail of the shard is dropped and the
                      next shard starts at 0; after the last shard the next epoch starts. This is the
                      loader of modded-nanogpt's optimizer benchmark: all seeds see equal data.
@@ -53,7 +53,8 @@ enum { DATA_ALL, DATA_TRAIN, DATA_VAL };
 enum { DATA_SEQUENTIAL, DATA_SHUFFLED };
 
 /* A place in the data, from which a run can go on. shard counts in the epoch's order; position is a
-   token of that shard (DATA_SEQUENTIAL), or how many of its rows have been drawn (DATA_SHUFFLED). */
+   token of that shard (DATA_SEQUENTIAL), or how many of its rows have been drawn (DATA_SHUFFLED).
+   */
 typedef struct {
     uint64_t seed, epoch, shard, position;
 } DataState;
@@ -288,10 +289,10 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
                 f->path, f->count, unit, part, d->rows_per_step, d->T, block + 2);
 }
 
-/* Opens a file or the files of a shell pattern. T is the length of a row, rows_per_step the rows of all
-   micro-batches of an optimizer step; 0 opens the data for validation only. Files too short for a row
-   (DATA_SEQUENTIAL: for a step) are skipped if at least one is long enough. Returns 0, or -1 with a
-   message. */
+/* Opens a file or the files of a shell pattern. T is the length of a row, rows_per_step the rows of
+   all micro-batches of an optimizer step; 0 opens the data for validation only. Files too short for
+   a row (DATA_SEQUENTIAL: for a step) are skipped if at least one is long enough. Returns 0, or -1
+   with a message. */
 static inline int data_open(Data *d, const char *pattern, int part, int order, uint64_t seed, int T,
                             int rows_per_step, char *err) {
     memset(d, 0, sizeof(*d));
@@ -320,8 +321,9 @@ static inline int data_token(const Data *d, const DataFile *f, size_t i) {
     return f->tokens[2 * i] | f->tokens[2 * i + 1] << 8;
 }
 
-/* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every file,
-   but no names. It tells data sets from each other; it does not prove that no bit has changed. */
+/* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every
+   file, but no names. It tells data sets from each other; it does not prove that no bit has
+   changed. */
 static inline uint64_t data_checksum(const Data *d) {
     uint64_t h = rng_mix(d->num_files * 2 + (uint64_t)d->is_text);
     int split = d->is_text ? d->part : DATA_ALL;
@@ -344,9 +346,9 @@ static inline uint64_t data_checksum(const Data *d) {
 /* ---------------------------------------------------------------------------------------------- */
 /* order */
 
-/* Element i of a random permutation of [0, n): a Feistel network on the next even power of two, applied
-   until the result is below n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). The
-   power is below 4n, so that it is applied fewer than 4 times on average. */
+/* Element i of a random permutation of [0, n): a Feistel network on the next even power of two,
+   applied until the result is below n (Black and Rogaway 2002, "Ciphers with arbitrary finite
+   domains"). The power is below 4n, so that it is applied fewer than 4 times on average. */
 static inline uint64_t data_permute(uint64_t key, uint64_t n, uint64_t i) {
     int half = 1;
     while (half < 32 && (uint64_t)1 << (2 * half) < n) half++;
@@ -376,7 +378,8 @@ static inline size_t data_shard_file(const Data *d, DataState s) {
     return (size_t)data_permute(key, d->num_files, s.shard);
 }
 
-/* Where the first row of a file starts in epoch s.epoch: in [0, T), and early enough for one row. */
+/* Where the first row of a file starts in epoch s.epoch: in [0, T), and early enough for one row.
+   */
 static inline size_t data_offset(const Data *d, DataState s, size_t file) {
     size_t n = d->files[file].count, T = (size_t)d->T;
     if (n < T + 1) return 0;
@@ -419,8 +422,8 @@ static inline void data_locate(const Data *d, DataState *s, int row, size_t *fil
     *start = data_offset(d, *s, *file) + (size_t)i * T;
 }
 
-/* Copies n inputs and n targets from token `start` of a file. Returns -1 with a message if a token is
-   outside the vocabulary. */
+/* Copies n inputs and n targets from token `start` of a file. Returns -1 with a message if a token
+   is outside the vocabulary. */
 static inline int data_copy(const Data *d, const DataFile *f, size_t start, int n, int *x, int *y,
                             char *err) {
     for (int t = 0; t <= n; t++) {
@@ -436,8 +439,9 @@ static inline int data_copy(const Data *d, const DataFile *f, size_t start, int 
     return 0;
 }
 
-/* Draws the next `rows` rows of the current step: inputs x (rows, T), targets y (rows, T). The calls of a
-   step must add up to rows_per_step. Returns 0, or -1 with a message and the place unchanged. */
+/* Draws the next `rows` rows of the current step: inputs x (rows, T), targets y (rows, T). The
+   calls of a step must add up to rows_per_step. Returns 0, or -1 with a message and the place
+   unchanged. */
 static inline int data_next(Data *d, int rows, int *x, int *y, char *err) {
     if (d->rows_per_step == 0)
         return fail(err, "data was opened for validation only; training cannot draw from it");
@@ -486,7 +490,8 @@ static inline int data_seek(Data *d, DataState s, char *err) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* validation: the first `limit` targets (0: all), file by file, in rows of T tokens from token 0 on */
+/* validation: the first `limit` targets (0: all), file by file, in rows of T tokens from token 0 on
+   */
 
 static inline size_t data_targets(const DataFile *f, size_t left) {
     return min_size(f->count ? f->count - 1 : 0, left);
@@ -503,8 +508,8 @@ static inline size_t data_val_rows(const Data *d, size_t limit) {
     return rows;
 }
 
-/* Copies rows [first_row, first_row + rows). Past the end of a file, the limit and the last row x is 0 and
-   y is -1, which counts no loss. Returns 0, or -1 with a message. */
+/* Copies rows [first_row, first_row + rows). Past the end of a file, the limit and the last row x
+   is 0 and y is -1, which counts no loss. Returns 0, or -1 with a message. */
 static inline int data_val_batch(const Data *d, size_t first_row, int rows, size_t limit, int *x,
                                  int *y, char *err) {
     size_t T = (size_t)d->T;

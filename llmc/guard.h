@@ -1,5 +1,6 @@
 /*
-What a run says when its numbers are no longer finite: which tensors, which layers, how many elements.
+What a run says when its numbers are no longer finite: which tensors, which layers, how many
+elements.
 */
 #ifndef CM_GUARD_H
 #define CM_GUARD_H

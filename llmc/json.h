@@ -1,8 +1,9 @@
 /*
 JSON: writing strings and numbers that any reader accepts, and what a reader of strings needs.
 
-Flags, run.json and the lines of log.jsonl are written with these functions. tokenizer.h reads GPT-2's
-vocabulary with the reader. log.h reads only lines that this program wrote, and scans for their keys.
+Flags, run.json and the lines of log.jsonl are written with these functions. tokenizer.h reads
+GPT-2's vocabulary with the reader. log.h reads only lines that this program wrote, and scans for
+their keys.
 */
 #ifndef CM_JSON_H
 #define CM_JSON_H
@@ -22,8 +23,8 @@ static inline size_t utf8_length(unsigned char first) {
     return first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
 }
 
-/* Length of the character at s, of which n > 0 bytes are in bounds, and its code point; 0 if it is not
-   valid. */
+/* Length of the character at s, of which n > 0 bytes are in bounds, and its code point; 0 if it is
+   not valid. */
 static inline size_t utf8_decode(const unsigned char *s, size_t n, uint32_t *code) {
     static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
     size_t length = utf8_length(s[0]);
@@ -82,7 +83,7 @@ static inline void json_double_text(char *text, double value) {
     }
 }
 
-/* A number, or null for NaN and the infinities, which JSON cannot say. */
+/* A number, or null for NaN and the infinities, which JSON does not have. */
 static inline void json_double(FILE *f, double value) {
     char text[JSON_NUMBER_SIZE];
     json_double_text(text, value);

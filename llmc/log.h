@@ -10,7 +10,7 @@ log.jsonl    what happened: one JSON object a line, in rising order of step,
 
              The keys are always in this order. "mfu" and "mfu_stated" come before "extra" where the
              machine's peak is known; "extra" is there only if it holds something. null means not
-             measured, NaN or infinity. The keys before "ms" do not depend on the machine's speed, so
+             measured, NaN or infinity. The keys before "ms" do not depend on the machine's speed:
              two logs are compared by cutting each line at `, "ms"`. Losses, norms and rates have 9
              digits, which name a float exactly.
 */
@@ -84,9 +84,9 @@ static inline int64_t log_step_of(const char *line, size_t length) {
                                                                                 : (int64_t)step;
 }
 
-/* Reads `path` up to the first line that log_line did not write, or whose step is after `last_step`. Sets
-   *bytes to the bytes before that line and *newest to the last step in them (-1 if none), and fills
-   `curve` unless it is NULL. Returns 0, or -1 with a message. */
+/* Reads `path` up to the first line that log_line did not write, or whose step is after
+   `last_step`. Sets *bytes to the bytes before that line and *newest to the last step in them (-1
+   if none), and fills `curve` unless it is NULL. Returns 0, or -1 with a message. */
 static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, int64_t *newest,
                            LogCurve *curve, char *err) {
     char *line = NULL;
@@ -177,8 +177,8 @@ static inline void log_close(RunLog *log) {
     log->fd = -1;
 }
 
-/* Cuts log.jsonl after the lines of steps up to `step`. Call it on resume with the step of the checkpoint:
-   the resumed run writes the later lines again. */
+/* Cuts log.jsonl after the lines of steps up to `step`. Call it on resume with the step of the
+   checkpoint: the resumed run writes the later lines again. */
 static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
     int64_t bytes, newest;
     if (log_scan(log->path, step, &bytes, &newest, NULL, err)) return -1;
@@ -187,8 +187,8 @@ static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
     return 0;
 }
 
-/* Creates RUNS_DIR/NAME and opens its log. Without `resume` it refuses a run that has steps, and starts
-   a run over that has none. Returns 0, or -1 with a message. */
+/* Creates RUNS_DIR/NAME and opens its log. Without `resume` it refuses a run that has steps, and
+   starts a run over that has none. Returns 0, or -1 with a message. */
 static inline int log_open(RunLog *log, const char *runs_dir, const char *name, int resume,
                            char *err) {
     int64_t bytes, newest;
@@ -221,8 +221,8 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
 /* ---------------------------------------------------------------------------------------------- */
 /* Writing                                                                                        */
 
-/* Appends whole lines with one write, so that neither a kill nor another process's lines come between.
-   If the disk is full, the part that was written is cut off again. */
+/* Appends whole lines with one write, so that neither a kill nor another process's lines come
+   between. If the disk is full, the part that was written is cut off again. */
 static inline int log_append_text(RunLog *log, const char *text, char *err) {
     size_t length = strlen(text);
     struct stat st;
@@ -272,8 +272,8 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
     return status;
 }
 
-/* Brings the lines so far to the disk. Call it before a checkpoint is written: a power cut must not leave
-   a checkpoint whose steps are missing in the log. */
+/* Brings the lines so far to the disk. Call it before a checkpoint is written: a power cut must not
+   leave a checkpoint whose steps are missing in the log. */
 static inline int log_sync(RunLog *log, char *err) {
     if (fsync(log->fd) == 0 || errno == EINVAL) return 0;
     return fail(err, "cannot write %s: %s", log->path, strerror(errno));
@@ -315,8 +315,8 @@ static inline void log_machine_json(FILE *f, const char *gemm) {
     fputc('}', f);
 }
 
-/* Writes run.json: the pairs in their order, the machine, then the flags, one a line. Returns 0, or -1
-   with a message. */
+/* Writes run.json: the pairs in their order, the machine, then the flags, one a line. Returns 0, or
+   -1 with a message. */
 static inline int log_run_json(RunLog *log, const Flag *flags, int n, const void *cfg,
                                const char *gemm, const LogPair *pairs, int n_pairs, char *err) {
     char path[FILE_PATH_SIZE], *text = NULL;

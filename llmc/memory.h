@@ -25,8 +25,9 @@ static size_t kept_layers(Keep keep, const Config *c, int training) {
     return 0;
 }
 
-/* Points `a` to layer l's activations in an allocation at `base`, each of which begins at a multiple of
-   256 bytes. Returns the bytes of the allocation; with base NULL it only counts them. */
+/* Points `a` to layer l's activations in an allocation at `base`, each of which begins at a
+   multiple of 256 bytes. Returns the bytes of the allocation; with base NULL it only counts them.
+   */
 static size_t acts_view(Acts *a, const Config *c, Shape s, int rows, int training, char *base,
                         int l) {
     const size_t N = (size_t)s.N, C = (size_t)s.C, QKV = (size_t)s.QKV, A = (size_t)s.A;
@@ -88,8 +89,8 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
     return m;
 }
 
-/* Refuses a run that the device has no memory for, naming the largest batch that fits. Before that it
-   takes fewer rows of logits at a time. */
+/* Refuses a run that the device has no memory for, naming the largest batch that fits. Before that
+   it takes fewer rows of logits at a time. */
 static int check_memory(Config *c, const Registry *r, const Plan *plan, char *err) {
     double room = (double)device_memory_free();
     Config smaller = *c;
@@ -135,19 +136,23 @@ static int rotary_create(Model *m) {
     const Config *c = m->c;
     size_t n = rotary_bytes(c);
     if (!n) return 0;
-    floatM *table = (floatM *)malloc(2 * n), *sine = table + n / sizeof(floatM);
+    floatM *cosine = (floatM *)malloc(n), *sine = (floatM *)malloc(n);
     m->cosine = (floatM *)device_alloc(n);
     m->sine = (floatM *)device_alloc(n);
-    if (!table || !m->cosine || !m->sine) return -1;
-    rope_table(table, sine, c->seq_len, c->head_dim, c->pos, c->rope_base);
-    device_upload(m->cosine, table, n);
-    device_upload(m->sine, sine, n);
-    free(table);
-    return 0;
+    int complete = cosine && sine && m->cosine && m->sine;
+    if (complete) {
+        rope_table(cosine, sine, c->seq_len, c->head_dim, c->pos, c->rope_base);
+        device_upload(m->cosine, cosine, n);
+        device_upload(m->sine, sine, n);
+    }
+    free(cosine);
+    free(sine);
+    return complete ? 0 : -1;
 }
 
-/* Allocates a model of a resolved config, which must outlive it, and of the registry and the plan that
-   were built from it. Parameters are zero. training 0: forward only. Returns 0, or -1 with a message. */
+/* Allocates a model of a resolved config, which must outlive it, and of the registry and the plan
+   that were built from it. Parameters are zero. training 0: forward only. Returns 0, or -1 with a
+   message. */
 static int model_create(Model *m, const Config *c, const Registry *r, const Plan *plan,
                         int training, char *err) {
     memset(m, 0, sizeof *m);
@@ -166,6 +171,7 @@ static int model_create(Model *m, const Config *c, const Registry *r, const Plan
     return 0;
 }
 
+/* Frees all that model_create and generate's cache_create allocated. */
 static void model_free(Model *m) {
     void *const memory[] = {m->p.param,  m->p.grad,  m->p.moment, m->p.state,
                             m->p.before, m->arena.p, m->cosine,   m->acts_memory,

@@ -1,12 +1,12 @@
 /*
 The tensor registry: one table, built from the config, with a row per parameter tensor. Tensors of
-one name are stacked over the layers, (L, rows, cols). Initialisation, the update plan, weight decay,
-checkpoints, statistics, memory reports and the names in tests come from this table; no code knows a
-tensor by number.
+one name are stacked over the layers, (L, rows, cols). Initialisation, the update plan, weight
+decay, checkpoints, statistics, memory reports and the names in tests come from this table; no code
+knows a tensor by number.
 
-A tensor has a slot in each of several allocations: its parameters, the layers' working copy of them,
-its gradient and its first moment. A slot may be absent (a frozen tensor has no gradient and no
-moment), and it may hold only some of the layers (a shard).
+A tensor has a slot in each of several allocations: its parameters, the layers' working copy of
+them, its gradient and its first moment. A slot may be absent (a frozen tensor has no gradient and
+no moment), and it may hold only some of the layers (a shard).
 */
 #ifndef CM_PARAMS_H
 #define CM_PARAMS_H
@@ -49,8 +49,8 @@ typedef enum {
     SLOTS
 } SlotId;
 
-/* A tensor's part of one allocation: layers [first, first + layers), one after the other from element
-   `at` on. layers 0: the allocation holds nothing of the tensor. */
+/* A tensor's part of one allocation: layers [first, first + layers), one after the other from
+   element `at` on. layers 0: the allocation holds nothing of the tensor. */
 typedef struct {
     size_t at;
     int first, layers;
@@ -134,9 +134,9 @@ static inline void registry_add(Registry *r, TensorId id, const char *name, Role
     r->count += t->size;
 }
 
-/* The registry of a resolved config, nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are those of all
-   query heads, then of the key heads, then of the value heads. A gated W_FC holds F rows of the gate,
-   then F rows of what it gates. Vectors are (L, 1, C). */
+/* The registry of a resolved config, nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are those of
+   all query heads, then of the key heads, then of the value heads. A gated W_FC holds F rows of the
+   gate, then F rows of what it gates. Vectors are (L, 1, C). */
 static inline Registry registry_build(const Config *c) {
     Registry r;
     memset(&r, 0, sizeof r);
@@ -198,8 +198,8 @@ static inline int registry_freeze_one(Registry *r, const char *name, int length,
                 name, known);
 }
 
-/* Freezes the tensors of a comma-separated list: they lose their gradients and moments. Returns 0, or
-   -1 with a message if the model has no tensor of a name. */
+/* Freezes the tensors of a comma-separated list: they lose their gradients and moments. Returns 0,
+   or -1 with a message if the model has no tensor of a name. */
 static inline int registry_freeze(Registry *r, const char *names, char *err) {
     while (*names) {
         int length = (int)strcspn(names, ",");

@@ -157,8 +157,8 @@ static inline size_t progress_bar_text(char *text, size_t size, double fraction,
     return min_size(used, size - 1);
 }
 
-/* Writes the line in at most `width` columns. Where it does not fit, the bar shrinks first; then speed,
-   bar and loss are left out in this order. */
+/* Writes the line in at most `width` columns. Where it does not fit, the bar shrinks first; then
+   speed, bar and loss are left out in this order. */
 static inline void progress_text(const Progress *p, char *text, size_t size, int width) {
     char eta[32], speed[32], head[96], loss[48] = "", tail[160];
     double fraction = p->total > 0 ? (double)p->step / (double)p->total : 0;
@@ -202,8 +202,8 @@ static inline void progress_clear(Progress *p) {
 static inline void progress_draw(Progress *p) {
     char line[2048], frame[2100];
     if (!p->live) return;
-    /* The last column stays free, since some terminals wrap after a character there. The new text is
-       written over the old one and only the rest is cleared, which does not flicker. */
+    /* The last column stays free, since some terminals wrap after a character there. The new text
+       is written over the old one and only the rest is cleared, which does not flicker. */
     progress_text(p, line, sizeof line, terminal_width(p->out) - 1);
     int length = snprintf(frame, sizeof frame, "\r%s\x1b[K", line);
     fwrite(frame, 1, min_size((size_t)length, sizeof frame - 1), p->out);

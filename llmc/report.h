@@ -65,8 +65,8 @@ static inline void print_memory(FILE *out, Memory m) {
     fputc('\n', out);
 }
 
-/* Why a run does not fit `room` bytes; batch_size is the largest that would, 0 if none does. Returns -1
-   and the message. */
+/* Why a run does not fit `room` bytes; batch_size is the largest that would, 0 if none does.
+   Returns -1 and the message. */
 static inline int refuse_memory(const Config *c, Memory need, double room, int batch_size,
                                 char *err) {
     int can_recompute = c->recompute < RECOMPUTE_BLOCK;
@@ -131,7 +131,8 @@ static inline void print_peak(double measured, double stated) {
     printf("\n");
 }
 
-/* Shows a step: a line where it was validated, else one now and then where no progress line is drawn. */
+/* Shows a step: a line where it was validated, else one now and then where no progress line is
+   drawn. */
 static inline void print_step(Progress *progress, const Config *c, const LogLine *line) {
     char mfu[32];
     int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
@@ -162,8 +163,8 @@ static inline void print_expected_time(const Config *c, double flops, double mic
 /* ---------------------------------------------------------------------------------------------- */
 /* the log */
 
-/* What else a line of the log holds, as a JSON object: the sizes of the last update with --log-groups,
-   and the device's state where it tells. NULL if there is nothing; to be freed. */
+/* What else a line of the log holds, as a JSON object: the sizes of the last update with
+   --log-groups, and the device's state where it tells. NULL if there is nothing; to be freed. */
 static inline char *log_extra(const Params *p, const Plan *plan) {
     char *text = NULL, state[256];
     size_t size = 0;

@@ -1,16 +1,17 @@
 /*
 A run around its model: flags, data, the folder, checkpoints, signals, what the device has measured.
-The model and its training are in train_gpt.c; here its parameters are a Params and its rules a Plan.
+The model and its training are in train_gpt.c; here its parameters are a Params and its rules a
+Plan.
 
-A checkpoint holds all that a run needs to go on: the flags it was started with, the step, the place in
-the data, and by name
+A checkpoint holds all that a run needs to go on: the flags it was started with, the step, the place
+in the data, and by name
 
     p.NAME    the parameters of a tensor
     m.NAME    its first moments, unless it is frozen
     s.NAME    a state of its rule beyond first moments, named by the plan: "s.wqkv.q.v"
 
-Random numbers need no state: they are counted by (seed, step). Version 1 had all state of the rules in
-one record "v", in the plan's order and without names.
+Random numbers need no state: they are counted by (seed, step). Version 1 had all state of the rules
+in one record "v", in the plan's order and without names.
 
 Needs a backend's device_upload, device_download, device_zero and device_choices.
 */
@@ -47,10 +48,11 @@ typedef struct {
 /* ---------------------------------------------------------------------------------------------- */
 /* signals */
 
-/* SIGINT and SIGTERM are blocked in all threads and looked for between steps. They are blocked before
-   there are other threads, OpenMP's or those of a GPU's driver, which inherit the mask. A handler would
-   be called in the midst of oneDNN's matrix product, whose kernels move the stack pointer into a small
-   buffer on the heap; the handler's frame, 11 kB with AMX, then overwrites what lies below. */
+/* SIGINT and SIGTERM are blocked in all threads and looked for between steps. They are blocked
+   before there are other threads, OpenMP's or those of a GPU's driver, which inherit the mask. A
+   handler would be called in the midst of oneDNN's matrix product, whose kernels move the stack
+   pointer into a small buffer on the heap; the handler's frame, 11 kB with AMX, then overwrites
+   what lies below. */
 static inline void hold_signals(int hold) {
     sigset_t set;
     sigemptyset(&set);
@@ -125,7 +127,8 @@ static inline void keep_choices(Run *run) {
 /* ---------------------------------------------------------------------------------------------- */
 /* writing checkpoints */
 
-/* The header of a checkpoint of now, lines "key=value", for the caller to free; NULL without memory. */
+/* The header of a checkpoint of now, lines "key=value", for the caller to free; NULL without
+   memory. */
 static inline char *checkpoint_header(const Run *run, const Plan *plan) {
     char *text = NULL;
     size_t size = 0;
@@ -197,7 +200,8 @@ static inline int save_tensors(CkptWriter *w, const Params *p, const Plan *plan,
     return status;
 }
 
-/* Writes the checkpoint of now and deletes those that are too many. Returns 0, or -1 with a message. */
+/* Writes the checkpoint of now and deletes those that are too many. Returns 0, or -1 with a
+   message. */
 static inline int save_checkpoint(const Run *run, const Params *p, const Plan *plan, char *err) {
     char path[FILE_PATH_SIZE], *header = checkpoint_header(run, plan);
     CkptWriter w;
@@ -225,8 +229,8 @@ static inline int save_run(Run *run, const Params *p, const Plan *plan, char *er
 /* ---------------------------------------------------------------------------------------------- */
 /* reading checkpoints */
 
-/* Sets every flag that is not marked in `given` (may be NULL) to what the checkpoint's run was started
-   with. */
+/* Sets every flag that is not marked in `given` (may be NULL) to what the checkpoint's run was
+   started with. */
 static inline int load_flags(Config *c, const unsigned char *given, const Ckpt *ckpt, char *err) {
     char key[96], text[FLAG_STRING_SIZE];
     for (int i = 0; i < CONFIG_FLAGS; i++) {
@@ -289,7 +293,8 @@ static inline void names_add(NameList *list, char prefix, const char *name) {
              name[0] ? "." : "", name);
 }
 
-/* Reads first moments. Those that the checkpoint lacks, as of a tensor that was frozen, stay zero. */
+/* Reads first moments. Those that the checkpoint lacks, as of a tensor that was frozen, stay zero.
+   */
 static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *anew) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &p->r.t[id];
@@ -299,7 +304,8 @@ static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *ane
     }
 }
 
-/* A state that starts after `step` updates: zero, and with it the first moments that belong to it. */
+/* A state that starts after `step` updates: zero, and with it the first moments that belong to it.
+   */
 static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
     const Tensor *t = &p->r.t[s->part.id];
     s->since = step;
@@ -356,9 +362,9 @@ static inline NameList list_unused(const Params *p, const Plan *plan, const Ckpt
     return unused;
 }
 
-/* Reads parameters, first moments and state of a checkpoint after `step` updates. What the rules need
-   and the checkpoint lacks starts anew; what starts anew or is not taken over is named in one line on
-   stderr. Returns 0, or -1 with a message if the parameters do not fit. */
+/* Reads parameters, first moments and state of a checkpoint after `step` updates. What the rules
+   need and the checkpoint lacks starts anew; what starts anew or is not taken over is named in one
+   line on stderr. Returns 0, or -1 with a message if the parameters do not fit. */
 static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
                                 char *err) {
     NameList anew = {""};
@@ -375,8 +381,8 @@ static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, i
     return 0;
 }
 
-/* Opens the newest checkpoint of --run and takes over its flags; path gets its name. Returns 1 where a
-   run was killed before its first checkpoint: it starts over with the flags given. */
+/* Opens the newest checkpoint of --run and takes over its flags; path gets its name. Returns 1
+   where a run was killed before its first checkpoint: it starts over with the flags given. */
 static inline int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
     char folder[FILE_PATH_SIZE];
     file_path(folder, "%s/%s/checkpoints", run->asked.runs_dir, run->asked.run);
@@ -387,8 +393,8 @@ static inline int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
     return status ? status : load_flags(&run->asked, run->given, ckpt, err);
 }
 
-/* Goes back to where the checkpoint was written: parameters, moments, state, place in the data, log.
-   The working copy of the parameters is left as it is. */
+/* Goes back to where the checkpoint was written: parameters, moments, state, place in the data,
+   log. The working copy of the parameters is left as it is. */
 static inline int restore_run(Run *run, const Params *p, Plan *plan, const Ckpt *ckpt, char *err) {
     uint64_t step, tokens;
     DataState d;

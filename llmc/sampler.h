@@ -4,13 +4,14 @@ The next token from its logits: temperature, top-k, top-p.
     Sampler s = {0.8, 40, 0.95, seed};
     if (sampler_next(&s, logits, V, stream, position, scratch, &token, err)) ...
 
-The probability of token i is proportional to exp(z_i / temperature). Top-k keeps the k most probable
-tokens. Top-p (nucleus sampling, Holtzman et al. 2020) keeps the most probable of the tokens that top-k
-has left, as few as have a probability of p together. Of equal logits the lower token comes first, so
-that nothing depends on the order of a sort. Temperature 0 takes the most probable token.
+The probability of token i is proportional to exp(z_i / temperature). Top-k keeps the k most
+probable tokens. Top-p (nucleus sampling, Holtzman et al. 2020) keeps the most probable of the
+tokens that top-k has left, as few as have a probability of p together. Of equal logits the lower
+token comes first, so that nothing depends on the order of a sort. Temperature 0 takes the most
+probable token.
 
-There is no generator with a state: a draw is a function of (seed, stream, position) and of the logits.
-The caller passes V entries of scratch; nothing is allocated here.
+There is no generator with a state: a draw is a function of (seed, stream, position) and of the
+logits. The caller passes V entries of scratch; nothing is allocated here.
 */
 #ifndef CM_SAMPLER_H
 #define CM_SAMPLER_H
@@ -46,7 +47,8 @@ static inline void sampler_sift(SamplerEntry *heap, int n, int i) {
     heap[i] = moving;
 }
 
-/* The token of the largest logit; -1 with a message if a logit is NaN or +infinity, or none is finite. */
+/* The token of the largest logit; -1 with a message if a logit is NaN or +infinity, or none is
+   finite. */
 static inline int sampler_greedy(const floatM *logits, int V, char *err) {
     int best = -1;
     for (int i = 0; i < V; i++) {
@@ -80,8 +82,8 @@ static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int 
     double total = 0, sum = 0;
     for (int i = 0; i < n; i++) total += entries[i].weight;
     for (int i = n / 2 - 1; i >= 0; i--) sampler_sift(entries, n, i);
-    /* Entries leave the heap in order and fill the array from its end. With top-p alone no more of them
-       leave than are kept. */
+    /* Entries leave the heap in order and fill the array from its end. With top-p alone no more of
+       them leave than are kept. */
     while (kept < n && (s->top_k ? kept < s->top_k : kept == 0 || sum < s->top_p * total)) {
         SamplerEntry first = entries[0];
         entries[0] = entries[n - 1 - kept];
@@ -96,9 +98,9 @@ static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int 
     return nucleus;
 }
 
-/* Chooses one of the tokens 0..V-1 by their logits (V). `stream` and `position` number the draw: the
-   sample and the token's place in the sample. A logit of -infinity rules a token out; NaN and +infinity
-   are errors. Returns 0, or -1 with a message. */
+/* Chooses one of the tokens 0..V-1 by their logits (V). `stream` and `position` number the draw:
+   the sample and the token's place in the sample. A logit of -infinity rules a token out; NaN and
+   +infinity are errors. Returns 0, or -1 with a message. */
 static inline int sampler_next(const Sampler *s, const floatM *logits, int V, uint64_t stream,
                                uint64_t position, SamplerEntry *scratch, int *token, char *err) {
     if (!(s->temperature >= 0) || !(s->top_p >= 0 && s->top_p <= 1) || s->top_k < 0)

@@ -23,9 +23,9 @@ typedef struct {
     double momentum_start;
 } Schedule;
 
-/* Multiplier of every learning rate at update `step`, which counts from 0. Linear and trapezoid would
-   reach `final` one update after the last: without warm-up the last update of a trapezoid gets final +
-   (1 - final) / (cooldown steps). */
+/* Multiplier of every learning rate at update `step`, which counts from 0. Linear and trapezoid
+   would reach `final` one update after the last: without warm-up the last update of a trapezoid
+   gets final + (1 - final) / (cooldown steps). */
 static inline double schedule_lr(const Schedule *s, int step) {
     if (step < s->warmup) return (double)(step + 1) / s->warmup;
     double span = s->steps - s->warmup;

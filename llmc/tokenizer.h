@@ -15,8 +15,8 @@ Text is cut into words by the pattern
 with the classes of Unicode in unicode_classes.h. The bytes of a word are its first tokens. Then the
 adjacent pair that comes first in vocab.bpe is merged, again and again until no pair is left.
 
-A byte that is not part of valid UTF-8 counts as one character that is neither letter, number nor space.
-So decoding always gives back the bytes that were encoded.
+A byte that is not part of valid UTF-8 counts as one character that is neither letter, number nor
+space. So decoding always gives back the bytes that were encoded.
 
 A Tokenizer caches words while it encodes: only one thread may use it at a time.
 */
@@ -37,7 +37,8 @@ typedef struct {
     size_t count, capacity;
 } TokenList;
 
-/* The pair (left, right) becomes `merged`; pairs of lower rank come first. merged -1: an empty slot. */
+/* The pair (left, right) becomes `merged`; pairs of lower rank come first. merged -1: an empty
+   slot. */
 typedef struct {
     int left, right, rank, merged;
 } TokenMerge;
@@ -368,8 +369,8 @@ static inline unsigned char *tokenizer_read(const char *path, size_t *n, char *e
     return data;
 }
 
-/* The byte that a character of GPT-2's files stands for, or -1. Printable Latin-1 bytes are written as
-   themselves, the 68 others in order as U+0100 and on. */
+/* The byte that a character of GPT-2's files stands for, or -1. Printable Latin-1 bytes are written
+   as themselves, the 68 others in order as U+0100 and on. */
 static inline int tokenizer_byte_of(uint32_t code) {
     int others = 0;
     for (int b = 0; b < 256; b++) {
@@ -620,8 +621,8 @@ static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const c
     return 0;
 }
 
-/* The tokenizer of text files: every byte is a token, and there is no <|endoftext|>. Returns 0, or -1
-   with a message. */
+/* The tokenizer of text files: every byte is a token, and there is no <|endoftext|>. Returns 0, or
+   -1 with a message. */
 static inline int tokenizer_bytes(Tokenizer *t, char *err) {
     memset(t, 0, sizeof(*t));
     t->vocab = 256;

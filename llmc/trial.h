@@ -1,13 +1,13 @@
 /*
-What is tried on a model before its run begins: how long a step takes, whether GELU is better fused into
-the matrix product, whether a device may replay a micro-batch. Included by train_gpt.c after the step
-that is tried.
+What is tried on a model before its run begins: how long a step takes, whether GELU is better fused
+into the matrix product, whether a device may replay a micro-batch. Included by train_gpt.c after
+the step that is tried.
 */
 #ifndef CM_TRIAL_H
 #define CM_TRIAL_H
 
-/* Seconds of one micro-batch and of one update, the best of up to three; trains the model. Returns -1
-   with a message if the data fails. */
+/* Seconds of one micro-batch and of one update, the best of up to three; trains the model. Returns
+   -1 with a message if the data fails. */
 static int time_step(Run *run, Model *m, double *micro_batch, double *update, char *err) {
     const int rounds = 3;
     const double enough = 20; /* seconds of one round, after which there is no other */
@@ -32,8 +32,8 @@ static int time_step(Run *run, Model *m, double *micro_batch, double *update, ch
     return 0;
 }
 
-/* --gelu: measured on layer 0, in tensors that the first micro-batch overwrites. A resumed run takes what
-   was chosen. */
+/* --gelu: measured on layer 0, in tensors that the first micro-batch overwrites. A resumed run
+   takes what was chosen. */
 static void choose_gelu(Run *run, Model *m) {
     Acts *a = &m->a;
     device_choose_gelu(&run->config, &run->choices, a->act, a->fc, a->norm2, weight(m, T_WFC, 0),
@@ -42,8 +42,8 @@ static void choose_gelu(Run *run, Model *m) {
     run->asked.gelu = run->config.gelu;
 }
 
-/* The gradient of two micro-batches of the same data, the first of a step and a later one, copied to
-   `host` unless NULL. Returns the sum of their losses. */
+/* The gradient of two micro-batches of the same data, the first of a step and a later one, copied
+   to `host` unless NULL. Returns the sum of their losses. */
 static double probe_gradient(Run *run, Model *m, floatM *host) {
     double scale = 1.0 / (double)m->c->total_batch_tokens;
     clear_gradients(m);
@@ -74,10 +74,10 @@ static int replay_agrees(Run *run, Model *m) {
     return same;
 }
 
-/* --cuda-graph: whether micro-batches are recorded and replayed. With auto they are if one takes less
-   than 10 ms, since the launches of a long one are hidden behind its work, and if the bits stay equal;
-   `on` is refused where they do not. Attention that adds in any order has no bits to compare: auto does
-   not replay it. Leaves data and parameters as they were. */
+/* --cuda-graph: whether micro-batches are recorded and replayed. With auto they are if one takes
+   less than 10 ms, since the launches of a long one are hidden behind its work, and if the bits
+   stay equal; `on` is refused where they do not. Attention that adds in any order has no bits to
+   compare: auto does not replay it. Leaves data and parameters as they were. */
 static int choose_replay(Run *run, Model *m, char *err) {
     const double short_seconds = 0.010;
     const Config *c = m->c;

@@ -240,7 +240,7 @@ static void test_misuse(void) {
     check(access(path, F_OK) == -1 && tidy(root), "no file is left");
 }
 
-/* A file size limit stands for the full disk: write() fails in the middle in the same way. */
+/* A limit on the size of files is in place of a full disk: write() fails in the middle too. */
 static void test_full_disk(void) {
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], found[FILE_PATH_SIZE];
     struct rlimit before, limit;

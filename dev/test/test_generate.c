@@ -36,7 +36,8 @@ static int make_model(Model *m, Config *c, const char *flags) {
     return 1;
 }
 
-/* Logits (T,V) of every position by the trainer's forward pass, for which the model has no cache yet. */
+/* Logits (T,V) of every position by the trainer's forward pass, for which the model has no cache
+   yet. */
 static void full_logits(Model *m, const int *tokens, floatX *logits) {
     Shape s = m->s;
     device_send(m->a.tokens, tokens, (size_t)s.N * sizeof(int));
@@ -89,8 +90,8 @@ static void test_decode(const char *flags) {
     model_free(&m);
 }
 
-/* Tokens one after the other for three contexts: after each the logits are those of a fresh pass over
-   the tokens that ought to be in sight. */
+/* Tokens one after the other for three contexts: after each the logits are those of a fresh pass
+   over the tokens that ought to be in sight. */
 static void test_slide(int T, const char *flags) {
     enum { STEPS = 50 };
     char text[256], err[ERR_LEN];
