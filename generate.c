@@ -433,21 +433,28 @@ static void release(Program *p) {
     free(p->scratch);
 }
 
+/* The program after its command line. Returns 0, or -1 with a message. */
+static int run_program(Program *p, char *err) {
+    p->text.out = stdout;
+    p->text.terminal = isatty(STDOUT_FILENO);
+    if (load(p, err)) return -1;
+    for (int sample = 0; sample < p->o.count; sample++)
+        if (write_sample(p, sample, err)) return -1;
+    fprintf(stderr, "read     %lld tokens in %.2f s\n", (long long)p->start.count * p->o.count,
+            p->reading);
+    fprintf(stderr, "wrote    %lld tokens in %.2f s, %.0f tokens/s\n", (long long)p->written,
+            p->writing, p->writing > 0 ? (double)p->written / p->writing : 0);
+    release(p);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     static Program p;
     char err[ERR_LEN];
     int status = parse(&p.o, argc, argv, err);
     if (status > 0) return 0;
-    p.text.out = stdout;
-    p.text.terminal = isatty(STDOUT_FILENO);
-    if (status || load(&p, err)) die("%s", err);
-    for (int sample = 0; sample < p.o.count; sample++)
-        if (write_sample(&p, sample, err)) die("%s", err);
-    fprintf(stderr, "read     %lld tokens in %.2f s\n", (long long)p.start.count * p.o.count,
-            p.reading);
-    fprintf(stderr, "wrote    %lld tokens in %.2f s, %.0f tokens/s\n", (long long)p.written,
-            p.writing, p.writing > 0 ? (double)p.written / p.writing : 0);
-    release(&p);
+    if (status == 0) status = run_program(&p, err);
+    if (status < 0) die("%s", err);
     return 0;
 }
 

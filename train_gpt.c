@@ -596,25 +596,29 @@ static int finish(Program *p, const char *name, int stopped) {
     return stopped ? 128 + stopped : 0;
 }
 
-int main(int argc, char **argv) {
-    static Program p;
-    char err[ERR_LEN];
-    int stopped = 0, status = parse(&p, argc, argv, err);
-    if (status > 0) return 0;
+/* The program after its command line. Returns its exit status, or -1 with a message. */
+static int run_program(Program *p, const char *name, char *err) {
     hold_signals(1);
-    if (status || open_run(&p, err) || describe(&p, err)) die("%s", err);
-    if (p.run.config.dry_run) {
-        if (dry_run(&p, err)) die("%s", err);
-        return 0;
-    }
-    stopped = waiting_signal();
+    if (open_run(p, err) || describe(p, err)) return -1;
+    if (p->run.config.dry_run) return dry_run(p, err);
+    int stopped = waiting_signal();
     if (stopped) {
         fprintf(stderr, "stopped by signal %d before the run began\n", stopped);
         return 128 + stopped;
     }
-    signal(SIGXFSZ, SIG_IGN); /* a file size limit is reported as a failed write */
-    if (begin(&p, err) || train_loop(&p.run, &p.model, &stopped, err)) die("%s", err);
-    return finish(&p, argv[0], stopped);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is reported as a failed write */
+    if (begin(p, err) || train_loop(&p->run, &p->model, &stopped, err)) return -1;
+    return finish(p, name, stopped);
+}
+
+int main(int argc, char **argv) {
+    static Program p;
+    char err[ERR_LEN];
+    int status = parse(&p, argc, argv, err);
+    if (status > 0) return 0;
+    if (status == 0) status = run_program(&p, argv[0], err);
+    if (status < 0) die("%s", err);
+    return status;
 }
 
 #endif

@@ -66,7 +66,7 @@ typedef struct {
     int n;
     StateTensor state[2 * PLAN_MAX];
     int states;
-    size_t v_size;     /* that state of all entries; first moments exist for every tensor */
+    size_t v_size;     /* that state of all entries; first moments have a slot of their own */
     size_t arena_size; /* scratch of the largest chunk */
 } Plan;
 
