@@ -3,11 +3,11 @@ Samples text from a checkpoint of train_gpt:
 
     ./generate --run shakespeare --prompt "ROMEO:" --tokens 300
 
-The text goes to stdout, character by character, and nothing else does; what there is to say about it
-goes to stderr. The model is the one in train_gpt.c. What is added here:
+The text goes to stdout, character by character, and nothing else does; reports about it go to
+stderr. The model is that of train_gpt.c, which keeps keys and values of the tokens that it has
+read. This file adds:
 
-    decode       one token at a time, with the keys and values of those before it kept in a cache
-    context      what happens when it is full
+    context      the tokens that the model sees, and what happens when there are too many
     text         tokens to characters that a terminal can show
     loading      the checkpoint, the tokenizer, the prompt
 */
@@ -20,144 +20,80 @@ goes to stderr. The model is the one in train_gpt.c. What is added here:
 #include "llmc/tokenizer.h"
 
 /* ---------------------------------------------------------------------------------------------- */
-/* decode */
-
-/* Keys and values of the tokens so far, (L,T,NKV HS) each, normed and rotated. */
-typedef struct {
-    floatX *k, *v;
-} Cache;
-
-static int cache_create(Cache *cache, const Config *c, char *err) {
-    size_t bytes = (size_t)c->layers * c->seq_len * c->kv_heads * c->head_dim * sizeof(floatX);
-    cache->k = (floatX *)device_alloc(bytes);
-    cache->v = (floatX *)device_alloc(bytes);
-    if (cache->k && cache->v) return 0;
-    return fail(err, "out of memory: keys and values of the context take %.1f MB", 2 * bytes / 1e6);
-}
-
-static void cache_free(Cache *cache) {
-    device_free(cache->k);
-    device_free(cache->v);
-    memset(cache, 0, sizeof *cache);
-}
-
-/* Takes the keys and values of layer l at positions t, t + 1, ... from the n rows of qkv. */
-static void cache_store(Cache *cache, const Config *c, int l, int t, const floatX *qkv, int n) {
-    size_t A = (size_t)c->heads * c->head_dim, KV = (size_t)c->kv_heads * c->head_dim;
-    size_t at = ((size_t)l * c->seq_len + t) * KV, row = (A + 2 * KV) * sizeof(floatX);
-    size_t bytes = KV * sizeof(floatX);
-    device_copy_rows(cache->k + at, bytes, qkv + A, row, bytes, (size_t)n);
-    device_copy_rows(cache->v + at, bytes, qkv + A + KV, row, bytes, (size_t)n);
-}
-
-/* The logits of the token after row n of a.normf, capped, into the first row of a.logits. */
-static void next_logits(Model *m, int n) {
-    forward_logits(m, n, 1);
-    softcap_forward(m->a.logits, 1, m->c.vocab, round_up(m->c.vocab, 64), m->c.softcap);
-}
-
-/* Reads n tokens into an empty context by one forward pass, which is a pass over a shorter sequence:
-   the activations have room for seq_len tokens and are laid out anew for these. */
-static void prefill(Model *m, Cache *cache, const int *tokens, int n) {
-    const Config *c = &m->c;
-    size_t QKV = (size_t)(c->heads + 2 * c->kv_heads) * c->head_dim;
-    m->T = n;
-    forward(m, tokens, 1);
-    for (int l = 0; l < c->layers; l++) cache_store(cache, c, l, 0, m->a.qkv + l * n * QKV, n);
-    next_logits(m, n - 1);
-    m->T = c->seq_len;
-}
-
-/* Reads the token at position t, when the cache holds those before it: forward, for one row. */
-static void decode(Model *m, Cache *cache, int token, int t) {
-    const Config *c = &m->c;
-    Acts *a = &m->a;
-    int C = c->width, NH = c->heads, NKV = c->kv_heads, HS = c->head_dim, A = NH * HS;
-    int QKV = (NH + 2 * NKV) * HS, F = c->ff_width, H = c->act == ACT_SWIGLU ? 2 * F : F;
-    const floatX *wpe = weight(m, T_WPE, 0);
-    device_upload(a->tokens, &token, sizeof token);
-
-    embed_forward(c->embed_norm ? a->embed : a->x, a->tokens, weight(m, T_WTE, 0),
-                  wpe ? wpe + (size_t)t * C : NULL, 1, 1, C);
-    if (c->embed_norm)
-        norm_forward(a->x, a->mean0, a->rstd0, NULL, a->embed, NULL, master(m, T_NORM0_W, 0),
-                     master(m, T_NORM0_B, 0), 1, C, c->norm, c->norm_eps);
-    for (int l = 0; l < c->layers; l++) {
-        size_t layer = (size_t)l * c->seq_len * NKV * HS;
-        norm_forward(a->norm1, a->mean1, a->rstd1, a->x, l ? a->mid : a->x, l ? a->branch : NULL,
-                     master(m, T_NORM1_W, l), master(m, T_NORM1_B, l), 1, C, c->norm, c->norm_eps);
-        linear_forward(a->qkv, a->norm1, weight(m, T_WQKV, l), weight(m, T_BQKV, l), 1, C, QKV);
-        qk_forward(a->qkv, a->qk_rstd, m->cosine, m->sine, 1, 1, t, NH, NKV, HS, c->qk_norm,
-                   c->norm_eps);
-        cache_store(cache, c, l, t, a->qkv, 1);
-        attention_decode(a->att, a->qkv, cache->k + layer, cache->v + layer, t, NH, NKV, HS,
-                         c->attn_scale);
-        linear_forward(a->branch, a->att, weight(m, T_WO, l), weight(m, T_BO, l), 1, A, C);
-
-        norm_forward(a->norm2, a->mean2, a->rstd2, a->mid, a->x, a->branch, master(m, T_NORM2_W, l),
-                     master(m, T_NORM2_B, l), 1, C, c->norm, c->norm_eps);
-        linear_forward(a->fc, a->norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), 1, C, H);
-        act_forward(a->act, a->fc, 1, F, c->act);
-        linear_forward(a->branch, a->act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), 1, F, C);
-    }
-    norm_forward(a->normf, a->meanf, a->rstdf, a->x, a->mid, a->branch, master(m, T_NORMF_W, 0),
-                 master(m, T_NORMF_B, 0), 1, C, c->norm, c->norm_eps);
-    next_logits(m, 0);
-}
-
-/* ---------------------------------------------------------------------------------------------- */
 /* context */
 
-/* The tokens the model sees, at positions 0..count-1. It was trained on seq_len positions and knows no
-   others. So when they are used up, the later half of the tokens moves to the front and is read again:
-   half a context of past is left, and the cost is one forward pass every seq_len / 2 tokens. */
+/* Gives the model room for the keys and values of seq_len tokens, so that it may read a text piece
+   by piece. Returns 0, or -1 with a message. */
+static int cache_create(Model *m, char *err) {
+    const Shape *s = &m->s;
+    size_t bytes = (size_t)s->L * s->T * s->NKV * s->HS * sizeof(floatX);
+    m->keys = (floatX *)device_alloc(bytes);
+    m->values = (floatX *)device_alloc(bytes);
+    if (m->keys && m->values) return 0;
+    return fail(err, "out of memory: keys and values of the context take %.1f MiB",
+                mebibytes(2 * (double)bytes));
+}
+
+/* Reads n tokens at positions t, t + 1, ..., of which t = 0 or n = 1, while the model's cache holds
+   those before them. The logits of the token after them, capped, are then the first row of
+   a.logits. */
+static void read_tokens(Model *m, const int *tokens, int n, int t) {
+    m->position = t;
+    device_send(m->a.tokens, tokens, (size_t)n * sizeof(int)); /* the forward pass needs no more */
+    model_forward(m, shape_with(m->s, 1, n));
+    head_forward(m, n - 1, 1);
+    softcap_forward(m->a.logits, 1, m->s.V, m->s.Vp, m->c->softcap);
+}
+
+/* The tokens that the model sees, at positions 0..count-1. It was trained on seq_len positions and
+   knows no others. When they are used up, the later half of the tokens moves to the front and is
+   read again: half a context of past is left, and the cost is one forward pass every seq_len / 2
+   tokens. */
 typedef struct {
     Model *m;
-    Cache cache;
     int *tokens, count;
 } Context;
 
 static int context_create(Context *x, Model *m, char *err) {
     memset(x, 0, sizeof *x);
     x->m = m;
-    x->tokens = (int *)malloc((size_t)m->c.seq_len * sizeof(int));
-    if (!x->tokens) return fail(err, "out of memory: a context of %d tokens", m->c.seq_len);
-    return cache_create(&x->cache, &m->c, err);
+    x->tokens = (int *)malloc((size_t)m->s.T * sizeof(int));
+    if (!x->tokens) return fail(err, "out of memory: a context of %d tokens", m->s.T);
+    return cache_create(m, err);
 }
 
 static void context_free(Context *x) {
-    cache_free(&x->cache);
     free(x->tokens);
     memset(x, 0, sizeof *x);
 }
 
 /* Starts over with 1 <= n <= seq_len tokens. */
 static void context_start(Context *x, const int *tokens, int n) {
-    memcpy(x->tokens, tokens, (size_t)n * sizeof(int));
+    memmove(x->tokens, tokens, (size_t)n * sizeof(int));
     x->count = n;
-    prefill(x->m, &x->cache, x->tokens, n);
+    read_tokens(x->m, x->tokens, n, 0);
 }
 
 static void context_append(Context *x, int token) {
-    int T = x->m->c.seq_len;
+    int T = x->m->s.T;
     if (x->count < T) {
-        x->tokens[x->count++] = token;
-        decode(x->m, &x->cache, token, x->count - 1);
+        x->tokens[x->count] = token;
+        read_tokens(x->m, &token, 1, x->count);
+        x->count++;
         return;
     }
-    int keep = max_int(1, T / 2); /* the new token among them */
+    int keep = max_int(1, T / 2); /* the new token is one of them */
     memmove(x->tokens, x->tokens + T - (keep - 1), (size_t)(keep - 1) * sizeof(int));
     x->tokens[keep - 1] = token;
-    x->count = keep;
-    prefill(x->m, &x->cache, x->tokens, keep);
+    context_start(x, x->tokens, keep);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* text */
 
-/* Bytes on their way out. A token may end inside a character, so up to three bytes wait for the rest
-   of theirs. A file or pipe gets every byte as it is; for a terminal, what is no text (invalid UTF-8,
-   control characters) becomes U+FFFD, because an untrained model writes escape sequences too. */
+/* Bytes on their way out. A token may end inside a character, so up to three bytes wait for the
+   rest of the character. A file or pipe gets every byte unchanged. For a terminal, invalid UTF-8
+   and control characters become U+FFFD, because an untrained model writes escape sequences too. */
 typedef struct {
     FILE *out;
     int terminal, held;
@@ -171,23 +107,14 @@ static void text_write(Text *text, int n, int is_text) {
     memmove(text->bytes, text->bytes + n, (size_t)text->held);
 }
 
-/* 1 if the n bytes at s, no valid character yet, may be the beginning of one. */
-static int utf8_begins(const unsigned char *s, int n) {
-    int length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || n >= length) return 0;
-    for (int i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80) return 0;
-    return 1;
-}
-
-/* Writes the characters that are complete; with `end`, all there is. */
+/* Writes the characters that are complete; with `end`, all bytes that wait. */
 static void text_flush(Text *text, int end) {
     while (text->held) {
         uint32_t code = 0;
-        int n = (int)tokenizer_utf8(text->bytes, (size_t)text->held, &code);
+        int n = (int)utf8_decode(text->bytes, (size_t)text->held, &code);
         int control = (code < 32 && code != '\n' && code != '\t') || (code >= 127 && code < 160);
         if (n) text_write(text, n, !control);
-        else if (!end && utf8_begins(text->bytes, text->held)) return;
+        else if (!end && utf8_begins(text->bytes, (size_t)text->held)) return;
         else text_write(text, 1, 0);
     }
 }
@@ -246,7 +173,8 @@ static const Flag option_flags[] = {
 #undef FIELD
 enum { OPTION_FLAGS = (int)(sizeof option_flags / sizeof option_flags[0]) };
 
-/* Opens --checkpoint, or the newest whole one of --run; path gets its name. */
+/* Opens --checkpoint, or the newest whole checkpoint of --run; path gets its name. Returns 0, or -1
+   with a message. */
 static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) {
     char dir[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     if (o->checkpoint[0]) {
@@ -269,7 +197,7 @@ static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) 
                 dir);
 }
 
-/* The newest validation loss in the log beside the checkpoint, up to its step; NaN if unknown. */
+/* The last validation loss up to `step` in the log beside a checkpoint; NaN if there is none. */
 static double validation_loss(const char *path, int64_t step) {
     char folder[FILE_PATH_SIZE], log[FILE_PATH_SIZE], err[ERR_LEN];
     double loss = NAN;
@@ -283,30 +211,41 @@ static double validation_loss(const char *path, int64_t step) {
     return loss;
 }
 
-/* The model of a checkpoint, for sequences of its length, one at a time. */
-static int load_model(Model *m, const Ckpt *ckpt, int threads, char *err) {
-    Config c;
+/* Models of fewer parameters run on one thread unless --threads says otherwise: their layers end
+   sooner than threads meet. */
+enum { SMALL_MODEL = 10000000 };
+
+/* The flags of a checkpoint's run, resolved for generation: one sequence at a time, no backward
+   pass. */
+static int load_config(Config *c, const Ckpt *ckpt, int threads, char *err) {
     uint64_t vocab;
-    memset(&c, 0, sizeof c);
-    flags_defaults(config_flags, CONFIG_FLAGS, &c);
-    if (load_flags(&c, NULL, ckpt, err) || ckpt_number(ckpt, "vocab", &vocab, err)) return -1;
-    c.vocab = (int)vocab;
-    c.batch_size = 1;
-    c.total_batch_tokens = 0;
-    if (config_resolve(&c, err)) return -1;
-    /* A small model's layers end sooner than threads meet. And a CPU computes in fp32: with one row at a
-       time bf16 saves nothing, and not every machine has it. */
-    c.threads = !threads && registry_build(&c).count < 10000000 ? 1 : threads;
-    c.compute = COMPUTE_AUTO;
-    c.recompute = RECOMPUTE_NONE;  /* prefill looks for keys and values in all layers */
-    c.attention = ATTENTION_FLASH; /* nothing is measured: equal seeds, equal text */
-    c.gemm = GEMM_FIRST;
-    c.gelu = GELU_UNFUSED;
-    if (device_setup(&c, NULL, err) || model_create(m, &c, 0, err)) return -1;
-    return load_tensors(m, ckpt, 0, err);
+    memset(c, 0, sizeof *c);
+    flags_defaults(config_flags, CONFIG_FLAGS, c);
+    if (load_flags(c, NULL, ckpt, err) || ckpt_number(ckpt, "vocab", &vocab, err)) return -1;
+    c->vocab = (int)vocab;
+    c->batch_size = 1;
+    c->total_batch_tokens = 0;
+    if (config_resolve(c, err)) return -1;
+    c->threads = !threads && registry_build(c).count < SMALL_MODEL ? 1 : threads;
+    c->compute = COMPUTE_AUTO;      /* fp32 on a CPU: with one row at a time bf16 saves nothing */
+    c->recompute = RECOMPUTE_BLOCK; /* all layers share their activations */
+    c->attention = ATTENTION_FLASH; /* nothing is measured: equal seeds, equal text */
+    c->gemm = GEMM_FIRST;
+    c->gelu = GELU_UNFUSED;
+    return 0;
 }
 
-/* Text files are trained on as bytes, which makes a vocabulary of 256; a larger one is GPT-2's. */
+/* The model of a checkpoint. c gets its config, which must outlive it. */
+static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *err) {
+    static Plan none; /* a model that is not trained has no rules */
+    if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
+    Registry r = registry_build(c);
+    if (model_create(m, c, &r, &none, 0, err) || load_parameters(&m->p, ckpt, err)) return -1;
+    refresh_weights(m);
+    return 0;
+}
+
+/* The tokenizer of a model: bytes for a vocabulary of 256, as of text files, else GPT-2's. */
 static int load_tokenizer(Tokenizer *t, const Options *o, int vocab, char *err) {
     char reason[ERR_LEN];
     if (vocab <= 256) return tokenizer_bytes(t, err);
@@ -317,7 +256,7 @@ static int load_tokenizer(Tokenizer *t, const Options *o, int vocab, char *err) 
                 reason, vocab);
 }
 
-/* All bytes of --prompt-file, or of --prompt; the caller frees *text. */
+/* Reads --prompt-file, or copies --prompt; *text is for the caller to free. */
 static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     char block[4096];
     size_t n;
@@ -337,8 +276,9 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     return status;
 }
 
-/* The tokens to begin with, from 1 to seq_len of them: those of the prompt, or what stands before
-   a text: a line end among bytes, the end of another document among GPT-2's tokens. */
+/* The 1 to seq_len tokens to begin with: those of the prompt, or what comes before a text: a line
+   end among bytes, the end of another document among GPT-2's tokens. Returns 0, or -1 with a
+   message. */
 static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t size,
                          TokenList *list, char *err) {
     int start = t->eot >= 0 ? t->eot : '\n';
@@ -366,107 +306,155 @@ static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t
 
 #ifndef CM_NO_GENERATE_MAIN
 
-/* Writes one sample of up to o->tokens tokens; `limit` is the number of tokens that have a text.
-   Returns how many it wrote, or -1. */
-static int write_sample(Context *x, const Tokenizer *t, const Options *o, int sample, int limit,
-                        floatX *raw, floatM *logits, SamplerEntry *scratch, Text *text, char *err) {
-    Sampler sampler = {o->temperature, o->top_k, o->top_p, (uint64_t)o->seed};
-    for (int i = 0; i < o->tokens; i++) {
-        int token = 0;
-        size_t length;
-        device_download(raw, x->m->a.logits, (size_t)limit * sizeof(floatX));
-        for (int v = 0; v < limit; v++) logits[v] = (floatM)raw[v];
-        if (sampler_next(&sampler, logits, limit, (uint64_t)sample, (uint64_t)i, scratch, &token,
-                         err))
-            return -1;
-        if (o->stop_at_eot && token == t->eot) return i;
-        const char *bytes = tokenizer_decode(t, token, &length);
-        text_put(text, bytes, length);
-        if (fflush(text->out)) return fail(err, "cannot write the text: %s", strerror(errno));
-        if (i + 1 < o->tokens) context_append(x, token);
-    }
-    return o->tokens;
-}
+/* What main works with. */
+typedef struct {
+    Options o;
+    Config config;
+    Model model;
+    Tokenizer tokenizer;
+    Context context;
+    Text text;
+    char *prompt;
+    size_t prompt_size;
+    TokenList start; /* the prompt's tokens */
+    int limit;   /* tokens that have a text; those of a vocabulary rounded up are never chosen */
+    floatX *raw; /* (limit) logits */
+    floatM *logits;
+    SamplerEntry *scratch;
+    int64_t written;
+    double reading, writing; /* seconds */
+} Program;
 
-int main(int argc, char **argv) {
-    static Options o;
-    static Model m;
+/* Reads the command line. Returns 0, 1 if --help was asked for, -1 with a message. */
+static int parse(Options *o, int argc, char **argv, char *err) {
     unsigned char given[OPTION_FLAGS] = {0};
-    char err[ERR_LEN], path[FILE_PATH_SIZE], *prompt = NULL;
-    size_t prompt_size = 0;
-    Ckpt ckpt;
-    Tokenizer t;
-    TokenList start = {NULL, 0, 0};
-    Context x;
-    Text text = {stdout, isatty(STDOUT_FILENO), 0, {0}};
-    uint64_t step;
-    flags_defaults(option_flags, OPTION_FLAGS, &o);
-    int status = flags_parse(option_flags, OPTION_FLAGS, &o, given, argc, argv, err);
-    if (status < 0) die("%s", err);
-    if (status > 0) {
+    flags_defaults(option_flags, OPTION_FLAGS, o);
+    int status = flags_parse(option_flags, OPTION_FLAGS, o, given, argc, argv, err);
+    if (status > 0)
         flags_help(stdout, "usage: generate [flags]    Writes text as the model of a run would.",
                    option_flags, OPTION_FLAGS);
-        return 0;
-    }
-    if (o.checkpoint[0] && (given[flags_find(option_flags, OPTION_FLAGS, "run")] ||
-                            given[flags_find(option_flags, OPTION_FLAGS, "runs-dir")]))
-        die("--checkpoint names a file and --run another: give one of them");
-    if (o.prompt[0] && o.prompt_file[0]) die("--prompt and --prompt-file are both given: keep one");
+    if (status) return status;
+    if (o->checkpoint[0] && (given[flags_find(option_flags, OPTION_FLAGS, "run")] ||
+                             given[flags_find(option_flags, OPTION_FLAGS, "runs-dir")]))
+        return fail(err, "--checkpoint names a file and --run another: give one of them");
+    if (o->prompt[0] && o->prompt_file[0])
+        return fail(err, "--prompt and --prompt-file are both given: keep one");
+    return 0;
+}
 
-    if (find_checkpoint(&o, &ckpt, path, err) || ckpt_number(&ckpt, "step", &step, err))
-        die("%s", err);
-    if (load_model(&m, &ckpt, o.threads, err)) die("%s: %s", path, err);
-    ckpt_close(&ckpt);
-    if (load_tokenizer(&t, &o, m.c.vocab, err) || read_prompt(&o, &prompt, &prompt_size, err) ||
-        encode_prompt(&t, &m.c, prompt, prompt_size, &start, err) || context_create(&x, &m, err))
-        die("%s", err);
-    if (o.stop_at_eot && t.eot < 0)
-        die("--stop-at-eot: a model of bytes has no end of text to stop at");
-
-    /* Tokens without a text, of a vocabulary rounded up, are never chosen. */
-    int limit = min_int(m.c.vocab, t.vocab);
-    floatX *raw = (floatX *)malloc((size_t)limit * sizeof(floatX));
-    floatM *logits = (floatM *)malloc((size_t)limit * sizeof(floatM));
-    SamplerEntry *scratch = (SamplerEntry *)malloc((size_t)limit * sizeof(SamplerEntry));
-    if (!raw || !logits || !scratch) die("out of memory: logits of %d tokens", limit);
-
+/* Says on stderr what is sampled from. */
+static void print_source(const Model *m, const char *path, uint64_t step) {
     double loss = validation_loss(path, (int64_t)step);
     fprintf(stderr, "from     %s, step %llu", path, (unsigned long long)step);
     if (isfinite(loss)) fprintf(stderr, ", validation loss %.4f", loss);
     fprintf(stderr, "\n");
-    print_model(stderr, &m.c, &m.r);
+    print_model(stderr, m->c, &m->p.r);
+}
 
-    double reading = 0, writing = 0;
-    int64_t written = 0;
-    for (int sample = 0; sample < o.count; sample++) {
-        double begin = now_seconds();
-        context_start(&x, start.ids, (int)start.count);
-        double middle = now_seconds();
-        if (o.count > 1) printf("--- %d of %d\n", sample + 1, o.count);
-        if (text.terminal) printf("\033[2m");
-        text_put(&text, prompt, prompt_size);
-        if (text.terminal) printf("\033[0m");
-        fflush(stdout);
-        int n = write_sample(&x, &t, &o, sample, limit, raw, logits, scratch, &text, err);
-        if (n < 0) die("%s", err);
-        text_flush(&text, 1);
-        if (putchar('\n') == EOF || fflush(stdout))
-            die("cannot write the text: %s", strerror(errno));
-        reading += middle - begin;
-        writing += now_seconds() - middle;
-        written += n;
+/* Loads checkpoint, tokenizer and prompt. */
+static int load(Program *p, char *err) {
+    const Options *o = &p->o;
+    char path[FILE_PATH_SIZE], why[ERR_LEN];
+    uint64_t step;
+    Ckpt ckpt;
+    if (find_checkpoint(o, &ckpt, path, err) || ckpt_number(&ckpt, "step", &step, err)) return -1;
+    if (load_model(&p->model, &p->config, &ckpt, o->threads, why))
+        return fail(err, "%.500s: %.500s", path, why);
+    ckpt_close(&ckpt);
+    if (load_tokenizer(&p->tokenizer, o, p->config.vocab, err) ||
+        read_prompt(o, &p->prompt, &p->prompt_size, err) ||
+        encode_prompt(&p->tokenizer, &p->config, p->prompt, p->prompt_size, &p->start, err) ||
+        context_create(&p->context, &p->model, err))
+        return -1;
+    if (o->stop_at_eot && p->tokenizer.eot < 0)
+        return fail(err, "--stop-at-eot: a model of bytes has no end of text to stop at");
+    p->limit = min_int(p->config.vocab, p->tokenizer.vocab);
+    p->raw = (floatX *)malloc((size_t)p->limit * sizeof(floatX));
+    p->logits = (floatM *)malloc((size_t)p->limit * sizeof(floatM));
+    p->scratch = (SamplerEntry *)malloc((size_t)p->limit * sizeof(SamplerEntry));
+    if (!p->raw || !p->logits || !p->scratch)
+        return fail(err, "out of memory: logits of %d tokens", p->limit);
+    print_source(&p->model, path, step);
+    return 0;
+}
+
+/* Writes up to --tokens tokens after the prompt, which the context holds, and counts them. */
+static int write_tokens(Program *p, int sample, char *err) {
+    const Options *o = &p->o;
+    Sampler sampler = {.temperature = o->temperature,
+                       .top_k = o->top_k,
+                       .top_p = o->top_p,
+                       .seed = (uint64_t)o->seed};
+    for (int i = 0; i < o->tokens; i++) {
+        int token = 0;
+        size_t length;
+        device_download(p->raw, p->model.a.logits, (size_t)p->limit * sizeof(floatX));
+        for (int v = 0; v < p->limit; v++) p->logits[v] = (floatM)p->raw[v];
+        if (sampler_next(&sampler, p->logits, p->limit, (uint64_t)sample, (uint64_t)i, p->scratch,
+                         &token, err))
+            return -1;
+        if (o->stop_at_eot && token == p->tokenizer.eot) break;
+        const char *bytes = tokenizer_decode(&p->tokenizer, token, &length);
+        text_put(&p->text, bytes, length);
+        if (fflush(stdout)) return fail(err, "cannot write the text: %s", strerror(errno));
+        p->written++;
+        if (i + 1 < o->tokens) context_append(&p->context, token);
     }
-    fprintf(stderr, "read     %lld tokens in %.2f s\n", (long long)start.count * o.count, reading);
-    fprintf(stderr, "wrote    %lld tokens in %.2f s, %.0f tokens/s\n", (long long)written, writing,
-            writing > 0 ? (double)written / writing : 0);
-    context_free(&x);
-    model_free(&m);
-    tokenizer_free(&t);
-    free(start.ids);
-    free(prompt);
-    free(raw);
-    free(logits);
-    free(scratch);
+    return 0;
+}
+
+/* Writes one sample, prompt and all. */
+static int write_sample(Program *p, int sample, char *err) {
+    double begin = now_seconds();
+    context_start(&p->context, p->start.ids, (int)p->start.count);
+    double middle = now_seconds();
+    if (p->o.count > 1) printf("--- %d of %d\n", sample + 1, p->o.count);
+    if (p->text.terminal) printf("\033[2m");
+    text_put(&p->text, p->prompt, p->prompt_size);
+    if (p->text.terminal) printf("\033[0m");
+    fflush(stdout);
+    if (write_tokens(p, sample, err)) return -1;
+    text_flush(&p->text, 1);
+    if (putchar('\n') == EOF || fflush(stdout))
+        return fail(err, "cannot write the text: %s", strerror(errno));
+    p->reading += middle - begin;
+    p->writing += now_seconds() - middle;
+    return 0;
+}
+
+static void release(Program *p) {
+    context_free(&p->context);
+    model_free(&p->model);
+    tokenizer_free(&p->tokenizer);
+    free(p->start.ids);
+    free(p->prompt);
+    free(p->raw);
+    free(p->logits);
+    free(p->scratch);
+}
+
+/* The program after its command line. Returns 0, or -1 with a message. */
+static int run_program(Program *p, char *err) {
+    p->text.out = stdout;
+    p->text.terminal = isatty(STDOUT_FILENO);
+    if (load(p, err)) return -1;
+    for (int sample = 0; sample < p->o.count; sample++)
+        if (write_sample(p, sample, err)) return -1;
+    fprintf(stderr, "read     %lld tokens in %.2f s\n", (long long)p->start.count * p->o.count,
+            p->reading);
+    fprintf(stderr, "wrote    %lld tokens in %.2f s, %.0f tokens/s\n", (long long)p->written,
+            p->writing, p->writing > 0 ? (double)p->written / p->writing : 0);
+    release(p);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    static Program p;
+    char err[ERR_LEN];
+    int status = parse(&p.o, argc, argv, err);
+    if (status > 0) return 0;
+    if (status == 0) status = run_program(&p, err);
+    if (status < 0) die("%s", err);
     return 0;
 }
 

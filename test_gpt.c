@@ -81,9 +81,41 @@ static void set_threads(int threads) {
 #endif
 }
 
-static void create(Model *m, const Config *c) {
-    if (model_create(m, c, 1, err)) die("%s", err);
+/* Where a tensor begins among the parameters (and, as nothing is frozen, in the gradient and the
+   moments), and how many elements these have. */
+static size_t param_at(const Tensor *t) { return t->slot[SLOT_PARAM].at; }
+static size_t elements(const Model *m) { return m->p.r.size[SLOT_PARAM]; }
+
+/* A model of a resolved config, which must outlive it. */
+static int make_model(Model *m, const Config *c, int training) {
+    Registry r = registry_build(c);
+    if (registry_freeze(&r, c->freeze, err)) return -1;
+    Plan plan = plan_build(c, &r);
+    if (plan_check_frozen(&plan, &r, err)) return -1;
+    return model_create(m, c, &r, &plan, training, err);
 }
+
+static void create(Model *m, const Config *c) {
+    if (make_model(m, c, 1)) die("%s", err);
+}
+
+/* The forward pass over tokens (B,T), at most the model's B sequences. */
+static void forward(Model *m, const int *tokens, int B) {
+    Shape s = shape_with(m->s, B, m->s.T);
+    tokens_upload(m->a.tokens, tokens, s.N, s.Vp);
+    model_forward(m, s);
+}
+
+/* The summed loss of targets (B,T) after a forward pass, and how many there are; see head_loss. */
+static double loss_of(Model *m, const int *y, int B, double scale, int64_t *count) {
+    Shape s = shape_with(m->s, B, m->s.T);
+    for (int n = 0; n < s.N; n++) *count += y[n] >= 0;
+    device_send(m->a.targets, y, (size_t)s.N * sizeof(int));
+    head_loss(m, s, scale);
+    return take_loss(m);
+}
+
+static void backward(Model *m, int B) { model_backward(m, shape_with(m->s, B, m->s.T)); }
 
 /* Elements of a tensor without the vocabulary's padding, by the test's own count. */
 static size_t used_size(const Config *c, const Registry *r, int id) {
@@ -95,12 +127,12 @@ static size_t used_size(const Config *c, const Registry *r, int id) {
 /* Parameters for which nothing vanishes; the padded vocabulary is zero as after model_init. */
 static void randomise(Model *m) {
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m->r.t[id];
+        const Tensor *t = &m->p.r.t[id];
         double size = 1.5 / sqrt(t->cols);
         if (t->role == ROLE_EMBED) size = 0.8;
         if (t->role == ROLE_SCALAR) size = 0.3;
-        for (size_t i = 0; t->layers && i < used_size(&m->c, &m->r, id); i++)
-            m->p[t->offset + i] = (floatM)(t->init_mean + size * draw());
+        for (size_t i = 0; t->layers && i < used_size(m->c, &m->p.r, id); i++)
+            m->p.param[param_at(t) + i] = (floatM)(t->init_mean + size * draw());
     }
 }
 
@@ -113,18 +145,12 @@ static void draw_batch(const Config *c, int *x, int *y, int N) {
     y[N / 3] = -1;
 }
 
-/* The summed loss of targets after a forward pass; see forward_loss. */
-static double loss_of(Model *m, const int *y, int B, double scale, int64_t *count) {
-    forward_loss(m, y, B, scale, count);
-    return take_loss(m);
-}
-
-/* Sets m->g to the gradient of the mean loss, which is returned. */
+/* Sets m->p.grad to the gradient of the mean loss, which is returned. */
 static double loss_and_gradient(Model *m, const int *x, const int *y, int B) {
     int valid = 0;
     int64_t count = 0;
-    for (int n = 0; n < B * m->T; n++) valid += y[n] >= 0;
-    device_zero(m->g, m->r.size * sizeof(floatM));
+    for (int n = 0; n < B * m->s.T; n++) valid += y[n] >= 0;
+    device_zero(m->p.grad, m->p.r.size[SLOT_GRAD] * sizeof(floatM));
     forward(m, x, B);
     double sum = loss_of(m, y, B, 1.0 / valid, &count);
     backward(m, B);
@@ -133,8 +159,8 @@ static double loss_and_gradient(Model *m, const int *x, const int *y, int B) {
 }
 
 static double train(Model *m, const int *x, const int *y, int step) {
-    double loss = loss_and_gradient(m, x, y, m->B);
-    update(m, step, 1);
+    double loss = loss_and_gradient(m, x, y, m->s.B);
+    optimizer_step(m, step, 1);
     return loss;
 }
 
@@ -177,7 +203,7 @@ static double derivative(Function f, void *of, floatX *x, double h, int again) {
     return (value[0] - 8 * value[1] + 8 * value[3] - value[4]) / (12 * h);
 }
 
-/* Distance between g and the finite differences, relative to the latter's norm: over all n
+/* Distance between g and the finite differences, relative to the norm of these: over all n
    elements, or over `most` random ones, of which every second has g != 0 so that sparse gradients
    are seen. */
 static double gradient_error(Function f, void *of, floatX *x, const floatX *g, size_t n,
@@ -525,15 +551,15 @@ typedef struct {
 
 static double loss_value(void *of) {
     Loss *o = (Loss *)of;
-    const Config *c = &o->m->c;
+    const Config *c = o->m->c;
     int64_t count = 0;
     forward(o->m, o->x, o->B);
     double sum = loss_of(o->m, o->y, o->B, 0, &count);
     side_of_kinks = 0;
     if (c->act == ACT_RELU2)
         for (int l = 0; l < c->layers; l++) {
-            const floatX *fc = o->m->a.fc + (size_t)l * o->m->B * o->m->T * c->ff_width;
-            for (size_t i = 0; i < (size_t)o->B * o->m->T * c->ff_width; i++)
+            const floatX *fc = o->m->a.fc + (size_t)l * o->m->s.B * o->m->s.T * c->ff_width;
+            for (size_t i = 0; i < (size_t)o->B * o->m->s.T * c->ff_width; i++)
                 side_of_kinks = rng_mix(side_of_kinks + (fc[i] > 0));
         }
     return sum / (double)count;
@@ -548,26 +574,27 @@ static void test_model_gradient(const char *preset, const char *changes, int B, 
     static Model m;
     int x[64], y[64];
     int64_t count = 0;
+    c.logit_rows = rows;
     create(&m, &c);
     randomise(&m);
-    m.R = min_int(m.R, rows);
-    draw_batch(&c, x, y, B * m.T);
-    floatM *before = random_array(m.r.size, 1);
-    memcpy(m.g, before, m.r.size * sizeof *before);
-    set_threads(B == m.B ? 2 : 1); /* two threads wait long for each other on a busy machine */
+    draw_batch(&c, x, y, B * m.s.T);
+    floatM *before = random_array(elements(&m), 1);
+    memcpy(m.p.grad, before, elements(&m) * sizeof *before);
+    set_threads(B == m.s.B ? 2 : 1); /* two threads wait long for each other on a busy machine */
     forward(&m, x, B);
-    loss_of(&m, y, B, 1.0 / (B * m.T - 1), &count);
+    loss_of(&m, y, B, 1.0 / (B * m.s.T - 1), &count);
     backward(&m, B);
     set_threads(1);
-    subtract(m.g, before, m.r.size);
+    subtract(m.p.grad, before, elements(&m));
     Loss loss = {&m, x, y, B};
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m.r.t[id];
+        const Tensor *t = &m.p.r.t[id];
         if (!t->layers) continue;
-        size_t used = used_size(&c, &m.r, id), at = t->offset;
-        double e = gradient_error(loss_value, &loss, m.p + at, m.g + at, used, most, 2e-4);
+        size_t used = used_size(&c, &m.p.r, id), at = param_at(t);
+        double e =
+            gradient_error(loss_value, &loss, m.p.param + at, m.p.grad + at, used, most, 2e-4);
         check(e < 3e-9, "%s %s: gradient of %s is off by %.1e", preset, changes, t->name, e);
-        check(all_zero(m.g + t->offset + used, t->size - used),
+        check(all_zero(m.p.grad + param_at(t) + used, t->size - used),
               "%s %s: padding of %s has a gradient", preset, changes, t->name);
     }
     model_free(&m);
@@ -701,13 +728,13 @@ static void test_rope_table(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* parity with PyTorch */
 
-static void load_parameters(Model *m, const Fixture *fx) {
+static void load_fixture(Model *m, const Fixture *fx) {
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m->r.t[id];
+        const Tensor *t = &m->p.r.t[id];
         if (!t->layers) continue;
         const FixtureRecord *r = fixture_getf(fx, "f4", "param.%s", t->name);
         if (r->count != t->size) fixture_die("%s: %s has another size", fx->path, r->name);
-        for (size_t i = 0; i < t->size; i++) m->p[t->offset + i] = (floatM)r->f4[i];
+        for (size_t i = 0; i < t->size; i++) m->p.param[param_at(t) + i] = (floatM)r->f4[i];
     }
 }
 
@@ -717,14 +744,14 @@ static void test_parity(const Fixture *fx) {
     Config c = config_of(fixture_text(fx, "flags"), "");
     static Model m;
     create(&m, &c);
-    load_parameters(&m, fx);
+    load_fixture(&m, fx);
     const int *x = fixture_get(fx, "x", "i4")->i4, *y = fixture_get(fx, "y", "i4")->i4;
     const FixtureRecord *logits = fixture_get(fx, "logits", "f4");
-    int N = m.B * m.T, V = c.vocab, Vp = round_up(V, 64);
+    int N = m.s.B * m.s.T, V = c.vocab, Vp = round_up(V, 64);
 
-    forward(&m, x, m.B);
+    forward(&m, x, m.s.B);
     check(m.R >= N, "the logits are not in one piece");
-    forward_logits(&m, 0, N);
+    head_forward(&m, 0, N);
     softcap_forward(m.a.logits, N, V, Vp, c.softcap);
     floatM *dense = array((size_t)N * V);
     for (int n = 0; n < N; n++)
@@ -733,15 +760,15 @@ static void test_parity(const Fixture *fx) {
     double e = relative_l2_mf(dense, logits->f4, logits->count, 1e-30);
     check(e < BY_BUILD(1e-7, 1e-6), "%s: logits are off by %.1e", fx->path, e);
 
-    double want = fixture_get(fx, "loss", "f8")->f8[0], loss = loss_and_gradient(&m, x, y, m.B);
+    double want = fixture_get(fx, "loss", "f8")->f8[0], loss = loss_and_gradient(&m, x, y, m.s.B);
     check(relative_error(loss, want, 1) < BY_BUILD(1e-13, 1e-6), "%s: loss %.15g, want %.15g",
           fx->path, loss, want);
     int tensors = 0, records = 0;
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m.r.t[id];
+        const Tensor *t = &m.p.r.t[id];
         if (!t->layers) continue;
         const FixtureRecord *r = fixture_getf(fx, "f4", "grad.%s", t->name);
-        e = relative_l2_mf(m.g + t->offset, r->f4, t->size, 1e-30);
+        e = relative_l2_mf(m.p.grad + param_at(t), r->f4, t->size, 1e-30);
         check(e < BY_BUILD(1e-7, 3e-6), "%s: gradient of %s is off by %.1e", fx->path, t->name, e);
         tensors++;
     }
@@ -762,25 +789,25 @@ static void test_updates(const Fixture *fx, const char *optimizer) {
     static Model m;
     char name[96];
     create(&m, &c);
-    load_parameters(&m, fx);
+    load_fixture(&m, fx);
     const int *x = fixture_get(fx, "x", "i4")->i4, *y = fixture_get(fx, "y", "i4")->i4;
     const FixtureRecord *losses = fixture_getf(fx, "f8", "%s.losses", optimizer);
-    floatM *start = array(m.r.size);
-    memcpy(start, m.p, m.r.size * sizeof *start);
+    floatM *start = array(elements(&m));
+    memcpy(start, m.p.param, elements(&m) * sizeof *start);
     double worst = 0;
     for (int step = 0; step < (int)losses->count; step++)
         worst = fmax(worst, relative_error(train(&m, x, y, step), losses->f8[step], 1e-30));
     check(losses->count == 10 && worst < BY_BUILD(1e-13, 1e-6),
           "%s, %s: the losses are off by %.1e", fx->path, optimizer, worst);
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m.r.t[id];
+        const Tensor *t = &m.p.r.t[id];
         snprintf(name, sizeof name, "%s.param.%s", optimizer, t->name);
         const FixtureRecord *r = t->layers ? fixture_find(fx, name) : NULL;
         if (!r) continue;
         double d = 0, s = 0;
         for (size_t i = 0; i < t->size; i++) {
-            double got = (double)m.p[t->offset + i] - (double)start[t->offset + i];
-            double want = (double)r->f4[i] - (double)start[t->offset + i];
+            double got = (double)m.p.param[param_at(t) + i] - (double)start[param_at(t) + i];
+            double want = (double)r->f4[i] - (double)start[param_at(t) + i];
             d += (got - want) * (got - want);
             s += want * want;
         }
@@ -814,6 +841,7 @@ static void test_accumulation(const char *preset) {
     Config c =
         config_of(preset, "--layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 6 --vocab 50 "
                           "--batch-size 4");
+    Config half_config = c;
     static Model m, half;
     int x[24], y[24];
     int64_t count = 0;
@@ -822,9 +850,9 @@ static void test_accumulation(const char *preset) {
     randomise(&m);
     draw_batch(&c, x, y, 24);
     double loss = loss_and_gradient(&m, x, y, 4);
-    c.batch_size = 2;
-    create(&half, &c);
-    memcpy(half.p, m.p, m.r.size * sizeof *m.p);
+    half_config.batch_size = 2;
+    create(&half, &half_config);
+    memcpy(half.p.param, m.p.param, elements(&m) * sizeof *m.p.param);
     for (int i = 0; i < 2; i++) {
         forward(&half, x + 12 * i, 2);
         sum += loss_of(&half, y + 12 * i, 2, 1.0 / 23, &count);
@@ -833,36 +861,38 @@ static void test_accumulation(const char *preset) {
     check(count == 23 && relative_error(sum / 23, loss, 1) < BY_BUILD(1e-14, 1e-6),
           "%s: mean loss %.15g over %d targets in two halves, %.15g in one", preset, sum / 23,
           (int)count, loss);
-    double e = relative_l2_m(half.g, m.g, m.r.size, 1e-30);
+    double e = relative_l2_m(half.p.grad, m.p.grad, elements(&m), 1e-30);
     check(e < BY_BUILD(1e-13, 2e-6), "%s: two halves change the gradient by %.1e", preset, e);
     model_free(&half);
 
     /* Fewer sequences than the model was made for. */
-    floatM *two = array(m.r.size);
-    c.batch_size = 2;
-    create(&half, &c);
-    memcpy(half.p, m.p, m.r.size * sizeof *m.p);
+    floatM *two = array(elements(&m));
+    create(&half, &half_config);
+    memcpy(half.p.param, m.p.param, elements(&m) * sizeof *m.p.param);
     y[2] = y[3] = -1;
     double small = loss_and_gradient(&half, x, y, 2), large = loss_and_gradient(&m, x, y, 2);
-    memcpy(two, half.g, m.r.size * sizeof *two);
+    memcpy(two, half.p.grad, elements(&m) * sizeof *two);
     check(relative_error(small, large, 1) < BY_BUILD(1e-14, 1e-6),
           "%s: B 2 of 4 gives loss %.15g, not "
           "%.15g",
           preset, large, small);
-    e = relative_l2_m(m.g, two, m.r.size, 1e-30);
+    e = relative_l2_m(m.p.grad, two, elements(&m), 1e-30);
     check(e < BY_BUILD(1e-13, 2e-6), "%s: B 2 of 4 changes the gradient by %.1e", preset, e);
 
     /* Logits seven rows at a time. */
     loss = loss_and_gradient(&m, x, y, 4);
-    floatM *whole = array(m.r.size);
-    memcpy(whole, m.g, m.r.size * sizeof *whole);
-    m.R = 7;
-    double pieces = loss_and_gradient(&m, x, y, 4);
+    floatM *whole = array(elements(&m));
+    memcpy(whole, m.p.grad, elements(&m) * sizeof *whole);
+    Config pieces_config = c;
+    pieces_config.logit_rows = 7;
+    model_free(&half);
+    create(&half, &pieces_config);
+    memcpy(half.p.param, m.p.param, elements(&m) * sizeof *m.p.param);
+    double pieces = loss_and_gradient(&half, x, y, 4);
     check(relative_error(pieces, loss, 1) < BY_BUILD(1e-14, 1e-6),
           "%s: loss %.15g in pieces, %.15g whole", preset, pieces, loss);
-    e = relative_l2_m(m.g, whole, m.r.size, 1e-30);
+    e = relative_l2_m(half.p.grad, whole, elements(&m), 1e-30);
     check(e < BY_BUILD(1e-13, 2e-6), "%s: logits in pieces change the gradient by %.1e", preset, e);
-    m.R = m.B * m.T;
     set_threads(3);
     double shared = loss_and_gradient(&m, x, y, 4);
     set_threads(1);
@@ -870,7 +900,7 @@ static void test_accumulation(const char *preset) {
           "%s: loss %.15g with three threads, %.15g "
           "with one",
           preset, shared, loss);
-    e = relative_l2_m(m.g, whole, m.r.size, 1e-30);
+    e = relative_l2_m(m.p.grad, whole, elements(&m), 1e-30);
     check(e < BY_BUILD(1e-13, 2e-6), "%s: three threads change the gradient by %.1e", preset, e);
     model_free(&half);
     model_free(&m);
@@ -908,34 +938,35 @@ static void test_causality(const char *preset) {
 
 static char folder[] = "/tmp/test_gpt.XXXXXX";
 
-static void start(Run *run, const char *changes) {
+typedef struct {
+    Run run;
+    Model model;
+} Training;
+
+static void start(Training *t, const char *changes) {
+    Run *run = &t->run;
     char data[4200];
-    memset(run, 0, sizeof *run);
+    memset(t, 0, sizeof *t);
     snprintf(data, sizeof data,
              "--preset tiny --layers 1 --width 16 --heads 2 --seq-len 8 --batch-size 4 "
              "--steps 100 --schedule constant --init gpt2 --lr-embed 0.01 --data %s/text.txt",
              folder);
-    Config c = run->asked = config_of(data, "");
-    if (config_apply(&c, NULL, changes, err)) die("%s", err);
-    c.total_batch_tokens = 32;
-    if (open_data(run, &c, err) || config_resolve(&c, err)) die("%s", err);
-    create(&run->model, &c);
-    model_init(&run->model);
-    run->x = (int *)malloc(32 * sizeof(int));
-    run->y = (int *)malloc(32 * sizeof(int));
-    if (!run->x || !run->y) die("out of memory");
+    run->config = run->asked = config_of(data, "");
+    if (config_apply(&run->config, NULL, changes, err)) die("%s", err);
+    run->config.total_batch_tokens = 32;
+    if (open_data(run, err) || config_resolve(&run->config, err)) die("%s", err);
+    create(&t->model, &run->config);
+    if (model_init(&t->model, err) || open_batch(run, err)) die("%s", err);
 }
 
-static void stop(Run *run) {
-    data_close(&run->train);
-    data_close(&run->val);
-    model_free(&run->model);
-    free(run->x);
-    free(run->y);
+static void stop(Training *t) {
+    t->run.log.fd = -1; /* no log was opened */
+    close_run(&t->run);
+    model_free(&t->model);
 }
 
 static void test_train_step(void) {
-    static Run whole, pieces;
+    static Training whole, pieces;
     char path[4200];
     double loss[2], norm[2], val[2];
     snprintf(path, sizeof path, "%s/text.txt", folder);
@@ -945,14 +976,14 @@ static void test_train_step(void) {
     fclose(f);
     start(&whole, "--batch-size 4");
     start(&pieces, "--batch-size 1");
-    size_t bytes = whole.model.r.size * sizeof(floatM);
-    floatM *p0 = array(whole.model.r.size), *p1 = array(whole.model.r.size);
-    floatM *g = array(whole.model.r.size);
-    memcpy(p0, whole.model.p, bytes);
+    size_t bytes = elements(&whole.model) * sizeof(floatM);
+    floatM *p0 = array(elements(&whole.model)), *p1 = array(elements(&whole.model));
+    floatM *g = array(elements(&whole.model));
+    memcpy(p0, whole.model.p.param, bytes);
     for (int step = 0; step < 3; step++) {
-        memcpy(p1, whole.model.p, bytes);
-        check(!train_step(&whole, &loss[0], &norm[0], err) &&
-                  !train_step(&pieces, &loss[1], &norm[1], err),
+        memcpy(p1, whole.model.p.param, bytes);
+        check(!train_step(&whole.run, &whole.model, &loss[0], &norm[0], err) &&
+                  !train_step(&pieces.run, &pieces.model, &loss[1], &norm[1], err),
               "train_step: %s", err);
         check(relative_error(loss[1], loss[0], 1) < BY_BUILD(1e-12, 1e-5) &&
                   relative_error(norm[1], norm[0], 1e-9) < BY_BUILD(1e-10, 1e-4),
@@ -960,44 +991,48 @@ static void test_train_step(void) {
               loss[0], norm[0]);
     }
     /* The last step's gradient was that of its batch alone. */
-    memcpy(g, whole.model.g, bytes);
-    for (size_t i = 0; i < whole.model.r.size; i++) {
-        floatM now = whole.model.p[i];
-        whole.model.p[i] = p1[i];
+    memcpy(g, whole.model.p.grad, bytes);
+    for (size_t i = 0; i < elements(&whole.model); i++) {
+        floatM now = whole.model.p.param[i];
+        whole.model.p.param[i] = p1[i];
         p1[i] = now;
     }
-    loss_and_gradient(&whole.model, whole.x, whole.y, 4);
-    check(same_bits(whole.model.g, g, whole.model.r.size), "train_step used another gradient");
-    memcpy(whole.model.p, p1, bytes);
+    loss_and_gradient(&whole.model, whole.run.x, whole.run.y, 4);
+    check(same_bits(whole.model.p.grad, g, elements(&whole.model)),
+          "train_step used another gradient");
+    memcpy(whole.model.p.param, p1, bytes);
 
-    double moved = relative_l2_m(p0, whole.model.p, whole.model.r.size, 1e-30);
-    double e = relative_l2_m(pieces.model.p, whole.model.p, whole.model.r.size, 1e-30);
+    double moved = relative_l2_m(p0, whole.model.p.param, elements(&whole.model), 1e-30);
+    double e =
+        relative_l2_m(pieces.model.p.param, whole.model.p.param, elements(&whole.model), 1e-30);
     check(moved > 0.01 && e < BY_BUILD(1e-10, 1e-5), "moved %.1e, apart %.1e", moved, e);
-    check(pieces.step == 3 && pieces.tokens == 96, "step %d, tokens %lld", pieces.step,
-          (long long)pieces.tokens);
+    check(pieces.run.step == 3 && pieces.run.tokens == 96, "step %d, tokens %lld", pieces.run.step,
+          (long long)pieces.run.tokens);
 
     /* Validation does not depend on how its 37 rows fall into batches. */
-    memcpy(pieces.model.p, whole.model.p, bytes);
-    check(!validate(&whole.model, &whole.val, 0, whole.x, whole.y, &val[0], err) &&
-              !validate(&pieces.model, &pieces.val, 0, pieces.x, pieces.y, &val[1], err),
-          "validate: %s", err);
+    memcpy(pieces.model.p.param, whole.model.p.param, bytes);
+    check(
+        !validate(&whole.model, &whole.run.val, 0, whole.run.x, whole.run.y, &val[0], err) &&
+            !validate(&pieces.model, &pieces.run.val, 0, pieces.run.x, pieces.run.y, &val[1], err),
+        "validate: %s", err);
     check(relative_error(val[1], val[0], 1) < BY_BUILD(1e-13, 1e-6) && val[0] > 1 && val[0] < 10,
           "validation %.15g in batches of 4, %.15g of 1", val[0], val[1]);
 
-    /* A run that diverges stops before it has damaged anything, and says so. */
-    floatM *head = master(&whole.model, T_WHEAD, 0);
+    /* A run that diverges stops with a message before it has changed a parameter. */
+    floatM *head = param(&whole.model, T_WHEAD, 0);
     int quiet = open("/dev/null", O_WRONLY), stderr_copy = dup(2);
     head[0] = (floatM)NAN;
-    memcpy(p0, whole.model.p, bytes);
+    memcpy(p0, whole.model.p.param, bytes);
     fflush(stderr);
     dup2(quiet, 2);
-    int status = train_step(&whole, &loss[0], &norm[0], err);
+    int status = train_step(&whole.run, &whole.model, &loss[0], &norm[0], err);
     fflush(stderr);
     dup2(stderr_copy, 2);
     close(quiet);
     close(stderr_copy);
     check(status == -1 && strstr(err, "step 4"), "a NaN gave status %d, \"%s\"", status, err);
-    check(same_bits(p0, whole.model.p, whole.model.r.size), "a NaN changed the parameters");
+    check(same_bits(p0, whole.model.p.param, elements(&whole.model)),
+          "a NaN changed the parameters");
     stop(&whole);
     stop(&pieces);
     unlink(path);
@@ -1027,13 +1062,13 @@ static void test_init(const char *preset, const char *changes) {
     Config c = config_of(preset, init_flags);
     if (config_apply(&c, NULL, changes, err)) die("%s", err);
     Registry r = registry_build(&c);
-    floatM *p = array(r.size), *q = array(r.size);
+    floatM *p = array(r.size[SLOT_PARAM]), *q = array(r.size[SLOT_PARAM]);
     set_threads(1);
     params_init(&r, p, 42);
     set_threads(3);
     params_init(&r, q, 42);
     set_threads(1);
-    check(same_bits(p, q, r.size), "%s: initial values depend on the threads", preset);
+    check(same_bits(p, q, r.size[SLOT_PARAM]), "%s: initial values depend on the threads", preset);
     params_init(&r, q, 43);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r.t[id];
@@ -1041,13 +1076,13 @@ static void test_init(const char *preset, const char *changes) {
         double mean, std, m1 = 0, m2 = 0, m4 = 0, same = 0;
         expected_init(&c, t->name, &mean, &std);
         size_t used = used_size(&c, &r, id);
-        const floatM *a = p + t->offset;
+        const floatM *a = p + param_at(t);
         for (size_t i = 0; i < used; i++) m1 += (double)a[i] / (double)used;
         for (size_t i = 0; i < used; i++) {
             double d = ((double)a[i] - mean) * ((double)a[i] - mean);
             m2 += d / (double)used;
             m4 += d * d / (double)used;
-            same += a[i] == q[t->offset + i];
+            same += a[i] == q[param_at(t) + i];
         }
         /* Five standard errors of each statistic of `used` normal numbers. */
         double n = (double)used;
@@ -1063,8 +1098,8 @@ static void test_init(const char *preset, const char *changes) {
         check(t->layers == 1 || std == 0 || a[0] != a[t->size / (size_t)t->layers],
               "%s: the layers of %s are equal", preset, t->name);
     }
-    check(relative_error(p[r.t[T_WQKV].offset] / r.t[T_WQKV].init_std,
-                         p[r.t[T_WFC].offset] / r.t[T_WFC].init_std, 1e-9) > 1e-3,
+    check(relative_error(p[param_at(&r.t[T_WQKV])] / r.t[T_WQKV].init_std,
+                         p[param_at(&r.t[T_WFC])] / r.t[T_WFC].init_std, 1e-9) > 1e-3,
           "%s: W_QKV and W_FC begin alike", preset);
     release();
 }
@@ -1080,7 +1115,7 @@ static void test_zero_init(const char *optimizer) {
     int x[16], y[16];
     int64_t count = 0;
     create(&m, &c);
-    model_init(&m);
+    if (model_init(&m, err)) die("%s", err);
     draw_batch(&c, x, y, 16);
     forward(&m, x, 2);
     double loss = loss_of(&m, y, 2, 0, &count) / (double)count;
@@ -1089,7 +1124,7 @@ static void test_zero_init(const char *optimizer) {
     for (int step = 0; step < 3; step++) {
         loss_and_gradient(&m, x, y, 2);
         for (int id = 0; id < TENSORS; id++) {
-            const Tensor *t = &m.r.t[id];
+            const Tensor *t = &m.p.r.t[id];
             int expected = step == 2 || id == T_WHEAD || id == T_BHEAD;
             for (int i = 0; i < 7; i++) expected |= step == 1 && id == (int)second[i];
             for (int l = 0; l < t->layers; l++) {
@@ -1099,7 +1134,7 @@ static void test_zero_init(const char *optimizer) {
                       expected ? "no" : "a");
             }
         }
-        update(&m, step, 1);
+        optimizer_step(&m, step, 1);
     }
     model_free(&m);
 }
@@ -1128,33 +1163,35 @@ static void test_update(const char *preset, const char *rule, int threads) {
     static Model m[3];
     int x[16], y[16];
     for (int i = 0; i < 3; i++) create(&m[i], &c);
-    size_t bytes = m[0].r.size * sizeof(floatM);
+    size_t bytes = elements(&m[0]) * sizeof(floatM);
     randomise(&m[0]);
-    for (int i = 1; i < 3; i++) memcpy(m[i].p, m[0].p, bytes);
-    floatM *start = array(m[0].r.size);
-    memcpy(start, m[0].p, bytes);
+    for (int i = 1; i < 3; i++) memcpy(m[i].p.param, m[0].p.param, bytes);
+    floatM *start = array(elements(&m[0]));
+    memcpy(start, m[0].p.param, bytes);
     draw_batch(&c, x, y, 16);
     set_threads(threads);
     for (int step = 0; step < 3; step++) {
         check(train(&m[0], x, y, step) == train(&m[1], x, y, step), "%s %s: two losses", preset,
               rule);
         loss_and_gradient(&m[2], x, y, 2);
-        for (size_t i = 0; i < m[2].r.size; i++) m[2].g[i] *= 4;
-        update(&m[2], step, 0.25);
+        for (size_t i = 0; i < elements(&m[2]); i++) m[2].p.grad[i] *= 4;
+        optimizer_step(&m[2], step, 0.25);
     }
     set_threads(1);
-    check(same_bits(m[0].p, m[1].p, m[0].r.size) && same_bits(m[0].m, m[1].m, m[0].r.size) &&
-              same_bits(m[0].v, m[1].v, m[0].plan.v_size),
+    check(same_bits(m[0].p.param, m[1].p.param, elements(&m[0])) &&
+              same_bits(m[0].p.moment, m[1].p.moment, elements(&m[0])) &&
+              same_bits(m[0].p.state, m[1].p.state, m[0].plan.v_size),
           "%s %s: equal runs differ", preset, rule);
-    check(same_bits(m[0].p, m[2].p, m[0].r.size), "%s %s: clip is not a factor on the gradient",
-          preset, rule);
+    check(same_bits(m[0].p.param, m[2].p.param, elements(&m[0])),
+          "%s %s: clip is not a factor on the gradient", preset, rule);
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m[0].r.t[id];
+        const Tensor *t = &m[0].p.r.t[id];
         if (!t->layers) continue;
-        size_t used = used_size(&c, &m[0].r, id), still = 0;
-        for (size_t i = 0; i < used; i++) still += m[0].p[t->offset + i] == start[t->offset + i];
-        check(all_zero(m[0].p + t->offset + used, t->size - used), "%s %s: padding of %s moved",
-              preset, rule, t->name);
+        size_t used = used_size(&c, &m[0].p.r, id), still = 0;
+        for (size_t i = 0; i < used; i++)
+            still += m[0].p.param[param_at(t) + i] == start[param_at(t) + i];
+        check(all_zero(m[0].p.param + param_at(t) + used, t->size - used),
+              "%s %s: padding of %s moved", preset, rule, t->name);
         /* Embeddings of tokens that were not seen stay (without weight decay). */
         check(10 * still <= used || id == T_WTE, "%s %s: %zu of %zu in %s never moved", preset,
               rule, still, used, t->name);
@@ -1173,15 +1210,15 @@ static void test_registry(const char *flags, const char *changes, size_t count) 
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r.t[id];
         if (!t->layers) continue;
-        check(t->offset >= end, "%s: %s overlaps another tensor", flags, t->name);
-        check(t->offset * sizeof(float) % 64 == 0, "%s: %s is not aligned", flags, t->name);
+        check(param_at(t) >= end, "%s: %s overlaps another tensor", flags, t->name);
+        check(param_at(t) * sizeof(float) % 64 == 0, "%s: %s is not aligned", flags, t->name);
         check(t->size == (size_t)t->layers * t->rows * t->cols, "%s: size of %s", flags, t->name);
-        end = t->offset + t->size;
+        end = param_at(t) + t->size;
         for (int other = 0; other < TENSORS; other++)
             names += r.t[other].layers && !strcmp(r.t[other].name, t->name) && other != id;
     }
-    check(r.size >= end && r.size < end + 64 && !names, "%s: size %zu, last tensor ends at %zu",
-          flags, r.size, end);
+    check(r.size[SLOT_PARAM] >= end && r.size[SLOT_PARAM] < end + 64 && !names,
+          "%s: size %zu, last tensor ends at %zu", flags, r.size[SLOT_PARAM], end);
     check(r.count == count, "%s %s has %zu parameters, not %zu", flags, changes, r.count, count);
 }
 
@@ -1215,7 +1252,7 @@ static void test_memory(const char *preset) {
         Plan plan = plan_build(&c, &r);
         size_t before = allocated;
         Memory report = model_memory(&c, &r, &plan, training);
-        if (model_create(&m, &c, training, err)) die("%s", err);
+        if (make_model(&m, &c, training)) die("%s", err);
         check(report.total - report.workspace == allocated - before,
               "%s: %zu bytes reported, %zu allocated", preset, report.total - report.workspace,
               allocated - before);
@@ -1239,7 +1276,8 @@ static void test_memory(const char *preset) {
           preset, bytes[0], bytes[1]);
 }
 
-/* What --recompute leaves out is computed again to the bit, and takes less memory the more there is. */
+/* What --recompute leaves out is computed again to the bit, and takes less memory the more there
+   is. */
 static void test_recompute(const char *preset) {
     static const char *const levels[] = {"none", "act", "norm", "block"};
     static Model m;
@@ -1263,11 +1301,11 @@ static void test_recompute(const char *preset) {
               levels[i], m.acts_bytes, levels[i - !!i], bytes);
         bytes = m.acts_bytes;
         if (!i) {
-            first = array(m.r.size);
+            first = array(elements(&m));
             first_loss = loss;
-            memcpy(first, m.g, m.r.size * sizeof *first);
+            memcpy(first, m.p.grad, elements(&m) * sizeof *first);
         }
-        check(loss == first_loss && !memcmp(first, m.g, m.r.size * sizeof *first),
+        check(loss == first_loss && !memcmp(first, m.p.grad, elements(&m) * sizeof *first),
               "%s: --recompute %s changes the gradient", preset, levels[i]);
         model_free(&m);
     }
@@ -1286,86 +1324,370 @@ static unsigned char *read_all(const char *path, size_t *size) {
     return data;
 }
 
-/* Saved, loaded into another model and saved again: the same bytes; and both models go on alike. */
+/* A run of a resolved config that saves into `folder`/NAME, without data. */
+static void open_test_run(Run *run, const Config *c, const char *name) {
+    memset(run, 0, sizeof *run);
+    run->asked = run->config = *c;
+    run->step = 2;
+    run->tokens = 32;
+    snprintf(run->data_id, sizeof run->data_id, "0123");
+    snprintf(run->log.checkpoints, sizeof run->log.checkpoints, "%s/%s", folder, name);
+    mkdir(run->log.checkpoints, 0777);
+}
+
+/* Removes the checkpoint of run->step and its folder. */
+static void close_test_run(Run *run) {
+    char path[FILE_PATH_SIZE];
+    ckpt_path(path, run->log.checkpoints, run->step);
+    unlink(path);
+    rmdir(run->log.checkpoints);
+    choices_free(&run->choices);
+}
+
+/* Saves the model in run's folder and opens the checkpoint. */
+static int save_and_open(Run *run, const Model *m, Ckpt *ckpt) {
+    char path[FILE_PATH_SIZE];
+    ckpt_path(path, run->log.checkpoints, run->step);
+    return check(!save_checkpoint(run, &m->p, &m->plan, err), "save: %s", err) &&
+           check(!ckpt_open(ckpt, path, err), "open: %s", err);
+}
+
+/* Calls load_training; what it prints to stderr is left in `note`. */
+static int load_quietly(Model *m, const Ckpt *ckpt, int step, char *note, size_t size) {
+    char path[FILE_PATH_SIZE];
+    file_path(path, "%s/note", folder);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600), saved = dup(2);
+    fflush(stderr);
+    dup2(fd, 2);
+    int status = load_training(&m->p, &m->plan, ckpt, step, err);
+    fflush(stderr);
+    dup2(saved, 2);
+    close(saved);
+    ssize_t n = pread(fd, note, size - 1, 0);
+    note[n > 0 ? n : 0] = 0;
+    close(fd);
+    unlink(path);
+    refresh_weights(m);
+    return status;
+}
+
+static const char *const saved_flags =
+    " --layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 8 --batch-size 2 --head-bias on "
+    "--vocab 50 --seed 9 --steps 77";
+
+static int same_training(const Model *a, const Model *b) {
+    return same_bits(a->p.param, b->p.param, a->p.r.size[SLOT_PARAM]) &&
+           same_bits(a->p.moment, b->p.moment, a->p.r.size[SLOT_MOMENT]) &&
+           same_bits(a->p.state, b->p.state, a->plan.v_size);
+}
+
+/* Saved, loaded into another model and saved again: equal bytes; and both models go on alike. */
 static void test_checkpoint(const char *preset, const char *rule) {
-    char flags[512], paths[2][FILE_PATH_SIZE];
-    snprintf(flags, sizeof flags,
-             "%s --layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 8 "
-             "--batch-size 2 --head-bias on --vocab 50 --seed 9 --steps 77",
-             preset);
-    Config asked = config_of(flags, rule), again = config_of("", ""), c = asked;
+    char flags[512], paths[2][FILE_PATH_SIZE], note[2048];
+    snprintf(flags, sizeof flags, "%s%s", preset, saved_flags);
+    Config c = config_of(flags, rule), again = config_of("", "");
     static Model m, n;
-    static RunLog log;
-    static Data data;
-    static Choices choices, back;
+    static Run runs[2];
     int x[16], y[16];
     unsigned char *bytes[2];
     size_t size[2];
     Ckpt ckpt;
     create(&m, &c);
     create(&n, &c);
-    choices_set(&choices, "products of a GPU", "v1 x;y:z;");
+    for (int i = 0; i < 2; i++) open_test_run(&runs[i], &c, i ? "1" : "0");
+    choices_set(&runs[0].choices, "products of a GPU", "v1 x;y:z;");
     randomise(&m);
     draw_batch(&c, x, y, 16);
     for (int step = 0; step < 2; step++) train(&m, x, y, step);
     for (int i = 0; i < 2; i++) {
-        snprintf(log.checkpoints, sizeof log.checkpoints, "%s/%d", folder, i);
-        mkdir(log.checkpoints, 0777);
-        ckpt_path(paths[i], log.checkpoints, 2);
-        if (!check(!save_checkpoint(i ? &n : &m, &asked, i ? &back : &choices, &log, 2, 32, &data,
-                                    "0123", err),
-                   "save: %s", err) ||
-            !check(!ckpt_open(&ckpt, paths[i], err), "open: %s", err))
-            return;
-        check(!load_tensors(&n, &ckpt, 1, err), "load: %s", err);
+        Choices *back = &runs[1].choices;
+        ckpt_path(paths[i], runs[i].log.checkpoints, 2);
+        if (!save_and_open(&runs[i], i ? &n : &m, &ckpt)) return;
+        check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && !note[0], "load: %s %s", err, note);
         check(!load_flags(&again, NULL, &ckpt, err), "flags: %s", err);
-        choices_parse(&back, ckpt.header, ckpt.header_length, "choice.");
-        check(back.n == 1 && !strcmp(choices_get(&back, "products of a GPU"), "v1 x;y:z;"),
+        choices_parse(back, ckpt.header, ckpt.header_length, "choice.");
+        check(back->n == 1 && !strcmp(choices_get(back, "products of a GPU"), "v1 x;y:z;"),
               "choices");
         ckpt_close(&ckpt);
         bytes[i] = read_all(paths[i], &size[i]);
     }
-    check(size[0] > m.r.count * sizeof(floatM) && size[0] == size[1] &&
+    check(size[0] > m.p.r.count * sizeof(floatM) && size[0] == size[1] &&
               !memcmp(bytes[0], bytes[1], size[0]),
           "%s: saved again, the checkpoint differs", rule);
-    check(same_bits(m.p, n.p, m.r.size) && same_bits(m.m, n.m, m.r.size) &&
-              same_bits(m.v, n.v, m.plan.v_size),
-          "%s: the checkpoint does not give back the model", rule);
-    check(again.preset == asked.preset && again.seed == 9 && again.steps == 77 &&
-              again.vocab == 50 && again.optimizer == asked.optimizer &&
-              again.adam_eps == asked.adam_eps && again.head_bias == 1,
+    check(same_training(&m, &n), "%s: the checkpoint does not give back the model", rule);
+    check(again.preset == c.preset && again.seed == 9 && again.steps == 77 && again.vocab == 50 &&
+              again.optimizer == c.optimizer && again.adam_eps == c.adam_eps &&
+              again.head_bias == 1,
           "%s: the checkpoint does not give back the flags", rule);
-    for (int step = 2; step < 4; step++) train(&m, x, y, step), train(&n, x, y, step);
-    check(same_bits(m.p, n.p, m.r.size), "%s: the resumed model goes another way", rule);
+    for (int step = 2; step < 4; step++) {
+        train(&m, x, y, step);
+        train(&n, x, y, step);
+    }
+    check(same_training(&m, &n), "%s: the resumed model goes another way", rule);
     model_free(&n);
 
-    /* Into other models: refused, with the reason. Without training, parameters are all that is
-     * read. */
+    /* Other models refuse it with the reason. */
     static const char *const others[] = {"--width 32", "--layers 3",
                                          "--biases on --norm layernorm"};
     if (ckpt_open(&ckpt, paths[0], err)) die("%s", err);
     for (int i = 0; i < 3; i++) {
         Config other = config_of(flags, others[i]);
-        if (other.biases == asked.biases && i == 2) continue;
+        if (other.biases == c.biases && i == 2) continue;
         create(&n, &other);
         err[0] = 0;
-        check(load_tensors(&n, &ckpt, 1, err) == -1 &&
+        check(load_training(&n.p, &n.plan, &ckpt, 2, err) == -1 &&
                   strstr(err, i == 2 ? "has no tensor" : "another size"),
               "%s loaded into %s: \"%s\"", flags, others[i], err);
         model_free(&n);
     }
-    if (model_create(&n, &c, 0, err)) die("%s", err);
-    check(!load_tensors(&n, &ckpt, 0, err) && !all_zero(n.p, n.r.size), "load for inference: %s",
-          err);
+    /* Without training, parameters are all that is read. */
+    if (make_model(&n, &c, 0)) die("%s", err);
+    check(!load_parameters(&n.p, &ckpt, err) && !all_zero(n.p.param, elements(&n)),
+          "load for inference: %s", err);
     ckpt_close(&ckpt);
     model_free(&n);
     model_free(&m);
     for (int i = 0; i < 2; i++) {
         free(bytes[i]);
-        unlink(paths[i]);
-        snprintf(log.checkpoints, sizeof log.checkpoints, "%s/%d", folder, i);
-        rmdir(log.checkpoints);
+        close_test_run(&runs[i]);
     }
+}
+
+/* Writes the model as format version 1 did: the rules' state in one record without names. */
+static void write_version_1(const char *path, const Model *m) {
+    CkptWriter w;
+    int64_t dim = (int64_t)m->plan.v_size;
+    size_t size;
+    floatM *host = array((size_t)dim);
+    device_download(host, m->p.state, (size_t)dim * sizeof(floatM));
+    ckpt_begin(&w, path, "version=0.1.0\nstep=2\n", err);
+    floatM *copy = array(m->p.r.size[SLOT_PARAM]);
+    save_slot(&w, 'p', &m->p.r, SLOT_PARAM, m->p.param, copy, err);
+    save_slot(&w, 'm', &m->p.r, SLOT_MOMENT, m->p.moment, copy, err);
+    ckpt_tensor(&w, "v", RECORD_DTYPE, 1, &dim, err);
+    ckpt_write(&w, host, dim * (int64_t)sizeof(floatM), err);
+    if (ckpt_commit(&w, err)) die("%s", err);
+    unsigned char *bytes = read_all(path, &size);
+    bytes[strlen(CKPT_MAGIC)] = '1';
+    uint64_t sum = checkpoint_hash(bytes, size - 8);
+    memcpy(bytes + size - 8, &sum, 8);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(bytes, 1, size, f) != size || fclose(f)) die("cannot write %s", path);
+    free(bytes);
+    release();
+}
+
+/* A file of version 1 gives back the whole training where the rules are equal. With other rules
+   the state starts anew, since nothing tells what it is. */
+static void test_version_1(void) {
+    char path[FILE_PATH_SIZE], note[2048], flags[512];
+    static Model m, n;
+    int x[16], y[16];
+    Ckpt ckpt;
+    snprintf(flags, sizeof flags, "--preset gpt2%s", saved_flags);
+    Config c = config_of(flags, "--mlp normuon"),
+           other = config_of(flags, "--mlp muonh --weight-decay 0");
+    file_path(path, "%s/version1", folder);
+    create(&m, &c);
+    create(&n, &c);
+    randomise(&m);
+    draw_batch(&c, x, y, 16);
+    for (int step = 0; step < 2; step++) train(&m, x, y, step);
+    write_version_1(path, &m);
+    if (!check(!ckpt_open(&ckpt, path, err) && ckpt.version == 1, "version 1: %s", err)) return;
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && !note[0], "version 1: %s %s", err,
+          note);
+    check(same_training(&m, &n), "version 1 does not give back the model");
+    for (int step = 2; step < 4; step++) {
+        train(&m, x, y, step);
+        train(&n, x, y, step);
+    }
+    check(same_training(&m, &n), "resumed from version 1, the model goes another way");
+    model_free(&n);
+    create(&n, &other);
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && strstr(note, "starting anew: ") &&
+              strstr(note, "s.wfc.radius") && strstr(note, "not taken over: v\n"),
+          "version 1, other rules: %s", note);
+    check(all_zero(n.p.state, n.plan.v_size), "state of unknown rules is taken over");
+    model_free(&n);
+    model_free(&m);
+    ckpt_close(&ckpt);
+    unlink(path);
+}
+
+/* How far the state of a name differs between two plans: 0 if their bits are equal, -1 if one lacks
+   it. */
+static int state_differs(const Model *a, const Model *b, const char *name) {
+    const StateTensor *found[2] = {NULL, NULL};
+    const Model *m[2] = {a, b};
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < m[k]->plan.states; i++)
+            if (!strcmp(m[k]->plan.state[i].name, name)) found[k] = &m[k]->plan.state[i];
+    if (!found[0] || !found[1]) return -1;
+    return !same_bits(a->p.state + found[0]->at, b->p.state + found[1]->at, found[0]->size);
+}
+
+/* A rule changed on resume keeps parameters, first moments and what both rules have of one name and
+   size; the rest starts anew and is named. Training goes on, and a further resume gives equal bits.
+   */
+static void test_rule_change(const char *from, const char *to, const char *anew, const char *lost,
+                             int keeps_moments) {
+    char note[2048], flags[512];
+    static Model m, n, again;
+    static Run run, second;
+    int x[16], y[16];
+    Ckpt ckpt;
+    snprintf(flags, sizeof flags, "--preset llama%s --init gpt2 --schedule constant", saved_flags);
+    Config c = config_of(flags, from), changed = config_of(flags, to);
+    create(&m, &c);
+    create(&n, &changed);
+    create(&again, &changed);
+    open_test_run(&run, &c, "rule");
+    open_test_run(&second, &changed, "rule2");
+    if (model_init(&m, err)) die("%s", err);
+    draw_batch(&c, x, y, 16);
+    double first = 0, last = 0;
+    for (int step = 0; step < 2; step++) train(&m, x, y, step);
+    if (!save_and_open(&run, &m, &ckpt)) return;
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note), "%s to %s: %s", from, to, err);
+    ckpt_close(&ckpt);
+    check(strstr(note, anew) && (!lost[0] || strstr(note, lost)), "%s to %s: note \"%s\"", from, to,
+          note);
+    check(same_bits(m.p.param, n.p.param, elements(&m)), "%s to %s: parameters", from, to);
+    check(same_bits(m.p.moment, n.p.moment, elements(&m)) == keeps_moments, "%s to %s: moments",
+          from, to);
+    check(state_differs(&m, &n, "wte.v") == 0 && state_differs(&m, &n, "normf_w.v") == 0,
+          "%s to %s: the embedding's state is not kept", from, to);
+    for (int step = 2; step < 12; step++) {
+        last = train(&n, x, y, step);
+        if (step == 2) first = last;
+        if (step == 6) { /* a second resume, in the middle of the new rules */
+            second.step = 7;
+            if (!save_and_open(&second, &n, &ckpt)) return;
+            check(!load_quietly(&again, &ckpt, 7, note, sizeof note) && !note[0], "%s: %s", to,
+                  note);
+            ckpt_close(&ckpt);
+        }
+        if (step > 6) train(&again, x, y, step);
+    }
+    check(last < first - 0.03, "%s to %s: the loss goes from %g to %g", from, to, first, last);
+    check(same_training(&n, &again), "%s to %s: a second resume goes another way", from, to);
+    close_test_run(&run);
+    close_test_run(&second);
+    model_free(&m);
+    model_free(&n);
+    model_free(&again);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* frozen tensors and shards */
+
+/* Freezing leaves every other gradient as it is, to the bit, saves the memory of a gradient, a
+   moment and AdamW's second moment, and keeps the tensor through updates. */
+static void test_freeze(const char *preset, const char *rule, TensorId id) {
+    char flags[512], freeze[64];
+    static Model m, n;
+    int x[16], y[16];
+    snprintf(flags, sizeof flags, "%s%s", preset, saved_flags);
+    Config c = config_of(flags, rule), frozen_config = c;
+    create(&m, &c);
+    const Tensor *t = &m.p.r.t[id];
+    snprintf(freeze, sizeof freeze, "%s", t->name);
+    snprintf(frozen_config.freeze, sizeof frozen_config.freeze, "%s", freeze);
+    create(&n, &frozen_config);
+    randomise(&m);
+    memcpy(n.p.param, m.p.param, elements(&m) * sizeof(floatM));
+    draw_batch(&c, x, y, 16);
+    double loss = loss_and_gradient(&m, x, y, 2), frozen_loss = loss_and_gradient(&n, x, y, 2);
+    check(loss == frozen_loss, "%s frozen: loss %.17g, not %.17g", freeze, frozen_loss, loss);
+    check(!grad(&n, id, 0) && grad(&m, id, 0), "%s frozen: it has a gradient", freeze);
+    for (int other = 0; other < TENSORS; other++) {
+        const Tensor *o = &m.p.r.t[other];
+        if (!o->layers || other == (int)id) continue;
+        check(same_bits(grad(&m, (TensorId)other, 0), grad(&n, (TensorId)other, 0), o->size),
+              "%s frozen: the gradient of %s differs", freeze, o->name);
+    }
+    size_t padded = (t->size + 63) / 64 * 64, state = m.plan.v_size - n.plan.v_size;
+    Memory all = model_memory(&c, &m.p.r, &m.plan, 1);
+    Memory less = model_memory(&frozen_config, &n.p.r, &n.plan, 1);
+    size_t arena = m.plan.arena_size - n.plan.arena_size;
+    check(all.total - less.total == (2 * padded + state + arena) * sizeof(floatM),
+          "%s frozen saves %zu bytes, not %zu", freeze, all.total - less.total,
+          (2 * padded + state + arena) * sizeof(floatM));
+    check(m.p.r.size[SLOT_GRAD] - n.p.r.size[SLOT_GRAD] == padded &&
+              m.p.r.size[SLOT_MOMENT] - n.p.r.size[SLOT_MOMENT] == padded,
+          "%s frozen: slots", freeze);
+    for (int step = 0; step < 2; step++) train(&n, x, y, step);
+    check(same_bits(param(&m, id, 0), param(&n, id, 0), t->size), "%s frozen: it moved", freeze);
+    TensorId moving = id == T_WTE ? T_WFC : T_WTE;
+    check(!same_bits(param(&m, moving, 0), param(&n, moving, 0), m.p.r.t[moving].size),
+          "%s frozen: %s did not move", freeze, m.p.r.t[moving].name);
+    model_free(&m);
+    model_free(&n);
+}
+
+/* A coupled rule with one frozen leg is refused; otherwise the other leg is updated. */
+static void test_freeze_errors(void) {
+    static Model m;
+    char flags[512];
+    snprintf(flags, sizeof flags, "--preset llama%s", saved_flags);
+    Config cm = config_of(flags, "--optimizer cm"), muon = config_of(flags, "--optimizer muon");
+    snprintf(cm.freeze, sizeof cm.freeze, "wo");
+    snprintf(muon.freeze, sizeof muon.freeze, "wo,wte");
+    check(make_model(&m, &cm, 1) == -1 && strstr(err, "--freeze wo") && strstr(err, "wqkv"),
+          "a coupled rule with a frozen leg: %s", err);
+    check(!make_model(&m, &muon, 1), "a rule that couples nothing: %s", err);
+    for (int i = 0; i < m.plan.n; i++)
+        check(m.plan.e[i].part.id != T_WO && m.plan.e[i].part.id != T_WTE, "a frozen entry");
+    model_free(&m);
+    snprintf(muon.freeze, sizeof muon.freeze, "wo,wxyz");
+    check(make_model(&m, &muon, 1) == -1 && strstr(err, "wxyz") && strstr(err, "wproj"),
+          "an unknown name: %s", err);
+}
+
+/* A moment slot that holds layers [1,3): plan_step updates these, with the bits of the whole step,
+   and no others. */
+static void test_shard(const char *rule) {
+    static Model m, n;
+    int x[16], y[16];
+    Config c = config_of("--preset llama --layers 4 --width 16 --heads 2 --ff-width 24 --seq-len 8 "
+                         "--batch-size 2 --vocab 50 --init gpt2",
+                         rule);
+    Registry r = registry_build(&c);
+    for (int id = 0; id < TENSORS; id++)
+        if (r.t[id].layers == 4) {
+            r.t[id].slot[SLOT_MOMENT].first = 1;
+            r.t[id].slot[SLOT_MOMENT].layers = 2;
+        }
+    registry_layout(&r);
+    Plan plan = plan_build(&c, &r);
+    create(&m, &c);
+    if (model_create(&n, &c, &r, &plan, 1, err)) die("%s", err);
+    if (model_init(&m, err) || model_init(&n, err)) die("%s", err);
+    draw_batch(&c, x, y, 16);
+    floatM *start = array(elements(&m));
+    for (int step = 0; step < 2; step++) {
+        memcpy(start, m.p.param, elements(&m) * sizeof(floatM));
+        memcpy(n.p.param, m.p.param, elements(&m) * sizeof(floatM));
+        refresh_weights(&n);
+        train(&m, x, y, step);
+        train(&n, x, y, step);
+        for (int id = 0; id < TENSORS; id++) {
+            const Tensor *t = &m.p.r.t[id];
+            for (int l = 0; l < t->layers; l++) {
+                int held = t->layers != 4 || l == 1 || l == 2;
+                const floatM *want =
+                    held ? param(&m, (TensorId)id, l) : slot_pointer(t, SLOT_PARAM, l, start);
+                check(same_bits(param(&n, (TensorId)id, l), want, layer_size(t)),
+                      "%s, step %d: layer %d of %s of a shard", rule, step, l, t->name);
+            }
+        }
+    }
+    check(n.p.r.size[SLOT_MOMENT] < m.p.r.size[SLOT_MOMENT] && n.plan.v_size < m.plan.v_size,
+          "%s: a shard takes the memory of the whole", rule);
+    model_free(&m);
+    model_free(&n);
+    release();
 }
 
 int main(void) {
@@ -1401,6 +1723,28 @@ int main(void) {
     test_checkpoint("--preset gpt2", "--optimizer adamw");
     test_checkpoint("--preset speedrun", "--optimizer muon");
     test_checkpoint("--preset llama", "--optimizer cm");
+    test_checkpoint("--preset llama --init gpt2", "--mlp muonh --qk quack");
+    test_version_1();
+    test_rule_change("--optimizer muon", "--optimizer muon --mlp normuon",
+                     "starting anew: s.wfc.gate.v, s.wfc.up.v, s.wproj.v", "", 1);
+    test_rule_change("--optimizer muon --mlp normuon", "--optimizer muon --mlp muonh",
+                     "starting anew: s.wfc.gate.radius", "not taken over: s.wfc.gate.v", 1);
+    test_rule_change("--optimizer muon", "--optimizer cm --qk quack",
+                     "starting anew: s.wqkv.k.initial", "", 1);
+    test_rule_change("--optimizer muon", "--optimizer muon --mlp adamw --lr 0.002",
+                     "starting anew: s.wfc.gate.v", "", 0);
+    test_freeze("--preset gpt2", "--optimizer muon", T_WTE);
+    test_freeze("--preset gpt2", "--optimizer adamw", T_WPE);
+    test_freeze("--preset speedrun", "--optimizer muon", T_WTE);
+    static const TensorId frozen[] = {T_NORM0_W, T_NORM1_W, T_WQKV,  T_BQKV, T_WO,
+                                      T_BO,      T_NORM2_W, T_WFC,   T_BFC,  T_WPROJ,
+                                      T_BPROJ,   T_NORMF_W, T_WHEAD, T_BHEAD};
+    for (size_t i = 0; i < sizeof frozen / sizeof frozen[0]; i++)
+        test_freeze("--preset speedrun", "--optimizer muon", frozen[i]);
+    test_freeze_errors();
+    test_shard("--optimizer cm");
+    test_shard("--qk quack --ov muon-head --mlp normuon");
+    test_shard("--qk adamw-partner --ov muon --circuit on --mlp muonh");
     if (rmdir(folder)) check(0, "something is left in %s", folder);
     return check_done();
 }

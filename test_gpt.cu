@@ -1,8 +1,8 @@
 /*
-Tests of the model on the CUDA backend: against PyTorch (dev/test/fixtures), and that nothing depends on how
-a batch is cut or on what is kept. Only device_upload and device_download look into device memory, so it
-runs on a GPU (make test_gpt_cuda) and on the emulator. The kernels by themselves are tested in
-dev/test/cuda. Run it from the root of the repository.
+Tests of the model on the CUDA backend: against PyTorch (dev/test/fixtures), and that nothing
+depends on how a batch is cut or on what is kept. Only device_upload and device_download look into
+device memory, so it runs on a GPU (make test_gpt_cuda) and on the emulator. The kernels by
+themselves are tested in dev/test/cuda. Run it from the root of the repository.
 */
 #include "dev/test/check.h"
 #include "dev/test/fixture.h"
@@ -16,14 +16,31 @@ dev/test/cuda. Run it from the root of the repository.
 #pragma GCC diagnostic pop
 #include "dev/test/config_of.h"
 
-/* fp32 is held to a few times its rounding. In bf16 activations, weights and logits carry eight bits, an
-   error of 2^-9 each: through two layers they make about 1 % of a gradient, more where terms cancel. */
+/* fp32 is held to a few times its rounding. In bf16 activations, weights and logits carry eight
+   bits, an error of 2^-9 each: through two layers they make about 1 % of a gradient, more where
+   terms cancel. */
 #define BY_TYPE(BF16, FP32) (sizeof(floatX) == 2 ? (BF16) : (FP32))
 
 static char err[ERR_LEN];
 
+/* Where a tensor begins among the parameters and, as nothing is frozen, in the gradient; and how
+   many elements these have. */
+static size_t param_at(const Tensor *t) { return t->slot[SLOT_PARAM].at; }
+static size_t elements(const Model *m) { return m->p.r.size[SLOT_PARAM]; }
+
+/* A model of a resolved config, which must outlive it. */
 static void create(Model *m, const Config *c) {
-    if (model_create(m, c, 1, err)) die("%s", err);
+    Registry r = registry_build(c);
+    if (registry_freeze(&r, c->freeze, err)) die("%s", err);
+    Plan plan = plan_build(c, &r);
+    if (model_create(m, c, &r, &plan, 1, err)) die("%s", err);
+}
+
+/* The forward pass over tokens (B,T), at most the model's B sequences. */
+static void forward(Model *m, const int *tokens, int B) {
+    Shape s = shape_with(m->s, B, m->s.T);
+    tokens_upload(m->a.tokens, tokens, s.N, s.Vp);
+    model_forward(m, s);
 }
 
 /* n numbers of device memory; to be freed. */
@@ -37,32 +54,32 @@ template <typename T> static float *fetch(const T *from, size_t n) {
     return out;
 }
 
-static void load_parameters(Model *m, const Fixture *fx) {
-    float *p = (float *)calloc(m->r.size, sizeof *p);
+static void load_fixture(Model *m, const Fixture *fx) {
+    float *p = (float *)calloc(elements(m), sizeof *p);
     if (!p) die("test_gpt: out of memory");
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m->r.t[id];
+        const Tensor *t = &m->p.r.t[id];
         if (!t->layers) continue;
         const FixtureRecord *r = fixture_getf(fx, "f4", "param.%s", t->name);
         if (r->count != t->size) fixture_die("%s: %s has another size", fx->path, r->name);
-        memcpy(p + t->offset, r->f4, t->size * sizeof *p);
+        memcpy(p + param_at(t), r->f4, t->size * sizeof *p);
     }
-    device_upload(m->p, p, m->r.size * sizeof *p);
+    device_upload(m->p.param, p, elements(m) * sizeof *p);
     refresh_weights(m);
     free(p);
 }
 
-/* Sets m->g to the gradient of the mean loss, which is returned. */
+/* Sets m->p.grad to the gradient of the mean loss, which is returned. */
 static double loss_and_gradient(Model *m, const int *x, const int *y, int B) {
+    Shape s = shape_with(m->s, B, m->s.T);
     int valid = 0;
-    int64_t count = 0;
-    for (int n = 0; n < B * m->T; n++) valid += y[n] >= 0;
-    device_zero(m->g, m->r.size * sizeof(floatM));
-    forward(m, x, B);
-    forward_loss(m, y, B, 1.0 / valid, &count);
-    backward(m, B);
-    check(count == valid, "%d targets counted of %d", (int)count, valid);
-    return take_loss(m) / (double)count;
+    for (int n = 0; n < s.N; n++) valid += y[n] >= 0;
+    device_zero(m->p.grad, m->p.r.size[SLOT_GRAD] * sizeof(floatM));
+    send_batch(m, x, y, s);
+    model_forward(m, s);
+    head_loss(m, s, 1.0 / valid);
+    model_backward(m, s);
+    return take_loss(m) / (double)valid;
 }
 
 /* Logits, loss and gradients. */
@@ -70,12 +87,12 @@ static void test_parity(const Fixture *fx) {
     Config c = config_of(fixture_text(fx, "flags"), "");
     static Model m;
     create(&m, &c);
-    load_parameters(&m, fx);
+    load_fixture(&m, fx);
     const int *x = fixture_get(fx, "x", "i4")->i4, *y = fixture_get(fx, "y", "i4")->i4;
     const FixtureRecord *logits = fixture_get(fx, "logits", "f4");
-    int N = m.B * m.T, V = c.vocab, Vp = round_up(V, 64);
-    forward(&m, x, m.B);
-    forward_logits(&m, 0, N);
+    int N = m.s.B * m.s.T, V = c.vocab, Vp = round_up(V, 64);
+    forward(&m, x, m.s.B);
+    head_forward(&m, 0, N);
     softcap_forward(m.a.logits, N, V, Vp, c.softcap);
     float *padded = fetch(m.a.logits, (size_t)N * Vp),
           *dense = (float *)malloc(logits->count * sizeof *dense);
@@ -86,19 +103,19 @@ static void test_parity(const Fixture *fx) {
     free(padded);
     free(dense);
 
-    double want = fixture_get(fx, "loss", "f8")->f8[0], loss = loss_and_gradient(&m, x, y, m.B);
+    double want = fixture_get(fx, "loss", "f8")->f8[0], loss = loss_and_gradient(&m, x, y, m.s.B);
     check(relative_error(loss, want, 1) < BY_TYPE(5e-3, 1e-6), "%s: loss %.9g, want %.9g", fx->path,
           loss, want);
-    float *g = fetch(m.g, m.r.size);
+    float *g = fetch(m.p.grad, elements(&m));
     double off = 0, all = 0;
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m.r.t[id];
+        const Tensor *t = &m.p.r.t[id];
         if (!t->layers) continue;
         const FixtureRecord *r = fixture_getf(fx, "f4", "grad.%s", t->name);
-        e = relative_l2_ff(g + t->offset, r->f4, t->size, 1e-30);
+        e = relative_l2_ff(g + param_at(t), r->f4, t->size, 1e-30);
         check(e < BY_TYPE(0.1, 5e-6), "%s: gradient of %s is off by %.1e", fx->path, t->name, e);
         for (size_t i = 0; i < t->size; i++) {
-            double d = (double)g[t->offset + i] - (double)r->f4[i];
+            double d = (double)g[param_at(t) + i] - (double)r->f4[i];
             off += d * d;
             all += (double)r->f4[i] * (double)r->f4[i];
         }
@@ -109,8 +126,8 @@ static void test_parity(const Fixture *fx) {
     model_free(&m);
 }
 
-/* Ten steps by the rules of the record O.flags: the losses before each; and, with `again`, that a second run
-   takes the same steps to the bit. */
+/* Ten steps by the rules of the record O.flags: the losses before each; and, with `again`, that a
+   second run takes the same steps to the bit. */
 static void test_updates(const Fixture *fx, const char *optimizer, int again) {
     Config c =
         config_of(fixture_text(fx, "flags"), fixture_getf(fx, "s1", "%s.flags", optimizer)->s1);
@@ -121,17 +138,17 @@ static void test_updates(const Fixture *fx, const char *optimizer, int again) {
     for (int run = 0; run <= again; run++) {
         double worst = 0;
         create(&m, &c);
-        load_parameters(&m, fx);
+        load_fixture(&m, fx);
         for (int step = 0; step < 10; step++) {
-            worst = fmax(worst,
-                         relative_error(loss_and_gradient(&m, x, y, m.B), losses->f8[step], 1e-30));
-            update(&m, step, 1);
+            worst = fmax(
+                worst, relative_error(loss_and_gradient(&m, x, y, m.s.B), losses->f8[step], 1e-30));
+            optimizer_step(&m, step, 1);
         }
         check(losses->count == 10 && worst < BY_TYPE(2e-2, 5e-6),
               "%s, %s: the losses are off by %.1e", fx->path, optimizer, worst);
-        float *p = fetch(m.p, m.r.size);
+        float *p = fetch(m.p.param, elements(&m));
         if (run)
-            check(!memcmp(p, first, m.r.size * sizeof *p), "%s, %s: two runs differ", fx->path,
+            check(!memcmp(p, first, elements(&m) * sizeof *p), "%s, %s: two runs differ", fx->path,
                   optimizer);
         else first = p;
         if (run) free(p);
@@ -140,8 +157,8 @@ static void test_updates(const Fixture *fx, const char *optimizer, int again) {
     free(first);
 }
 
-/* The gradient is the same to the bit whatever --recompute leaves out, and to rounding whether logits are
-   formed at once or a few rows at a time, or the model was made for a larger batch. */
+/* The gradient is the same to the bit whatever --recompute leaves out, and to rounding whether
+   logits are formed at once or a few rows at a time, or the model was made for a larger batch. */
 static void test_cuts(const Fixture *fx) {
     static const char *const changes[] = {"", "--recompute act", "--recompute norm",
                                           "--recompute block"};
@@ -152,20 +169,21 @@ static void test_cuts(const Fixture *fx) {
     for (int i = 0; i < 6; i++) {
         Config c = config_of(fixture_text(fx, "flags"), i < 4 ? changes[i] : "");
         int B = c.batch_size;
+        if (i == 4) c.logit_rows = 7;
         if (i == 5) c.batch_size++;
         create(&m, &c);
-        load_parameters(&m, fx);
-        if (i == 4) m.R = 7;
+        load_fixture(&m, fx);
+
         double l = loss_and_gradient(&m, x, y, B);
-        float *g = fetch(m.g, m.r.size);
+        float *g = fetch(m.p.grad, elements(&m));
         if (!i) {
             whole = g;
             loss = l;
         } else if (i < 4) {
-            check(l == loss && !memcmp(g, whole, m.r.size * sizeof *g),
+            check(l == loss && !memcmp(g, whole, elements(&m) * sizeof *g),
                   "%s: %s changes the gradient", fx->path, changes[i]);
         } else {
-            double e = relative_l2_ff(g, whole, m.r.size, 1e-30);
+            double e = relative_l2_ff(g, whole, elements(&m), 1e-30);
             check(relative_error(l, loss, 1) < BY_TYPE(1e-3, 1e-6) && e < BY_TYPE(1e-2, 5e-6),
                   "%s: %s changes the loss to %.9g from %.9g, the gradient by %.1e", fx->path,
                   i == 4 ? "logits in pieces" : "a larger model", l, loss, e);
@@ -184,7 +202,7 @@ static void test_memory(void) {
     static Model m;
     size_t before = device_used;
     create(&m, &c);
-    Memory report = model_memory(&c, &m.r, &m.plan, 1);
+    Memory report = model_memory(&c, &m.p.r, &m.plan, 1);
     check(report.total - report.workspace == device_used - before,
           "%zu bytes reported, %zu allocated", report.total - report.workspace,
           device_used - before);
@@ -193,18 +211,19 @@ static void test_memory(void) {
     size_t scratch = cuda_scratch_bytes;
     check(scratch + GEMM_WORKSPACE >= report.workspace, "%zu bytes of workspace, %zu announced",
           scratch, report.workspace);
-    model_init(&m);
+    if (model_init(&m, err)) die("%s", err);
     int x[64], y[64];
     for (int i = 0; i < 64; i++) x[i] = i, y[i] = (7 * i) % 100;
     loss_and_gradient(&m, x, y, 2);
-    update(&m, 0, 1);
+    optimizer_step(&m, 0, 1);
     check(cuda_scratch_bytes == scratch,
           "a step needs %zu bytes of scratch, and %zu were announced", cuda_scratch_bytes, scratch);
     model_free(&m);
     check(device_used == before, "%zu bytes are not freed", device_used - before);
 }
 
-/* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory, however much. */
+/* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory,
+   however much. */
 static void test_logit_rows(void) {
     static const struct {
         int N;
@@ -227,28 +246,29 @@ static void test_logit_rows(void) {
     device_properties.totalGlobalMem = kept;
 }
 
-/* The gradients that clear_gradients leaves are those that a fresh micro-batch sets: whatever was there before,
-   the gradient is that of cleared memory; on a GPU up to the order of sums, as a product that adds may have
-   another algorithm than one that sets. */
+/* The gradients that clear_gradients leaves are those that a fresh micro-batch sets: whatever was
+   there before, the gradient is that of cleared memory; on a GPU up to the order of sums, as a
+   product that adds may have another algorithm than one that sets. */
 static void test_fresh(const char *flags) {
     Config c = config_of(flags, "");
     static Model m;
     int x[64], y[64];
-    int64_t count = 0;
     create(&m, &c);
-    model_init(&m);
+    if (model_init(&m, err)) die("%s", err);
     for (int i = 0; i < 64; i++) x[i] = (5 * i) % 90, y[i] = (7 * i) % 100;
     loss_and_gradient(&m, x, y, 2);
-    float *want = fetch(m.g, m.r.size);
-    CUDA_CHECK(cudaMemsetAsync(m.g, 0xff, m.r.size * sizeof(floatM), cuda_stream)); /* NaN */
+    float *want = fetch(m.p.grad, elements(&m));
+    CUDA_CHECK(
+        cudaMemsetAsync(m.p.grad, 0xff, elements(&m) * sizeof(floatM), cuda_stream)); /* NaN */
     clear_gradients(&m);
     m.fresh = 1;
-    micro_batch(&m, x, y, 1.0 / 64, &count);
+    accumulate_gradient(&m, x, y, 1.0 / 64);
     m.fresh = 0;
-    float *g = fetch(m.g, m.r.size);
+    float *g = fetch(m.p.grad, elements(&m));
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m.r.t[id];
-        double e = t->layers ? relative_l2_ff(g + t->offset, want + t->offset, t->size, 1e-30) : 0;
+        const Tensor *t = &m.p.r.t[id];
+        double e =
+            t->layers ? relative_l2_ff(g + param_at(t), want + param_at(t), t->size, 1e-30) : 0;
         check(e <= (emulated_time ? 0 : BY_TYPE(1e-3, 1e-5)),
               "%s: %s of a fresh micro-batch differs by %.1e", flags, t->name, e);
     }
@@ -287,7 +307,7 @@ int main(void) {
         Fixture *fx = fixture_load(path);
         test_parity(fx);
         test_cuts(fx);
-        /* the rules are the same in fp32 and in bf16 */
+        /* In bf16 two rules suffice: the update computes in fp32 in both programs. */
         for (int j = 0; j < BY_TYPE(2, 4); j++) test_updates(fx, optimizers[j], j == 1);
         fixture_free(fx);
     }

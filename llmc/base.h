@@ -56,7 +56,8 @@ __attribute__((format(printf, 2, 3))) static inline int fail(char *err, const ch
     return -1;
 }
 
-/* For programs, never for libraries: "NAME: message" on stderr, exit status 1. */
+/* For programs, never for libraries: prints "error: " and the message to stderr, exits with status
+   1. */
 __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -97,6 +98,14 @@ static inline int in_parallel(void) {
 #else
     return 0;
 #endif
+}
+
+/* FNV-1a of n bytes (Fowler, Noll and Vo), 64 bits. */
+static inline uint64_t hash_bytes(const void *bytes, size_t n) {
+    const unsigned char *p = (const unsigned char *)bytes;
+    uint64_t h = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3u;
+    return h;
 }
 
 static inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }

@@ -2,21 +2,23 @@
 Checkpoints: one file each, whole or absent, checked when read.
 
 A checkpoint is written under a temporary name in its own folder, synced to the disk, and only then
-renamed, so a kill or a full disk at any moment leaves the older checkpoints as they were. Equal
+renamed. A kill or a full disk at any moment leaves the older checkpoints as they were. Equal
 contents give equal bytes: there is no time stamp in the file.
 
 The file, little-endian, every part padded with zero bytes to a multiple of 8:
 
-    "cm.c checkpoint 1\n"                                 magic and version (18 bytes, padded to 24)
+    "cm.c checkpoint 2\n"                                 magic and version (18 bytes, padded to 24)
     u64 length, text                                      header: lines "key=value\n"
     records, one per tensor:
         u64 name length (at least 1), name
         u64 dtype                                         0 f32, 1 f64, 2 bf16, 3 bytes
         u64 ndim (at most 8), u64 dims[ndim]
         data                                              row-major, size given by dtype and dims
-    u64 0                                                 where a name length would stand: the end
+    u64 0                                                 in place of a name length: the end
     u64 size of the whole file                            finds truncated and overlong files
     u64 checksum of all bytes before it                   checkpoint_hash below
+
+Version 1 has the same layout; its records name the optimizer's state differently (run.h).
 
 Writing, tensors fed in pieces of any size:
 
@@ -26,8 +28,8 @@ Writing, tensors fed in pieces of any size:
     ckpt_write(&w, data, bytes, err);                     once or more for each tensor
     ckpt_commit(&w, err);
 
-A call that fails has already removed the temporary file, and every later call on that writer fails
-with the same message, so it is enough to look at the result of ckpt_commit.
+A call that fails removes the temporary file, and every later call on that writer fails with the
+message of the first failure. So it is enough to look at the result of ckpt_commit.
 */
 #ifndef CM_CHECKPOINT_H
 #define CM_CHECKPOINT_H
@@ -43,7 +45,7 @@ with the same message, so it is enough to look at the result of ckpt_commit.
 #error "checkpoints are little-endian; this machine is not"
 #endif
 
-#define CKPT_VERSION 1
+#define CKPT_VERSION 2 /* of files that are written; older versions are read */
 #define CKPT_MAGIC "cm.c checkpoint "
 #define CKPT_MAX_DIMS 8
 #define CKPT_MAX_NAME 4096
@@ -61,10 +63,10 @@ static inline int64_t ckpt_dtype_size(int64_t dtype) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Checksum                                                                                       */
 
-/* Four independent lanes take 8 bytes each in turn: lane = rotl(lane ^ word, 29) * odd constant.
-   Each step is a bijection of the lane for a given word and of the word for a given lane, and so is
-   the mixing at the end for each lane. Hence two files that differ within a single 8-byte word
-   never have equal checksums, and other damage goes unseen with probability 2^-64. */
+/* Four independent lanes take 8 bytes each in turn: lane = rotl(lane ^ word, 29) * odd constant. A
+   step is a bijection of the lane for a given word, and of the word for a given lane. So is the
+   mixing at the end, for each lane. Hence two files that differ within a single 8-byte word never
+   have equal checksums, and other damage goes unseen with probability 2^-64. */
 typedef struct {
     uint64_t lane[4], bytes;
 } CkptHash;
@@ -72,7 +74,7 @@ typedef struct {
 static inline uint64_t ckpt_rotl(uint64_t x, int r) { return x << r | x >> (64 - r); }
 
 static inline void ckpt_hash_init(CkptHash *h) {
-    /* Digits of pi after the point, in hexadecimal: nothing up the sleeve. */
+    /* Digits of pi after the point, in hexadecimal. */
     h->lane[0] = 0x243F6A8885A308D3u;
     h->lane[1] = 0x13198A2E03707344u;
     h->lane[2] = 0xA4093822299F31D0u;
@@ -80,7 +82,7 @@ static inline void ckpt_hash_init(CkptHash *h) {
     h->bytes = 0;
 }
 
-/* Every call but the last must bring a multiple of 32 bytes. */
+/* Every call but the last must pass a multiple of 32 bytes. */
 static inline void ckpt_hash_update(CkptHash *h, const void *data, size_t bytes) {
     const uint64_t odd = 0x9E3779B97F4A7C15u; /* 2^64 / golden ratio */
     const unsigned char *p = (const unsigned char *)data;
@@ -131,16 +133,16 @@ typedef struct {
     int fd; /* -1 once committed, aborted or failed */
     char path[FILE_PATH_SIZE], temporary[FILE_PATH_SIZE];
     unsigned char *buffer;
-    size_t used;     /* bytes waiting in buffer */
-    uint64_t size;   /* bytes put so far, buffered ones included */
-    uint64_t needed; /* size the file is known to reach, for the message of a full disk */
-    uint64_t left;   /* bytes the current tensor still lacks */
+    size_t used;     /* bytes in the buffer */
+    uint64_t size;   /* bytes of the file so far, with those in the buffer */
+    uint64_t needed; /* bytes that the file will have at least, for the message of a full disk */
+    uint64_t left;   /* bytes that the current tensor still lacks */
     char tensor[128];
     CkptHash hash;
     char error[ERR_LEN]; /* of the first failure */
 } CkptWriter;
 
-/* Removes the temporary file. Harmless after a commit, an abort or a failure. */
+/* Removes the temporary file. Does nothing after a commit, an abort or a failure. */
 static inline void ckpt_abort(CkptWriter *w) {
     if (w->fd >= 0) {
         close(w->fd);
@@ -152,22 +154,8 @@ static inline void ckpt_abort(CkptWriter *w) {
     if (!w->error[0]) fail(w->error, "the checkpoint %s is already closed", w->path);
 }
 
-/* Appends "key=value\n" to the header text being built. */
-static inline int ckpt_header_add(char *text, size_t size, const char *key, const char *value,
-                                  char *err) {
-    size_t used = strlen(text);
-    if (!*key || strpbrk(key, "=\n"))
-        return fail(err, "\"%.80s\" cannot name a value in a checkpoint", key);
-    if (strchr(value, '\n'))
-        return fail(err, "the value of \"%s\" holds a line break, which a checkpoint cannot keep",
-                    key);
-    if (used + strlen(key) + strlen(value) + 3 > size)
-        return fail(err, "the header of the checkpoint is full at \"%s\"", key);
-    snprintf(text + used, size - used, "%s=%s\n", key, value);
-    return 0;
-}
-
-/* Records the first failure, removes the temporary file and reports. */
+/* Records the first failure and removes the temporary file. Returns -1 and the message of the
+   first. */
 __attribute__((format(printf, 3, 4))) static inline int ckpt_fail(CkptWriter *w, char *err,
                                                                   const char *format, ...) {
     char text[ERR_LEN];
@@ -219,8 +207,8 @@ static inline int ckpt_pad(CkptWriter *w, char *err) {
     return ckpt_put(w, zeros, -w->size & 7, err);
 }
 
-/* Says that `bytes` more will come, so that a disk too small is known before the work is done. Each
-   ckpt_tensor does this for its own data; call it after ckpt_begin with the sum of all tensors. */
+/* Announces `bytes` more, so that a disk that is too small is found before they are written.
+   ckpt_tensor announces its own data. */
 static inline int ckpt_reserve(CkptWriter *w, uint64_t bytes, char *err) {
     if (w->fd < 0) return fail(err, "%s", w->error);
     uint64_t total = w->size + bytes + CKPT_TAIL, waiting = bytes + CKPT_TAIL + w->used;
@@ -235,7 +223,8 @@ static inline int ckpt_reserve(CkptWriter *w, uint64_t bytes, char *err) {
                      (long long)available);
 }
 
-/* `header` is lines "key=value\n". The folder of `path` must exist. */
+/* Opens the temporary file and writes the header, lines "key=value\n". The folder of `path` must
+   exist. Returns 0, or -1 with a message. */
 static inline int ckpt_begin(CkptWriter *w, const char *path, const char *header, char *err) {
     char magic[32];
     memset(w, 0, sizeof *w);
@@ -264,7 +253,7 @@ static inline int ckpt_begin(CkptWriter *w, const char *path, const char *header
     return ckpt_pad(w, err);
 }
 
-/* Closes the tensor before: all of its data must have come. */
+/* Ends the tensor that is being written, all data of which must have come. */
 static inline int ckpt_end_tensor(CkptWriter *w, char *err) {
     if (w->fd < 0) return fail(err, "%s", w->error);
     if (w->left)
@@ -273,7 +262,7 @@ static inline int ckpt_end_tensor(CkptWriter *w, char *err) {
     return ckpt_pad(w, err);
 }
 
-/* Bytes of a tensor, or -1 when the shape is not one. */
+/* Bytes of a tensor; -1 if dtype, number of dimensions or a dimension is not valid. */
 static inline int64_t ckpt_tensor_bytes(int64_t dtype, int64_t ndim, const int64_t *dims) {
     int64_t bytes = ckpt_dtype_size(dtype);
     if (!bytes || ndim < 0 || ndim > CKPT_MAX_DIMS) return -1;
@@ -311,7 +300,7 @@ static inline int ckpt_write(CkptWriter *w, const void *data, int64_t bytes, cha
     return ckpt_put(w, data, (uint64_t)bytes, err);
 }
 
-/* The checkpoint exists, on the disk and under its name, once this has returned 0. */
+/* Finishes the file. Once it has returned 0, the checkpoint is on the disk under its name. */
 static inline int ckpt_commit(CkptWriter *w, char *err) {
     char folder[FILE_PATH_SIZE];
     if (ckpt_end_tensor(w, err) || ckpt_put_u64(w, 0, err) || ckpt_put_u64(w, w->size + 16, err))
@@ -355,6 +344,7 @@ typedef struct {
     uint64_t header_length;
     CkptRecord *records;
     int count;
+    int version;
 } Ckpt;
 
 static inline void ckpt_close(Ckpt *c) {
@@ -369,7 +359,8 @@ static inline uint64_t ckpt_u64(const unsigned char *p) {
     return value;
 }
 
-/* Moves *at past `bytes` and their padding if they end before the tail; returns where they were. */
+/* Moves *at past `bytes` and their padding and returns where they begin; NULL if they would run
+   into the tail. */
 static inline const unsigned char *ckpt_take(const Ckpt *c, uint64_t *at, uint64_t bytes) {
     uint64_t end = c->size - 16, start = *at;
     if (bytes > end - start || ((bytes + 7) & ~(uint64_t)7) > end - start) return NULL;
@@ -377,7 +368,7 @@ static inline const unsigned char *ckpt_take(const Ckpt *c, uint64_t *at, uint64
     return c->map + start;
 }
 
-/* One record at *at; 1 at the end mark, -1 when the bytes make no sense. */
+/* Reads the record at *at. Returns 0, 1 at the end mark, -1 if the bytes are no record. */
 static inline int ckpt_read_record(const Ckpt *c, uint64_t *at, CkptRecord *r) {
     const unsigned char *p = ckpt_take(c, at, 8);
     uint64_t name_length = p ? ckpt_u64(p) : CKPT_MAX_NAME + 1;
@@ -399,8 +390,8 @@ static inline int ckpt_read_record(const Ckpt *c, uint64_t *at, CkptRecord *r) {
     return 0;
 }
 
-/* The header and the table of records of a mapped file whose checksum is right. The bounds are
-   checked all the same: a checksum says that nothing changed, not that the writer was sound. */
+/* Finds the header and the records of a mapped file whose checksum is right. Bounds are checked
+   nevertheless: a checksum proves that nothing changed, not that the writer was sound. */
 static inline int ckpt_index(Ckpt *c) {
     uint64_t at = 24;
     const unsigned char *p = ckpt_take(c, &at, 8);
@@ -420,18 +411,18 @@ static inline int ckpt_index(Ckpt *c) {
     }
 }
 
-/* What is wrong with a mapped file, or NULL. *damaged tells damage from a file that is not ours. */
+/* What is wrong with a mapped file, or NULL. *damaged is 0 if the file is whole but of another
+   version. */
 static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     const size_t magic = strlen(CKPT_MAGIC);
-    char version[16];
     *damaged = 1;
     if (c->size < magic && memcmp(c->map, CKPT_MAGIC, (size_t)c->size) == 0)
         return "is truncated: not even its first line is complete";
     if (c->size < magic || memcmp(c->map, CKPT_MAGIC, magic))
         return "is not a cm.c checkpoint, or its first bytes are damaged";
-    snprintf(version, sizeof version, "%d\n", CKPT_VERSION);
     if (c->size < magic + 2) return "is truncated: not even its first line is complete";
-    if (memcmp(c->map + magic, version, strlen(version))) {
+    c->version = c->map[magic] - '0';
+    if (c->version < 1 || c->version > CKPT_VERSION || c->map[magic + 1] != '\n') {
         *damaged = 0;
         return "has a format version this program does not know: use a newer cm.c";
     }
@@ -445,8 +436,8 @@ static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     return NULL;
 }
 
-/* Opens, maps and verifies. On an error *damaged (may be NULL) is 1 if the contents are broken, 0
-   if the file could not be read at all or belongs to another version. */
+/* Opens, maps and verifies a file. Returns 0, or -1 with a message; then *damaged (may be NULL) is
+   1 if the contents are broken, 0 if the file could not be read or is of another version. */
 static inline int ckpt_open_checked(Ckpt *c, const char *path, int *damaged, char *err) {
     struct stat st;
     int unused;
@@ -481,7 +472,8 @@ static inline int ckpt_open(Ckpt *c, const char *path, char *err) {
     return ckpt_open_checked(c, path, NULL, err);
 }
 
-/* The value of a header key. 0: found; -1: there is no such key, or it does not fit. */
+/* Copies the value of a header key. Returns -1 if there is no such key, or if the value does not
+   fit. */
 static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
     const char *line = c->header, *end = c->header + c->header_length;
     size_t key_length = strlen(key);
@@ -501,6 +493,15 @@ static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t
     return -1;
 }
 
+/* A whole number of the header. Returns 0, or -1 with a message if there is no such key. */
+static inline int ckpt_number(const Ckpt *c, const char *key, uint64_t *value, char *err) {
+    char text[64];
+    if (ckpt_value(c, key, text, sizeof text))
+        return fail(err, "the checkpoint's header lacks %s", key);
+    *value = strtoull(text, NULL, 10);
+    return 0;
+}
+
 /* The record of that name, or NULL. */
 static inline const CkptRecord *ckpt_record(const Ckpt *c, const char *name) {
     int64_t length = (int64_t)strlen(name);
@@ -511,8 +512,8 @@ static inline const CkptRecord *ckpt_record(const Ckpt *c, const char *name) {
     return NULL;
 }
 
-/* The data of a tensor, valid until ckpt_close, or NULL if there is none of that name or it is
-   empty. Each output may be NULL; dims has room for CKPT_MAX_DIMS. */
+/* The data of a tensor, valid until ckpt_close; NULL if there is no such tensor or if it is empty.
+   Each output may be NULL; dims has room for CKPT_MAX_DIMS. */
 static inline const void *ckpt_find(const Ckpt *c, const char *name, int *dtype, int *ndim,
                                     int64_t *dims, int64_t *bytes) {
     const CkptRecord *r = ckpt_record(c, name);
@@ -532,7 +533,7 @@ static inline void ckpt_path(char *path, const char *dir, int64_t step) {
     file_path(path, "%s/step_%08lld.ckpt", dir, (long long)step);
 }
 
-/* The step in a file name, or -1 where ckpt_path would not have made that name. */
+/* The step of a file name, or -1 for a name that ckpt_path does not make. */
 static inline int64_t ckpt_step_of(const char *name) {
     char again[64];
     long long step;
@@ -546,8 +547,8 @@ static inline int ckpt_compare_steps(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The steps of all checkpoints in dir in rising order; the caller frees *steps. Returns how many (0
-   if there is no such folder), or -1. */
+/* The steps of all checkpoints in dir in rising order, for the caller to free. Returns how many
+   there are (0 if there is no such folder), or -1 with a message. */
 static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     int count = 0, capacity = 0;
     struct dirent *entry;
@@ -576,10 +577,10 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     return count;
 }
 
-/* Opens the newest checkpoint that is whole; each damaged one is named on stderr. 0: opened, its
-   path in `path` (FILE_PATH_SIZE bytes); 1: there are none; -1: an error, which includes a
-   checkpoint that is there but cannot be read, because going back past it in silence would lose
-   steps. */
+/* Opens the newest checkpoint that is whole and names each damaged one on stderr. Returns 0, with
+   the path in `path` (FILE_PATH_SIZE bytes); 1 if there are no checkpoints; -1 with a message. A
+   checkpoint that cannot be read is an error, because an older one in its place would lose steps in
+   silence. */
 static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *err) {
     int64_t *steps;
     int count = ckpt_list(dir, &steps, err), damaged = 1, status = count < 0 ? -1 : 1;
@@ -596,15 +597,7 @@ static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *e
     return status;
 }
 
-/* As ckpt_open_newest, for the path alone. */
-static inline int ckpt_newest(const char *dir, char *path, char *err) {
-    Ckpt c;
-    int status = ckpt_open_newest(&c, dir, path, err);
-    if (!status) ckpt_close(&c);
-    return status;
-}
-
-/* Deletes what a killed process left half-written. */
+/* Deletes temporary files of processes that were killed. */
 static inline void ckpt_remove_leftovers(const char *dir) {
     char path[FILE_PATH_SIZE];
     struct dirent *entry;
@@ -614,8 +607,7 @@ static inline void ckpt_remove_leftovers(const char *dir) {
         const char *mark = strstr(entry->d_name, ".ckpt.tmp-");
         long pid = mark ? atol(mark + strlen(".ckpt.tmp-")) : 0;
         if (strncmp(entry->d_name, "step_", 5) || pid <= 0) continue;
-        /* A process that lives may still be writing; our own has nothing open between checkpoints.
-           */
+        /* Another process that lives may still be writing. */
         if (pid != (long)getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) continue;
         file_path(path, "%s/%s", dir, entry->d_name);
         unlink(path);
@@ -623,8 +615,7 @@ static inline void ckpt_remove_leftovers(const char *dir) {
     closedir(folder);
 }
 
-/* Keeps the newest `keep` checkpoints (all, if keep < 1) and deletes older ones and half-written
-   files. */
+/* Deletes all checkpoints but the newest `keep` (none if keep < 1), and temporary files. */
 static inline int ckpt_prune(const char *dir, int keep, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;
@@ -640,8 +631,8 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
     return status;
 }
 
-/* Deletes the checkpoints of steps after `step`. To be called on resume: those left from the run's
-   other future, damaged ones among them, would else be taken for the newest by ckpt_prune. */
+/* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would keep
+   checkpoints that the resumed run has left behind, damaged ones too, as the newest. */
 static inline int ckpt_discard_after(const char *dir, int64_t step, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;

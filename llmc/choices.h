@@ -1,9 +1,11 @@
 /*
-What a machine has chosen by measurement (the faster of two attentions, the algorithm of a matrix product), kept
-in a text file beside the runs and in every checkpoint. Measured twice, two ways of about equal speed may change
-places, and with them the last bits of a run; so what was measured once is taken from then on.
+What a machine has chosen by measurement: the faster of two attentions, the algorithm of a matrix
+product. Choices are kept in a text file beside the runs and in every checkpoint. A second
+measurement could choose otherwise between two ways of about equal speed, and change the last bits
+of a run. So a choice is made once and taken from then on.
 
-The file is lines "key=value" after a first line that names the format. Keys name the device and the shape.
+The file has a first line that names the format, then lines "key=value". Keys name the device and
+the shape.
 */
 #ifndef CM_CHOICES_H
 #define CM_CHOICES_H
@@ -19,89 +21,114 @@ typedef struct {
 typedef struct Choices {
     Choice *c;
     int n, room;
-    int changed;          /* since choices_read or choices_write */
-    struct Choices *from; /* where choices_recall looks too; NULL if nowhere */
+    int changed;          /* 1: something was set since choices_read or choices_write */
+    struct Choices *from; /* choices of other runs, which choices_recall takes over; may be NULL */
 } Choices;
 
 static inline void choices_free(Choices *s) {
-    for (int i = 0; i < s->n; i++) free(s->c[i].key), free(s->c[i].value);
+    for (int i = 0; i < s->n; i++) {
+        free(s->c[i].key);
+        free(s->c[i].value);
+    }
     free(s->c);
     memset(s, 0, sizeof *s);
 }
 
-/* The value of a key, valid until it is set again; NULL if there is none. s may be NULL. */
+/* The value of a key, valid until the key is set again; NULL if it has none. s may be NULL. */
 static inline const char *choices_get(const Choices *s, const char *key) {
     for (int i = 0; s && i < s->n; i++)
         if (!strcmp(s->c[i].key, key)) return s->c[i].value;
     return NULL;
 }
 
-/* A copy of n characters. */
+/* A copy of n characters; NULL without memory. */
 static inline char *choices_copy(const char *text, size_t n) {
     char *copy = (char *)malloc(n + 1);
-    if (!copy) die("out of memory: what was measured");
+    if (!copy) return NULL;
     memcpy(copy, text, n);
     copy[n] = 0;
     return copy;
 }
 
-/* Neither may hold a newline, nor the key "=". s may be NULL, which keeps nothing. */
-static inline void choices_set(Choices *s, const char *key, const char *value) {
-    const char *old = choices_get(s, key);
-    if (!s || (old && !strcmp(old, value))) return;
-    s->changed = 1;
-    for (int i = 0; i < s->n; i++)
-        if (!strcmp(s->c[i].key, key)) {
-            free(s->c[i].value);
-            s->c[i].value = choices_copy(value, strlen(value));
-            return;
-        }
+/* A place for a key that is new; NULL without memory. */
+static inline Choice *choices_add(Choices *s, const char *key) {
     if (s->n == s->room) {
-        s->room = 2 * s->room + 8;
-        s->c = (Choice *)realloc(s->c, (size_t)s->room * sizeof *s->c);
-        if (!s->c) die("out of memory: what was measured");
+        int room = 2 * s->room + 8;
+        Choice *grown = (Choice *)realloc(s->c, (size_t)room * sizeof *grown);
+        if (!grown) return NULL;
+        s->c = grown;
+        s->room = room;
     }
-    s->c[s->n].key = choices_copy(key, strlen(key));
-    s->c[s->n++].value = choices_copy(value, strlen(value));
+    Choice *choice = &s->c[s->n];
+    choice->key = choices_copy(key, strlen(key));
+    choice->value = NULL;
+    if (!choice->key) return NULL;
+    s->n++;
+    return choice;
 }
 
-/* The value of a key here, or else of s.from, from which it is taken over; NULL if there is none. s may be
-   NULL. */
+/* Sets a key. Neither key nor value may hold a newline, nor the key a "=". s may be NULL, which
+   keeps nothing. Returns 0, or -1 without memory: the key then keeps the value that it had, if any.
+   */
+static inline int choices_set(Choices *s, const char *key, const char *value) {
+    const char *old = choices_get(s, key);
+    if (!s || (old && !strcmp(old, value))) return 0;
+    char *copy = choices_copy(value, strlen(value));
+    Choice *choice = NULL;
+    for (int i = 0; i < s->n; i++)
+        if (!strcmp(s->c[i].key, key)) choice = &s->c[i];
+    if (copy && !choice) choice = choices_add(s, key);
+    if (!copy || !choice) {
+        free(copy);
+        return -1;
+    }
+    free(choice->value);
+    choice->value = copy;
+    s->changed = 1;
+    return 0;
+}
+
+/* The value of a key in s, or else in s.from, from where s takes it over; NULL if it has none. s
+   may be NULL. */
 static inline const char *choices_recall(Choices *s, const char *key) {
     const char *value = choices_get(s, key);
-    if (value || !s || !(value = choices_get(s->from, key))) return value;
-    choices_set(s, key, value);
-    return choices_get(s, key);
+    if (value || !s) return value;
+    value = choices_get(s->from, key);
+    if (value) choices_set(s, key, value);
+    return value;
 }
 
-/* Takes the lines "PREFIXkey=value" of a text over those that are there; other lines are passed over. */
+/* Sets what the lines "PREFIXkey=value" of a text say; skips other lines. */
 static inline void choices_parse(Choices *s, const char *text, size_t size, const char *prefix) {
     size_t skip = strlen(prefix);
     for (const char *line = text, *end = text + size, *next; line < end; line = next + 1) {
         next = (const char *)memchr(line, '\n', (size_t)(end - line));
-        if (!next) return; /* a line without an end is not whole */
+        if (!next) return; /* a line without an end may have been cut short */
         const char *equals = (const char *)memchr(line, '=', (size_t)(next - line));
         if (!equals || (size_t)(equals - line) <= skip || memcmp(line, prefix, skip)) continue;
         char *key = choices_copy(line + skip, (size_t)(equals - line) - skip);
         char *value = choices_copy(equals + 1, (size_t)(next - equals) - 1);
-        choices_set(s, key, value);
+        if (key && value) choices_set(s, key, value);
         free(key);
         free(value);
     }
 }
 
-/* Reads a file over what is there. 0: read, or there is none; -1: it is of no use, and err says why. */
+/* Sets what a file says. Returns 0 if it was read or does not exist, -1 with a message if it is of
+   no use. */
 static inline int choices_read(Choices *s, const char *path, char *err) {
+    const size_t most = (size_t)64 << 20; /* a file of choices has some kilobytes */
     char text[1 << 16];
     size_t n, size = 0, format = sizeof CHOICES_FORMAT - 1;
     char *all = NULL;
     FILE *f = fopen(path, "rb");
     if (!f && errno == ENOENT) return 0;
     if (!f) return fail(err, "cannot read %s: %s", path, strerror(errno));
-    while ((n = fread(text, 1, sizeof text, f)) > 0 && size < (size_t)64 << 20) {
+    while ((n = fread(text, 1, sizeof text, f)) > 0 && size < most) {
         char *more = (char *)realloc(all, size + n);
         if (!more) break;
-        memcpy((all = more) + size, text, n);
+        all = more;
+        memcpy(all + size, text, n);
         size += n;
     }
     int bad = ferror(f) || !feof(f) || size < format || memcmp(all, CHOICES_FORMAT, format);
@@ -114,7 +141,8 @@ static inline int choices_read(Choices *s, const char *path, char *err) {
                : 0;
 }
 
-/* Replaces the file, which keeps what other runs have put there since. 0, or -1 with a message. */
+/* Adds the choices to those that other runs have put into the file. Returns 0, or -1 with a
+   message. */
 static inline int choices_write(Choices *s, const char *path, char *err) {
     Choices all;
     char *text = NULL, ignored[ERR_LEN];
@@ -123,7 +151,10 @@ static inline int choices_write(Choices *s, const char *path, char *err) {
     if (choices_read(&all, path, ignored)) choices_free(&all);
     for (int i = 0; i < s->n; i++) choices_set(&all, s->c[i].key, s->c[i].value);
     FILE *f = open_memstream(&text, &size);
-    if (!f) return choices_free(&all), fail(err, "out of memory: %s", path);
+    if (!f) {
+        choices_free(&all);
+        return fail(err, "out of memory: %s", path);
+    }
     fputs(CHOICES_FORMAT, f);
     for (int i = 0; i < all.n; i++) fprintf(f, "%s=%s\n", all.c[i].key, all.c[i].value);
     fclose(f);

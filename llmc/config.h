@@ -1,7 +1,7 @@
 /*
 Everything that can be chosen about a run: one struct, one flag table, the presets, and the checks
-that need more than one flag. The table generates the parser, --help, run.json and the README's list.
-A run with no flags at all is the TinyShakespeare run that `make train` starts.
+that need more than one flag. The table generates the parser, --help, run.json and the list of flags
+in the manual. A run without flags is the TinyShakespeare run that `make train` starts.
 */
 #ifndef CM_CONFIG_H
 #define CM_CONFIG_H
@@ -65,6 +65,7 @@ typedef struct {
     double attn_scale, softcap;
     int init;
     double init_std;
+    char freeze[FLAG_STRING_SIZE];
     /* optimizer */
     int optimizer, qk, ov, mlp, embed, head;
     double lr, lr_embed, lr_head, lr_scalar;
@@ -180,6 +181,9 @@ static const Flag config_flags[] = {
         "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
         "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head zero"),
     FLAG_FLOAT("init-std", init_std, "0.02", 0, INFINITY, "of --init gpt2"),
+    FLAG_TEXT("freeze", freeze, "",
+              "tensors that training leaves as they are, separated by commas (wte,wpe; --dry-run "
+              "lists the names): they take no memory for gradients and moments"),
 #undef SECTION
 #define SECTION "Optimizer"
     FLAG_CHOICE("optimizer", optimizer, "cm", "cm|muon|adamw",
@@ -246,7 +250,7 @@ static const Flag config_flags[] = {
 #undef FIELD
 enum { CONFIG_FLAGS = (int)(sizeof config_flags / sizeof config_flags[0]) };
 
-/* Flags a preset sets where the user did not. `tiny` is the flags' own defaults. */
+/* The flags that a preset sets unless they were given. `tiny` is the defaults of the table. */
 static const char *const config_presets[] = {
     "",
     /* gpt2: Radford et al. 2019, 124M */
@@ -262,7 +266,7 @@ static const char *const config_presets[] = {
     "--embed-norm off --softcap 0 --init gpt2 --lr-embed 0.003 --lr-head 0.003 --lr-scalar 0.003 "
     "--adam-beta1 0.9 --adam-eps 1e-8 --schedule cosine --warmup 100 --lr-final 0.1",
     /* speedrun: the modded-nanoGPT optimization benchmark. Its loss is a sum over 524288 tokens, so
-       its Adam epsilon of 1e-10 is 1e-10 / 524288 for gradients of the mean. */
+       that its Adam epsilon of 1e-10 becomes 1e-10 / 524288 for gradients of the mean. */
     "--layers 12 --width 768 --heads 6 --seq-len 1024 --batch-size 4 --vocab 50304 "
     "--total-batch-tokens 524288 --steps 3250 --norm rmsnorm --norm-eps 1.1920929e-7 "
     "--pos rope-half --rope-base 1024 --qk-norm on --act relu2 --biases on --head-bias on "
@@ -273,7 +277,8 @@ static const char *const config_presets[] = {
     "--adam-eps 1.9073486e-16 --momentum 0.95 --msign simple12 --schedule trapezoid --cooldown 0.7",
 };
 
-/* Applies a string of "--flag value" pairs to every flag not marked in `given`; -1 on a bad one. */
+/* Applies a string of "--flag value" pairs to the flags that are not marked in `given` (may be
+   NULL). Returns 0, or -1 with a message. */
 static inline int config_apply(Config *c, const unsigned char *given, const char *pairs,
                                char *err) {
     char *text = strdup(pairs), *save = NULL;
@@ -289,7 +294,7 @@ static inline int config_apply(Config *c, const unsigned char *given, const char
     return status;
 }
 
-/* --cm-match-muon: sets what it stands for, as if given. */
+/* --cm-match-muon: sets the two flags that it abbreviates, as if they were given. */
 static inline int config_match_muon(Config *c, unsigned char *given, char *err) {
     int renorm = flags_find(config_flags, CONFIG_FLAGS, "per-mat-renorm");
     int mp = flags_find(config_flags, CONFIG_FLAGS, "mp");
@@ -308,8 +313,8 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
     return 0;
 }
 
-/* Parses a command line: defaults, then the preset, then the flags given. `given` (CONFIG_FLAGS
-   bytes) marks the latter. Returns 1 if --help was asked for, -1 with a message, else 0. */
+/* Parses a command line: defaults, then the preset, then the flags given, which are marked in
+   `given` (CONFIG_FLAGS bytes). Returns 0, 1 if --help was asked for, -1 with a message. */
 static inline int config_parse(Config *c, unsigned char *given, int argc, char **argv, char *err) {
     memset(c, 0, sizeof *c);
     memset(given, 0, CONFIG_FLAGS);
@@ -328,7 +333,8 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     return status ? status : config_apply(c, given, config_presets[c->preset], err);
 }
 
-/* Refuses rules and options that mean nothing together, or for this model. The rules are resolved. */
+/* Refuses rules and options that mean nothing together, or for this model. The rules are resolved.
+   */
 static inline int config_check_rules(const Config *c, char *err) {
     char why[ERR_LEN] = "";
     int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
@@ -380,10 +386,10 @@ static inline int config_check_rules(const Config *c, char *err) {
     return 0;
 }
 
-/* Fills in every value that 0 or auto leaves open, and refuses what does not fit together.
-   c->vocab must have been set from the data by then. */
+/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
+   c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
 static inline int config_resolve(Config *c, char *err) {
-    /* Sizes are ints in the layers; these bounds keep every product of two in range where it is one. */
+    /* Sizes are ints in the layers; with these bounds the products that are ints stay in range. */
     const double side = 1 << 24, most = 1 << 30;
     double widest = fmax((double)c->width, fmax((double)c->ff_width, (double)c->vocab));
     widest = fmax(fmax(widest, (double)c->seq_len), (double)c->heads * fmax(c->head_dim, 1));
@@ -415,7 +421,8 @@ static inline int config_resolve(Config *c, char *err) {
                     "8, not %d",
                     c->head_dim);
     if (!c->ff_width)
-        c->ff_width = c->act == ACT_SWIGLU ? round_up((8 * c->width + 2) / 3, 64) : 4 * c->width;
+        c->ff_width =
+            act_is_gated((ActKind)c->act) ? round_up((8 * c->width + 2) / 3, 64) : 4 * c->width;
     if (c->attn_scale == 0) c->attn_scale = 1.0 / sqrt((double)c->head_dim);
     int64_t micro = (int64_t)c->batch_size * c->seq_len;
     if (!c->total_batch_tokens) c->total_batch_tokens = micro;
@@ -439,7 +446,7 @@ static inline int config_resolve(Config *c, char *err) {
     return 0;
 }
 
-/* Sizes of a resolved config. */
+/* The sizes of a resolved config. */
 static inline Shape shape_of(const Config *c) {
     Shape s;
     s.B = c->batch_size;

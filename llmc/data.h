@@ -3,31 +3,31 @@ Training and validation data: memory-mapped token shards or plain text, and the 
 run reads them.
 
 A shard (the format of llm.c and modded-nanogpt) is 256 little-endian int32 - magic 20240520,
-version 1, number of tokens, zeros - and then that many little-endian uint16 tokens. Anything else
-may be plain text: every byte is a token, the vocabulary has 256, and the last tenth of each file
-can serve as validation data.
+version 1, number of tokens, zeros - and then that many little-endian uint16 tokens. Of plain text
+every byte is a token, the vocabulary is 256, and the last tenth of each file can serve as
+validation data.
 
     name ends in .txt                       text
     name ends in .bin, or the magic fits    shard
     everything else                         text
 
-A row needs T + 1 tokens: inputs [p, p + T) and targets [p + 1, p + T + 1), so the last target of a
-row is the first input of the row behind it.
+A row needs T + 1 tokens: inputs [p, p + T) and targets [p + 1, p + T + 1). The last target of a row
+is the first input of the next row.
 
 Two orders:
 
-    DATA_SEQUENTIAL  every step takes the next rows_per_step * T tokens of the shard, one block. If
+    DATA_SEQUENTIAL  Every step takes the next rows_per_step * T tokens of the shard, one block. If
                      p + rows_per_step * T + 1 >= length, the tail of the shard is dropped and the
-                     next one starts at 0; after the last shard the next epoch starts. This is the
-                     loader of modded-nanogpt's optimizer benchmark: every seed sees the same data.
-    DATA_SHUFFLED    per epoch the shards come in a random order, each is cut into rows at a random
-                     offset in [0, T), and its rows come in a random order, each exactly once. A
-                     permutation is a function of (seed, epoch, shard), never a table, so a billion
-                     rows need no memory and resuming needs four numbers. A step may span a shard's
-                     or an epoch's end.
+                     next shard starts at 0; after the last shard the next epoch starts. This is the
+                     loader of modded-nanogpt's optimizer benchmark: all seeds see equal data.
+    DATA_SHUFFLED    In every epoch the shards come in a random order. Each is cut into rows at a
+                     random offset in [0, T), and its rows come in a random order, each once. A
+                     permutation is a function of (seed, epoch, shard) and no table, so a billion
+                     rows need no memory, and four numbers suffice to resume. A step may go on past
+                     the end of a shard or of an epoch.
 
-How a step is divided into micro-batches, and these over machines, does not change what it contains.
-A Data is used by one thread. A file must not be truncated while it is open.
+What a step contains does not depend on how it is divided into micro-batches or over machines. One
+thread uses a Data. A file must not be truncated while it is open.
 */
 #ifndef CM_DATA_H
 #define CM_DATA_H
@@ -47,13 +47,14 @@ A Data is used by one thread. A file must not be truncated while it is open.
 #define DATA_VERSION 1
 #define DATA_HEADER_BYTES 1024
 
-/* Which part of a text file. Shards are never split: DATA_TRAIN takes a shard whole and DATA_VAL
+/* Which part of a text file is used. Shards are not split: DATA_TRAIN takes a whole shard, DATA_VAL
    refuses it. */
 enum { DATA_ALL, DATA_TRAIN, DATA_VAL };
 enum { DATA_SEQUENTIAL, DATA_SHUFFLED };
 
-/* All that is needed to go on where a run stopped. shard counts in the epoch's order; position is
-   a token of that shard (DATA_SEQUENTIAL) or a number of rows already drawn (DATA_SHUFFLED). */
+/* A place in the data, from which a run can go on. shard counts in the epoch's order; position is a
+   token of that shard (DATA_SEQUENTIAL), or how many of its rows have been drawn (DATA_SHUFFLED).
+   */
 typedef struct {
     uint64_t seed, epoch, shard, position;
 } DataState;
@@ -62,7 +63,7 @@ typedef struct {
     char *path;
     unsigned char *map; /* the whole file */
     size_t map_bytes;
-    const unsigned char *tokens; /* first token of the part in use */
+    const unsigned char *tokens; /* of the part in use */
     size_t count;                /* tokens in the part in use */
 } DataFile;
 
@@ -72,12 +73,11 @@ typedef struct Data {
     int is_text;
     int part, order;
     int T, rows_per_step;
-    int vocab;    /* tokens at or above it are an error; set it lower after opening at will */
-    size_t count; /* tokens of all files */
-    uint64_t seed;
+    int vocab;       /* tokens from it on are an error; a caller may lower it after data_open */
+    size_t count;    /* tokens of all files */
     DataState begin; /* where the current step began */
     DataState next;  /* where its next row is */
-    int row;         /* rows of the current step already drawn */
+    int row;         /* rows of the current step that have been drawn */
 } Data;
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -92,7 +92,7 @@ static inline int data_ends_with(const char *s, const char *suffix) {
     return n >= m && strcmp(s + n - m, suffix) == 0;
 }
 
-/* One sentence about a .bin file that does not start with our magic. */
+/* What a .bin file that does not start with DATA_MAGIC probably is. Returns -1 with the message. */
 static inline int data_fail_magic(const char *path, const unsigned char *p, char *err) {
     uint32_t magic = data_u32(p);
     uint32_t swapped = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
@@ -160,7 +160,7 @@ static inline int data_read_header(DataFile *f, char *err) {
     return 0;
 }
 
-/* Maps the file; says in *is_text what it is. The part is chosen by data_open. */
+/* Maps the whole file and sets *is_text. Returns 0, or -1 with a message. */
 static inline int data_map(DataFile *f, int *is_text, char *err) {
     struct stat st;
     int fd = open(f->path, O_RDONLY | O_CLOEXEC);
@@ -198,7 +198,7 @@ static inline int data_compare_paths(const void *a, const void *b) {
     return strcmp(((const DataFile *)a)->path, ((const DataFile *)b)->path);
 }
 
-/* Fills files with the names that match, sorted by byte value whatever the locale. */
+/* Fills files with the names that match, sorted by byte value in every locale. */
 static inline int data_list(Data *d, const char *pattern, char *err) {
     glob_t g;
     memset(&g, 0, sizeof(g));
@@ -237,7 +237,7 @@ static inline void data_close(Data *d) {
     memset(d, 0, sizeof(*d));
 }
 
-/* Every file as it is after the split, and whether anything can be drawn from the lot. */
+/* Maps the files, takes the part in use of each, and checks that a row or a step can be drawn. */
 static inline int data_open_files(Data *d, const char *pattern, char *err) {
     if (data_list(d, pattern, err)) return -1;
     size_t longest = 0;
@@ -289,9 +289,10 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
                 f->path, f->count, unit, part, d->rows_per_step, d->T, block + 2);
 }
 
-/* Opens a file or a (quoted) shell pattern. T is the row length, rows_per_step the rows of one
-   optimizer step, all its micro-batches together; 0 opens the data for validation only. Files too
-   short for a row (or, in sequence, for a step) are passed over as long as one is long enough. */
+/* Opens a file or the files of a shell pattern. T is the length of a row, rows_per_step the rows of
+   all micro-batches of an optimizer step; 0 opens the data for validation only. Files too short for
+   a row (DATA_SEQUENTIAL: for a step) are skipped if at least one is long enough. Returns 0, or -1
+   with a message. */
 static inline int data_open(Data *d, const char *pattern, int part, int order, uint64_t seed, int T,
                             int rows_per_step, char *err) {
     memset(d, 0, sizeof(*d));
@@ -302,7 +303,7 @@ static inline int data_open(Data *d, const char *pattern, int part, int order, u
     d->order = order;
     d->T = T;
     d->rows_per_step = rows_per_step;
-    d->seed = d->begin.seed = d->next.seed = seed;
+    d->begin.seed = d->next.seed = seed;
     if (data_open_files(d, pattern, err)) {
         data_close(d);
         return -1;
@@ -314,25 +315,15 @@ static inline int data_open(Data *d, const char *pattern, int part, int order, u
 static inline size_t data_tokens(const Data *d) { return d->count; }
 static inline int data_is_text(const Data *d) { return d->is_text; }
 
-/* The token at a position of a file; no bounds are checked. */
+/* The token at a position of a file, which must be in bounds. */
 static inline int data_token(const Data *d, const DataFile *f, size_t i) {
     if (d->is_text) return f->tokens[i];
     return f->tokens[2 * i] | f->tokens[2 * i + 1] << 8;
 }
 
-/* The largest token of all files, by reading them all (about a second per billion tokens once they
-   are in memory). A text's answer is 255, whatever bytes it holds. */
-static inline int data_max_token(const Data *d) {
-    if (d->is_text) return 255;
-    int max = 0;
-    for (size_t k = 0; k < d->num_files; k++)
-        for (size_t i = 0; i < d->files[k].count; i++)
-            max = max_int(max, data_token(d, &d->files[k], i));
-    return max;
-}
-
 /* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every
-   file, not the names. It tells data sets from each other; it does not prove that no bit changed. */
+   file, but no names. It tells data sets from each other; it does not prove that no bit has
+   changed. */
 static inline uint64_t data_checksum(const Data *d) {
     uint64_t h = rng_mix(d->num_files * 2 + (uint64_t)d->is_text);
     int split = d->is_text ? d->part : DATA_ALL;
@@ -355,9 +346,9 @@ static inline uint64_t data_checksum(const Data *d) {
 /* ---------------------------------------------------------------------------------------------- */
 /* order */
 
-/* A random permutation of [0, n) as a function: a Feistel network on the next even power of two,
-   walked until it comes back below n (Black and Rogaway 2002, "Ciphers with arbitrary finite
-   domains"). The power is below 4n, so the walk takes fewer than 4 steps on average. */
+/* Element i of a random permutation of [0, n): a Feistel network on the next even power of two,
+   applied until the result is below n (Black and Rogaway 2002, "Ciphers with arbitrary finite
+   domains"). The power is below 4n, so that it is applied fewer than 4 times on average. */
 static inline uint64_t data_permute(uint64_t key, uint64_t n, uint64_t i) {
     int half = 1;
     while (half < 32 && (uint64_t)1 << (2 * half) < n) half++;
@@ -374,33 +365,34 @@ static inline uint64_t data_permute(uint64_t key, uint64_t n, uint64_t i) {
     return i;
 }
 
-/* A key for one purpose in one shard of one epoch. */
+/* A key of its own for every purpose, shard and epoch. */
 enum { DATA_KEY_SHARDS = 1, DATA_KEY_OFFSET, DATA_KEY_ROWS };
 static inline uint64_t data_key(uint64_t seed, uint64_t epoch, uint64_t purpose, uint64_t shard) {
     return rng_bits(rng_bits(seed, purpose, epoch), purpose, shard);
 }
 
-/* The file behind shard number s.shard of epoch s.epoch. */
+/* The file that is shard number s.shard of epoch s.epoch. */
 static inline size_t data_shard_file(const Data *d, DataState s) {
     if (d->order == DATA_SEQUENTIAL) return (size_t)s.shard;
     uint64_t key = data_key(s.seed, s.epoch, DATA_KEY_SHARDS, 0);
     return (size_t)data_permute(key, d->num_files, s.shard);
 }
 
-/* Where the first row of that file starts in that epoch: in [0, T), leaving one row at least. */
+/* Where the first row of a file starts in epoch s.epoch: in [0, T), and early enough for one row.
+   */
 static inline size_t data_offset(const Data *d, DataState s, size_t file) {
     size_t n = d->files[file].count, T = (size_t)d->T;
     if (n < T + 1) return 0;
     return (size_t)(data_key(s.seed, s.epoch, DATA_KEY_OFFSET, file) % min_size(T, n - T));
 }
 
-/* Rows of that file in that epoch. */
+/* Rows of a file in epoch s.epoch. */
 static inline size_t data_rows(const Data *d, DataState s, size_t file) {
     size_t n = d->files[file].count, T = (size_t)d->T;
     return n < T + 1 ? 0 : (n - 1 - data_offset(d, s, file)) / T;
 }
 
-/* Whether the shard still holds what is drawn next: a row, or in sequence a whole step. */
+/* Whether the shard still has what is drawn next: a row, or with DATA_SEQUENTIAL a whole step. */
 static inline int data_fits(const Data *d, DataState s) {
     size_t file = data_shard_file(d, s);
     if (d->order == DATA_SHUFFLED) return s.position < data_rows(d, s, file);
@@ -408,10 +400,10 @@ static inline int data_fits(const Data *d, DataState s) {
     return s.position + block + 1 < d->files[file].count;
 }
 
-/* Finds the next row: its file, its first token, and the state behind it. */
+/* Finds the next row, its file and its first token, and moves the state past it. */
 static inline void data_locate(const Data *d, DataState *s, int row, size_t *file, size_t *start) {
     int aligned = d->order == DATA_SHUFFLED || row == 0;
-    while (aligned && !data_fits(d, *s)) { /* ends: data_open has seen a file that is long enough */
+    while (aligned && !data_fits(d, *s)) { /* ends, since data_open found a file long enough */
         s->position = 0;
         if (++s->shard == d->num_files) {
             s->shard = 0;
@@ -430,7 +422,8 @@ static inline void data_locate(const Data *d, DataState *s, int row, size_t *fil
     *start = data_offset(d, *s, *file) + (size_t)i * T;
 }
 
-/* Copies n inputs and n targets from token `start` of a file, checking every one of them. */
+/* Copies n inputs and n targets from token `start` of a file. Returns -1 with a message if a token
+   is outside the vocabulary. */
 static inline int data_copy(const Data *d, const DataFile *f, size_t start, int n, int *x, int *y,
                             char *err) {
     for (int t = 0; t <= n; t++) {
@@ -446,8 +439,9 @@ static inline int data_copy(const Data *d, const DataFile *f, size_t start, int 
     return 0;
 }
 
-/* The next `rows` rows of the current step: x (rows, T) inputs, y (rows, T) targets. The calls of
-   one step must add up to rows_per_step exactly. After an error nothing has moved. */
+/* Draws the next `rows` rows of the current step: inputs x (rows, T), targets y (rows, T). The
+   calls of a step must add up to rows_per_step. Returns 0, or -1 with a message and the place
+   unchanged. */
 static inline int data_next(Data *d, int rows, int *x, int *y, char *err) {
     if (d->rows_per_step == 0)
         return fail(err, "data was opened for validation only; training cannot draw from it");
@@ -471,10 +465,11 @@ static inline int data_next(Data *d, int rows, int *x, int *y, char *err) {
     return 0;
 }
 
-/* Where the next step begins; within a step, where this one began. */
+/* Where the next step begins, or in the middle of a step, where this step began. */
 static inline DataState data_state(const Data *d) { return d->begin; }
 
-/* Goes on from a state of data_state, seed included, with the same files, T and order. */
+/* Goes on from a state that data_state gave for equal files, T and order; its seed is taken over.
+   Returns 0, or -1 with a message. */
 static inline int data_seek(Data *d, DataState s, char *err) {
     if (s.shard >= d->num_files)
         return fail(err,
@@ -489,20 +484,20 @@ static inline int data_seek(Data *d, DataState s, char *err) {
                     "with the sequence length and data order the run was started with",
                     d->order == DATA_SHUFFLED ? "row" : "token", (unsigned long long)s.position,
                     d->files[file].path, end);
-    d->seed = s.seed;
     d->begin = d->next = s;
     d->row = 0;
     return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* validation: the first `limit` targets (0: all), file by file, in rows of T from token 0 on */
+/* validation: the first `limit` targets (0: all), file by file, in rows of T tokens from token 0 on
+   */
 
 static inline size_t data_targets(const DataFile *f, size_t left) {
     return min_size(f->count ? f->count - 1 : 0, left);
 }
 
-/* Rows that cover them; the last row of a file may be partly filled. */
+/* Rows that hold the first `limit` targets; the last row of a file may be partly filled. */
 static inline size_t data_val_rows(const Data *d, size_t limit) {
     size_t rows = 0, left = limit ? limit : SIZE_MAX, T = (size_t)d->T;
     for (size_t k = 0; k < d->num_files; k++) {
@@ -513,8 +508,8 @@ static inline size_t data_val_rows(const Data *d, size_t limit) {
     return rows;
 }
 
-/* Rows [first_row, first_row + rows). What lies past a file's end, the limit or the last row gets
-   y = -1 (no loss) and x = 0. */
+/* Copies rows [first_row, first_row + rows). Past the end of a file, the limit and the last row x
+   is 0 and y is -1, which counts no loss. Returns 0, or -1 with a message. */
 static inline int data_val_batch(const Data *d, size_t first_row, int rows, size_t limit, int *x,
                                  int *y, char *err) {
     size_t T = (size_t)d->T;
@@ -543,7 +538,7 @@ static inline int data_val_batch(const Data *d, size_t first_row, int rows, size
 /* ---------------------------------------------------------------------------------------------- */
 /* writing */
 
-/* Writes a shard. A reader sees a complete file or none (or the one before): see file_replace. */
+/* Writes a shard of n tokens by file_replace. Returns 0, or -1 with a message. */
 static inline int data_write_shard(const char *path, const uint16_t *tokens, size_t n, char *err) {
     if (n > UINT32_MAX) return fail(err, "%s: %zu tokens are too many for one shard", path, n);
     size_t bytes = DATA_HEADER_BYTES + 2 * n;

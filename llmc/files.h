@@ -1,7 +1,7 @@
 /*
 Files that survive a kill and a full disk: complete writes, atomic replacement, folders.
 
-checkpoint.h and log.h stand on this. Every function returns 0, or -1 with a sentence in err.
+Functions return 0, or -1 with a sentence in err, or where there is no err with errno set.
 */
 #ifndef CM_FILES_H
 #define CM_FILES_H
@@ -17,8 +17,8 @@ checkpoint.h and log.h stand on this. Every function returns 0, or -1 with a sen
 
 #define FILE_PATH_SIZE 4096
 
-/* Builds a path in a buffer of FILE_PATH_SIZE bytes. One that does not fit becomes "", which names
-   no file, rather than the beginning of itself, which might name another. */
+/* Builds a path in a buffer of FILE_PATH_SIZE bytes. A path that does not fit becomes "", which
+   names no file; cut short, it might name another one. */
 __attribute__((format(printf, 2, 3))) static inline void file_path(char *path, const char *format,
                                                                    ...) {
     va_list args;
@@ -27,7 +27,7 @@ __attribute__((format(printf, 2, 3))) static inline void file_path(char *path, c
     va_end(args);
 }
 
-/* All of the bytes or an errno: write() may take fewer than asked. */
+/* Writes all bytes, since write() may take only some of them; -1 with errno set. */
 static inline int file_write_all(int fd, const void *data, size_t bytes) {
     const char *p = (const char *)data;
     while (bytes) {
@@ -41,7 +41,7 @@ static inline int file_write_all(int fd, const void *data, size_t bytes) {
     return 0;
 }
 
-/* The folder a path lies in: "a/b" gives "a", "b" gives ".", "/b" gives "/". */
+/* The folder of a path: "a/b" gives "a", "b" gives ".", "/b" gives "/". */
 static inline void file_folder(char *folder, const char *path) {
     file_path(folder, "%s", path);
     char *slash = strrchr(folder, '/');
@@ -49,8 +49,8 @@ static inline void file_folder(char *folder, const char *path) {
     else slash[slash == folder] = 0;
 }
 
-/* A rename is only safe from a power cut once the folder itself has reached the disk. Some file
-   systems cannot sync a folder and say EINVAL; they leave nothing more to do. */
+/* Brings a folder to the disk, without which a power cut may undo a rename. Some file systems
+   cannot sync a folder and return EINVAL; nothing more can be done there. */
 static inline int file_sync_folder(const char *folder) {
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return errno == EACCES ? 0 : -1;
@@ -62,7 +62,7 @@ static inline int file_sync_folder(const char *folder) {
     return status;
 }
 
-/* mkdir -p */
+/* Creates a folder and those above it, as mkdir -p. */
 static inline int file_make_folders(const char *path, char *err) {
     char part[FILE_PATH_SIZE];
     struct stat st;
@@ -82,8 +82,8 @@ static inline int file_make_folders(const char *path, char *err) {
     return 0;
 }
 
-/* Bytes an ordinary user may still write where the open file lies; INT64_MAX where the file system
-   does not say. */
+/* Free bytes for an ordinary user on the file system of an open file; INT64_MAX if it does not
+   tell. */
 static inline int64_t file_free_bytes(int fd) {
     struct statvfs vfs;
     if (fstatvfs(fd, &vfs) || !vfs.f_blocks) return INT64_MAX;
@@ -92,8 +92,7 @@ static inline int64_t file_free_bytes(int fd) {
     return (int64_t)(vfs.f_bavail * unit);
 }
 
-/* Replaces the file at path by these bytes: a reader sees the old file or the new one, never a
-   part. */
+/* Replaces a file: a reader sees the old contents or the new ones, never a part of them. */
 static inline int file_replace(const char *path, const void *data, size_t bytes, char *err) {
     char temporary[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     file_path(temporary, "%s.tmp-%ld", path, (long)getpid());

@@ -1,34 +1,59 @@
 /*
-Writing JSON: strings and numbers that any reader accepts.
+JSON: writing strings and numbers that any reader accepts, and what a reader of strings needs.
 
-Used for the echo of the flags, run.json and the lines of log.jsonl. There is no reader here; the
-one program that reads JSON back (log.h) reads only lines it wrote itself.
+Flags, run.json and the lines of log.jsonl are written with these functions. tokenizer.h reads
+GPT-2's vocabulary with the reader. log.h reads only lines that this program wrote, and scans for
+their keys.
 */
 #ifndef CM_JSON_H
 #define CM_JSON_H
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "base.h"
 
 /* Room for any number json_double_text prints. */
 #define JSON_NUMBER_SIZE 40
 
-/* Length of the valid UTF-8 sequence at s (RFC 3629: no overlong forms, no surrogates, nothing
-   above U+10FFFF), or 0. Reads no further than the terminating zero. */
-static inline int json_utf8_length(const char *s) {
-    const unsigned char *u = (const unsigned char *)s;
-    if (u[0] < 0x80) return u[0] != 0;
-    if (u[0] < 0xC2 || u[0] > 0xF4) return 0;
-    int length = u[0] < 0xE0 ? 2 : u[0] < 0xF0 ? 3 : 4;
-    unsigned lo = u[0] == 0xE0 ? 0xA0 : u[0] == 0xF0 ? 0x90 : 0x80;
-    unsigned hi = u[0] == 0xED ? 0x9F : u[0] == 0xF4 ? 0x8F : 0xBF;
-    if (u[1] < lo || u[1] > hi) return 0;
-    for (int i = 2; i < length; i++)
-        if ((u[i] & 0xC0) != 0x80) return 0;
+/* ---------------------------------------------------------------------------------------------- */
+/* UTF-8 (RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF) */
+
+/* Bytes of a character that begins with this byte; 0 if none does. */
+static inline size_t utf8_length(unsigned char first) {
+    if (first < 0x80) return 1;
+    if (first < 0xC2 || first > 0xF4) return 0;
+    return first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+}
+
+/* Length of the character at s, of which n > 0 bytes are in bounds, and its code point; 0 if it is
+   not valid. */
+static inline size_t utf8_decode(const unsigned char *s, size_t n, uint32_t *code) {
+    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t length = utf8_length(s[0]);
+    if (length == 0 || n < length) return 0;
+    if (length == 1) {
+        *code = s[0];
+        return 1;
+    }
+    uint32_t c = s[0] & (0xFFu >> (length + 1));
+    for (size_t i = 1; i < length; i++) {
+        if ((s[i] & 0xC0) != 0x80) return 0;
+        c = c << 6 | (s[i] & 0x3Fu);
+    }
+    if (c < least[length] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 0;
+    *code = c;
     return length;
 }
+
+/* 1 if the n > 0 bytes at s, which are no valid character, may be the beginning of one. */
+static inline int utf8_begins(const unsigned char *s, size_t n) {
+    size_t length = utf8_length(s[0]);
+    if (length < 2 || n >= length) return 0;
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xC0) != 0x80) return 0;
+    return 1;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* writing */
 
 /* s in double quotes. Bytes that are not UTF-8 (a file name may hold any) become U+FFFD, because a
    reader would otherwise refuse the whole file. */
@@ -36,13 +61,14 @@ static inline void json_string(FILE *f, const char *s) {
     fputc('"', f);
     while (*s) {
         unsigned char c = (unsigned char)*s;
-        int length = json_utf8_length(s);
+        uint32_t code;
+        size_t length = utf8_decode((const unsigned char *)s, strnlen(s, 4), &code);
         if (c == '"' || c == '\\') fprintf(f, "\\%c", c);
         else if (c == '\n') fputs("\\n", f);
         else if (c == '\r') fputs("\\r", f);
         else if (c == '\t') fputs("\\t", f);
         else if (c < 0x20 || c == 0x7F) fprintf(f, "\\u%04x", c);
-        else if (length) fwrite(s, 1, (size_t)length, f);
+        else if (length) fwrite(s, 1, length, f);
         else fputs("\\ufffd", f);
         s += length ? length : 1;
     }
@@ -57,17 +83,65 @@ static inline void json_double_text(char *text, double value) {
     }
 }
 
-/* A number, or null for NaN and the infinities, which JSON cannot say. */
+/* A number, or null for NaN and the infinities, which JSON does not have. */
 static inline void json_double(FILE *f, double value) {
     char text[JSON_NUMBER_SIZE];
     json_double_text(text, value);
     fputs(isfinite(value) ? text : "null", f);
 }
 
-/* The same for values computed in single precision: 9 digits name every float. */
+/* A number that was computed in single precision, or null: 9 digits name every float. */
 static inline void json_float(FILE *f, double value) {
     if (isfinite(value)) fprintf(f, "%.9g", value);
     else fputs("null", f);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* reading */
+
+/* Text being read. data[size] is a zero byte, so that one byte past the end may be looked at. */
+typedef struct {
+    unsigned char *data;
+    size_t size, at;
+} JsonReader;
+
+static inline void json_skip_space(JsonReader *r) {
+    while (r->at < r->size && strchr(" \t\r\n", r->data[r->at]) && r->data[r->at]) r->at++;
+}
+
+/* Passes over white space and the character c; returns 0 if another one is there. */
+static inline int json_expect(JsonReader *r, char c) {
+    json_skip_space(r);
+    if (r->at >= r->size || r->data[r->at] != (unsigned char)c) return 0;
+    r->at++;
+    return 1;
+}
+
+/* One character inside a string; -1 if it is malformed. */
+static inline int64_t json_char(JsonReader *r) {
+    uint32_t code = 0;
+    if (r->data[r->at] != '\\') {
+        size_t k = utf8_decode(r->data + r->at, r->size - r->at, &code);
+        r->at += k;
+        return k ? (int64_t)code : -1;
+    }
+    char c = (char)r->data[r->at + 1]; /* the zero byte at the end, at most */
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char *known = c ? strchr(from, c) : NULL;
+    if (known) {
+        r->at += 2;
+        return to[known - from];
+    }
+    if (c != 'u') return -1;
+    for (size_t i = 0; i < 4; i++) {
+        unsigned char h = r->data[r->at + 2 + i];
+        unsigned char low = h | 32;
+        if (h >= '0' && h <= '9') code = code * 16 + h - '0';
+        else if (low >= 'a' && low <= 'f') code = code * 16 + low - 'a' + 10;
+        else return -1; /* the zero byte at the end is no digit either */
+    }
+    r->at += 6;
+    return code;
 }
 
 #endif

@@ -1,18 +1,18 @@
 /*
 The folder of a run: RUNS_DIR/NAME/ holds run.json, log.jsonl and checkpoints/.
 
-run.json     what was run: every flag, and whatever else the caller wants kept (version, machine,
-             fingerprints of the data). Replaced as a whole, never half-written.
+run.json     what was run: every flag, and what else the caller passes (version, fingerprints of the
+             data). It is replaced as a whole.
 log.jsonl    what happened: one JSON object a line, in rising order of step,
 
     {"step": 10, "tokens": 81920, "train_loss": 4.2, "val_loss": null, "lr": 0.0003,
      "grad_norm": 1.5, "ms": 12.345, "tok_s": 6636000, "extra": {...}}
 
-             with the keys always in that order, "mfu" and "mfu_stated" before "extra" where the machine's
-             peak is known, and "extra" only where there is something to add.
-             null stands for what was not measured and for NaN and infinity. The keys before "ms"
-             do not depend on the machine's speed, so two logs are compared by cutting each line
-             at `, "ms"`. Losses, norms and rates have 9 digits, which name a float exactly.
+             The keys are always in this order. "mfu" and "mfu_stated" come before "extra" where the
+             machine's peak is known; "extra" is there only if it holds something. null means not
+             measured, NaN or infinity. The keys before "ms" do not depend on the machine's speed:
+             two logs are compared by cutting each line at `, "ms"`. Losses, norms and rates have 9
+             digits, which name a float exactly.
 */
 #ifndef CM_LOG_H
 #define CM_LOG_H
@@ -26,20 +26,26 @@ log.jsonl    what happened: one JSON object a line, in rising order of step,
 #include <sys/utsname.h>
 
 typedef struct {
-    int fd; /* log.jsonl, appending; -1 when closed */
+    int fd; /* of log.jsonl, open for appending; -1 when closed */
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], checkpoints[FILE_PATH_SIZE];
 } RunLog;
 
-/* NaN in a double means "not measured". */
+/* NaN means "not measured"; start from log_line_empty. */
 typedef struct {
     int64_t step, tokens;
     double train_loss, val_loss, lr, grad_norm, ms, tok_s;
-    const char *extra; /* a JSON value, or NULL */
-    double mfu,
-        mfu_stated; /* fraction of the measured peak and of the data sheet's; 0: not known */
+    double mfu, mfu_stated; /* of the measured peak and of the data sheet's; 0: not known */
+    const char *extra;      /* a JSON value, or NULL */
 } LogLine;
 
-/* One more entry of run.json: a string, or any JSON value where is_json is 1. */
+static inline LogLine log_line_empty(void) {
+    LogLine line;
+    memset(&line, 0, sizeof line);
+    line.train_loss = line.val_loss = line.lr = line.grad_norm = line.ms = line.tok_s = NAN;
+    return line;
+}
+
+/* An entry of run.json: a string, or any JSON value if is_json. */
 typedef struct {
     const char *key, *value;
     int is_json;
@@ -48,14 +54,14 @@ typedef struct {
 /* The losses of a log, for drawing. */
 typedef struct {
     int n;
-    int64_t *step, *tokens;
-    double *train, *val; /* NaN where the log says null */
+    int64_t *step;
+    double *train, *val; /* NaN where the log has null */
 } LogCurve;
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Reading lines                                                                                  */
 
-/* The number behind a fixed key of a line of ours; NaN for null and for a missing key. */
+/* The number after a key in a line that log_line wrote; NaN for null and for a missing key. */
 static inline double log_number(const char *line, const char *key) {
     char quoted[64], *end;
     snprintf(quoted, sizeof quoted, "\"%s\": ", key);
@@ -66,7 +72,7 @@ static inline double log_number(const char *line, const char *key) {
     return end > at ? value : NAN;
 }
 
-/* The step of a complete line of ours, with its line end, or -1. */
+/* The step of a line; -1 if it is not a whole line, line end included, that log_line wrote. */
 static inline int64_t log_step_of(const char *line, size_t length) {
     const char *start = "{\"step\": ";
     char *end;
@@ -78,8 +84,9 @@ static inline int64_t log_step_of(const char *line, size_t length) {
                                                                                 : (int64_t)step;
 }
 
-/* Reads `path` up to the first line that is incomplete, not ours, or of a step after `last_step`.
-   Gives the bytes before it and the last step among them (-1 if none); fills curve if not NULL. */
+/* Reads `path` up to the first line that log_line did not write, or whose step is after
+   `last_step`. Sets *bytes to the bytes before that line and *newest to the last step in them (-1
+   if none), and fills `curve` unless it is NULL. Returns 0, or -1 with a message. */
 static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, int64_t *newest,
                            LogCurve *curve, char *err) {
     char *line = NULL;
@@ -100,16 +107,14 @@ static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, 
             capacity = capacity ? 2 * capacity : 256;
             size_t n = (size_t)capacity;
             curve->step = (int64_t *)realloc(curve->step, n * sizeof(int64_t));
-            curve->tokens = (int64_t *)realloc(curve->tokens, n * sizeof(int64_t));
             curve->train = (double *)realloc(curve->train, n * sizeof(double));
             curve->val = (double *)realloc(curve->val, n * sizeof(double));
-            if (!curve->step || !curve->tokens || !curve->train || !curve->val) {
+            if (!curve->step || !curve->train || !curve->val) {
                 status = fail(err, "out of memory while reading %s", path);
                 break;
             }
         }
         curve->step[curve->n] = step;
-        curve->tokens[curve->n] = (int64_t)log_number(line, "tokens");
         curve->train[curve->n] = log_number(line, "train_loss");
         curve->val[curve->n] = log_number(line, "val_loss");
         curve->n++;
@@ -122,13 +127,12 @@ static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, 
 
 static inline void log_curve_free(LogCurve *curve) {
     free(curve->step);
-    free(curve->tokens);
     free(curve->train);
     free(curve->val);
     memset(curve, 0, sizeof *curve);
 }
 
-/* Reads the losses back; what follows a damaged or incomplete line is left out. */
+/* Reads the losses of a log, up to the first damaged or incomplete line. */
 static inline int log_read(const char *path, LogCurve *curve, char *err) {
     int64_t bytes, newest;
     memset(curve, 0, sizeof *curve);
@@ -140,6 +144,7 @@ static inline int log_read(const char *path, LogCurve *curve, char *err) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Opening                                                                                        */
 
+/* Refuses a name that is no plain name of a folder: -1 with a message. */
 static inline int log_check_name(const char *name, char *err) {
     if (!*name) return fail(err, "--run: the name of the run is empty");
     if (*name == '.' || strchr(name, '/'))
@@ -154,7 +159,7 @@ static inline int log_check_name(const char *name, char *err) {
     return 0;
 }
 
-/* 1 if the folder holds a checkpoint, which is work that a new run must not mix with. */
+/* 1 if the folder holds a checkpoint: a new run must not mix with the work of another. */
 static inline int log_has_checkpoints(const char *dir) {
     struct dirent *entry;
     int found = 0;
@@ -172,8 +177,8 @@ static inline void log_close(RunLog *log) {
     log->fd = -1;
 }
 
-/* Cuts log.jsonl behind the lines of steps up to `step`; what stays keeps its bytes. To be called
-   on resume with the step of the checkpoint: the lines after it are written again. */
+/* Cuts log.jsonl after the lines of steps up to `step`. Call it on resume with the step of the
+   checkpoint: the resumed run writes the later lines again. */
 static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
     int64_t bytes, newest;
     if (log_scan(log->path, step, &bytes, &newest, NULL, err)) return -1;
@@ -182,8 +187,8 @@ static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
     return 0;
 }
 
-/* Creates RUNS_DIR/NAME and opens its log. A run that has steps is refused unless `resume`; a run
-   that never came past step 0 is started over. */
+/* Creates RUNS_DIR/NAME and opens its log. Without `resume` it refuses a run that has steps, and
+   starts a run over that has none. Returns 0, or -1 with a message. */
 static inline int log_open(RunLog *log, const char *runs_dir, const char *name, int resume,
                            char *err) {
     int64_t bytes, newest;
@@ -216,8 +221,8 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
 /* ---------------------------------------------------------------------------------------------- */
 /* Writing                                                                                        */
 
-/* Appends whole lines with one write, so that a kill cannot tear them apart and those of another
-   process cannot come between. What a full disk took of them is cut off again. */
+/* Appends whole lines with one write, so that neither a kill nor another process's lines come
+   between. If the disk is full, the part that was written is cut off again. */
 static inline int log_append_text(RunLog *log, const char *text, char *err) {
     size_t length = strlen(text);
     struct stat st;
@@ -228,7 +233,7 @@ static inline int log_append_text(RunLog *log, const char *text, char *err) {
     do wrote = write(log->fd, text, length);
     while (wrote < 0 && errno == EINTR);
     if (wrote == (ssize_t)length) return 0;
-    /* A write cut short gives its reason only to the next one. */
+    /* After a write that was cut short, only the next one tells why. */
     int code = errno;
     if (wrote >= 0)
         code = write(log->fd, text + wrote, length - (size_t)wrote) < 0 ? errno : ENOSPC;
@@ -267,14 +272,14 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
     return status;
 }
 
-/* Brings the lines so far to the disk. Called before a checkpoint is committed, it keeps a power
-   cut from leaving a checkpoint whose steps the log does not know. */
+/* Brings the lines so far to the disk. Call it before a checkpoint is written: a power cut must not
+   leave a checkpoint whose steps are missing in the log. */
 static inline int log_sync(RunLog *log, char *err) {
     if (fsync(log->fd) == 0 || errno == EINVAL) return 0;
     return fail(err, "cannot write %s: %s", log->path, strerror(errno));
 }
 
-/* The processor's name as the kernel gives it. */
+/* The processor's name, as /proc/cpuinfo has it, or its architecture. */
 static inline void log_cpu_name(char *name, size_t size) {
     char line[512];
     struct utsname host;
@@ -310,7 +315,8 @@ static inline void log_machine_json(FILE *f, const char *gemm) {
     fputc('}', f);
 }
 
-/* Writes run.json: the caller's pairs in their order, the machine, then the flags, one a line. */
+/* Writes run.json: the pairs in their order, the machine, then the flags, one a line. Returns 0, or
+   -1 with a message. */
 static inline int log_run_json(RunLog *log, const Flag *flags, int n, const void *cfg,
                                const char *gemm, const LogPair *pairs, int n_pairs, char *err) {
     char path[FILE_PATH_SIZE], *text = NULL;

@@ -1,8 +1,12 @@
 /*
-The tensor registry: one table, built from the config, with a row per parameter tensor. Same-named
-tensors of all layers are stacked (L, rows, cols) in one allocation. Initialisation, the update plan,
-weight decay, checkpoints, statistics, memory reports and test names all walk this table; a tensor
-exists nowhere else.
+The tensor registry: one table, built from the config, with a row per parameter tensor. Tensors of
+one name are stacked over the layers, (L, rows, cols). Initialisation, the update plan, weight
+decay, checkpoints, statistics, memory reports and the names in tests come from this table; no code
+knows a tensor by number.
+
+A tensor has a slot in each of several allocations: its parameters, the layers' working copy of
+them, its gradient and its first moment. A slot may be absent (a frozen tensor has no gradient and
+no moment), and it may hold only some of the layers (a shard).
 */
 #ifndef CM_PARAMS_H
 #define CM_PARAMS_H
@@ -37,21 +41,83 @@ typedef enum {
 
 typedef enum { ROLE_EMBED, ROLE_HEAD, ROLE_SCALAR, ROLE_QKV, ROLE_O, ROLE_MLP } Role;
 
+typedef enum {
+    SLOT_PARAM,  /* floatM: the parameters themselves */
+    SLOT_WEIGHT, /* floatX: what the layers read; laid out as SLOT_PARAM */
+    SLOT_GRAD,   /* floatM */
+    SLOT_MOMENT, /* floatM: first moments */
+    SLOTS
+} SlotId;
+
+/* A tensor's part of one allocation: layers [first, first + layers), one after the other from
+   element `at` on. layers 0: the allocation holds nothing of the tensor. */
+typedef struct {
+    size_t at;
+    int first, layers;
+} Slot;
+
 typedef struct {
     const char *name;
     Role role;
     int layers, rows,
-        cols;            /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
-    size_t offset, size; /* elements from the start of the allocation; size = layers rows cols */
+        cols;    /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
+    size_t size; /* layers rows cols */
+    int frozen;  /* 1: training leaves the tensor as it is */
+    Slot slot[SLOTS];
     double init_mean, init_std;
     int used_rows; /* rows of the vocabulary; those past it are padding and stay zero */
 } Tensor;
 
 typedef struct {
     Tensor t[TENSORS];
-    size_t size;  /* elements of all tensors, each start aligned to 64 bytes */
-    size_t count; /* parameters: size without alignment and vocabulary padding */
+    size_t size[SLOTS]; /* elements of each allocation; every tensor starts at a multiple of 64 */
+    size_t count;       /* parameters: without alignment and without the vocabulary's padding */
 } Registry;
+
+/* A registry and the memory that its slots lie in. Pointers are to device memory; without training
+   only param and weight are set. */
+typedef struct {
+    Registry r;
+    floatM *param, *grad, *moment; /* the allocations of SLOT_PARAM, SLOT_GRAD, SLOT_MOMENT */
+    floatX *weight;                /* of SLOT_WEIGHT: param itself where floatX is floatM */
+    floatM *state;                 /* further state of the rules, laid out by the plan */
+    floatM *before; /* with --log-groups the parameters before the update, else NULL */
+} Params;
+
+/* Elements of one layer. */
+static inline size_t layer_size(const Tensor *t) { return (size_t)t->rows * t->cols; }
+
+/* Elements of a tensor that a slot holds. */
+static inline size_t slot_size(const Tensor *t, SlotId slot) {
+    return (size_t)t->slot[slot].layers * layer_size(t);
+}
+
+/* Sets *at to the element where layer l begins in the allocation of a slot and returns 1; returns 0
+   if the slot does not hold that layer. */
+static inline int slot_find(const Tensor *t, SlotId slot, int l, size_t *at) {
+    const Slot *s = &t->slot[slot];
+    if (l < s->first || l >= s->first + s->layers) return 0;
+    *at = s->at + (size_t)(l - s->first) * layer_size(t);
+    return 1;
+}
+
+/* Layer l of a tensor in the allocation `base` of a slot; NULL if the slot does not hold it, which
+   layers read as "no bias", "no gradient wanted". */
+static inline floatM *slot_pointer(const Tensor *t, SlotId slot, int l, floatM *base) {
+    size_t at;
+    return base && slot_find(t, slot, l, &at) ? base + at : NULL;
+}
+
+/* Gives every slot its place, from the layers that each of them holds. */
+static inline void registry_layout(Registry *r) {
+    for (int slot = 0; slot < SLOTS; slot++) {
+        r->size[slot] = 0;
+        for (int id = 0; id < TENSORS; id++) {
+            r->t[id].slot[slot].at = r->size[slot];
+            r->size[slot] += (slot_size(&r->t[id], (SlotId)slot) + 63) / 64 * 64;
+        }
+    }
+}
 
 static inline void registry_add(Registry *r, TensorId id, const char *name, Role role, int layers,
                                 int rows, int cols, double mean, double std) {
@@ -61,78 +127,101 @@ static inline void registry_add(Registry *r, TensorId id, const char *name, Role
     t->layers = layers;
     t->rows = t->used_rows = rows;
     t->cols = cols;
+    t->size = (size_t)layers * rows * cols;
     t->init_mean = mean;
     t->init_std = std;
-    t->offset = r->size;
-    t->size = (size_t)layers * rows * cols;
-    r->size += (t->size + 63) / 64 * 64;
+    for (int slot = 0; slot < SLOTS; slot++) t->slot[slot].layers = layers;
     r->count += t->size;
 }
 
-/* The rows (NH + 2 NKV) HS of W_QKV are all query heads, then key heads, then value heads. W_FC of
-   swiglu holds F gate rows, then F up rows. Vectors are (L, 1, C). */
+/* The registry of a resolved config, nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are those of
+   all query heads, then of the key heads, then of the value heads. A gated W_FC holds F rows of the
+   gate, then F rows of what it gates. Vectors are (L, 1, C). */
 static inline Registry registry_build(const Config *c) {
     Registry r;
     memset(&r, 0, sizeof r);
-    int L = c->layers, C = c->width, F = c->ff_width, V = c->vocab, Vp = round_up(V, 64);
-    int QKV = (c->heads + 2 * c->kv_heads) * c->head_dim, A = c->heads * c->head_dim;
-    int H = c->act == ACT_SWIGLU ? 2 * F : F, affine = c->norm == NORM_LAYERNORM;
+    Shape s = shape_of(c);
+    int L = s.L, C = s.C, Vp = s.Vp, affine = c->norm == NORM_LAYERNORM;
     int speedrun = c->init == INIT_SPEEDRUN;
-    double into_C = speedrun ? sqrt(0.33 / C) : c->init_std;    /* matrices that read the stream */
-    double onto = speedrun ? 0.0 : c->init_std / sqrt(2.0 * L); /* those that write to it */
+    double from_stream = speedrun ? sqrt(0.33 / C) : c->init_std;    /* matrices that read it */
+    double to_stream = speedrun ? 0.0 : c->init_std / sqrt(2.0 * L); /* matrices that write to it */
     registry_add(&r, T_WTE, "wte", ROLE_EMBED, 1, Vp, C, 0,
                  speedrun && !c->tied ? 1.0 : c->init_std);
     if (c->pos == POS_LEARNED)
-        registry_add(&r, T_WPE, "wpe", ROLE_EMBED, 1, c->seq_len, C, 0, c->init_std);
+        registry_add(&r, T_WPE, "wpe", ROLE_EMBED, 1, s.T, C, 0, c->init_std);
     if (c->embed_norm) {
         registry_add(&r, T_NORM0_W, "norm0_w", ROLE_SCALAR, 1, 1, C, 1, 0);
         if (affine) registry_add(&r, T_NORM0_B, "norm0_b", ROLE_SCALAR, 1, 1, C, 0, 0);
     }
     registry_add(&r, T_NORM1_W, "norm1_w", ROLE_SCALAR, L, 1, C, 1, 0);
     if (affine) registry_add(&r, T_NORM1_B, "norm1_b", ROLE_SCALAR, L, 1, C, 0, 0);
-    registry_add(&r, T_WQKV, "wqkv", ROLE_QKV, L, QKV, C, 0, into_C);
-    if (c->biases) registry_add(&r, T_BQKV, "bqkv", ROLE_SCALAR, L, 1, QKV, 0, 0);
-    registry_add(&r, T_WO, "wo", ROLE_O, L, C, A, 0, onto);
+    registry_add(&r, T_WQKV, "wqkv", ROLE_QKV, L, s.QKV, C, 0, from_stream);
+    if (c->biases) registry_add(&r, T_BQKV, "bqkv", ROLE_SCALAR, L, 1, s.QKV, 0, 0);
+    registry_add(&r, T_WO, "wo", ROLE_O, L, C, s.A, 0, to_stream);
     if (c->biases) registry_add(&r, T_BO, "bo", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_NORM2_W, "norm2_w", ROLE_SCALAR, L, 1, C, 1, 0);
     if (affine) registry_add(&r, T_NORM2_B, "norm2_b", ROLE_SCALAR, L, 1, C, 0, 0);
-    registry_add(&r, T_WFC, "wfc", ROLE_MLP, L, H, C, 0, into_C);
-    if (c->biases) registry_add(&r, T_BFC, "bfc", ROLE_SCALAR, L, 1, H, 0, 0);
-    registry_add(&r, T_WPROJ, "wproj", ROLE_MLP, L, C, F, 0, onto);
+    registry_add(&r, T_WFC, "wfc", ROLE_MLP, L, s.H, C, 0, from_stream);
+    if (c->biases) registry_add(&r, T_BFC, "bfc", ROLE_SCALAR, L, 1, s.H, 0, 0);
+    registry_add(&r, T_WPROJ, "wproj", ROLE_MLP, L, C, s.F, 0, to_stream);
     if (c->biases) registry_add(&r, T_BPROJ, "bproj", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_NORMF_W, "normf_w", ROLE_SCALAR, 1, 1, C, 1, 0);
     if (affine) registry_add(&r, T_NORMF_B, "normf_b", ROLE_SCALAR, 1, 1, C, 0, 0);
     if (!c->tied)
         registry_add(&r, T_WHEAD, "whead", ROLE_HEAD, 1, Vp, C, 0, speedrun ? 0 : c->init_std);
     if (c->head_bias) registry_add(&r, T_BHEAD, "bhead", ROLE_SCALAR, 1, 1, Vp, 0, 0);
-    r.t[T_WTE].used_rows = V;
-    r.count -= (size_t)(Vp - V) * C;
+    r.t[T_WTE].used_rows = s.V;
+    r.count -= (size_t)(Vp - s.V) * C;
     if (!c->tied) {
-        r.t[T_WHEAD].used_rows = V;
-        r.count -= (size_t)(Vp - V) * C;
+        r.t[T_WHEAD].used_rows = s.V;
+        r.count -= (size_t)(Vp - s.V) * C;
     }
-    if (c->head_bias) r.count -= (size_t)(Vp - V);
+    if (c->head_bias) r.count -= (size_t)(Vp - s.V);
+    registry_layout(&r);
     return r;
 }
 
-/* Pointer to tensor `id` of layer l in an allocation laid out by the registry; NULL if the model
-   has no such tensor, which layers read as "no bias", "no gain". */
-static inline floatM *tensor_at(const Registry *r, floatM *base, TensorId id, int l) {
-    const Tensor *t = &r->t[id];
-    return t->layers ? base + t->offset + (size_t)l * t->rows * t->cols : NULL;
+/* Freezes one tensor, `length` characters of `name`. */
+static inline int registry_freeze_one(Registry *r, const char *name, int length, char *err) {
+    char known[TENSORS * 16] = "";
+    for (int id = 0; id < TENSORS; id++) {
+        Tensor *t = &r->t[id];
+        if (!t->layers) continue;
+        size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", t->name);
+        if ((int)strlen(t->name) != length || strncmp(t->name, name, (size_t)length)) continue;
+        t->frozen = 1;
+        t->slot[SLOT_GRAD].layers = t->slot[SLOT_MOMENT].layers = 0;
+        return 0;
+    }
+    return fail(err, "--freeze: this model has no tensor \"%.*s\"; it has %s", min_int(length, 80),
+                name, known);
 }
 
-/* Fills host memory with the initial parameters of a seed. */
-static inline void params_init(const Registry *r, floatM *p, uint64_t seed) {
-    memset(p, 0, r->size * sizeof *p);
+/* Freezes the tensors of a comma-separated list: they lose their gradients and moments. Returns 0,
+   or -1 with a message if the model has no tensor of a name. */
+static inline int registry_freeze(Registry *r, const char *names, char *err) {
+    while (*names) {
+        int length = (int)strcspn(names, ",");
+        if (registry_freeze_one(r, names, length, err)) return -1;
+        names += length + (names[length] == ',');
+    }
+    registry_layout(r);
+    return 0;
+}
+
+/* Fills host memory, r.size[SLOT_PARAM] elements, with the initial parameters of a seed. */
+static inline void params_init(const Registry *r, floatM *param, uint64_t seed) {
+    memset(param, 0, r->size[SLOT_PARAM] * sizeof *param);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
+        floatM *to = param + t->slot[SLOT_PARAM].at;
         uint64_t stream = rng_stream(t->name ? t->name : "");
-        size_t used =
-            (size_t)t->used_rows * t->cols * t->layers; /* padding is in layers = 1 only */
+        /* Only tensors of one layer have padding, so that it lies at the end. */
+        size_t used = (size_t)t->used_rows * t->cols * t->layers;
 #pragma omp parallel for
         for (size_t i = 0; i < used; i++)
-            p[t->offset + i] =
+            to[i] =
                 (floatM)(t->init_std > 0 ? t->init_mean + t->init_std * rng_normal(seed, stream, i)
                                          : t->init_mean);
     }

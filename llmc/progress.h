@@ -1,13 +1,10 @@
 /*
-What a person watching a run sees: a progress line that redraws itself, and a loss curve in text.
-
-On a terminal progress_update keeps one line at the bottom up to date,
+The progress line of a run. On a terminal progress_update keeps one line at the bottom up to date,
 
     step 1200/5000 ━━━━━━━━━━╸───────────────────────────── 24%  loss 3.2140  52.1k tok/s  ETA 2m05s
 
-and progress_print writes lines above it. Into a pipe or a file the line is never drawn and
-progress_print prints plain lines; how often is the caller's choice. The text functions below take
-no terminal and are what the two are made of.
+and progress_print writes lines above it. In a pipe or a file the line is never drawn, and
+progress_print prints plain lines.
 */
 #ifndef CM_PROGRESS_H
 #define CM_PROGRESS_H
@@ -18,7 +15,7 @@ no terminal and are what the two are made of.
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* 1 if the locale of the environment is UTF-8, by the rules of setlocale. */
+/* 1 if the environment asks for UTF-8, by the order in which setlocale reads it. */
 static inline int terminal_utf8(void) {
     static const char *const names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
     for (int i = 0; i < 3; i++) {
@@ -40,19 +37,20 @@ static inline int terminal_live(FILE *f) {
     return isatty(fileno(f)) && term && *term && strcmp(term, "dumb") != 0;
 }
 
-/* 1 if colors are welcome: https://no-color.org */
+/* 1 if colors are wanted: https://no-color.org */
 static inline int terminal_color(FILE *f) {
     const char *no_color = getenv("NO_COLOR");
     return terminal_live(f) && !(no_color && *no_color);
 }
 
+/* Columns of a terminal; 80 if f is none. */
 static inline int terminal_width(FILE *f) {
     struct winsize size;
     if (ioctl(fileno(f), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
     return 80;
 }
 
-/* 3s, 2m05s, 1h02m, 2d03h; "--" for what is not known. text has 32 bytes. */
+/* Writes seconds as 3s, 2m05s, 1h02m or 2d03h, and "--" for NaN; text has 32 bytes. */
 static inline void time_text(char *text, double seconds) {
     if (!(seconds >= 0 && seconds < 1e9)) {
         strcpy(text, "--");
@@ -65,7 +63,7 @@ static inline void time_text(char *text, double seconds) {
     else snprintf(text, 32, "%lldd%02lldh", s / 86400, s / 3600 % 24);
 }
 
-/* 834, 52.1k, 1.25M, 3.1G: three digits and a unit. text has 32 bytes. */
+/* Writes a number with three digits and a unit: 834, 52.1k, 1.25M, 3.10G; text has 32 bytes. */
 static inline void count_text(char *text, double value) {
     static const char *const units[] = {"", "k", "M", "G", "T"};
     int unit = 0;
@@ -85,18 +83,18 @@ static inline void count_text(char *text, double value) {
 typedef struct {
     FILE *out;
     int live, utf8, color; /* live: out is a terminal */
-    int shown;             /* the line stands on the screen */
+    int shown;             /* 1: the line is on the screen */
     int64_t step, total;
     int64_t timed;  /* steps in the average */
-    int started;    /* the first step, which warms caches and allocates, is behind us */
-    double average; /* bias-corrected exponential average of seconds per step, times `weight` */
+    int started;    /* 1 after the first step, which is slow: it warms caches and allocates */
+    double average; /* exponential average of seconds per step, times `weight` */
     double weight;  /* sum of the average's weights */
     double last;    /* when the last step ended */
     double drawn;   /* when the line was last drawn */
     double loss, tok_s;
 } Progress;
 
-/* `step` steps of `total` are done already, as after a resume. */
+/* Starts where `step` of `total` steps are done, as after a resume. */
 static inline void progress_begin(Progress *p, FILE *out, int64_t step, int64_t total) {
     memset(p, 0, sizeof *p);
     p->out = out;
@@ -111,13 +109,13 @@ static inline void progress_begin(Progress *p, FILE *out, int64_t step, int64_t 
     p->tok_s = NAN;
 }
 
-/* Seconds to the end, NaN until the second step is done. */
+/* Seconds to the end; NaN until the second step is done. */
 static inline double progress_eta(const Progress *p) {
     if (!p->timed) return NAN;
     return p->average / p->weight * (double)(p->total - p->step);
 }
 
-/* Takes the time of the steps since the last call; `now` is in seconds. */
+/* Adds the time since the last call to the average; `now` is in seconds. */
 static inline void progress_time(Progress *p, int64_t step, double now) {
     int64_t steps = step - p->step;
     if (steps > 0 && p->started) {
@@ -131,7 +129,7 @@ static inline void progress_time(Progress *p, int64_t step, double now) {
     p->last = now;
 }
 
-/* The bar alone, `cells` columns wide, at half-column resolution. */
+/* Writes the bar, `cells` columns wide, in steps of half a column. Returns its bytes. */
 static inline size_t progress_bar_text(char *text, size_t size, double fraction, int cells,
                                        int utf8, int color) {
     int halves = (int)(fraction * 2 * cells + 1e-9);
@@ -159,8 +157,8 @@ static inline size_t progress_bar_text(char *text, size_t size, double fraction,
     return min_size(used, size - 1);
 }
 
-/* The whole line in at most `width` columns: what does not fit goes, the bar first to shrink, then
-   the speed, the bar and the loss to vanish. Takes no colors into account for its width. */
+/* Writes the line in at most `width` columns. Where it does not fit, the bar shrinks first; then
+   speed, bar and loss are left out in this order. */
 static inline void progress_text(const Progress *p, char *text, size_t size, int width) {
     char eta[32], speed[32], head[96], loss[48] = "", tail[160];
     double fraction = p->total > 0 ? (double)p->step / (double)p->total : 0;
@@ -193,7 +191,7 @@ static inline void progress_text(const Progress *p, char *text, size_t size, int
     snprintf(text + used, size - used, "%s", tail);
 }
 
-/* Clears the line; progress_update draws it again. */
+/* Clears the line from the screen; progress_update draws it again. */
 static inline void progress_clear(Progress *p) {
     if (!p->shown) return;
     fputs("\r\x1b[K", p->out);
@@ -204,8 +202,8 @@ static inline void progress_clear(Progress *p) {
 static inline void progress_draw(Progress *p) {
     char line[2048], frame[2100];
     if (!p->live) return;
-    /* The last column stays free: a character there would make some terminals wrap. One write of
-       the new text over the old, cleared only behind its end, does not flicker. */
+    /* The last column stays free, since some terminals wrap after a character there. The new text
+       is written over the old one and only the rest is cleared, which does not flicker. */
     progress_text(p, line, sizeof line, terminal_width(p->out) - 1);
     int length = snprintf(frame, sizeof frame, "\r%s\x1b[K", line);
     fwrite(frame, 1, min_size((size_t)length, sizeof frame - 1), p->out);
@@ -213,7 +211,7 @@ static inline void progress_draw(Progress *p) {
     p->shown = 1;
 }
 
-/* To be called after every step. Draws at most ten times a second. */
+/* Call it after every step. Draws at most ten times a second. */
 static inline void progress_update(Progress *p, int64_t step, double loss, double tok_s) {
     double now = now_seconds();
     progress_time(p, step, now);
@@ -224,7 +222,7 @@ static inline void progress_update(Progress *p, int64_t step, double loss, doubl
     progress_draw(p);
 }
 
-/* Prints a line of its own (give no line end) above the progress line. */
+/* Prints a line, given without its line end, above the progress line. */
 __attribute__((format(printf, 2, 3))) static inline void progress_print(Progress *p,
                                                                         const char *format, ...) {
     va_list args;
@@ -236,226 +234,6 @@ __attribute__((format(printf, 2, 3))) static inline void progress_print(Progress
     fputc('\n', p->out);
     fflush(p->out);
     if (shown) progress_draw(p);
-}
-
-/* ---------------------------------------------------------------------------------------------- */
-/* Loss curve                                                                                     */
-
-/* Braille: each character is 2 x 4 dots, one bit per dot, from U+2800 on. */
-typedef struct {
-    int columns, rows;      /* characters */
-    unsigned char *dots;    /* rows x columns, training loss */
-    unsigned char *markers; /* rows x columns, 1 where a validation loss stands */
-    double lo, hi;          /* loss at the lower and upper edge */
-    double highest;         /* of all losses; above hi where the scale is cut */
-    double first, last;     /* step at the left and right edge */
-} Curve;
-
-/* Dot column and row of a point. */
-static inline void curve_place(const Curve *c, double step, double value, int *x, int *y) {
-    double u = c->last > c->first ? (step - c->first) / (c->last - c->first) : 0;
-    double v = (c->hi - value) / (c->hi - c->lo);
-    v = v < 0 ? 0 : v > 1 ? 1 : v;
-    *x = (int)(u * (2 * c->columns - 1) + 0.5);
-    *y = (int)(v * (4 * c->rows - 1) + 0.5);
-}
-
-static inline void curve_line(Curve *c, int x0, int y0, int x1, int y1) {
-    static const unsigned char bits[2][4] = {{0x01, 0x02, 0x04, 0x40}, {0x08, 0x10, 0x20, 0x80}};
-    int length = max_int(max_int(abs(x1 - x0), abs(y1 - y0)), 1);
-    for (int i = 0; i <= length; i++) {
-        int x = x0 + (int)lround((double)(x1 - x0) * i / length);
-        int y = y0 + (int)lround((double)(y1 - y0) * i / length);
-        c->dots[y / 4 * c->columns + x / 2] |= bits[x % 2][y % 4];
-    }
-}
-
-static inline int curve_compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* The loss range of the scale. The first steps of a run lie far above the rest; the scale ends
-   where three quarters of it show the lower nine tenths of the values. */
-static inline int curve_scale(Curve *c, const double *a, const double *b, int n) {
-    double *sorted = (double *)malloc(((size_t)2 * (size_t)n + 1) * sizeof(double));
-    int count = 0;
-    if (!sorted) return 0;
-    for (int i = 0; i < n; i++) {
-        if (isfinite(a[i])) sorted[count++] = a[i];
-        if (isfinite(b[i])) sorted[count++] = b[i];
-    }
-    if (count) {
-        qsort(sorted, (size_t)count, sizeof(double), curve_compare);
-        c->lo = sorted[0];
-        c->hi = c->highest = sorted[count - 1];
-        double low = sorted[(int)(0.9 * (count - 1))], room = c->lo + (low - c->lo) / 0.75;
-        if (count >= 20 && low > c->lo && room < c->hi) c->hi = room;
-        if (!(c->hi - c->lo > 1e-6 * fabs(c->lo) + 1e-12)) { /* constant: a line in the middle */
-            double half = fmax(0.05 * fabs(c->lo), 1e-3);
-            c->lo -= half;
-            c->hi += half;
-        }
-    }
-    free(sorted);
-    return count;
-}
-
-/* Mean of the finite values in a window around each; NaN stays where it is. The window is
-   symmetric, so that the curve does not lag behind the validation loss, except at the end, where
-   the loss is flat. It grows with the run: short and long runs look equally smooth. */
-static inline void curve_smooth(const double *values, int n, double *smooth) {
-    int half = n / 60, lo = 0, hi = 0, count = 0; /* the window is [lo, hi) */
-    double sum = 0;
-    for (int i = 0; i < n; i++) {
-        int reach = min_int(i, half);
-        for (; hi < min_int(i + reach + 1, n); hi++)
-            if (isfinite(values[hi])) {
-                sum += values[hi];
-                count++;
-            }
-        for (; lo < i - reach; lo++)
-            if (isfinite(values[lo])) {
-                sum -= values[lo];
-                count--;
-            }
-        smooth[i] = isfinite(values[i]) ? sum / count : NAN;
-    }
-}
-
-/* The segment from one training loss to the next, cut at the upper edge of the scale. */
-static inline void curve_segment(Curve *c, double step0, double loss0, double step1, double loss1) {
-    int x0, y0, x1, y1;
-    if (loss0 > c->hi && loss1 > c->hi) return;
-    double at =
-        loss0 != loss1 ? step0 + (step1 - step0) * (loss0 - c->hi) / (loss0 - loss1) : step0;
-    curve_place(c, loss0 > c->hi ? at : step0, fmin(loss0, c->hi), &x0, &y0);
-    curve_place(c, loss1 > c->hi ? at : step1, fmin(loss1, c->hi), &x1, &y1);
-    curve_line(c, x0, y0, x1, y1);
-}
-
-static inline void curve_draw(Curve *c, const int64_t *steps, const double *train,
-                              const double *val, int n) {
-    int x, y, last = -1;
-    for (int i = 0; i < n; i++) {
-        if (!isfinite(train[i])) continue;
-        if (last < 0) last = i;
-        curve_segment(c, (double)steps[last], train[last], (double)steps[i], train[i]);
-        last = i;
-    }
-    for (int i = 0; i < n; i++) {
-        if (!isfinite(val[i]) || val[i] > c->hi) continue;
-        curve_place(c, (double)steps[i], val[i], &x, &y);
-        c->markers[y / 4 * c->columns + x / 2] = 1;
-    }
-}
-
-static inline void curve_print_cell(FILE *f, const Curve *c, int i, int utf8, int color) {
-    int dots = c->dots[i];
-    if (c->markers[i]) {
-        fprintf(f, "%s%s%s", color ? "\x1b[33m" : "", utf8 ? "●" : "o", color ? "\x1b[0m" : "");
-    } else if (dots && utf8) {
-        int code = 0x2800 + dots;
-        char text[4] = {(char)(0xE0 | code >> 12), (char)(0x80 | (code >> 6 & 0x3F)),
-                        (char)(0x80 | (code & 0x3F)), 0};
-        fprintf(f, "%s%s%s", color ? "\x1b[36m" : "", text, color ? "\x1b[0m" : "");
-    } else {
-        fputc(dots ? '*' : ' ', f);
-    }
-}
-
-/* Rows of the graph with the loss at every third, then the axis of steps. */
-static inline void curve_print_graph(FILE *f, const Curve *c, int label, int utf8, int color) {
-    char text[64];
-    int decimals = c->hi - c->lo < 0.02 ? 4 : c->hi - c->lo < 0.2 ? 3 : 2;
-    for (int r = 0; r < c->rows; r++) {
-        /* The middle of a row of characters. */
-        double value = c->hi - (c->hi - c->lo) * (4 * r + 1.5) / (4 * c->rows - 1);
-        int labeled = (c->rows - 1 - r) % 3 == 0;
-        if (labeled) snprintf(text, sizeof text, "%.*f", decimals, value);
-        else text[0] = 0;
-        fprintf(f, "%*s %s", label, text, utf8 ? (labeled ? "┤" : "│") : (labeled ? "+" : "|"));
-        int end = c->columns;
-        while (end && !c->dots[r * c->columns + end - 1] && !c->markers[r * c->columns + end - 1])
-            end--;
-        for (int i = 0; i < end; i++) curve_print_cell(f, c, r * c->columns + i, utf8, color);
-        fputc('\n', f);
-    }
-    fprintf(f, "%*s %s", label, "", utf8 ? "└" : "+");
-    int half = c->columns / 2;
-    for (int i = 0; i < c->columns; i++) {
-        int tick = i == c->columns - 1 || (i == half && c->columns >= 40);
-        fputs(utf8 ? (tick ? "┬" : "─") : (tick ? "+" : "-"), f);
-    }
-    fputc('\n', f);
-}
-
-/* Steps below the axis: left, middle if there is room, right. */
-static inline void curve_print_steps(FILE *f, const Curve *c, int label) {
-    char line[512], text[64];
-    int size = min_int(label + 2 + c->columns, (int)sizeof line - 1), half = c->columns / 2;
-    memset(line, ' ', (size_t)size);
-    line[size] = 0;
-    const char *unit = c->last > c->first ? "" : "step ";
-    int left = snprintf(text, sizeof text, "%s%.0f", unit, c->first);
-    if (label + 2 + left <= size) memcpy(line + label + 2, text, (size_t)left);
-    int right = snprintf(text, sizeof text, "step %.0f", c->last);
-    if (c->last > c->first && label + 4 + left + right <= size)
-        memcpy(line + size - right, text, (size_t)right);
-    double at = c->first + (c->last - c->first) * half / fmax(c->columns - 1, 1);
-    int middle = snprintf(text, sizeof text, "%.0f", at);
-    int start = label + 2 + half - middle / 2;
-    if (c->last > c->first && c->columns >= 40 && start > label + 4 + left &&
-        start + middle + 2 < size - right)
-        memcpy(line + start, text, (size_t)middle);
-    for (; size && line[size - 1] == ' '; size--) line[size - 1] = 0;
-    fprintf(f, "%s\n", line);
-}
-
-/* Draws the losses of n points, steps rising, NaN where there is none; the training loss is
-   smoothed. width and height are in characters and include the labels. */
-static inline void curve_print(FILE *f, const int64_t *steps, const double *train,
-                               const double *val, int n, int width, int height) {
-    Curve c;
-    char text[64];
-    int utf8 = terminal_utf8(), color = terminal_color(f);
-    memset(&c, 0, sizeof c);
-    double *smooth = (double *)malloc(((size_t)max_int(n, 0) + 1) * sizeof(double));
-    if (!smooth) return;
-    curve_smooth(train, n, smooth);
-    if (n < 1 || !curve_scale(&c, smooth, val, n)) {
-        fprintf(f, "(no loss to draw yet)\n");
-        free(smooth);
-        return;
-    }
-    int label = max_int(snprintf(text, sizeof text, "%.2f", c.hi), 6);
-    c.rows = min_int(max_int(height - 3, 3), 200);
-    c.columns = min_int(max_int(width - label - 2, 4), 480);
-    c.first = (double)steps[0];
-    c.last = (double)steps[n - 1];
-    c.dots = (unsigned char *)calloc((size_t)(c.rows * c.columns), 2);
-    if (c.dots) {
-        c.markers = c.dots + c.rows * c.columns;
-        curve_draw(&c, steps, smooth, val, n);
-        curve_print_graph(f, &c, label, utf8, color);
-        curve_print_steps(f, &c, label);
-        double last_train = NAN, last_val = NAN;
-        for (int i = 0; i < n; i++) {
-            if (isfinite(smooth[i])) last_train = smooth[i];
-            if (isfinite(val[i])) last_val = val[i];
-        }
-        fprintf(f, "%*s", label + 2, "");
-        if (isfinite(last_train))
-            fprintf(f, "%s%s%s train %.4f (smoothed)", color ? "\x1b[36m" : "", utf8 ? "⠒⠒" : "**",
-                    color ? "\x1b[0m" : "", last_train);
-        if (isfinite(last_val))
-            fprintf(f, "%s%s%s%s val %.4f", isfinite(last_train) ? "   " : "",
-                    color ? "\x1b[33m" : "", utf8 ? "●" : "o", color ? "\x1b[0m" : "", last_val);
-        if (c.highest > c.hi) fprintf(f, "   above the scale: up to %.2f", c.highest);
-        fputc('\n', f);
-    }
-    free(c.dots);
-    free(smooth);
 }
 
 #endif

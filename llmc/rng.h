@@ -1,13 +1,12 @@
 /*
 Counter-based random numbers: number i of stream s under a seed is a pure function of (seed, s, i).
-No state to carry, to save or to race on; a tensor's initial value does not depend on which other
-tensors exist, on the number of threads or on the order of filling.
+There is no state to carry, to save or to race on. A tensor's initial values do not depend on which
+other tensors exist, on the number of threads or on the order in which elements are filled.
 */
 #ifndef CM_RNG_H
 #define CM_RNG_H
 
-#include <math.h>
-#include <stdint.h>
+#include "base.h"
 
 /* The finalizer of SplitMix64 (Steele, Lea, Flood 2014): a bijection that mixes all 64 bits. */
 static inline uint64_t rng_mix(uint64_t x) {
@@ -34,11 +33,7 @@ static inline double rng_normal(uint64_t seed, uint64_t stream, uint64_t i) {
     return sqrt(-2.0 * log(u1)) * cos(6.283185307179586477 * u2);
 }
 
-/* A stream number from a name, so that streams need no registry of their own (FNV-1a). */
-static inline uint64_t rng_stream(const char *name) {
-    uint64_t h = 0xcbf29ce484222325ull;
-    for (; *name; name++) h = (h ^ (unsigned char)*name) * 0x100000001b3ull;
-    return h;
-}
+/* A stream number from a name, so that streams need no registry of their own. */
+static inline uint64_t rng_stream(const char *name) { return hash_bytes(name, strlen(name)); }
 
 #endif

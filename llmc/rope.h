@@ -1,6 +1,6 @@
 /*
-Rotary position embedding (Su et al., 2021, arXiv:2104.09864): the table of angles, made on the host for
-every backend.
+Rotary position embedding (Su et al., 2021, arXiv:2104.09864): the table of angles, which every
+backend gets from the host.
 */
 #ifndef CM_ROPE_H
 #define CM_ROPE_H
@@ -8,9 +8,9 @@ every backend.
 #include "base.h"
 #include "config.h"
 
-/* Rotary angles: cosine and sine (T, HS/2) of t omega_j for the pair (j, j + HS/2).
-   rope: omega_j = base^(-2j/HS). rope-half: omega_j = base^(-j/(HS/4 - 1)) in the first half of the
-   planes, 0 in the others, turning the other way round (modded-nanoGPT). */
+/* Sets cosine and sine (T, HS/2) of the angle t omega_j, by which elements j and j + HS/2 of a head
+   turn. POS_ROPE: omega_j = base^(-2j/HS). POS_ROPE_HALF (modded-nanoGPT): omega_j =
+   -base^(-j/(HS/4 - 1)) for the first half of the planes, 0 for the others. */
 static inline void rope_table(floatM *cosine, floatM *sine, int T, int HS, int pos, double base) {
     int half = HS / 2;
     for (int t = 0; t < T; t++)

@@ -4,13 +4,14 @@ The next token from its logits: temperature, top-k, top-p.
     Sampler s = {0.8, 40, 0.95, seed};
     if (sampler_next(&s, logits, V, stream, position, scratch, &token, err)) ...
 
-p_i is proportional to exp(z_i / temperature). Top-k keeps the k most probable tokens. Top-p (nucleus
-sampling, Holtzman et al. 2020) keeps the fewest most probable ones whose probability, among what
-top-k has left, reaches p. Of equal logits the lower token comes first, so nothing depends on the
-order of a sort. Temperature 0 takes the most probable token.
+The probability of token i is proportional to exp(z_i / temperature). Top-k keeps the k most
+probable tokens. Top-p (nucleus sampling, Holtzman et al. 2020) keeps the most probable of the
+tokens that top-k has left, as few as have a probability of p together. Of equal logits the lower
+token comes first, so that nothing depends on the order of a sort. Temperature 0 takes the most
+probable token.
 
-Random numbers are counted, not carried: the draw is a function of (seed, stream, position) and of
-the logits alone. The caller brings V entries of scratch; nothing is allocated here.
+There is no generator with a state: a draw is a function of (seed, stream, position) and of the
+logits. The caller passes V entries of scratch; nothing is allocated here.
 */
 #ifndef CM_SAMPLER_H
 #define CM_SAMPLER_H
@@ -30,12 +31,12 @@ typedef struct {
     int token;
 } SamplerEntry;
 
-/* 1 if a goes before b: more probable, or equally probable and of a lower number. */
+/* 1 if a comes before b: it is more probable, or equally probable and a lower token. */
 static inline int sampler_before(const SamplerEntry *a, const SamplerEntry *b) {
     return a->weight != b->weight ? a->weight > b->weight : a->token < b->token;
 }
 
-/* Moves entry i of a heap of n, the first entry on top, down to where it belongs. */
+/* Moves entry i of a heap of n entries down until no child of it comes before it. */
 static inline void sampler_sift(SamplerEntry *heap, int n, int i) {
     SamplerEntry moving = heap[i];
     for (int child = 2 * i + 1; child < n; i = child, child = 2 * i + 1) {
@@ -46,7 +47,8 @@ static inline void sampler_sift(SamplerEntry *heap, int n, int i) {
     heap[i] = moving;
 }
 
-/* The token of the largest logit, or -1 with a message where the logits allow no choice. */
+/* The token of the largest logit; -1 with a message if a logit is NaN or +infinity, or none is
+   finite. */
 static inline int sampler_greedy(const floatM *logits, int V, char *err) {
     int best = -1;
     for (int i = 0; i < V; i++) {
@@ -60,7 +62,7 @@ static inline int sampler_greedy(const floatM *logits, int V, char *err) {
     return best >= 0 ? best : fail(err, "none of the %d tokens has a finite logit", V);
 }
 
-/* The token in whose part of the summed weights the number u of [0, 1) falls. */
+/* The token to whose share of the summed weights u, a number in [0, 1), belongs. */
 static inline int sampler_draw(const SamplerEntry *entries, int n, double u) {
     double total = 0, sum = 0;
     int last = 0;
@@ -73,15 +75,15 @@ static inline int sampler_draw(const SamplerEntry *entries, int n, double u) {
     return entries[last].token;
 }
 
-/* Moves what top-k and top-p leave of n entries to the end of the array, the first one last; returns
-   how many. */
+/* Moves the entries that top-k and top-p keep to the end of the array, the most probable one last.
+   Returns how many it keeps. */
 static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int n) {
     int kept = 0, nucleus = 0;
     double total = 0, sum = 0;
     for (int i = 0; i < n; i++) total += entries[i].weight;
     for (int i = n / 2 - 1; i >= 0; i--) sampler_sift(entries, n, i);
-    /* Entries come off the heap in order and fill the array from its end. With top-p alone the heap
-       gives up no more than are needed. */
+    /* Entries leave the heap in order and fill the array from its end. With top-p alone no more of
+       them leave than are kept. */
     while (kept < n && (s->top_k ? kept < s->top_k : kept == 0 || sum < s->top_p * total)) {
         SamplerEntry first = entries[0];
         entries[0] = entries[n - 1 - kept];
@@ -96,8 +98,9 @@ static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int 
     return nucleus;
 }
 
-/* Chooses one of tokens 0..V-1 by their logits (V). `stream` and `position` number the draw, say the
-   sample and the place in it. Logits of -infinity rule a token out; NaN and +infinity are errors. */
+/* Chooses one of the tokens 0..V-1 by their logits (V). `stream` and `position` number the draw:
+   the sample and the token's place in the sample. A logit of -infinity rules a token out; NaN and
+   +infinity are errors. Returns 0, or -1 with a message. */
 static inline int sampler_next(const Sampler *s, const floatM *logits, int V, uint64_t stream,
                                uint64_t position, SamplerEntry *scratch, int *token, char *err) {
     if (!(s->temperature >= 0) || !(s->top_p >= 0 && s->top_p <= 1) || s->top_k < 0)
@@ -110,7 +113,7 @@ static inline int sampler_next(const Sampler *s, const floatM *logits, int V, ui
     *token = best;
     if (s->temperature == 0 || s->top_k == 1) return 0;
     for (int i = 0; i < V; i++) {
-        /* The difference comes first: at a tiny temperature z / T would overflow. */
+        /* The difference comes first, since z / temperature may overflow. */
         double below = (double)logits[i] - (double)logits[best];
         scratch[i].weight = isinf(logits[i]) ? 0 : exp(below / s->temperature);
         scratch[i].token = i;

@@ -1,9 +1,10 @@
 /*
 What a model can be made of, and its sizes under one letter each.
 
-A kind of thing that a flag chooses (norm, positions, activation, ...) is one list here. The enum, the flag's
-choices and the names in reports are made from that list, so none of them can lack a value. Code that treats
-values differently uses a switch without a default: a value that it forgets does not compile.
+A kind of thing that a flag chooses (norm, positions, activation, ...) is one list here. The enum,
+the flag's choices and the names in reports are made from that list, so none of them can lack a
+value. Code that treats values differently uses a switch without a default: a forgotten value does
+not compile.
 */
 #ifndef CM_SHAPE_H
 #define CM_SHAPE_H
@@ -24,7 +25,7 @@ values differently uses a switch without a default: a value that it forgets does
     X(ACT_RELU2, "relu2", "ReLU^2")                                                                \
     X(ACT_SWIGLU, "swiglu", "SwiGLU")
 
-/* Each recomputes what the one before it recomputes, and more. */
+/* In rising order: each value recomputes all that the values before it recompute, and more. */
 #define RECOMPUTES(X)                                                                              \
     X(RECOMPUTE_NONE, "none", "nothing")                                                           \
     X(RECOMPUTE_ACT, "act", "activations")                                                         \
@@ -60,10 +61,10 @@ typedef enum { GELU_WAYS(KIND_ENUMERATOR) } GeluWay;
 typedef enum { GEMM_WAYS(KIND_ENUMERATOR) } GemmWay;
 typedef enum { ATTENTIONS(KIND_ENUMERATOR) } AttentionKind;
 
-/* Name of value `which` of a list, as NAME_OF(ACTS, c->act). */
+/* The name of a value in reports: NAME_OF(ACTS, c->act). */
 #define NAME_OF(LIST, which) (((const char *const[]){LIST(KIND_NAME)})[which])
 
-/* Whether the first MLP matrix has a gate's rows beside those that it gates. */
+/* Whether the first matrix of the MLP has rows of a gate before the rows that are gated. */
 static inline int act_is_gated(ActKind act) {
     switch (act) {
     case ACT_SWIGLU: return 1;
@@ -82,5 +83,13 @@ typedef struct {
     int F, H;        /* width of the MLP; outputs of its first matrix: F, or 2 F with a gate */
     int V, Vp;       /* vocabulary, and V rounded up to a multiple of 64 */
 } Shape;
+
+/* The sizes of a model with a batch of B sequences of T tokens. */
+static inline Shape shape_with(Shape s, int B, int T) {
+    s.B = B;
+    s.T = T;
+    s.N = B * T;
+    return s;
+}
 
 #endif

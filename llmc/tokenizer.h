@@ -6,20 +6,19 @@ Text to tokens and back: GPT-2's byte-level BPE from its published files, or pla
     if (tokenizer_load(&t, "encoder.json", "vocab.bpe", err)) ...     or tokenizer_bytes(&t, err)
     if (tokenizer_encode(&t, text, n, 0, &list, err)) ...             appends to list.ids
     size_t length;
-    const char *bytes = tokenizer_decode(&t, id, &length);            not zero-terminated
+    const char *bytes = tokenizer_decode(&t, id, &length);            without a terminating zero
     free(list.ids);
     tokenizer_free(&t);
 
-Text is first cut into words by the pattern
+Text is cut into words by the pattern
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-with the classes of Unicode in unicode_classes.h. In every word, taken as bytes, the adjacent pair
-of tokens that stands first in vocab.bpe is then merged until none is left.
+with the classes of Unicode in unicode_classes.h. The bytes of a word are its first tokens. Then the
+adjacent pair that comes first in vocab.bpe is merged, again and again until no pair is left.
 
-Bytes that are not valid UTF-8 (overlong forms, surrogates and what lies beyond U+10FFFF included)
-count as one character each that is neither letter, number nor space. So nothing is ever lost:
-decoding gives back the bytes that were encoded, whatever they were.
+A byte that is not part of valid UTF-8 counts as one character that is neither letter, number nor
+space. So decoding always gives back the bytes that were encoded.
 
-A Tokenizer caches words while it encodes: one thread uses it at a time.
+A Tokenizer caches words while it encodes: only one thread may use it at a time.
 */
 #ifndef CM_TOKENIZER_H
 #define CM_TOKENIZER_H
@@ -27,34 +26,36 @@ A Tokenizer caches words while it encodes: one thread uses it at a time.
 #include <errno.h>
 
 #include "base.h"
+#include "json.h"
 #include "unicode_classes.h"
 
 #define TOKENIZER_EOT_TEXT "<|endoftext|>"
 
-/* Growing list of token ids; start from zeros, release with free(list.ids). */
+/* A growing list of token ids: starts as zeros, ends with free(list.ids). */
 typedef struct {
     int *ids;
     size_t count, capacity;
 } TokenList;
 
-/* The pair (left, right) becomes `merged`; pairs of lower rank go first. Empty: merged = -1. */
+/* The pair (left, right) becomes `merged`; pairs of lower rank come first. merged -1: an empty
+   slot. */
 typedef struct {
     int left, right, rank, merged;
 } TokenMerge;
 
-/* A word and its tokens, one cache line. Longer words are not cached. Empty: length = 0. */
+/* A word and its tokens, one cache line. Longer words are not cached. length 0: an empty slot. */
 typedef struct {
     unsigned char length, count, bytes[22];
     int ids[10];
 } TokenWord;
 
-/* A word being merged is a doubly linked list of tokens... */
+/* A word that is being merged is a doubly linked list of tokens */
 typedef struct {
     int id; /* -1: merged into its left neighbour */
     size_t previous, next;
 } TokenNode;
 
-/* ...and a heap of the pairs that could be merged, some of them out of date. */
+/* and a heap of pairs that could be merged, some of which are out of date. */
 typedef struct {
     int rank, left, right, merged;
     size_t at;
@@ -82,7 +83,7 @@ typedef struct {
 
 enum { TOKEN_OTHER, TOKEN_LETTER, TOKEN_NUMBER, TOKEN_SPACE };
 
-/* Fills the table of classes with one of the generated range lists. */
+/* Enters one of the generated lists of ranges into the table of classes. */
 static inline void tokenizer_fill_class(unsigned char *classes, const uint32_t (*ranges)[2],
                                         size_t n, int class_id) {
     for (size_t i = 0; i < n; i++)
@@ -111,39 +112,19 @@ static inline int tokenizer_class(const Tokenizer *t, uint32_t c) {
     return TOKEN_OTHER; /* all white space is below 65536 */
 }
 
-/* Length of the valid UTF-8 character at s (n > 0 bytes are left) and its code point; 0 if it is
-   not valid. */
-static inline size_t tokenizer_utf8(const unsigned char *s, size_t n, uint32_t *code) {
-    if (s[0] < 0x80) {
-        *code = s[0];
-        return 1;
-    }
-    size_t length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || n < length) return 0;
-    uint32_t c = s[0] & (0xffu >> (length + 1));
-    for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xc0) != 0x80) return 0;
-        c = c << 6 | (s[i] & 0x3fu);
-    }
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    if (c < least[length] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
-    *code = c;
-    return length;
-}
-
-/* Class and length of the character at s; n > 0 bytes are left. */
+/* Class and length of the character at s, of which n > 0 bytes are in bounds. */
 static inline int tokenizer_char(const Tokenizer *t, const unsigned char *s, size_t n,
                                  size_t *length) {
     uint32_t code = 0;
     *length = 1;
     if (s[0] < 0x80) return t->classes[s[0]];
-    size_t k = tokenizer_utf8(s, n, &code);
+    size_t k = utf8_decode(s, n, &code);
     if (k == 0) return TOKEN_OTHER;
     *length = k;
     return tokenizer_class(t, code);
 }
 
-/* Length of the word at the start of s, n > 0 bytes. */
+/* Length of the word with which s begins, n > 0 bytes. */
 static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, size_t n) {
     if (s[0] == '\'' && n > 1) {
         char a = (char)s[1], b = n > 2 ? (char)s[2] : 0;
@@ -164,7 +145,7 @@ static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, 
         last = i;
         i += k;
     }
-    /* White space before a word leaves its last character behind, unless that is all there is:
+    /* The last character of white space goes to the word after it, unless there is only one:
        \s+(?!\S) comes before \s+. */
     if (c == TOKEN_SPACE && i < n && last > 0) return last;
     return i;
@@ -174,9 +155,7 @@ static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, 
 /* merging */
 
 static inline uint64_t tokenizer_hash(const void *bytes, size_t n) {
-    const unsigned char *p = (const unsigned char *)bytes;
-    uint64_t h = 0xcbf29ce484222325ull; /* FNV-1a, then mixed */
-    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3ull;
+    uint64_t h = hash_bytes(bytes, n);
     return h ^ (h >> 29) ^ (h >> 47);
 }
 
@@ -211,7 +190,7 @@ static inline int tokenizer_append(TokenList *list, const int *ids, size_t n, ch
     return 0;
 }
 
-/* Lower rank first, then from left to right. */
+/* 1 if pair a is merged before b: it has a lower rank, or an equal one and is further left. */
 static inline int tokenizer_before(const TokenPair *a, const TokenPair *b) {
     return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
 }
@@ -265,7 +244,7 @@ static inline int tokenizer_merge(Tokenizer *t, const unsigned char *word, size_
     while (t->heap_count > 0) {
         TokenPair p = tokenizer_pop(t);
         TokenNode *node = &t->nodes[p.at];
-        if (node->id != p.left || node->next == SIZE_MAX) continue; /* out of date */
+        if (node->id != p.left || node->next == SIZE_MAX) continue; /* the pair is out of date */
         TokenNode *right = &t->nodes[node->next];
         if (right->id != p.right) continue;
         node->id = p.merged;
@@ -308,7 +287,7 @@ static inline int tokenizer_encode(Tokenizer *t, const char *text, size_t n, int
     size_t mark = out->count, eot_length = strlen(TOKENIZER_EOT_TEXT);
     int bad = 0;
     while (s < end && !bad) {
-        /* [s, stop) has no special token in it; behind it comes one, or the end */
+        /* [s, stop) has no special token; one follows, or the end */
         const unsigned char *stop = special && t->eot >= 0 ? s : end;
         while (stop < end && ((size_t)(end - stop) < eot_length ||
                               memcmp(stop, TOKENIZER_EOT_TEXT, eot_length) != 0)) {
@@ -353,7 +332,7 @@ static inline void tokenizer_free(Tokenizer *t) {
     memset(t, 0, sizeof(*t));
 }
 
-/* The whole file with a zero behind it; free() it. NULL after an error. */
+/* Reads a file and adds a zero byte; for the caller to free. NULL with a message after an error. */
 static inline unsigned char *tokenizer_read(const char *path, size_t *n, char *err) {
     FILE *f = fopen(path, "rb");
     if (!f) {
@@ -390,8 +369,8 @@ static inline unsigned char *tokenizer_read(const char *path, size_t *n, char *e
     return data;
 }
 
-/* GPT-2's files write every byte as one printable character: the printable Latin-1 bytes as
-   themselves, the 68 others as U+0100 on, in order. Gives the byte, or -1. */
+/* The byte that a character of GPT-2's files stands for, or -1. Printable Latin-1 bytes are written
+   as themselves, the 68 others in order as U+0100 and on. */
 static inline int tokenizer_byte_of(uint32_t code) {
     int others = 0;
     for (int b = 0; b < 256; b++) {
@@ -402,7 +381,7 @@ static inline int tokenizer_byte_of(uint32_t code) {
     return -1;
 }
 
-/* A string from bytes to token ids, while loading. */
+/* A token's bytes and its id, while loading. */
 typedef struct {
     const char *bytes;
     size_t length;
@@ -411,8 +390,7 @@ typedef struct {
 
 typedef struct {
     const char *path;
-    unsigned char *data;
-    size_t size, at;
+    JsonReader text;
     short byte_of[512];
     char *pool; /* bytes of the tokens in the order of the file */
     size_t pool_count;
@@ -428,105 +406,67 @@ static inline TokenName *tokenizer_find_name(const TokenLoader *l, const char *s
     return &l->names[slot];
 }
 
-static inline void tokenizer_skip_space(TokenLoader *l) {
-    while (l->at < l->size && strchr(" \t\r\n", l->data[l->at]) && l->data[l->at]) l->at++;
-}
-
-/* Passes over white space and the character c; 0 if it is not there. */
-static inline int tokenizer_expect(TokenLoader *l, char c) {
-    tokenizer_skip_space(l);
-    if (l->at >= l->size || l->data[l->at] != (unsigned char)c) return 0;
-    l->at++;
-    return 1;
-}
-
-/* One character inside a JSON string; -1 if it is malformed. */
-static inline int64_t tokenizer_json_char(TokenLoader *l) {
-    uint32_t code = 0;
-    if (l->data[l->at] != '\\') {
-        size_t k = tokenizer_utf8(l->data + l->at, l->size - l->at, &code);
-        l->at += k;
-        return k ? (int64_t)code : -1;
-    }
-    char c = (char)l->data[l->at + 1]; /* the zero behind the file at the furthest */
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const char *known = c ? strchr(from, c) : NULL;
-    if (known) {
-        l->at += 2;
-        return to[known - from];
-    }
-    if (c != 'u') return -1;
-    for (int i = 0; i < 4; i++) {
-        unsigned char h = l->data[l->at + 2 + (size_t)i];
-        unsigned char low = h | 32;
-        if (h >= '0' && h <= '9') code = code * 16 + h - '0';
-        else if (low >= 'a' && low <= 'f') code = code * 16 + low - 'a' + 10;
-        else return -1; /* the zero behind the file, too */
-    }
-    l->at += 6;
-    return code;
-}
-
-/* A JSON string in the alphabet of bytes, appended to the pool. */
+/* Reads a JSON string of characters that stand for bytes, and appends these bytes to the pool. */
 static inline int tokenizer_json_string(TokenLoader *l, char *err) {
-    if (!tokenizer_expect(l, '"'))
+    if (!json_expect(&l->text, '"'))
         return fail(err, "%s: byte %zu: expected a string; the file is not GPT-2's encoder.json",
-                    l->path, l->at);
-    while (l->at < l->size && l->data[l->at] != '"') {
-        int64_t code = tokenizer_json_char(l);
-        if (code < 0) return fail(err, "%s: byte %zu: malformed string", l->path, l->at);
+                    l->path, l->text.at);
+    while (l->text.at < l->text.size && l->text.data[l->text.at] != '"') {
+        int64_t code = json_char(&l->text);
+        if (code < 0) return fail(err, "%s: byte %zu: malformed string", l->path, l->text.at);
         if (code >= 512 || l->byte_of[code] < 0)
             return fail(err,
                         "%s: byte %zu: U+%04X does not stand for a byte; the file is not a "
                         "byte-level BPE vocabulary",
-                        l->path, l->at, (unsigned)code);
+                        l->path, l->text.at, (unsigned)code);
         l->pool[l->pool_count++] = (char)l->byte_of[code];
     }
-    if (l->at >= l->size) return fail(err, "%s: ends inside a string; it is truncated", l->path);
-    l->at++;
+    if (l->text.at >= l->text.size)
+        return fail(err, "%s: ends inside a string; it is truncated", l->path);
+    l->text.at++;
     return 0;
 }
 
-/* Upper bound on the number of entries: every one has a colon outside of its string. */
+/* An upper bound of the number of entries: each has a colon outside of its string. */
 static inline size_t tokenizer_count_entries(const TokenLoader *l) {
     size_t n = 0;
-    for (size_t i = 0; i < l->size; i++) n += l->data[i] == ':';
+    for (size_t i = 0; i < l->text.size; i++) n += l->text.data[i] == ':';
     return n;
 }
 
-/* {"string": id, ...} into names, and the count into t->vocab. */
+/* Reads {"string": id, ...} into names and counts the entries in t->vocab. */
 static inline int tokenizer_parse_json(Tokenizer *t, TokenLoader *l, char *err) {
-    if (!tokenizer_expect(l, '{'))
+    if (!json_expect(&l->text, '{'))
         return fail(err, "%s: does not start with '{'; it is not GPT-2's encoder.json", l->path);
     do {
         const char *string = l->pool + l->pool_count;
         if (tokenizer_json_string(l, err)) return -1;
         size_t n = l->pool_count - (size_t)(string - l->pool);
-        if (!tokenizer_expect(l, ':'))
-            return fail(err, "%s: byte %zu: expected ':'", l->path, l->at);
-        tokenizer_skip_space(l);
+        if (!json_expect(&l->text, ':'))
+            return fail(err, "%s: byte %zu: expected ':'", l->path, l->text.at);
+        json_skip_space(&l->text);
         char *after;
-        const char *digits = (const char *)l->data + l->at;
+        const char *digits = (const char *)l->text.data + l->text.at;
         long id = strtol(digits, &after, 10);
         if (after == digits || id < 0 || id >= 1 << 30)
-            return fail(err, "%s: byte %zu: expected a token number", l->path, l->at);
-        l->at = (size_t)((unsigned char *)after - l->data);
+            return fail(err, "%s: byte %zu: expected a token number", l->path, l->text.at);
+        l->text.at = (size_t)((unsigned char *)after - l->text.data);
         TokenName *name = tokenizer_find_name(l, string, n);
         if (n == 0 || name->id >= 0)
-            return fail(err, "%s: byte %zu: token %ld is %s", l->path, l->at, id,
+            return fail(err, "%s: byte %zu: token %ld is %s", l->path, l->text.at, id,
                         n ? "there twice" : "empty");
         name->bytes = string;
         name->length = n;
         name->id = (int)id;
         t->vocab++;
-    } while (tokenizer_expect(l, ','));
-    if (!tokenizer_expect(l, '}'))
+    } while (json_expect(&l->text, ','));
+    if (!json_expect(&l->text, '}'))
         return fail(err, "%s: byte %zu: expected ',' or '}'; the file is damaged or truncated",
-                    l->path, l->at);
+                    l->path, l->text.at);
     return 0;
 }
 
-/* names in the order of their ids into bytes and offsets. */
+/* Copies the names, in the order of their ids, to bytes and offsets. */
 static inline int tokenizer_index(Tokenizer *t, const TokenLoader *l, char *err) {
     size_t n = (size_t)t->vocab;
     TokenName **order = (TokenName **)calloc(n, sizeof(*order));
@@ -547,7 +487,7 @@ static inline int tokenizer_index(Tokenizer *t, const TokenLoader *l, char *err)
     for (size_t i = 0; i < n && !bad; i++) {
         t->offsets[i] = at;
         memcpy(t->bytes + at, order[i]->bytes, order[i]->length);
-        order[i]->bytes = t->bytes + at; /* stays valid when the pool goes */
+        order[i]->bytes = t->bytes + at; /* which outlives the pool */
         at += order[i]->length;
     }
     if (!bad) t->offsets[n] = at;
@@ -569,12 +509,12 @@ static inline int tokenizer_index(Tokenizer *t, const TokenLoader *l, char *err)
 static inline int tokenizer_load_vocabulary(Tokenizer *t, TokenLoader *l, const char *path,
                                             char *err) {
     l->path = path;
-    l->data = tokenizer_read(path, &l->size, err);
-    if (!l->data) return -1;
+    l->text.data = tokenizer_read(path, &l->text.size, err);
+    if (!l->text.data) return -1;
     size_t slots = 1024, entries = tokenizer_count_entries(l);
     while (slots < 2 * entries) slots *= 2;
     l->names = (TokenName *)malloc(slots * sizeof(TokenName));
-    l->pool = (char *)malloc(l->size + 1);
+    l->pool = (char *)malloc(l->text.size + 1);
     if (!l->names || !l->pool) return fail(err, "out of memory loading %s", path);
     for (size_t i = 0; i < slots; i++) l->names[i].id = -1;
     l->name_mask = slots - 1;
@@ -583,14 +523,14 @@ static inline int tokenizer_load_vocabulary(Tokenizer *t, TokenLoader *l, const 
     return tokenizer_index(t, l, err);
 }
 
-/* One line of vocab.bpe, "LEFT RIGHT" in the alphabet of bytes: both into pair, back to back. */
+/* Reads a line of vocab.bpe, "LEFT RIGHT": the bytes of both go to pair, one after the other. */
 static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned char *s, size_t n,
                                         char *pair, size_t lengths[2]) {
     size_t side = 0, at = 0;
     lengths[0] = lengths[1] = 0;
     for (size_t i = 0; i < n;) {
         uint32_t code = 0;
-        size_t k = tokenizer_utf8(s + i, n - i, &code);
+        size_t k = utf8_decode(s + i, n - i, &code);
         if (k == 0) return -1;
         i += k;
         if (code == ' ') {
@@ -604,19 +544,19 @@ static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned cha
     return lengths[0] && lengths[1] ? 0 : -1;
 }
 
-/* vocab.bpe into merges: a version line, then one merge a line, the earliest first. */
+/* Reads vocab.bpe into merges: a version line, then a merge a line, in rising rank. */
 static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char *path, char *err) {
-    free(l->data);
+    free(l->text.data);
     free(l->pool);
     l->pool = NULL;
     l->path = path;
-    l->data = tokenizer_read(path, &l->size, err);
-    char *pair = l->data ? (char *)malloc(l->size + 1) : NULL;
+    l->text.data = tokenizer_read(path, &l->text.size, err);
+    char *pair = l->text.data ? (char *)malloc(l->text.size + 1) : NULL;
     l->pool = pair;
-    if (!l->data) return -1;
+    if (!l->text.data) return -1;
     if (!pair) return fail(err, "out of memory loading %s", path);
     size_t slots = 1024, lines = 0;
-    for (size_t i = 0; i < l->size; i++) lines += l->data[i] == '\n';
+    for (size_t i = 0; i < l->text.size; i++) lines += l->text.data[i] == '\n';
     while (slots < 2 * (lines + 1)) slots *= 2;
     t->merges = (TokenMerge *)malloc(slots * sizeof(TokenMerge));
     if (!t->merges) return fail(err, "out of memory loading %s", path);
@@ -624,13 +564,13 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
     t->merge_mask = slots - 1;
     int rank = 0;
     size_t line = 0;
-    for (size_t at = 0, end; at < l->size; at = end + 1) {
-        for (end = at; end < l->size && l->data[end] != '\n'; end++) continue;
+    for (size_t at = 0, end; at < l->text.size; at = end + 1) {
+        for (end = at; end < l->text.size && l->text.data[end] != '\n'; end++) continue;
         size_t n = end - at, lengths[2];
-        if (n > 0 && l->data[end - 1] == '\r') n--;
-        if (++line == 1 && n > 8 && memcmp(l->data + at, "#version", 8) == 0) continue;
+        if (n > 0 && l->text.data[end - 1] == '\r') n--;
+        if (++line == 1 && n > 8 && memcmp(l->text.data + at, "#version", 8) == 0) continue;
         if (n == 0) continue;
-        if (tokenizer_parse_merge(l, l->data + at, n, pair, lengths))
+        if (tokenizer_parse_merge(l, l->text.data + at, n, pair, lengths))
             return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; it is not GPT-2's vocab.bpe",
                         path, line);
         int left = tokenizer_find_name(l, pair, lengths[0])->id;
@@ -652,7 +592,8 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
     return 0;
 }
 
-/* Reads GPT-2's encoder.json and vocab.bpe, or others in the same format. */
+/* Reads GPT-2's encoder.json and vocab.bpe, or other files of this format. Returns 0, or -1 with a
+   message. */
 static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const char *vocab_bpe,
                                  char *err) {
     TokenLoader l;
@@ -665,7 +606,7 @@ static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const c
     if (bad) fail(err, "out of memory loading %s", encoder_json);
     bad = bad || tokenizer_load_vocabulary(t, &l, encoder_json, err);
     bad = bad || tokenizer_load_merges(t, &l, vocab_bpe, err);
-    free(l.data);
+    free(l.text.data);
     free(l.pool);
     free(l.names);
     if (bad) {
@@ -680,7 +621,8 @@ static inline int tokenizer_load(Tokenizer *t, const char *encoder_json, const c
     return 0;
 }
 
-/* Every byte is a token: 256 of them, no <|endoftext|>. What text files are trained with. */
+/* The tokenizer of text files: every byte is a token, and there is no <|endoftext|>. Returns 0, or
+   -1 with a message. */
 static inline int tokenizer_bytes(Tokenizer *t, char *err) {
     memset(t, 0, sizeof(*t));
     t->vocab = 256;

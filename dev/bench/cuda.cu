@@ -504,7 +504,7 @@ static void update_part(const Update *u, int part) {
                  : id == T_WFC || id == T_WPROJ ? PART_MLP
                                                 : PART_REST;
         for (int l = 0; l < layers && (part == PART_ALL || part == is); l += chunk)
-            plan_entry_step(&u->r, e, &u->c, &u->s, l, min_int(chunk, layers - l));
+            plan_entry_step(&u->plan, &u->r, e, &u->c, &u->s, l, min_int(chunk, layers - l));
     }
 }
 
@@ -544,7 +544,7 @@ static void bench_model(const Model *m) {
         v = u[i].plan.v_size > v ? u[i].plan.v_size : v;
         arena = u[i].plan.arena_size > arena ? u[i].plan.arena_size : arena;
     }
-    size_t n = u[0].r.size;
+    size_t n = u[0].r.size[SLOT_PARAM];
     floatM *p = noise<floatM>(n, 0.03), *g = noise<floatM>(n, 1e-3);
     floatM *first = (floatM *)take(n * sizeof(floatM)),
            *second = (floatM *)take(v * sizeof(floatM));

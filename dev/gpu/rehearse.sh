@@ -266,7 +266,7 @@ visit REHEARSE='train_gpt_cuda case "$*" in *" cm "*) echo error: CUDA is unwell
 expect "a row that fails" result speed FAILED
 expect "a row that fails is named" says '| cm | --attention flash | failed |'
 expect "the other rows stand" says '| adamw | --attention flash | ok |'
-visit REHEARSE='train_gpt_cuda case "$*" in *"batch-size 2 "*"steps 6"*) echo "error: the run needs 9 MB and the device has 4 MB free: the largest --batch-size that fits is 3; x"; exit 1 ;; *) exec $real "$@" ;; esac' -- --only speed
+visit REHEARSE='train_gpt_cuda case "$*" in *"batch-size 2 "*"steps 6"*) echo "error: the run needs 9 MiB and the device has 4 MiB free: the largest --batch-size that fits is 3; x"; exit 1 ;; *) exec $real "$@" ;; esac' -- --only speed
 expect "a batch that does not fit" says '| does not fit |'
 # Flags that the trainer may not have yet: a trainer that claims them, and leaves them out.
 visit REHEARSE='train_gpt_cuda if [ "$1" = --help ]; then $real --help

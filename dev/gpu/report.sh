@@ -3,7 +3,7 @@
 #   results.tsv  step, result, seconds, text
 #   checks.tsv   step, what, result, detail, seconds
 #   rows.tsv     step, who, model, batch, tokens, optimizer, flags, result, ms, update ms, tokens/s, MFU of the
-#                measured peak, MFU of the stated peak, MB, date, how
+#                measured peak, MFU of the stated peak, MiB, date, how
 #   ncu.tsv      kernel, us, DRAM %, SM %, occupancy %, registers
 #   train.tsv    step, validation loss of Muon, of CM
 # shellcheck shell=bash disable=SC2154 # work, out, python and steps are check.sh's
@@ -32,7 +32,7 @@ rows_table() {
         !n++ {
             printf "\n## %s\n\n%s. MFU: model FLOP/s over the matrix product measured at start, and over the data sheet.\n\n", \
                 title, gpu
-            print "| model | batch | tokens a step | optimizer | flags | result | ms a step | of these update | tokens/s | MFU | MFU (stated) | GPU MB | UTC |"
+            print "| model | batch | tokens a step | optimizer | flags | result | ms a step | of these update | tokens/s | MFU | MFU (stated) | GPU MiB | UTC |"
             print "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
         }
         { printf "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", $3, $4, $5, $6, $7, $8, $9, \
@@ -53,7 +53,7 @@ peers_table() {
         END {
             if (!n) exit
             printf "\n## Peers\n\n%s. The ratio is our tokens/s over the peer'\''s: above 1 we are faster. MFU over the data sheet'\''s peak, FLOPs as we count them.\n\n", gpu
-            print "| model | who | batch | tokens a step | flags | result | ms a step | tokens/s | MFU (stated) | GPU MB | ours AdamW / theirs | ours CM / theirs | how | UTC |"
+            print "| model | who | batch | tokens a step | flags | result | ms a step | tokens/s | MFU (stated) | GPU MiB | ours AdamW / theirs | ours CM / theirs | how | UTC |"
             print "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
             for (i = 1; i <= n; i++) {
                 split(line[i], f, "\t")

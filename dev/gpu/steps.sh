@@ -605,7 +605,7 @@ shape_of() {
     esac
 }
 
-# row WHO MODEL BATCH TOKENS OPTIMIZER FLAGS RESULT MS UPDATE TOKENS/S MFU STATED MB HOW
+# row WHO MODEL BATCH TOKENS OPTIMIZER FLAGS RESULT MS UPDATE TOKENS/S MFU STATED MIB HOW
 row() {
     local flags
     flags=$(say "$6" | tr '\t|' ' /')
@@ -635,7 +635,7 @@ measure() {
     update=$(field "$jsonl" update_ms | tail -n +$((drop + 1)) | median)
     mfu=$(field "$jsonl" mfu | tail -n +$((drop + 1)) | median)
     stated=$(field "$jsonl" mfu_stated | tail -n +$((drop + 1)) | median)
-    memory=$(sed -n 's/.*on the GPU \([0-9.]*\) MB.*/\1/p' "$log")
+    memory=$(sed -n 's/.*on the GPU \([0-9.]*\) MiB.*/\1/p' "$log")
     if [ $status = 124 ]; then
         result="not known" ms=
         unknown "$model $optimizer $* ran past its limit"

@@ -66,10 +66,14 @@ cp -r runs/a a.saved
 
 train $minute --run dry --dry-run
 check "--dry-run: exit status $?" [ $? -eq 0 ]
-for word in 'parameters' 'memory .* MB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'flops .* per token' 'time .* ms a step'; do
+for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'flops .* per token' 'time .* ms a step'; do
     check "--dry-run does not print \"$word\"" has out "$word"
 done
 check "--dry-run made a run folder" [ ! -e runs/dry ]
+train $minute --run dry --dry-run --freeze wte,norm1_w
+check "--dry-run --freeze: exit status $?" [ $? -eq 0 ]
+check "--dry-run does not show wte as frozen" has out '^wte *frozen'
+check "--dry-run shows a rule of a frozen tensor" not has out '^wte *adamw'
 train --help
 check "--help: exit status $?" [ $? -eq 0 ]
 cp out help
@@ -97,6 +101,8 @@ refused "other data" 'other.txt is not the data' train --run a --resume --steps 
 refused "other width" '\(tensor wte\|tensor p.wte\|--width\)' train --run a --resume --steps 12 --width 64
 check "a refused resume changed the log" cmp runs/a/log.jsonl a.saved/log.jsonl
 check "a refused resume changed a checkpoint" cmp "$(newest runs/a)" "$(newest a.saved)"
+refused "frozen tensor of an unknown name" 'no tensor "wtf"; it has wte' train $minute --run e --freeze wte,wtf
+refused "frozen leg of a pair" '--freeze wo: .* freeze wqkv too' train $minute --run e --freeze wo
 refused "no data file" 'nowhere.txt' train --data nowhere.txt --run e
 printf 'too short' >short.txt
 refused "short text" 'short.txt' train --data short.txt --run e --seq-len 32 --batch-size 1
@@ -137,6 +143,19 @@ refused "all checkpoints damaged" 'every checkpoint in runs/a/checkpoints is dam
     train --run a --resume --steps 16
 refused "all checkpoints damaged, generate" 'every checkpoint in runs/a/checkpoints is damaged' \
     generate --run a
+rm -rf runs/a
+cp -r a.saved runs/a
+
+# --- another rule on resume
+
+train --run a --resume --steps 12 --mlp normuon
+check "other rules: exit status $?" [ $? -eq 0 ]
+check "other rules: no word of what starts anew" has err 'starting anew: s.wfc.v, s.wproj.v$'
+train --run a --resume --steps 13
+check "other rules: a further resume: exit status $?" [ $? -eq 0 ]
+check "other rules: a further resume starts something anew" not has err 'anew'
+train --run a --resume --steps 14 --mlp muon
+check "other rules, back: no word of what is left" has err 'not taken over: s.wfc.v, s.wproj.v$'
 rm -rf runs/a
 cp -r a.saved runs/a
 
@@ -253,8 +272,8 @@ train --data text.txt --run m --layers 3 --width 512 --heads 8 --seq-len 64 --ba
 planned=$(sed -n 's/^memory *\([0-9]*\).*/\1/p' out)
 peak=$(sed -n 's/^peak memory \([0-9]*\).*/\1/p' out)
 check "memory: no report" [ "${planned:-0}" -gt 150 ]
-# 30 MB for the program and its libraries
-check "memory: $planned MB announced, $peak MB used" \
+# 30 MiB for the program and its libraries
+check "memory: $planned MiB announced, $peak MiB used" \
     awk -v a="$planned" -v b="$peak" 'BEGIN { exit !(b - 30 < 1.25 * a && b > 0.75 * a) }'
 
 # --- sampling

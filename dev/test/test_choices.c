@@ -1,6 +1,6 @@
 /*
-Tests of llmc/choices.h: what is set is read back, damaged files are refused, and runs beside each other lose
-nothing of each other's.
+Tests of llmc/choices.h: what is set is read back, damaged files are refused, and runs beside each
+other lose nothing of each other's.
 */
 #include "../../llmc/choices.h"
 #include "check.h"

@@ -169,6 +169,7 @@ static double measure(const Mat now[2], const Mat before[2], int item, double lr
 /* STEPS steps of a small model, all other flags at their defaults, so --mp 1 and no weight decay. */
 static Result train_measured(const char *optimizer, const char *text, FILE *csv) {
     static Run run;
+    static Model model;
     char command[256], name[] = "test_composed", *argv[32], *save = NULL;
     int argc = 1;
     Result result;
@@ -184,16 +185,17 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
         argv[argc++] = w;
     argv[argc] = NULL;
     if (config_parse(&run.asked, run.given, argc, argv, err)) die("%s", err);
-    Config c = run.asked;
-    if (open_data(&run, &c, err) || config_resolve(&c, err) || model_create(&run.model, &c, 1, err))
+    run.config = run.asked;
+    if (open_data(&run, err) || config_resolve(&run.config, err) || open_batch(&run, err))
         die("%s", err);
-    Model *m = &run.model;
-    model_init(m);
-    size_t bytes = m->r.size * sizeof(floatM), batch = (size_t)c.batch_size * c.seq_len;
+    const Config c = run.config;
+    Model *m = &model;
+    Registry r = registry_build(&run.config);
+    Plan plan = plan_build(&run.config, &r);
+    if (model_create(m, &run.config, &r, &plan, 1, err) || model_init(m, err)) die("%s", err);
+    size_t bytes = r.size[SLOT_PARAM] * sizeof(floatM);
     floatM *before = (floatM *)malloc(bytes);
-    run.x = (int *)malloc(batch * sizeof(int));
-    run.y = (int *)malloc(batch * sizeof(int));
-    if (!before || !run.x || !run.y) die("test_composed: out of memory");
+    if (!before) die("test_composed: out of memory");
 
     int A = c.heads * c.head_dim, H = c.heads;
     Part parts[2][2] = {{{T_WQKV, 0, A, H, 0}, {T_WQKV, A, A, H, 0}},
@@ -201,14 +203,14 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
     static const char *const circuit[] = {"qk", "ov"};
     for (int step = 0; step < STEPS; step++) {
         double loss, norm, lr = c.lr * schedule_lr(&c.schedule, step);
-        memcpy(before, m->p, bytes);
-        if (train_step(&run, &loss, &norm, err)) die("%s", err);
+        memcpy(before, m->p.param, bytes);
+        if (train_step(&run, m, &loss, &norm, err)) die("%s", err);
         *(step ? &result.last_loss : &result.first_loss) = loss;
         for (int ov = 0; ov < 2; ov++) {
             Mat now[2], was[2];
             for (int i = 0; i < 2; i++) {
-                now[i] = part_heads(&m->r, parts[ov][i], m->p);
-                was[i] = part_heads(&m->r, parts[ov][i], before);
+                now[i] = part_heads(&r, parts[ov][i], m->p.param);
+                was[i] = part_heads(&r, parts[ov][i], before);
             }
             for (int item = 0; item < c.layers * H; item++) {
                 double second, ratio = measure(now, was, item, lr, &second),
@@ -227,10 +229,8 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
         }
     }
     free(before);
-    free(run.x);
-    free(run.y);
-    data_close(&run.train);
-    data_close(&run.val);
+    run.log.fd = -1; /* no log was opened */
+    close_run(&run);
     model_free(m);
     return result;
 }

@@ -13,35 +13,39 @@ that slides when the context is full, the sampler, and bytes on their way to a t
 /* ---------------------------------------------------------------------------------------------- */
 /* decode */
 
-/* A model of these flags with every tensor random, gains and biases too. */
-static int make_model(Model *m, const char *flags) {
+/* A model of these flags with every tensor random, gains and biases too. c gets its config. */
+static int make_model(Model *m, Config *c, const char *flags) {
     char err[ERR_LEN];
-    Config c;
-    memset(&c, 0, sizeof c);
-    flags_defaults(config_flags, CONFIG_FLAGS, &c);
-    c.vocab = 77; /* not a multiple of 64, so that there is padding */
-    c.batch_size = 1;
-    if (config_apply(&c, NULL, "--layers 3 --width 32 --heads 4 --seq-len 16", err) ||
-        config_apply(&c, NULL, flags, err) || config_resolve(&c, err) ||
-        model_create(m, &c, 0, err))
+    static Plan none;
+    memset(c, 0, sizeof *c);
+    flags_defaults(config_flags, CONFIG_FLAGS, c);
+    c->vocab = 77; /* not a multiple of 64, so that there is padding */
+    c->batch_size = 1;
+    if (config_apply(c, NULL, "--layers 3 --width 32 --heads 4 --seq-len 16", err) ||
+        config_apply(c, NULL, flags, err) || config_resolve(c, err))
         return check(0, "%s: %s", flags, err);
+    Registry r = registry_build(c);
+    if (model_create(m, c, &r, &none, 0, err)) return check(0, "%s: %s", flags, err);
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &m->r.t[id];
+        const Tensor *t = &m->p.r.t[id];
         double mean = t->init_mean, std = t->rows > 1 ? 1 / sqrt(t->cols) : 0.2;
         for (size_t i = 0; i < t->size; i++)
-            m->p[t->offset + i] = (floatM)(mean + std * rng_normal(5, (uint64_t)id, i));
+            m->p.param[t->slot[SLOT_PARAM].at + i] =
+                (floatM)(mean + std * rng_normal(5, (uint64_t)id, i));
     }
     return 1;
 }
 
-/* Logits (T,V) of every position by the forward pass of the trainer. */
+/* Logits (T,V) of every position by the trainer's forward pass, for which the model has no cache
+   yet. */
 static void full_logits(Model *m, const int *tokens, floatX *logits) {
-    int V = m->c.vocab, Vp = round_up(V, 64);
-    forward(m, tokens, 1);
-    for (int t = 0; t < m->T; t++) {
-        forward_logits(m, t, 1);
-        softcap_forward(m->a.logits, 1, V, Vp, m->c.softcap);
-        memcpy(logits + (size_t)t * V, m->a.logits, (size_t)V * sizeof(floatX));
+    Shape s = m->s;
+    device_send(m->a.tokens, tokens, (size_t)s.N * sizeof(int));
+    model_forward(m, s);
+    for (int t = 0; t < s.T; t++) {
+        head_forward(m, t, 1);
+        softcap_forward(m->a.logits, 1, s.V, s.Vp, m->c->softcap);
+        memcpy(logits + (size_t)t * s.V, m->a.logits, (size_t)s.V * sizeof(floatX));
     }
 }
 
@@ -61,45 +65,43 @@ static void test_decode(const char *flags) {
     char err[ERR_LEN];
     static floatX expected[T * V];
     int tokens[T];
+    Config c;
     Model m;
-    Cache cache;
-    if (!make_model(&m, flags)) return;
-    if (cache_create(&cache, &m.c, err)) {
-        check(0, "%s", err);
-        return;
-    }
+    if (!make_model(&m, &c, flags)) return;
     for (int t = 0; t < T; t++) tokens[t] = (int)(rng_bits(1, 2, (uint64_t)t) % V);
     full_logits(&m, tokens, expected);
     double differs = logits_error(expected, expected + V, V);
-    check(differs > 0.01, "%s: logits of two positions are the same", flags);
+    check(differs > 0.01, "%s: logits of two positions are equal", flags);
+    if (cache_create(&m, err)) {
+        check(0, "%s", err);
+        return;
+    }
     for (int i = 0; i < 4; i++) {
         int n = starts[i];
-        prefill(&m, &cache, tokens, n);
+        read_tokens(&m, tokens, n, 0);
         double worst = logits_error(m.a.logits, expected + (n - 1) * V, V);
         check(worst < 1e-5, "%s: prefill of %d tokens is off by %g", flags, n, worst);
-        check(m.T == T, "%s: prefill left sequences of %d tokens", flags, m.T);
         for (int t = n; t < T; t++) {
-            decode(&m, &cache, tokens[t], t);
+            read_tokens(&m, &tokens[t], 1, t);
             worst = fmax(worst, logits_error(m.a.logits, expected + t * V, V));
         }
         check(worst < 1e-5, "%s: decoding after %d tokens is off by %g", flags, n, worst);
     }
-    cache_free(&cache);
     model_free(&m);
 }
 
-/* Tokens one after the other for three contexts: after each the logits are those of a fresh pass over
-   the tokens that ought to be in sight. */
+/* Tokens one after the other for three contexts: after each the logits are those of a fresh pass
+   over the tokens that ought to be in sight. */
 static void test_slide(int T, const char *flags) {
     enum { STEPS = 50 };
     char text[256], err[ERR_LEN];
     int all[STEPS];
+    Config c, fresh_config;
     Model m, fresh;
     Context x;
-    Cache cache;
     snprintf(text, sizeof text, "--seq-len %d %s", T, flags);
-    if (!make_model(&m, text) || !make_model(&fresh, text)) return;
-    if (context_create(&x, &m, err) || cache_create(&cache, &fresh.c, err)) {
+    if (!make_model(&m, &c, text) || !make_model(&fresh, &fresh_config, text)) return;
+    if (context_create(&x, &m, err)) {
         check(0, "%s", err);
         return;
     }
@@ -117,13 +119,12 @@ static void test_slide(int T, const char *flags) {
         if (!check(x.count == n && !memcmp(x.tokens, all + first, (size_t)n * sizeof(int)),
                    "T %d, token %d: the window has %d tokens, not %d", T, i, x.count, n))
             break;
-        prefill(&fresh, &cache, all + first, n);
+        read_tokens(&fresh, all + first, n, 0);
         worst = fmax(worst, logits_error(m.a.logits, fresh.a.logits, 77));
     }
     check(worst < 1e-5, "T %d %s: logits off by %g", T, flags, worst);
     check(slides >= 2, "T %d: only %d slides", T, slides);
     context_free(&x);
-    cache_free(&cache);
     model_free(&m);
     model_free(&fresh);
 }

@@ -1262,7 +1262,8 @@ static floatM *cut(const Registry *r, TensorId id, int first, int rows, const fl
     size_t n = (size_t)rows * t->cols;
     floatM *y = take_m((size_t)t->layers * n);
     for (int l = 0; l < t->layers; l++)
-        memcpy(y + l * n, x + t->offset + (size_t)(l * t->rows + first) * t->cols, n * sizeof *y);
+        memcpy(y + l * n, x + t->slot[SLOT_PARAM].at + (size_t)(l * t->rows + first) * t->cols,
+               n * sizeof *y);
     return y;
 }
 
@@ -1270,7 +1271,8 @@ static void paste(const Registry *r, TensorId id, int first, int rows, floatM *x
     const Tensor *t = &r->t[id];
     size_t n = (size_t)rows * t->cols;
     for (int l = 0; l < t->layers; l++)
-        memcpy(x + t->offset + (size_t)(l * t->rows + first) * t->cols, y + l * n, n * sizeof *y);
+        memcpy(x + t->slot[SLOT_PARAM].at + (size_t)(l * t->rows + first) * t->cols, y + l * n,
+               n * sizeof *y);
 }
 
 /* What plan_step should do, tensor by tensor and layer by layer on copies. */
@@ -1405,35 +1407,45 @@ static double plan_error(const char *flags, char *worst_name, size_t size, float
     Registry r = registry_build(c);
     Plan plan = plan_build(c, &r);
     Arena arena = arena_of(plan.arena_size);
-    floatM *start = normals_m(r.size, 0.3), *p = copy_of(start, r.size), *m = take_m(r.size),
-           *v = take_m(plan.v_size);
-    Expected e = {c,   &r, copy_of(start, r.size), NULL, take_m(r.size), take_m(r.size), 0.5, 0.8,
-                  1.5, 0};
+    floatM *start = normals_m(r.size[SLOT_PARAM], 0.3), *p = copy_of(start, r.size[SLOT_PARAM]),
+           *m = take_m(r.size[SLOT_PARAM]), *v = take_m(plan.v_size);
+    Expected e = {c,
+                  &r,
+                  copy_of(start, r.size[SLOT_PARAM]),
+                  NULL,
+                  take_m(r.size[SLOT_PARAM]),
+                  take_m(r.size[SLOT_PARAM]),
+                  0.5,
+                  0.8,
+                  1.5,
+                  0};
     double worst = 0;
     for (int step = 1; step <= 2; step++) {
-        floatM *g = normals_m(r.size, 0.01);
+        floatM *g = normals_m(r.size[SLOT_PARAM], 0.01);
         PlanState s = {p, g, m, v, &arena, 0.5, 0.8, 1.5, step, NULL};
         plan_step(&plan, &r, c, &s);
-        e.g = copy_of(g, r.size);
+        e.g = copy_of(g, r.size[SLOT_PARAM]);
         e.step = step;
         expect_step(&e);
-        check(arena.used == 0 && !memcmp(g, e.g, r.size * sizeof *g),
+        check(arena.used == 0 && !memcmp(g, e.g, r.size[SLOT_PARAM] * sizeof *g),
               "plan_step leaves the arena used or changes gradients");
     }
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r.t[id];
         floatM *a = take_m(t->size), *b = take_m(t->size);
         for (size_t i = 0; i < t->size; i++)
-            a[i] = p[t->offset + i] - start[t->offset + i],
-            b[i] = e.p[t->offset + i] - start[t->offset + i];
-        double x = fmax(distance(a, b, t->size), distance(m + t->offset, e.m + t->offset, t->size));
+            a[i] = p[t->slot[SLOT_PARAM].at + i] - start[t->slot[SLOT_PARAM].at + i],
+            b[i] = e.p[t->slot[SLOT_PARAM].at + i] - start[t->slot[SLOT_PARAM].at + i];
+        double x = fmax(distance(a, b, t->size), distance(m + t->slot[SLOT_PARAM].at,
+                                                          e.m + t->slot[SLOT_PARAM].at, t->size));
         if (x > worst) worst = x, snprintf(worst_name, size, "%s", t->name);
-        memset(e.p + t->offset, 0, t->size * sizeof *p); /* what remains is padding */
-        for (size_t i = 0; i < t->size; i++) start[t->offset + i] = 0;
+        memset(e.p + t->slot[SLOT_PARAM].at, 0, t->size * sizeof *p); /* what remains is padding */
+        for (size_t i = 0; i < t->size; i++) start[t->slot[SLOT_PARAM].at + i] = 0;
     }
-    if (result) *result = copy_of(p, r.size);
-    for (int id = 0; id < TENSORS; id++) memset(p + r.t[id].offset, 0, r.t[id].size * sizeof *p);
-    if (memcmp(p, start, r.size * sizeof *p))
+    if (result) *result = copy_of(p, r.size[SLOT_PARAM]);
+    for (int id = 0; id < TENSORS; id++)
+        memset(p + r.t[id].slot[SLOT_PARAM].at, 0, r.t[id].size * sizeof *p);
+    if (memcmp(p, start, r.size[SLOT_PARAM] * sizeof *p))
         worst = INFINITY, snprintf(worst_name, size, "padding");
     return worst;
 }
@@ -1501,7 +1513,7 @@ static void test_plan_cover(void) {
         if (config_resolve(c, err)) die("%s", err);
         Registry r = registry_build(c);
         Plan plan = plan_build(c, &r);
-        floatM *count = take_m(r.size), *moments = take_m(plan.v_size);
+        floatM *count = take_m(r.size[SLOT_PARAM]), *moments = take_m(plan.v_size);
         for (int j = 0; j < plan.n; j++) {
             const PlanEntry *e = &plan.e[j];
             for (int partner = 0; partner <= (e->rule == UPDATE_CM); partner++) {
@@ -1514,8 +1526,9 @@ static void test_plan_cover(void) {
         }
         int right = 1, once = 1;
         for (int id = 0; id < TENSORS; id++)
-            for (size_t x = 0; x < r.t[id].size; x++) right &= count[r.t[id].offset + x]-- == 1;
-        for (size_t x = 0; x < r.size; x++) right &= count[x] == 0;
+            for (size_t x = 0; x < r.t[id].size; x++)
+                right &= count[r.t[id].slot[SLOT_PARAM].at + x]-- == 1;
+        for (size_t x = 0; x < r.size[SLOT_PARAM]; x++) right &= count[x] == 0;
         for (size_t x = 0; x < plan.v_size; x++) once &= moments[x] <= 1;
         check(right && once, "--preset %s: the plan covers the parameters once %d, moments once %d",
               presets[i], right, once);

@@ -35,7 +35,8 @@ static void run_build(Run *run) {
     run->r = registry_build(&run->c);
     run->plan = plan_build(&run->c, &run->r);
     run->arena = arena_of(run->plan.arena_size);
-    run->p = take_m(run->r.size), run->g = take_m(run->r.size), run->m = take_m(run->r.size);
+    run->p = take_m(run->r.size[SLOT_PARAM]), run->g = take_m(run->r.size[SLOT_PARAM]),
+    run->m = take_m(run->r.size[SLOT_PARAM]);
     run->v = take_m(run->plan.v_size);
 }
 
@@ -58,14 +59,14 @@ static Run run_of(const char *flags) {
 /* Where the tensor of a name of the oracle lies in an allocation of one layer. */
 static floatM *tensor_named(const Run *run, floatM *base, const char *name) {
     int A = run->c.heads * run->c.head_dim, K = run->c.kv_heads * run->c.head_dim;
-    floatM *qkv = base + run->r.t[T_WQKV].offset;
+    floatM *qkv = base + run->r.t[T_WQKV].slot[SLOT_PARAM].at;
     switch (name[0]) {
     case 'q': return qkv;
     case 'k': return qkv + (size_t)A * run->c.width;
     case 'v': return qkv + (size_t)(A + K) * run->c.width;
-    case 'o': return base + run->r.t[T_WO].offset;
-    case 'f': return base + run->r.t[T_WFC].offset;
-    default: return base + run->r.t[T_WPROJ].offset;
+    case 'o': return base + run->r.t[T_WO].slot[SLOT_PARAM].at;
+    case 'f': return base + run->r.t[T_WFC].slot[SLOT_PARAM].at;
+    default: return base + run->r.t[T_WPROJ].slot[SLOT_PARAM].at;
     }
 }
 
@@ -160,7 +161,7 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
         run.c.control.aurora_power = case_number(fx, name, "power");
     }
     run_build(&run);
-    for (size_t i = 0; i < run.r.size; i++)
+    for (size_t i = 0; i < run.r.size[SLOT_PARAM]; i++)
         run.p[i] = (floatM)normal(); /* MuonH: nothing is zero */
     put_tensor(&run, run.p, tensor, start);
     for (int step = 1; step <= 3; step++) {
@@ -867,7 +868,7 @@ static void test_plan_chunks(void) {
             draws = at;
             scratch_budget = chunked ? 1 : (size_t)8 << 20;
             Run run = run_of(flags);
-            n = run.r.size;
+            n = run.r.size[SLOT_PARAM];
             for (size_t j = 0; j < n; j++) run.p[j] = (floatM)(0.3 * normal());
             for (int step = 1; step <= 3; step++) {
                 for (size_t j = 0; j < n; j++) run.g[j] = (floatM)(0.01 * normal());
@@ -906,7 +907,7 @@ static void test_plan_state(void) {
         }
         for (int id = 0; id < TENSORS; id++)
             for (size_t x = 0; x < run.r.t[id].size; x++)
-                once &= run.p[run.r.t[id].offset + x] == 1;
+                once &= run.p[run.r.t[id].slot[SLOT_PARAM].at + x] == 1;
         /* State that is written: every number of an entry's own, none of another's. */
         for (int j = 0; j < run.plan.n; j++) {
             const PlanEntry *e = &run.plan.e[j];
@@ -1192,19 +1193,19 @@ static void test_groups(void) {
     Run run = run_of(
         "--layers 2 --width 24 --heads 4 --kv-heads 2 --seq-len 8 --optimizer muon --scale none "
         "--lr 0.03 --ov cm --msign simple12 --lr-embed 0.5 --log-groups");
-    floatM *before = take_m(run.r.size);
+    floatM *before = take_m(run.r.size[SLOT_PARAM]);
     char *text = NULL;
     size_t size = 0;
-    for (size_t i = 0; i < run.r.size; i++)
+    for (size_t i = 0; i < run.r.size[SLOT_PARAM]; i++)
         run.p[i] = (floatM)normal(), run.g[i] = (floatM)normal();
     /* Well conditioned: a sign's norm is the root of its rank. */
     for (int id = T_WQKV; id <= T_WPROJ; id++)
         for (int l = 0; run.r.t[id].rows > 1 && l < run.r.t[id].layers; l++) {
             const Tensor *t = &run.r.t[id];
-            floatM *g = run.g + t->offset + (size_t)l * t->rows * t->cols;
+            floatM *g = run.g + t->slot[SLOT_PARAM].at + (size_t)l * t->rows * t->cols;
             for (int i = 0; i < t->rows; i++) g[i * t->cols + i % t->cols] += (floatM)12;
         }
-    floatM *start = copy_of(run.p, run.r.size);
+    floatM *start = copy_of(run.p, run.r.size[SLOT_PARAM]);
     plan_groups_keep(&run.plan, &run.r, run.p, before);
     run_step(&run, 1);
     FILE *f = open_memstream(&text, &size);
@@ -1221,7 +1222,8 @@ static void test_groups(void) {
         double rms = at ? strtod(at + strlen(key), NULL) : NAN, sum = 0;
         for (int l = 0; l < t->layers; l++)
             for (int i = 0; i < part.rows * t->cols; i++) {
-                size_t x = t->offset + ((size_t)l * t->rows + part.first) * t->cols + (size_t)i;
+                size_t x = t->slot[SLOT_PARAM].at + ((size_t)l * t->rows + part.first) * t->cols +
+                           (size_t)i;
                 sum +=
                     ((double)run.p[x] - (double)start[x]) * ((double)run.p[x] - (double)start[x]);
             }

@@ -63,7 +63,8 @@ static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte
     }
 }
 
-/* dwte, dwpe (if not NULL) += dx (B,T,C). Threads own columns, so that equal tokens never race. */
+/* dwte and dwpe, each unless NULL, += dx (B,T,C). Threads own columns, so that equal tokens never
+   race. */
 static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens,
                                   int B, int T, int C) {
 #pragma omp parallel
@@ -71,9 +72,11 @@ static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, 
         size_t lo, hi;
         thread_part((size_t)C, &lo, &hi);
         for (int n = 0; n < B * T; n++) {
-            floatM *e = dwte + (size_t)tokens[n] * C, *p = dwpe ? dwpe + (size_t)(n % T) * C : NULL;
+            floatM *e = dwte ? dwte + (size_t)tokens[n] * C : NULL,
+                   *p = dwpe ? dwpe + (size_t)(n % T) * C : NULL;
             const floatX *row = dx + (size_t)n * C;
-            for (size_t c = lo; c < hi; c++) e[c] += row[c];
+            if (e)
+                for (size_t c = lo; c < hi; c++) e[c] += row[c];
             if (p)
                 for (size_t c = lo; c < hi; c++) p[c] += row[c];
         }
@@ -116,7 +119,7 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
 }
 
 /* dx (N,C) = dres + gradient through the norm of dy; dres may be NULL or dx itself.
-   dgain, dbias (C, if not NULL) are added to, and to dsum (C, if not NULL) the sum of dx over N: the bias
+   dgain and dbias (C, each unless NULL) are added to, and to dsum (C, if not NULL) the sum of dx over N: the bias
    gradient of a linear layer whose output gradient dx is. */
 static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
                                  const floatX *dy, const floatX *dres, const floatX *x,
@@ -158,7 +161,7 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
                 for (int c = 0; c < C; c++) ds[c] += out[c];
         }
     }
-    sums_add(dgain, 3 * (size_t)C, 0, (size_t)C);
+    if (dgain) sums_add(dgain, 3 * (size_t)C, 0, (size_t)C);
     if (dbias) sums_add(dbias, 3 * (size_t)C, (size_t)C, (size_t)C);
     if (dsum) sums_add(dsum, 3 * (size_t)C, 2 * (size_t)C, (size_t)C);
 }
@@ -187,12 +190,12 @@ static inline void bias_backward(floatM *db, const floatX *dy, int N, int O) {
     sums_add(db, (size_t)O, 0, (size_t)O);
 }
 
-/* dx (N,I) = dy w (unless NULL); dw (O,I) = dy^T x, added to what is there with `add`; db (O) += the sum of dy
-   over N (unless NULL). */
+/* dx (N,I) = dy w (unless NULL); dw (O,I) = dy^T x (unless NULL), added to what is there with `add`;
+   db (O) += the sum of dy over N (unless NULL). */
 static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
                                    const floatX *x, const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm_model(0, 0, N, I, O, 1, dy, O, w, I, 0, dx, I);
-    gemm_model(1, 0, O, I, N, 1, dy, O, x, I, add ? 1 : 0, dw, I);
+    if (dw) gemm_model(1, 0, O, I, N, 1, dy, O, x, I, add ? 1 : 0, dw, I);
     if (db) bias_backward(db, dy, N, O);
 }
 

@@ -163,13 +163,16 @@ static inline void embed_backward_by(floatM *dwte, floatM *dwpe, const floatX *d
     unsigned chunks = ceil_div((size_t)N, EMBED_CHUNK), columns = ceil_div((size_t)C, 32 * W);
     float *partials = (float *)cuda_scratch(embed_scratch(N, C));
     dim3 grid(ceil_div(chunks, EMBED_WARPS), columns), block(32, EMBED_WARPS);
-    LAUNCH(embed_chunks_kernel<W>, grid, block, 0, dwte, partials, dx, tokens, N, C);
-    LAUNCH(embed_runs_kernel<W>, grid, block, 0, dwte, partials, tokens, N, C);
+    if (dwte) {
+        LAUNCH(embed_chunks_kernel<W>, grid, block, 0, dwte, partials, dx, tokens, N, C);
+        LAUNCH(embed_runs_kernel<W>, grid, block, 0, dwte, partials, tokens, N, C);
+    }
     grid.x = ceil_div((size_t)T, EMBED_WARPS);
     if (dwpe) LAUNCH(embed_positions_kernel<W>, grid, block, 0, dwpe, dx, B, T, C);
 }
 
-/* tokens holds N tokens and then their positions as tokens_sort leaves them. */
+/* dwte and dwpe are each left out where they are NULL. tokens holds N tokens and then their positions as
+   tokens_sort leaves them. */
 static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens,
                                   int B, int T, int C) {
     if (all_wide(C, dwte, dwpe) && all_wide(C, dx))

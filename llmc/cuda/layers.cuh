@@ -22,11 +22,11 @@ static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, c
     gemm(0, 1, N, O, I, 1, x, (size_t)I, w, (size_t)I, 0, y, (size_t)O, b);
 }
 
-/* Sets dw, or with `add` adds to it; db is added to. */
+/* Sets dw, or with `add` adds to it; db is added to. dx, dw and db are each left out where NULL. */
 static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
                                    const floatX *x, const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm(0, 0, N, I, O, 1, dy, (size_t)O, w, (size_t)I, 0, dx, (size_t)I);
-    gemm(1, 0, O, I, N, 1, dy, (size_t)O, x, (size_t)I, add ? 1 : 0, dw, (size_t)I);
+    if (dw) gemm(1, 0, O, I, N, 1, dy, (size_t)O, x, (size_t)I, add ? 1 : 0, dw, (size_t)I);
     if (db) bias_backward(db, dy, N, O);
 }
 

@@ -54,6 +54,9 @@ typedef struct {
     char name[64];
     size_t at, size; /* elements in the allocation of the plan's state */
     int64_t dims[3];
+    Part part;       /* that the state belongs to */
+    int with_moment; /* 1: AdamW's, whose first moment starts anew with the second */
+    int since; /* updates done when the state began: 0, or where a resumed run changed rules */
 } StateTensor;
 
 enum { PLAN_MAX = 40 };
@@ -63,7 +66,7 @@ typedef struct {
     int n;
     StateTensor state[2 * PLAN_MAX];
     int states;
-    size_t v_size;     /* that state of all entries; first moments exist for every tensor */
+    size_t v_size;     /* that state of all entries; first moments have a slot of their own */
     size_t arena_size; /* scratch of the largest chunk */
 } Plan;
 
@@ -83,11 +86,11 @@ static inline const char *update_name(UpdateRule rule) {
     return names[rule];
 }
 
-/* The view of a part in an allocation laid out by the registry: (L,1) x (rows, cols). */
-static inline Mat part_view(const Registry *r, Part part, floatM *base) {
+/* The view of a part in the allocation `base` of a slot: (layers held,1) x (rows, cols). */
+static inline Mat part_slot(const Registry *r, Part part, SlotId slot, floatM *base) {
     const Tensor *t = &r->t[part.id];
-    Mat m = {mat_offset(base, t->offset),
-             t->layers,
+    Mat m = {mat_offset(base, t->slot[slot].at),
+             t->slot[slot].layers,
              1,
              (size_t)t->rows * t->cols,
              0,
@@ -98,7 +101,18 @@ static inline Mat part_view(const Registry *r, Part part, floatM *base) {
     return mat_rows(m, part.first, part.rows);
 }
 
-/* Its heads as wide (L, heads) x (k, d) blocks: W_O is read as its transpose. */
+/* Layers [layer, layer + layers) of a view of a slot. */
+static inline Mat slot_outer(const Registry *r, Part part, SlotId slot, Mat m, int layer,
+                             int layers) {
+    return mat_outer(m, layer - r->t[part.id].slot[slot].first, layers);
+}
+
+/* The view of a part among the parameters: (L,1) x (rows, cols). */
+static inline Mat part_view(const Registry *r, Part part, floatM *base) {
+    return part_slot(r, part, SLOT_PARAM, base);
+}
+
+/* The heads of a part among the parameters, (L, heads) x (k, d): W_O is read as its transpose. */
 static inline Mat part_heads(const Registry *r, Part part, floatM *base) {
     return leg_heads(part_view(r, part, base), part.heads, part.by_column);
 }
@@ -142,9 +156,11 @@ typedef struct {
     int heads, by_column;
 } PlanLeg;
 
-static inline Mat plan_muon_view(const Registry *r, UpdateRule rule, Part part, floatM *base) {
-    if (rule != UPDATE_MUON_HEAD) return part_view(r, part, base);
-    Mat heads = part_heads(r, part, base);
+static inline Mat plan_muon_view(const Registry *r, UpdateRule rule, Part part, SlotId slot,
+                                 floatM *base) {
+    Mat whole = part_slot(r, part, slot, base);
+    if (rule != UPDATE_MUON_HEAD) return whole;
+    Mat heads = leg_heads(whole, part.heads, part.by_column);
     return part.by_column ? mat_t(heads) : heads;
 }
 
@@ -158,17 +174,18 @@ static inline size_t plan_state(UpdateRule rule, Mat W) {
 static inline PlanLeg plan_leg(const Registry *r, const PlanEntry *e, int partner,
                                const PlanState *s, int layer, int layers) {
     Part part = partner ? e->partner : e->part;
-    PlanLeg l = {plan_muon_view(r, e->rule, part, s->p),
-                 plan_muon_view(r, e->rule, part, s->g),
-                 plan_muon_view(r, e->rule, part, s->m),
+    PlanLeg l = {plan_muon_view(r, e->rule, part, SLOT_PARAM, s->p),
+                 plan_muon_view(r, e->rule, part, SLOT_GRAD, s->g),
+                 plan_muon_view(r, e->rule, part, SLOT_MOMENT, s->m),
                  NULL,
                  part.heads,
                  part.by_column};
     if (s->v)
-        l.v = s->v + (partner ? e->v_partner : e->v) + (size_t)layer * plan_state(e->rule, l.W);
-    l.W = mat_outer(l.W, layer, layers);
-    l.G = mat_outer(l.G, layer, layers);
-    l.M = mat_outer(l.M, layer, layers);
+        l.v = s->v + (partner ? e->v_partner : e->v) +
+              (size_t)(layer - r->t[part.id].slot[SLOT_MOMENT].first) * plan_state(e->rule, l.W);
+    l.W = slot_outer(r, part, SLOT_PARAM, l.W, layer, layers);
+    l.G = slot_outer(r, part, SLOT_GRAD, l.G, layer, layers);
+    l.M = slot_outer(r, part, SLOT_MOMENT, l.M, layer, layers);
     return l;
 }
 
@@ -178,11 +195,17 @@ static inline Mat plan_leg_heads(const PlanLeg *l, UpdateRule rule, Mat m) {
     return leg_heads(m, l->heads, l->by_column);
 }
 
+static inline Mat plan_factor_view(const Registry *r, Part part, SlotId slot, floatM *base,
+                                   int layer, int layers) {
+    Mat heads = leg_heads(part_slot(r, part, slot, base), part.heads, part.by_column);
+    return slot_outer(r, part, slot, heads, layer, layers);
+}
+
 static inline Factor plan_factor(const Registry *r, Part part, const PlanState *s, int layer,
                                  int layers) {
-    Factor f = {mat_outer(part_heads(r, part, s->p), layer, layers),
-                mat_outer(part_heads(r, part, s->g), layer, layers),
-                mat_outer(part_heads(r, part, s->m), layer, layers)};
+    Factor f = {plan_factor_view(r, part, SLOT_PARAM, s->p, layer, layers),
+                plan_factor_view(r, part, SLOT_GRAD, s->g, layer, layers),
+                plan_factor_view(r, part, SLOT_MOMENT, s->m, layer, layers)};
     return f;
 }
 
@@ -231,7 +254,7 @@ static inline size_t plan_scratch(const Registry *r, const PlanEntry *e, const O
 /* Layers updated together: as many as fit the budget, which keeps a CPU's working set in its cache
    and a GPU's memory small, but at least one. */
 static inline int plan_chunk(const Registry *r, const PlanEntry *e, const OptimOptions *o) {
-    int layers = r->t[e->part.id].layers;
+    int layers = r->t[e->part.id].slot[SLOT_MOMENT].layers;
     while (layers > 1 && plan_scratch(r, e, o, layers) > LA_SCRATCH_BUDGET) layers--;
     return layers;
 }
@@ -250,15 +273,50 @@ static inline const char *part_name(const Registry *r, Part part) {
 /* Gives a part a state of (layers, rows, cols) numbers. */
 static inline size_t plan_take(Plan *plan, const Registry *r, Part part, const char *name, int rows,
                                int cols) {
-    int layers = r->t[part.id].layers;
+    int layers = r->t[part.id].slot[SLOT_MOMENT].layers;
     size_t at = plan->v_size, n = (size_t)layers * rows * cols;
     if (n) {
-        StateTensor t = {"", at, n, {layers, rows, cols}};
+        StateTensor t;
+        memset(&t, 0, sizeof t);
+        t.at = at;
+        t.size = n;
+        t.dims[0] = layers;
+        t.dims[1] = rows;
+        t.dims[2] = cols;
+        t.part = part;
         snprintf(t.name, sizeof t.name, "%s%s.%s", r->t[part.id].name, part_name(r, part), name);
         plan->state[plan->states++] = t;
     }
     plan->v_size += arena_round(n);
     return at;
+}
+
+/* Removes the entries of which every leg is frozen. */
+static inline void plan_drop_frozen(Plan *plan, const Registry *r) {
+    int kept = 0;
+    for (int i = 0; i < plan->n; i++) {
+        const PlanEntry *e = &plan->e[i];
+        int partner_frozen = !e->partner.rows || r->t[e->partner.id].frozen;
+        if (r->t[e->part.id].frozen && partner_frozen) continue;
+        plan->e[kept++] = *e;
+    }
+    plan->n = kept;
+}
+
+/* Refuses an entry that would update a frozen tensor: -1 and a sentence. */
+static inline int plan_check_frozen(const Plan *plan, const Registry *r, char *err) {
+    for (int i = 0; i < plan->n; i++) {
+        const PlanEntry *e = &plan->e[i];
+        const Tensor *a = &r->t[e->part.id],
+                     *b = &r->t[e->partner.rows ? e->partner.id : e->part.id];
+        if (!a->frozen && !b->frozen) continue;
+        const Tensor *frozen = a->frozen ? a : b, *other = a->frozen ? b : a;
+        return fail(err,
+                    "--freeze %s: the rule of %s updates both together; freeze %s too, or choose a "
+                    "rule that updates each alone",
+                    frozen->name, e->name, other->name);
+    }
+    return 0;
 }
 
 static inline Plan plan_build(const Config *c, const Registry *r) {
@@ -298,6 +356,7 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
         if (t->role == ROLE_SCALAR)
             plan_add(&plan, t->name, UPDATE_ADAMW, all, c->lr_scalar, c->weight_decay_scalar);
     }
+    plan_drop_frozen(&plan, r);
     for (int i = 0; i < plan.n; i++) {
         PlanEntry *e = &plan.e[i];
         for (int leg = 0; leg <= (e->partner.rows > 0); leg++) {
@@ -306,6 +365,8 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
             int n = (int)(plan_state(e->rule, W) / (size_t)W.rows);
             size_t at = e->rule == UPDATE_MUONH ? plan_take(&plan, r, part, "radius", 1, 1)
                                                 : plan_take(&plan, r, part, "v", W.rows, n);
+            int adamw = e->rule == UPDATE_ADAMW || e->rule == UPDATE_ADAMW_PARTNER;
+            if (adamw && plan.v_size > at) plan.state[plan.states - 1].with_moment = 1;
             if (leg) e->v_partner = at;
             else e->v = at;
         }
@@ -347,7 +408,7 @@ static inline Mat plan_direction(const PlanEntry *e, const PlanLeg *l, const Con
 /* Directions of both legs, scaled by the partners' sizes, then applied. */
 static inline void plan_coupled_step(const PlanEntry *e, const PlanLeg *a, const PlanLeg *b,
                                      const Config *c, const PlanState *s, const AdamW *adam,
-                                     floatM *norms, size_t norms_apart) {
+                                     floatM *norms, size_t norms_apart, int first) {
     const PlanLeg *leg[2] = {a, b};
     Mat U[2], W[2], D[2];
     double scale;
@@ -360,20 +421,32 @@ static inline void plan_coupled_step(const PlanEntry *e, const PlanLeg *a, const
     if (e->coupling == COUPLE_CIRCUIT)
         circuit_fix(W[0], W[1], D[0], D[1], c->optim.circuit_damping, s->arena);
     else
-        quack_scale(W[0], W[1], D[0], D[1], norms, norms + norms_apart, s->step == 1,
-                    c->control.quack_tau, s->arena);
+        quack_scale(W[0], W[1], D[0], D[1], norms, norms + norms_apart, first, c->control.quack_tau,
+                    s->arena);
     for (int i = 0; i < 2; i++)
         la_axpby(leg[i]->W, -adam->lr, U[i], 1 - adam->lr * adam->weight_decay);
 }
 
+/* Updates since the state at element `at` began, with the one that is being made. */
+static inline int plan_age(const Plan *plan, size_t at, int step) {
+    for (int i = 0; i < plan->states; i++)
+        if (plan->state[i].at == at) return step - plan->state[i].since;
+    return step;
+}
+
 /* Layers [layer, layer + layers) of an entry. */
-static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const Config *c,
-                                   const PlanState *s, int layer, int layers) {
+static inline void plan_entry_step(const Plan *plan, const Registry *r, const PlanEntry *e,
+                                   const Config *c, const PlanState *s, int layer, int layers) {
     const OptimOptions *o = &c->optim;
     double lr = e->lr * s->lr_scale;
     size_t mark = s->arena->used;
-    AdamW adam = {lr,          e->weight_decay, c->adam_beta1, c->adam_beta2,
-                  c->adam_eps, s->gscale,       s->step};
+    AdamW adam = {lr,
+                  e->weight_decay,
+                  c->adam_beta1,
+                  c->adam_beta2,
+                  c->adam_eps,
+                  s->gscale,
+                  plan_age(plan, e->v, s->step)};
     PlanLeg a = plan_leg(r, e, 0, s, layer, layers);
     if (e->rule == UPDATE_CM) {
         pair_update(plan_pair(r, e, s, o->hybrid, layer, layers), o, s->beta, lr, e->weight_decay,
@@ -385,13 +458,18 @@ static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const 
             partner_adamw_update(plan_adam_leg(&a), plan_adam_leg(&b), &adam, o->damping,
                                  o->per_mat_renorm, s->arena);
         else
-            plan_coupled_step(e, &a, &b, c, s, &adam, s->v + e->norms + (size_t)layer * heads,
-                              (size_t)r->t[e->part.id].layers * heads);
+            plan_coupled_step(e, &a, &b, c, s, &adam,
+                              s->v + e->norms +
+                                  (size_t)(layer - r->t[e->part.id].slot[SLOT_MOMENT].first) *
+                                      heads,
+                              (size_t)r->t[e->part.id].slot[SLOT_MOMENT].layers * heads,
+                              plan_age(plan, e->norms, s->step) == 1);
     } else if (e->rule == UPDATE_ADAMW) {
         adamw_update_copied(a.W, a.G, a.M, mat_dense(a.v, layers, a.W.rows, a.W.cols), &adam,
                             s->w ? s->w + (a.W.p - s->p) : NULL);
     } else if (e->rule == UPDATE_MUONH) {
-        muonh_update(a.W, a.G, a.M, a.v, s->step == 1, o, s->beta, lr, s->gscale, s->arena);
+        muonh_update(a.W, a.G, a.M, a.v, plan_age(plan, e->v, s->step) == 1, o, s->beta, lr,
+                     s->gscale, s->arena);
     } else {
         double scale;
         Mat U = plan_direction(e, &a, c, s, &adam, &scale);
@@ -400,14 +478,15 @@ static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const 
     s->arena->used = mark;
 }
 
-/* Updates every tensor. */
+/* Updates the layers of every tensor whose moments are held. */
 static inline void plan_step(const Plan *plan, const Registry *r, const Config *c,
                              const PlanState *s) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
-        int layers = r->t[e->part.id].layers, chunk = plan_chunk(r, e, &c->optim);
-        for (int l = 0; l < layers; l += chunk)
-            plan_entry_step(r, e, c, s, l, min_int(chunk, layers - l));
+        const Slot *held = &r->t[e->part.id].slot[SLOT_MOMENT];
+        int end = held->first + held->layers, chunk = plan_chunk(r, e, &c->optim);
+        for (int l = held->first; l < end; l += chunk)
+            plan_entry_step(plan, r, e, c, s, l, min_int(chunk, end - l));
     }
 }
 
@@ -434,12 +513,13 @@ static inline int plan_stale(const Plan *plan, const Registry *r, int index, siz
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
         if (!t->layers || plan_writes_copy(plan, (TensorId)id)) continue;
-        if (!ranges || t->offset > end + gap) {
+        size_t begin = t->slot[SLOT_PARAM].at;
+        if (!ranges || begin > end + gap) {
             if (ranges == index + 1) break;
             ranges++;
-            *first = t->offset;
+            *first = begin;
         }
-        end = t->offset + t->size;
+        end = begin + t->size;
     }
     *n = ranges == index + 1 ? end - *first : 0;
     return ranges == index + 1;
@@ -460,6 +540,12 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
         snprintf(rule, sizeof rule, "%s%s", update_name(e->rule), suffix[e->coupling]);
         fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", e->name, rule, shape, e->lr,
                 e->weight_decay);
+    }
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r->t[id];
+        char shape[64];
+        snprintf(shape, sizeof shape, "%d x %d x %d", t->layers, t->rows, t->cols);
+        if (t->frozen) fprintf(out, "%-12s %-18s %18s\n", t->name, "frozen", shape);
     }
 }
 

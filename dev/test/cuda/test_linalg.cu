@@ -939,16 +939,17 @@ static void check_plan_copy(const char *flags) {
     Plan plan = plan_build(&c, &r);
     float *h[4];
     for (int i = 0; i < 3; i++) {
-        h[i] = host_array(r.size);
-        for (size_t j = 0; j < r.size; j++) h[i][j] = i == 2 ? 0 : (float)(0.1 * draw());
+        h[i] = host_array(r.size[SLOT_PARAM]);
+        for (size_t j = 0; j < r.size[SLOT_PARAM]; j++)
+            h[i][j] = i == 2 ? 0 : (float)(0.1 * draw());
     }
     h[3] = host_array(plan.v_size);
     memset(h[3], 0, plan.v_size * sizeof(float));
-    floatX *w = device_array<floatX>(r.size);
+    floatX *w = device_array<floatX>(r.size[SLOT_PARAM]);
     Arena arena = {device_array<float>(plan.arena_size), plan.arena_size, 0};
-    PlanState s = {on_device<float>(h[0], r.size),
-                   on_device<float>(h[1], r.size),
-                   on_device<float>(h[2], r.size),
+    PlanState s = {on_device<float>(h[0], r.size[SLOT_PARAM]),
+                   on_device<float>(h[1], r.size[SLOT_PARAM]),
+                   on_device<float>(h[2], r.size[SLOT_PARAM]),
                    on_device<float>(h[3], plan.v_size),
                    &arena,
                    1,
@@ -957,27 +958,29 @@ static void check_plan_copy(const char *flags) {
                    1,
                    w};
     plan_step(&plan, &r, &c, &s);
-    const float *p = on_host(s.p, r.size);
-    const floatX *before = download(w, r.size);
+    const float *p = on_host(s.p, r.size[SLOT_PARAM]);
+    const floatX *before = download(w, r.size[SLOT_PARAM]);
     size_t first, n, untouched, cast = 0, right = 0;
     int ranges = 0, adamw = 0, stale = 0;
     for (; plan_stale(&plan, &r, ranges, &first, &n); ranges++) {
-        check(n > 0 && first + n <= r.size && first >= cast, "%s: range %d overlaps the one before",
-              flags, ranges);
+        check(n > 0 && first + n <= r.size[SLOT_PARAM] && first >= cast,
+              "%s: range %d overlaps the one before", flags, ranges);
         cast = first + n;
         cast_weights(w + first, s.p + first, n);
     }
-    const floatX *after = download(w, r.size);
+    const floatX *after = download(w, r.size[SLOT_PARAM]);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r.t[id];
         if (!t->layers) continue;
         int writes = plan_writes_copy(&plan, (TensorId)id);
         *(writes ? &adamw : &stale) += 1;
-        right = copied(before + t->offset, p + t->offset, t->size, &untouched);
+        right = copied(before + t->slot[SLOT_PARAM].at, p + t->slot[SLOT_PARAM].at, t->size,
+                       &untouched);
         check(writes ? right == t->size : untouched > 0 && right + untouched == t->size,
               "%s: %s after the step: %zu of %zu written, %zu not", flags, t->name, right, t->size,
               untouched);
-        right = copied(after + t->offset, p + t->offset, t->size, &untouched);
+        right =
+            copied(after + t->slot[SLOT_PARAM].at, p + t->slot[SLOT_PARAM].at, t->size, &untouched);
         check(right == t->size, "%s: %s after the cast: %zu of %zu right", flags, t->name, right,
               t->size);
     }

@@ -1,0 +1,202 @@
+/*
+The memory of a model: where activations lie, how many bytes a model takes, allocation and initial
+parameters. Included by train_gpt.c after the Model and the list of its activations.
+*/
+#ifndef CM_MEMORY_H
+#define CM_MEMORY_H
+
+#include "rope.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* activations */
+
+/* How many layers keep an activation of their own. */
+static size_t kept_layers(Keep keep, const Config *c, int training) {
+    size_t L = (size_t)c->layers;
+    switch (keep) {
+    case KEEP_STREAM: return L + 1;
+    case KEEP_UNLESS_BLOCK: return c->recompute < RECOMPUTE_BLOCK ? L : 1;
+    case KEEP_UNLESS_NORM: return c->recompute < RECOMPUTE_NORM ? L : 1;
+    case KEEP_UNLESS_ACT: return c->recompute < RECOMPUTE_ACT ? L : 1;
+    case KEEP_ONE: return 1;
+    case KEEP_EMBED_NORM: return c->embed_norm != 0;
+    case KEEP_BACKWARD: return training != 0;
+    }
+    return 0;
+}
+
+/* Points `a` to layer l's activations in an allocation at `base`, each of which begins at a
+   multiple of 256 bytes. Returns the bytes of the allocation; with base NULL it only counts them.
+   */
+static size_t acts_view(Acts *a, const Config *c, Shape s, int rows, int training, char *base,
+                        int l) {
+    const size_t N = (size_t)s.N, C = (size_t)s.C, QKV = (size_t)s.QKV, A = (size_t)s.A;
+    const size_t F = (size_t)s.F, H = (size_t)s.H, NH = (size_t)s.NH, NKV = (size_t)s.NKV;
+    const size_t Vp = (size_t)s.Vp, R = (size_t)rows;
+    size_t at = 0, layers;
+#define ACTIVATION_VIEW(TYPE, NAME, KEEP, ELEMENTS)                                                \
+    layers = kept_layers(KEEP, c, training);                                                       \
+    a->NAME =                                                                                      \
+        base ? (TYPE *)(void *)(base + at) + (layers > 1 ? (size_t)l * (ELEMENTS) : 0) : NULL;     \
+    at += (layers * (ELEMENTS) * sizeof(TYPE) + 255) / 256 * 256;
+    ACTIVATIONS(ACTIVATION_VIEW)
+#undef ACTIVATION_VIEW
+    return at;
+}
+
+/* The activations of layer l. Of layer L there is only x. */
+static Acts block_at(const Model *m, int l) {
+    Acts a;
+    acts_view(&a, m->c, m->s, m->R, m->training, (char *)m->acts_memory, l);
+    return a;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* bytes */
+
+/* Whether the layers read a copy of the parameters in a type of its own. */
+static int has_copy(void) { return sizeof(floatX) != sizeof(floatM); }
+
+/* Bytes of the cosines, and of the sines; 0 without rotary positions. */
+static size_t rotary_bytes(const Config *c) {
+    if (c->pos != POS_ROPE && c->pos != POS_ROPE_HALF) return 0;
+    return (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
+}
+
+/* Rows of logits at a time: --logit-rows, or as many as the device works well with. */
+static int logit_rows(const Config *c) {
+    Shape s = shape_of(c);
+    if (c->logit_rows) return min_int(c->logit_rows, s.N);
+    return device_logit_rows(s.N, (size_t)s.Vp * sizeof(floatX));
+}
+
+/* Bytes of every purpose. */
+static Memory model_memory(const Config *c, const Registry *r, const Plan *plan, int training) {
+    Acts none;
+    Memory m;
+    int R = logit_rows(c);
+    memset(&m, 0, sizeof m);
+    m.parameters = r->size[SLOT_PARAM] * sizeof(floatM);
+    if (has_copy()) m.parameters += r->size[SLOT_WEIGHT] * sizeof(floatX);
+    if (training) {
+        m.gradients = r->size[SLOT_GRAD] * sizeof(floatM);
+        m.optimizer = (r->size[SLOT_MOMENT] + plan->v_size + plan->arena_size) * sizeof(floatM);
+        if (c->log_groups) m.optimizer += r->size[SLOT_PARAM] * sizeof(floatM);
+    }
+    m.activations = acts_view(&none, c, shape_of(c), R, training, NULL, 0) + 2 * rotary_bytes(c);
+    m.workspace = device_workspace(c, R, training);
+    m.total = m.parameters + m.gradients + m.optimizer + m.activations + m.workspace;
+    return m;
+}
+
+/* Refuses a run that the device has no memory for, naming the largest batch that fits. Before that
+   it takes fewer rows of logits at a time. */
+static int check_memory(Config *c, const Registry *r, const Plan *plan, char *err) {
+    double room = (double)device_memory_free();
+    Config smaller = *c;
+    Memory need = model_memory(c, r, plan, 1);
+    if (room == 0 || (double)need.total <= room) return 0; /* 0: the device does not tell */
+    while (!c->logit_rows && logit_rows(&smaller) >= 512) {
+        smaller.logit_rows = logit_rows(&smaller) / 2 / 256 * 256;
+        if ((double)model_memory(&smaller, r, plan, 1).total > room) continue;
+        c->logit_rows = smaller.logit_rows;
+        printf("memory   is short: logits are formed %d rows at a time\n", c->logit_rows);
+        return 0;
+    }
+    while (smaller.batch_size > 0 && (double)model_memory(&smaller, r, plan, 1).total > room)
+        smaller.batch_size--;
+    return refuse_memory(c, need, room, smaller.batch_size, err);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* allocation */
+
+/* Allocates the slots of m.p.r, the plan's state and scratch. Returns -1 without memory. */
+static int params_create(Model *m) {
+    Params *p = &m->p;
+    const size_t *size = p->r.size;
+    p->param = (floatM *)device_alloc(size[SLOT_PARAM] * sizeof(floatM));
+    p->weight = (floatX *)(void *)p->param;
+    if (has_copy()) p->weight = (floatX *)device_alloc(size[SLOT_WEIGHT] * sizeof(floatX));
+    if (!p->param || !p->weight) return -1;
+    if (!m->training) return 0;
+    p->grad = (floatM *)device_alloc(size[SLOT_GRAD] * sizeof(floatM));
+    p->moment = (floatM *)device_alloc(size[SLOT_MOMENT] * sizeof(floatM));
+    p->state = (floatM *)device_alloc(m->plan.v_size * sizeof(floatM));
+    m->arena.p = (floatM *)device_alloc(m->plan.arena_size * sizeof(floatM));
+    m->arena.size = m->plan.arena_size;
+    if (!p->grad || !p->moment || !p->state || !m->arena.p) return -1;
+    if (!m->c->log_groups) return 0;
+    p->before = (floatM *)device_alloc(size[SLOT_PARAM] * sizeof(floatM));
+    return p->before ? 0 : -1;
+}
+
+/* Allocates and fills the rotary angles. Returns -1 without memory. */
+static int rotary_create(Model *m) {
+    const Config *c = m->c;
+    size_t n = rotary_bytes(c);
+    if (!n) return 0;
+    floatM *cosine = (floatM *)malloc(n), *sine = (floatM *)malloc(n);
+    m->cosine = (floatM *)device_alloc(n);
+    m->sine = (floatM *)device_alloc(n);
+    int complete = cosine && sine && m->cosine && m->sine;
+    if (complete) {
+        rope_table(cosine, sine, c->seq_len, c->head_dim, c->pos, c->rope_base);
+        device_upload(m->cosine, cosine, n);
+        device_upload(m->sine, sine, n);
+    }
+    free(cosine);
+    free(sine);
+    return complete ? 0 : -1;
+}
+
+/* Allocates a model of a resolved config, which must outlive it, and of the registry and the plan
+   that were built from it. Parameters are zero. training 0: forward only. Returns 0, or -1 with a
+   message. */
+static int model_create(Model *m, const Config *c, const Registry *r, const Plan *plan,
+                        int training, char *err) {
+    memset(m, 0, sizeof *m);
+    m->c = c;
+    m->s = shape_of(c);
+    m->R = logit_rows(c);
+    m->training = training;
+    m->p.r = *r;
+    m->plan = *plan;
+    Memory need = model_memory(c, r, plan, training);
+    m->acts_bytes = need.activations - 2 * rotary_bytes(c);
+    m->acts_memory = device_alloc(m->acts_bytes);
+    if (!m->acts_memory || params_create(m) || device_reserve(need.workspace) || rotary_create(m))
+        return refuse_allocation(need, err);
+    m->a = block_at(m, 0);
+    return 0;
+}
+
+/* Frees all that model_create and generate's cache_create allocated. */
+static void model_free(Model *m) {
+    void *const memory[] = {m->p.param,  m->p.grad,  m->p.moment, m->p.state,
+                            m->p.before, m->arena.p, m->cosine,   m->acts_memory,
+                            m->sine,     m->keys,    m->values};
+    if (has_copy()) device_free(m->p.weight);
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) device_free(memory[i]);
+    for (int i = 0; i < 2; i++) device_graph_free(&m->graph[i]);
+    memset(m, 0, sizeof *m);
+}
+
+/* Brings the layers' copy of the parameters up to date. */
+static void refresh_weights(Model *m) {
+    if (has_copy()) cast_weights(m->p.weight, m->p.param, m->p.r.size[SLOT_PARAM]);
+}
+
+/* Sets the initial parameters of the config's seed. Returns -1 with a message without memory. */
+static int model_init(Model *m, char *err) {
+    size_t bytes = m->p.r.size[SLOT_PARAM] * sizeof(floatM);
+    floatM *host = (floatM *)malloc(bytes);
+    if (!host) return fail(err, "out of memory: initial parameters");
+    params_init(&m->p.r, host, (uint64_t)m->c->seed);
+    device_upload(m->p.param, host, bytes);
+    free(host);
+    refresh_weights(m);
+    return 0;
+}
+
+#endif

@@ -1,0 +1,204 @@
+/*
+What train_gpt prints about a model and a run: sizes, memory, floating-point operations, times, the
+loss curve. Needs a backend's device_state.
+*/
+#ifndef CM_REPORT_H
+#define CM_REPORT_H
+
+#include "curve.h"
+#include "data.h"
+#include "log.h"
+#include "optim/plan.h"
+#include "params.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* the model */
+
+/* Floating-point operations of forward and backward for one token: six for a parameter of every
+   matrix product, and the causal half of attention's products. */
+static inline double flops_per_token(const Config *c, const Registry *r) {
+    double n = 0;
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &r->t[id];
+        int counts =
+            t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP || t->role == ROLE_HEAD;
+        if (counts || (id == T_WTE && c->tied)) n += (double)t->size;
+    }
+    return 6 * n + 6.0 * c->layers * c->heads * c->head_dim * c->seq_len;
+}
+
+static inline void print_model(FILE *out, const Config *c, const Registry *r) {
+    fprintf(out, "model    %.2fM parameters: %d layers, width %d, %d heads of %d", r->count / 1e6,
+            c->layers, c->width, c->heads, c->head_dim);
+    if (c->kv_heads != c->heads) fprintf(out, " (%d for keys and values)", c->kv_heads);
+    fprintf(out, ", %s, %s%s, %s MLP of %d, vocabulary %d\n", NAME_OF(NORMS, c->norm),
+            NAME_OF(POSITIONS, c->pos), c->qk_norm ? ", QK-norm" : "", NAME_OF(ACTS, c->act),
+            c->ff_width, c->vocab);
+}
+
+static inline void print_rules(FILE *out, const Config *c) {
+    static const char *const rule[] = {
+        "",       "CM",    "Muon",  "Muon per head",          "NorMuon",
+        "Aurora", "MuonH", "AdamW", "partner-rescaled AdamW", "QuacK"};
+    static const char *const mlp[] = {"", "Muon", "NorMuon", "Aurora", "MuonH", "AdamW"};
+    fprintf(out, "update   %s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs, AdamW on the rest\n",
+            rule[c->qk], rule[c->ov], c->optim.circuit ? " and Circuit-Muon" : "", mlp[c->mlp]);
+    if (c->freeze[0]) fprintf(out, "frozen   %s\n", c->freeze);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* memory */
+
+/* Bytes of every purpose. */
+typedef struct {
+    size_t parameters, gradients, optimizer, activations, workspace, total;
+} Memory;
+
+static inline double mebibytes(double bytes) { return bytes / (1 << 20); }
+
+static inline void print_memory(FILE *out, Memory m) {
+    fprintf(
+        out, "memory   %.1f MiB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f",
+        mebibytes((double)m.total), mebibytes((double)m.parameters), mebibytes((double)m.gradients),
+        mebibytes((double)m.optimizer), mebibytes((double)m.activations));
+    if (m.workspace) fprintf(out, ", workspace %.1f", mebibytes((double)m.workspace));
+    fputc('\n', out);
+}
+
+/* Why a run does not fit `room` bytes; batch_size is the largest that would, 0 if none does.
+   Returns -1 and the message. */
+static inline int refuse_memory(const Config *c, Memory need, double room, int batch_size,
+                                char *err) {
+    int can_recompute = c->recompute < RECOMPUTE_BLOCK;
+    if (batch_size)
+        return fail(err,
+                    "the run needs %.1f MiB and the device has %.1f MiB free: the largest "
+                    "--batch-size that fits is %d%s",
+                    mebibytes((double)need.total), mebibytes(room), batch_size,
+                    can_recompute ? "; --recompute block makes room for more" : "");
+    return fail(
+        err,
+        "the run needs %.1f MiB and the device has %.1f MiB free, which is too little for one "
+        "sequence: parameters, gradients and optimizer state take %.1f MiB%s",
+        mebibytes((double)need.total), mebibytes(room),
+        mebibytes((double)(need.parameters + need.gradients + need.optimizer)),
+        can_recompute ? "; --recompute block makes room" : "");
+}
+
+/* An allocation that failed. Returns -1 and the message. */
+static inline int refuse_allocation(Memory need, char *err) {
+    return fail(err,
+                "out of memory: the run needs %.1f MiB (parameters %.1f, gradients %.1f, "
+                "optimizer %.1f, activations %.1f); try a smaller --batch-size",
+                mebibytes((double)need.total), mebibytes((double)need.parameters),
+                mebibytes((double)need.gradients), mebibytes((double)need.optimizer),
+                mebibytes((double)(need.activations + need.workspace)));
+}
+
+/* Peak resident memory of this process in bytes; 0 where the system does not tell. */
+static inline double resident_peak(void) {
+    char line[256];
+    double kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %lf", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib * 1024;
+}
+
+/* device_peak: the most that the device used; 0 if all memory is the process's own. */
+static inline void print_peak_memory(double device_peak, const char *run_dir) {
+    printf("peak memory %.1f MiB", mebibytes(resident_peak()));
+    if (device_peak > 0) printf(", on the GPU %.1f MiB", mebibytes(device_peak));
+    printf("; run folder %s\n", run_dir);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* speed */
+
+/* "  mfu 41.3 %", or nothing where the machine's peak is not known. */
+static inline const char *mfu_text(char text[32], double mfu) {
+    text[0] = 0;
+    if (mfu > 0) snprintf(text, 32, "  mfu %.1f %%", 100 * mfu);
+    return text;
+}
+
+/* FLOP/s of the machine; nothing where none were measured. */
+static inline void print_peak(double measured, double stated) {
+    if (measured <= 0) return;
+    printf("peak     %.0f TFLOP/s measured", measured / 1e12);
+    if (stated > 0) printf(", %.0f stated", stated / 1e12);
+    printf("\n");
+}
+
+/* Shows a step: a line where it was validated, else one now and then where no progress line is
+   drawn. */
+static inline void print_step(Progress *progress, const Config *c, const LogLine *line) {
+    char mfu[32];
+    int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
+    mfu_text(mfu, line->mfu);
+    if (isfinite(line->val_loss))
+        progress_print(progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s%s",
+                       (int)line->step, line->train_loss, line->val_loss, line->ms, line->tok_s,
+                       mfu);
+    else if (!progress->live && line->step % every == 0)
+        progress_print(progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s%s",
+                       (int)line->step, line->train_loss, line->grad_norm, line->ms, line->tok_s,
+                       mfu);
+}
+
+/* What --dry-run expects of a run, from the seconds of one micro-batch and of one update. */
+static inline void print_expected_time(const Config *c, double flops, double micro_batch,
+                                       double update) {
+    char total[32];
+    double tokens = (double)c->total_batch_tokens;
+    double micro_batches = tokens / ((double)c->batch_size * c->seq_len);
+    double step = micro_batches * micro_batch + update;
+    time_text(total, step * c->steps);
+    printf("time     %s expected without validation: %.0f ms a step, %.0f of them in the update; "
+           "%.0f tok/s, %.1f GFLOP/s\n",
+           total, 1000 * step, 1000 * update, tokens / step, flops * tokens / step / 1e9);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* the log */
+
+/* What else a line of the log holds, as a JSON object: the sizes of the last update with
+   --log-groups, and the device's state where it tells. NULL if there is nothing; to be freed. */
+static inline char *log_extra(const Params *p, const Plan *plan) {
+    char *text = NULL, state[256];
+    size_t size = 0;
+    device_state(state, sizeof state);
+    FILE *f = p->before || state[0] ? open_memstream(&text, &size) : NULL;
+    if (!f) return NULL;
+    fprintf(f, "{%s", state);
+    if (p->before) {
+        fprintf(f, "%s\"groups\": ", state[0] ? ", " : "");
+        plan_groups_json(f, plan, &p->r, p->param, p->before);
+    }
+    fputs("}", f);
+    fclose(f);
+    return text;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* the end of a run */
+
+/* Draws the losses of a log and prints its last validation loss, in nats per `unit`. */
+static inline void print_curve(const char *log_path, const char *unit) {
+    char err[ERR_LEN];
+    LogCurve curve;
+    if (log_read(log_path, &curve, err)) return;
+    printf("\n");
+    curve_print(stdout, curve.step, curve.train, curve.val, curve.n,
+                min_int(terminal_width(stdout), 100), 16);
+    for (int i = curve.n - 1; i >= 0; i--)
+        if (isfinite(curve.val[i])) {
+            printf("\nvalidation loss %.4f nats per %s after %lld steps\n", curve.val[i], unit,
+                   (long long)curve.step[i]);
+            break;
+        }
+    log_curve_free(&curve);
+}
+
+#endif
