@@ -1144,7 +1144,7 @@ static void test_update(const char *preset, const char *rule, int threads) {
     }
     set_threads(1);
     check(same_bits(m[0].p, m[1].p, m[0].r.size) && same_bits(m[0].m, m[1].m, m[0].r.size) &&
-              same_bits(m[0].v, m[1].v, m[0].plan.v_size),
+              same_bits(m[0].v, m[1].v, m[0].plan.state_size),
           "%s %s: equal runs differ", preset, rule);
     check(same_bits(m[0].p, m[2].p, m[0].r.size), "%s %s: clip is not a factor on the gradient",
           preset, rule);
@@ -1329,7 +1329,7 @@ static void test_checkpoint(const char *preset, const char *rule) {
               !memcmp(bytes[0], bytes[1], size[0]),
           "%s: saved again, the checkpoint differs", rule);
     check(same_bits(m.p, n.p, m.r.size) && same_bits(m.m, n.m, m.r.size) &&
-              same_bits(m.v, n.v, m.plan.v_size),
+              same_bits(m.v, n.v, m.plan.state_size),
           "%s: the checkpoint does not give back the model", rule);
     check(again.preset == asked.preset && again.seed == 9 && again.steps == 77 &&
               again.vocab == 50 && again.optimizer == asked.optimizer &&

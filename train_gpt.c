@@ -148,7 +148,7 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
     int R = logit_rows(c);
     m.parameters = r->size * (sizeof(floatM) + (has_copy() ? sizeof(floatX) : 0));
     m.gradients = training ? r->size * sizeof(floatM) : 0;
-    m.optimizer = training ? (r->size + plan->v_size + plan->arena_size) * sizeof(floatM) : 0;
+    m.optimizer = training ? (r->size + plan->state_size + plan->arena_size) * sizeof(floatM) : 0;
     if (training && c->log_groups) m.optimizer += r->size * sizeof(floatM);
     m.activations = acts_layout(&none, c, c->batch_size, R, NULL, training);
     m.activations += 2 * rotary_bytes(c);
@@ -204,7 +204,7 @@ static int model_create(Model *m, const Config *c, int training, char *err) {
     if (training) {
         m->g = (floatM *)device_alloc(bytes);
         m->m = (floatM *)device_alloc(bytes);
-        m->v = (floatM *)device_alloc(m->plan.v_size * sizeof(floatM));
+        m->v = (floatM *)device_alloc(m->plan.state_size * sizeof(floatM));
         m->arena_memory = device_alloc(m->plan.arena_size * sizeof(floatM));
         if (c->log_groups) m->before = (floatM *)device_alloc(bytes);
     }
@@ -570,7 +570,7 @@ static int save_checkpoint(Model *m, const Config *asked, const Choices *choices
         fprintf(f, "choice.%s=%s\n", choices->c[i].key, choices->c[i].value);
     fclose(f);
 
-    size_t largest = m->plan.v_size;
+    size_t largest = m->plan.state_size;
     for (int id = 0; id < TENSORS; id++)
         if (m->r.t[id].size > largest) largest = m->r.t[id].size;
     floatM *host = (floatM *)malloc(largest * sizeof(floatM) + 1);
@@ -589,9 +589,9 @@ static int save_checkpoint(Model *m, const Config *asked, const Choices *choices
             status = ckpt_tensor(&w, name, dtype, 3, dims, err);
             if (!status) status = ckpt_write(&w, host, (int64_t)(t->size * sizeof(floatM)), err);
         }
-    if (!status && m->plan.v_size) {
-        int64_t dim = (int64_t)m->plan.v_size;
-        device_download(host, m->v, m->plan.v_size * sizeof(floatM));
+    if (!status && m->plan.state_size) {
+        int64_t dim = (int64_t)m->plan.state_size;
+        device_download(host, m->v, m->plan.state_size * sizeof(floatM));
         status = ckpt_tensor(&w, "v", dtype, 1, &dim, err);
         if (!status) status = ckpt_write(&w, host, dim * (int64_t)sizeof(floatM), err);
     }
@@ -629,7 +629,7 @@ static int load_tensors(Model *m, const Ckpt *ckpt, int training, char *err) {
         if (training && load_record(ckpt, name, m->m + t->offset, t->size, err)) return -1;
     }
     refresh_weights(m);
-    if (training && m->plan.v_size) return load_record(ckpt, "v", m->v, m->plan.v_size, err);
+    if (training && m->plan.state_size) return load_record(ckpt, "v", m->v, m->plan.state_size, err);
     return 0;
 }
 
@@ -691,15 +691,6 @@ static void print_memory(FILE *out, Memory m) {
             m.activations / 1e6);
     if (m.workspace) fprintf(out, ", workspace %.1f", m.workspace / 1e6);
     fputc('\n', out);
-}
-
-static void print_rules(FILE *out, const Config *c) {
-    static const char *const rule[] = {
-        "",       "CM",    "Muon",  "Muon per head",          "NorMuon",
-        "Aurora", "MuonH", "AdamW", "partner-rescaled AdamW", "QuacK"};
-    static const char *const mlp[] = {"", "Muon", "NorMuon", "Aurora", "MuonH", "AdamW"};
-    fprintf(out, "update   %s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs, AdamW on the rest\n",
-            rule[c->qk], rule[c->ov], c->optim.circuit ? " and Circuit-Muon" : "", mlp[c->mlp]);
 }
 
 /* Peak resident memory of this process in bytes; 0 where the system does not say. */
@@ -1156,7 +1147,9 @@ int main(int argc, char **argv) {
     printf("data     %s: %zu training and %zu validation tokens\n", c.data, data_tokens(&run.train),
            data_tokens(&run.val));
     print_model(stdout, &c, &run.model.r);
-    print_rules(stdout, &c);
+    printf("update   ");
+    plan_title(stdout, &c);
+    printf("\n");
     print_memory(stdout, model_memory(&c, &run.model.r, &run.model.plan, 1));
     printf("run      %d steps of %lld tokens (%.2f epochs), seed %lld\n", c.steps,
            (long long)c.total_batch_tokens,

@@ -541,7 +541,7 @@ static void bench_model(const Model *m) {
     size_t v = 1, arena = 1;
     for (int i = 0; i < UPDATES; i++) {
         update_build(&u[i], m, updates[i].flags);
-        v = u[i].plan.v_size > v ? u[i].plan.v_size : v;
+        v = u[i].plan.state_size > v ? u[i].plan.state_size : v;
         arena = u[i].plan.arena_size > arena ? u[i].plan.arena_size : arena;
     }
     size_t n = u[0].r.size;

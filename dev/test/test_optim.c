@@ -1406,7 +1406,7 @@ static double plan_error(const char *flags, char *worst_name, size_t size, float
     Plan plan = plan_build(c, &r);
     Arena arena = arena_of(plan.arena_size);
     floatM *start = normals_m(r.size, 0.3), *p = copy_of(start, r.size), *m = take_m(r.size),
-           *v = take_m(plan.v_size);
+           *v = take_m(plan.state_size);
     Expected e = {c,   &r, copy_of(start, r.size), NULL, take_m(r.size), take_m(r.size), 0.5, 0.8,
                   1.5, 0};
     double worst = 0;
@@ -1501,7 +1501,7 @@ static void test_plan_cover(void) {
         if (config_resolve(c, err)) die("%s", err);
         Registry r = registry_build(c);
         Plan plan = plan_build(c, &r);
-        floatM *count = take_m(r.size), *moments = take_m(plan.v_size);
+        floatM *count = take_m(r.size), *moments = take_m(plan.state_size);
         for (int j = 0; j < plan.n; j++) {
             const PlanEntry *e = &plan.e[j];
             for (int partner = 0; partner <= (e->rule == UPDATE_CM); partner++) {
@@ -1516,7 +1516,7 @@ static void test_plan_cover(void) {
         for (int id = 0; id < TENSORS; id++)
             for (size_t x = 0; x < r.t[id].size; x++) right &= count[r.t[id].offset + x]-- == 1;
         for (size_t x = 0; x < r.size; x++) right &= count[x] == 0;
-        for (size_t x = 0; x < plan.v_size; x++) once &= moments[x] <= 1;
+        for (size_t x = 0; x < plan.state_size; x++) once &= moments[x] <= 1;
         check(right && once, "--preset %s: the plan covers the parameters once %d, moments once %d",
               presets[i], right, once);
         release();

@@ -36,7 +36,7 @@ static void run_build(Run *run) {
     run->plan = plan_build(&run->c, &run->r);
     run->arena = arena_of(run->plan.arena_size);
     run->p = take_m(run->r.size), run->g = take_m(run->r.size), run->m = take_m(run->r.size);
-    run->v = take_m(run->plan.v_size);
+    run->v = take_m(run->plan.state_size);
 }
 
 static void run_step(Run *run, int step) {
@@ -914,7 +914,7 @@ static void test_plan_state(void) {
             for (int leg = 0; leg <= (e->partner.rows > 0); leg++) {
                 Mat W = part_view(&run.r, leg ? e->partner : e->part, NULL);
                 size_t first = leg ? e->v_partner : e->v, count = layers * plan_state(e->rule, W);
-                apart &= first + count <= run.plan.v_size || !count;
+                apart &= first + count <= run.plan.state_size || !count;
                 for (size_t x = 0; x < count; x++) apart &= run.v[first + x]++ == 0;
             }
             if (e->coupling == COUPLE_QUACK)

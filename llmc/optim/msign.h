@@ -26,8 +26,7 @@ and 1.6 with 2, 1 and 5, against 0.995 and 1.005 here. dev/test/test_msign.c has
 #ifndef CM_MSIGN_H
 #define CM_MSIGN_H
 
-#include "../linalg.h"
-#include "options.h"
+#include "leg.h"
 
 typedef struct {
     int steps;
@@ -42,7 +41,7 @@ typedef struct {
    norm, as released with Compositional Muon. quintic5: Jordan et al., Muon 2024; it stops in
    [0.68, 1.13], not at 1. quintic5_nv: the five varying steps of NVIDIA's Emerging-Optimizers, which
    stop in [0.978, 1.032]. simple12: 2x - 1.5x^3 + 0.5x^5, which has slope 0 at its fixed point 1. */
-static inline const MsignTable *msign_table(int which) {
+static inline const MsignTable *msign_table(int which /* MsignKind */) {
     static const MsignTable tables[] = {
         {8,
          {{2, 1, 5}, {2, 1, 2, 3}},
@@ -97,14 +96,6 @@ static inline int msign_on_gram(int rows, int cols) {
    on its Gram, in fp32 and, on a GPU, in shared memory: bf16 would save nothing there. */
 static inline int msign_keeps_fp32(int rows, int cols) {
     return msign_on_gram(rows, cols) && min_int(rows, cols) <= 64;
-}
-
-/* Elements of scratch that msign of n matrices (rows, cols) takes, in whichever precision. */
-static inline size_t msign_scratch(int n, int rows, int cols) {
-    size_t m = (size_t)min_int(rows, cols), squares = msign_on_gram(rows, cols) ? 4 : 2;
-    size_t fp32 = (size_t)n * (squares * arena_round(m * m) + arena_round((size_t)rows * cols));
-    size_t bf16 = la_sign_bf16_scratch(n, rows, cols);
-    return (fp32 > bf16 ? fp32 : bf16) + (size_t)n * 16 + 64;
 }
 
 /* n dense m x m matrices of scratch. */
@@ -195,19 +186,19 @@ typedef struct {
 } MsignWay;
 
 /* msign of a few items together. */
-static inline void msign_items(Mat X, const MsignWay *way, Arena arena) {
+static inline void msign_items(Mat X, const MsignWay *way, Arena *arena) {
     int n = mat_count(X), tall = X.rows > X.cols;
     Mat out = X;
-    floatM *s = arena_take(&arena, (size_t)n);
+    floatM *s = arena_take(arena, (size_t)n);
     la_norms(s, X, 1);
     la_vec_recip(s, n, MSIGN_EPS);
-    if (way->bf16 && la_sign_bf16(X, s, way->table->abc, way->table->steps, &arena)) return;
+    if (way->bf16 && la_sign_bf16(X, s, way->table->abc, way->table->steps, arena)) return;
     la_scale(X, s, 1);
-    Mat Y = mat_dense(arena_take(&arena, mat_size(X)), n, X.rows, X.cols);
+    Mat Y = mat_dense(arena_take(arena, mat_size(X)), n, X.rows, X.cols);
     if (tall) X = mat_t(X), Y = mat_t(Y);
-    if (way->bf16) msign_bf16(&X, &Y, way->table, &arena);
-    else if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, way->table, way->rounded, &arena);
-    else msign_plain(&X, &Y, way->table, &arena);
+    if (way->bf16) msign_bf16(&X, &Y, way->table, arena);
+    else if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, way->table, way->rounded, arena);
+    else msign_plain(&X, &Y, way->table, arena);
     if (X.p != out.p) la_copy(out, tall ? mat_t(X) : X);
 }
 
@@ -215,26 +206,32 @@ static inline void msign_items(Mat X, const MsignWay *way, Arena arena) {
    the short side whichever it is. A non-finite input gives a non-finite output. */
 static inline void msign_by(Mat X, int which, int bf16, Arena *arena) {
     int n = mat_count(X), chunk = la_chunk(n), chunks = n ? n / chunk : 0;
-    size_t piece = msign_scratch(chunk, X.rows, X.cols) - 64;
-    int workers = la_workers(chunks, (size_t)X.rows * X.cols);
+    int workers = arena->p ? la_workers(chunks, (size_t)X.rows * X.cols) : chunks;
     size_t mark = arena->used;
-    floatM *memory = arena_take(arena, (size_t)workers * piece);
     MsignWay way = {msign_table(which), 0, bf16 && !msign_keeps_fp32(X.rows, X.cols)};
+    Arena measure = {NULL, 0, 0};
+    msign_items(mat_dense(NULL, chunk, X.rows, X.cols), &way, &measure);
+    size_t piece = measure.size;
+    floatM *memory = arena_take(arena, (size_t)workers * piece);
+    int done = !memory ? 0 : chunks;
     if (!way.bf16) way.rounded = la_fast(1);
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
-        for (int i = 0; i < chunks; i++)
-            msign_items(mat_part(X, i * chunk, chunk), &way,
-                        arena_piece(memory, piece, thread_index()));
-    } else { /* not a parallel region of one thread: those within would start threads anew each time */
-        for (int i = 0; i < chunks; i++)
-            msign_items(mat_part(X, i * chunk, chunk), &way, arena_piece(memory, piece, 0));
+        for (int i = 0; i < done; i++) {
+            Arena own = arena_piece(memory, piece, thread_index());
+            msign_items(mat_part(X, i * chunk, chunk), &way, &own);
+        }
+    } else { /* no parallel region of one thread: regions within would start threads anew each time */
+        for (int i = 0; i < done; i++) {
+            Arena own = arena_piece(memory, piece, 0);
+            msign_items(mat_part(X, i * chunk, chunk), &way, &own);
+        }
     }
     la_fast(0);
     arena->used = mark;
 }
 
-/* The same as the options say. */
+/* msign_by as the options say. */
 static inline void msign(Mat X, const OptimOptions *o, Arena *arena) {
     msign_by(X, o->msign, la_sign_in_bf16(o->msign_compute), arena);
 }

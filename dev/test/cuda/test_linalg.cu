@@ -942,14 +942,14 @@ static void check_plan_copy(const char *flags) {
         h[i] = host_array(r.size);
         for (size_t j = 0; j < r.size; j++) h[i][j] = i == 2 ? 0 : (float)(0.1 * draw());
     }
-    h[3] = host_array(plan.v_size);
-    memset(h[3], 0, plan.v_size * sizeof(float));
+    h[3] = host_array(plan.state_size);
+    memset(h[3], 0, plan.state_size * sizeof(float));
     floatX *w = device_array<floatX>(r.size);
     Arena arena = {device_array<float>(plan.arena_size), plan.arena_size, 0};
     PlanState s = {on_device<float>(h[0], r.size),
                    on_device<float>(h[1], r.size),
                    on_device<float>(h[2], r.size),
-                   on_device<float>(h[3], plan.v_size),
+                   on_device<float>(h[3], plan.state_size),
                    &arena,
                    1,
                    0.9,
