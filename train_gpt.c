@@ -629,7 +629,8 @@ static int load_tensors(Model *m, const Ckpt *ckpt, int training, char *err) {
         if (training && load_record(ckpt, name, m->m + t->offset, t->size, err)) return -1;
     }
     refresh_weights(m);
-    if (training && m->plan.state_size) return load_record(ckpt, "v", m->v, m->plan.state_size, err);
+    if (training && m->plan.state_size)
+        return load_record(ckpt, "v", m->v, m->plan.state_size, err);
     return 0;
 }
 

@@ -299,7 +299,7 @@ static int call_run(Call *c, Work *work, Place *place, Job *job, int weights) {
 static Job job_of(const Call *c, RuleId rule, int legs, float eta) {
     Job job;
     memset(&job, 0, sizeof job);
-    job.step.rule = &rules[rule];
+    job.step.rule = &rule_table[rule];
     job.step.options = &c->options->optim;
     job.step.legs = legs;
     job.step.lr = (double)eta;

@@ -171,8 +171,7 @@ static const Flag config_flags[] = {
                    "rule of the MLP matrices; auto: as --optimizer says"),
     FLAG_CHOICE_OF("embed", embed, "adamw", rule_choice_embed,
                    "rule of the embeddings, of a tied head too; auto: adamw"),
-    FLAG_CHOICE_OF("head", head, "adamw", rule_choice_head,
-                   "rule of an untied head; auto: adamw"),
+    FLAG_CHOICE_OF("head", head, "adamw", rule_choice_head, "rule of an untied head; auto: adamw"),
     FLAG_FLOAT("lr", lr, "0", 0, INFINITY,
                "learning rate of the blocks' matrices; 0: each rule's own, which is 0.002 for "
                "AdamW and 0.02 for the others"),
@@ -300,9 +299,9 @@ static inline void config_rates_of_vocabulary(Config *c, const unsigned char *gi
     int embed = flags_find(config_flags, CONFIG_FLAGS, "lr-embed");
     int head = flags_find(config_flags, CONFIG_FLAGS, "lr-head");
     if (c->embed != RULE_AUTO && c->embed != RULE_ADAMW && !given[embed])
-        c->lr_embed = rules[c->embed].lr;
+        c->lr_embed = rule_table[c->embed].lr;
     if (c->head != RULE_AUTO && c->head != RULE_ADAMW && !given[head])
-        c->lr_head = rules[c->head].lr;
+        c->lr_head = rule_table[c->head].lr;
 }
 
 /* Parses a command line: defaults, then the preset, then the flags given. `given` (CONFIG_FLAGS
@@ -335,17 +334,17 @@ static inline RuleUse config_use(const Config *c, unsigned on) {
     double of_blocks = c->weight_decay;
     switch (on) {
     case ON_QK: {
-        RuleUse use = {"--qk", on,     &c->optim, c->heads, c->kv_heads, "W_Q and W_K",
+        RuleUse use = {"--qk", on,     &c->optim, c->heads,  c->kv_heads, "W_Q and W_K",
                        {A, K}, {C, C}, decay,     of_blocks, NULL};
         return use;
     }
     case ON_OV: {
-        RuleUse use = {"--ov", on,     &c->optim, c->heads, c->kv_heads, "W_V and W_O",
+        RuleUse use = {"--ov", on,     &c->optim, c->heads,  c->kv_heads, "W_V and W_O",
                        {C, K}, {A, C}, decay,     of_blocks, zero};
         return use;
     }
     case ON_MLP: {
-        RuleUse use = {"--mlp", on,     &c->optim, c->heads, c->kv_heads, "the MLP's",
+        RuleUse use = {"--mlp", on,     &c->optim, c->heads,  c->kv_heads, "the MLP's",
                        {F, C},  {C, F}, decay,     of_blocks, zero};
         return use;
     }
@@ -414,7 +413,8 @@ static inline void config_resolve_rules(Config *c) {
         if (*rate[i] == 0) *rate[i] = c->lr;
         if (*rate[i] == 0) *rate[i] = rule_lr((RuleId)rule[i], &c->optim);
     }
-    if (c->lr == 0) c->lr = rules[attention].lr; /* what the log's column lr is a multiple of */
+    if (c->lr == 0)
+        c->lr = rule_table[attention].lr; /* what the log's column lr is a multiple of */
 }
 
 /* Fills in every value that 0 or auto leaves open, and refuses what does not fit together.

@@ -124,8 +124,7 @@ static inline void flags_choices_text(const Flag *flag, char *text, size_t size)
     for (int i = 0; (choice = flags_choice(flag, i, &length)) != NULL && used < size; i++) {
         if (!length) continue;
         const char *separator = !used ? "" : i == last ? " or " : ", ";
-        used +=
-            (size_t)snprintf(text + used, size - used, "%s%.*s", separator, length, choice);
+        used += (size_t)snprintf(text + used, size - used, "%s%.*s", separator, length, choice);
     }
 }
 
@@ -256,7 +255,9 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
         char list[512];
         const char *choice;
         for (int i = 0, length; (choice = flags_choice(flag, i, &length)) != NULL; i++) {
-            if (!length || strlen(value) != (size_t)length || strncmp(value, choice, (size_t)length)) continue;
+            if (!length || strlen(value) != (size_t)length ||
+                strncmp(value, choice, (size_t)length))
+                continue;
             *(int *)field = i;
             return 0;
         }

@@ -499,7 +499,7 @@ typedef struct {
 static void update_part(const Update *u, int part) {
     for (int i = 0; i < u->plan.n; i++) {
         const PlanEntry *e = &u->plan.e[i];
-        int id = e->part.id, layers = u->r.t[id].layers, chunk = plan_chunk(&u->r, e, &u->c.optim);
+        int id = e->part[0].id, layers = u->r.t[id].layers, chunk = e->chunk;
         int is = id == T_WQKV || id == T_WO     ? PART_ATTENTION
                  : id == T_WFC || id == T_WPROJ ? PART_MLP
                                                 : PART_REST;

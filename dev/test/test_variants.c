@@ -77,6 +77,20 @@ static void put_tensor(const Run *run, floatM *base, const char *name, const Fix
 /* ---------------------------------------------------------------------------------------------- */
 /* The cases of the oracle                                                                        */
 
+/* The options that a case states, and the defaults for those which only the trainer has. */
+static void set_case_options(Config *c, const Fixture *fx, const char *name) {
+    OptimOptions o = case_options(fx, name), *all = &c->optim;
+    o.adam_beta1 = all->adam_beta1;
+    o.adam_beta2 = all->adam_beta2;
+    o.adam_eps = all->adam_eps;
+    o.normuon_beta2 = all->normuon_beta2;
+    o.aurora_iterations = all->aurora_iterations;
+    o.aurora_power = all->aurora_power;
+    o.quack_base = all->quack_base;
+    o.quack_tau = all->quack_tau;
+    *all = o;
+}
+
 /* A rule on W_Q and W_K or W_O and W_V, through the plan of a model of one layer. */
 static void circuit_case(const Fixture *fx, const char *name, const char *rule, int output) {
     char flags[512], err[ERR_LEN] = "";
@@ -94,11 +108,11 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
              rule);
     if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
     run.c.vocab = 8;
-    run.c.optim = case_options(fx, name);
+    set_case_options(&run.c, fx, name);
     if (adam) {
-        run.c.adam_beta1 = case_number(fx, name, "beta1");
-        run.c.adam_beta2 = case_number(fx, name, "beta2");
-        run.c.adam_eps = case_number(fx, name, "eps");
+        run.c.optim.adam_beta1 = case_number(fx, name, "beta1");
+        run.c.optim.adam_beta2 = case_number(fx, name, "beta2");
+        run.c.optim.adam_eps = case_number(fx, name, "eps");
         run.c.optim.per_mat_renorm = case_is(fx, name, "renorm", "1");
     }
     if (case_is(fx, name, "rule", "circuit_muon")) {
@@ -106,9 +120,8 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
         run.c.optim.circuit_damping = case_number(fx, name, "damping");
     }
     if (!strcmp(rule, "quack")) {
-        run.c.control.quack_base =
-            case_is(fx, name, "per_head", "1") ? QUACK_MUON_HEAD : QUACK_MUON;
-        run.c.control.quack_tau = case_number(fx, name, "tau");
+        run.c.optim.quack_base = case_is(fx, name, "per_head", "1") ? RULE_MUON_HEAD : RULE_MUON;
+        run.c.optim.quack_tau = case_number(fx, name, "tau");
     }
     if (config_resolve(&run.c, err)) {
         check(0, "%s is refused: %s", name, err);
@@ -147,17 +160,17 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
              case_number(fx, name, "weight_decay"));
     if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
     run.c.vocab = 8;
-    run.c.optim = case_options(fx, name);
+    set_case_options(&run.c, fx, name);
     if (config_resolve(&run.c, err)) die("%s: %s", name, err);
     /* After the checks, which refuse Aurora on square matrices: its rule is defined there. */
-    run.c.mlp = !strcmp(rule, "normuon")  ? MLP_RULE_NORMUON
-                : !strcmp(rule, "aurora") ? MLP_RULE_AURORA
-                : !strcmp(rule, "muonh")  ? MLP_RULE_MUONH
-                                          : MLP_RULE_MUON;
-    if (run.c.mlp == MLP_RULE_NORMUON) run.c.control.normuon_beta2 = case_number(fx, name, "beta2");
-    if (run.c.mlp == MLP_RULE_AURORA) {
-        run.c.control.aurora_iterations = (int)case_number(fx, name, "iterations");
-        run.c.control.aurora_power = case_number(fx, name, "power");
+    run.c.mlp = !strcmp(rule, "normuon")  ? RULE_NORMUON
+                : !strcmp(rule, "aurora") ? RULE_AURORA
+                : !strcmp(rule, "muonh")  ? RULE_MUONH
+                                          : RULE_MUON;
+    if (run.c.mlp == RULE_NORMUON) run.c.optim.normuon_beta2 = case_number(fx, name, "beta2");
+    if (run.c.mlp == RULE_AURORA) {
+        run.c.optim.aurora_iterations = (int)case_number(fx, name, "iterations");
+        run.c.optim.aurora_power = case_number(fx, name, "power");
     }
     run_build(&run);
     for (size_t i = 0; i < run.r.size; i++)
@@ -170,11 +183,10 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
         seen += check_state(fx, name, "w", "", step, tensor_named(&run, run.p, tensor));
         seen += check_state(fx, name, "m", "", step, tensor_named(&run, run.m, tensor));
         for (int i = 0; i < run.plan.n; i++)
-            if (run.plan.e[i].part.id == (tall ? T_WFC : T_WPROJ))
-                seen += check_state(fx, name, "v", "", step, run.v + run.plan.e[i].v);
+            if (run.plan.e[i].part[0].id == (tall ? T_WFC : T_WPROJ))
+                seen += check_state(fx, name, "v", "", step, run.v + run.plan.e[i].state[0][0]);
     }
-    check(seen >= 1 + (run.c.mlp == MLP_RULE_NORMUON), "%s: the fixture holds %d results", name,
-          seen);
+    check(seen >= 1 + (run.c.mlp == RULE_NORMUON), "%s: the fixture holds %d results", name, seen);
 }
 
 static void test_fixture(void) {
@@ -273,14 +285,19 @@ static void test_operations(void) {
 
     /* Adam's direction is what AdamW subtracts. */
     floatM *m[2] = {take_m(35), take_m(35)}, *v[2] = {take_m(35), take_m(35)};
-    floatM *w = normals_m(35, 1), *moved = copy_of(w, 35), *u = take_m(35);
+    floatM *w = normals_m(35, 1), *moved = copy_of(w, 35);
+    OptimOptions o = default_options();
+    o.adam_beta1 = 0.9, o.adam_beta2 = 0.95, o.adam_eps = 1e-3;
     for (int step = 1; step <= 3; step++) {
-        AdamW a = {0.1, 0.3, 0.9, 0.95, 1e-3, 2, step};
+        double scale;
         Mat G = mat_dense(normals_m(35, 1), 1, 5, 7);
-        adamw_update(mat_dense(moved, 1, 5, 7), G, mat_dense(m[0], 1, 5, 7),
-                     mat_dense(v[0], 1, 5, 7), &a);
-        adamw_direction(mat_dense(u, 1, 5, 7), G, mat_dense(m[1], 1, 5, 7),
-                        mat_dense(v[1], 1, 5, 7), &a);
+        Leg l = leg_of(mat_dense(moved, 1, 5, 7), G, mat_dense(m[0], 1, 5, 7), 0, 0);
+        adamw_update(l, v[0], &o, 0.1, 0.3, 2, step);
+        Step s = step_of(RULE_ADAMW, &o, 0.1, 0.3);
+        Arena arena = arena_of(48);
+        l.M.p = m[1], l.state[0] = v[1];
+        s.gscale = 2, s.step = step, s.arena = &arena;
+        const floatM *u = adamw_direction(&s, &l, &scale).p;
         for (int i = 0; i < 35; i++) w[i] = (floatM)(0.97 * (double)w[i] - 0.1 * (double)u[i]);
     }
     check(distance(w, moved, 35) < TOL(1e-6, 1e-14), "adamw_direction is off by %g",
@@ -291,7 +308,7 @@ static void test_operations(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Joint signs                                                                                    */
 
-static const Shape cases[] = {
+static const LegShape cases[] = {
     {1, 3, 3, 4, 24, 0}, {1, 3, 3, 4, 30, 1}, {2, 4, 2, 3, 30, 0}, {2, 4, 2, 3, 26, 1},
     {1, 1, 1, 5, 17, 0}, {3, 1, 1, 5, 17, 1}, {1, 4, 1, 2, 11, 0}, {1, 6, 1, 2, 30, 1},
     {1, 5, 5, 3, 7, 1},  {1, 2, 2, 9, 4, 0},  {1, 3, 3, 1, 7, 0},
@@ -300,7 +317,7 @@ enum { CASES = (int)(sizeof cases / sizeof cases[0]) };
 
 /* The direction of a joint step by an exact sign of the stack of the whitened legs. */
 static void joint_by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
-    Shape s = p->s;
+    LegShape s = p->s;
     size_t kd = (size_t)s.k * s.d;
     int pre = whitens_pre(o), post = whitens_post(o);
     for (int leg = 0; leg < 2; leg++) D[leg] = take_m(p->n[leg]);
@@ -327,7 +344,7 @@ static void joint_by_definition(const Legs *p, const OptimOptions *o, floatM *D[
 static void test_joint(void) {
     for (int i = 0; i < CASES; i++)
         for (int variant = 0; variant < 8; variant++) {
-            Shape s = cases[i];
+            LegShape s = cases[i];
             OptimOptions o = default_options();
             floatM *D[2], *E[2];
             o.method = METHOD_JOINT, o.hybrid = 0;
@@ -381,15 +398,20 @@ static int is_scalar(int connection) {
 }
 
 static void fix_legs(const Legs *p, floatM *D[2], int connection, double damping) {
-    Arena arena = arena_of(gauge_scratch(p->s.layers * p->s.S, p->s.k));
-    gauge_fix(leg_view(p->s, p->W[0], 0), leg_view(p->s, p->W[1], 1), leg_view(p->s, D[0], 0),
-              leg_view(p->s, D[1], 1), connection, damping, &arena);
+    Mat view[4];
+    Arena none = {NULL, 0, 0};
+    for (int i = 0; i < 4; i++) view[i] = leg_view(p->s, NULL, i % 2);
+    gauge_fix(view[0], view[1], view[2], view[3], connection, damping, &none);
+    for (int i = 0; i < 4; i++) view[i] = leg_view(p->s, i < 2 ? p->W[i] : D[i - 2], i % 2);
+    Arena arena = arena_of(none.size);
+    gauge_fix(view[0], view[1], view[2], view[3], connection, damping, &arena);
+    arena_end(&arena, "gauge_fix");
 }
 
 /* X Y^T (k,k) summed over the heads of group g of a leg. */
 static double *group_product(const Legs *p, const floatM *X, const floatM *Y, int leg, int layer,
                              int g) {
-    Shape s = p->s;
+    LegShape s = p->s;
     int G = leg ? 1 : s.H / s.S;
     double *sum = take((size_t)s.k * s.k);
     for (int j = 0; j < G; j++) {
@@ -440,7 +462,7 @@ static double horizontal_defect(const Legs *p, floatM *D[2], int connection) {
 
 /* D = (S^T A, -S B), a motion along the gauge orbit, with S = I for the scalar kinds. */
 static void vertical(const Legs *p, int scalar, floatM *D[2]) {
-    Shape s = p->s;
+    LegShape s = p->s;
     for (int leg = 0; leg < 2; leg++) D[leg] = take_m(p->n[leg]);
     for (int i = 0; i < s.layers * s.S; i++) {
         int l = i / s.S, g = i % s.S, G = s.H / s.S;
@@ -467,7 +489,7 @@ static double legs_dot(floatM *const a[2], floatM *const b[2], const size_t n[2]
 }
 
 static void check_connection(const Legs *p, int connection) {
-    Shape s = p->s;
+    LegShape s = p->s;
     const char *name = connection_names[connection];
     int full = s.k <= s.d; /* the Grams have inverses */
     for (int damped = 0; damped < 2; damped++) {
@@ -512,7 +534,7 @@ static void check_connection(const Legs *p, int connection) {
 
 /* A model that trains conserves what its connection makes horizontal: G_A - G_B, its trace, or the ratio
    of the norms, up to the square of the learning rate. */
-static void check_conservation(Shape s, int connection) {
+static void check_conservation(LegShape s, int connection) {
     double drift[2][2];
     for (int fixed = 0; fixed < 2; fixed++)
         for (int small = 0; small < 2; small++) {
@@ -550,7 +572,7 @@ static void test_connections(void) {
             check_connection(&p, connection);
             release();
         }
-    Shape s = {1, 2, 2, 4, 24, 0}, one = {1, 3, 3, 1, 9, 0};
+    LegShape s = {1, 2, 2, 4, 24, 0}, one = {1, 3, 3, 1, 9, 0};
     check_conservation(s, CONNECTION_FROBENIUS);
     check_conservation(s, CONNECTION_FROBENIUS_SCALAR);
     check_conservation(s, CONNECTION_SCALE_AWARE_SCALAR);
@@ -591,7 +613,7 @@ static void test_connections(void) {
 /* Which changes of gauge the factors' steps follow, and that the composed step does not change by
    more than its rule allows. */
 static void test_connection_equivariance(void) {
-    static const Shape gauged[] = {
+    static const LegShape gauged[] = {
         {2, 3, 3, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {2, 3, 3, 4, 30, 1}, {1, 4, 2, 3, 30, 1}};
     static const struct {
         int connection, isotropic, joint, factors, steps;
@@ -610,7 +632,7 @@ static void test_connection_equivariance(void) {
     for (int i = 0; i < 4; i++)
         for (int rule = 0; rule < 10; rule++)
             for (int group = ROTATIONS; group <= ALL; group++) {
-                Shape s = gauged[i];
+                LegShape s = gauged[i];
                 OptimOptions o = exact_options();
                 o.connection = rules[rule].connection, o.isotropic = rules[rule].isotropic;
                 o.method = rules[rule].joint ? METHOD_JOINT : METHOD_HALF_SPLIT;
@@ -653,7 +675,7 @@ static void test_reprojection(void) {
     for (int i = 0; i < CASES; i++)
         for (int connection = CONNECTION_NONE; connection < CONNECTIONS; connection++)
             for (int nesterov = 0; nesterov < 2; nesterov++) {
-                Shape s = cases[i];
+                LegShape s = cases[i];
                 OptimOptions o = default_options();
                 int active = connection ? connection : CONNECTION_FROBENIUS;
                 o.connection = connection, o.gauge_damping = 0;
@@ -689,7 +711,7 @@ static void test_reprojection(void) {
                 release();
             }
     /* The gradient of a function of the composed map is horizontal, so reprojecting it does nothing. */
-    Shape s = {1, 3, 3, 4, 24, 0};
+    LegShape s = {1, 3, 3, 4, 24, 0};
     Legs p = legs_of(s);
     for (int h = 0; h < s.H; h++) {
         double *N = normals((size_t)s.d * s.d), *a = block_of(s, p.W[0], 0, 0, h);
@@ -716,7 +738,7 @@ static void test_reprojection(void) {
 static void test_circuit(void) {
     for (int i = 0; i < CASES; i++)
         for (int hybrid = 0; hybrid < 2; hybrid++) {
-            Shape s = cases[i];
+            LegShape s = cases[i];
             if (!s.output) continue;
             OptimOptions plain = default_options(), circuit, cm;
             floatM *D[2], *E[2];
@@ -765,7 +787,7 @@ static void test_circuit(void) {
 /* --cm-match-muon: a leg's step has the norm of Muon's, sqrt(H k), at one learning rate. */
 static void test_match_muon(void) {
     for (int i = 0; i < CASES; i++) {
-        Shape s = cases[i];
+        LegShape s = cases[i];
         Config c;
         char err[ERR_LEN] = "";
         floatM *D[2];
@@ -802,7 +824,7 @@ enum { VARIANTS = 72 };
 static void test_awkward(void) {
     for (int i = 0; i < CASES; i++)
         for (int variant = i % SPARSE; variant < VARIANTS; variant += SPARSE) {
-            Shape s = cases[i];
+            LegShape s = cases[i];
             OptimOptions o = variant_of(variant);
             char err[ERR_LEN];
             if (optim_check(&o, s.output, s.H, s.S, err)) continue;
@@ -910,16 +932,17 @@ static void test_plan_state(void) {
         /* State that is written: every number of an entry's own, none of another's. */
         for (int j = 0; j < run.plan.n; j++) {
             const PlanEntry *e = &run.plan.e[j];
-            size_t layers = (size_t)run.r.t[e->part.id].layers;
-            for (int leg = 0; leg <= (e->partner.rows > 0); leg++) {
-                Mat W = part_view(&run.r, leg ? e->partner : e->part, NULL);
-                size_t first = leg ? e->v_partner : e->v, count = layers * plan_state(e->rule, W);
-                apart &= first + count <= run.plan.state_size || !count;
-                for (size_t x = 0; x < count; x++) apart &= run.v[first + x]++ == 0;
-            }
-            if (e->coupling == COUPLE_QUACK)
-                for (size_t x = 0; x < 2 * layers * (size_t)e->partner.heads; x++)
-                    apart &= run.v[e->norms + x]++ == 0;
+            size_t layers = (size_t)run.r.t[e->part[0].id].layers;
+            for (int leg = 0; leg < e->legs; leg++)
+                for (int k = 0; k < RULE_STATES && rule_table[e->rule].state[k].name; k++) {
+                    size_t count = layers * state_count(rule_table[e->rule].state[k].unit, &run.r,
+                                                        e->part[leg]);
+                    apart &= e->state[leg][k] + count <= run.plan.state_size;
+                    for (size_t x = 0; x < count; x++) apart &= run.v[e->state[leg][k] + x]++ == 0;
+                }
+            if (e->coupling == RULE_QUACK)
+                for (size_t x = 0; x < 2 * layers * (size_t)e->part[1].heads; x++)
+                    apart &= run.v[e->coupled + x]++ == 0;
         }
         check(once && apart, "%s: parameters covered once %d, state apart %d", flags, once, apart);
         release();
@@ -928,6 +951,17 @@ static void test_plan_state(void) {
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Controls                                                                                       */
+
+/* The direction of a rule, without its shape factor, in u. */
+static void direction_of(RuleId rule, const Leg *l, const OptimOptions *o, floatM *u) {
+    Step s = step_of(rule, o, 0, 0);
+    s.leg[0] = *l;
+    double scale;
+    Arena arena = arena_of(step_scratch(&s));
+    s.arena = &arena;
+    memcpy(u, s.rule->direction(&s, l, &scale).p, mat_size(l->W) * sizeof *u);
+    check(arena.p != NULL, "%s: too little scratch", s.rule->flag);
+}
 
 /* NorMuon's first step has rows of one norm and the norm of Muon's. Aurora's rows are nearly equal and
    do not see the scale of the gradient's rows. MuonH stays on its sphere. Moonlight's RMS is 0.2. */
@@ -939,14 +973,15 @@ static void test_controls(void) {
         OptimOptions o = default_options();
         floatM *g = normals_m(n, 1), *u = take_m(n), *m = take_m(n), *v = take_m((size_t)rows),
                *w = take_m(n);
-        Mat U = mat_dense(u, 1, rows, cols), G = mat_dense(g, 1, rows, cols),
-            M = mat_dense(m, 1, rows, cols);
-        Arena arena = arena_of(normuon_scratch(U) + aurora_scratch(U) + muonh_scratch(U));
+        Leg l = leg_of(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols),
+                       mat_dense(m, 1, rows, cols), 0, 0);
         double low = 1e9, high = 0;
         for (int r = 0; r < rows; r++) /* rows of very different sizes */
             for (int c = 0; c < cols; c++) g[r * cols + c] *= (floatM)exp(normal() * 0.1 + r % 3);
 
-        normuon_direction(U, G, M, v, &o, 0.95, 0.95, 1, &arena);
+        l.state[0] = v;
+        o.normuon_beta2 = 0.95, o.aurora_power = 0.5;
+        direction_of(RULE_NORMUON, &l, &o, u);
         for (int r = 0; r < rows; r++) {
             double norm = sqrt(la_sum_squares(u + r * cols, (size_t)cols));
             low = fmin(low, norm), high = fmax(high, norm);
@@ -958,8 +993,9 @@ static void test_controls(void) {
         double spread[2];
         for (int many = 0; many < 2; many++) {
             memset(m, 0, n * sizeof *m);
-            aurora_direction(U, G, M, &o, many ? 6 : 1, 0.5, 0.95, 1, &arena);
-            Mat tall_U = tall ? U : mat_t(U);
+            o.aurora_iterations = many ? 6 : 1;
+            direction_of(RULE_AURORA, &l, &o, u);
+            Mat U = mat_dense(u, 1, rows, cols), tall_U = tall ? U : mat_t(U);
             floatM *norms = take_m((size_t)tall_U.rows);
             la_row_norms(norms, tall_U);
             low = 1e9, high = 0;
@@ -974,7 +1010,7 @@ static void test_controls(void) {
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < cols; c++)
                 g[r * cols + c] *= (floatM)(tall ? 1 + r % 5 : 1 + c % 5);
-        aurora_direction(U, G, M, &o, 6, 0.5, 0.95, 1, &arena);
+        direction_of(RULE_AURORA, &l, &o, u);
         check(distance(u, first, n) < TOL(1e-4, 1e-10), "Aurora sees the scale of rows, %g",
               distance(u, first, n));
 
@@ -984,8 +1020,11 @@ static void test_controls(void) {
         double start = sqrt(la_sum_squares(w, n)), relative = 0;
         floatM *before = copy_of(w, n);
         for (int step = 0; step < 5; step++) {
-            muonh_update(mat_dense(w, 1, rows, cols), G, M, radius, step == 0, &o, 0.95, 0.01, 1,
-                         &arena);
+            Step s = step_of(RULE_MUONH, &o, 0.01, 0);
+            s.leg[0] = l;
+            s.leg[0].state[0] = radius;
+            s.step = step + 1;
+            run_step_of(s);
             if (step == 0) relative = distance(w, before, n);
             for (size_t j = 0; step == 2 && j < n; j++)
                 w[j] *= 2; /* the sphere stays where it was */
@@ -998,7 +1037,7 @@ static void test_controls(void) {
 
         o.scale = SCALE_RMS, o.momentum_form = FORM_SUM; /* Moonlight */
         memset(m, 0, n * sizeof *m), memset(w, 0, n * sizeof *w);
-        muon_update(mat_dense(w, 1, rows, cols), G, M, &o, 0.95, 1, 0, 1, &arena);
+        muon_update(l, &o, 0.95, 1, 0, 1);
         check(fabs(sqrt(la_sum_squares(w, n) / (double)n) - 0.2) < 1e-4, "Moonlight: RMS %g",
               sqrt(la_sum_squares(w, n) / (double)n));
         check(m[3] == g[3], "Moonlight's buffer is not a sum");
@@ -1010,13 +1049,12 @@ static void test_controls(void) {
    and no other head's does. */
 static void test_quack(void) {
     for (int i = 0; i < CASES; i++) {
-        Shape s = cases[i];
+        LegShape s = cases[i];
         if (s.output) continue;
         int G = s.H / s.S, n = s.layers * s.S;
         Legs p = legs_of(s);
         floatM *init_a = take_m((size_t)n), *init_b = take_m((size_t)n);
         for (int step = 0; step < 2; step++) {
-            Arena arena = arena_of(quack_scratch(s.layers, s.S));
             floatM *D[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
             floatM *E[2] = {copy_of(D[0], p.n[0]), copy_of(D[1], p.n[1])};
             if (step) { /* the partner of the first group grows */
@@ -1024,8 +1062,19 @@ static void test_quack(void) {
                 for (int e = 0; e < s.k * s.d; e++) b[e] *= 4;
                 set_block(s, p.W[1], 1, 0, 0, b);
             }
-            quack_scale(leg_view(s, p.W[0], 0), leg_view(s, p.W[1], 1), leg_view(s, D[0], 0),
-                        leg_view(s, D[1], 1), init_a, init_b, step == 0, 3, &arena);
+            OptimOptions o = default_options();
+            o.quack_tau = 3;
+            Step q = step_of(RULE_MUON, &o, 0, 0);
+            Arena arena = arena_of(2 * arena_round((size_t)n));
+            Mat U[2];
+            q.legs = 2, q.step = step + 1, q.arena = &arena;
+            for (int leg = 0; leg < 2; leg++) {
+                q.leg[leg] = legs_leg(&p, leg);
+                q.leg[leg].coupled = leg ? init_b : init_a;
+                U[leg] = leg_whole(s, D[leg], leg);
+            }
+            quack_couple(&q, U);
+            arena_end(&arena, "quack");
             for (int leg = 0; leg < 2; leg++)
                 for (int h = 0; h < heads_of(s, leg); h++) {
                     double *x = block_of(s, D[leg], leg, 0, h), *y = block_of(s, E[leg], leg, 0, h);
@@ -1043,14 +1092,16 @@ static void test_quack(void) {
 /* Partner-rescaled AdamW: with equal partners a constant, and with keep_norm nothing. */
 static void test_partner(void) {
     for (int i = 0; i < CASES; i++) {
-        Shape s = cases[i];
+        LegShape s = cases[i];
         Legs p = legs_of(s);
         floatM *D[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
         floatM *E[2] = {copy_of(D[0], p.n[0]), copy_of(D[1], p.n[1])};
         for (int keep = 1; keep >= 0; keep--) {
-            Arena arena = arena_of(partner_scratch(s.layers, s.S));
+            size_t scalars = arena_round((size_t)(s.layers * s.S));
+            Arena arena = arena_of(2 * scalars + 4 * arena_round((size_t)s.layers));
             partner_scale(leg_view(s, p.W[0], 0), leg_view(s, p.W[1], 1), leg_view(s, D[0], 0),
                           leg_view(s, D[1], 1), 0.01, keep, &arena);
+            arena_end(&arena, "partner_scale");
             for (int leg = 0; leg < 2 && keep; leg++)
                 for (int l = 0; l < s.layers; l++) {
                     size_t size = p.n[leg] / (size_t)s.layers, at = (size_t)l * size;
@@ -1100,9 +1151,8 @@ static void test_root_at_third(void) {
             floatM *gram = take_m((size_t)k * k);
             root[which] = take_m((size_t)k * k);
             for (int e = 0; e < k * k; e++) gram[e] = (floatM)G[e];
-            Arena arena = arena_of(invroot_scratch(1, k));
-            invroot(mat_dense(root[which], 1, k, k), mat_dense(gram, 1, k, k), 1e-3,
-                    which ? ROOT_EIGH : ROOT_CANS25, &arena);
+            run_invroot(mat_dense(root[which], 1, k, k), mat_dense(gram, 1, k, k), 1e-3,
+                        which ? ROOT_EIGH : ROOT_CANS25);
         }
         worst = fmax(worst, distance(root[0], root[1], (size_t)k * k));
         release();

@@ -410,8 +410,7 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
     const unsigned n = (unsigned)mat_count(A);
     if (!la_block_fits(A.rows)) return 0;
     if (!Q.p || !A.p) return 1;
-#define CALL(K)                                                                                    \
-    LAUNCH(la_sign_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), Q, A, table)
+#define CALL(K) LAUNCH(la_sign_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), Q, A, table)
     LA_FOR_SIZE(A.rows, CALL);
 #undef CALL
     return 1;

@@ -164,8 +164,7 @@ static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat
     }
     gauge_fix(leg[0].W, leg[1].W, U[0], U[1], o->connection, o->gauge_damping ? o->damping : 0,
               s->arena);
-    if (o->circuit)
-        circuit_fix(leg[0].W, leg[1].W, U[0], U[1], o->circuit_damping, s->arena);
+    if (o->circuit) circuit_fix(leg[0].W, leg[1].W, U[0], U[1], o->circuit_damping, s->arena);
 }
 
 /* Half the budget goes to each leg, or all of it to a joint sign; mp multiplies the learning rate; the step

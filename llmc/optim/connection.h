@@ -70,8 +70,7 @@ static inline void gauge_fix_matrix(Mat A, Mat B, Mat DA, Mat DB, int form, doub
                                     Arena *arena) {
     int G = A.n1 / B.n1;
     Mat S = gauge_matrix(A, B, DA, DB, form, damping, arena);
-    for (int g = 0; g < G; g++)
-        la_gemm(mat_every(DA, g, G), -1, mat_t(S), mat_every(A, g, G), 1);
+    for (int g = 0; g < G; g++) la_gemm(mat_every(DA, g, G), -1, mat_t(S), mat_every(A, g, G), 1);
     la_gemm(DB, 1, S, B, 1);
 }
 

@@ -38,8 +38,7 @@ static const double invroot_table[LA_ROOT_STEPS][2] = {
 /* The coupled iteration on a few items together, of at most `steps` steps. Products known to be
    symmetric are computed by half, which also keeps them so; but not P: its two triangles differ by the
    rounding errors that the next step corrects, and without that feedback the iteration diverges. */
-static inline void invroot_items(Mat R, Mat Y, double damping, int steps,
-                                 Arena *arena) {
+static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena *arena) {
     int n = mat_count(Y), k = Y.rows;
     Mat P = mat_dense(arena_take(arena, mat_size(Y)), n, k, k), Z = R;
     Mat Y2 = mat_dense(arena_take(arena, mat_size(Y)), n, k, k);

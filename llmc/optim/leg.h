@@ -22,9 +22,9 @@ enum {
 
 /* Traits of a rule, bits. */
 enum {
-    NEEDS_PAIR = 1,      /* W_Q and W_K, or W_O and W_V, are updated together */
-    TAKES_CIRCUIT = 2,   /* Circuit-Muon may follow it on W_O and W_V */
-    WRITES_COPY = 4,     /* its step of a single leg also writes the layers' copy of the weights */
+    NEEDS_PAIR = 1,    /* W_Q and W_K, or W_O and W_V, are updated together */
+    TAKES_CIRCUIT = 2, /* Circuit-Muon may follow it on W_O and W_V */
+    WRITES_COPY = 4,   /* its step of a single leg also writes the layers' copy of the weights */
     ELEMENT_BY_ELEMENT = 8 /* no element depends on another: it sees the vocabulary's padding too */
 };
 
@@ -76,8 +76,8 @@ typedef struct {
     unsigned on;      /* ON_QK or another one bit */
     const OptimOptions *options;
     int heads, kv_heads;
-    const char *matrices; /* "W_Q and W_K" */
-    int rows[2], cols[2]; /* of two different ones among them */
+    const char *matrices;   /* "W_Q and W_K" */
+    int rows[2], cols[2];   /* of two different ones among them */
     const char *decay_flag; /* "--weight-decay" */
     double weight_decay;
     const char *zero; /* those among them that start at zero, or NULL */

@@ -32,8 +32,8 @@ typedef struct {
    the query rows of wqkv. */
 typedef struct {
     char name[64];
-    size_t at, size;  /* elements in the allocation of the plan's state */
-    int64_t dims[3];  /* (layers, rows, cols); of a coupling (2, layers, heads) */
+    size_t at, size; /* elements in the allocation of the plan's state */
+    int64_t dims[3]; /* (layers, rows, cols); of a coupling (2, layers, heads) */
 } StateTensor;
 
 enum { PLAN_MAX = 40 };
@@ -43,7 +43,8 @@ typedef struct {
     int n;
     StateTensor state[2 * PLAN_MAX];
     int states;
-    size_t state_size; /* elements of all states; first moments exist for every tensor and are not among them */
+    size_t
+        state_size; /* elements of all states; first moments exist for every tensor and are not among them */
     size_t arena_size; /* elements of scratch of the largest chunk */
 } Plan;
 
@@ -96,11 +97,11 @@ static inline Leg plan_leg(const Registry *r, const PlanEntry *e, int which, con
     l.by_column = part.by_column;
     if (s->w) l.copy = s->w + (l.W.p - s->p);
     if (!s->v) return l;
-    for (int k = 0; k < RULE_STATES && rules[e->rule].state[k].name; k++)
+    for (int k = 0; k < RULE_STATES && rule_table[e->rule].state[k].name; k++)
         l.state[k] = s->v + e->state[which][k] +
-                     (size_t)layer * state_count(rules[e->rule].state[k].unit, r, part);
-    if (rules[e->coupling].state[0].name) {
-        size_t each = state_count(rules[e->coupling].state[0].unit, r, e->part[1]);
+                     (size_t)layer * state_count(rule_table[e->rule].state[k].unit, r, part);
+    if (rule_table[e->coupling].state[0].name) {
+        size_t each = state_count(rule_table[e->coupling].state[0].unit, r, e->part[1]);
         size_t before = (size_t)which * (size_t)r->t[part.id].layers + (size_t)layer;
         l.coupled = s->v + e->coupled + before * each;
     }
@@ -112,8 +113,8 @@ static inline Step plan_entry(const Registry *r, const PlanEntry *e, const Optim
                               const PlanState *s, int layer, int layers) {
     Step step;
     memset(&step, 0, sizeof step);
-    step.rule = &rules[e->rule];
-    step.coupling = e->coupling == RULE_AUTO ? NULL : &rules[e->coupling];
+    step.rule = &rule_table[e->rule];
+    step.coupling = e->coupling == RULE_AUTO ? NULL : &rule_table[e->coupling];
     step.options = o;
     step.legs = e->legs;
     for (int i = 0; i < e->legs; i++) step.leg[i] = plan_leg(r, e, i, s, layer, layers);
@@ -155,11 +156,10 @@ static inline PlanEntry *plan_add(Plan *plan, const char *name, RuleId rule, Par
 
 /* The two tensors of a circuit: one entry where the rule or a coupling needs both, else two. */
 static inline void plan_add_circuit(Plan *plan, const char *const name[2], const Config *c,
-                                    RuleId chosen, RuleId coupling, const Part part[2],
-                                    double lr) {
+                                    RuleId chosen, RuleId coupling, const Part part[2], double lr) {
     RuleId rule = rule_base(chosen, &c->optim);
     if (rule != chosen) coupling = chosen;
-    if (coupling == RULE_AUTO && !(rules[rule].traits & NEEDS_PAIR)) {
+    if (coupling == RULE_AUTO && !(rule_table[rule].traits & NEEDS_PAIR)) {
         for (int i = 0; i < 2; i++) plan_add(plan, name[i], rule, part[i], lr, c->weight_decay);
         return;
     }
@@ -177,7 +177,7 @@ static inline void plan_add_circuits(Plan *plan, const Config *c) {
     Part qk[2] = {{T_WQKV, 0, s.A, s.NH, 0}, {T_WQKV, s.A, K, s.NKV, 0}};
     Part ov[2] = {{T_WO, 0, s.C, s.NH, 1}, {T_WQKV, s.A + K, K, s.NKV, 0}};
     /* CM has no directions to hand over: it applies Circuit-Muon itself. */
-    int circuit = c->optim.circuit && rules[c->ov].direction;
+    int circuit = c->optim.circuit && rule_table[c->ov].direction;
     plan_add_circuit(plan, qk_names, c, (RuleId)c->qk, RULE_AUTO, qk, c->lr_qk);
     plan_add_circuit(plan, ov_names, c, (RuleId)c->ov, circuit ? RULE_CIRCUIT : RULE_AUTO, ov,
                      c->lr_ov);
@@ -216,7 +216,7 @@ static inline void plan_add_rest(Plan *plan, const Config *c, const Registry *r)
             break;
         case ROLE_SCALAR: break;
         }
-        int rows = rules[rule].traits & ELEMENT_BY_ELEMENT ? t->rows : t->used_rows;
+        int rows = rule_table[rule].traits & ELEMENT_BY_ELEMENT ? t->rows : t->used_rows;
         Part all = {(TensorId)id, 0, rows, 0, 0};
         plan_add(plan, t->name, rule, all, lr, decay);
     }
@@ -253,7 +253,7 @@ static inline size_t plan_take(Plan *plan, const Registry *r, Part part, RuleSta
 /* Room for an entry's states, and how many layers it updates together: as many as fit the budget of scratch,
    which keeps a CPU's working set in its cache and a GPU's memory small, but at least one. */
 static inline void plan_finish(Plan *plan, PlanEntry *e, const Registry *r, const Config *c) {
-    const Rule *rule = &rules[e->rule], *coupling = &rules[e->coupling];
+    const Rule *rule = &rule_table[e->rule], *coupling = &rule_table[e->coupling];
     for (int i = 0; i < e->legs; i++)
         for (int k = 0; k < RULE_STATES && rule->state[k].name; k++)
             e->state[i][k] = plan_take(plan, r, e->part[i], rule->state[k]);
@@ -303,7 +303,7 @@ static inline void plan_step(const Plan *plan, const Registry *r, const Config *
 static inline int plan_writes_copy(const Plan *plan, TensorId id) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
-        int writes = (rules[e->rule].traits & WRITES_COPY) && e->legs == 1;
+        int writes = (rule_table[e->rule].traits & WRITES_COPY) && e->legs == 1;
         for (int leg = 0; leg < e->legs; leg++)
             if (e->part[leg].id == id && !writes) return 0;
     }
@@ -346,8 +346,8 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
         Mat m = part_view(r, e->part[0], NULL);
         char shape[64], rule[64];
         snprintf(shape, sizeof shape, "%d x %d x %d", m.n0, m.rows, m.cols);
-        snprintf(rule, sizeof rule, "%s%s%s", rules[e->rule].flag, e->coupling ? "+" : "",
-                 e->coupling ? rules[e->coupling].flag : "");
+        snprintf(rule, sizeof rule, "%s%s%s", rule_table[e->rule].flag, e->coupling ? "+" : "",
+                 e->coupling ? rule_table[e->coupling].flag : "");
         fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", e->name, rule, shape, e->lr,
                 e->weight_decay);
     }
@@ -355,11 +355,13 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
 
 /* The rules of a run in one line, without its end. */
 static inline void plan_title(FILE *out, const Config *c) {
-    fprintf(out, "%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs", rules[c->qk].title,
-            rules[c->ov].title, c->optim.circuit ? " and Circuit-Muon" : "", rules[c->mlp].title);
-    if (c->embed != RULE_ADAMW) fprintf(out, ", %s on the embeddings", rules[c->embed].title);
-    if (!c->tied && c->head != RULE_ADAMW) fprintf(out, ", %s on the head", rules[c->head].title);
-    fprintf(out, ", %s on the rest", rules[RULE_ADAMW].title);
+    fprintf(out, "%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs", rule_table[c->qk].title,
+            rule_table[c->ov].title, c->optim.circuit ? " and Circuit-Muon" : "",
+            rule_table[c->mlp].title);
+    if (c->embed != RULE_ADAMW) fprintf(out, ", %s on the embeddings", rule_table[c->embed].title);
+    if (!c->tied && c->head != RULE_ADAMW)
+        fprintf(out, ", %s on the head", rule_table[c->head].title);
+    fprintf(out, ", %s on the rest", rule_table[RULE_ADAMW].title);
 }
 
 /* One tensor of the plan, of which an entry has one or two: its name and its part. Returns 0 past the

@@ -17,9 +17,13 @@ functions of its row, and the row.
 #include "quack.h"
 
 #define NO_STATE                                                                                   \
-    { {NULL, PER_MATRIX} }
+    {                                                                                              \
+        { NULL, PER_MATRIX }                                                                       \
+    }
 #define STATE(NAME, UNIT)                                                                          \
-    { {NAME, UNIT} }
+    {                                                                                              \
+        { NAME, UNIT }                                                                             \
+    }
 
 /* X(id, flag, title, where, traits, learning rate, states, refuse, direction, couple, step). A row is
    explained at struct Rule in leg.h. `auto` stands for another row; `circuit` is chosen by --circuit. */
@@ -51,13 +55,13 @@ functions of its row, and the row.
 typedef enum { RULES(RULE_ENUMERATOR) RULES_END } RuleId;
 
 #define RULE_ROW(ID, ...) {__VA_ARGS__},
-static const Rule rules[] = {RULES(RULE_ROW)};
+static const Rule rule_table[] = {RULES(RULE_ROW)};
 
 /* Value i of a flag that chooses among the rules which apply at `where`: its name, "" where rule i does not
    apply, NULL past the last. */
 static inline const char *rule_choice(int i, unsigned where) {
     if (i < 0 || i >= RULES_END) return NULL;
-    return rules[i].where & where ? rules[i].flag : "";
+    return rule_table[i].where & where ? rule_table[i].flag : "";
 }
 static inline const char *rule_choice_qk(int i) { return rule_choice(i, ON_QK); }
 static inline const char *rule_choice_ov(int i) { return rule_choice(i, ON_OV); }
@@ -68,12 +72,12 @@ static inline const char *rule_choice_base(int i) { return rule_choice(i, ON_BAS
 
 /* The rule whose directions are applied: a coupling (QuacK) rescales those of its base. */
 static inline RuleId rule_base(RuleId rule, const OptimOptions *o) {
-    return rules[rule].couple ? (RuleId)o->quack_base : rule;
+    return rule_table[rule].couple ? (RuleId)o->quack_base : rule;
 }
 
 /* The learning rate of a rule where no flag gives one. */
 static inline double rule_lr(RuleId rule, const OptimOptions *o) {
-    return rules[rule_base(rule, o)].lr;
+    return rule_table[rule_base(rule, o)].lr;
 }
 
 /* The rules that Circuit-Muon may follow: "cm, muon or aurora". */
@@ -81,26 +85,26 @@ static inline void rule_circuit_names(char *text, size_t size) {
     int last = 0;
     size_t used = 0;
     for (int i = 0; i < RULES_END; i++)
-        if (rules[i].traits & TAKES_CIRCUIT) last = i;
+        if (rule_table[i].traits & TAKES_CIRCUIT) last = i;
     for (int i = 0; i <= last && used < size; i++) {
-        if (!(rules[i].traits & TAKES_CIRCUIT)) continue;
+        if (!(rule_table[i].traits & TAKES_CIRCUIT)) continue;
         const char *separator = !used ? "" : i == last ? " or " : ", ";
-        used += (size_t)snprintf(text + used, size - used, "%s%s", separator, rules[i].flag);
+        used += (size_t)snprintf(text + used, size - used, "%s%s", separator, rule_table[i].flag);
     }
 }
 
 /* Whether a rule has no meaning where it would be used: -1 and a sentence. */
 static inline int rule_check(RuleId rule, const RuleUse *use, char *err) {
     char names[256];
-    if (!(rules[rule].where & use->on))
-        return fail(err, "%s %s: the rule does not apply to %s", use->flag, rules[rule].flag,
+    if (!(rule_table[rule].where & use->on))
+        return fail(err, "%s %s: the rule does not apply to %s", use->flag, rule_table[rule].flag,
                     use->matrices);
-    if (use->on == ON_OV && use->options->circuit && !(rules[rule].traits & TAKES_CIRCUIT)) {
+    if (use->on == ON_OV && use->options->circuit && !(rule_table[rule].traits & TAKES_CIRCUIT)) {
         rule_circuit_names(names, sizeof names);
         return fail(err, "--circuit on rescales directions of %s; set %s to one of them", names,
                     use->flag);
     }
-    return rules[rule].refuse ? rules[rule].refuse(use, err) : 0;
+    return rule_table[rule].refuse ? rule_table[rule].refuse(use, err) : 0;
 }
 
 #endif
