@@ -257,7 +257,7 @@ static int bad_width(int n) { return n <= 0 || n > MAX_WIDTH; }
 static void work_step(const Job *j, Arena *arena) {
     Step step = j->step;
     step.arena = arena;
-    step.rule->step(&step);
+    step_run(&step);
 }
 
 static void work_msign(const Job *j, Arena *arena) { msign(j->X, &j->options->optim, arena); }

@@ -326,70 +326,37 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     return status;
 }
 
-/* What the rule of one role is used for. */
-static inline RuleUse config_use(const Config *c, unsigned on) {
-    int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim, C = c->width, F = c->ff_width;
-    int speedrun = c->init == INIT_SPEEDRUN, wpe = c->pos == POS_LEARNED ? c->seq_len : c->vocab;
-    const char *decay = "--weight-decay", *zero = speedrun ? "the residual projections" : NULL;
-    double of_blocks = c->weight_decay;
-    switch (on) {
-    case ON_QK: {
-        RuleUse use = {"--qk", on,     &c->optim, c->heads,  c->kv_heads, "W_Q and W_K",
-                       {A, K}, {C, C}, decay,     of_blocks, NULL};
-        return use;
-    }
-    case ON_OV: {
-        RuleUse use = {"--ov", on,     &c->optim, c->heads,  c->kv_heads, "W_V and W_O",
-                       {C, K}, {A, C}, decay,     of_blocks, zero};
-        return use;
-    }
-    case ON_MLP: {
-        RuleUse use = {"--mlp", on,     &c->optim, c->heads,  c->kv_heads, "the MLP's",
-                       {F, C},  {C, F}, decay,     of_blocks, zero};
-        return use;
-    }
-    case ON_EMBED: {
-        RuleUse use = {"--embed",
-                       on,
-                       &c->optim,
-                       c->heads,
-                       c->kv_heads,
-                       "the embeddings",
-                       {c->vocab, wpe},
-                       {C, C},
-                       "--weight-decay-embed",
-                       c->weight_decay_embed,
-                       NULL};
-        return use;
-    }
-    default: {
-        RuleUse use = {"--head",
-                       on,
-                       &c->optim,
-                       c->heads,
-                       c->kv_heads,
-                       "the head",
-                       {c->vocab, c->vocab},
-                       {C, C},
-                       "--weight-decay-head",
-                       c->weight_decay_head,
-                       speedrun ? "the head" : NULL};
-        return use;
-    }
-    }
-}
-
 /* Refuses rules and options that mean nothing together, or for this model. The rules are resolved. */
 static inline int config_check_rules(const Config *c, char *err) {
-    const unsigned on[] = {ON_QK, ON_OV, ON_MLP, ON_EMBED, ON_HEAD};
-    const int rule[] = {c->qk, c->ov, c->mlp, c->embed, c->head};
+    const OptimOptions *o = &c->optim;
+    int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim, C = c->width, F = c->ff_width;
+    int NH = c->heads, NKV = c->kv_heads, V = c->vocab;
+    int positions = c->pos == POS_LEARNED ? c->seq_len : V, speedrun = c->init == INIT_SPEEDRUN;
+    const char *projections = speedrun ? "the residual projections" : NULL;
+    const char *head = speedrun ? "the head" : NULL, *decay = "--weight-decay";
+    /* clang-format off */
+    const struct {
+        int rule;
+        RuleUse use;
+    } roles[] = {
+        {c->qk, {"--qk", ON_QK, "W_Q and W_K", {A, K}, {C, C},
+                 decay, c->weight_decay, NULL, NH, NKV, o}},
+        {c->ov, {"--ov", ON_OV, "W_V and W_O", {C, K}, {A, C},
+                 decay, c->weight_decay, projections, NH, NKV, o}},
+        {c->mlp, {"--mlp", ON_MLP, "the MLP's", {F, C}, {C, F},
+                  decay, c->weight_decay, projections, NH, NKV, o}},
+        {c->embed, {"--embed", ON_EMBED, "the embeddings", {V, positions}, {C, C},
+                    "--weight-decay-embed", c->weight_decay_embed, NULL, NH, NKV, o}},
+        {c->head, {"--head", ON_HEAD, "the head", {V, V}, {C, C},
+                   "--weight-decay-head", c->weight_decay_head, head, NH, NKV, o}},
+    };
+    /* clang-format on */
     if (c->cm_match_muon && c->qk != RULE_CM && c->ov != RULE_CM)
         return fail(err,
                     "--cm-match-muon sets the size of CM's steps, but neither --qk nor --ov is cm");
     for (int i = 0; i < 5; i++) {
-        RuleUse use = config_use(c, on[i]);
-        if (on[i] == ON_HEAD && c->tied) continue; /* there is none */
-        if (rule_check((RuleId)rule[i], &use, err)) return -1;
+        if (roles[i].use.on == ON_HEAD && c->tied) continue; /* there is none */
+        if (rule_check((RuleId)roles[i].rule, &roles[i].use, err)) return -1;
     }
     return 0;
 }

@@ -106,7 +106,7 @@ static void step(Bench *bench, RuleId rule, const OptimOptions *o, Leg a, const 
     s.arena = &bench->arena;
     size_t need = step_scratch(&s);
     if (!bench->arena.p && need > bench->arena.size) bench->arena.size = need;
-    if (bench->arena.p) s.rule->step(&s);
+    if (bench->arena.p) step_run(&s);
 }
 
 static void single(Bench *b, RuleId rule, const Weight *w, int first, int rows, int by_column) {

@@ -1161,6 +1161,224 @@ static void test_root_at_third(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
+/* Every rule of the table, wherever it applies                                                   */
+
+static const struct {
+    const char *flag, *groups; /* of the tensors of the role */
+    unsigned on;
+} roles[] = {{"--qk", "W_Q W_K", ON_QK},
+             {"--ov", "W_O W_V", ON_OV},
+             {"--mlp", "W_fc W_proj", ON_MLP},
+             {"--embed", "wte wpe", ON_EMBED},
+             {"--head", "whead", ON_HEAD}};
+enum { ROLES = (int)(sizeof roles / sizeof roles[0]) };
+
+/* A model in which one role has a rule; entries of the other roles stand still. */
+static Run run_of_role(int role, int rule) {
+    char flags[512];
+    snprintf(flags, sizeof flags,
+             "--layers 2 --width 24 --heads 4 --kv-heads 2 --head-dim 8 --seq-len 10 --pos learned "
+             "--tied off --init gpt2 --lr 0.005 --lr-embed 0.005 --lr-head 0.005 %s %s",
+             roles[role].flag, rule_table[rule].flag);
+    Run run = run_of(flags);
+    for (int i = 0; i < run.plan.n; i++) {
+        char first[24];
+        snprintf(first, sizeof first, "%.*s", (int)strcspn(run.plan.e[i].name, ","),
+                 run.plan.e[i].name);
+        if (!strstr(roles[role].groups, first)) run.plan.e[i].lr = 0;
+    }
+    return run;
+}
+
+/* The rows of group i that the model uses, if it is one of a role; else a view of nothing. */
+static Mat role_group(const Run *run, int role, int i, floatM *base) {
+    char name[24];
+    Part part;
+    Mat none = mat_dense(NULL, 0, 0, 0);
+    if (!plan_group(&run->plan, i, name, &part)) return none;
+    if (!strstr(roles[role].groups, name)) return none;
+    part.rows = min_int(part.rows, run->r.t[part.id].used_rows);
+    return part_view(&run->r, part, base);
+}
+
+#define AT(M, L, R, C) ((M).p[(size_t)(L) * (M).s0 + (size_t)(R) * (M).rs + (size_t)(C)])
+
+/* The first step goes down the gradient, in each tensor by itself. */
+static void check_descent(int role, int rule) {
+    Run run = run_of_role(role, rule);
+    for (int i = 0; i < 2 * PLAN_MAX; i++) {
+        Mat W = role_group(&run, role, i, run.p), G = role_group(&run, role, i, run.g);
+        for (int e = 0; e < (int)mat_size(W); e++) {
+            int c = e % W.cols, r = e / W.cols % W.rows, l = e / W.cols / W.rows;
+            AT(W, l, r, c) = (floatM)(0.3 * normal());
+            AT(G, l, r, c) = (floatM)(0.01 * normal());
+        }
+    }
+    floatM *start = copy_of(run.p, run.r.size);
+    run_step(&run, 1);
+    int groups = 0;
+    for (int i = 0; i < 2 * PLAN_MAX; i++) {
+        Mat W = role_group(&run, role, i, run.p), G = role_group(&run, role, i, run.g);
+        Mat before = role_group(&run, role, i, start);
+        double dot = 0, moved = 0, size = 0;
+        for (int e = 0; e < (int)mat_size(W); e++) {
+            int c = e % W.cols, r = e / W.cols % W.rows, l = e / W.cols / W.rows;
+            double d = (double)AT(before, l, r, c) - (double)AT(W, l, r, c);
+            double g = (double)AT(G, l, r, c);
+            dot += d * g, moved += d * d, size += g * g;
+        }
+        if (!W.p) continue;
+        groups++;
+        check(dot > 0.1 * sqrt(moved * size),
+              "%s %s: the step of group %d has a cosine of %g to the "
+              "descent of the gradient",
+              roles[role].flag, rule_table[rule].flag, i, dot / sqrt(moved * size));
+    }
+    check(groups == (role == ROLES - 1 ? 1 : 2), "%s has %d groups", roles[role].flag, groups);
+    check(run.arena.p != NULL, "%s %s: too little scratch", roles[role].flag,
+          rule_table[rule].flag);
+}
+
+/* Five small steps lower 1/2 ||W - T||^2 each time, for targets T of the size of W; the vocabulary's padding
+   stays zero. */
+static void check_quadratic(int role, int rule) {
+    Run run = run_of_role(role, rule);
+    floatM *target = take_m(run.r.size);
+    double last = INFINITY;
+    int falls = 1, zero = 1;
+    for (int step = 0; step <= 5; step++) {
+        double loss = 0;
+        for (int i = 0; i < 2 * PLAN_MAX; i++) {
+            Mat W = role_group(&run, role, i, run.p), G = role_group(&run, role, i, run.g);
+            Mat T = role_group(&run, role, i, target);
+            for (int e = 0; e < (int)mat_size(W); e++) {
+                int c = e % W.cols, r = e / W.cols % W.rows, l = e / W.cols / W.rows;
+                if (!step) AT(W, l, r, c) = (floatM)(0.3 * normal());
+                if (!step) AT(T, l, r, c) = (floatM)(0.3 * normal());
+                AT(G, l, r, c) = AT(W, l, r, c) - AT(T, l, r, c);
+                loss += 0.5 * (double)AT(G, l, r, c) * (double)AT(G, l, r, c);
+            }
+        }
+        falls &= loss < last;
+        last = loss;
+        if (step < 5) run_step(&run, step + 1);
+    }
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &run.r.t[id];
+        for (size_t i = (size_t)t->used_rows * t->cols; t->layers == 1 && i < t->size; i++)
+            zero &= run.p[t->offset + i] == 0;
+    }
+    check(falls && zero, "%s %s: five steps lower a quadratic %d, keep padding zero %d",
+          roles[role].flag, rule_table[rule].flag, falls, zero);
+}
+
+/* The states of the plan follow each other, have the names of their tensors, and are as large as they say;
+   those of the rule are among them. */
+static void check_states(int role, int rule) {
+    Run run = run_of_role(role, rule);
+    const Plan *plan = &run.plan;
+    size_t at = 0;
+    int named = 1, apart = 1, own = 0, expected = 0;
+    for (int i = 0; i < plan->states; i++) {
+        const StateTensor *t = &plan->state[i];
+        named &= strchr(t->name, '.') != NULL;
+        for (int j = 0; j < i; j++) named &= strcmp(t->name, plan->state[j].name) != 0;
+        apart &= t->at == at && t->size == (size_t)(t->dims[0] * t->dims[1] * t->dims[2]);
+        at += arena_round(t->size);
+    }
+    for (int i = 0; i < plan->n; i++) {
+        const PlanEntry *e = &plan->e[i];
+        RuleId mine = e->coupling != RULE_AUTO ? e->coupling : e->rule;
+        if (mine != (RuleId)rule) continue;
+        const char *name = rule_table[rule].state[0].name;
+        if (!name) continue;
+        expected += rule_table[rule].couple ? 1 : e->legs;
+        for (int j = 0; j < plan->states; j++) {
+            const char *tensor = run.r.t[e->part[0].id].name,
+                       *end = strrchr(plan->state[j].name, '.');
+            own += !strncmp(plan->state[j].name, tensor, strlen(tensor)) &&
+                   !strcmp(end + 1, name) && e->legs == 1 && plan->state[j].at == e->state[0][0];
+            own += e->legs == 2 && !strcmp(end + 1, name) &&
+                   (rule_table[rule].couple ? plan->state[j].at == e->coupled
+                                            : plan->state[j].at == e->state[0][0] ||
+                                                  plan->state[j].at == e->state[1][0]);
+        }
+    }
+    check(named && apart && own == expected && at == plan->state_size,
+          "%s %s: states have names %d and places %d, and %d of %d are the rule's",
+          roles[role].flag, rule_table[rule].flag, named, apart, own, expected);
+}
+
+/* A rule is refused where it does not apply: by the parser, and by the checks if it gets past that. */
+static void check_refused(int role, int rule) {
+    char flags[128], err[ERR_LEN] = "";
+    Config c;
+    snprintf(flags, sizeof flags, "%s %s", roles[role].flag, rule_table[rule].flag);
+    check(config_of(&c, flags, err) == -1 && strstr(err, roles[role].flag), "%s is taken: %s",
+          flags, err);
+    if (config_of(&c, "--tied off", err)) die("%s", err);
+    int *chosen[ROLES] = {&c.qk, &c.ov, &c.mlp, &c.embed, &c.head};
+    *chosen[role] = rule;
+    c.vocab = 8;
+    check(config_resolve(&c, err) == -1 && strstr(err, roles[role].flag), "%s gets past: %s", flags,
+          err);
+}
+
+static void test_table(void) {
+    for (int role = 0; role < ROLES; role++)
+        for (int rule = RULE_AUTO + 1; rule < RULES_END; rule++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s %s", roles[role].flag, rule_table[rule].flag);
+            draw_for(name);
+            if (rule_table[rule].where & roles[role].on) {
+                check_descent(role, rule);
+                check_quadratic(role, rule);
+                check_states(role, rule);
+            } else {
+                check_refused(role, rule);
+            }
+            release();
+        }
+    for (int rule = RULE_AUTO + 1; rule < RULES_END; rule++)
+        check(rule_table[rule].direction || rule_table[rule].step || rule_table[rule].couple,
+              "%s does nothing", rule_table[rule].flag);
+}
+#undef AT
+
+/* Every rule has a learning rate of its own; --lr sets all of the blocks, --lr-qk and others one. */
+static void test_rates(void) {
+    static const struct {
+        const char *flags;
+        double qk, ov, mlp, embed, head;
+    } cases_of[] = {
+        {"", 0.02, 0.02, 0.02, 0.1, 0.004},
+        {"--optimizer muon", 0.02, 0.02, 0.02, 0.1, 0.004},
+        {"--optimizer adamw", 0.002, 0.002, 0.002, 0.1, 0.004},
+        {"--mlp adamw", 0.02, 0.02, 0.002, 0.1, 0.004},
+        {"--optimizer adamw --qk muon", 0.02, 0.002, 0.002, 0.1, 0.004},
+        {"--mlp adamw --lr 0.03", 0.03, 0.03, 0.03, 0.1, 0.004},
+        {"--mlp adamw --lr 0.03 --lr-mlp 0.001", 0.03, 0.03, 0.001, 0.1, 0.004},
+        {"--lr-qk 0.5 --lr-ov 0.25", 0.5, 0.25, 0.02, 0.1, 0.004},
+        {"--qk quack --quack-base adamw", 0.002, 0.02, 0.02, 0.1, 0.004},
+        {"--qk quack --quack-base muon", 0.02, 0.02, 0.02, 0.1, 0.004},
+        {"--embed muon --head normuon", 0.02, 0.02, 0.02, 0.02, 0.02},
+        {"--embed auto --head muon --lr-head 0.3", 0.02, 0.02, 0.02, 0.1, 0.3},
+        {"--preset gpt2 --embed muon", 0.02, 0.02, 0.02, 0.02, 0.004},
+        {"--preset gpt2", 0.02, 0.02, 0.02, 0.0006, 0.004},
+    };
+    for (int i = 0; i < (int)(sizeof cases_of / sizeof *cases_of); i++) {
+        Run run = run_of(cases_of[i].flags);
+        const Config *c = &run.c;
+        check(c->lr_qk == cases_of[i].qk && c->lr_ov == cases_of[i].ov &&
+                  c->lr_mlp == cases_of[i].mlp && c->lr_embed == cases_of[i].embed &&
+                  c->lr_head == cases_of[i].head,
+              "\"%s\": rates %g, %g, %g, %g, %g", cases_of[i].flags, c->lr_qk, c->lr_ov, c->lr_mlp,
+              c->lr_embed, c->lr_head);
+        release();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
 /* What is refused, and the log                                                                   */
 
 static void test_refusals(void) {
@@ -1313,5 +1531,7 @@ int main(void) {
     test_root_at_third();
     test_refusals();
     test_groups();
+    test_table();
+    test_rates();
     return check_done();
 }

@@ -20,10 +20,6 @@ static inline void adamw_step(const Step *s) {
     const Leg *l = &s->leg[0];
     double rate = s->lr / (1 - pow(o->adam_beta1, s->step));
     double root = 1 / sqrt(1 - pow(o->adam_beta2, s->step));
-    if (s->coupling) {
-        directed_step(s);
-        return;
-    }
     la_adamw(l->W, l->G, l->M, adamw_second_moment(l), s->gscale, o->adam_beta1, o->adam_beta2,
              rate, root, o->adam_eps, 1 - s->lr * s->weight_decay, l->copy);
 }

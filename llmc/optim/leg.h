@@ -72,15 +72,15 @@ typedef struct {
 
 /* What a rule would be used for, when it is asked whether it can be. */
 typedef struct {
-    const char *flag; /* "--qk" */
-    unsigned on;      /* ON_QK or another one bit */
-    const OptimOptions *options;
-    int heads, kv_heads;
+    const char *flag;       /* "--qk" */
+    unsigned on;            /* ON_QK or another one bit */
     const char *matrices;   /* "W_Q and W_K" */
     int rows[2], cols[2];   /* of two different ones among them */
     const char *decay_flag; /* "--weight-decay" */
     double weight_decay;
     const char *zero; /* those among them that start at zero, or NULL */
+    int heads, kv_heads;
+    const OptimOptions *options;
 } RuleUse;
 
 /* A row of the table in rule.h. */
@@ -96,7 +96,7 @@ struct Rule {
     Mat (*direction)(const Step *s, const Leg *l, double *scale);
     /* Of a coupling: rescales the finished directions of both legs, in place. */
     void (*couple)(const Step *s, const Mat U[2]);
-    /* The whole step. */
+    /* The whole step. NULL: along the directions, by directed_step. */
     void (*step)(const Step *s);
 };
 
@@ -145,6 +145,11 @@ static inline void directed_step(const Step *s) {
     s->arena->used = mark;
 }
 
+static inline void step_run(const Step *s) {
+    if (s->coupling || !s->rule->step) directed_step(s);
+    else s->rule->step(s);
+}
+
 /* Elements of scratch that a step takes: the step itself runs on an arena without memory. */
 static inline size_t step_scratch(const Step *s) {
     Arena none = {NULL, 0, 0};
@@ -156,7 +161,7 @@ static inline size_t step_scratch(const Step *s) {
         for (int k = 0; k < RULE_STATES; k++) l->state[k] = NULL;
         l->copy = NULL;
     }
-    s->rule->step(&dry);
+    step_run(&dry);
     return none.size;
 }
 

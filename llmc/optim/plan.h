@@ -282,7 +282,7 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
 static inline void plan_entry_step(const Registry *r, const PlanEntry *e, const Config *c,
                                    const PlanState *s, int layer, int layers) {
     Step step = plan_entry(r, e, &c->optim, s, layer, layers);
-    step.rule->step(&step);
+    step_run(&step);
 }
 
 /* Updates every tensor. */

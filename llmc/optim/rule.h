@@ -16,40 +16,48 @@ functions of its row, and the row.
 #include "partner.h"
 #include "quack.h"
 
-#define NO_STATE                                                                                   \
-    {                                                                                              \
-        { NULL, PER_MATRIX }                                                                       \
-    }
-#define STATE(NAME, UNIT)                                                                          \
-    {                                                                                              \
-        { NAME, UNIT }                                                                             \
-    }
-
-/* X(id, flag, title, where, traits, learning rate, states, refuse, direction, couple, step). A row is
-   explained at struct Rule in leg.h. `auto` stands for another row; `circuit` is chosen by --circuit. */
+/* X(id, flag, title, where,
+     traits, learning rate, states,
+     refuse, direction, couple, step); struct Rule in leg.h explains them. `auto` stands for another row, and
+   `circuit` is chosen by --circuit. */
+/* clang-format off */
+#define STATE(NAME, UNIT) {{NAME, UNIT}}
+#define NO_STATE STATE(NULL, PER_MATRIX)
 #define RULES(X)                                                                                   \
-    X(RULE_AUTO, "auto", "", ON_MATRIX, 0, 0, NO_STATE, NULL, NULL, NULL, NULL)                    \
-    X(RULE_CM, "cm", "CM", ON_QK | ON_OV, NEEDS_PAIR | TAKES_CIRCUIT, 0.02, NO_STATE, cm_refuse,   \
-      NULL, NULL, cm_step)                                                                         \
-    X(RULE_MUON, "muon", "Muon", ON_MATRIX | ON_BASE, TAKES_CIRCUIT, 0.02, NO_STATE, NULL,         \
-      muon_direction, NULL, directed_step)                                                         \
-    X(RULE_MUON_HEAD, "muon-head", "Muon per head", ON_QK | ON_OV | ON_BASE, TAKES_CIRCUIT, 0.02,  \
-      NO_STATE, NULL, muon_head_direction, NULL, directed_step)                                    \
-    X(RULE_NORMUON, "normuon", "NorMuon", ON_MATRIX, TAKES_CIRCUIT, 0.02, STATE("v", PER_ROW),     \
-      NULL, normuon_direction, NULL, directed_step)                                                \
-    X(RULE_AURORA, "aurora", "Aurora", ON_MATRIX, TAKES_CIRCUIT, 0.02, NO_STATE, aurora_refuse,    \
-      aurora_direction, NULL, directed_step)                                                       \
-    X(RULE_MUONH, "muonh", "MuonH", ON_MATRIX, 0, 0.02, STATE("radius", PER_MATRIX), muonh_refuse, \
-      NULL, NULL, muonh_step)                                                                      \
+    X(RULE_AUTO, "auto", "", ON_MATRIX,                                                            \
+      0, 0, NO_STATE,                                                                              \
+      NULL, NULL, NULL, NULL)                                                                      \
+    X(RULE_CM, "cm", "CM", ON_QK | ON_OV,                                                          \
+      NEEDS_PAIR | TAKES_CIRCUIT, 0.02, NO_STATE,                                                  \
+      cm_refuse, NULL, NULL, cm_step)                                                              \
+    X(RULE_MUON, "muon", "Muon", ON_MATRIX | ON_BASE,                                              \
+      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
+      NULL, muon_direction, NULL, NULL)                                                            \
+    X(RULE_MUON_HEAD, "muon-head", "Muon per head", ON_QK | ON_OV | ON_BASE,                       \
+      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
+      NULL, muon_head_direction, NULL, NULL)                                                       \
+    X(RULE_NORMUON, "normuon", "NorMuon", ON_MATRIX,                                               \
+      TAKES_CIRCUIT, 0.02, STATE("v", PER_ROW),                                                    \
+      NULL, normuon_direction, NULL, NULL)                                                         \
+    X(RULE_AURORA, "aurora", "Aurora", ON_MATRIX,                                                  \
+      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
+      aurora_refuse, aurora_direction, NULL, NULL)                                                 \
+    X(RULE_MUONH, "muonh", "MuonH", ON_MATRIX,                                                     \
+      0, 0.02, STATE("radius", PER_MATRIX),                                                        \
+      muonh_refuse, NULL, NULL, muonh_step)                                                        \
     X(RULE_ADAMW, "adamw", "AdamW", ON_MATRIX | ON_VECTOR | ON_BASE,                               \
-      WRITES_COPY | ELEMENT_BY_ELEMENT, 0.002, STATE("v", PER_ELEMENT), NULL, adamw_direction,     \
-      NULL, adamw_step)                                                                            \
-    X(RULE_ADAMW_PARTNER, "adamw-partner", "partner-rescaled AdamW", ON_QK | ON_OV, NEEDS_PAIR,    \
-      0.002, STATE("v", PER_ELEMENT), NULL, NULL, NULL, partner_adamw_step)                        \
-    X(RULE_QUACK, "quack", "QuacK", ON_QK, NEEDS_PAIR, 0, STATE("initial", PER_HEAD), NULL, NULL,  \
-      quack_couple, NULL)                                                                          \
-    X(RULE_CIRCUIT, "circuit", "Circuit-Muon", 0, NEEDS_PAIR, 0, NO_STATE, NULL, NULL,             \
-      circuit_couple, NULL)
+      WRITES_COPY | ELEMENT_BY_ELEMENT, 0.002, STATE("v", PER_ELEMENT),                            \
+      NULL, adamw_direction, NULL, adamw_step)                                                     \
+    X(RULE_ADAMW_PARTNER, "adamw-partner", "partner-rescaled AdamW", ON_QK | ON_OV,                \
+      NEEDS_PAIR, 0.002, STATE("v", PER_ELEMENT),                                                  \
+      NULL, NULL, NULL, partner_adamw_step)                                                        \
+    X(RULE_QUACK, "quack", "QuacK", ON_QK,                                                         \
+      NEEDS_PAIR, 0, STATE("initial", PER_HEAD),                                                   \
+      NULL, NULL, quack_couple, NULL)                                                              \
+    X(RULE_CIRCUIT, "circuit", "Circuit-Muon", 0,                                                  \
+      NEEDS_PAIR, 0, NO_STATE,                                                                     \
+      NULL, NULL, circuit_couple, NULL)
+/* clang-format on */
 
 #define RULE_ENUMERATOR(ID, ...) ID,
 typedef enum { RULES(RULE_ENUMERATOR) RULES_END } RuleId;
