@@ -83,6 +83,7 @@ static void set_case_options(Config *c, const Fixture *fx, const char *name) {
     o.adam_beta1 = all->adam_beta1;
     o.adam_beta2 = all->adam_beta2;
     o.adam_eps = all->adam_eps;
+    o.head_group = all->head_group;
     o.normuon_beta2 = all->normuon_beta2;
     o.aurora_iterations = all->aurora_iterations;
     o.aurora_power = all->aurora_power;
@@ -1345,6 +1346,70 @@ static void test_table(void) {
 }
 #undef AT
 
+/* Two steps of one rule on a model, the last parameters. */
+static floatM *steps_of(const char *rule, int heads, int kv_heads, size_t *n) {
+    char flags[256];
+    snprintf(flags, sizeof flags,
+             "--layers 2 --width 24 --heads %d --kv-heads %d --head-dim 4 --seq-len 8 --init gpt2 "
+             "--mlp adamw --weight-decay 0.1 %s",
+             heads, kv_heads, rule);
+    Run run = run_of(flags);
+    draw_for("steps_of");
+    for (size_t i = 0; i < run.r.size; i++) run.p[i] = (floatM)(0.3 * normal());
+    for (int step = 1; step <= 2; step++) {
+        for (size_t i = 0; i < run.r.size; i++) run.g[i] = (floatM)(0.01 * normal());
+        run_step(&run, step);
+    }
+    *n = run.r.size;
+    return run.p;
+}
+
+/* Group Muon is muon-head at one end and muon at the other, to the bit, and Muon on the groups between. */
+static void test_head_group(void) {
+    static const char *const same[][2] = {
+        {"--qk muon-group --ov muon-group", "--qk muon-head --ov muon-head"},
+        {"--qk muon-group --ov muon-group --head-group 6", "--qk muon --ov muon"},
+        {"--ov muon-group --circuit on", "--ov muon-head --circuit on"},
+        {"--ov muon-group --head-group 6 --circuit on", "--ov muon --circuit on"},
+    };
+    for (int i = 0; i < 4; i++) {
+        size_t n;
+        floatM *one = steps_of(same[i][0], 6, 6, &n), *other = steps_of(same[i][1], 6, 6, &n);
+        check(!memcmp(one, other, n * sizeof *one), "%s is not %s", same[i][0], same[i][1]);
+        release();
+    }
+    /* Pairs of heads: the exact sign of each block of the momentum, of W_Q (rows) and of W_O (columns). */
+    enum { H = 6, K = 4, G = 2, C = 24, ROWS = H * K, BLOCK = G * K };
+    for (int by_column = 0; by_column < 2; by_column++) {
+        OptimOptions o = default_options();
+        draw_for("head_group");
+        o.head_group = G, o.msign = MSIGN_SIMPLE12, o.scale = SCALE_NONE, o.nesterov = AUTO_OFF;
+        int rows = by_column ? C : ROWS, cols = by_column ? ROWS : C;
+        floatM *w = take_m(ROWS * C), *g = normals_m(ROWS * C, 1), *m = take_m(ROWS * C);
+        Step s = step_of(RULE_MUON_GROUP, &o, 1, 0);
+        s.leg[0] = leg_of(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols),
+                          mat_dense(m, 1, rows, cols), H, by_column);
+        run_step_of(s);
+        double worst = 0;
+        for (int b = 0; b < H / G; b++) {
+            double *x = take(BLOCK * C);
+            for (int e = 0; e < BLOCK * C; e++) {
+                int r = b * BLOCK + e / C, c = e % C;
+                x[e] = (double)g[by_column ? c * cols + r : r * cols + c];
+            }
+            double *sign = exact_sign(x, BLOCK, C);
+            for (int e = 0; e < BLOCK * C; e++) {
+                int r = b * BLOCK + e / C, c = e % C;
+                worst =
+                    fmax(worst, fabs(sign[e] + (double)w[by_column ? c * cols + r : r * cols + c]));
+            }
+        }
+        check(worst < TOL(1e-4, 1e-6), "groups of %s are %g from their signs",
+              by_column ? "columns" : "rows", worst);
+        release();
+    }
+}
+
 /* Every rule has a learning rate of its own; --lr sets all of the blocks, --lr-qk and others one. */
 static void test_rates(void) {
     static const struct {
@@ -1403,6 +1468,8 @@ static void test_refusals(void) {
         {"--mlp muonh --init gpt2 --weight-decay 0.1", "--weight-decay 0.1"},
         {"--mlp muonh", "--init speedrun"},
         {"--ov muonh", "--init speedrun"},
+        {"--qk muon-group --head-group 3", "--qk muon-group takes --head-group 3"},
+        {"--ov muon-group --head-group 4 --kv-heads 2", "must divide 4 and 2"},
         {"--ov quack", "--ov"},
         {"--mlp cm", "--mlp"},
         {"--connection gauge", "--connection"},
@@ -1532,6 +1599,7 @@ int main(void) {
     test_refusals();
     test_groups();
     test_table();
+    test_head_group();
     test_rates();
     return check_done();
 }

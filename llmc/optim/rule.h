@@ -11,6 +11,7 @@ functions of its row, and the row.
 #include "circuit.h"
 #include "compositional.h"
 #include "muon.h"
+#include "muon_group.h"
 #include "muonh.h"
 #include "normuon.h"
 #include "partner.h"
@@ -36,6 +37,9 @@ functions of its row, and the row.
     X(RULE_MUON_HEAD, "muon-head", "Muon per head", ON_QK | ON_OV | ON_BASE,                       \
       TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
       NULL, muon_head_direction, NULL, NULL)                                                       \
+    X(RULE_MUON_GROUP, "muon-group", "Group Muon", ON_QK | ON_OV,                                  \
+      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
+      muon_group_refuse, muon_group_direction, NULL, NULL)                                         \
     X(RULE_NORMUON, "normuon", "NorMuon", ON_MATRIX,                                               \
       TAKES_CIRCUIT, 0.02, STATE("v", PER_ROW),                                                    \
       NULL, normuon_direction, NULL, NULL)                                                         \
