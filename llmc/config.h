@@ -172,9 +172,10 @@ static const Flag config_flags[] = {
     FLAG_CHOICE_OF("embed", embed, "adamw", rule_choice_embed,
                    "rule of the embeddings, of a tied head too; auto: adamw"),
     FLAG_CHOICE_OF("head", head, "adamw", rule_choice_head, "rule of an untied head; auto: adamw"),
-    FLAG_FLOAT("lr", lr, "0", 0, INFINITY,
-               "learning rate of the blocks' matrices; 0: each rule's own, which is 0.002 for "
-               "AdamW and 0.02 for the others"),
+    FLAG_FLOAT(
+        "lr", lr, "0", 0, INFINITY,
+        "learning rate of the blocks' matrices; 0: each rule's own, as 0.02 for cm and muon and "
+        "0.002 for adamw, which --dry-run prints"),
     FLAG_FLOAT("lr-qk", lr_qk, "0", 0, INFINITY, "of W_Q and W_K; 0: as --lr says"),
     FLAG_FLOAT("lr-ov", lr_ov, "0", 0, INFINITY, "of W_O and W_V; 0: as --lr says"),
     FLAG_FLOAT("lr-mlp", lr_mlp, "0", 0, INFINITY, "of the MLP matrices; 0: as --lr says"),
@@ -211,6 +212,9 @@ static const Flag config_flags[] = {
              "Aurora: signs taken, each with better balanced rows"),
     FLAG_FLOAT("aurora-power", aurora_power, "0.5", 0, 10,
                "Aurora: exponent of the correction of the rows"),
+    FLAG_FLOAT("lion-beta1", lion_beta1, "0.9", 0, 0.9999999,
+               "Lion: share of the momentum in the direction"),
+    FLAG_FLOAT("lion-beta2", lion_beta2, "0.99", 0, 0.9999999, "Lion: decay of the momentum"),
     FLAG_CHOICE_OF("quack-base", quack_base, "muon", rule_choice_base,
                    "QuacK: the rule whose learning rate it sets per head"),
     FLAG_FLOAT("quack-tau", quack_tau, "1", 0, 1e6, "QuacK: multiplies its learning rates"),

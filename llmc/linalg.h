@@ -90,6 +90,7 @@ la_identity_gap(X)                largest ||X_i - I||_F, returned to the host; a
                                   to wait for it may answer infinity
 la_symmetrize(X)                  X = (X + X^T) / 2 (square, dense)
 la_round_bf16(X)                  X = X rounded to bf16: to nearest, ties to even
+la_signum(X)                      X = the sign of every element: 1, -1, or 0 of 0
 la_norms(s, X, g)                 s = Frobenius norm of every g consecutive items together
 la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
 la_scale(X, s, g)                 X = s X, g consecutive items by one number

@@ -83,6 +83,8 @@ static void set_case_options(Config *c, const Fixture *fx, const char *name) {
     o.adam_beta1 = all->adam_beta1;
     o.adam_beta2 = all->adam_beta2;
     o.adam_eps = all->adam_eps;
+    o.lion_beta1 = all->lion_beta1;
+    o.lion_beta2 = all->lion_beta2;
     o.head_group = all->head_group;
     o.normuon_beta2 = all->normuon_beta2;
     o.aurora_iterations = all->aurora_iterations;
@@ -1364,6 +1366,37 @@ static floatM *steps_of(const char *rule, int heads, int kv_heads, size_t *n) {
     return run.p;
 }
 
+/* Lion by its definition: two steps of an element at a time, zeros and NaN among the gradients. */
+static void test_lion(void) {
+    enum { ROWS = 5, COLS = 7, N = ROWS * COLS };
+    OptimOptions o = default_options();
+    draw_for("lion");
+    o.lion_beta1 = 0.8, o.lion_beta2 = 0.95;
+    floatM *w = normals_m(N, 1), *m = take_m(N), *g = normals_m(N, 1);
+    double x[N], moment[N] = {0}, worst = 0;
+    for (int i = 0; i < N; i++) x[i] = (double)w[i];
+    for (int step = 1; step <= 3; step++) {
+        Step s = step_of(RULE_LION, &o, 0.1, 0.5);
+        s.leg[0] = leg_of(mat_dense(w, 1, ROWS, COLS), mat_dense(g, 1, ROWS, COLS),
+                          mat_dense(m, 1, ROWS, COLS), 0, 0);
+        s.gscale = 2, s.step = step;
+        if (step == 1) g[4] = 0;
+        run_step_of(s);
+        for (int i = 0; i < N; i++) {
+            double gradient = 2 * (double)g[i], c = 0.8 * moment[i] + 0.2 * gradient;
+            x[i] = 0.95 * x[i] - 0.1 * (c > 0 ? 1 : c < 0 ? -1 : 0);
+            moment[i] = 0.95 * moment[i] + 0.05 * gradient;
+            worst = fmax(worst, fmax(fabs(x[i] - (double)w[i]), fabs(moment[i] - (double)m[i])));
+            g[i] = (floatM)normal();
+        }
+    }
+    check(worst < TOL(1e-6, 1e-14), "Lion is %g from its definition", worst);
+    floatM odd[4] = {(floatM)-0.25, 0, (floatM)NAN, 3};
+    la_signum(mat_dense(odd, 2, 2, 1));
+    check(odd[0] == -1 && odd[1] == 0 && isnan((double)odd[2]) && odd[3] == 1, "la_signum");
+    release();
+}
+
 /* Group Muon is muon-head at one end and muon at the other, to the bit, and Muon on the groups between. */
 static void test_head_group(void) {
     static const char *const same[][2] = {
@@ -1600,6 +1633,7 @@ int main(void) {
     test_groups();
     test_table();
     test_head_group();
+    test_lion();
     test_rates();
     return check_done();
 }

@@ -290,6 +290,16 @@ static inline void la_round_bf16(Mat X) {
     LA_ROWS(X, la_round_bf16_row(la_row(X, i, r), X.cols));
 }
 
+static inline void la_signum_row(floatM *x, int cols) {
+    for (int c = 0; c < cols; c++) x[c] = x[c] > 0 ? 1 : x[c] < 0 ? -1 : x[c]; /* a NaN stays one */
+}
+
+static inline void la_signum(Mat X) {
+    if (!X.p) return;
+    X = la_upright(X);
+    LA_ROWS(X, la_signum_row(la_row(X, i, r), X.cols));
+}
+
 static inline void la_vec_recip(floatM *s, int n, double floor) {
     if (!s) return;
     for (int i = 0; i < n; i++)

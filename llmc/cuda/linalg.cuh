@@ -333,6 +333,13 @@ struct LaRoundBf16 {
     }
 };
 
+struct LaSignum { /* a NaN stays one */
+    enum { N = 1, READS = 1, WRITES = 1, NEED = LA_PLAIN };
+    __device__ void operator()(float *y, unsigned, int, int) const {
+        y[0] = y[0] > 0 ? 1 : y[0] < 0 ? -1 : y[0];
+    }
+};
+
 /* Adam's moments m, v of the gradient g; APPLY: a step of the parameter, else the direction itself. */
 template <int APPLY> struct LaAdam {
     enum { N = 4, READS = APPLY ? 15 : 14, WRITES = 13, NEED = LA_PLAIN };
@@ -386,6 +393,11 @@ static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
 static inline void la_round_bf16(Mat X) {
     Mat m[1] = {X};
     la_map(LaRoundBf16{}, m);
+}
+
+static inline void la_signum(Mat X) {
+    Mat m[1] = {X};
+    la_map(LaSignum{}, m);
 }
 
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,

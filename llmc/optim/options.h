@@ -51,6 +51,7 @@ typedef struct {
     double circuit_damping;
 
     double adam_beta1, adam_beta2, adam_eps;
+    double lion_beta1, lion_beta2;
     int head_group;        /* Group Muon: heads that share a sign */
     double normuon_beta2;  /* NorMuon: decay of the second moment of the rows */
     int aurora_iterations; /* Aurora: signs taken */

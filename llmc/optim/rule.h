@@ -10,6 +10,7 @@ functions of its row, and the row.
 #include "aurora.h"
 #include "circuit.h"
 #include "compositional.h"
+#include "lion.h"
 #include "muon.h"
 #include "muon_group.h"
 #include "muonh.h"
@@ -55,6 +56,9 @@ functions of its row, and the row.
     X(RULE_ADAMW_PARTNER, "adamw-partner", "partner-rescaled AdamW", ON_QK | ON_OV,                \
       NEEDS_PAIR, 0.002, STATE("v", PER_ELEMENT),                                                  \
       NULL, NULL, NULL, partner_adamw_step)                                                        \
+    X(RULE_LION, "lion", "Lion", ON_MATRIX,                                                        \
+      ELEMENT_BY_ELEMENT, 0.0003, NO_STATE,                                                        \
+      NULL, lion_direction, NULL, NULL)                                                            \
     X(RULE_QUACK, "quack", "QuacK", ON_QK,                                                         \
       NEEDS_PAIR, 0, STATE("initial", PER_HEAD),                                                   \
       NULL, NULL, quack_couple, NULL)                                                              \
