@@ -7,9 +7,10 @@ factor's momentum by the inverse root of its partner's Gram before and after the
 
     dA_h = C_B,h^-1 msign(C_B,h^-1 U_A,h),  C_B,h = (B_h B_h^T + lambda I)^1/2,  and A <-> B,
 
-per head h with A_h, B_h (k, d) blocks: W_Q and W_K as stored, or the transpose of W_O, and W_V. So one
-routine serves both circuits. Weights read are those before the step, for both legs alike. In order:
-momentum, reprojection of it, whitening, sign, whitening, renormalisation, connection, Circuit-Muon.
+for each head h, whose A_h, B_h are (k, d) blocks: of W_Q and W_K as stored, or of the transpose of W_O, and
+of W_V. So one routine serves both circuits. Both legs read the weights as they were before the step. The order
+is: momentum, reprojection of the momentum, whitening, sign, whitening, renormalisation, connection,
+Circuit-Muon. Leg 0 is A, the factor with the query heads, leg 1 is B, the shared one.
 */
 #ifndef CM_COMPOSITIONAL_H
 #define CM_COMPOSITIONAL_H
@@ -64,11 +65,24 @@ static inline void whiten(Mat Y, const Whitener *w, Mat X) {
     }
 }
 
+/* Whether the sign is preceded, and whether it is followed, by whitening. */
 static inline int whitens_pre(const OptimOptions *o) {
-    return o->whitening == WHITEN_BOTH || o->whitening == WHITEN_PRE;
+    switch ((Whitening)o->whitening) {
+    case WHITEN_BOTH:
+    case WHITEN_PRE: return 1;
+    case WHITEN_POST:
+    case WHITEN_NONE: return 0;
+    }
+    return 0;
 }
 static inline int whitens_post(const OptimOptions *o) {
-    return o->whitening == WHITEN_BOTH || o->whitening == WHITEN_POST;
+    switch ((Whitening)o->whitening) {
+    case WHITEN_BOTH:
+    case WHITEN_POST: return 1;
+    case WHITEN_PRE:
+    case WHITEN_NONE: return 0;
+    }
+    return 0;
 }
 
 /* Gives each layer of U (L, heads) x (k, d), dense, the Frobenius norm of the same layer of `sign`. */
@@ -167,9 +181,24 @@ static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat
     if (o->circuit) circuit_fix(leg[0].W, leg[1].W, U[0], U[1], o->circuit_damping, s->arena);
 }
 
-/* Half the budget goes to each leg, or all of it to a joint sign; mp multiplies the learning rate; the step
-   of the shared leg of grouped queries is divided by 1 or by the group's size. The hybrid form takes one sign
-   over all heads of W_O, because W_O adds the heads up. */
+/* Rates of the two legs: half the budget for each, or all of it for a joint sign, times mp. The shared leg of
+   grouped queries has its rate divided by 1 or by the size of a group. */
+static inline void cm_rates(const Step *s, int group, double rate[2]) {
+    const OptimOptions *o = s->options;
+    double budget = 0.5, divisor = 1;
+    switch ((Method)o->method) {
+    case METHOD_HALF_SPLIT: break;
+    case METHOD_JOINT: budget = 1; break;
+    }
+    switch ((SharedDiv)o->shared_div) {
+    case DIV_ONE: break;
+    case DIV_GROUP: divisor = group; break;
+    }
+    rate[0] = s->lr * o->mp * budget;
+    rate[1] = rate[0] / divisor;
+}
+
+/* The hybrid form takes one sign over all heads of W_O, because W_O adds the heads up. */
 static inline void cm_step(const Step *s) {
     const OptimOptions *o = s->options;
     size_t mark = s->arena->used;
@@ -179,8 +208,7 @@ static inline void cm_step(const Step *s) {
     Whitener w[2];
     w[0] = whitener_of(leg[1].W, 1, group, o, s->arena);
     w[1] = whitener_of(leg[0].W, group, 1, o, s->arena);
-    rate[0] = s->lr * o->mp * (o->method == METHOD_JOINT ? 1 : 0.5);
-    rate[1] = rate[0] / (o->shared_div == DIV_GROUP ? group : 1);
+    cm_rates(s, group, rate);
     if (legs_coupled(o)) {
         Mat U[2];
         for (int i = 0; i < 2; i++) U[i] = mat_take(leg[i].W, s->arena);
