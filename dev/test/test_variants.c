@@ -878,8 +878,9 @@ static void test_plan_chunks(void) {
         "--qk adamw-partner --ov adamw-partner",
         "--qk quack --quack-base adamw --ov muon-head --circuit on",
         "--qk quack --quack-base muon-head --ov normuon --circuit on",
-        "--qk aurora --ov aurora --circuit on --mlp muonh"};
-    for (int i = 0; i < 9; i++) {
+        "--qk aurora --ov aurora --circuit on --mlp muonh",
+        "--qk muon-group --ov muon-group --head-group 2 --circuit on --mlp lion"};
+    for (int i = 0; i < (int)(sizeof rules / sizeof *rules); i++) {
         char flags[512];
         floatM *result[2];
         size_t n = 0;

@@ -1,7 +1,7 @@
 /*
-What can be chosen about Muon and Compositional Muon, as one struct and one flag table. The trainer
-takes these as flags (--inv-root cans12); a program that links the optimizer alone sets the same
-keys by name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
+What a rule can be told, as one struct. options.def is the flag table of the part about Muon and Compositional
+Muon: the trainer takes its rows as flags (--inv-root cans12), and a program that links libcmuon sets them by
+name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
 */
 #ifndef CM_OPTIM_OPTIONS_H
 #define CM_OPTIM_OPTIONS_H

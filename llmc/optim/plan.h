@@ -44,18 +44,21 @@ typedef struct {
     StateTensor state[2 * PLAN_MAX];
     int states;
     size_t
-        state_size; /* elements of all states; first moments exist for every tensor and are not among them */
+        state_size; /* elements of all states; first moments, which every tensor has, are not among them */
     size_t arena_size; /* elements of scratch of the largest chunk */
 } Plan;
 
-/* What one step needs besides the plan. p, g, m, w are laid out by the registry, v by the plan. */
+/* What one step needs besides the plan. Parameters p, gradients g, first moments m and the layers' copy w are
+   laid out by the registry, the states v by the plan. */
 typedef struct {
     floatM *p, *g, *m, *v;
     Arena *arena;
-    double lr_scale, beta, gscale; /* schedule's multiplier; momentum of Muon and CM; factor on g */
-    int step;                      /* 1 for the first update */
-    floatX *w; /* the layers' copy of p, of which plan_step leaves plan_stale to be
-                                      written; NULL where they read p itself */
+    double lr_scale; /* the schedule's multiplier of learning rates */
+    double beta;     /* momentum of Muon and CM */
+    double gscale;   /* multiplies gradients */
+    int step;        /* 1 for the first update */
+    floatX *
+        w; /* NULL where the layers read p itself; plan_stale tells what plan_step leaves to be written */
 } PlanState;
 
 /* ---------------------------------------------------------------------------------------------- */
