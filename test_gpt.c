@@ -1180,7 +1180,7 @@ static void test_update(const char *preset, const char *rule, int threads) {
     set_threads(1);
     check(same_bits(m[0].p.param, m[1].p.param, elements(&m[0])) &&
               same_bits(m[0].p.moment, m[1].p.moment, elements(&m[0])) &&
-              same_bits(m[0].p.state, m[1].p.state, m[0].plan.v_size),
+              same_bits(m[0].p.state, m[1].p.state, m[0].plan.state_size),
           "%s %s: equal runs differ", preset, rule);
     check(same_bits(m[0].p.param, m[2].p.param, elements(&m[0])),
           "%s %s: clip is not a factor on the gradient", preset, rule);
@@ -1378,7 +1378,7 @@ static const char *const saved_flags =
 static int same_training(const Model *a, const Model *b) {
     return same_bits(a->p.param, b->p.param, a->p.r.size[SLOT_PARAM]) &&
            same_bits(a->p.moment, b->p.moment, a->p.r.size[SLOT_MOMENT]) &&
-           same_bits(a->p.state, b->p.state, a->plan.v_size);
+           same_bits(a->p.state, b->p.state, a->plan.state_size);
 }
 
 /* Saved, loaded into another model and saved again: equal bytes; and both models go on alike. */
@@ -1456,7 +1456,7 @@ static void test_checkpoint(const char *preset, const char *rule) {
 /* Writes the model as format version 1 did: the rules' state in one record without names. */
 static void write_version_1(const char *path, const Model *m) {
     CkptWriter w;
-    int64_t dim = (int64_t)m->plan.v_size;
+    int64_t dim = (int64_t)m->plan.state_size;
     size_t size;
     floatM *host = array((size_t)dim);
     device_download(host, m->p.state, (size_t)dim * sizeof(floatM));
@@ -1508,7 +1508,7 @@ static void test_version_1(void) {
     check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && strstr(note, "starting anew: ") &&
               strstr(note, "s.wfc.radius") && strstr(note, "not taken over: v\n"),
           "version 1, other rules: %s", note);
-    check(all_zero(n.p.state, n.plan.v_size), "state of unknown rules is taken over");
+    check(all_zero(n.p.state, n.plan.state_size), "state of unknown rules is taken over");
     model_free(&n);
     model_free(&m);
     ckpt_close(&ckpt);
@@ -1607,7 +1607,7 @@ static void test_freeze(const char *preset, const char *rule, TensorId id) {
         check(same_bits(grad(&m, (TensorId)other, 0), grad(&n, (TensorId)other, 0), o->size),
               "%s frozen: the gradient of %s differs", freeze, o->name);
     }
-    size_t padded = (t->size + 63) / 64 * 64, state = m.plan.v_size - n.plan.v_size;
+    size_t padded = (t->size + 63) / 64 * 64, state = m.plan.state_size - n.plan.state_size;
     Memory all = model_memory(&c, &m.p.r, &m.plan, 1);
     Memory less = model_memory(&frozen_config, &n.p.r, &n.plan, 1);
     size_t arena = m.plan.arena_size - n.plan.arena_size;
@@ -1683,7 +1683,8 @@ static void test_shard(const char *rule) {
             }
         }
     }
-    check(n.p.r.size[SLOT_MOMENT] < m.p.r.size[SLOT_MOMENT] && n.plan.v_size < m.plan.v_size,
+    check(n.p.r.size[SLOT_MOMENT] < m.p.r.size[SLOT_MOMENT] &&
+              n.plan.state_size < m.plan.state_size,
           "%s: a shard takes the memory of the whole", rule);
     model_free(&m);
     model_free(&n);

@@ -523,7 +523,10 @@ static int describe(Program *p, char *err) {
     printf("data     %s: %zu training and %zu validation tokens\n", c->data,
            data_tokens(&run->train), data_tokens(&run->val));
     print_model(stdout, c, &p->registry);
-    print_rules(stdout, c);
+    printf("update   ");
+    plan_title(stdout, c);
+    printf("\n");
+    if (c->freeze[0]) printf("frozen   %s\n", c->freeze);
     print_memory(stdout, model_memory(c, &p->registry, &p->plan, 1));
     printf("run      %d steps of %lld tokens (%.2f epochs), seed %lld\n", c->steps,
            (long long)c->total_batch_tokens,

@@ -11,15 +11,9 @@ the same bits for any number of threads, and cannot fail in the middle of a step
 #endif
 #undef CM_USE_ONEDNN
 
-/* What the arena does where a program would abort. */
-__attribute__((noreturn)) static void workspace_overrun(void);
-#define ARENA_EXCEEDED(A, N) workspace_overrun()
-
-#include "optim/compositional.h"
-#include "optim/muon.h"
+#include "optim/rule.h"
 
 #include <locale.h>
-#include <setjmp.h>
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Errors                                                                                         */
@@ -143,39 +137,17 @@ typedef struct {
     cm_options defaults;
 } Call;
 
-typedef struct {
-    Arena arena;
-    jmp_buf overrun;
-    int level; /* of nested parallel regions */
-} Workspace;
-
-/* Of the call that this thread is in. */
-static __thread Workspace *workspace;
-
-static int parallel_level(void) {
-#ifdef _OPENMP
-    return omp_get_level();
-#else
-    return 0;
-#endif
-}
-
-/* The arena is too small: a mistake in one of the ..._scratch functions, whose sizes depend on
-   nothing but shapes and options. The caller's thread leaves the call; a worker inside a parallel
-   loop has nowhere to go to and stops before it overwrites memory of others. */
-static void workspace_overrun(void) {
-    if (workspace && parallel_level() == workspace->level) longjmp(workspace->overrun, 1);
-    __builtin_trap();
-}
-
-/* What a call does, on the copies. */
+/* What a call does. The views are of the copies; before those exist, of NULL. */
 typedef struct {
     const cm_options *options;
-    Pair pair;   /* cm_qk, cm_ov */
-    Mat W, G, M; /* the others */
-    double eta, damping;
+    Step step;      /* cm_qk, cm_ov, cm_muon */
+    Mat X;          /* cm_msign, cm_inv_sqrt */
+    double damping; /* cm_inv_sqrt */
 } Job;
 typedef void Work(const Job *job, Arena *arena);
+
+/* Sets the views of a job on the buffers of its call. */
+typedef void Place(const Call *c, Job *job);
 
 static void call_begin(Call *c, const cm_options *options) {
     memset(c, 0, sizeof *c);
@@ -215,8 +187,16 @@ static int call_overlaps(const Call *c) {
     return 0;
 }
 
-/* Makes the copies and the arena of `scratch` elements. 0 or an error; *block is for free(). */
-static int call_prepare(Call *c, Workspace *ws, size_t scratch, void **block) {
+/* The work without its memory gives the size of its scratch. */
+static size_t work_scratch(Work *work, const Job *job) {
+    Arena none = {NULL, 0, 0};
+    work(job, &none);
+    return none.size;
+}
+
+/* Checks the buffers and makes the copies and the arena of `scratch` elements. 0 or an error; *block is for
+   free(). */
+static int call_prepare(Call *c, Arena *arena, size_t scratch, void **block) {
     for (int i = 0; i < c->n; i++)
         if (!c->user[i]) return CM_ENULL;
     if (call_overlaps(c)) return CM_EOVERLAP;
@@ -234,32 +214,30 @@ static int call_prepare(Call *c, Workspace *ws, size_t scratch, void **block) {
         memcpy(p, c->user[i], c->size[i] * sizeof(float));
         p += arena_round(c->size[i]);
     }
-    ws->arena.p = p;
-    ws->arena.size = scratch + 16;
-    ws->arena.used = 0;
+    arena->p = p;
+    arena->size = scratch;
+    arena->used = 0;
     return CM_OK;
 }
 
-static int run_guarded(Work *work, const Job *job, Workspace *ws) {
-    workspace = ws;
-    ws->level = parallel_level();
-    int overrun = setjmp(ws->overrun);
-    if (!overrun) work(job, &ws->arena);
-    workspace = NULL;
-    return overrun ? CM_EINTERNAL : CM_OK;
+/* CM_EINTERNAL where the arena ran out, which a size from work_scratch rules out. The copies then hold
+   something unfinished. */
+static int run(Work *work, const Job *job, Arena *arena) {
+    work(job, arena);
+    return arena->p ? CM_OK : CM_EINTERNAL;
 }
 
 /* The number of threads is a setting of the calling thread, which gets its own back. */
-static int run_threads(Work *work, const Job *job, Workspace *ws, int threads) {
+static int run_threads(Work *work, const Job *job, Arena *arena, int threads) {
 #ifdef _OPENMP
     int before = omp_get_max_threads();
     if (threads) omp_set_num_threads(threads);
-    int status = run_guarded(work, job, ws);
+    int status = run(work, job, arena);
     if (threads) omp_set_num_threads(before);
     return status;
 #else
     (void)threads;
-    return run_guarded(work, job, ws);
+    return run(work, job, arena);
 #endif
 }
 
@@ -276,23 +254,19 @@ static int call_commit(const Call *c) {
 
 static int bad_width(int n) { return n <= 0 || n > MAX_WIDTH; }
 
-static void work_pair(const Job *j, Arena *arena) {
-    const cm_options *o = j->options;
-    pair_update(j->pair, &o->optim, o->optim.momentum, j->eta, o->weight_decay, 1, arena);
+static void work_step(const Job *j, Arena *arena) {
+    Step step = j->step;
+    step.arena = arena;
+    step_run(&step);
 }
 
-static void work_muon(const Job *j, Arena *arena) {
-    const cm_options *o = j->options;
-    muon_update(j->W, j->G, j->M, &o->optim, o->optim.momentum, j->eta, o->weight_decay, 1, arena);
-}
-
-static void work_msign(const Job *j, Arena *arena) { msign(j->W, &j->options->optim, arena); }
+static void work_msign(const Job *j, Arena *arena) { msign(j->X, &j->options->optim, arena); }
 
 static void work_root(const Job *j, Arena *arena) {
-    Mat R = mat_dense(arena_take(arena, mat_size(j->W)), 1, j->W.rows, j->W.cols);
-    la_symmetrize(j->W);
-    invroot(R, j->W, j->damping, j->options->optim.inv_root, arena);
-    la_copy(j->W, R);
+    Mat R = mat_take(j->X, arena);
+    la_symmetrize(j->X);
+    invroot(R, j->X, j->damping, j->options->optim.inv_root, arena);
+    la_copy(j->X, R);
 }
 
 /* Whether a step does nothing: no gradient, no momentum, no decay. The weights then stay the same
@@ -304,100 +278,110 @@ static int call_idle(const Call *c, int weights) {
     return 1;
 }
 
-/* A (n_head), B (n_kv_head) are rows of heads; W_O's transpose is. by_column: A is W_O. */
-static Factor factor_of(const Call *c, int i, int d_model, int heads, int head_dim, int by_column) {
-    Factor f;
-    Mat *views[3] = {&f.W, &f.M, &f.G};
-    int rows = heads * head_dim;
-    for (int j = 0; j < 3; j++) {
-        float *p = c->copy[i + 2 * j];
-        *views[j] = mat_heads(by_column ? mat_t(mat_dense(p, 1, d_model, rows))
-                                        : mat_dense(p, 1, rows, d_model),
-                              heads);
-    }
-    return f;
-}
-
-/* One step of a pair: A the per-query factor (W_Q, W_O), B the shared one (W_K, W_V). */
-static int pair_call(float *wa, float *wb, const float *ga, const float *gb, float *ma, float *mb,
-                     int d_model, int n_head, int n_kv_head, int head_dim, double eta,
-                     const cm_options *options, int is_ov) {
-    Call c;
-    Workspace ws;
-    void *block = NULL;
-    call_begin(&c, options);
-    if (bad_width(d_model) || bad_width(n_head) || bad_width(n_kv_head) || head_dim <= 0 ||
-        head_dim > MAX_GRAM || (double)n_head * head_dim > MAX_WIDTH ||
-        (double)n_kv_head * head_dim > MAX_WIDTH)
-        return CM_ESIZE;
-    if (n_head % n_kv_head) return CM_EHEADS;
-    if (!isfinite(eta)) return CM_ENUMBER;
-    if (optim_check(&c.options->optim, is_ov, n_head, n_kv_head, NULL)) return CM_ECOMBINATION;
-    size_t a = (size_t)n_head * head_dim * d_model, b = (size_t)n_kv_head * head_dim * d_model;
-    call_buffer(&c, wa, a, 1), call_buffer(&c, wb, b, 1);
-    call_buffer(&c, ma, a, 1), call_buffer(&c, mb, b, 1);
-    call_buffer(&c, ga, a, 0), call_buffer(&c, gb, b, 0);
-    Job job;
-    memset(&job, 0, sizeof job);
-    job.options = c.options;
-    job.eta = eta;
-    job.pair.A = factor_of(&c, 0, d_model, n_head, head_dim, is_ov);
-    job.pair.B = factor_of(&c, 1, d_model, n_kv_head, head_dim, 0);
-    job.pair.whole_sign_A = is_ov && c.options->optim.hybrid;
-    int status = call_prepare(&c, &ws, pair_scratch(&job.pair, 1, &c.options->optim), &block);
-    if (status == CM_OK && !call_idle(&c, 2)) {
-        job.pair.A = factor_of(&c, 0, d_model, n_head, head_dim, is_ov);
-        job.pair.B = factor_of(&c, 1, d_model, n_kv_head, head_dim, 0);
-        status = run_threads(work_pair, &job, &ws, c.options->threads);
-        if (status == CM_OK) status = call_commit(&c);
-    }
-    free(block);
-    return status;
-}
-
-int cm_qk(float *wq, float *wk, const float *gq, const float *gk, float *mq, float *mk, int d_model,
-          int n_head, int n_kv_head, int head_dim, float eta, const cm_options *options) {
-    return pair_call(wq, wk, gq, gk, mq, mk, d_model, n_head, n_kv_head, head_dim, (double)eta,
-                     options, 0);
-}
-
-int cm_ov(float *wv, float *wo, const float *gv, const float *go, float *mv, float *mo, int d_model,
-          int n_head, int n_kv_head, int head_dim, float eta, const cm_options *options) {
-    return pair_call(wo, wv, go, gv, mo, mv, d_model, n_head, n_kv_head, head_dim, (double)eta,
-                     options, 1);
-}
-
-/* The calls with one matrix: prepares, works on it, commits. The momentum, if any, is buffer 1 and
-   the gradient buffer 2. */
-static int matrix_call(Call *c, Work *work, Job *job, int rows, int cols, size_t scratch) {
-    Workspace ws;
+/* Checks the buffers, works on copies of them and writes back. A step that has nothing to do, which is known
+   by what follows the first `weights` buffers, is left out; weights 0: never. */
+static int call_run(Call *c, Work *work, Place *place, Job *job, int weights) {
+    Arena arena;
     void *block = NULL;
     job->options = c->options;
-    int status = call_prepare(c, &ws, scratch, &block);
-    if (status == CM_OK && !(c->n == 3 && call_idle(c, 1))) {
-        job->W = mat_dense(c->copy[0], 1, rows, cols);
-        job->M = mat_dense(c->copy[1], 1, rows, cols);
-        job->G = mat_dense(c->copy[2], 1, rows, cols);
-        status = run_threads(work, job, &ws, c->options->threads);
+    place(c, job);
+    int status = call_prepare(c, &arena, work_scratch(work, job), &block);
+    if (status == CM_OK && !(weights && call_idle(c, weights))) {
+        place(c, job);
+        status = run_threads(work, job, &arena, c->options->threads);
         if (status == CM_OK) status = call_commit(c);
     }
     free(block);
     return status;
 }
 
+/* One step of a rule on `legs` legs, whose shapes are those of the views in job->step. */
+static Job job_of(const Call *c, RuleId rule, int legs, float eta) {
+    Job job;
+    memset(&job, 0, sizeof job);
+    job.step.rule = &rule_table[rule];
+    job.step.options = &c->options->optim;
+    job.step.legs = legs;
+    job.step.lr = (double)eta;
+    job.step.weight_decay = c->options->weight_decay;
+    job.step.momentum = c->options->optim.momentum;
+    job.step.gscale = 1;
+    job.step.age = job.step.coupling_age = 1;
+    return job;
+}
+
+/* The buffers are the weights of all legs, then their momenta, then their gradients. */
+static void place_legs(const Call *c, Job *job) {
+    int legs = job->step.legs;
+    for (int i = 0; i < legs; i++) {
+        Leg *l = &job->step.leg[i];
+        l->W.p = c->copy[i];
+        l->M.p = c->copy[legs + i];
+        l->G.p = c->copy[2 * legs + i];
+    }
+}
+
+static void place_matrix(const Call *c, Job *job) { job->X.p = c->copy[0]; }
+
+static Leg leg_of(int rows, int cols, int heads, int by_column) {
+    Leg l;
+    memset(&l, 0, sizeof l);
+    l.W = l.G = l.M = mat_dense(NULL, 1, rows, cols);
+    l.heads = heads;
+    l.by_column = by_column;
+    return l;
+}
+
+/* One step of a pair: A the per-query factor (W_Q, W_O), B the shared one (W_K, W_V). */
+static int pair_call(float *wa, float *wb, const float *ga, const float *gb, float *ma, float *mb,
+                     int d_model, int n_head, int n_kv_head, int head_dim, float eta,
+                     const cm_options *options, int is_ov) {
+    Call c;
+    call_begin(&c, options);
+    if (bad_width(d_model) || bad_width(n_head) || bad_width(n_kv_head) || head_dim <= 0 ||
+        head_dim > MAX_GRAM || (double)n_head * head_dim > MAX_WIDTH ||
+        (double)n_kv_head * head_dim > MAX_WIDTH)
+        return CM_ESIZE;
+    if (n_head % n_kv_head) return CM_EHEADS;
+    if (!isfinite((double)eta)) return CM_ENUMBER;
+    if (optim_check(&c.options->optim, is_ov, n_head, n_kv_head, NULL)) return CM_ECOMBINATION;
+    int rows = n_head * head_dim, shared = n_kv_head * head_dim;
+    size_t a = (size_t)rows * d_model, b = (size_t)shared * d_model;
+    call_buffer(&c, wa, a, 1);
+    call_buffer(&c, wb, b, 1);
+    call_buffer(&c, ma, a, 1);
+    call_buffer(&c, mb, b, 1);
+    call_buffer(&c, ga, a, 0);
+    call_buffer(&c, gb, b, 0);
+    Job job = job_of(&c, RULE_CM, 2, eta);
+    job.step.leg[0] = is_ov ? leg_of(d_model, rows, n_head, 1) : leg_of(rows, d_model, n_head, 0);
+    job.step.leg[1] = leg_of(shared, d_model, n_kv_head, 0);
+    return call_run(&c, work_step, place_legs, &job, 2);
+}
+
+int cm_qk(float *wq, float *wk, const float *gq, const float *gk, float *mq, float *mk, int d_model,
+          int n_head, int n_kv_head, int head_dim, float eta, const cm_options *options) {
+    return pair_call(wq, wk, gq, gk, mq, mk, d_model, n_head, n_kv_head, head_dim, eta, options, 0);
+}
+
+int cm_ov(float *wv, float *wo, const float *gv, const float *go, float *mv, float *mo, int d_model,
+          int n_head, int n_kv_head, int head_dim, float eta, const cm_options *options) {
+    return pair_call(wo, wv, go, gv, mo, mv, d_model, n_head, n_kv_head, head_dim, eta, options, 1);
+}
+
 int cm_muon(float *w, const float *g, float *m, int rows, int cols, float eta,
             const cm_options *options) {
     Call c;
-    Job job;
     call_begin(&c, options);
-    memset(&job, 0, sizeof job);
-    job.eta = (double)eta;
     if (bad_width(rows) || bad_width(cols)) return CM_ESIZE;
-    if (!isfinite(job.eta)) return CM_ENUMBER;
+    if (!isfinite((double)eta)) return CM_ENUMBER;
     size_t size = (size_t)rows * cols;
-    call_buffer(&c, w, size, 1), call_buffer(&c, m, size, 1), call_buffer(&c, g, size, 0);
-    return matrix_call(&c, work_muon, &job, rows, cols,
-                       muon_scratch(mat_dense(NULL, 1, rows, cols)));
+    call_buffer(&c, w, size, 1);
+    call_buffer(&c, m, size, 1);
+    call_buffer(&c, g, size, 0);
+    Job job = job_of(&c, RULE_MUON, 1, eta);
+    job.step.leg[0] = leg_of(rows, cols, 0, 0);
+    return call_run(&c, work_step, place_legs, &job, 1);
 }
 
 int cm_msign(float *x, int rows, int cols, const cm_options *options) {
@@ -407,7 +391,8 @@ int cm_msign(float *x, int rows, int cols, const cm_options *options) {
     memset(&job, 0, sizeof job);
     if (bad_width(rows) || bad_width(cols)) return CM_ESIZE;
     call_buffer(&c, x, (size_t)rows * cols, 1);
-    return matrix_call(&c, work_msign, &job, rows, cols, msign_scratch(1, rows, cols));
+    job.X = mat_dense(NULL, 1, rows, cols);
+    return call_run(&c, work_msign, place_matrix, &job, 0);
 }
 
 int cm_inv_sqrt(float *gram, int n, float damping, const cm_options *options) {
@@ -418,7 +403,7 @@ int cm_inv_sqrt(float *gram, int n, float damping, const cm_options *options) {
     job.damping = (double)damping;
     if (n <= 0 || n > MAX_GRAM) return CM_ESIZE;
     if (!(job.damping >= 0) || !isfinite(job.damping)) return CM_ENUMBER;
-    size_t size = (size_t)n * n;
-    call_buffer(&c, gram, size, 1);
-    return matrix_call(&c, work_root, &job, n, n, arena_round(size) + invroot_scratch(1, n));
+    call_buffer(&c, gram, (size_t)n * n, 1);
+    job.X = mat_dense(NULL, 1, n, n);
+    return call_run(&c, work_root, place_matrix, &job, 0);
 }

@@ -8,35 +8,13 @@ in the manual. A run without flags is the TinyShakespeare run that `make train` 
 
 #include "base.h"
 #include "flags.h"
-#include "optim/options.h"
+#include "optim/rule.h"
 #include "schedule.h"
 #include "shape.h"
 
-enum { PRESET_TINY, PRESET_GPT2, PRESET_LLAMA, PRESET_SPEEDRUN };
-enum { INIT_GPT2, INIT_SPEEDRUN };
-enum { OPT_CM, OPT_MUON, OPT_ADAMW };
-/* In the order of --qk and --ov, of which the second lacks the last, and of --mlp. */
-enum {
-    RULE_AUTO,
-    RULE_CM,
-    RULE_MUON,
-    RULE_MUON_HEAD,
-    RULE_NORMUON,
-    RULE_AURORA,
-    RULE_MUONH,
-    RULE_ADAMW,
-    RULE_ADAMW_PARTNER,
-    RULE_QUACK
-};
-enum {
-    MLP_RULE_AUTO,
-    MLP_RULE_MUON,
-    MLP_RULE_NORMUON,
-    MLP_RULE_AURORA,
-    MLP_RULE_MUONH,
-    MLP_RULE_ADAMW
-};
-#define RULES_OV "auto|cm|muon|muon-head|normuon|aurora|muonh|adamw|adamw-partner"
+typedef enum { PRESET_TINY, PRESET_GPT2, PRESET_LLAMA, PRESET_SPEEDRUN } Preset;
+typedef enum { INIT_GPT2, INIT_SPEEDRUN } InitKind;
+typedef enum { OPT_CM, OPT_MUON, OPT_ADAMW } OptimizerKind;
 
 typedef struct {
     /* run */
@@ -67,13 +45,13 @@ typedef struct {
     double init_std;
     char freeze[FLAG_STRING_SIZE];
     /* optimizer */
-    int optimizer, qk, ov, mlp, embed, head;
-    double lr, lr_embed, lr_head, lr_scalar;
+    int optimizer;
+    int qk, ov, mlp, embed, head; /* RuleId; not RULE_AUTO once resolved */
+    double lr, lr_qk, lr_ov, lr_mlp, lr_embed, lr_head, lr_scalar;
     double weight_decay, weight_decay_embed, weight_decay_head, weight_decay_scalar;
-    double adam_beta1, adam_beta2, adam_eps, grad_clip;
+    double grad_clip;
     int cm_match_muon;
     OptimOptions optim;
-    ControlOptions control;
     Schedule schedule; /* .steps is filled from `steps` */
 } Config;
 
@@ -189,26 +167,37 @@ static const Flag config_flags[] = {
     FLAG_CHOICE("optimizer", optimizer, "cm", "cm|muon|adamw",
                 "cm: CM on attention, Muon on MLPs, AdamW on the rest; muon: Muon on both; adamw: "
                 "all AdamW"),
-    FLAG_CHOICE("qk", qk, "auto", RULES_OV "|quack",
-                "rule of W_Q and W_K; auto: as --optimizer says"),
-    FLAG_CHOICE("ov", ov, "auto", RULES_OV, "rule of W_O and W_V"),
-    FLAG_CHOICE("mlp", mlp, "auto", "auto|muon|normuon|aurora|muonh|adamw",
-                "rule of the MLP matrices"),
-    FLAG_CHOICE("embed", embed, "adamw", "adamw", "rule of the embeddings"),
-    FLAG_CHOICE("head", head, "adamw", "adamw", "rule of the head"),
-    FLAG_FLOAT("lr", lr, "0", 0, INFINITY,
-               "learning rate of the blocks' matrices; 0: 0.02 for cm and muon, 0.002 for adamw"),
-    FLAG_FLOAT("lr-embed", lr_embed, "0.1", 0, INFINITY, "of the embeddings"),
-    FLAG_FLOAT("lr-head", lr_head, "0.004", 0, INFINITY, "of an untied head"),
+    FLAG_CHOICE_OF("qk", qk, "auto", rule_choice_qk,
+                   "rule of W_Q and W_K; auto: as --optimizer says"),
+    FLAG_CHOICE_OF("ov", ov, "auto", rule_choice_ov,
+                   "rule of W_O and W_V; auto: as --optimizer says"),
+    FLAG_CHOICE_OF("mlp", mlp, "auto", rule_choice_mlp,
+                   "rule of the MLP matrices; auto: as --optimizer says"),
+    FLAG_CHOICE_OF("embed", embed, "adamw", rule_choice_embed,
+                   "rule of the embeddings, of a tied head too; auto: adamw"),
+    FLAG_CHOICE_OF("head", head, "adamw", rule_choice_head, "rule of an untied head; auto: adamw"),
+    FLAG_FLOAT(
+        "lr", lr, "0", 0, INFINITY,
+        "learning rate of the blocks' matrices; 0: each rule's own, as 0.02 for cm and muon and "
+        "0.002 for adamw, which --dry-run prints"),
+    FLAG_FLOAT("lr-qk", lr_qk, "0", 0, INFINITY, "of W_Q and W_K; 0: as --lr says"),
+    FLAG_FLOAT("lr-ov", lr_ov, "0", 0, INFINITY, "of W_O and W_V; 0: as --lr says"),
+    FLAG_FLOAT("lr-mlp", lr_mlp, "0", 0, INFINITY, "of the MLP matrices; 0: as --lr says"),
+    FLAG_FLOAT("lr-embed", lr_embed, "0.1", 0, INFINITY,
+               "of the embeddings; where --embed is not adamw and this flag is not given: the "
+               "rule's own"),
+    FLAG_FLOAT("lr-head", lr_head, "0.004", 0, INFINITY,
+               "of an untied head; where --head is not adamw and this flag is not given: the "
+               "rule's own"),
     FLAG_FLOAT("lr-scalar", lr_scalar, "0.01", 0, INFINITY, "of gains and biases"),
     FLAG_FLOAT("weight-decay", weight_decay, "0", 0, INFINITY,
                "decoupled, of the blocks' matrices"),
     FLAG_FLOAT("weight-decay-embed", weight_decay_embed, "0", 0, INFINITY, "of the embeddings"),
     FLAG_FLOAT("weight-decay-head", weight_decay_head, "0", 0, INFINITY, "of an untied head"),
     FLAG_FLOAT("weight-decay-scalar", weight_decay_scalar, "0", 0, INFINITY, "of gains and biases"),
-    FLAG_FLOAT("adam-beta1", adam_beta1, "0.8", 0, 0.9999999, "AdamW"),
-    FLAG_FLOAT("adam-beta2", adam_beta2, "0.95", 0, 0.9999999, "AdamW"),
-    FLAG_FLOAT("adam-eps", adam_eps, "1e-10", 0, 1,
+    FLAG_FLOAT("adam-beta1", optim.adam_beta1, "0.8", 0, 0.9999999, "AdamW"),
+    FLAG_FLOAT("adam-beta2", optim.adam_beta2, "0.95", 0, 0.9999999, "AdamW"),
+    FLAG_FLOAT("adam-eps", optim.adam_eps, "1e-10", 0, 1,
                "AdamW, relative to gradients of the mean loss"),
     FLAG_FLOAT("grad-clip", grad_clip, "0", 0, INFINITY,
                "scale the gradient down to this global norm; 0: off"),
@@ -218,17 +207,20 @@ static const Flag config_flags[] = {
 #undef FIELD
 #define FIELD(NAME) offsetof(Config, optim.NAME)
 #include "optim/options.def"
-#undef FIELD
-#define FIELD(NAME) offsetof(Config, control.NAME)
 #define SECTION "Rules to compare with"
+    FLAG_INT("head-group", head_group, "1", 1, INFINITY,
+             "Group Muon: heads that share a sign, 1 (muon-head) to all of them (muon)"),
     FLAG_FLOAT("normuon-beta2", normuon_beta2, "0.95", 0, 0.9999999,
                "NorMuon: decay of the second moment of the rows"),
     FLAG_INT("aurora-iterations", aurora_iterations, "2", 1, 100,
              "Aurora: signs taken, each with better balanced rows"),
     FLAG_FLOAT("aurora-power", aurora_power, "0.5", 0, 10,
                "Aurora: exponent of the correction of the rows"),
-    FLAG_CHOICE("quack-base", quack_base, "muon", "muon|muon-head|adamw",
-                "QuacK: the rule whose learning rate it sets per head"),
+    FLAG_FLOAT("lion-beta1", lion_beta1, "0.9", 0, 0.9999999,
+               "Lion: share of the momentum in the direction"),
+    FLAG_FLOAT("lion-beta2", lion_beta2, "0.99", 0, 0.9999999, "Lion: decay of the momentum"),
+    FLAG_CHOICE_OF("quack-base", quack_base, "muon", rule_choice_base,
+                   "QuacK: the rule whose learning rate it sets per head"),
     FLAG_FLOAT("quack-tau", quack_tau, "1", 0, 1e6, "QuacK: multiplies its learning rates"),
 #undef FIELD
 #define FIELD(NAME) offsetof(Config, NAME)
@@ -313,6 +305,16 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
     return 0;
 }
 
+/* The rates of embeddings and head that no flag gives are AdamW's, a preset's too; other rules take their own. */
+static inline void config_rates_of_vocabulary(Config *c, const unsigned char *given) {
+    int embed = flags_find(config_flags, CONFIG_FLAGS, "lr-embed");
+    int head = flags_find(config_flags, CONFIG_FLAGS, "lr-head");
+    if (c->embed != RULE_AUTO && c->embed != RULE_ADAMW && !given[embed])
+        c->lr_embed = rule_table[c->embed].lr;
+    if (c->head != RULE_AUTO && c->head != RULE_ADAMW && !given[head])
+        c->lr_head = rule_table[c->head].lr;
+}
+
 /* Parses a command line: defaults, then the preset, then the flags given, which are marked in
    `given` (CONFIG_FLAGS bytes). Returns 0, 1 if --help was asked for, -1 with a message. */
 static inline int config_parse(Config *c, unsigned char *given, int argc, char **argv, char *err) {
@@ -330,60 +332,68 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
                 config_flags[i].name);
 #endif
     if (!status) status = config_match_muon(c, given, err);
-    return status ? status : config_apply(c, given, config_presets[c->preset], err);
+    if (!status) status = config_apply(c, given, config_presets[c->preset], err);
+    if (!status) config_rates_of_vocabulary(c, given);
+    return status;
 }
 
 /* Refuses rules and options that mean nothing together, or for this model. The rules are resolved.
    */
 static inline int config_check_rules(const Config *c, char *err) {
-    char why[ERR_LEN] = "";
-    int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
-    OptimOptions qk = c->optim;
-    qk.circuit = 0; /* a flag of OV alone */
-    if (c->qk == RULE_CM && optim_check(&qk, 0, c->heads, c->kv_heads, why))
-        return fail(err, "--qk cm: %s", why);
-    if (c->ov == RULE_CM && optim_check(&c->optim, 1, c->heads, c->kv_heads, why))
-        return fail(err, "--ov cm: %s", why);
+    const OptimOptions *o = &c->optim;
+    int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim, C = c->width, F = c->ff_width;
+    int NH = c->heads, NKV = c->kv_heads, V = c->vocab;
+    int positions = c->pos == POS_LEARNED ? c->seq_len : V, speedrun = c->init == INIT_SPEEDRUN;
+    const char *projections = speedrun ? "the residual projections" : NULL;
+    const char *head = speedrun ? "the head" : NULL, *decay = "--weight-decay";
+    /* clang-format off */
+    const struct {
+        int rule;
+        RuleUse use;
+    } roles[] = {
+        {c->qk, {"--qk", ON_QK, "W_Q and W_K", {A, K}, {C, C},
+                 decay, c->weight_decay, NULL, NH, NKV, o}},
+        {c->ov, {"--ov", ON_OV, "W_V and W_O", {C, K}, {A, C},
+                 decay, c->weight_decay, projections, NH, NKV, o}},
+        {c->mlp, {"--mlp", ON_MLP, "the MLP's", {F, C}, {C, F},
+                  decay, c->weight_decay, projections, NH, NKV, o}},
+        {c->embed, {"--embed", ON_EMBED, "the embeddings", {V, positions}, {C, C},
+                    "--weight-decay-embed", c->weight_decay_embed, NULL, NH, NKV, o}},
+        {c->head, {"--head", ON_HEAD, "the head", {V, V}, {C, C},
+                   "--weight-decay-head", c->weight_decay_head, head, NH, NKV, o}},
+    };
+    /* clang-format on */
     if (c->cm_match_muon && c->qk != RULE_CM && c->ov != RULE_CM)
         return fail(err,
                     "--cm-match-muon sets the size of CM's steps, but neither --qk nor --ov is cm");
-    if (c->optim.circuit &&
-        (c->ov == RULE_MUONH || c->ov == RULE_ADAMW || c->ov == RULE_ADAMW_PARTNER))
-        return fail(
-            err, "--circuit on rescales directions of cm, muon, muon-head, normuon or aurora; set "
-                 "--ov to one of them");
-    if (c->qk == RULE_AURORA && A == c->width && K == c->width)
-        return fail(err,
-                    "--qk aurora is muon on square matrices, and W_Q and W_K are %d x %d; use --qk "
-                    "muon",
-                    A, c->width);
-    if (c->ov == RULE_AURORA && A == c->width && K == c->width)
-        return fail(err,
-                    "--ov aurora is muon on square matrices, and W_V and W_O are %d x %d; use --ov "
-                    "muon",
-                    A, c->width);
-    if (c->mlp == MLP_RULE_AURORA && c->ff_width == c->width)
-        return fail(err,
-                    "--mlp aurora is muon on square matrices, and the MLP's are %d x %d; use --mlp "
-                    "muon",
-                    c->width, c->width);
-    const char *sphere = c->qk == RULE_MUONH        ? "--qk"
-                         : c->ov == RULE_MUONH      ? "--ov"
-                         : c->mlp == MLP_RULE_MUONH ? "--mlp"
-                                                    : NULL;
-    if (sphere && c->weight_decay > 0)
-        return fail(
-            err,
-            "%s muonh keeps the norm of its weights, so --weight-decay %g has no meaning for "
-            "it; set --weight-decay 0",
-            sphere, c->weight_decay);
-    if ((c->ov == RULE_MUONH || c->mlp == MLP_RULE_MUONH) && c->init == INIT_SPEEDRUN)
-        return fail(
-            err,
-            "%s muonh keeps the norm that its weights start with, and --init speedrun starts "
-            "the residual projections at zero; use --init gpt2",
-            c->ov == RULE_MUONH ? "--ov" : "--mlp");
+    for (int i = 0; i < 5; i++) {
+        if (roles[i].use.on == ON_HEAD && c->tied) continue; /* there is none */
+        if (rule_check((RuleId)roles[i].rule, &roles[i].use, err)) return -1;
+    }
     return 0;
+}
+
+/* Rules and learning rates that `auto` and 0 leave open. */
+static inline void config_resolve_rules(Config *c) {
+    RuleId attention = RULE_CM, mlp = RULE_MUON;
+    switch ((OptimizerKind)c->optimizer) {
+    case OPT_CM: break;
+    case OPT_MUON: attention = RULE_MUON; break;
+    case OPT_ADAMW: attention = mlp = RULE_ADAMW; break;
+    }
+    if (c->qk == RULE_AUTO) c->qk = attention;
+    if (c->ov == RULE_AUTO) c->ov = attention;
+    if (c->mlp == RULE_AUTO) c->mlp = mlp;
+    if (c->embed == RULE_AUTO) c->embed = RULE_ADAMW;
+    if (c->head == RULE_AUTO) c->head = RULE_ADAMW;
+    const int rule[] = {c->qk, c->ov, c->mlp};
+    double *rate[] = {&c->lr_qk, &c->lr_ov, &c->lr_mlp};
+    for (int i = 0; i < 3; i++) {
+        if (*rate[i] == 0) *rate[i] = c->lr;
+        if (*rate[i] == 0) *rate[i] = rule_lr((RuleId)rule[i], &c->optim);
+    }
+    if (c->lr == 0)
+        c->lr = rule_table[attention].lr; /* what the log's column lr is a multiple of */
 }
 
 /* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
@@ -431,14 +441,7 @@ static inline int config_resolve(Config *c, char *err) {
                     "--total-batch-tokens %lld must be a multiple of --batch-size %d x "
                     "--seq-len %d = %lld",
                     (long long)c->total_batch_tokens, c->batch_size, c->seq_len, (long long)micro);
-    int attention = c->optimizer == OPT_CM     ? RULE_CM
-                    : c->optimizer == OPT_MUON ? RULE_MUON
-                                               : RULE_ADAMW;
-    if (c->qk == RULE_AUTO) c->qk = attention;
-    if (c->ov == RULE_AUTO) c->ov = attention;
-    if (c->mlp == MLP_RULE_AUTO)
-        c->mlp = c->optimizer == OPT_ADAMW ? MLP_RULE_ADAMW : MLP_RULE_MUON;
-    if (c->lr == 0) c->lr = c->optimizer == OPT_ADAMW ? 0.002 : 0.02;
+    config_resolve_rules(c);
     if (config_check_rules(c, err)) return -1;
     c->schedule.steps = c->steps;
     if (c->schedule.kind == SCHEDULE_TRAPEZOID && c->schedule.cooldown == 0)

@@ -37,7 +37,7 @@ typedef enum {
     KIND_LONG,   /* int64_t; 10k, 1.5M, 2G and 2B are understood when they are whole numbers */
     KIND_FLOAT,  /* double, finite */
     KIND_STRING, /* char[FLAG_STRING_SIZE] */
-    KIND_CHOICE, /* int, index into choices "a|b|c" */
+    KIND_CHOICE, /* int, index into choices "a|b|c", or a value that `choice` has a name for */
     KIND_BOOL,   /* int, on|off (true|false, yes|no, 1|0) */
     KIND_SWITCH  /* int, takes no value: its presence sets 1 */
 } FlagKind;
@@ -51,13 +51,16 @@ typedef struct {
     const char *choices; /* KIND_CHOICE only: "a|b|c" */
     const char *help;    /* one sentence, with the unit */
     const char *section; /* its heading in --help and in the manual; NULL: that of the row before */
+    /* KIND_CHOICE in place of choices: the name of value i, "" where the flag does not take the value, NULL
+       past the last value. */
+    const char *(*choice)(int i);
 } Flag;
 
 /* Rows of a table, each with its name, its field, its default as the user would type it, its range or
    its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and SECTION,
    the heading of the rows that follow. */
 #define FLAG_ROW(NAME, KIND, AT, DEF, LO, HI, CHOICES, HELP)                                       \
-    { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION }
+    { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION, NULL }
 #define FLAG_INT(NAME, AT, DEF, LO, HI, HELP) FLAG_ROW(NAME, KIND_INT, AT, DEF, LO, HI, NULL, HELP)
 #define FLAG_LONG(NAME, AT, DEF, LO, HI, HELP)                                                     \
     FLAG_ROW(NAME, KIND_LONG, AT, DEF, LO, HI, NULL, HELP)
@@ -66,6 +69,8 @@ typedef struct {
 #define FLAG_TEXT(NAME, AT, DEF, HELP) FLAG_ROW(NAME, KIND_STRING, AT, DEF, 0, 0, NULL, HELP)
 #define FLAG_CHOICE(NAME, AT, DEF, CHOICES, HELP)                                                  \
     FLAG_ROW(NAME, KIND_CHOICE, AT, DEF, 0, 0, CHOICES, HELP)
+#define FLAG_CHOICE_OF(NAME, AT, DEF, CHOICE, HELP)                                                \
+    { NAME, KIND_CHOICE, FIELD(AT), DEF, 0, 0, NULL, HELP, SECTION, CHOICE }
 #define FLAG_BOOL(NAME, AT, DEF, HELP) FLAG_ROW(NAME, KIND_BOOL, AT, DEF, 0, 0, NULL, HELP)
 #define FLAG_SWITCH(NAME, AT, HELP) FLAG_ROW(NAME, KIND_SWITCH, AT, "off", 0, 0, NULL, HELP)
 
@@ -90,8 +95,15 @@ static inline int flags_find(const Flag *flags, int n, const char *name) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Values from text                                                                               */
 
-/* Choice `index` of "a|b|c", as pointer and length; NULL past the end. */
-static inline const char *flags_choice(const char *choices, int index, int *length) {
+/* Name of value `index` of a flag of KIND_CHOICE, as pointer and length, which is 0 where the flag does not
+   take the value; NULL past the last. */
+static inline const char *flags_choice(const Flag *flag, int index, int *length) {
+    const char *choices = flag->choices;
+    if (flag->choice) {
+        const char *name = flag->choice(index);
+        *length = name ? (int)strlen(name) : 0;
+        return name;
+    }
     while (choices) {
         const char *bar = strchr(choices, '|');
         *length = bar ? (int)(bar - choices) : (int)strlen(choices);
@@ -102,15 +114,17 @@ static inline const char *flags_choice(const char *choices, int index, int *leng
 }
 
 /* "a, b or c". */
-static inline void flags_choices_text(const char *choices, char *text, size_t size) {
+static inline void flags_choices_text(const Flag *flag, char *text, size_t size) {
     size_t used = 0;
+    int length, last = 0;
+    const char *choice;
     text[0] = 0;
-    for (int i = 0, length, next;; i++) {
-        const char *choice = flags_choice(choices, i, &length);
-        if (!choice || used >= size) return;
-        const char *after = flags_choice(choices, i + 2, &next);
-        const char *separator = after ? ", " : flags_choice(choices, i + 1, &next) ? " or " : "";
-        used += (size_t)snprintf(text + used, size - used, "%.*s%s", length, choice, separator);
+    for (int i = 0; flags_choice(flag, i, &length); i++)
+        if (length) last = i;
+    for (int i = 0; (choice = flags_choice(flag, i, &length)) != NULL && used < size; i++) {
+        if (!length) continue;
+        const char *separator = !used ? "" : i == last ? " or " : ", ";
+        used += (size_t)snprintf(text + used, size - used, "%s%.*s", separator, length, choice);
     }
 }
 
@@ -240,12 +254,14 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
     case KIND_CHOICE: {
         char list[512];
         const char *choice;
-        for (int i = 0, length; (choice = flags_choice(flag->choices, i, &length)) != NULL; i++) {
-            if (strlen(value) != (size_t)length || strncmp(value, choice, (size_t)length)) continue;
+        for (int i = 0, length; (choice = flags_choice(flag, i, &length)) != NULL; i++) {
+            if (!length || strlen(value) != (size_t)length ||
+                strncmp(value, choice, (size_t)length))
+                continue;
             *(int *)field = i;
             return 0;
         }
-        flags_choices_text(flag->choices, list, sizeof list);
+        flags_choices_text(flag, list, sizeof list);
         return fail(err, "--%s takes one of %s, not \"%.80s\" (%s)", flag->name, list, value,
                     flag->help);
     }
@@ -421,7 +437,7 @@ static inline void flags_get_text(const Flag *flag, const void *cfg, char *text)
     case KIND_FLOAT: json_double_text(text, *(const double *)field); break;
     case KIND_STRING: snprintf(text, FLAG_STRING_SIZE, "%s", (const char *)field); break;
     case KIND_CHOICE:
-        choice = flags_choice(flag->choices, *(const int *)field, &length);
+        choice = flags_choice(flag, *(const int *)field, &length);
         snprintf(text, FLAG_STRING_SIZE, "%.*s", choice ? length : 0, choice ? choice : "");
         break;
     case KIND_BOOL:
@@ -464,7 +480,7 @@ static inline void flags_json(FILE *f, const Flag *flags, int n, const void *cfg
 /* "; one of a, b or c" and "; from 1 to 65536" behind the help, as --help and the manual say it. */
 static inline void flags_limits_text(const Flag *flag, char *text, size_t size) {
     text[0] = 0;
-    if (flag->kind == KIND_CHOICE) flags_choices_text(flag->choices, text, size);
+    if (flag->kind == KIND_CHOICE) flags_choices_text(flag, text, size);
     else flags_range_text(flag, text, size);
 }
 

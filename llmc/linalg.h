@@ -1,7 +1,7 @@
 /*
 The linear-algebra contract that every optimizer is written against: batches of matrices as views, and
-a dozen operations on them. A backend implements the operations (cpu/linalg.h); the formulas above
-them exist once.
+some forty operations on them. A backend implements the operations (cpu/linalg.h, cuda/linalg.cuh); the
+formulas above them exist once. view.h makes views from views.
 
 A Mat is a batch of n0 x n1 matrices of equal shape: element (r, c) of item (i, j) lies at
 p + i s0 + j s1 + r rs + c cs, with rs or cs equal to 1. So a head of W_Q in a fused (L, 3C, C) tensor,
@@ -14,14 +14,14 @@ views, and nothing is ever copied to be transposed.
 #include "base.h"
 
 typedef struct {
-    floatM *p;
+    floatM *p; /* NULL: a view that only describes a shape */
     int n0, n1;
     size_t s0, s1;
     int rows, cols;
     size_t rs, cs;
 } Mat;
 
-/* p + n, for views that only describe a shape (p NULL) too. */
+/* p + n; NULL stays NULL. */
 static inline floatM *mat_offset(floatM *p, size_t n) { return p ? p + n : p; }
 
 /* A batch of n contiguous row-major matrices. */
@@ -30,65 +30,10 @@ static inline Mat mat_dense(floatM *p, int n, int rows, int cols) {
     return m;
 }
 
-static inline Mat mat_t(Mat m) {
-    Mat t = m;
-    t.rows = m.cols, t.cols = m.rows, t.rs = m.cs, t.cs = m.rs;
-    return t;
-}
-
-/* Rows [first, first + rows) of every item. */
-static inline Mat mat_rows(Mat m, int first, int rows) {
-    m.p = mat_offset(m.p, (size_t)first * m.rs);
-    m.rows = rows;
-    return m;
-}
-
-/* Items [first, first + n) of the outer batch. */
-static inline Mat mat_outer(Mat m, int first, int n) {
-    m.p = mat_offset(m.p, (size_t)first * m.s0);
-    m.n0 = n;
-    return m;
-}
-
-/* (n0, 1) items of H k rows -> (n0, H) items of k rows: the heads of a projection. */
-static inline Mat mat_heads(Mat m, int H) {
-    m.rows /= H;
-    m.n1 = H;
-    m.s1 = (size_t)m.rows * m.rs;
-    return m;
-}
-
-/* (n0, n1) items -> every G-th from g: the g-th query head of each group. */
-static inline Mat mat_every(Mat m, int g, int G) {
-    m.p = mat_offset(m.p, (size_t)g * m.s1);
-    m.n1 /= G;
-    m.s1 *= (size_t)G;
-    return m;
-}
-
-/* A dense (n0 n1) batch as (n, G) items; G copies of each of n items if repeat. */
-static inline Mat mat_grouped(Mat m, int G, int repeat) {
-    Mat v = m;
-    int n = m.n0 * m.n1;
-    v.n0 = repeat ? n : n / G;
-    v.n1 = G;
-    v.s1 = repeat ? 0 : (size_t)m.rows * m.cols;
-    v.s0 = (size_t)m.rows * m.cols * (repeat ? 1 : (size_t)G);
-    return v;
-}
-
 static inline int mat_count(Mat m) { return m.n0 * m.n1; }
 static inline size_t mat_size(Mat m) { return (size_t)m.n0 * m.n1 * m.rows * m.cols; }
 static inline floatM *mat_item(Mat m, int i) {
     return m.p + (size_t)(i / m.n1) * m.s0 + (size_t)(i % m.n1) * m.s1;
-}
-
-/* Items [first, first + n) of the whole batch; n is 1 or all of them. */
-static inline Mat mat_part(Mat m, int first, int n) {
-    if (n == mat_count(m)) return m;
-    m.p = mat_item(m, first);
-    m.n0 = m.n1 = 1;
-    return m;
 }
 
 static inline void mat_swap(Mat *a, Mat *b) {
@@ -97,37 +42,40 @@ static inline void mat_swap(Mat *a, Mat *b) {
     *b = c;
 }
 
-/* Scratch memory that rules take from and give back in stack order. Every rule has a function that
-   says how much it needs, so running out is a mistake of ours. A library must not abort even then:
-   it defines what to do instead, which must not return. */
-#ifndef ARENA_EXCEEDED
-#define ARENA_EXCEEDED(A, N)                                                                       \
-    (fprintf(stderr, "internal error: arena of %zu exceeded by %zu\n", (A)->size, (N)), abort())
-#endif
+/* Scratch memory that rules take from and give back in stack order: `used` is set back to what it was.
+
+An arena without memory (p NULL) measures: a rule that runs on it gets NULL for every take, every la_
+operation does nothing on NULL, and `size` grows to the most that was in use at once. So the size of a
+rule's scratch comes from the code that uses the scratch. An arena that runs out, which would be a mistake
+of ours, loses its memory: the rest of the rule does nothing, and whoever ran it sees p NULL. */
 typedef struct {
     floatM *p;
-    size_t size, used;
+    size_t size, used; /* elements */
 } Arena;
 
+static inline size_t arena_round(size_t n) { return (n + 15) / 16 * 16; }
+
+/* Memory for n elements; NULL where the arena has none. */
 static inline floatM *arena_take(Arena *a, size_t n) {
-    n = (n + 15) / 16 * 16;
-    if (a->used + n > a->size) ARENA_EXCEEDED(a, n);
-    floatM *p = a->p + a->used;
-    a->used += n;
-    return p;
+    floatM *p = mat_offset(a->p, a->used);
+    a->used += arena_round(n);
+    if (a->used <= a->size) return p;
+    a->p = NULL;
+    a->size = a->used;
+    return NULL;
 }
 
-/* The w-th arena of n elements within memory that was taken for several. */
+/* Arena number w of those that share `memory`, n elements each. */
 static inline Arena arena_piece(floatM *memory, size_t n, int w) {
-    Arena piece = {memory + n * (size_t)w, n, 0};
+    Arena piece = {mat_offset(memory, n * (size_t)w), n, 0};
     return piece;
 }
-
-static inline size_t arena_round(size_t n) { return (n + 15) / 16 * 16; }
 
 /*
 The operations. Long iterations run on mat_part()s of la_chunk(n) items, la_workers() of them at a time,
 each with scratch of its own. `s` is an array with one number per item, in the memory of the backend.
+An operation does nothing where one of its views or arrays is NULL; the long iterations then answer as
+they would in earnest.
 
 la_copy(Y, X)                     Y = X
 la_axpby(Y, a, X, b)              Y = a X + b Y
@@ -142,6 +90,7 @@ la_identity_gap(X)                largest ||X_i - I||_F, returned to the host; a
                                   to wait for it may answer infinity
 la_symmetrize(X)                  X = (X + X^T) / 2 (square, dense)
 la_round_bf16(X)                  X = X rounded to bf16: to nearest, ties to even
+la_signum(X)                      X = the sign of every element: 1, -1, or 0 of 0
 la_norms(s, X, g)                 s = Frobenius norm of every g consecutive items together
 la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
 la_scale(X, s, g)                 X = s X, g consecutive items by one number
@@ -167,8 +116,7 @@ la_root_iteration(R, G, a, ab, n, w)   R = (G + a I)^-1/2 by n steps of optim/in
 la_sign_run(Q, A, abc, n)         n steps of optim/msign.h on Grams A: Q = P_n ... P_1 with coefficients
                                   abc[n][3]; A may be overwritten
 la_sign_bf16(X, s, abc, n, arena) X_i = the n steps of optim/msign.h from s_i X_i, stored in bf16 as
-                                  msign_bf16 rounds; X dense; scratch of la_sign_bf16_scratch(items, rows,
-                                  cols) elements
+                                  msign_bf16 rounds; X dense; scratch is taken from the arena
 
 Of the gauge connections and the controls:
 
@@ -196,6 +144,8 @@ enum { LA_ROOT_STEPS = 25, LA_SIGN_STEPS = 12 };
    before: gap after gap is squared until rounding stops it. NaN runs on to the end. */
 #define LA_ROOT_DONE(GAP, BEFORE)                                                                  \
     ((GAP) < (sizeof(floatM) == 8 ? 1e-9 : 1e-5) || ((GAP) < 0.01 && 2 * (GAP) > (BEFORE)))
+
+#include "view.h"
 
 #ifdef CM_CUDA
 #include "cuda/linalg.cuh"

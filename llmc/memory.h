@@ -80,7 +80,7 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
     if (has_copy()) m.parameters += r->size[SLOT_WEIGHT] * sizeof(floatX);
     if (training) {
         m.gradients = r->size[SLOT_GRAD] * sizeof(floatM);
-        m.optimizer = (r->size[SLOT_MOMENT] + plan->v_size + plan->arena_size) * sizeof(floatM);
+        m.optimizer = (r->size[SLOT_MOMENT] + plan->state_size + plan->arena_size) * sizeof(floatM);
         if (c->log_groups) m.optimizer += r->size[SLOT_PARAM] * sizeof(floatM);
     }
     m.activations = acts_view(&none, c, shape_of(c), R, training, NULL, 0) + 2 * rotary_bytes(c);
@@ -122,7 +122,7 @@ static int params_create(Model *m) {
     if (!m->training) return 0;
     p->grad = (floatM *)device_alloc(size[SLOT_GRAD] * sizeof(floatM));
     p->moment = (floatM *)device_alloc(size[SLOT_MOMENT] * sizeof(floatM));
-    p->state = (floatM *)device_alloc(m->plan.v_size * sizeof(floatM));
+    p->state = (floatM *)device_alloc(m->plan.state_size * sizeof(floatM));
     m->arena.p = (floatM *)device_alloc(m->plan.arena_size * sizeof(floatM));
     m->arena.size = m->plan.arena_size;
     if (!p->grad || !p->moment || !p->state || !m->arena.p) return -1;

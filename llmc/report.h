@@ -36,16 +36,6 @@ static inline void print_model(FILE *out, const Config *c, const Registry *r) {
             c->ff_width, c->vocab);
 }
 
-static inline void print_rules(FILE *out, const Config *c) {
-    static const char *const rule[] = {
-        "",       "CM",    "Muon",  "Muon per head",          "NorMuon",
-        "Aurora", "MuonH", "AdamW", "partner-rescaled AdamW", "QuacK"};
-    static const char *const mlp[] = {"", "Muon", "NorMuon", "Aurora", "MuonH", "AdamW"};
-    fprintf(out, "update   %s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs, AdamW on the rest\n",
-            rule[c->qk], rule[c->ov], c->optim.circuit ? " and Circuit-Muon" : "", mlp[c->mlp]);
-    if (c->freeze[0]) fprintf(out, "frozen   %s\n", c->freeze);
-}
-
 /* ---------------------------------------------------------------------------------------------- */
 /* memory */
 

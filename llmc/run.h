@@ -322,7 +322,7 @@ static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
    anew. */
 static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
                               NameList *anew) {
-    if (ckpt->version == 1 && load_record(ckpt, 'v', "", p->state, plan->v_size) == RECORD_TAKEN)
+    if (ckpt->version == 1 && load_record(ckpt, 'v', "", p->state, plan->state_size) == RECORD_TAKEN)
         return;
     for (int i = 0; i < plan->states; i++) {
         StateTensor *s = &plan->state[i];

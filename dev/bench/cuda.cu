@@ -499,7 +499,7 @@ typedef struct {
 static void update_part(const Update *u, int part) {
     for (int i = 0; i < u->plan.n; i++) {
         const PlanEntry *e = &u->plan.e[i];
-        int id = e->part.id, layers = u->r.t[id].layers, chunk = plan_chunk(&u->r, e, &u->c.optim);
+        int id = e->part[0].id, layers = u->r.t[id].layers, chunk = e->chunk;
         int is = id == T_WQKV || id == T_WO     ? PART_ATTENTION
                  : id == T_WFC || id == T_WPROJ ? PART_MLP
                                                 : PART_REST;
@@ -541,7 +541,7 @@ static void bench_model(const Model *m) {
     size_t v = 1, arena = 1;
     for (int i = 0; i < UPDATES; i++) {
         update_build(&u[i], m, updates[i].flags);
-        v = u[i].plan.v_size > v ? u[i].plan.v_size : v;
+        v = u[i].plan.state_size > v ? u[i].plan.state_size : v;
         arena = u[i].plan.arena_size > arena ? u[i].plan.arena_size : arena;
     }
     size_t n = u[0].r.size[SLOT_PARAM];

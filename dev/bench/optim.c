@@ -10,9 +10,7 @@ GFLOP/s are nominal: those of the plain algorithm (8 products of X X^T, A A and 
 layer is measured and multiplied by the layers. The rules take turns; best and median of the rounds.
 */
 #include "../../llmc/flags.h"
-#include "../../llmc/optim/adamw.h"
-#include "../../llmc/optim/compositional.h"
-#include "../../llmc/optim/muon.h"
+#include "../../llmc/optim/rule.h"
 #include "../../llmc/rng.h"
 
 typedef struct {
@@ -27,8 +25,8 @@ static const Model models[] = {{"tiny", 4, 128, 4, 4},
                                {"1b", 24, 2048, 16, 1}};
 enum { MODELS = sizeof models / sizeof *models };
 
-typedef enum { MUON, MUON_HEAD, CM_FULL, CM_ISOTROPIC, ADAMW, MLP_MUON, MLP_ADAMW, RULES } Rule;
-static const char *const rule_names[RULES] = {
+typedef enum { MUON, MUON_HEAD, CM_FULL, CM_ISOTROPIC, ADAMW, MLP_MUON, MLP_ADAMW, CASES } Case;
+static const char *const case_names[CASES] = {
     "muon", "muon-head", "cm full, hybrid", "cm isotropic", "adamw", "muon", "adamw"};
 
 typedef struct {
@@ -68,20 +66,20 @@ static void weight_free(Weight *w) {
     for (int i = 0; i < 4; i++) free(w->p[i]);
 }
 
-/* The i-th buffer's rows [first, first + rows). */
-static Mat part(const Model *m, const Weight *w, int i, int first, int rows) {
-    return mat_rows(mat_dense(w->p[i], m->measured, w->rows, w->cols), first, rows);
-}
-
-static Mat heads(const Model *m, const Weight *w, int i, int first, int by_column) {
-    Mat all = part(m, w, i, first, m->width);
-    return mat_heads(by_column ? mat_t(all) : all, m->heads);
-}
-
-static Factor factor(const Model *m, const Weight *w, int first, int by_column) {
-    Factor f = {heads(m, w, 0, first, by_column), heads(m, w, 1, first, by_column),
-                heads(m, w, 2, first, by_column)};
-    return f;
+/* Rows [first, first + rows) of a tensor as a leg; with by_column its heads are blocks of columns. */
+static Leg leg(const Model *m, const Weight *w, int first, int rows, int by_column) {
+    Leg l;
+    Mat view[3];
+    memset(&l, 0, sizeof l);
+    for (int i = 0; i < 3; i++)
+        view[i] = mat_rows(mat_dense(w->p[i], m->measured, w->rows, w->cols), first, rows);
+    l.W = view[0];
+    l.G = view[1];
+    l.M = view[2];
+    l.state[0] = w->p[3];
+    l.heads = m->heads;
+    l.by_column = by_column;
+    return l;
 }
 
 typedef struct {
@@ -92,48 +90,64 @@ typedef struct {
     int step;
 } Bench;
 
-static void muon(Bench *b, const Weight *w, int first, int rows) {
-    muon_update(part(b->m, w, 0, first, rows), part(b->m, w, 1, first, rows),
-                part(b->m, w, 2, first, rows), &b->options, 0.95, 1e-4, 0, 1, &b->arena);
+/* A step of one leg or, where b is given, of two. Without memory of the arena it is only measured. */
+static void step(Bench *bench, RuleId rule, const OptimOptions *o, Leg a, const Leg *b) {
+    Step s;
+    memset(&s, 0, sizeof s);
+    s.rule = &rule_table[rule];
+    s.options = o;
+    s.leg[0] = a;
+    if (b) s.leg[1] = *b;
+    s.legs = b ? 2 : 1;
+    s.lr = 1e-4;
+    s.momentum = 0.95;
+    s.gscale = 1;
+    s.age = s.coupling_age = ++bench->step;
+    s.arena = &bench->arena;
+    size_t need = step_scratch(&s);
+    if (!bench->arena.p && need > bench->arena.size) bench->arena.size = need;
+    if (bench->arena.p) step_run(&s);
 }
 
-static void muon_heads(Bench *b, const Weight *w, int first, int by_column) {
-    Factor f = factor(b->m, w, first, by_column);
-    muon_update(f.W, f.G, f.M, &b->options, 0.95, 1e-4, 0, 1, &b->arena);
-}
-
-static void adamw(Bench *b, const Weight *w) {
-    AdamW a = {1e-4, 0, 0.9, 0.95, 1e-8, 1, ++b->step};
-    adamw_update(part(b->m, w, 0, 0, w->rows), part(b->m, w, 1, 0, w->rows),
-                 part(b->m, w, 2, 0, w->rows), part(b->m, w, 3, 0, w->rows), &a);
+static void single(Bench *b, RuleId rule, const Weight *w, int first, int rows, int by_column) {
+    step(b, rule, &b->options, leg(b->m, w, first, rows, by_column), NULL);
 }
 
 static void compositional(Bench *b, int isotropic) {
     int C = b->m->width;
     OptimOptions o = b->options;
     o.isotropic = isotropic;
-    Pair qk = {factor(b->m, &b->qkv, 0, 0), factor(b->m, &b->qkv, C, 0), 0};
-    Pair ov = {factor(b->m, &b->o, 0, 1), factor(b->m, &b->qkv, 2 * C, 0), o.hybrid};
-    pair_update(qk, &o, 0.95, 1e-4, 0, 1, &b->arena);
-    pair_update(ov, &o, 0.95, 1e-4, 0, 1, &b->arena);
+    Leg k = leg(b->m, &b->qkv, C, C, 0), v = leg(b->m, &b->qkv, 2 * C, C, 0);
+    step(b, RULE_CM, &o, leg(b->m, &b->qkv, 0, C, 0), &k);
+    step(b, RULE_CM, &o, leg(b->m, &b->o, 0, C, 1), &v);
 }
 
-static void run(Bench *b, Rule rule) {
+static void run(Bench *b, Case rule) {
     int C = b->m->width;
     switch (rule) {
     case MUON:
-        for (int i = 0; i < 3; i++) muon(b, &b->qkv, i * C, C);
-        muon(b, &b->o, 0, C);
+        for (int i = 0; i < 3; i++) single(b, RULE_MUON, &b->qkv, i * C, C, 0);
+        single(b, RULE_MUON, &b->o, 0, C, 1);
         break;
     case MUON_HEAD:
-        for (int i = 0; i < 3; i++) muon_heads(b, &b->qkv, i * C, 0);
-        muon_heads(b, &b->o, 0, 1);
+        for (int i = 0; i < 3; i++) single(b, RULE_MUON_HEAD, &b->qkv, i * C, C, 0);
+        single(b, RULE_MUON_HEAD, &b->o, 0, C, 1);
         break;
     case CM_FULL: compositional(b, 0); break;
     case CM_ISOTROPIC: compositional(b, 1); break;
-    case ADAMW: adamw(b, &b->qkv), adamw(b, &b->o); break;
-    case MLP_MUON: muon(b, &b->fc, 0, 4 * C), muon(b, &b->proj, 0, C); break;
-    default: adamw(b, &b->fc), adamw(b, &b->proj);
+    case ADAMW:
+        single(b, RULE_ADAMW, &b->qkv, 0, 3 * C, 0);
+        single(b, RULE_ADAMW, &b->o, 0, C, 1);
+        break;
+    case MLP_MUON:
+        single(b, RULE_MUON, &b->fc, 0, 4 * C, 0);
+        single(b, RULE_MUON, &b->proj, 0, C, 0);
+        break;
+    case MLP_ADAMW:
+        single(b, RULE_ADAMW, &b->fc, 0, 4 * C, 0);
+        single(b, RULE_ADAMW, &b->proj, 0, C, 0);
+        break;
+    case CASES: break;
     }
 }
 
@@ -144,7 +158,7 @@ static double sign_flops(double rows, double cols) {
 }
 
 /* Nominal operations of one layer; 0 where they do not matter. */
-static double rule_flops(const Model *m, Rule rule) {
+static double rule_flops(const Model *m, Case rule) {
     double C = m->width, H = m->heads, k = C / H, head = H * sign_flops(k, C);
     double root = H * (25 * 6 * k * k * k + 2 * k * k * C), whitening = H * 4 * k * k * C;
     switch (rule) {
@@ -164,7 +178,7 @@ static int ascending(const void *a, const void *b) {
 
 static void bench(const Model *m) {
     enum { MOST = 41 };
-    static double seconds[RULES][MOST];
+    static double seconds[CASES][MOST];
     Bench b;
     memset(&b, 0, sizeof b);
     int C = m->width, L = m->measured;
@@ -177,20 +191,20 @@ static void bench(const Model *m) {
     };
 #undef FIELD
     flags_defaults(options, (int)(sizeof options / sizeof *options), &b.options);
-    Pair pair = {factor(m, &b.o, 0, 1), factor(m, &b.qkv, 0, 0), 1};
-    Mat big = mat_dense(NULL, L, 4 * C, C), small = mat_dense(NULL, L * m->heads, C / m->heads, C);
-    size_t need[3] = {muon_scratch(big), muon_scratch(small), pair_scratch(&pair, L, &b.options)};
-    for (int i = 0; i < 3; i++) b.arena.size = need[i] > b.arena.size ? need[i] : b.arena.size;
+    b.options.adam_beta1 = 0.9;
+    b.options.adam_beta2 = 0.95;
+    b.options.adam_eps = 1e-8;
+    for (int rule = 0; rule < CASES; rule++) run(&b, (Case)rule); /* measures scratch */
     b.arena.p = (floatM *)malloc(b.arena.size * sizeof(floatM));
     if (!b.arena.p) die("out of memory: %zu numbers", b.arena.size);
     double first = now_seconds();
-    for (int rule = 0; rule < RULES; rule++) run(&b, (Rule)rule); /* warm-up */
+    for (int rule = 0; rule < CASES; rule++) run(&b, (Case)rule); /* warm-up */
     first = now_seconds() - first;
     int rounds = max_int(3, min_int(MOST, (int)(15 / first))) | 1;
     for (int round = 0; round < rounds; round++)
-        for (int rule = 0; rule < RULES; rule++) {
+        for (int rule = 0; rule < CASES; rule++) {
             double start = now_seconds();
-            run(&b, (Rule)rule);
+            run(&b, (Case)rule);
             seconds[rule][round] = now_seconds() - start;
         }
     printf("\n%s: %d layers, width %d, %d heads of %d; %s, %d rounds\n", m->name, m->layers, C,
@@ -198,15 +212,15 @@ static void bench(const Model *m) {
            L < m->layers ? "one layer measured, times the layers" : "all layers measured", rounds);
     printf("%-10s %-16s %10s %10s %9s %7s\n", "weights", "rule", "best ms", "median ms", "GFLOP/s",
            "/ muon");
-    for (int rule = 0; rule < RULES; rule++) {
-        double *s = seconds[rule], flops = rule_flops(m, (Rule)rule) * m->layers;
+    for (int rule = 0; rule < CASES; rule++) {
+        double *s = seconds[rule], flops = rule_flops(m, (Case)rule) * m->layers;
         qsort(s, (size_t)rounds, sizeof *s, ascending);
         double scale = (double)m->layers / L,
                muon_best = seconds[rule < MLP_MUON ? MUON : MLP_MUON][0];
         char rate[16] = "-";
         if (flops > 0) snprintf(rate, sizeof rate, "%.0f", flops * 1e-9 / (s[0] * scale));
         printf("%-10s %-16s %10.2f %10.2f %9s %7.2f\n", rule < MLP_MUON ? "attention" : "MLP",
-               rule_names[rule], s[0] * scale * 1e3, s[rounds / 2] * scale * 1e3, rate,
+               case_names[rule], s[0] * scale * 1e3, s[rounds / 2] * scale * 1e3, rate,
                s[0] / muon_best);
     }
     fflush(stdout);

@@ -53,9 +53,16 @@ static inline floatM *copy_of(const floatM *x, size_t n) {
     return y;
 }
 
-static uint64_t draws;
-static inline double normal(void) { return rng_normal(7, 7, draws++); }
-static inline double uniform(void) { return rng_uniform(7, 8, draws++); } /* [0, 1) */
+static uint64_t draws, draw_seed = 7;
+static inline double normal(void) { return rng_normal(draw_seed, 7, draws++); }
+static inline double uniform(void) { return rng_uniform(draw_seed, 8, draws++); } /* [0, 1) */
+
+/* Random numbers of this case alone from here on: a case that is added changes no other. */
+static inline void draw_for(const char *name) {
+    const char *seed = getenv("CM_TEST_SEED");
+    draw_seed = rng_stream(name) + (seed ? strtoull(seed, NULL, 10) : 0);
+    draws = 0;
+}
 static inline int pick(int lo, int hi) { return lo + (int)(uniform() * (hi - lo + 1)); }
 
 static inline double *normals(size_t n) {
@@ -70,12 +77,90 @@ static inline floatM *normals_m(size_t n, double scale) {
     return x;
 }
 
-/* An arena of exactly the size a rule asks for, full of NaN: asking for too little aborts, reading
-   what was never written shows. */
+/* An arena of exactly the size a rule asks for, full of NaN: reading what was never written shows. */
 static inline Arena arena_of(size_t size) {
     Arena a = {take_m(size), size, 0};
     for (size_t i = 0; i < size; i++) a.p[i] = (floatM)NAN;
     return a;
+}
+
+/* Asking for too little shows, too. */
+static inline void arena_end(const Arena *a, const char *what) {
+    check(a->p != NULL && a->used == 0,
+          "%s: %zu numbers of scratch were too few, or %zu are left in use", what, a->size,
+          a->used);
+}
+
+static inline void run_msign(Mat X, int which, int bf16) {
+    Arena none = {NULL, 0, 0};
+    msign_by(mat_dense(NULL, mat_count(X), X.rows, X.cols), which, bf16, &none);
+    Arena arena = arena_of(none.size);
+    msign_by(X, which, bf16, &arena);
+    arena_end(&arena, "msign");
+}
+
+static inline void run_invroot(Mat R, Mat G, double damping, int which) {
+    Arena none = {NULL, 0, 0};
+    Mat shape = mat_dense(NULL, mat_count(G), G.rows, G.cols);
+    invroot(shape, shape, damping, which, &none);
+    Arena arena = arena_of(none.size);
+    invroot(R, G, damping, which, &arena);
+    arena_end(&arena, "invroot");
+}
+
+/* Runs a step in scratch of the size that was measured. */
+static inline void run_step_of(Step step) {
+    Arena arena = arena_of(step_scratch(&step));
+    step.arena = &arena;
+    step_run(&step);
+    arena_end(&arena, step.rule->flag);
+}
+
+static inline Leg leg_of(Mat W, Mat G, Mat M, int heads, int by_column) {
+    Leg l;
+    memset(&l, 0, sizeof l);
+    l.W = W;
+    l.G = G;
+    l.M = M;
+    l.heads = heads;
+    l.by_column = by_column;
+    return l;
+}
+
+/* Step number 1 of a rule, with legs still to be set. */
+static inline Step step_of(RuleId rule, const OptimOptions *o, double lr, double wd) {
+    Step s;
+    memset(&s, 0, sizeof s);
+    s.rule = &rule_table[rule];
+    s.options = o;
+    s.legs = 1;
+    s.lr = lr;
+    s.weight_decay = wd;
+    s.momentum = o->momentum;
+    s.gscale = 1;
+    s.age = s.coupling_age = 1;
+    return s;
+}
+
+/* Muon on a matrix or, with heads, on blocks of its rows (of its columns). */
+static inline void muon_update(Leg l, const OptimOptions *o, double beta, double lr, double wd,
+                               double gscale) {
+    Step s = step_of(l.heads ? RULE_MUON_HEAD : RULE_MUON, o, lr, wd);
+    s.leg[0] = l;
+    s.momentum = beta;
+    s.gscale = gscale;
+    run_step_of(s);
+}
+
+/* AdamW with second moments v, laid out as a dense W; step counts from 1. */
+static inline void adamw_update(Leg l, floatM *v, const OptimOptions *o, double lr, double wd,
+                                double gscale, int step) {
+    Step s = step_of(RULE_ADAMW, o, lr, wd);
+    s.leg[0] = l;
+    s.leg[0].state[0] = v;
+    s.gscale = gscale;
+    s.age = s.coupling_age = step;
+    run_step_of(s);
 }
 
 static inline void set_threads(int n) {
@@ -328,23 +413,17 @@ static inline int check_state(const Fixture *fx, const char *name, const char *k
     return 1;
 }
 
-/* The view of a Muon case: parts are blocks of rows, or of columns (axis 1). */
-static inline Mat muon_view(floatM *p, int rows, int cols, int parts, int axis) {
-    Mat m = mat_dense(p, 1, rows, cols);
-    return axis ? mat_t(mat_heads(mat_t(m), parts)) : mat_heads(m, parts);
-}
-
 static inline void muon_case(const Fixture *fx, const char *name, const OptimOptions *o) {
     const FixtureRecord *start = case_record(fx, name, "w", 0);
     int rows = (int)start->dims[0], cols = (int)start->dims[1], seen = 0;
     int parts = (int)case_number(fx, name, "parts"), axis = (int)case_number(fx, name, "axis");
     floatM *w = floats_of(start), *m = take_m(start->count);
-    Mat W = muon_view(w, rows, cols, parts, axis), M = muon_view(m, rows, cols, parts, axis);
     for (int step = 1; step <= 3; step++) {
-        Arena arena = arena_of(muon_scratch(W));
         floatM *g = floats_of(case_record(fx, name, "g", step));
-        muon_update(W, muon_view(g, rows, cols, parts, axis), M, o, o->momentum,
-                    case_number(fx, name, "lr"), case_number(fx, name, "weight_decay"), 1, &arena);
+        Leg l = leg_of(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols),
+                       mat_dense(m, 1, rows, cols), parts, axis);
+        muon_update(l, o, o->momentum, case_number(fx, name, "lr"),
+                    case_number(fx, name, "weight_decay"), 1);
         seen += check_state(fx, name, "w", "", step, w) + check_state(fx, name, "m", "", step, m);
     }
     check(seen >= 1, "%s: the fixture holds no results", name);
@@ -356,45 +435,47 @@ static inline void muon_case(const Fixture *fx, const char *name, const OptimOpt
 /* Leg 0 is the per-query factor A, W_Q (H k, d) or W_O (d, H k), leg 1 the shared B, (S k, d). */
 typedef struct {
     int layers, H, S, k, d, output; /* output: A is W_O, whose heads are blocks of columns */
-} Shape;
+} LegShape;
 
 typedef struct {
-    Shape s;
+    LegShape s;
     size_t n[2];
     floatM *W[2], *G[2], *M[2];
 } Legs;
 
-static inline int heads_of(Shape s, int leg) { return leg ? s.S : s.H; }
+static inline int heads_of(LegShape s, int leg) { return leg ? s.S : s.H; }
 
 /* Row r, column c of head h as a (k, d) block, in storage order. */
-static inline size_t leg_index(Shape s, int leg, int layer, int h, int r, int c) {
+static inline size_t leg_index(LegShape s, int leg, int layer, int h, int r, int c) {
     size_t width = (size_t)heads_of(s, leg) * s.k, base = (size_t)layer * width * s.d;
     size_t row = (size_t)h * s.k + (size_t)r;
     return base + (s.output && !leg ? (size_t)c * width + row : row * (size_t)s.d + (size_t)c);
 }
 
-static inline double *block_of(Shape s, const floatM *x, int leg, int layer, int h) {
+static inline double *block_of(LegShape s, const floatM *x, int leg, int layer, int h) {
     double *b = take((size_t)s.k * s.d);
     for (int i = 0; i < s.k * s.d; i++)
         b[i] = (double)x[leg_index(s, leg, layer, h, i / s.d, i % s.d)];
     return b;
 }
 
-static inline void set_block(Shape s, floatM *x, int leg, int layer, int h, const double *b) {
+static inline void set_block(LegShape s, floatM *x, int leg, int layer, int h, const double *b) {
     for (int i = 0; i < s.k * s.d; i++)
         x[leg_index(s, leg, layer, h, i / s.d, i % s.d)] = (floatM)b[i];
 }
 
-static inline Mat leg_view(Shape s, floatM *x, int leg) {
+/* The whole matrices of a leg, as stored, and their heads as (k, d) blocks. */
+static inline Mat leg_whole(LegShape s, floatM *x, int leg) {
     int rows = heads_of(s, leg) * s.k;
-    Mat m = s.output && !leg ? mat_t(mat_dense(x, s.layers, s.d, rows))
-                             : mat_dense(x, s.layers, rows, s.d);
-    return mat_heads(m, heads_of(s, leg));
+    return s.output && !leg ? mat_dense(x, s.layers, s.d, rows) : mat_dense(x, s.layers, rows, s.d);
+}
+static inline Mat leg_view(LegShape s, floatM *x, int leg) {
+    return mat_blocks(leg_whole(s, x, leg), heads_of(s, leg), s.output && !leg);
 }
 
 /* Weights whose rows and heads differ in size (a partner Gram that is no multiple of I), Gaussian
    gradients, zero momentum. */
-static inline Legs legs_of(Shape s) {
+static inline Legs legs_of(LegShape s) {
     Legs p;
     p.s = s;
     for (int leg = 0; leg < 2; leg++) {
@@ -423,17 +504,18 @@ static inline Legs legs_copy(const Legs *p) {
     return q;
 }
 
+static inline Leg legs_leg(const Legs *p, int leg) {
+    return leg_of(leg_whole(p->s, p->W[leg], leg), leg_whole(p->s, p->G[leg], leg),
+                  leg_whole(p->s, p->M[leg], leg), heads_of(p->s, leg), p->s.output && !leg);
+}
+
 static inline void legs_step_scaled(Legs *p, const OptimOptions *o, double lr, double wd,
                                     double gscale) {
-    Pair pair;
-    for (int leg = 0; leg < 2; leg++) {
-        Factor f = {leg_view(p->s, p->W[leg], leg), leg_view(p->s, p->G[leg], leg),
-                    leg_view(p->s, p->M[leg], leg)};
-        *(leg ? &pair.B : &pair.A) = f;
-    }
-    pair.whole_sign_A = o->hybrid && p->s.output;
-    Arena arena = arena_of(pair_scratch(&pair, p->s.layers, o));
-    pair_update(pair, o, o->momentum, lr, wd, gscale, &arena);
+    Step s = step_of(RULE_CM, o, lr, wd);
+    s.legs = 2;
+    for (int leg = 0; leg < 2; leg++) s.leg[leg] = legs_leg(p, leg);
+    s.gscale = gscale;
+    run_step_of(s);
 }
 
 static inline void legs_step(Legs *p, const OptimOptions *o, double lr, double wd) {
@@ -496,7 +578,7 @@ static inline void cm_case(const Fixture *fx, const char *name, const OptimOptio
 /* ---------------------------------------------------------------------------------------------- */
 /* Rules by definition, shapes and directions                                                    */
 
-static inline const char *describe(const OptimOptions *o, Shape s) {
+static inline const char *describe(const OptimOptions *o, LegShape s) {
     static char text[8][160];
     static int next;
     static const char *const whitening[] = {"both", "pre", "post", "none"};
@@ -512,7 +594,7 @@ static inline const char *describe(const OptimOptions *o, Shape s) {
    its query heads. */
 static inline double *whitener_by_definition(const Legs *p, int leg, int layer, int h,
                                              const OptimOptions *o) {
-    Shape s = p->s;
+    LegShape s = p->s;
     int G = s.H / s.S, first = leg ? h * G : h / G, count = leg ? G : 1;
     double *gram = take((size_t)s.k * s.k), *root = take((size_t)s.k * s.k), trace = 0;
     for (int i = 0; i < count; i++) {
@@ -537,7 +619,7 @@ static inline OptimOptions exact_options(void) {
 
 /* The change of the composed map A^T B (d,d) of one query head: by leg 0, leg 1 or both (leg 2). */
 static inline double *composed(const Legs *p, floatM *const D[2], int leg, int layer, int h) {
-    Shape s = p->s;
+    LegShape s = p->s;
     int g = h / (s.H / s.S);
     double *M = take((size_t)s.d * s.d);
     if (leg != 1)
@@ -553,7 +635,7 @@ static inline double *composed(const Legs *p, floatM *const D[2], int leg, int l
 /* Replaces every head by R A, R^-T B for one R a group, and the gradients as those of the same
    loss: by R^-T and R. Directions of an equivariant rule change like the weights. */
 static inline void gauge(Legs *p, int layer, int g, const double *R, floatM *D[2]) {
-    Shape s = p->s;
+    LegShape s = p->s;
     int G = s.H / s.S;
     double *I = inverse(R, s.k);
     for (int j = 0; j <= G; j++) {
@@ -576,19 +658,13 @@ static inline void muon_directions(const Legs *p, const OptimOptions *options, d
     OptimOptions o = *options;
     o.scale = SCALE_NONE, o.momentum_form = FORM_SUM, o.nesterov = AUTO_OFF;
     for (int leg = 0; leg < 2; leg++) {
-        floatM *w = take_m(p->n[leg]), *m = take_m(p->n[leg]);
-        Mat W = leg_view(p->s, w, leg), G = leg_view(p->s, p->G[leg], leg),
-            M = leg_view(p->s, m, leg);
-        if (!leg && p->s.output && o.hybrid) {
-            int width = p->s.H * p->s.k;
-            W = mat_dense(w, p->s.layers, p->s.d, width),
-            G = mat_dense(p->G[0], p->s.layers, p->s.d, width);
-            M = mat_dense(m, p->s.layers, p->s.d, width);
-        }
-        Arena arena = arena_of(muon_scratch(W));
-        muon_update(W, G, M, &o, o.momentum, factor, 0, 1, &arena);
+        Leg l = legs_leg(p, leg);
+        if (!leg && p->s.output && o.hybrid) l.heads = 0;
+        l.W.p = take_m(p->n[leg]);
+        l.M.p = take_m(p->n[leg]);
+        muon_update(l, &o, o.momentum, factor, 0, 1);
         D[leg] = take_m(p->n[leg]);
-        for (size_t i = 0; i < p->n[leg]; i++) D[leg][i] = -w[i];
+        for (size_t i = 0; i < p->n[leg]; i++) D[leg][i] = -l.W.p[i];
     }
 }
 

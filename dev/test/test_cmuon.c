@@ -756,14 +756,36 @@ static void test_memory(void) {
 
 static void take_too_much(const Job *job, Arena *arena) {
     (void)job;
-    arena_take(arena, 1000);
+    float *p = arena_take(arena, 1000), *q = arena_take(arena, 1);
+    check(!p && !q, "an arena that ran out gives memory");
 }
 
+/* What may not happen: scratch that is too little. Nothing beyond it is written, and the call says so. */
 static void test_overrun(void) {
-    float memory[64];
-    Workspace ws;
-    ws.arena.p = memory, ws.arena.size = 64, ws.arena.used = 0;
-    check(run_threads(take_too_much, NULL, &ws, 1) == CM_EINTERNAL, "too small a workspace");
+    enum { ROOM = 64 };
+    float memory[2 * ROOM];
+    Arena arena = {memory, ROOM, 0};
+    check(run_threads(take_too_much, NULL, &arena, 1) == CM_EINTERNAL, "too small a workspace");
+    float x[3][12 * 8];
+    for (int i = 0; i < 3 * 12 * 8; i++) x[i / 96][i % 96] = (float)((i * 37) % 11 - 5);
+    cm_options o;
+    options_default(&o);
+    Call c;
+    call_begin(&c, &o);
+    Job job = job_of(&c, RULE_MUON, 1, 0.1f);
+    job.step.leg[0] = leg_of(12, 8, 0, 0);
+    size_t need = work_scratch(work_step, &job);
+    job.step.leg[0].W.p = x[0], job.step.leg[0].M.p = x[1], job.step.leg[0].G.p = x[2];
+    for (size_t size = 0; size < need; size += 16) {
+        float *room = (float *)malloc((need + 16) * sizeof *room);
+        for (size_t i = 0; i < need + 16; i++) room[i] = 7;
+        arena.p = room, arena.size = size, arena.used = 0;
+        int status = run_threads(work_step, &job, &arena, 1), kept = 1;
+        for (size_t i = size; i < need + 16; i++) kept &= room[i] == 7;
+        check(status == CM_EINTERNAL && kept, "%zu numbers of scratch where %zu are needed: %s",
+              size, need, cm_strerror(status));
+        free(room);
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- */

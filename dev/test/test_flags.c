@@ -291,11 +291,37 @@ static void test_output(void) {
     free(help);
 }
 
+/* Choices by a function: value 1 is none of this flag's. */
+static const char *color(int i) {
+    static const char *const names[] = {"red", "", "blue", "green"};
+    return i >= 0 && i < 4 ? names[i] : NULL;
+}
+
+static void test_choice_function(void) {
+#define FIELD(NAME) 0
+#define SECTION NULL
+    static const Flag flags[] = {FLAG_CHOICE_OF("color", color, "blue", color, "a color")};
+#undef SECTION
+#undef FIELD
+    char text[FLAG_STRING_SIZE];
+    int value = -1;
+    flags_defaults(flags, 1, &value);
+    check(value == 2, "the default is value %d", value);
+    check(!flags_set(flags, 1, &value, NULL, "color", "green", err) && value == 3,
+          "green is %d: %s", value, err);
+    flags_get_text(&flags[0], &value, text);
+    check(!strcmp(text, "green"), "value 3 is \"%s\"", text);
+    check(flags_set(flags, 1, &value, NULL, "color", "", err) == -1 && value == 3 &&
+              strstr(err, "one of red, blue or green,"),
+          "an empty name: %d, %s", value, err);
+}
+
 int main(void) {
     test_values();
     test_errors();
     test_set();
     test_round_trip();
     test_output();
+    test_choice_function();
     return check_done();
 }

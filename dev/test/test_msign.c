@@ -117,8 +117,7 @@ static double error_of(const floatM *x, const double *expected, size_t n) {
 
 static floatM *sign_in(const floatM *x, int n, int rows, int cols, int which, int bf16) {
     floatM *y = copy_of(x, (size_t)n * rows * cols);
-    Arena arena = arena_of(msign_scratch(n, rows, cols));
-    msign_by(mat_dense(y, n, rows, cols), which, bf16, &arena);
+    run_msign(mat_dense(y, n, rows, cols), which, bf16);
     return y;
 }
 
@@ -322,7 +321,7 @@ static void test_bf16_step(void) {
         double *x = to_double(X.p, M * N);
         for (int e = 0; e < M * N; e++) x[e] = eight_bits(x[e]);
         const double *expected = bf16_step(x, M, N, table.abc[0]);
-        Arena arena = arena_of(msign_scratch(1, M, N));
+        Arena arena = arena_of(2 * arena_round(M * M));
         msign_bf16(&X, &Y, &table, &arena);
         int same = 0;
         for (int e = 0; e < M * N; e++) same += (double)X.p[e] == expected[e];
@@ -510,9 +509,8 @@ static void test_root(void) {
             for (int threads = 1; threads <= 3; threads++) {
                 set_threads(threads);
                 floatM *g = copy_of(G, ITEMS * kk), *r = take_m(ITEMS * kk);
-                Arena arena = arena_of(invroot_scratch(ITEMS, k));
-                invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5, ROOT_CANS25,
-                        &arena);
+                run_invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5,
+                            ROOT_CANS25);
                 if (!first) first = r;
                 check(!memcmp(first, r, ITEMS * kk * sizeof *r), "root of %d x %d with %d threads",
                       k, k, threads);

@@ -337,8 +337,7 @@ static void msign_case(const Fixture *fx, const char *name) {
     int rows = (int)r->dims[0], cols = (int)r->dims[1];
     for (int table = 0; table < 4; table++) {
         floatM *x = floats_of(r);
-        Arena arena = arena_of(msign_scratch(1, rows, cols));
-        msign_by(mat_dense(x, 1, rows, cols), table, 0, &arena);
+        run_msign(mat_dense(x, 1, rows, cols), table, 0);
         double *y = take(r->count);
         for (size_t i = 0; i < r->count; i++) y[i] = (double)x[i];
         const double *expected = fixture_getf(fx, "f8", "case.%s.%s", name, table_names[table])->f8;
@@ -365,8 +364,7 @@ static void invroot_case(const Fixture *fx, const char *name) {
     double damping = case_number(fx, name, "damping");
     for (int which = 0; which < 3; which++) {
         floatM *gram = floats_of(r), *root = take_m(r->count);
-        Arena arena = arena_of(invroot_scratch(1, k));
-        invroot(mat_dense(root, 1, k, k), mat_dense(gram, 1, k, k), damping, which, &arena);
+        run_invroot(mat_dense(root, 1, k, k), mat_dense(gram, 1, k, k), damping, which);
         double *y = take(r->count);
         for (size_t i = 0; i < r->count; i++) y[i] = (double)root[i];
         double e = relative_l2_dd(y, fixture_getf(fx, "f8", "case.%s.%s", name, roots[which])->f8,
@@ -380,20 +378,18 @@ static void adamw_case(const Fixture *fx, const char *name) {
     int rows = (int)start->dims[0], cols = (int)start->dims[1], seen = 0;
     int steps = (int)case_number(fx, name, "steps");
     floatM *w = floats_of(start), *m = take_m(start->count), *v = take_m(start->count);
-    AdamW a = {case_number(fx, name, "lr"),
-               case_number(fx, name, "weight_decay"),
-               case_number(fx, name, "beta1"),
-               case_number(fx, name, "beta2"),
-               case_number(fx, name, "eps"),
-               1,
-               0};
-    for (a.step = 1; a.step <= steps; a.step++) {
-        floatM *g = floats_of(case_record(fx, name, "g", a.step));
-        adamw_update(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols),
-                     mat_dense(m, 1, rows, cols), mat_dense(v, 1, rows, cols), &a);
-        seen += check_state(fx, name, "w", "", a.step, w);
-        seen +=
-            check_state(fx, name, "m", "", a.step, m) + check_state(fx, name, "v", "", a.step, v);
+    OptimOptions o = default_options();
+    o.adam_beta1 = case_number(fx, name, "beta1");
+    o.adam_beta2 = case_number(fx, name, "beta2");
+    o.adam_eps = case_number(fx, name, "eps");
+    for (int step = 1; step <= steps; step++) {
+        floatM *g = floats_of(case_record(fx, name, "g", step));
+        Leg l = leg_of(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols),
+                       mat_dense(m, 1, rows, cols), 0, 0);
+        adamw_update(l, v, &o, case_number(fx, name, "lr"), case_number(fx, name, "weight_decay"),
+                     1, step);
+        seen += check_state(fx, name, "w", "", step, w);
+        seen += check_state(fx, name, "m", "", step, m) + check_state(fx, name, "v", "", step, v);
     }
     check(seen == steps + 2, "%s: the fixture holds %d results", name, seen);
 }
@@ -432,8 +428,7 @@ static void test_msign(void) {
                 for (int j = 0; j < items * 9; j++)
                     x[j] = (floatM)(0.2 * (double)x[j] + (j % 9 % 4 == 0) * pow(100, j / 9 - 2));
             y = copy_of(x, (size_t)items * m * n);
-            Arena arena = arena_of(msign_scratch(items, m, n));
-            msign_by(mat_dense(y, items, m, n), table, 0, &arena);
+            run_msign(mat_dense(y, items, m, n), table, 0);
             double worst = 0, lowest = 9, highest = 0;
             for (int j = 0; j < items; j++) {
                 double *X = take((size_t)m * n), *Y = take((size_t)m * n), *s;
@@ -459,8 +454,7 @@ static void test_msign(void) {
         floatM *x = normals_m(4 * 6 * 4, 1);
         memset(x, 0, 24 * sizeof *x);
         x[2 * 24 + 5] = (floatM)NAN, x[3 * 24 + 7] = (floatM)INFINITY;
-        Arena arena = arena_of(msign_scratch(4, 6, 4));
-        msign_by(mat_dense(x, 4, 6, 4), table, 0, &arena);
+        run_msign(mat_dense(x, 4, 6, 4), table, 0);
         int zero = 1, finite = 1, nan = 1, inf = 1;
         for (int i = 0; i < 24; i++) {
             zero &= x[i] == 0;
@@ -481,8 +475,7 @@ static void check_invroot(const double *grams, int items, int k, double damping,
     for (int which = 0; which < 3; which++) {
         floatM *gram = take_m(n), *root = take_m(n);
         for (size_t e = 0; e < n; e++) gram[e] = (floatM)grams[e];
-        Arena arena = arena_of(invroot_scratch(items, k));
-        invroot(mat_dense(root, items, k, k), mat_dense(gram, items, k, k), damping, which, &arena);
+        run_invroot(mat_dense(root, items, k, k), mat_dense(gram, items, k, k), damping, which);
         for (int j = 0; j < items; j++) {
             double *G = take(kk), *R = take(kk);
             for (size_t e = 0; e < kk; e++) {
@@ -515,8 +508,7 @@ static void test_invroot(void) {
     static const double steps25[] = {0.9999999999999931, 32768, 4096};
     for (int which = ROOT_CANS25; which <= ROOT_CANS12; which++) {
         floatM gram[9] = {1, 0, 0, 0, (floatM)0x1p-30, 0, 0, 0, (floatM)0x1p-24}, root[9];
-        Arena arena = arena_of(invroot_scratch(1, 3));
-        invroot(mat_dense(root, 1, 3, 3), mat_dense(gram, 1, 3, 3), 0, which, &arena);
+        run_invroot(mat_dense(root, 1, 3, 3), mat_dense(gram, 1, 3, 3), 0, which);
         for (int i = 0; i < 3; i++) {
             double expected = (which == ROOT_CANS12 ? steps12 : steps25)[i];
             check(relative_error((double)root[4 * i], expected, 1) < TOL(1e-5, 1e-10),
@@ -544,7 +536,7 @@ static void test_invroot(void) {
 
 /* Half of each leg's direction, U being the gradient (zero momentum). */
 static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
-    Shape s = p->s;
+    LegShape s = p->s;
     int pre = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_PRE;
     int post = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_POST;
     size_t kd = (size_t)s.k * s.d;
@@ -577,7 +569,7 @@ static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
 
 /* Chosen so that no matrix that is signed is nearly square, where the sign has no accuracy to test.
    */
-static const Shape shapes[] = {
+static const LegShape shapes[] = {
     {1, 3, 3, 4, 24, 0},  {1, 3, 3, 4, 30, 1}, {2, 4, 2, 3, 30, 0}, {2, 4, 2, 3, 26, 1},
     {1, 1, 1, 5, 17, 0},  {3, 1, 1, 5, 17, 1}, {1, 4, 1, 2, 11, 0}, {1, 6, 1, 2, 30, 1},
     {1, 2, 2, 9, 4, 0},   {1, 2, 2, 9, 4, 1},  {1, 1, 1, 1, 7, 0},  {2, 6, 3, 4, 10, 1},
@@ -642,7 +634,7 @@ static OptimOptions bound_options(int kind) {
 
 /* A first head of rank one with a gradient of rank one, and a second head of zero. */
 static void degrade(Legs *p) {
-    Shape s = p->s;
+    LegShape s = p->s;
     for (int leg = 0; leg < 2; leg++) {
         double *b = block_of(s, p->W[leg], leg, 0, 0), *g = block_of(s, p->G[leg], leg, 0, 0);
         for (int e = s.d; e < s.k * s.d; e++) b[e] = b[e % s.d], g[e] = -g[e % s.d];
@@ -655,7 +647,7 @@ static void degrade(Legs *p) {
 /* Each leg moves the composed map of a head by at most 1/2, both by at most 1; times sqrt(k) when
    isotropic. */
 static void check_head_bounds(const Legs *p, floatM *const D[2], int kind, int h) {
-    Shape s = p->s;
+    LegShape s = p->s;
     OptimOptions o = bound_options(kind);
     double slack = TOL(1e-4, 1e-7), limit = kind == ISOTROPIC ? 0.5 * sqrt(s.k) : 0.5, norm[3];
     for (int leg = 0; leg < 3; leg++)
@@ -676,7 +668,7 @@ static void check_head_bounds(const Legs *p, floatM *const D[2], int kind, int h
 /* Without damping the bound is attained by all singular values there are: of each leg that has a
    sign of its own, of hybrid W_O over all heads together, of a shared factor over its group. */
 static void check_attained(const Legs *p, floatM *const D[2]) {
-    Shape s = p->s;
+    LegShape s = p->s;
     OptimOptions o = bound_options(UNDAMPED);
     int G = s.H / s.S;
     double slack = TOL(1e-4, 1e-7), low, high;
@@ -706,7 +698,7 @@ static void test_bounds(void) {
     floatM *D[2];
     for (int i = 0; i < SHAPES; i++)
         for (int kind = 0; kind < BOUND_KINDS; kind++) {
-            Shape s = shapes[i];
+            LegShape s = shapes[i];
             OptimOptions o = bound_options(kind);
             if (s.k > s.d && (kind == UNDAMPED || kind == POST_ONLY)) continue; /* singular Gram */
             Legs p = legs_of(s);
@@ -729,7 +721,7 @@ static void test_bounds(void) {
         release();
     }
     for (int hybrid = 0; hybrid < 2; hybrid++) {
-        Shape s = {1, 4, 4, 3, 16, 1};
+        LegShape s = {1, 4, 4, 3, 16, 1};
         OptimOptions o = exact_options();
         Legs p = legs_of(s);
         o.hybrid = hybrid;
@@ -746,7 +738,7 @@ static void test_bounds(void) {
 }
 
 static void test_equivariance(void) {
-    static const Shape gauged[] = {
+    static const LegShape gauged[] = {
         {2, 3, 3, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {2, 3, 3, 4, 30, 1}, {1, 4, 2, 3, 30, 1}};
     static const struct {
         int whitening, isotropic, renorm;
@@ -764,7 +756,7 @@ static void test_equivariance(void) {
             for (int hybrid = 0; hybrid < 2; hybrid++)
                 for (int group = ROTATIONS; group <= ALL; group++) {
                     OptimOptions o = exact_options();
-                    Shape s = gauged[i];
+                    LegShape s = gauged[i];
                     o.whitening = rules[rule].whitening;
                     o.isotropic = rules[rule].isotropic;
                     o.per_mat_renorm = rules[rule].renorm;
@@ -813,7 +805,7 @@ static void test_equivariance(void) {
 }
 
 /* Without whitening, or with so much damping that nothing else is left of the Gram: Muon. */
-static void check_muon_limit(Shape s, int hybrid) {
+static void check_muon_limit(LegShape s, int hybrid) {
     OptimOptions o = default_options();
     Legs p = legs_of(s);
     floatM *D[2], *E[2];
@@ -834,7 +826,7 @@ static void check_muon_limit(Shape s, int hybrid) {
 
 /* A scalar before a sign is lost, head by head: pre is none and both is post. Not so for the one
    sign over all heads of W_O, which sees their relative sizes. */
-static void check_isotropic_pre(Shape s, int hybrid) {
+static void check_isotropic_pre(LegShape s, int hybrid) {
     static const int same[2][2] = {{WHITEN_PRE, WHITEN_NONE}, {WHITEN_BOTH, WHITEN_POST}};
     Legs p = legs_of(s);
     for (int i = 0; i < 2; i++) {
@@ -854,7 +846,7 @@ static void check_isotropic_pre(Shape s, int hybrid) {
 
 /* Partners with W W^T = c^2 I: the full rule is the isotropic one, msign(U) / sqrt(c^2 + damping).
    */
-static void check_orthonormal_partner(Shape s) {
+static void check_orthonormal_partner(LegShape s) {
     OptimOptions o = default_options(), isotropic;
     Legs p = legs_of(s);
     floatM *D[2], *E[2];
@@ -877,7 +869,7 @@ static void check_orthonormal_partner(Shape s) {
 }
 
 /* One head: hybrid is per head. Zero W_O, as at the start of a run: C_O^-1 = damping^-1/2. */
-static void check_output(Shape s) {
+static void check_output(LegShape s) {
     OptimOptions o = default_options(), per_head = o;
     Legs p = legs_of(s);
     floatM *D[2], *E[2];
@@ -899,10 +891,10 @@ static void check_output(Shape s) {
 /* Grouped queries. The per-query leg is that of a model with the shared factor written out. The
    shared leg sees the sum of the group's Grams, so that G equal query heads are one that is sqrt(G)
    larger. */
-static void check_grouped(Shape s) {
+static void check_grouped(LegShape s) {
     int G = s.H / s.S;
     OptimOptions o = default_options(), divided = o;
-    Shape written_out = s, single = s;
+    LegShape written_out = s, single = s;
     written_out.S = s.H, single.H = s.S, divided.shared_div = DIV_GROUP;
     Legs p = legs_of(s), q = legs_of(written_out), r = legs_of(single);
     floatM *D[2], *E[2];
@@ -935,7 +927,7 @@ static void check_grouped(Shape s) {
 
 static void test_reductions(void) {
     for (int i = 0; i < SHAPES; i++) {
-        Shape s = shapes[i];
+        LegShape s = shapes[i];
         for (int hybrid = 0; hybrid <= s.output; hybrid++) {
             check_muon_limit(s, hybrid);
             check_isotropic_pre(s, hybrid);
@@ -971,7 +963,7 @@ static void check_independence(const Legs *p, const OptimOptions *o) {
 
 /* Reversing the groups, and the query heads with them, reverses the step. */
 static void check_permutation(const Legs *p, const OptimOptions *o) {
-    Shape s = p->s;
+    LegShape s = p->s;
     int G = s.H / s.S;
     Legs q = legs_copy(p);
     floatM *D[2], *E[2], *reversed[2] = {take_m(p->n[0]), take_m(p->n[1])};
@@ -992,7 +984,7 @@ static void check_permutation(const Legs *p, const OptimOptions *o) {
 /* The first head's step does not see the last one's gradient, except by hybrid; layers do not see
    each other at all. */
 static void check_locality(const Legs *p, const OptimOptions *o) {
-    Shape s = p->s;
+    LegShape s = p->s;
     size_t kd = (size_t)s.k * s.d;
     floatM *D[2], *E[2];
     half_directions(p, o, D);
@@ -1039,9 +1031,9 @@ static void test_invariances(void) {
 /* Steepest descent: <G, delta> is the nuclear norm of the whitened gradient, and no other step of A
    that keeps the bound descends more. */
 static void test_optimality(void) {
-    static const Shape legs[] = {{1, 2, 2, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {1, 3, 3, 5, 30, 1}};
+    static const LegShape legs[] = {{1, 2, 2, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {1, 3, 3, 5, 30, 1}};
     for (int i = 0; i < 3; i++) {
-        Shape s = legs[i];
+        LegShape s = legs[i];
         OptimOptions o = exact_options();
         o.hybrid = 0;
         Legs p = legs_of(s);
@@ -1104,9 +1096,7 @@ static void test_momentum(void) {
     }
     OptimOptions o = default_options();
     Legs p = legs_of(shapes[0]); /* each rule takes its own form: the buffer shows which */
-    Mat W = leg_view(p.s, p.W[0], 0), G = leg_view(p.s, p.G[0], 0), M = leg_view(p.s, p.M[0], 0);
-    Arena arena = arena_of(muon_scratch(W));
-    muon_update(W, G, M, &o, 0.75, 0.1, 0, 1, &arena);
+    muon_update(legs_leg(&p, 0), &o, 0.75, 0.1, 0, 1);
     check(relative_error((double)p.M[0][5], 0.25 * (double)p.G[0][5], 0) < 1e-6,
           "Muon's buffer is not EMA");
     memset(p.M[0], 0, p.n[0] * sizeof(floatM));
@@ -1137,12 +1127,11 @@ static void test_gscale(void) {
         }
         for (int e = 0; e < 35; e++) G[1][e] *= 4;
         for (int i = 0; i < 2; i++) {
-            Mat w = mat_dense(W[i], 1, 5, 7), g = mat_dense(G[i], 1, 5, 7),
-                m = mat_dense(M[i], 1, 5, 7);
-            Arena arena = arena_of(muon_scratch(w));
-            AdamW a = {0.1, 0.1, 0.9, 0.95, 1e-3, i ? 1.0 : 4.0, 3};
-            if (rule) adamw_update(w, g, m, mat_dense(V[i], 1, 5, 7), &a);
-            else muon_update(w, g, m, &o, 0.9, 0.1, 0.1, i ? 1 : 4, &arena);
+            Leg l = leg_of(mat_dense(W[i], 1, 5, 7), mat_dense(G[i], 1, 5, 7),
+                           mat_dense(M[i], 1, 5, 7), 0, 0);
+            o.adam_beta1 = 0.9, o.adam_beta2 = 0.95, o.adam_eps = 1e-3;
+            if (rule) adamw_update(l, V[i], &o, 0.1, 0.1, i ? 1 : 4, 3);
+            else muon_update(l, &o, 0.9, 0.1, 0.1, i ? 1 : 4);
         }
         double e = fmax(distance(W[0], W[1], 35), distance(M[0], M[1], 35));
         if (rule) e = fmax(e, distance(V[0], V[1], 35));
@@ -1155,7 +1144,7 @@ static void test_gscale(void) {
    so the size of the partner no longer matters. */
 static void test_renorm(void) {
     for (int i = 0; i < SHAPES; i++) {
-        Shape s = shapes[i];
+        LegShape s = shapes[i];
         OptimOptions o = default_options(), plain;
         o.per_mat_renorm = 1, o.hybrid = 0;
         if (s.k <= s.d) o.damping = 0, o.inv_root = ROOT_EIGH;
@@ -1217,24 +1206,24 @@ static void test_nothing(void) {
     OptimOptions o = default_options();
     floatM *w = normals_m(40, 1), *before = copy_of(w, 40), *g = take_m(40), *m = take_m(40),
            *v = take_m(40);
-    Mat W = mat_dense(w, 1, 5, 8), G = mat_dense(g, 1, 5, 8), M = mat_dense(m, 1, 5, 8),
-        V = mat_dense(v, 1, 5, 8);
-    Arena arena = arena_of(muon_scratch(W));
-    AdamW a = {0.1, 0, 0.9, 0.95, 1e-8, 1, 1};
-    muon_update(W, G, M, &o, 0.95, 0.1, 0, 1, &arena);
-    adamw_update(W, G, M, V, &a);
+    Leg l = leg_of(mat_dense(w, 1, 5, 8), mat_dense(g, 1, 5, 8), mat_dense(m, 1, 5, 8), 0, 0);
+    o.adam_beta1 = 0.9, o.adam_beta2 = 0.95, o.adam_eps = 1e-8;
+    muon_update(l, &o, 0.95, 0.1, 0, 1);
+    adamw_update(l, v, &o, 0.1, 0, 1, 1);
     check(!memcmp(w, before, 40 * sizeof *w), "a zero gradient moves Muon's or AdamW's weights");
     release();
 }
 
 /* Muon's shape factors by hand, and an update of the size they promise. */
 static void test_muon_scale(void) {
-    check(muon_scale(SCALE_SPECTRAL, 32, 8) == 2 && muon_scale(SCALE_SPECTRAL, 8, 32) == 1,
-          "spectral scale");
-    check(fabs(muon_scale(SCALE_RMS, 25, 9) - 1) < 1e-15 &&
-              fabs(muon_scale(SCALE_RMS, 9, 25) - 1) < 1e-15,
+    OptimOptions by = default_options();
+    by.scale = SCALE_SPECTRAL;
+    check(muon_scale(&by, 32, 8) == 2 && muon_scale(&by, 8, 32) == 1, "spectral scale");
+    by.scale = SCALE_RMS;
+    check(fabs(muon_scale(&by, 25, 9) - 1) < 1e-15 && fabs(muon_scale(&by, 9, 25) - 1) < 1e-15,
           "rms scale");
-    check(muon_scale(SCALE_NONE, 32, 8) == 1, "scale none");
+    by.scale = SCALE_NONE;
+    check(muon_scale(&by, 32, 8) == 1, "scale none");
     static const int sizes[][2] = {{24, 8}, {8, 24}, {6, 60}};
     for (int i = 0; i < 3; i++) {
         OptimOptions o = default_options();
@@ -1242,9 +1231,9 @@ static void test_muon_scale(void) {
         int rows = sizes[i][0], cols = sizes[i][1];
         size_t n = (size_t)rows * cols;
         floatM *w = take_m(n), *m = take_m(n);
-        Arena arena = arena_of(muon_scratch(mat_dense(w, 1, rows, cols)));
-        muon_update(mat_dense(w, 1, rows, cols), mat_dense(normals_m(n, 1), 1, rows, cols),
-                    mat_dense(m, 1, rows, cols), &o, 0.95, 0.5, 0, 1, &arena);
+        Leg l = leg_of(mat_dense(w, 1, rows, cols), mat_dense(normals_m(n, 1), 1, rows, cols),
+                       mat_dense(m, 1, rows, cols), 0, 0);
+        muon_update(l, &o, 0.95, 0.5, 0, 1);
         double rms = sqrt(la_sum_squares(w, n) / (double)n);
         check(fabs(rms - 0.1) < 1e-5,
               "scale rms: an update of %d x %d has RMS %g at rate 1/2, not 0.1", rows, cols, rms);
@@ -1288,10 +1277,9 @@ static void expect_adamw(Expected *e, TensorId id, int first, int rows, double l
     int cols = e->r->t[id].cols, layers = e->r->t[id].layers;
     floatM *p = cut(e->r, id, first, rows, e->p), *g = cut(e->r, id, first, rows, e->g);
     floatM *m = cut(e->r, id, first, rows, e->m), *v = cut(e->r, id, first, rows, e->v);
-    AdamW a = {lr * e->scale,  wd,        e->c->adam_beta1, e->c->adam_beta2,
-               e->c->adam_eps, e->gscale, e->step};
-    adamw_update(mat_dense(p, layers, rows, cols), mat_dense(g, layers, rows, cols),
-                 mat_dense(m, layers, rows, cols), mat_dense(v, layers, rows, cols), &a);
+    Leg l = leg_of(mat_dense(p, layers, rows, cols), mat_dense(g, layers, rows, cols),
+                   mat_dense(m, layers, rows, cols), 0, 0);
+    adamw_update(l, v, &e->c->optim, lr * e->scale, wd, e->gscale, e->step);
     paste(e->r, id, first, rows, e->p, p), paste(e->r, id, first, rows, e->m, m),
         paste(e->r, id, first, rows, e->v, v);
 }
@@ -1303,11 +1291,9 @@ static void expect_muon(Expected *e, TensorId id, int first, int rows, int parts
     floatM *m = cut(e->r, id, first, rows, e->m);
     for (int l = 0; l < layers; l++) {
         size_t at = (size_t)l * rows * cols;
-        Mat W = muon_view(p + at, rows, cols, parts, axis);
-        Arena arena = arena_of(muon_scratch(W));
-        muon_update(W, muon_view(g + at, rows, cols, parts, axis),
-                    muon_view(m + at, rows, cols, parts, axis), &e->c->optim, e->beta,
-                    e->c->lr * e->scale, e->c->weight_decay, e->gscale, &arena);
+        Leg leg = leg_of(mat_dense(p + at, 1, rows, cols), mat_dense(g + at, 1, rows, cols),
+                         mat_dense(m + at, 1, rows, cols), parts, axis);
+        muon_update(leg, &e->c->optim, e->beta, e->c->lr * e->scale, e->c->weight_decay, e->gscale);
     }
     paste(e->r, id, first, rows, e->p, p), paste(e->r, id, first, rows, e->m, m);
 }
@@ -1325,7 +1311,7 @@ static void expect_cm(Expected *e, TensorId id, int rows, int output, int shared
     }
     for (int l = 0; l < c->layers; l++) {
         Legs legs;
-        Shape s = {1, c->heads, c->kv_heads, c->head_dim, c->width, output};
+        LegShape s = {1, c->heads, c->kv_heads, c->head_dim, c->width, output};
         legs.s = s;
         for (int leg = 0; leg < 2; leg++) {
             legs.n[leg] = (size_t)heads_of(s, leg) * s.k * s.d;
@@ -1357,9 +1343,9 @@ static void expect_step(Expected *e) {
         {T_WQKV, c->qk, A, K, c->kv_heads, 0},
         {T_WQKV, c->ov, A + K, K, c->kv_heads, 0},
         {T_WO, c->ov, 0, c->width, c->heads, 1},
-        {T_WFC, c->mlp == MLP_RULE_MUON ? RULE_MUON : RULE_ADAMW, 0, F, 1, 0},
-        {T_WFC, c->mlp == MLP_RULE_MUON ? RULE_MUON : RULE_ADAMW, F, swiglu ? F : 0, 1, 0},
-        {T_WPROJ, c->mlp == MLP_RULE_MUON ? RULE_MUON : RULE_ADAMW, 0, c->width, 1, 0},
+        {T_WFC, c->mlp, 0, F, 1, 0},
+        {T_WFC, c->mlp, F, swiglu ? F : 0, 1, 0},
+        {T_WPROJ, c->mlp, 0, c->width, 1, 0},
     };
     for (int i = 0; i < 7; i++) {
         if (!blocks[i].rows) continue;
@@ -1408,7 +1394,7 @@ static double plan_error(const char *flags, char *worst_name, size_t size, float
     Plan plan = plan_build(c, &r);
     Arena arena = arena_of(plan.arena_size);
     floatM *start = normals_m(r.size[SLOT_PARAM], 0.3), *p = copy_of(start, r.size[SLOT_PARAM]),
-           *m = take_m(r.size[SLOT_PARAM]), *v = take_m(plan.v_size);
+           *m = take_m(r.size[SLOT_PARAM]), *v = take_m(plan.state_size);
     Expected e = {c,
                   &r,
                   copy_of(start, r.size[SLOT_PARAM]),
@@ -1513,15 +1499,15 @@ static void test_plan_cover(void) {
         if (config_resolve(c, err)) die("%s", err);
         Registry r = registry_build(c);
         Plan plan = plan_build(c, &r);
-        floatM *count = take_m(r.size[SLOT_PARAM]), *moments = take_m(plan.v_size);
+        floatM *count = take_m(r.size[SLOT_PARAM]), *moments = take_m(plan.state_size);
         for (int j = 0; j < plan.n; j++) {
             const PlanEntry *e = &plan.e[j];
-            for (int partner = 0; partner <= (e->rule == UPDATE_CM); partner++) {
-                Mat m = part_view(&r, partner ? e->partner : e->part, count);
+            for (int leg = 0; leg < e->legs; leg++) {
+                Mat m = part_view(&r, e->part[leg], count);
                 for (int l = 0; l < m.n0; l++)
                     for (int x = 0; x < m.rows * m.cols; x++) m.p[(size_t)l * m.s0 + x] += 1;
-                for (size_t x = 0; e->rule == UPDATE_ADAMW && x < mat_size(m); x++)
-                    moments[e->v + x] += 1;
+                for (size_t x = 0; e->rule == RULE_ADAMW && x < mat_size(m); x++)
+                    moments[e->state[leg][0] + x] += 1;
             }
         }
         int right = 1, once = 1;
@@ -1529,7 +1515,7 @@ static void test_plan_cover(void) {
             for (size_t x = 0; x < r.t[id].size; x++)
                 right &= count[r.t[id].slot[SLOT_PARAM].at + x]-- == 1;
         for (size_t x = 0; x < r.size[SLOT_PARAM]; x++) right &= count[x] == 0;
-        for (size_t x = 0; x < plan.v_size; x++) once &= moments[x] <= 1;
+        for (size_t x = 0; x < plan.state_size; x++) once &= moments[x] <= 1;
         check(right && once, "--preset %s: the plan covers the parameters once %d, moments once %d",
               presets[i], right, once);
         release();

@@ -37,7 +37,7 @@ static void run_build(Run *run) {
     run->arena = arena_of(run->plan.arena_size);
     run->p = take_m(run->r.size[SLOT_PARAM]), run->g = take_m(run->r.size[SLOT_PARAM]),
     run->m = take_m(run->r.size[SLOT_PARAM]);
-    run->v = take_m(run->plan.v_size);
+    run->v = take_m(run->plan.state_size);
 }
 
 static void run_step(Run *run, int step) {
@@ -78,6 +78,23 @@ static void put_tensor(const Run *run, floatM *base, const char *name, const Fix
 /* ---------------------------------------------------------------------------------------------- */
 /* The cases of the oracle                                                                        */
 
+/* The options that a case states, and the defaults for those which only the trainer has. */
+static void set_case_options(Config *c, const Fixture *fx, const char *name) {
+    OptimOptions o = case_options(fx, name), *all = &c->optim;
+    o.adam_beta1 = all->adam_beta1;
+    o.adam_beta2 = all->adam_beta2;
+    o.adam_eps = all->adam_eps;
+    o.lion_beta1 = all->lion_beta1;
+    o.lion_beta2 = all->lion_beta2;
+    o.head_group = all->head_group;
+    o.normuon_beta2 = all->normuon_beta2;
+    o.aurora_iterations = all->aurora_iterations;
+    o.aurora_power = all->aurora_power;
+    o.quack_base = all->quack_base;
+    o.quack_tau = all->quack_tau;
+    *all = o;
+}
+
 /* A rule on W_Q and W_K or W_O and W_V, through the plan of a model of one layer. */
 static void circuit_case(const Fixture *fx, const char *name, const char *rule, int output) {
     char flags[512], err[ERR_LEN] = "";
@@ -95,11 +112,11 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
              rule);
     if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
     run.c.vocab = 8;
-    run.c.optim = case_options(fx, name);
+    set_case_options(&run.c, fx, name);
     if (adam) {
-        run.c.adam_beta1 = case_number(fx, name, "beta1");
-        run.c.adam_beta2 = case_number(fx, name, "beta2");
-        run.c.adam_eps = case_number(fx, name, "eps");
+        run.c.optim.adam_beta1 = case_number(fx, name, "beta1");
+        run.c.optim.adam_beta2 = case_number(fx, name, "beta2");
+        run.c.optim.adam_eps = case_number(fx, name, "eps");
         run.c.optim.per_mat_renorm = case_is(fx, name, "renorm", "1");
     }
     if (case_is(fx, name, "rule", "circuit_muon")) {
@@ -107,9 +124,8 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
         run.c.optim.circuit_damping = case_number(fx, name, "damping");
     }
     if (!strcmp(rule, "quack")) {
-        run.c.control.quack_base =
-            case_is(fx, name, "per_head", "1") ? QUACK_MUON_HEAD : QUACK_MUON;
-        run.c.control.quack_tau = case_number(fx, name, "tau");
+        run.c.optim.quack_base = case_is(fx, name, "per_head", "1") ? RULE_MUON_HEAD : RULE_MUON;
+        run.c.optim.quack_tau = case_number(fx, name, "tau");
     }
     if (config_resolve(&run.c, err)) {
         check(0, "%s is refused: %s", name, err);
@@ -148,17 +164,17 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
              case_number(fx, name, "weight_decay"));
     if (config_of(&run.c, flags, err)) die("%s: %s", flags, err);
     run.c.vocab = 8;
-    run.c.optim = case_options(fx, name);
+    set_case_options(&run.c, fx, name);
     if (config_resolve(&run.c, err)) die("%s: %s", name, err);
     /* After the checks, which refuse Aurora on square matrices: its rule is defined there. */
-    run.c.mlp = !strcmp(rule, "normuon")  ? MLP_RULE_NORMUON
-                : !strcmp(rule, "aurora") ? MLP_RULE_AURORA
-                : !strcmp(rule, "muonh")  ? MLP_RULE_MUONH
-                                          : MLP_RULE_MUON;
-    if (run.c.mlp == MLP_RULE_NORMUON) run.c.control.normuon_beta2 = case_number(fx, name, "beta2");
-    if (run.c.mlp == MLP_RULE_AURORA) {
-        run.c.control.aurora_iterations = (int)case_number(fx, name, "iterations");
-        run.c.control.aurora_power = case_number(fx, name, "power");
+    run.c.mlp = !strcmp(rule, "normuon")  ? RULE_NORMUON
+                : !strcmp(rule, "aurora") ? RULE_AURORA
+                : !strcmp(rule, "muonh")  ? RULE_MUONH
+                                          : RULE_MUON;
+    if (run.c.mlp == RULE_NORMUON) run.c.optim.normuon_beta2 = case_number(fx, name, "beta2");
+    if (run.c.mlp == RULE_AURORA) {
+        run.c.optim.aurora_iterations = (int)case_number(fx, name, "iterations");
+        run.c.optim.aurora_power = case_number(fx, name, "power");
     }
     run_build(&run);
     for (size_t i = 0; i < run.r.size[SLOT_PARAM]; i++)
@@ -171,11 +187,10 @@ static void matrix_case(const Fixture *fx, const char *name, const char *rule) {
         seen += check_state(fx, name, "w", "", step, tensor_named(&run, run.p, tensor));
         seen += check_state(fx, name, "m", "", step, tensor_named(&run, run.m, tensor));
         for (int i = 0; i < run.plan.n; i++)
-            if (run.plan.e[i].part.id == (tall ? T_WFC : T_WPROJ))
-                seen += check_state(fx, name, "v", "", step, run.v + run.plan.e[i].v);
+            if (run.plan.e[i].part[0].id == (tall ? T_WFC : T_WPROJ))
+                seen += check_state(fx, name, "v", "", step, run.v + run.plan.e[i].state[0][0]);
     }
-    check(seen >= 1 + (run.c.mlp == MLP_RULE_NORMUON), "%s: the fixture holds %d results", name,
-          seen);
+    check(seen >= 1 + (run.c.mlp == RULE_NORMUON), "%s: the fixture holds %d results", name, seen);
 }
 
 static void test_fixture(void) {
@@ -274,14 +289,19 @@ static void test_operations(void) {
 
     /* Adam's direction is what AdamW subtracts. */
     floatM *m[2] = {take_m(35), take_m(35)}, *v[2] = {take_m(35), take_m(35)};
-    floatM *w = normals_m(35, 1), *moved = copy_of(w, 35), *u = take_m(35);
+    floatM *w = normals_m(35, 1), *moved = copy_of(w, 35);
+    OptimOptions o = default_options();
+    o.adam_beta1 = 0.9, o.adam_beta2 = 0.95, o.adam_eps = 1e-3;
     for (int step = 1; step <= 3; step++) {
-        AdamW a = {0.1, 0.3, 0.9, 0.95, 1e-3, 2, step};
+        double scale;
         Mat G = mat_dense(normals_m(35, 1), 1, 5, 7);
-        adamw_update(mat_dense(moved, 1, 5, 7), G, mat_dense(m[0], 1, 5, 7),
-                     mat_dense(v[0], 1, 5, 7), &a);
-        adamw_direction(mat_dense(u, 1, 5, 7), G, mat_dense(m[1], 1, 5, 7),
-                        mat_dense(v[1], 1, 5, 7), &a);
+        Leg l = leg_of(mat_dense(moved, 1, 5, 7), G, mat_dense(m[0], 1, 5, 7), 0, 0);
+        adamw_update(l, v[0], &o, 0.1, 0.3, 2, step);
+        Step s = step_of(RULE_ADAMW, &o, 0.1, 0.3);
+        Arena arena = arena_of(48);
+        l.M.p = m[1], l.state[0] = v[1];
+        s.gscale = 2, s.age = step, s.arena = &arena;
+        const floatM *u = adamw_direction(&s, &l, &scale).p;
         for (int i = 0; i < 35; i++) w[i] = (floatM)(0.97 * (double)w[i] - 0.1 * (double)u[i]);
     }
     check(distance(w, moved, 35) < TOL(1e-6, 1e-14), "adamw_direction is off by %g",
@@ -292,7 +312,7 @@ static void test_operations(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Joint signs                                                                                    */
 
-static const Shape cases[] = {
+static const LegShape cases[] = {
     {1, 3, 3, 4, 24, 0}, {1, 3, 3, 4, 30, 1}, {2, 4, 2, 3, 30, 0}, {2, 4, 2, 3, 26, 1},
     {1, 1, 1, 5, 17, 0}, {3, 1, 1, 5, 17, 1}, {1, 4, 1, 2, 11, 0}, {1, 6, 1, 2, 30, 1},
     {1, 5, 5, 3, 7, 1},  {1, 2, 2, 9, 4, 0},  {1, 3, 3, 1, 7, 0},
@@ -301,7 +321,7 @@ enum { CASES = (int)(sizeof cases / sizeof cases[0]) };
 
 /* The direction of a joint step by an exact sign of the stack of the whitened legs. */
 static void joint_by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
-    Shape s = p->s;
+    LegShape s = p->s;
     size_t kd = (size_t)s.k * s.d;
     int pre = whitens_pre(o), post = whitens_post(o);
     for (int leg = 0; leg < 2; leg++) D[leg] = take_m(p->n[leg]);
@@ -328,7 +348,7 @@ static void joint_by_definition(const Legs *p, const OptimOptions *o, floatM *D[
 static void test_joint(void) {
     for (int i = 0; i < CASES; i++)
         for (int variant = 0; variant < 8; variant++) {
-            Shape s = cases[i];
+            LegShape s = cases[i];
             OptimOptions o = default_options();
             floatM *D[2], *E[2];
             o.method = METHOD_JOINT, o.hybrid = 0;
@@ -382,15 +402,20 @@ static int is_scalar(int connection) {
 }
 
 static void fix_legs(const Legs *p, floatM *D[2], int connection, double damping) {
-    Arena arena = arena_of(gauge_scratch(p->s.layers * p->s.S, p->s.k));
-    gauge_fix(leg_view(p->s, p->W[0], 0), leg_view(p->s, p->W[1], 1), leg_view(p->s, D[0], 0),
-              leg_view(p->s, D[1], 1), connection, damping, &arena);
+    Mat view[4];
+    Arena none = {NULL, 0, 0};
+    for (int i = 0; i < 4; i++) view[i] = leg_view(p->s, NULL, i % 2);
+    gauge_fix(view[0], view[1], view[2], view[3], connection, damping, &none);
+    for (int i = 0; i < 4; i++) view[i] = leg_view(p->s, i < 2 ? p->W[i] : D[i - 2], i % 2);
+    Arena arena = arena_of(none.size);
+    gauge_fix(view[0], view[1], view[2], view[3], connection, damping, &arena);
+    arena_end(&arena, "gauge_fix");
 }
 
 /* X Y^T (k,k) summed over the heads of group g of a leg. */
 static double *group_product(const Legs *p, const floatM *X, const floatM *Y, int leg, int layer,
                              int g) {
-    Shape s = p->s;
+    LegShape s = p->s;
     int G = leg ? 1 : s.H / s.S;
     double *sum = take((size_t)s.k * s.k);
     for (int j = 0; j < G; j++) {
@@ -441,7 +466,7 @@ static double horizontal_defect(const Legs *p, floatM *D[2], int connection) {
 
 /* D = (S^T A, -S B), a motion along the gauge orbit, with S = I for the scalar kinds. */
 static void vertical(const Legs *p, int scalar, floatM *D[2]) {
-    Shape s = p->s;
+    LegShape s = p->s;
     for (int leg = 0; leg < 2; leg++) D[leg] = take_m(p->n[leg]);
     for (int i = 0; i < s.layers * s.S; i++) {
         int l = i / s.S, g = i % s.S, G = s.H / s.S;
@@ -468,7 +493,7 @@ static double legs_dot(floatM *const a[2], floatM *const b[2], const size_t n[2]
 }
 
 static void check_connection(const Legs *p, int connection) {
-    Shape s = p->s;
+    LegShape s = p->s;
     const char *name = connection_names[connection];
     int full = s.k <= s.d; /* the Grams have inverses */
     for (int damped = 0; damped < 2; damped++) {
@@ -513,7 +538,7 @@ static void check_connection(const Legs *p, int connection) {
 
 /* A model that trains conserves what its connection makes horizontal: G_A - G_B, its trace, or the ratio
    of the norms, up to the square of the learning rate. */
-static void check_conservation(Shape s, int connection) {
+static void check_conservation(LegShape s, int connection) {
     double drift[2][2];
     for (int fixed = 0; fixed < 2; fixed++)
         for (int small = 0; small < 2; small++) {
@@ -551,7 +576,7 @@ static void test_connections(void) {
             check_connection(&p, connection);
             release();
         }
-    Shape s = {1, 2, 2, 4, 24, 0}, one = {1, 3, 3, 1, 9, 0};
+    LegShape s = {1, 2, 2, 4, 24, 0}, one = {1, 3, 3, 1, 9, 0};
     check_conservation(s, CONNECTION_FROBENIUS);
     check_conservation(s, CONNECTION_FROBENIUS_SCALAR);
     check_conservation(s, CONNECTION_SCALE_AWARE_SCALAR);
@@ -592,7 +617,7 @@ static void test_connections(void) {
 /* Which changes of gauge the factors' steps follow, and that the composed step does not change by
    more than its rule allows. */
 static void test_connection_equivariance(void) {
-    static const Shape gauged[] = {
+    static const LegShape gauged[] = {
         {2, 3, 3, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {2, 3, 3, 4, 30, 1}, {1, 4, 2, 3, 30, 1}};
     static const struct {
         int connection, isotropic, joint, factors, steps;
@@ -611,7 +636,7 @@ static void test_connection_equivariance(void) {
     for (int i = 0; i < 4; i++)
         for (int rule = 0; rule < 10; rule++)
             for (int group = ROTATIONS; group <= ALL; group++) {
-                Shape s = gauged[i];
+                LegShape s = gauged[i];
                 OptimOptions o = exact_options();
                 o.connection = rules[rule].connection, o.isotropic = rules[rule].isotropic;
                 o.method = rules[rule].joint ? METHOD_JOINT : METHOD_HALF_SPLIT;
@@ -654,7 +679,7 @@ static void test_reprojection(void) {
     for (int i = 0; i < CASES; i++)
         for (int connection = CONNECTION_NONE; connection < CONNECTIONS; connection++)
             for (int nesterov = 0; nesterov < 2; nesterov++) {
-                Shape s = cases[i];
+                LegShape s = cases[i];
                 OptimOptions o = default_options();
                 int active = connection ? connection : CONNECTION_FROBENIUS;
                 o.connection = connection, o.gauge_damping = 0;
@@ -690,7 +715,7 @@ static void test_reprojection(void) {
                 release();
             }
     /* The gradient of a function of the composed map is horizontal, so reprojecting it does nothing. */
-    Shape s = {1, 3, 3, 4, 24, 0};
+    LegShape s = {1, 3, 3, 4, 24, 0};
     Legs p = legs_of(s);
     for (int h = 0; h < s.H; h++) {
         double *N = normals((size_t)s.d * s.d), *a = block_of(s, p.W[0], 0, 0, h);
@@ -717,7 +742,7 @@ static void test_reprojection(void) {
 static void test_circuit(void) {
     for (int i = 0; i < CASES; i++)
         for (int hybrid = 0; hybrid < 2; hybrid++) {
-            Shape s = cases[i];
+            LegShape s = cases[i];
             if (!s.output) continue;
             OptimOptions plain = default_options(), circuit, cm;
             floatM *D[2], *E[2];
@@ -766,7 +791,7 @@ static void test_circuit(void) {
 /* --cm-match-muon: a leg's step has the norm of Muon's, sqrt(H k), at one learning rate. */
 static void test_match_muon(void) {
     for (int i = 0; i < CASES; i++) {
-        Shape s = cases[i];
+        LegShape s = cases[i];
         Config c;
         char err[ERR_LEN] = "";
         floatM *D[2];
@@ -803,7 +828,7 @@ enum { VARIANTS = 72 };
 static void test_awkward(void) {
     for (int i = 0; i < CASES; i++)
         for (int variant = i % SPARSE; variant < VARIANTS; variant += SPARSE) {
-            Shape s = cases[i];
+            LegShape s = cases[i];
             OptimOptions o = variant_of(variant);
             char err[ERR_LEN];
             if (optim_check(&o, s.output, s.H, s.S, err)) continue;
@@ -854,8 +879,9 @@ static void test_plan_chunks(void) {
         "--qk adamw-partner --ov adamw-partner",
         "--qk quack --quack-base adamw --ov muon-head --circuit on",
         "--qk quack --quack-base muon-head --ov normuon --circuit on",
-        "--qk aurora --ov aurora --circuit on --mlp muonh"};
-    for (int i = 0; i < 9; i++) {
+        "--qk aurora --ov aurora --circuit on --mlp muonh",
+        "--qk muon-group --ov muon-group --head-group 2 --circuit on --mlp lion"};
+    for (int i = 0; i < (int)(sizeof rules / sizeof *rules); i++) {
         char flags[512];
         floatM *result[2];
         size_t n = 0;
@@ -911,16 +937,17 @@ static void test_plan_state(void) {
         /* State that is written: every number of an entry's own, none of another's. */
         for (int j = 0; j < run.plan.n; j++) {
             const PlanEntry *e = &run.plan.e[j];
-            size_t layers = (size_t)run.r.t[e->part.id].layers;
-            for (int leg = 0; leg <= (e->partner.rows > 0); leg++) {
-                Mat W = part_view(&run.r, leg ? e->partner : e->part, NULL);
-                size_t first = leg ? e->v_partner : e->v, count = layers * plan_state(e->rule, W);
-                apart &= first + count <= run.plan.v_size || !count;
-                for (size_t x = 0; x < count; x++) apart &= run.v[first + x]++ == 0;
-            }
-            if (e->coupling == COUPLE_QUACK)
-                for (size_t x = 0; x < 2 * layers * (size_t)e->partner.heads; x++)
-                    apart &= run.v[e->norms + x]++ == 0;
+            size_t layers = (size_t)run.r.t[e->part[0].id].layers;
+            for (int leg = 0; leg < e->legs; leg++)
+                for (int k = 0; k < RULE_STATES && rule_table[e->rule].state[k].name; k++) {
+                    size_t count = layers * state_count(rule_table[e->rule].state[k].unit, &run.r,
+                                                        e->part[leg]);
+                    apart &= e->state[leg][k] + count <= run.plan.state_size;
+                    for (size_t x = 0; x < count; x++) apart &= run.v[e->state[leg][k] + x]++ == 0;
+                }
+            if (e->coupling == RULE_QUACK)
+                for (size_t x = 0; x < 2 * layers * (size_t)e->part[1].heads; x++)
+                    apart &= run.v[e->coupled + x]++ == 0;
         }
         check(once && apart, "%s: parameters covered once %d, state apart %d", flags, once, apart);
         release();
@@ -929,6 +956,17 @@ static void test_plan_state(void) {
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Controls                                                                                       */
+
+/* The direction of a rule, without its shape factor, in u. */
+static void direction_of(RuleId rule, const Leg *l, const OptimOptions *o, floatM *u) {
+    Step s = step_of(rule, o, 0, 0);
+    s.leg[0] = *l;
+    double scale;
+    Arena arena = arena_of(step_scratch(&s));
+    s.arena = &arena;
+    memcpy(u, s.rule->direction(&s, l, &scale).p, mat_size(l->W) * sizeof *u);
+    check(arena.p != NULL, "%s: too little scratch", s.rule->flag);
+}
 
 /* NorMuon's first step has rows of one norm and the norm of Muon's. Aurora's rows are nearly equal and
    do not see the scale of the gradient's rows. MuonH stays on its sphere. Moonlight's RMS is 0.2. */
@@ -940,14 +978,15 @@ static void test_controls(void) {
         OptimOptions o = default_options();
         floatM *g = normals_m(n, 1), *u = take_m(n), *m = take_m(n), *v = take_m((size_t)rows),
                *w = take_m(n);
-        Mat U = mat_dense(u, 1, rows, cols), G = mat_dense(g, 1, rows, cols),
-            M = mat_dense(m, 1, rows, cols);
-        Arena arena = arena_of(normuon_scratch(U) + aurora_scratch(U) + muonh_scratch(U));
+        Leg l = leg_of(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols),
+                       mat_dense(m, 1, rows, cols), 0, 0);
         double low = 1e9, high = 0;
         for (int r = 0; r < rows; r++) /* rows of very different sizes */
             for (int c = 0; c < cols; c++) g[r * cols + c] *= (floatM)exp(normal() * 0.1 + r % 3);
 
-        normuon_direction(U, G, M, v, &o, 0.95, 0.95, 1, &arena);
+        l.state[0] = v;
+        o.normuon_beta2 = 0.95, o.aurora_power = 0.5;
+        direction_of(RULE_NORMUON, &l, &o, u);
         for (int r = 0; r < rows; r++) {
             double norm = sqrt(la_sum_squares(u + r * cols, (size_t)cols));
             low = fmin(low, norm), high = fmax(high, norm);
@@ -959,8 +998,9 @@ static void test_controls(void) {
         double spread[2];
         for (int many = 0; many < 2; many++) {
             memset(m, 0, n * sizeof *m);
-            aurora_direction(U, G, M, &o, many ? 6 : 1, 0.5, 0.95, 1, &arena);
-            Mat tall_U = tall ? U : mat_t(U);
+            o.aurora_iterations = many ? 6 : 1;
+            direction_of(RULE_AURORA, &l, &o, u);
+            Mat U = mat_dense(u, 1, rows, cols), tall_U = tall ? U : mat_t(U);
             floatM *norms = take_m((size_t)tall_U.rows);
             la_row_norms(norms, tall_U);
             low = 1e9, high = 0;
@@ -975,7 +1015,7 @@ static void test_controls(void) {
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < cols; c++)
                 g[r * cols + c] *= (floatM)(tall ? 1 + r % 5 : 1 + c % 5);
-        aurora_direction(U, G, M, &o, 6, 0.5, 0.95, 1, &arena);
+        direction_of(RULE_AURORA, &l, &o, u);
         check(distance(u, first, n) < TOL(1e-4, 1e-10), "Aurora sees the scale of rows, %g",
               distance(u, first, n));
 
@@ -985,8 +1025,11 @@ static void test_controls(void) {
         double start = sqrt(la_sum_squares(w, n)), relative = 0;
         floatM *before = copy_of(w, n);
         for (int step = 0; step < 5; step++) {
-            muonh_update(mat_dense(w, 1, rows, cols), G, M, radius, step == 0, &o, 0.95, 0.01, 1,
-                         &arena);
+            Step s = step_of(RULE_MUONH, &o, 0.01, 0);
+            s.leg[0] = l;
+            s.leg[0].state[0] = radius;
+            s.age = step + 1;
+            run_step_of(s);
             if (step == 0) relative = distance(w, before, n);
             for (size_t j = 0; step == 2 && j < n; j++)
                 w[j] *= 2; /* the sphere stays where it was */
@@ -999,7 +1042,7 @@ static void test_controls(void) {
 
         o.scale = SCALE_RMS, o.momentum_form = FORM_SUM; /* Moonlight */
         memset(m, 0, n * sizeof *m), memset(w, 0, n * sizeof *w);
-        muon_update(mat_dense(w, 1, rows, cols), G, M, &o, 0.95, 1, 0, 1, &arena);
+        muon_update(l, &o, 0.95, 1, 0, 1);
         check(fabs(sqrt(la_sum_squares(w, n) / (double)n) - 0.2) < 1e-4, "Moonlight: RMS %g",
               sqrt(la_sum_squares(w, n) / (double)n));
         check(m[3] == g[3], "Moonlight's buffer is not a sum");
@@ -1011,13 +1054,12 @@ static void test_controls(void) {
    and no other head's does. */
 static void test_quack(void) {
     for (int i = 0; i < CASES; i++) {
-        Shape s = cases[i];
+        LegShape s = cases[i];
         if (s.output) continue;
         int G = s.H / s.S, n = s.layers * s.S;
         Legs p = legs_of(s);
         floatM *init_a = take_m((size_t)n), *init_b = take_m((size_t)n);
         for (int step = 0; step < 2; step++) {
-            Arena arena = arena_of(quack_scratch(s.layers, s.S));
             floatM *D[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
             floatM *E[2] = {copy_of(D[0], p.n[0]), copy_of(D[1], p.n[1])};
             if (step) { /* the partner of the first group grows */
@@ -1025,8 +1067,19 @@ static void test_quack(void) {
                 for (int e = 0; e < s.k * s.d; e++) b[e] *= 4;
                 set_block(s, p.W[1], 1, 0, 0, b);
             }
-            quack_scale(leg_view(s, p.W[0], 0), leg_view(s, p.W[1], 1), leg_view(s, D[0], 0),
-                        leg_view(s, D[1], 1), init_a, init_b, step == 0, 3, &arena);
+            OptimOptions o = default_options();
+            o.quack_tau = 3;
+            Step q = step_of(RULE_MUON, &o, 0, 0);
+            Arena arena = arena_of(2 * arena_round((size_t)n));
+            Mat U[2];
+            q.legs = 2, q.age = q.coupling_age = step + 1, q.arena = &arena;
+            for (int leg = 0; leg < 2; leg++) {
+                q.leg[leg] = legs_leg(&p, leg);
+                q.leg[leg].coupled = leg ? init_b : init_a;
+                U[leg] = leg_whole(s, D[leg], leg);
+            }
+            quack_couple(&q, U);
+            arena_end(&arena, "quack");
             for (int leg = 0; leg < 2; leg++)
                 for (int h = 0; h < heads_of(s, leg); h++) {
                     double *x = block_of(s, D[leg], leg, 0, h), *y = block_of(s, E[leg], leg, 0, h);
@@ -1044,14 +1097,16 @@ static void test_quack(void) {
 /* Partner-rescaled AdamW: with equal partners a constant, and with keep_norm nothing. */
 static void test_partner(void) {
     for (int i = 0; i < CASES; i++) {
-        Shape s = cases[i];
+        LegShape s = cases[i];
         Legs p = legs_of(s);
         floatM *D[2] = {normals_m(p.n[0], 1), normals_m(p.n[1], 1)};
         floatM *E[2] = {copy_of(D[0], p.n[0]), copy_of(D[1], p.n[1])};
         for (int keep = 1; keep >= 0; keep--) {
-            Arena arena = arena_of(partner_scratch(s.layers, s.S));
+            size_t scalars = arena_round((size_t)(s.layers * s.S));
+            Arena arena = arena_of(2 * scalars + 4 * arena_round((size_t)s.layers));
             partner_scale(leg_view(s, p.W[0], 0), leg_view(s, p.W[1], 1), leg_view(s, D[0], 0),
                           leg_view(s, D[1], 1), 0.01, keep, &arena);
+            arena_end(&arena, "partner_scale");
             for (int leg = 0; leg < 2 && keep; leg++)
                 for (int l = 0; l < s.layers; l++) {
                     size_t size = p.n[leg] / (size_t)s.layers, at = (size_t)l * size;
@@ -1101,14 +1156,326 @@ static void test_root_at_third(void) {
             floatM *gram = take_m((size_t)k * k);
             root[which] = take_m((size_t)k * k);
             for (int e = 0; e < k * k; e++) gram[e] = (floatM)G[e];
-            Arena arena = arena_of(invroot_scratch(1, k));
-            invroot(mat_dense(root[which], 1, k, k), mat_dense(gram, 1, k, k), 1e-3,
-                    which ? ROOT_EIGH : ROOT_CANS25, &arena);
+            run_invroot(mat_dense(root[which], 1, k, k), mat_dense(gram, 1, k, k), 1e-3,
+                        which ? ROOT_EIGH : ROOT_CANS25);
         }
         worst = fmax(worst, distance(root[0], root[1], (size_t)k * k));
         release();
     }
     check(worst < 1e-3, "cans25 is %g from eigh where an eigenvalue is a third of the norm", worst);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Every rule of the table, wherever it applies                                                   */
+
+static const struct {
+    const char *flag, *groups; /* of the tensors of the role */
+    unsigned on;
+} roles[] = {{"--qk", "W_Q W_K", ON_QK},
+             {"--ov", "W_O W_V", ON_OV},
+             {"--mlp", "W_fc W_proj", ON_MLP},
+             {"--embed", "wte wpe", ON_EMBED},
+             {"--head", "whead", ON_HEAD}};
+enum { ROLES = (int)(sizeof roles / sizeof roles[0]) };
+
+/* A model in which one role has a rule; entries of the other roles stand still. */
+static Run run_of_role(int role, int rule) {
+    char flags[512];
+    snprintf(flags, sizeof flags,
+             "--layers 2 --width 24 --heads 4 --kv-heads 2 --head-dim 8 --seq-len 10 --pos learned "
+             "--tied off --init gpt2 --lr 0.005 --lr-embed 0.005 --lr-head 0.005 %s %s",
+             roles[role].flag, rule_table[rule].flag);
+    Run run = run_of(flags);
+    for (int i = 0; i < run.plan.n; i++) {
+        char first[24];
+        snprintf(first, sizeof first, "%.*s", (int)strcspn(run.plan.e[i].name, ","),
+                 run.plan.e[i].name);
+        if (!strstr(roles[role].groups, first)) run.plan.e[i].lr = 0;
+    }
+    return run;
+}
+
+/* The rows of group i that the model uses, if it is one of a role; else a view of nothing. */
+static Mat role_group(const Run *run, int role, int i, floatM *base) {
+    char name[24];
+    Part part;
+    Mat none = mat_dense(NULL, 0, 0, 0);
+    if (!plan_group(&run->plan, i, name, &part)) return none;
+    if (!strstr(roles[role].groups, name)) return none;
+    part.rows = min_int(part.rows, run->r.t[part.id].used_rows);
+    return part_view(&run->r, part, base);
+}
+
+#define AT(M, L, R, C) ((M).p[(size_t)(L) * (M).s0 + (size_t)(R) * (M).rs + (size_t)(C)])
+
+/* The first step goes down the gradient, in each tensor by itself. */
+static void check_descent(int role, int rule) {
+    Run run = run_of_role(role, rule);
+    for (int i = 0; i < 2 * PLAN_MAX; i++) {
+        Mat W = role_group(&run, role, i, run.p), G = role_group(&run, role, i, run.g);
+        for (int e = 0; e < (int)mat_size(W); e++) {
+            int c = e % W.cols, r = e / W.cols % W.rows, l = e / W.cols / W.rows;
+            AT(W, l, r, c) = (floatM)(0.3 * normal());
+            AT(G, l, r, c) = (floatM)(0.01 * normal());
+        }
+    }
+    floatM *start = copy_of(run.p, run.r.size[SLOT_PARAM]);
+    run_step(&run, 1);
+    int groups = 0;
+    for (int i = 0; i < 2 * PLAN_MAX; i++) {
+        Mat W = role_group(&run, role, i, run.p), G = role_group(&run, role, i, run.g);
+        Mat before = role_group(&run, role, i, start);
+        double dot = 0, moved = 0, size = 0;
+        for (int e = 0; e < (int)mat_size(W); e++) {
+            int c = e % W.cols, r = e / W.cols % W.rows, l = e / W.cols / W.rows;
+            double d = (double)AT(before, l, r, c) - (double)AT(W, l, r, c);
+            double g = (double)AT(G, l, r, c);
+            dot += d * g, moved += d * d, size += g * g;
+        }
+        if (!W.p) continue;
+        groups++;
+        check(dot > 0.1 * sqrt(moved * size),
+              "%s %s: the step of group %d has a cosine of %g to the "
+              "descent of the gradient",
+              roles[role].flag, rule_table[rule].flag, i, dot / sqrt(moved * size));
+    }
+    check(groups == (role == ROLES - 1 ? 1 : 2), "%s has %d groups", roles[role].flag, groups);
+    check(run.arena.p != NULL, "%s %s: too little scratch", roles[role].flag,
+          rule_table[rule].flag);
+}
+
+/* Five small steps lower 1/2 ||W - T||^2 each time, for targets T of the size of W; the vocabulary's padding
+   stays zero. */
+static void check_quadratic(int role, int rule) {
+    Run run = run_of_role(role, rule);
+    floatM *target = take_m(run.r.size[SLOT_PARAM]);
+    double last = INFINITY;
+    int falls = 1, zero = 1;
+    for (int step = 0; step <= 5; step++) {
+        double loss = 0;
+        for (int i = 0; i < 2 * PLAN_MAX; i++) {
+            Mat W = role_group(&run, role, i, run.p), G = role_group(&run, role, i, run.g);
+            Mat T = role_group(&run, role, i, target);
+            for (int e = 0; e < (int)mat_size(W); e++) {
+                int c = e % W.cols, r = e / W.cols % W.rows, l = e / W.cols / W.rows;
+                if (!step) AT(W, l, r, c) = (floatM)(0.3 * normal());
+                if (!step) AT(T, l, r, c) = (floatM)(0.3 * normal());
+                AT(G, l, r, c) = AT(W, l, r, c) - AT(T, l, r, c);
+                loss += 0.5 * (double)AT(G, l, r, c) * (double)AT(G, l, r, c);
+            }
+        }
+        falls &= loss < last;
+        last = loss;
+        if (step < 5) run_step(&run, step + 1);
+    }
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &run.r.t[id];
+        for (size_t i = (size_t)t->used_rows * t->cols; t->layers == 1 && i < t->size; i++)
+            zero &= run.p[t->slot[SLOT_PARAM].at + i] == 0;
+    }
+    check(falls && zero, "%s %s: five steps lower a quadratic %d, keep padding zero %d",
+          roles[role].flag, rule_table[rule].flag, falls, zero);
+}
+
+/* The states of the plan follow each other, have the names of their tensors, and are as large as they say;
+   those of the rule are among them. */
+static void check_states(int role, int rule) {
+    Run run = run_of_role(role, rule);
+    const Plan *plan = &run.plan;
+    size_t at = 0;
+    int named = 1, apart = 1, own = 0, expected = 0;
+    for (int i = 0; i < plan->states; i++) {
+        const StateTensor *t = &plan->state[i];
+        named &= strchr(t->name, '.') != NULL;
+        for (int j = 0; j < i; j++) named &= strcmp(t->name, plan->state[j].name) != 0;
+        apart &= t->at == at && t->size == (size_t)(t->dims[0] * t->dims[1] * t->dims[2]);
+        at += arena_round(t->size);
+    }
+    for (int i = 0; i < plan->n; i++) {
+        const PlanEntry *e = &plan->e[i];
+        RuleId mine = e->coupling != RULE_AUTO ? e->coupling : e->rule;
+        if (mine != (RuleId)rule) continue;
+        const char *name = rule_table[rule].state[0].name;
+        if (!name) continue;
+        expected += rule_table[rule].couple ? 1 : e->legs;
+        for (int j = 0; j < plan->states; j++) {
+            const char *tensor = run.r.t[e->part[0].id].name,
+                       *end = strrchr(plan->state[j].name, '.');
+            own += !strncmp(plan->state[j].name, tensor, strlen(tensor)) &&
+                   !strcmp(end + 1, name) && e->legs == 1 && plan->state[j].at == e->state[0][0];
+            own += e->legs == 2 && !strcmp(end + 1, name) &&
+                   (rule_table[rule].couple ? plan->state[j].at == e->coupled
+                                            : plan->state[j].at == e->state[0][0] ||
+                                                  plan->state[j].at == e->state[1][0]);
+        }
+    }
+    check(named && apart && own == expected && at == plan->state_size,
+          "%s %s: states have names %d and places %d, and %d of %d are the rule's",
+          roles[role].flag, rule_table[rule].flag, named, apart, own, expected);
+}
+
+/* A rule is refused where it does not apply: by the parser, and by the checks if it gets past that. */
+static void check_refused(int role, int rule) {
+    char flags[128], err[ERR_LEN] = "";
+    Config c;
+    snprintf(flags, sizeof flags, "%s %s", roles[role].flag, rule_table[rule].flag);
+    check(config_of(&c, flags, err) == -1 && strstr(err, roles[role].flag), "%s is taken: %s",
+          flags, err);
+    if (config_of(&c, "--tied off", err)) die("%s", err);
+    int *chosen[ROLES] = {&c.qk, &c.ov, &c.mlp, &c.embed, &c.head};
+    *chosen[role] = rule;
+    c.vocab = 8;
+    check(config_resolve(&c, err) == -1 && strstr(err, roles[role].flag), "%s gets past: %s", flags,
+          err);
+}
+
+static void test_table(void) {
+    for (int role = 0; role < ROLES; role++)
+        for (int rule = RULE_AUTO + 1; rule < RULES_END; rule++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s %s", roles[role].flag, rule_table[rule].flag);
+            draw_for(name);
+            if (rule_table[rule].where & roles[role].on) {
+                check_descent(role, rule);
+                check_quadratic(role, rule);
+                check_states(role, rule);
+            } else {
+                check_refused(role, rule);
+            }
+            release();
+        }
+    for (int rule = RULE_AUTO + 1; rule < RULES_END; rule++)
+        check(rule_table[rule].direction || rule_table[rule].step || rule_table[rule].couple,
+              "%s does nothing", rule_table[rule].flag);
+}
+#undef AT
+
+/* Two steps of one rule on a model, the last parameters. */
+static floatM *steps_of(const char *rule, int heads, int kv_heads, size_t *n) {
+    char flags[256];
+    snprintf(flags, sizeof flags,
+             "--layers 2 --width 24 --heads %d --kv-heads %d --head-dim 4 --seq-len 8 --init gpt2 "
+             "--mlp adamw --weight-decay 0.1 %s",
+             heads, kv_heads, rule);
+    Run run = run_of(flags);
+    draw_for("steps_of");
+    for (size_t i = 0; i < run.r.size[SLOT_PARAM]; i++) run.p[i] = (floatM)(0.3 * normal());
+    for (int step = 1; step <= 2; step++) {
+        for (size_t i = 0; i < run.r.size[SLOT_PARAM]; i++) run.g[i] = (floatM)(0.01 * normal());
+        run_step(&run, step);
+    }
+    *n = run.r.size[SLOT_PARAM];
+    return run.p;
+}
+
+/* Lion by its definition: two steps of an element at a time, zeros and NaN among the gradients. */
+static void test_lion(void) {
+    enum { ROWS = 5, COLS = 7, N = ROWS * COLS };
+    OptimOptions o = default_options();
+    draw_for("lion");
+    o.lion_beta1 = 0.8, o.lion_beta2 = 0.95;
+    floatM *w = normals_m(N, 1), *m = take_m(N), *g = normals_m(N, 1);
+    double x[N], moment[N] = {0}, worst = 0;
+    for (int i = 0; i < N; i++) x[i] = (double)w[i];
+    for (int step = 1; step <= 3; step++) {
+        Step s = step_of(RULE_LION, &o, 0.1, 0.5);
+        s.leg[0] = leg_of(mat_dense(w, 1, ROWS, COLS), mat_dense(g, 1, ROWS, COLS),
+                          mat_dense(m, 1, ROWS, COLS), 0, 0);
+        s.gscale = 2, s.age = s.coupling_age = step;
+        if (step == 1) g[4] = 0;
+        run_step_of(s);
+        for (int i = 0; i < N; i++) {
+            double gradient = 2 * (double)g[i], c = 0.8 * moment[i] + 0.2 * gradient;
+            x[i] = 0.95 * x[i] - 0.1 * (c > 0 ? 1 : c < 0 ? -1 : 0);
+            moment[i] = 0.95 * moment[i] + 0.05 * gradient;
+            worst = fmax(worst, fmax(fabs(x[i] - (double)w[i]), fabs(moment[i] - (double)m[i])));
+            g[i] = (floatM)normal();
+        }
+    }
+    check(worst < TOL(1e-6, 1e-14), "Lion is %g from its definition", worst);
+    floatM odd[4] = {(floatM)-0.25, 0, (floatM)NAN, 3};
+    la_signum(mat_dense(odd, 2, 2, 1));
+    check(odd[0] == -1 && odd[1] == 0 && isnan((double)odd[2]) && odd[3] == 1, "la_signum");
+    release();
+}
+
+/* Group Muon is muon-head at one end and muon at the other, to the bit, and Muon on the groups between. */
+static void test_head_group(void) {
+    static const char *const same[][2] = {
+        {"--qk muon-group --ov muon-group", "--qk muon-head --ov muon-head"},
+        {"--qk muon-group --ov muon-group --head-group 6", "--qk muon --ov muon"},
+        {"--ov muon-group --circuit on", "--ov muon-head --circuit on"},
+        {"--ov muon-group --head-group 6 --circuit on", "--ov muon --circuit on"},
+    };
+    for (int i = 0; i < 4; i++) {
+        size_t n;
+        floatM *one = steps_of(same[i][0], 6, 6, &n), *other = steps_of(same[i][1], 6, 6, &n);
+        check(!memcmp(one, other, n * sizeof *one), "%s is not %s", same[i][0], same[i][1]);
+        release();
+    }
+    /* Pairs of heads: the exact sign of each block of the momentum, of W_Q (rows) and of W_O (columns). */
+    enum { H = 6, K = 4, G = 2, C = 24, ROWS = H * K, BLOCK = G * K };
+    for (int by_column = 0; by_column < 2; by_column++) {
+        OptimOptions o = default_options();
+        draw_for("head_group");
+        o.head_group = G, o.msign = MSIGN_SIMPLE12, o.scale = SCALE_NONE, o.nesterov = AUTO_OFF;
+        int rows = by_column ? C : ROWS, cols = by_column ? ROWS : C;
+        floatM *w = take_m(ROWS * C), *g = normals_m(ROWS * C, 1), *m = take_m(ROWS * C);
+        Step s = step_of(RULE_MUON_GROUP, &o, 1, 0);
+        s.leg[0] = leg_of(mat_dense(w, 1, rows, cols), mat_dense(g, 1, rows, cols),
+                          mat_dense(m, 1, rows, cols), H, by_column);
+        run_step_of(s);
+        double worst = 0;
+        for (int b = 0; b < H / G; b++) {
+            double *x = take(BLOCK * C);
+            for (int e = 0; e < BLOCK * C; e++) {
+                int r = b * BLOCK + e / C, c = e % C;
+                x[e] = (double)g[by_column ? c * cols + r : r * cols + c];
+            }
+            double *sign = exact_sign(x, BLOCK, C);
+            for (int e = 0; e < BLOCK * C; e++) {
+                int r = b * BLOCK + e / C, c = e % C;
+                worst =
+                    fmax(worst, fabs(sign[e] + (double)w[by_column ? c * cols + r : r * cols + c]));
+            }
+        }
+        check(worst < TOL(1e-4, 1e-6), "groups of %s are %g from their signs",
+              by_column ? "columns" : "rows", worst);
+        release();
+    }
+}
+
+/* Every rule has a learning rate of its own; --lr sets all of the blocks, --lr-qk and others one. */
+static void test_rates(void) {
+    static const struct {
+        const char *flags;
+        double qk, ov, mlp, embed, head;
+    } cases_of[] = {
+        {"", 0.02, 0.02, 0.02, 0.1, 0.004},
+        {"--optimizer muon", 0.02, 0.02, 0.02, 0.1, 0.004},
+        {"--optimizer adamw", 0.002, 0.002, 0.002, 0.1, 0.004},
+        {"--mlp adamw", 0.02, 0.02, 0.002, 0.1, 0.004},
+        {"--optimizer adamw --qk muon", 0.02, 0.002, 0.002, 0.1, 0.004},
+        {"--mlp adamw --lr 0.03", 0.03, 0.03, 0.03, 0.1, 0.004},
+        {"--mlp adamw --lr 0.03 --lr-mlp 0.001", 0.03, 0.03, 0.001, 0.1, 0.004},
+        {"--lr-qk 0.5 --lr-ov 0.25", 0.5, 0.25, 0.02, 0.1, 0.004},
+        {"--qk quack --quack-base adamw", 0.002, 0.02, 0.02, 0.1, 0.004},
+        {"--qk quack --quack-base muon", 0.02, 0.02, 0.02, 0.1, 0.004},
+        {"--embed muon --head normuon", 0.02, 0.02, 0.02, 0.02, 0.02},
+        {"--embed auto --head muon --lr-head 0.3", 0.02, 0.02, 0.02, 0.1, 0.3},
+        {"--preset gpt2 --embed muon", 0.02, 0.02, 0.02, 0.02, 0.004},
+        {"--preset gpt2", 0.02, 0.02, 0.02, 0.0006, 0.004},
+    };
+    for (int i = 0; i < (int)(sizeof cases_of / sizeof *cases_of); i++) {
+        Run run = run_of(cases_of[i].flags);
+        const Config *c = &run.c;
+        check(c->lr_qk == cases_of[i].qk && c->lr_ov == cases_of[i].ov &&
+                  c->lr_mlp == cases_of[i].mlp && c->lr_embed == cases_of[i].embed &&
+                  c->lr_head == cases_of[i].head,
+              "\"%s\": rates %g, %g, %g, %g, %g", cases_of[i].flags, c->lr_qk, c->lr_ov, c->lr_mlp,
+              c->lr_embed, c->lr_head);
+        release();
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -1136,6 +1503,8 @@ static void test_refusals(void) {
         {"--mlp muonh --init gpt2 --weight-decay 0.1", "--weight-decay 0.1"},
         {"--mlp muonh", "--init speedrun"},
         {"--ov muonh", "--init speedrun"},
+        {"--qk muon-group --head-group 3", "--qk muon-group takes --head-group 3"},
+        {"--ov muon-group --head-group 4 --kv-heads 2", "must divide 4 and 2"},
         {"--ov quack", "--ov"},
         {"--mlp cm", "--mlp"},
         {"--connection gauge", "--connection"},
@@ -1265,5 +1634,9 @@ int main(void) {
     test_root_at_third();
     test_refusals();
     test_groups();
+    test_table();
+    test_head_group();
+    test_lion();
+    test_rates();
     return check_done();
 }

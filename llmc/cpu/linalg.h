@@ -67,9 +67,6 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
 
 /* bf16 is emulated here, which is slower than fp32: for those who ask for it. */
 static inline int la_sign_in_bf16(int compute) { return compute == COMPUTE_BF16; }
-static inline size_t la_sign_bf16_scratch(int n, int rows, int cols) {
-    return (void)n, (void)rows, (void)cols, (size_t)0;
-}
 static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
                                Arena *arena) {
     return (void)X, (void)s, (void)abc, (void)steps, (void)arena, 0;
@@ -88,6 +85,7 @@ static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs,
 }
 
 static inline void la_axpby(Mat Y, double a, Mat X, double b) {
+    if (!Y.p || !X.p) return;
     if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
     LA_ROWS(Y, la_axpby_row(la_row(Y, i, r), (floatM)a, la_row(X, i, r), X.cs, (floatM)b, Y.cols));
 }
@@ -112,6 +110,7 @@ static inline void la_momentum_row(floatM *u, size_t cs, floatM *m, const floatM
 }
 
 static inline void la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov) {
+    if (!U.p || !M.p || !G.p) return;
     if (M.cs != 1) U = mat_t(U), M = mat_t(M), G = mat_t(G);
     LA_ROWS(M, la_momentum_row(la_row(U, i, r), U.cs, la_row(M, i, r), la_row(G, i, r),
                                (floatM)beta, (floatM)gain, nesterov, M.cols));
@@ -132,6 +131,7 @@ static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, 
 }
 
 static inline void la_gemm_items(Mat C, double a, Mat A, Mat B, double b, int symmetric) {
+    if (!C.p || !A.p || !B.p) return;
     int n = mat_count(C), alone = in_parallel(), threads = alone ? 1 : thread_count();
     if (threads > 1 && n >= threads && 2.0 * C.rows * C.cols * A.cols < 3e7) {
 #pragma omp parallel for schedule(static)
@@ -175,12 +175,14 @@ static inline void la_polynomial_row(floatM *y, floatM a, floatM b, const floatM
 }
 
 static inline void la_polynomial(Mat Y, double a, double b, Mat X, double c, Mat Z) {
+    if (!Y.p || !X.p || !Z.p) return;
     LA_ROWS(Y, la_polynomial_row(la_row(Y, i, r), (floatM)a, (floatM)b, la_row(X, i, r), (floatM)c,
                                  la_row(Z, i, r), Y.cols, r));
 }
 
 /* The largest ||X_i - I||_F of the batch; NaN if one is NaN. */
 static inline double la_identity_gap(Mat X) {
+    if (!X.p) return 0;
     double largest = 0;
     for (int i = 0; i < mat_count(X); i++) {
         double total = 0;
@@ -206,6 +208,7 @@ static inline void la_symmetrize_item(Mat X, int i) {
 }
 
 static inline void la_symmetrize(Mat X) {
+    if (!X.p) return;
     int n = mat_count(X);
     if (la_wide(mat_size(X))) {
 #pragma omp parallel for
@@ -232,6 +235,7 @@ __attribute__((noinline, unused)) static double la_squares(Mat X, int first, int
 }
 
 static inline void la_norms(floatM *s, Mat X, int group) {
+    if (!s || !X.p) return;
     X = la_upright(X);
     int n = mat_count(X) / group;
     if (la_wide(mat_size(X))) {
@@ -262,6 +266,7 @@ static inline void la_scale_row(floatM *x, floatM k, int cols) {
 }
 
 static inline void la_scale(Mat X, const floatM *s, int group) {
+    if (!X.p || !s) return;
     X = la_upright(X);
     LA_ROWS(X, la_scale_row(la_row(X, i, r), s[i / group], X.cols));
 }
@@ -280,16 +285,29 @@ static inline void la_round_bf16_row(floatM *x, int cols) {
 }
 
 static inline void la_round_bf16(Mat X) {
+    if (!X.p) return;
     X = la_upright(X);
     LA_ROWS(X, la_round_bf16_row(la_row(X, i, r), X.cols));
 }
 
+static inline void la_signum_row(floatM *x, int cols) {
+    for (int c = 0; c < cols; c++) x[c] = x[c] > 0 ? 1 : x[c] < 0 ? -1 : x[c]; /* a NaN stays one */
+}
+
+static inline void la_signum(Mat X) {
+    if (!X.p) return;
+    X = la_upright(X);
+    LA_ROWS(X, la_signum_row(la_row(X, i, r), X.cols));
+}
+
 static inline void la_vec_recip(floatM *s, int n, double floor) {
+    if (!s) return;
     for (int i = 0; i < n; i++)
         s[i] = (floatM)(1.0 / ((double)s[i] > floor ? (double)s[i] : floor));
 }
 
 static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
+    if (!s) return;
     for (int i = 0; i < n; i++) {
         double x = a * (double)s[i] * (double)s[i] + b;
         s[i] = (floatM)(1.0 / sqrt(x > 1e-12 ? x : 1e-12));
@@ -297,21 +315,25 @@ static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
 }
 
 static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
+    if (!s || !t) return;
     for (int i = 0; i < n; i++)
         s[i] = (floatM)((double)s[i] / ((double)t[i] > floor ? (double)t[i] : floor));
 }
 
 static inline void la_vec_mul(floatM *s, int n, double a) {
+    if (!s) return;
     for (int i = 0; i < n; i++) s[i] *= (floatM)a;
 }
 
 static inline void la_vec_sqrt(floatM *s, int n) {
+    if (!s) return;
     for (int i = 0; i < n; i++) s[i] = (floatM)sqrt((double)s[i]);
 }
 
 /* One element-wise AdamW step of P, see optim/adamw.h for the constants. */
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                             double rate, double root, double eps, double keep, floatX *copy) {
+    if (!P.p || !G.p || !M.p || !V.p) return;
     floatM k = (floatM)gscale, b1 = (floatM)beta1, b2 = (floatM)beta2, e = (floatM)eps;
     floatM step = (floatM)rate, correct = (floatM)root, shrink = (floatM)keep;
 #pragma omp parallel for collapse(2)
@@ -370,6 +392,7 @@ static inline size_t la_eigh_scratch(int n) {
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
+    if (!R.p || !G.p || !scratch) return;
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
@@ -402,6 +425,7 @@ static inline double la_dot(const floatM *x, const floatM *y, size_t cs, int col
 }
 
 static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
+    if (!s || !X.p || !Y.p) return;
     if (X.cs != 1) X = mat_t(X), Y = mat_t(Y);
     int n = mat_count(X) / group;
 #pragma omp parallel for
@@ -415,6 +439,7 @@ static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
 }
 
 static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int group) {
+    if (!Y.p || !X.p || !s) return;
     if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
 #pragma omp parallel for collapse(2)
     for (int i = 0; i < mat_count(Y); i++)
@@ -427,6 +452,7 @@ static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int gr
 }
 
 static inline void la_row_norms(floatM *norms, Mat X) {
+    if (!norms || !X.p) return;
     enum { BLOCK = 64 }; /* rows side by side in memory are summed together */
     int blocks = (X.rows + BLOCK - 1) / BLOCK;
 #pragma omp parallel for collapse(2)
@@ -448,6 +474,7 @@ static inline void la_row_norms(floatM *norms, Mat X) {
 }
 
 static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
+    if (!Y.p || !X.p || !s) return;
     int across = Y.cs != 1; /* then walk along the columns */
     Mat A = across ? mat_t(Y) : Y, B = across ? mat_t(X) : X;
 #pragma omp parallel for collapse(2)
@@ -462,6 +489,7 @@ static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
 
 static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                            double rate, double root, double eps) {
+    if (!U.p || !G.p || !M.p || !V.p) return;
     floatM k = (floatM)gscale, b1 = (floatM)beta1, b2 = (floatM)beta2, e = (floatM)eps;
     floatM size = (floatM)rate, correct = (floatM)root;
 #pragma omp parallel for collapse(2)
@@ -480,6 +508,7 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
 }
 
 static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
+    if (!Q.p || !G.p || !values || !scratch) return;
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
@@ -515,6 +544,7 @@ static inline double la_damped_trace(const floatM *values, int n, double damping
 
 static inline void la_gauge(Mat S, Mat L, Mat R, const floatM *values_a, const floatM *values_b,
                             double damping, int form) {
+    if (!S.p || !L.p || !R.p || !values_a || !values_b) return;
     int n = S.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(S); i++) {
@@ -541,6 +571,7 @@ static inline void la_gauge(Mat S, Mat L, Mat R, const floatM *values_a, const f
 
 static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, const floatM *norm_a,
                                 const floatM *norm_b, int n, double damping, int form) {
+    if (!x || !l || !r || !norm_a || !norm_b) return;
     for (int i = 0; i < n; i++) {
         double a = (double)norm_a[i] * (double)norm_a[i] + damping;
         double b = (double)norm_b[i] * (double)norm_b[i] + damping;
@@ -551,15 +582,18 @@ static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, con
 }
 
 static inline void la_vec_moment(floatM *v, const floatM *s, int n, double beta, double a) {
+    if (!v || !s) return;
     for (int i = 0; i < n; i++)
         v[i] = (floatM)(beta * (double)v[i] + (1 - beta) * a * (double)s[i] * (double)s[i]);
 }
 
 static inline void la_vec_root_recip(floatM *s, const floatM *v, int n, double eps) {
+    if (!s || !v) return;
     for (int i = 0; i < n; i++) s[i] = (floatM)(1 / (sqrt((double)v[i]) + eps));
 }
 
 static inline void la_vec_balance(floatM *s, const floatM *t, int n, double target, double power) {
+    if (!s || !t) return;
     for (int i = 0; i < n; i++) {
         double square = (double)t[i] * (double)t[i];
         s[i] *= (floatM)pow(target / (square < 1e-14 ? 1e-14 : square), power);

@@ -264,6 +264,8 @@ template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F:
 
 /* The views of m in the order of F; m[0] decides which way the others are walked. */
 template <class F> static inline void la_map(F f, Mat (&m)[F::N]) {
+    for (int v = 0; v < F::N; v++)
+        if (!m[v].p) return;
     if (!mat_size(m[0])) return;
     LaWalk<F::N> w = la_walk(m, F::NEED);
     if constexpr (requires { f.copy; }) /* four elements of the copy are one access too */
@@ -331,6 +333,13 @@ struct LaRoundBf16 {
     }
 };
 
+struct LaSignum { /* a NaN stays one */
+    enum { N = 1, READS = 1, WRITES = 1, NEED = LA_PLAIN };
+    __device__ void operator()(float *y, unsigned, int, int) const {
+        y[0] = y[0] > 0 ? 1 : y[0] < 0 ? -1 : y[0];
+    }
+};
+
 /* Adam's moments m, v of the gradient g; APPLY: a step of the parameter, else the direction itself. */
 template <int APPLY> struct LaAdam {
     enum { N = 4, READS = APPLY ? 15 : 14, WRITES = 13, NEED = LA_PLAIN };
@@ -364,16 +373,19 @@ static inline void la_polynomial(Mat Y, double a, double b, Mat X, double c, Mat
 }
 
 static inline void la_scale(Mat X, const floatM *s, int group) {
+    if (!s) return;
     Mat m[1] = {X};
     la_map(LaScale{s, (unsigned)group}, m);
 }
 
 static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int group) {
+    if (!s) return;
     Mat m[2] = {Y, X};
     la_map(LaAddScaled{(float)a, s, (unsigned)group}, m);
 }
 
 static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
+    if (!s) return;
     Mat m[2] = {Y, X};
     la_map(LaScaleRows{s, Y.rows, Y.cs != 1}, m);
 }
@@ -381,6 +393,11 @@ static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
 static inline void la_round_bf16(Mat X) {
     Mat m[1] = {X};
     la_map(LaRoundBf16{}, m);
+}
+
+static inline void la_signum(Mat X) {
+    Mat m[1] = {X};
+    la_map(LaSignum{}, m);
 }
 
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
@@ -455,6 +472,8 @@ __global__ static void la_fold_end_kernel(float *s, const double *parts, unsigne
 }
 
 template <class F> static inline void la_fold(float *s, Mat (&m)[F::N], int group) {
+    for (int v = 0; v < F::N; v++)
+        if (!s || !m[v].p) return;
     unsigned groups = (unsigned)(mat_count(m[0]) / group);
     if (!groups) return;
     LaWalk<F::N> w = la_walk(m, LA_BY_ITEM);
@@ -541,6 +560,7 @@ __global__ static void la_row_norms_kernel(float *norms, Mat X, unsigned tiles) 
 }
 
 static inline void la_row_norms(floatM *norms, Mat X) {
+    if (!norms || !X.p) return;
     const int across = X.cs != 1;
     const unsigned tiles = ceil_div((size_t)X.rows, across ? 32 : 8),
                    blocks = tiles * (unsigned)mat_count(X);
@@ -570,6 +590,7 @@ __global__ static void la_vec_kernel(int op, float *s, const float *t, int n, do
 }
 
 static inline void la_vec(int op, floatM *s, const floatM *t, int n, double a, double b) {
+    if (!s) return;
     if (n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
 }
 
@@ -580,17 +601,21 @@ static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
     la_vec(LA_RROOT, s, NULL, n, a, b);
 }
 static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
+    if (!t) return;
     la_vec(LA_DIV, s, t, n, floor, 0);
 }
 static inline void la_vec_mul(floatM *s, int n, double a) { la_vec(LA_MUL, s, NULL, n, a, 0); }
 static inline void la_vec_sqrt(floatM *s, int n) { la_vec(LA_SQRT_OF, s, NULL, n, 0, 0); }
 static inline void la_vec_moment(floatM *v, const floatM *s, int n, double beta, double a) {
+    if (!s) return;
     la_vec(LA_MOMENT, v, s, n, beta, a);
 }
 static inline void la_vec_root_recip(floatM *s, const floatM *v, int n, double eps) {
+    if (!v) return;
     la_vec(LA_ROOT_RECIP, s, v, n, eps, 0);
 }
 static inline void la_vec_balance(floatM *s, const floatM *t, int n, double target, double power) {
+    if (!t) return;
     la_vec(LA_BALANCE, s, t, n, target, power);
 }
 
@@ -608,6 +633,7 @@ __global__ static void la_vec_gauge_kernel(float *x, const float *l, const float
 
 static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, const floatM *norm_a,
                                 const floatM *norm_b, int n, double damping, int form) {
+    if (!x || !l || !r || !norm_a || !norm_b) return;
     const unsigned blocks = ceil_div((size_t)n, 128);
     if (n > 0)
         LAUNCH(la_vec_gauge_kernel, blocks, 128, 0, x, l, r, norm_a, norm_b, n, damping, form);
@@ -646,6 +672,7 @@ template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned t
 }
 
 static inline void la_symmetrize(Mat X) {
+    if (!X.p) return;
     const unsigned tiles = ceil_div((size_t)X.rows, 32),
                    blocks = tiles * tiles * (unsigned)mat_count(X);
     if (blocks) LAUNCH(la_symmetric_kernel<1>, blocks, 256, 0, X, tiles);
@@ -653,6 +680,7 @@ static inline void la_symmetrize(Mat X) {
 
 /* The upper triangle of a product that rounding alone leaves unsymmetric, onto the lower. */
 static inline void la_mirror(Mat X) {
+    if (!X.p) return;
     const unsigned tiles = ceil_div((size_t)X.rows, 32),
                    blocks = tiles * tiles * (unsigned)mat_count(X);
     if (X.cs != 1) X = mat_t(X);
@@ -708,6 +736,7 @@ static inline int la_alike(Mat X, Mat Y) {
    another way than D is brought there first. */
 enum { LA_ADD_FREE = 1 };
 static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
+    if (!D.p || !A.p || !B.p) return;
     if (!mat_size(D)) return;
     if (b == 0) C = D;
     if (D.cs != 1) {
@@ -747,6 +776,7 @@ static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
 
 /* G = A A^T + b G. With b the old G counts, which a caller need not keep symmetric. */
 static inline void la_gram(Mat G, Mat A, double b) {
+    if (!G.p || !A.p) return;
     if (!mat_size(G)) return;
     if (G.rows <= LA_SMALL && !(la_fast_on && la_level(A))) la_small_gram(G, A, b);
     else if (b == 0) la_gemm_symmetric(G, 1, A, mat_t(A), 0);
@@ -769,10 +799,6 @@ static inline size_t la_bf16_pitch(int cols) { return ((size_t)cols + 7) / 8 * 8
 /* Elements of floatM that n matrices take in bf16. */
 static inline size_t la_bf16_room(int n, int rows, int cols) {
     return arena_round((size_t)n * (size_t)rows * la_bf16_pitch(cols) / 2);
-}
-static inline size_t la_sign_bf16_scratch(int n, int rows, int cols) {
-    int m = min_int(rows, cols);
-    return 2 * la_bf16_room(n, rows, cols) + 2 * la_bf16_room(n, m, m);
 }
 static inline __nv_bfloat16 *la_bf16_take(Arena *arena, int n, int rows, int cols) {
     return (__nv_bfloat16 *)(void *)arena_take(arena, la_bf16_room(n, rows, cols));
@@ -801,6 +827,7 @@ __global__ static void __launch_bounds__(256)
 }
 
 template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X, const float *s) {
+    if (!x || !X.p) return;
     const int wide = X.cols % 4 == 0 && (uintptr_t)X.p % 16 == 0;
     const unsigned pitch = (unsigned)la_bf16_pitch(X.cols),
                    vectors = (unsigned)(X.cols / (wide ? 4 : 1));
@@ -817,6 +844,7 @@ static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, doub
                                 const __nv_bfloat16 *A, size_t lda, const __nv_bfloat16 *B,
                                 size_t ldb, double b, const __nv_bfloat16 *C, __nv_bfloat16 *D,
                                 size_t ldc) {
+    if (!D || !A || !B) return;
     GemmCall c = gemm_kind<__nv_bfloat16, __nv_bfloat16>(ta, tb, M, N, K, lda, ldb, ldc);
     c.batch = n;
     if (n > 1) {
@@ -904,6 +932,7 @@ __global__ static void la_gauge_kernel(Mat S, Mat L, Mat R, const float *values_
 
 static inline void la_gauge(Mat S, Mat L, Mat R, const floatM *values_a, const floatM *values_b,
                             double damping, int form) {
+    if (!S.p || !L.p || !R.p || !values_a || !values_b) return;
     const unsigned n = (unsigned)mat_count(S), threads = S.rows <= 8 ? 64 : 256;
     if (mat_size(S))
         LAUNCH(la_gauge_kernel, n, threads, 0, S, L, R, values_a, values_b, damping, form);

@@ -325,6 +325,13 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
     la_block_store<K>(R, Z, (float)sqrt((double)scale));
 }
 
+/* Whether a block has the shared memory for an iteration on matrices of so many rows. */
+static inline int la_block_fits(int rows) {
+#define CALL(K) return la_block_bytes<K>() <= cuda_shared_limit
+    LA_FOR_SIZE(rows, CALL);
+#undef CALL
+}
+
 static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps,
                                     int watch) {
     LaRootTable table;
@@ -335,11 +342,11 @@ static inline int la_root_iteration(Mat R, Mat G, double damping, const double (
         table.ab[i][0] = (float)ab[i][0], table.ab[i][1] = (float)ab[i][1];
     if (!mat_size(G)) return 1;
     const unsigned n = (unsigned)mat_count(G);
+    if (!la_block_fits(G.rows)) return 0;
+    if (!R.p || !G.p) return 1;
 #define CALL(K)                                                                                    \
-    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
-    else                                                                                           \
-        LAUNCH(la_root_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), R, G,               \
-               (float)damping, table)
+    LAUNCH(la_root_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), R, G, (float)damping,   \
+           table)
     LA_FOR_SIZE(G.rows, CALL);
 #undef CALL
     return 1;
@@ -401,9 +408,9 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
         for (int j = 0; j < 3; j++) table.abc[i][j] = (float)abc[i][j];
     if (!mat_size(A)) return 1;
     const unsigned n = (unsigned)mat_count(A);
-#define CALL(K)                                                                                    \
-    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
-    else LAUNCH(la_sign_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), Q, A, table)
+    if (!la_block_fits(A.rows)) return 0;
+    if (!Q.p || !A.p) return 1;
+#define CALL(K) LAUNCH(la_sign_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), Q, A, table)
     LA_FOR_SIZE(A.rows, CALL);
 #undef CALL
     return 1;
@@ -529,6 +536,7 @@ __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double dampin
 }
 
 static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, floatM *scratch) {
+    if (!R.p || !G.p || !scratch) return;
     if (!mat_size(G)) return;
     const size_t m = (size_t)la_even(G.rows), small = (32 + 3 * m / 2 + m) * sizeof(double);
     const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;

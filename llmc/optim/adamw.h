@@ -1,34 +1,39 @@
 /*
 AdamW (Loshchilov and Hutter, arXiv 1711.05101): bias-corrected, with decoupled weight decay.
+
+    m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2
+    W <- (1 - lr wd) W - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 */
 #ifndef CM_ADAMW_H
 #define CM_ADAMW_H
 
-#include "../linalg.h"
+#include "leg.h"
 
-typedef struct {
-    double lr, weight_decay, beta1, beta2, eps;
-    double gscale; /* multiplies the gradient */
-    int step;      /* 1 for the first update */
-} AdamW;
-
-/* P <- (1 - lr wd) P - lr (m / c1) / (sqrt(v / c2) + eps) for views of one geometry: parameter P,
-   gradient G, first and second moment M, V. copy, if not NULL, is where the layers' copy of P begins: the
-   new P is written there too, as floatX and laid out as P, which saves a pass over both. */
-static inline void adamw_update_copied(Mat P, Mat G, Mat M, Mat V, const AdamW *o, floatX *copy) {
-    double rate = o->lr / (1 - pow(o->beta1, o->step)), root = 1 / sqrt(1 - pow(o->beta2, o->step));
-    la_adamw(P, G, M, V, o->gscale, o->beta1, o->beta2, rate, root, o->eps,
-             1 - o->lr * o->weight_decay, copy);
+/* State 0, v, as a view. */
+static inline Mat adamw_second_moment(const Leg *l) {
+    return mat_dense(l->state[0], l->W.n0, l->W.rows, l->W.cols);
 }
 
-static inline void adamw_update(Mat P, Mat G, Mat M, Mat V, const AdamW *o) {
-    adamw_update_copied(P, G, M, V, o, NULL);
+/* The new W goes to the layers' copy too, where there is one, which saves a pass over both. */
+static inline void adamw_step(const Step *s) {
+    const OptimOptions *o = s->options;
+    const Leg *l = &s->leg[0];
+    double rate = s->lr / (1 - pow(o->adam_beta1, s->age));
+    double root = 1 / sqrt(1 - pow(o->adam_beta2, s->age));
+    la_adamw(l->W, l->G, l->M, adamw_second_moment(l), s->gscale, o->adam_beta1, o->adam_beta2,
+             rate, root, o->adam_eps, 1 - s->lr * s->weight_decay, l->copy);
 }
 
-/* U = (m / c1) / (sqrt(v / c2) + eps), the direction of that step, without learning rate and decay. */
-static inline void adamw_direction(Mat U, Mat G, Mat M, Mat V, const AdamW *o) {
-    double rate = 1 / (1 - pow(o->beta1, o->step)), root = 1 / sqrt(1 - pow(o->beta2, o->step));
-    la_adam(U, G, M, V, o->gscale, o->beta1, o->beta2, rate, root, o->eps);
+/* The direction of that step, without learning rate and decay. */
+static inline Mat adamw_direction(const Step *s, const Leg *l, double *scale) {
+    const OptimOptions *o = s->options;
+    Mat U = mat_take(l->W, s->arena);
+    double rate = 1 / (1 - pow(o->adam_beta1, s->age));
+    double root = 1 / sqrt(1 - pow(o->adam_beta2, s->age));
+    la_adam(U, l->G, l->M, adamw_second_moment(l), s->gscale, o->adam_beta1, o->adam_beta2, rate,
+            root, o->adam_eps);
+    *scale = 1;
+    return U;
 }
 
 #endif

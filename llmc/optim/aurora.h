@@ -1,44 +1,45 @@
 /*
 Aurora (Tilde Research 2026, arXiv 2606.27715): a matrix sign whose rows have nearly equal norms. The
-long side's rows are weighted before the sign, and the weights corrected from the norms that come out:
+long side's rows are weighted before the sign, and the weights corrected by the norms that result:
 
     d = 1 / ||row of X||;  repeat: U = msign(d X), d <- d (target / ||row of U||^2)^power,
 
-target = cols / rows. Wide matrices are transposed; on square ones it is Muon.
+target = cols / rows. Wide matrices are transposed; on square ones Aurora is Muon.
 */
 #ifndef CM_AURORA_H
 #define CM_AURORA_H
 
 #include "muon.h"
 
-static inline size_t aurora_scratch(Mat W) {
-    size_t rows = (size_t)mat_count(W) * (size_t)max_int(W.rows, W.cols);
-    return muon_scratch(W) + mat_size(W) + 2 * rows + 128;
-}
-
-static inline void aurora_direction(Mat U, Mat G, Mat M, const OptimOptions *o, int iterations,
-                                    double power, double beta, double gscale, Arena *arena) {
-    if (U.rows == U.cols) {
-        muon_direction(U, G, M, o, beta, gscale, arena);
-        return;
-    }
-    size_t mark = arena->used;
-    Mat X = muon_direction_take(U, arena), tall_X = X, tall_U = U;
-    if (U.rows < U.cols) tall_X = mat_t(X), tall_U = mat_t(U);
+static inline Mat aurora_direction(const Step *s, const Leg *l, double *scale) {
+    const OptimOptions *o = s->options;
+    if (l->W.rows == l->W.cols) return muon_direction(s, l, scale);
+    *scale = muon_scale(o, l->W.rows, l->W.cols);
+    Mat U = mat_take(l->W, s->arena);
+    size_t mark = s->arena->used;
+    Mat X = mat_take(l->W, s->arena);
+    Mat tall_X = U.rows < U.cols ? mat_t(X) : X, tall_U = U.rows < U.cols ? mat_t(U) : U;
     int rows = mat_count(U) * tall_U.rows;
-    floatM *d = arena_take(arena, (size_t)rows), *norm = arena_take(arena, (size_t)rows);
-    momentum_step(X, M, G, momentum_of(o, 0, beta), gscale);
+    floatM *d = arena_take(s->arena, (size_t)rows), *norm = arena_take(s->arena, (size_t)rows);
+    momentum_step(X, l->M, l->G, momentum_of(o, 0, s->momentum), s->gscale);
     la_row_norms(d, tall_X);
     la_vec_recip(d, rows, 1e-7);
-    for (int i = 0; i < iterations; i++) {
+    for (int i = 0; i < o->aurora_iterations; i++) {
         if (i > 0) {
             la_row_norms(norm, tall_U);
-            la_vec_balance(d, norm, rows, (double)tall_U.cols / tall_U.rows, power);
+            la_vec_balance(d, norm, rows, (double)tall_U.cols / tall_U.rows, o->aurora_power);
         }
         la_scale_rows(tall_U, d, tall_X);
-        msign(mat_flat(U), o, arena);
+        msign(mat_flat(U), o, s->arena);
     }
-    arena->used = mark;
+    s->arena->used = mark;
+    return U;
+}
+
+static inline int aurora_refuse(const RuleUse *u, char *err) {
+    if (u->rows[0] != u->cols[0] || u->rows[1] != u->cols[1]) return 0;
+    return fail(err, "%s aurora is muon on square matrices, and %s are %d x %d; use %s muon",
+                u->flag, u->matrices, u->rows[0], u->cols[0], u->flag);
 }
 
 #endif

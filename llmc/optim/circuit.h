@@ -1,22 +1,19 @@
 /*
-Rules that scale each head of a finished direction by the size of its partner, without whitening.
+Rescaling each head of a finished direction by the size of its partner, without whitening.
 
 Circuit-Muon (modded-nanoGPT record of 23 May 2026): directions of W_V and W_O from any rule are
-rescaled by head, each leg keeps its norm, and the radial part of the gauge orbit is removed. It is
-the isotropic, post-whitening, renormalised form of Compositional Muon with the connection
-frobenius_scalar, on given directions.
+rescaled by head, each leg keeps its norm, and the radial part of the gauge orbit is removed. On given
+directions, Circuit-Muon is the isotropic, post-whitening, renormalised form of Compositional Muon with the
+connection frobenius_scalar.
 */
 #ifndef CM_CIRCUIT_H
 #define CM_CIRCUIT_H
 
 #include "connection.h"
 
-static inline size_t partner_scratch(int layers, int shared_heads) {
-    return 2 * (size_t)layers * shared_heads + 4 * (size_t)layers + 16 * 6;
-}
-
-/* Every head of DA and DB times (||W||_F^2 / k + damping)^-1/2 of its partner's weights, of a group of
-   query heads together. keep_norm: each leg of a layer keeps its Frobenius norm. */
+/* Multiplies every head of DA (L,H) x (k,d) and DB (L,S) x (k,d) by (||W||_F^2 / k + damping)^-1/2 of its
+   partner's weights, a group of query heads counting as one partner. keep_norm: each leg of a layer keeps its
+   Frobenius norm. */
 static inline void partner_scale(Mat A, Mat B, Mat DA, Mat DB, double damping, int keep_norm,
                                  Arena *arena) {
     size_t mark = arena->used;
@@ -40,14 +37,16 @@ static inline void partner_scale(Mat A, Mat B, Mat DA, Mat DB, double damping, i
     arena->used = mark;
 }
 
-static inline size_t circuit_scratch(int layers, int shared_heads, int k) {
-    return partner_scratch(layers, shared_heads) + gauge_scratch(layers * shared_heads, k);
-}
-
 /* Circuit-Muon on the directions (DA, DB) of (W_O^T, W_V). */
 static inline void circuit_fix(Mat A, Mat B, Mat DA, Mat DB, double damping, Arena *arena) {
     partner_scale(A, B, DA, DB, damping, 1, arena);
     gauge_fix(A, B, DA, DB, CONNECTION_FROBENIUS_SCALAR, damping, arena);
+}
+
+static inline void circuit_couple(const Step *s, const Mat U[2]) {
+    const Leg *a = &s->leg[0], *b = &s->leg[1];
+    circuit_fix(leg_heads(a, a->W), leg_heads(b, b->W), leg_heads(a, U[0]), leg_heads(b, U[1]),
+                s->options->circuit_damping, s->arena);
 }
 
 #endif

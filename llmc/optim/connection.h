@@ -18,29 +18,10 @@ With grouped queries G_A and L are sums over the group. Damping is added to the 
 #ifndef CM_CONNECTION_H
 #define CM_CONNECTION_H
 
-#include "../linalg.h"
-#include "options.h"
-
-/* Dense items as the two-level batch (n0, n1). */
-static inline Mat mat_batch(Mat dense, int n0, int n1) {
-    Mat m = dense;
-    m.n0 = n0, m.n1 = n1;
-    m.s1 = dense.s0, m.s0 = dense.s0 * (size_t)n1;
-    return m;
-}
-
-/* Columns [first, first + cols) of every item. */
-static inline Mat mat_columns(Mat m, int first, int cols) {
-    return mat_t(mat_rows(mat_t(m), first, cols));
-}
-
-/* Scratch of gauge_fix for n shared heads of width k. */
-static inline size_t gauge_scratch(int n, int k) {
-    return (size_t)n * (5 * (size_t)k * k + 2 * (size_t)k + 5 + la_eigh_scratch(k)) + 16 * 12;
-}
+#include "leg.h"
 
 /* S (L,S) x (k,k) of a matrix connection; blocks are (k,d), the transposes of the math layout. */
-static inline Mat gauge_matrix(Mat A, Mat B, Mat DA, Mat DB, int connection, double damping,
+static inline Mat gauge_matrix(Mat A, Mat B, Mat DA, Mat DB, int form, double damping,
                                Arena *arena) {
     int n = mat_count(B), k = B.rows, G = A.n1 / B.n1;
     size_t kk = (size_t)n * k * k;
@@ -64,13 +45,33 @@ static inline Mat gauge_matrix(Mat A, Mat B, Mat DA, Mat DB, int connection, dou
         la_gemm(T, 1, mat_t(QA), *side[i], 0);
         la_gemm(*side[i], 1, T, QB, 0);
     }
-    la_gauge(L, L, R, a, b, damping,
-             connection == CONNECTION_FROBENIUS     ? LA_GAUGE_PLAIN
-             : connection == CONNECTION_SCALE_AWARE ? LA_GAUGE_PARTNER
-                                                    : LA_GAUGE_RELATIVE);
+    la_gauge(L, L, R, a, b, damping, form);
     la_gemm(T, 1, QA, L, 0);
     la_gemm(R, 1, T, mat_t(QB), 0);
     return R;
+}
+
+/* Takes the part along A and B out of the step: S = x I. */
+static inline void gauge_fix_scalar(Mat A, Mat B, Mat DA, Mat DB, int form, double damping,
+                                    Arena *arena) {
+    int n = mat_count(B), k = B.rows, G = A.n1 / B.n1;
+    floatM *s[5];
+    for (int i = 0; i < 5; i++) s[i] = arena_take(arena, (size_t)n);
+    la_inner(s[1], A, DA, G);
+    la_inner(s[2], B, DB, 1);
+    la_norms(s[3], A, G);
+    la_norms(s[4], B, 1);
+    la_vec_gauge(s[0], s[1], s[2], s[3], s[4], n, k * damping, form);
+    la_add_scaled(DA, -1, s[0], A, G);
+    la_add_scaled(DB, 1, s[0], B, 1);
+}
+
+static inline void gauge_fix_matrix(Mat A, Mat B, Mat DA, Mat DB, int form, double damping,
+                                    Arena *arena) {
+    int G = A.n1 / B.n1;
+    Mat S = gauge_matrix(A, B, DA, DB, form, damping, arena);
+    for (int g = 0; g < G; g++) la_gemm(mat_every(DA, g, G), -1, mat_t(S), mat_every(A, g, G), 1);
+    la_gemm(DB, 1, S, B, 1);
 }
 
 /* Takes from the step (DA, DB) of the weights (A, B) its motion along the gauge orbit. A, DA are views
@@ -78,24 +79,23 @@ static inline Mat gauge_matrix(Mat A, Mat B, Mat DA, Mat DB, int connection, dou
 static inline void gauge_fix(Mat A, Mat B, Mat DA, Mat DB, int connection, double damping,
                              Arena *arena) {
     size_t mark = arena->used;
-    int n = mat_count(B), k = B.rows, G = A.n1 / B.n1;
-    if (connection == CONNECTION_NONE) return;
-    if (connection == CONNECTION_FROBENIUS_SCALAR || connection == CONNECTION_SCALE_AWARE_SCALAR) {
-        floatM *s[5];
-        for (int i = 0; i < 5; i++) s[i] = arena_take(arena, (size_t)n);
-        la_inner(s[1], A, DA, G);
-        la_inner(s[2], B, DB, 1);
-        la_norms(s[3], A, G);
-        la_norms(s[4], B, 1);
-        la_vec_gauge(s[0], s[1], s[2], s[3], s[4], n, k * damping,
-                     connection == CONNECTION_FROBENIUS_SCALAR ? LA_GAUGE_PLAIN : LA_GAUGE_PARTNER);
-        la_add_scaled(DA, -1, s[0], A, G);
-        la_add_scaled(DB, 1, s[0], B, 1);
-    } else {
-        Mat S = gauge_matrix(A, B, DA, DB, connection, damping, arena);
-        for (int g = 0; g < G; g++)
-            la_gemm(mat_every(DA, g, G), -1, mat_t(S), mat_every(A, g, G), 1);
-        la_gemm(DB, 1, S, B, 1);
+    switch ((Connection)connection) {
+    case CONNECTION_NONE: break;
+    case CONNECTION_FROBENIUS:
+        gauge_fix_matrix(A, B, DA, DB, LA_GAUGE_PLAIN, damping, arena);
+        break;
+    case CONNECTION_SCALE_AWARE:
+        gauge_fix_matrix(A, B, DA, DB, LA_GAUGE_PARTNER, damping, arena);
+        break;
+    case CONNECTION_SCALE_AWARE_SYLV:
+        gauge_fix_matrix(A, B, DA, DB, LA_GAUGE_RELATIVE, damping, arena);
+        break;
+    case CONNECTION_FROBENIUS_SCALAR:
+        gauge_fix_scalar(A, B, DA, DB, LA_GAUGE_PLAIN, damping, arena);
+        break;
+    case CONNECTION_SCALE_AWARE_SCALAR:
+        gauge_fix_scalar(A, B, DA, DB, LA_GAUGE_PARTNER, damping, arena);
+        break;
     }
     arena->used = mark;
 }

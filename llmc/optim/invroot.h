@@ -1,16 +1,15 @@
 /*
 (G + lambda I)^(-1/2) of small symmetric Gram matrices, the whitener of Compositional Muon.
+
+cans25, cans12: the coupled iteration with Chebyshev-optimised coefficients (CANS, arXiv 2506.10935).
+W = G + lambda I, s = 0.999 / ||W||_F, Y = s W, Z = I; then P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z,
+and the root is sqrt(s) Z. Nine steps are tuned; the rest are (1.5, -0.5), of which those are left out that
+would change nothing, because P = I to rounding. eigh: by eigendecomposition.
 */
 #ifndef CM_INVROOT_H
 #define CM_INVROOT_H
 
-#include "../linalg.h"
-#include "options.h"
-
-static inline size_t invroot_scratch(int n, int k) {
-    size_t coupled = 3 * arena_round((size_t)k * k) + 16, eigh = la_eigh_scratch(k);
-    return (size_t)n * (coupled > eigh ? coupled : eigh) + 64;
-}
+#include "leg.h"
 
 enum { INVROOT_TUNED = 9 }; /* steps with coefficients of their own */
 static const double invroot_table[LA_ROOT_STEPS][2] = {
@@ -41,15 +40,16 @@ static const double invroot_table[LA_ROOT_STEPS][2] = {
     {1.5, -0.5},
 };
 
-/* The coupled iteration on a few items together, of at most `steps` steps. Products known to be
-   symmetric are computed by half, which also keeps them so; but not P: its two triangles differ by the
-   rounding errors that the next step corrects, and without that feedback the iteration diverges. */
-static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena arena) {
+/* The coupled iteration on a few items together, of at most `steps` steps; Y (n,k,k) is overwritten. Of
+   products that are known to be symmetric half is computed, which also keeps them symmetric. Not of P: its two
+   triangles differ by the rounding errors that the next step corrects, and without that feedback the iteration
+   diverges. */
+static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena *arena) {
     int n = mat_count(Y), k = Y.rows;
-    Mat P = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k), Z = R;
-    Mat Y2 = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k);
-    Mat Z2 = mat_dense(arena_take(&arena, mat_size(Y)), n, k, k);
-    floatM *s = arena_take(&arena, (size_t)n);
+    Mat P = mat_dense(arena_take(arena, mat_size(Y)), n, k, k), Z = R;
+    Mat Y2 = mat_dense(arena_take(arena, mat_size(Y)), n, k, k);
+    Mat Z2 = mat_dense(arena_take(arena, mat_size(Y)), n, k, k);
+    floatM *s = arena_take(arena, (size_t)n);
     la_polynomial(Y, damping, 1, Y, 0, Y);
     la_norms(s, Y, 1);
     la_vec_recip(s, n, 1e-8);
@@ -86,34 +86,44 @@ static inline void invroot_items(Mat R, Mat Y, double damping, int steps, Arena 
     if (Z.p != R.p) la_copy(R, Z);
 }
 
-/* R (n,k,k) = (G + damping I)^(-1/2). G is overwritten.
-   cans25, cans12: the coupled iteration with Chebyshev-optimised coefficients (CANS, arXiv 2506.10935),
-   W = G + lambda I, s = 0.999 / ||W||_F, Y = s W, Z = I; P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z,
-   both kept symmetric at every step; the root is sqrt(s) Z. Nine tuned steps, then (1.5, -0.5), of which
-   those are left out that would change nothing: P = I to rounding. */
-static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena) {
+/* The iteration on all items, la_chunk at a time. The arena holds as many pieces as work at a time; while it
+   measures, as many as there are chunks, so that the size does not depend on the number of threads. */
+static inline void invroot_coupled(Mat R, Mat G, double damping, int steps, Arena *arena) {
     int n = mat_count(G), k = G.rows;
     size_t mark = arena->used;
-    if (which == ROOT_EIGH) {
-        la_eigh_rroot(R, G, damping, arena_take(arena, (size_t)n * la_eigh_scratch(k)));
-        arena->used = mark;
-        return;
-    }
-    int steps = which == ROOT_CANS12 ? 12 : LA_ROOT_STEPS;
     if (la_root_iteration(R, G, damping, invroot_table, steps, INVROOT_TUNED)) return;
     int chunk = la_chunk(n), chunks = n ? n / chunk : 0;
-    size_t piece = invroot_scratch(chunk, k) - 64;
-    int workers = la_workers(chunks, (size_t)k * k);
+    int workers = arena->p ? la_workers(chunks, (size_t)k * k) : chunks;
+    Arena measure = {NULL, 0, 0};
+    Mat shape = mat_dense(NULL, chunk, k, k);
+    invroot_items(shape, shape, damping, steps, &measure);
+    size_t piece = measure.size;
     floatM *memory = arena_take(arena, (size_t)workers * piece);
+    int done = !memory ? 0 : chunks;
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
-        for (int i = 0; i < chunks; i++)
+        for (int i = 0; i < done; i++) {
+            Arena own = arena_piece(memory, piece, thread_index());
             invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping,
-                          steps, arena_piece(memory, piece, thread_index()));
-    } else { /* not a parallel region of one thread: those within would start threads anew each time */
-        for (int i = 0; i < chunks; i++)
+                          steps, &own);
+        }
+    } else { /* a parallel region of one thread would make those within it start threads anew each time */
+        for (int i = 0; i < done; i++) {
+            Arena own = arena_piece(memory, piece, 0);
             invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping,
-                          steps, arena_piece(memory, piece, 0));
+                          steps, &own);
+        }
+    }
+    arena->used = mark;
+}
+
+/* R (n,k,k) = (G + damping I)^(-1/2) of G (n,k,k), by `which` (RootKind). G is overwritten. */
+static inline void invroot(Mat R, Mat G, double damping, int which, Arena *arena) {
+    size_t mark = arena->used, room = (size_t)mat_count(G) * la_eigh_scratch(G.rows);
+    switch ((RootKind)which) {
+    case ROOT_CANS25: invroot_coupled(R, G, damping, LA_ROOT_STEPS, arena); break;
+    case ROOT_CANS12: invroot_coupled(R, G, damping, 12, arena); break;
+    case ROOT_EIGH: la_eigh_rroot(R, G, damping, arena_take(arena, room)); break;
     }
     arena->used = mark;
 }

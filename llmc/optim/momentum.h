@@ -1,27 +1,35 @@
 /*
-Momentum as Muon and Compositional Muon use it: on the raw gradient, one buffer a weight.
+Momentum as Muon and Compositional Muon use it: of the raw gradient, one number for each weight.
 */
 #ifndef CM_MOMENTUM_H
 #define CM_MOMENTUM_H
 
-#include "../linalg.h"
-#include "options.h"
+#include "leg.h"
 
 typedef struct {
     double beta, gain; /* m = beta m + gain g */
     int nesterov;
 } Momentum;
 
-/* What `auto` stands for: EMA with Nesterov for Muon, SUM without for CM, as each was released. The
-   two forms differ by a factor that a matrix sign removes. */
+/* What the options ask for, with `auto` filled in: for Muon an average (EMA) with Nesterov, for CM a sum
+   without, as their authors released them. The two forms differ by a factor, which a matrix sign removes. */
 static inline Momentum momentum_of(const OptimOptions *o, int is_cm, double beta) {
-    int ema = o->momentum_form == FORM_AUTO ? !is_cm : o->momentum_form == FORM_EMA;
-    int nesterov = o->nesterov == AUTO_AUTO ? !is_cm : o->nesterov == AUTO_ON;
-    Momentum m = {beta, ema ? 1 - beta : 1, nesterov};
+    int average = !is_cm, nesterov = !is_cm;
+    switch ((MomentumForm)o->momentum_form) {
+    case FORM_AUTO: break;
+    case FORM_SUM: average = 0; break;
+    case FORM_EMA: average = 1; break;
+    }
+    switch ((AutoOnOff)o->nesterov) {
+    case AUTO_AUTO: break;
+    case AUTO_ON: nesterov = 1; break;
+    case AUTO_OFF: nesterov = 0; break;
+    }
+    Momentum m = {beta, average ? 1 - beta : 1, nesterov};
     return m;
 }
 
-/* M <- beta M + gain G; U = the update source. `scale` multiplies G first (gradient clipping). */
+/* M <- beta M + gain scale G; U = the update source, scale multiplies G (gradient clipping). */
 static inline void momentum_step(Mat U, Mat M, Mat G, Momentum m, double scale) {
     la_momentum(U, M, G, m.beta, m.gain * scale, m.nesterov);
 }

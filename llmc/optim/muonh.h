@@ -8,30 +8,40 @@ no shape factor.
 
 #include "muon.h"
 
-static inline size_t muonh_scratch(Mat W) {
-    return muon_scratch(W) + 2 * (size_t)mat_count(W) + 64;
+/* State 0, radius: the norm of each matrix before the first step. A weight must not be zero. */
+static inline void muonh_step(const Step *s) {
+    const Leg *l = &s->leg[0];
+    size_t mark = s->arena->used;
+    int n = mat_count(l->W);
+    floatM *radius = l->state[0];
+    Mat U = mat_take(l->W, s->arena);
+    floatM *ratio = arena_take(s->arena, (size_t)n), *norm = arena_take(s->arena, (size_t)n);
+    momentum_step(U, l->M, l->G, momentum_of(s->options, 0, s->momentum), s->gscale);
+    msign(mat_flat(U), s->options, s->arena);
+    if (s->age == 1) la_norms(radius, l->W, 1);
+    la_copy(mat_vector(ratio, n), mat_vector(radius, n));
+    la_norms(norm, U, 1);
+    la_vec_div(ratio, norm, n, 1e-10);
+    la_add_scaled(l->W, -s->lr, ratio, U, 1);
+    la_copy(mat_vector(ratio, n), mat_vector(radius, n));
+    la_norms(norm, l->W, 1);
+    la_vec_div(ratio, norm, n, 1e-30);
+    la_scale(l->W, ratio, 1);
+    s->arena->used = mark;
 }
 
-/* radius: one number an item, set from W if `first`. W must not be zero. */
-static inline void muonh_update(Mat W, Mat G, Mat M, floatM *radius, int first,
-                                const OptimOptions *o, double beta, double lr, double gscale,
-                                Arena *arena) {
-    size_t mark = arena->used;
-    int n = mat_count(W);
-    Mat U = muon_direction_take(W, arena);
-    floatM *s = arena_take(arena, (size_t)n), *t = arena_take(arena, (size_t)n);
-    muon_direction(U, G, M, o, beta, gscale, arena);
-    if (first) la_norms(radius, W, 1);
-    Mat from = mat_dense(radius, 1, 1, n), to = mat_dense(s, 1, 1, n);
-    la_copy(to, from);
-    la_norms(t, U, 1);
-    la_vec_div(s, t, n, 1e-10);
-    la_add_scaled(W, -lr, s, U, 1);
-    la_copy(to, from);
-    la_norms(t, W, 1);
-    la_vec_div(s, t, n, 1e-30);
-    la_scale(W, s, 1);
-    arena->used = mark;
+static inline int muonh_refuse(const RuleUse *u, char *err) {
+    if (u->weight_decay > 0)
+        return fail(err,
+                    "%s muonh keeps the norm of its weights, so %s %g has no meaning for it; set "
+                    "%s 0",
+                    u->flag, u->decay_flag, u->weight_decay, u->decay_flag);
+    if (u->zero)
+        return fail(err,
+                    "%s muonh keeps the norm that its weights start with, and --init speedrun "
+                    "starts %s at zero; use --init gpt2",
+                    u->flag, u->zero);
+    return 0;
 }
 
 #endif

@@ -1,36 +1,37 @@
 /*
-What can be chosen about Muon and Compositional Muon, as one struct and one flag table. The trainer
-takes these as flags (--inv-root cans12); a program that links the optimizer alone sets the same
-keys by name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
+What a rule can be told, as one struct. options.def is the flag table of the part about Muon and Compositional
+Muon: the trainer takes its rows as flags (--inv-root cans12), and a program that links libcmuon sets them by
+name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
 */
 #ifndef CM_OPTIM_OPTIONS_H
 #define CM_OPTIM_OPTIONS_H
 
 #include "../flags.h"
 
-enum { MSIGN_PE8, MSIGN_QUINTIC5, MSIGN_QUINTIC5_NV, MSIGN_SIMPLE12 };
-enum { SCALE_SPECTRAL, SCALE_RMS, SCALE_NONE };
-enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH };
-enum { WHITEN_BOTH, WHITEN_PRE, WHITEN_POST, WHITEN_NONE };
-enum { AUTO_AUTO, AUTO_ON, AUTO_OFF };
-enum { FORM_AUTO, FORM_SUM, FORM_EMA };
-enum { DIV_ONE, DIV_GROUP };
-enum { METHOD_HALF_SPLIT, METHOD_JOINT };
-enum {
+typedef enum { MSIGN_PE8, MSIGN_QUINTIC5, MSIGN_QUINTIC5_NV, MSIGN_SIMPLE12 } MsignKind;
+typedef enum { SCALE_SPECTRAL, SCALE_RMS, SCALE_NONE } ScaleKind;
+typedef enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH } RootKind;
+typedef enum { WHITEN_BOTH, WHITEN_PRE, WHITEN_POST, WHITEN_NONE } Whitening;
+typedef enum { AUTO_AUTO, AUTO_ON, AUTO_OFF } AutoOnOff;
+typedef enum { FORM_AUTO, FORM_SUM, FORM_EMA } MomentumForm;
+typedef enum { DIV_ONE, DIV_GROUP } SharedDiv;
+typedef enum { METHOD_HALF_SPLIT, METHOD_JOINT } Method;
+typedef enum {
     CONNECTION_NONE,
     CONNECTION_FROBENIUS,
     CONNECTION_SCALE_AWARE,
     CONNECTION_SCALE_AWARE_SYLV,
     CONNECTION_FROBENIUS_SCALAR,
     CONNECTION_SCALE_AWARE_SCALAR
-};
-enum { REPROJECT_OFF, REPROJECT_COPY, REPROJECT_WRITE_BACK };
-enum { QUACK_MUON, QUACK_MUON_HEAD, QUACK_ADAMW };
+} Connection;
+typedef enum { REPROJECT_OFF, REPROJECT_COPY, REPROJECT_WRITE_BACK } Reproject;
 
+/* Everything that a rule can be told. The first part are the flags of options.def, which libcmuon has too;
+   the trainer's table has the rest. */
 typedef struct {
     double momentum;   /* coefficient, before any momentum warm-up */
     int momentum_form; /* FORM_...; auto: EMA for Muon, SUM for CM, as their authors released them */
-    int nesterov;      /* AUTO_...; auto: on for Muon, off for CM, likewise */
+    int nesterov;      /* AUTO_...; auto: on for Muon, off for CM, as they released them */
     int msign;         /* MSIGN_... */
     int msign_compute;  /* Compute, for la_sign_in_bf16 */
     int scale;          /* SCALE_..., Muon only: CM has no shape factor */
@@ -48,16 +49,16 @@ typedef struct {
     int momentum_reproject; /* REPROJECT_...: project a copy of the momentum, or its buffers */
     int circuit;            /* Circuit-Muon on the directions of V and O */
     double circuit_damping;
-} OptimOptions;
 
-/* Constants of the controls, the rules that Compositional Muon is compared with. */
-typedef struct {
+    double adam_beta1, adam_beta2, adam_eps;
+    double lion_beta1, lion_beta2;
+    int head_group;        /* Group Muon: heads that share a sign */
     double normuon_beta2;  /* NorMuon: decay of the second moment of the rows */
     int aurora_iterations; /* Aurora: signs taken */
-    double aurora_power;   /* and the exponent of its correction */
-    int quack_base;        /* QUACK_...: the rule whose learning rate QuacK sets */
-    double quack_tau;
-} ControlOptions;
+    double aurora_power;   /* Aurora: exponent of the correction of the rows */
+    int quack_base;        /* RuleId of the rule whose learning rate QuacK sets */
+    double quack_tau;      /* QuacK: multiplies its learning rates */
+} OptimOptions;
 
 /* Refuses options of Compositional Muon on one circuit that mean nothing together: -1 and a sentence.
    Options without an effect (an inverse root that nothing is whitened by) are no error. */

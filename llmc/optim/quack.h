@@ -6,31 +6,25 @@ attention logits whatever the weights grow to.
 #ifndef CM_QUACK_H
 #define CM_QUACK_H
 
-#include "../linalg.h"
+#include "leg.h"
 
-static inline size_t quack_scratch(int layers, int shared_heads) {
-    return 2 * (size_t)layers * shared_heads + 64;
-}
-
-/* Multiplies the heads of finished directions (DA, DB) of (W_Q, W_K). `initial` holds a number a shared
-   head for either leg, 2 L S in all, set from the weights if `first`. The norm over a group of query
-   heads is that of all of them together. */
-static inline void quack_scale(Mat A, Mat B, Mat DA, Mat DB, floatM *initial_a, floatM *initial_b,
-                               int first, double tau, Arena *arena) {
-    size_t mark = arena->used;
-    int n = mat_count(B), G = A.n1 / B.n1;
-    floatM *now = arena_take(arena, (size_t)n), *rate = arena_take(arena, (size_t)n);
-    for (int leg = 0; leg < 2; leg++) {
-        floatM *initial =
-            leg ? initial_b : initial_a; /* of the partner: B's heads, groups of A's */
-        la_norms(now, leg ? A : B, leg ? G : 1);
-        if (first) la_norms(initial, leg ? A : B, leg ? G : 1);
-        la_copy(mat_dense(rate, 1, 1, n), mat_dense(initial, 1, 1, n));
+/* State, initial: for each leg and shared head the partner's norm before the first step. A group of query
+   heads counts as one partner, with the norm of all of them together. */
+static inline void quack_couple(const Step *s, const Mat U[2]) {
+    Mat W[2] = {leg_heads(&s->leg[0], s->leg[0].W), leg_heads(&s->leg[1], s->leg[1].W)};
+    size_t mark = s->arena->used;
+    int n = mat_count(W[1]), group = W[0].n1 / W[1].n1, of_shared_head[2] = {group, 1};
+    floatM *now = arena_take(s->arena, (size_t)n), *rate = arena_take(s->arena, (size_t)n);
+    for (int i = 0; i < 2; i++) {
+        const Leg *l = &s->leg[i];
+        la_norms(now, W[1 - i], of_shared_head[1 - i]);
+        if (s->coupling_age == 1) la_norms(l->coupled, W[1 - i], of_shared_head[1 - i]);
+        la_copy(mat_vector(rate, n), mat_vector(l->coupled, n));
         la_vec_div(rate, now, n, 1e-12);
-        la_vec_mul(rate, n, tau);
-        la_scale(leg ? DB : DA, rate, leg ? 1 : G);
+        la_vec_mul(rate, n, s->options->quack_tau);
+        la_scale(leg_heads(l, U[i]), rate, of_shared_head[i]);
     }
-    arena->used = mark;
+    s->arena->used = mark;
 }
 
 #endif

@@ -1,0 +1,171 @@
+/*
+What a rule sees: the matrices that it updates (legs), and the circumstances of one step. A rule knows
+neither the config nor the registry.
+*/
+#ifndef CM_LEG_H
+#define CM_LEG_H
+
+#include "../linalg.h"
+#include "options.h"
+
+/* Where a rule applies, bits. ON_BASE: its directions can be those that QuacK rescales. */
+enum {
+    ON_QK = 1,
+    ON_OV = 2,
+    ON_MLP = 4,
+    ON_EMBED = 8,
+    ON_HEAD = 16,
+    ON_VECTOR = 32,
+    ON_BASE = 64,
+    ON_MATRIX = ON_QK | ON_OV | ON_MLP | ON_EMBED | ON_HEAD
+};
+
+/* Traits of a rule, bits. */
+enum {
+    NEEDS_PAIR = 1,    /* W_Q and W_K, or W_O and W_V, are updated together */
+    TAKES_CIRCUIT = 2, /* Circuit-Muon may follow it on W_O and W_V */
+    WRITES_COPY = 4,   /* its step of a single leg also writes the layers' copy of the weights */
+    ELEMENT_BY_ELEMENT =
+        8,                 /* no element depends on another: it sees the vocabulary's padding too */
+    MOMENT_WITH_STATE = 16 /* where its states start anew, so does its first moment (AdamW) */
+};
+
+/* How many numbers a state has, for each layer. */
+typedef enum {
+    PER_ELEMENT, /* one for each element of the matrix */
+    PER_ROW,     /* one for each row */
+    PER_MATRIX,  /* one */
+    PER_HEAD     /* one for each head of the second leg; (2, L, heads), a state of both legs */
+} StateUnit;
+
+/* A state of a rule beside the first moment. It starts at zero. */
+typedef struct {
+    const char *name; /* in checkpoints; NULL: none */
+    StateUnit unit;
+} RuleState;
+
+enum { RULE_STATES = 2 };
+
+/* One matrix of a step, of all L layers that are updated together: weight, gradient and first moment, views
+   (L,1) x (rows, cols) as stored. Its heads are blocks of rows or, in W_O, of columns. */
+typedef struct {
+    Mat W, G, M;
+    int heads, by_column;
+    floatM *state[RULE_STATES]; /* the rule's states, in the order of its row */
+    floatM *coupled;            /* the state of the coupling */
+    floatX *copy;               /* the layers' copy of W, laid out as W; or NULL */
+} Leg;
+
+typedef struct Rule Rule;
+
+/* One step of one or two legs. Of two, leg 0 has the query heads (W_Q or W_O), and leg 1 the shared ones
+   (W_K or W_V): query head h belongs to shared head h / (heads of leg 0 / heads of leg 1). */
+typedef struct {
+    const Rule *rule, *coupling; /* coupling: NULL, or what is done to the rule's directions */
+    const OptimOptions *options;
+    Leg leg[2];
+    int legs;
+    double lr, weight_decay;
+    double momentum;  /* coefficient of Muon and CM in this step */
+    double gscale;    /* multiplies the gradient */
+    int age;          /* updates since the rule's states began, with this one: 1 in the first */
+    int coupling_age; /* and since the coupling's state began */
+    Arena *arena;
+} Step;
+
+/* What a rule would be used for, when it is asked whether it can be. */
+typedef struct {
+    const char *flag;       /* "--qk" */
+    unsigned on;            /* ON_QK or another one bit */
+    const char *matrices;   /* "W_Q and W_K" */
+    int rows[2], cols[2];   /* of two different ones among them */
+    const char *decay_flag; /* "--weight-decay" */
+    double weight_decay;
+    const char *zero; /* those among them that start at zero, or NULL */
+    int heads, kv_heads;
+    const OptimOptions *options;
+} RuleUse;
+
+/* A row of the table in rule.h. */
+struct Rule {
+    const char *flag, *title; /* "normuon", and "NorMuon" in reports */
+    unsigned where, traits;   /* ON_..., NEEDS_PAIR... */
+    double lr;                /* learning rate where no flag gives one */
+    RuleState state[RULE_STATES];
+    /* Returns -1 and a sentence in err if the rule has no meaning there, else 0. NULL: never refuses. */
+    int (*refuse)(const RuleUse *use, char *err);
+    /* The direction of one leg, in memory of the arena: dense, as (L,1) x (rows, cols), or the leg's heads as
+       they are stored. *scale is still to be multiplied. NULL: the rule has no direction of its own. */
+    Mat (*direction)(const Step *s, const Leg *l, double *scale);
+    /* Of a coupling: rescales the finished directions of both legs, in place. */
+    void (*couple)(const Step *s, const Mat U[2]);
+    /* The whole step. NULL: along the directions, by directed_step. */
+    void (*step)(const Step *s);
+};
+
+/* The heads of a view as they are stored: (L, heads) x (k, C), or in W_O (L, heads) x (C, k). */
+static inline Mat leg_stored_heads(const Leg *l, Mat m) {
+    Mat blocks = mat_blocks(m, l->heads, l->by_column);
+    return l->by_column ? mat_t(blocks) : blocks;
+}
+
+/* The heads (L, heads) x (k, C) of a view or of a direction, which is whole or in heads as stored. */
+static inline Mat leg_heads(const Leg *l, Mat m) {
+    if (m.n1 == 1) return mat_blocks(m, l->heads, l->by_column);
+    return l->by_column ? mat_t(m) : m;
+}
+
+/* The leg with views of its heads (L, heads) x (k, C) in place of whole matrices. */
+static inline Leg leg_in_heads(const Leg *l) {
+    Leg heads = *l;
+    heads.W = leg_heads(l, l->W);
+    heads.G = leg_heads(l, l->G);
+    heads.M = leg_heads(l, l->M);
+    return heads;
+}
+
+/* W <- (1 - lr wd) W - rate U, U being whole or in heads as stored. */
+static inline void leg_apply(const Step *s, const Leg *l, double rate, Mat U) {
+    Mat W = U.n1 == 1 ? l->W : leg_stored_heads(l, l->W);
+    la_axpby(W, -rate, U, 1 - s->lr * s->weight_decay);
+}
+
+/* The step of a rule that is a direction: computed for each leg, rescaled by the coupling if there is one,
+   and applied. */
+static inline void directed_step(const Step *s) {
+    size_t mark = s->arena->used;
+    Mat U[2];
+    for (int i = 0; i < s->legs; i++) {
+        double scale = 1;
+        U[i] = s->rule->direction(s, &s->leg[i], &scale);
+        if (!s->coupling) leg_apply(s, &s->leg[i], s->lr * scale, U[i]);
+        else if (scale != 1) la_axpby(U[i], scale, U[i], 0);
+    }
+    if (s->coupling) {
+        s->coupling->couple(s, U);
+        for (int i = 0; i < s->legs; i++) leg_apply(s, &s->leg[i], s->lr, U[i]);
+    }
+    s->arena->used = mark;
+}
+
+static inline void step_run(const Step *s) {
+    if (s->coupling || !s->rule->step) directed_step(s);
+    else s->rule->step(s);
+}
+
+/* Elements of scratch that a step takes: the step itself runs on an arena without memory. */
+static inline size_t step_scratch(const Step *s) {
+    Arena none = {NULL, 0, 0};
+    Step dry = *s;
+    dry.arena = &none;
+    for (int i = 0; i < s->legs; i++) {
+        Leg *l = &dry.leg[i];
+        l->W.p = l->G.p = l->M.p = l->coupled = NULL;
+        for (int k = 0; k < RULE_STATES; k++) l->state[k] = NULL;
+        l->copy = NULL;
+    }
+    step_run(&dry);
+    return none.size;
+}
+
+#endif

@@ -1,0 +1,97 @@
+/*
+Views of batches of matrices, made from other views. Nothing is copied; a view of NULL is NULL.
+*/
+#include "linalg.h" /* which includes this file, before the operations that need views */
+
+#ifndef CM_VIEW_H
+#define CM_VIEW_H
+
+static inline Mat mat_t(Mat m) {
+    Mat t = m;
+    t.rows = m.cols, t.cols = m.rows, t.rs = m.cs, t.cs = m.rs;
+    return t;
+}
+
+/* Rows [first, first + rows) of every item. */
+static inline Mat mat_rows(Mat m, int first, int rows) {
+    m.p = mat_offset(m.p, (size_t)first * m.rs);
+    m.rows = rows;
+    return m;
+}
+
+/* Items [first, first + n) of the outer batch. */
+static inline Mat mat_outer(Mat m, int first, int n) {
+    m.p = mat_offset(m.p, (size_t)first * m.s0);
+    m.n0 = n;
+    return m;
+}
+
+/* (n0, 1) items of H k rows -> (n0, H) items of k rows: the heads of a projection. */
+static inline Mat mat_heads(Mat m, int H) {
+    m.rows /= H;
+    m.n1 = H;
+    m.s1 = (size_t)m.rows * m.rs;
+    return m;
+}
+
+/* (n0, n1) items -> every G-th from g: the g-th query head of each group. */
+static inline Mat mat_every(Mat m, int g, int G) {
+    m.p = mat_offset(m.p, (size_t)g * m.s1);
+    m.n1 /= G;
+    m.s1 *= (size_t)G;
+    return m;
+}
+
+/* A dense (n0 n1) batch as (n, G) items; G copies of each of n items if repeat. */
+static inline Mat mat_grouped(Mat m, int G, int repeat) {
+    Mat v = m;
+    int n = m.n0 * m.n1;
+    v.n0 = repeat ? n : n / G;
+    v.n1 = G;
+    v.s1 = repeat ? 0 : (size_t)m.rows * m.cols;
+    v.s0 = (size_t)m.rows * m.cols * (repeat ? 1 : (size_t)G);
+    return v;
+}
+
+/* Items [first, first + n) of the whole batch; n is 1 or all of them. */
+static inline Mat mat_part(Mat m, int first, int n) {
+    if (n == mat_count(m)) return m;
+    if (m.p) m.p = mat_item(m, first);
+    m.n0 = m.n1 = 1;
+    return m;
+}
+
+/* The items of a dense batch as the two-level batch (n0, n1). */
+static inline Mat mat_batch(Mat dense, int n0, int n1) {
+    Mat m = dense;
+    m.n0 = n0;
+    m.n1 = n1;
+    m.s1 = dense.s0;
+    m.s0 = dense.s0 * (size_t)n1;
+    return m;
+}
+
+/* A dense two-level batch as one level of items. */
+static inline Mat mat_flat(Mat m) { return mat_dense(m.p, mat_count(m), m.rows, m.cols); }
+
+/* Columns [first, first + cols) of every item. */
+static inline Mat mat_columns(Mat m, int first, int cols) {
+    return mat_t(mat_rows(mat_t(m), first, cols));
+}
+
+/* n numbers as a row, for operations on matrices. */
+static inline Mat mat_vector(floatM *p, int n) { return mat_dense(p, 1, 1, n); }
+
+/* Dense memory for items shaped as those of m, in m's two-level batch. */
+static inline Mat mat_take(Mat m, Arena *arena) {
+    Mat dense = mat_dense(arena_take(arena, mat_size(m)), mat_count(m), m.rows, m.cols);
+    return mat_batch(dense, m.n0, m.n1);
+}
+
+/* The heads (L, heads) x (k, d) of a projection stored as (L, 1) x (rows, cols): blocks of k rows or, with
+   by_column, blocks of k columns, of which each is read as its transpose. */
+static inline Mat mat_blocks(Mat m, int heads, int by_column) {
+    return mat_heads(by_column ? mat_t(m) : m, heads);
+}
+
+#endif
