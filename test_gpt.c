@@ -1333,7 +1333,7 @@ static void test_checkpoint(const char *preset, const char *rule) {
           "%s: the checkpoint does not give back the model", rule);
     check(again.preset == asked.preset && again.seed == 9 && again.steps == 77 &&
               again.vocab == 50 && again.optimizer == asked.optimizer &&
-              again.adam_eps == asked.adam_eps && again.head_bias == 1,
+              again.optim.adam_eps == asked.optim.adam_eps && again.head_bias == 1,
           "%s: the checkpoint does not give back the flags", rule);
     for (int step = 2; step < 4; step++) train(&m, x, y, step), train(&n, x, y, step);
     check(same_bits(m.p, n.p, m.r.size), "%s: the resumed model goes another way", rule);
