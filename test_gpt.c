@@ -1416,7 +1416,7 @@ static void test_checkpoint(const char *preset, const char *rule) {
           "%s: saved again, the checkpoint differs", rule);
     check(same_training(&m, &n), "%s: the checkpoint does not give back the model", rule);
     check(again.preset == c.preset && again.seed == 9 && again.steps == 77 && again.vocab == 50 &&
-              again.optimizer == c.optimizer && again.adam_eps == c.adam_eps &&
+              again.optimizer == c.optimizer && again.optim.adam_eps == c.optim.adam_eps &&
               again.head_bias == 1,
           "%s: the checkpoint does not give back the flags", rule);
     for (int step = 2; step < 4; step++) {

@@ -443,14 +443,21 @@ static void bench_parameters(const Shape *s) {
     floatM *p = masters(n), *g = masters(n), *first = masters(n), *second = masters(n);
     floatX *w = reals(n);
     Mat P = mat_dense(p, 1, 1, (int)n), G = mat_dense(g, 1, 1, (int)n);
-    Mat M = mat_dense(first, 1, 1, (int)n), V = mat_dense(second, 1, 1, (int)n);
+    Mat M = mat_dense(first, 1, 1, (int)n);
     device_zero(second, n * sizeof(floatM));
-    AdamW adam = {1e-4, 0.1, 0.9, 0.95, 1e-8, 1, 10};
+    OptimOptions options;
+    memset(&options, 0, sizeof options);
+    options.adam_beta1 = 0.9, options.adam_beta2 = 0.95, options.adam_eps = 1e-8;
+    Step adam;
+    memset(&adam, 0, sizeof adam);
+    adam.rule = &rule_table[RULE_ADAMW], adam.options = &options, adam.legs = 1;
+    adam.leg[0].W = P, adam.leg[0].G = G, adam.leg[0].M = M, adam.leg[0].state[0] = second;
+    adam.lr = 1e-4, adam.weight_decay = 0.1, adam.gscale = 1, adam.step = 10;
     layer_row("weights to floatX", m + (double)n * sizeof(floatX),
               time_ms([&] { cast_weights(w, p, n); }, 1));
     layer_row("sum of squares, to the host", m, time_ms([&] { la_sum_squares(g, n); }, 1));
     layer_row("gradients to zero", m, time_ms([&] { device_zero(g, n * sizeof(floatM)); }, 1));
-    layer_row("AdamW", 7 * m, time_ms([&] { adamw_update(P, G, M, V, &adam); }, 1));
+    layer_row("AdamW", 7 * m, time_ms([&] { step_run(&adam); }, 1));
     give_back();
 }
 

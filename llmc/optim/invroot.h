@@ -99,16 +99,19 @@ static inline void invroot_coupled(Mat R, Mat G, double damping, int steps, Aren
     invroot_items(shape, shape, damping, steps, &measure);
     size_t piece = measure.size;
     floatM *memory = arena_take(arena, (size_t)workers * piece);
-    int done = !memory ? 0 : chunks;
+    if (!memory) {
+        arena->used = mark;
+        return;
+    }
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
-        for (int i = 0; i < done; i++) {
+        for (int i = 0; i < chunks; i++) {
             Arena own = arena_piece(memory, piece, thread_index());
             invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping,
                           steps, &own);
         }
     } else { /* a parallel region of one thread would make those within it start threads anew each time */
-        for (int i = 0; i < done; i++) {
+        for (int i = 0; i < chunks; i++) {
             Arena own = arena_piece(memory, piece, 0);
             invroot_items(mat_part(R, i * chunk, chunk), mat_part(G, i * chunk, chunk), damping,
                           steps, &own);

@@ -228,16 +228,19 @@ static inline void msign_by(Mat X, int which, int bf16, Arena *arena) {
     msign_items(mat_dense(NULL, chunk, X.rows, X.cols), &way, &measure);
     size_t piece = measure.size;
     floatM *memory = arena_take(arena, (size_t)workers * piece);
-    int done = !memory ? 0 : chunks;
+    if (!memory) {
+        arena->used = mark;
+        return;
+    }
     if (!way.bf16) way.rounded = la_fast(1);
     if (workers > 1) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
-        for (int i = 0; i < done; i++) {
+        for (int i = 0; i < chunks; i++) {
             Arena own = arena_piece(memory, piece, thread_index());
             msign_items(mat_part(X, i * chunk, chunk), &way, &own);
         }
     } else { /* a parallel region of one thread would make those within it start threads anew each time */
-        for (int i = 0; i < done; i++) {
+        for (int i = 0; i < chunks; i++) {
             Arena own = arena_piece(memory, piece, 0);
             msign_items(mat_part(X, i * chunk, chunk), &way, &own);
         }
