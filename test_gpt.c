@@ -1558,9 +1558,19 @@ static void test_rule_change(const char *from, const char *to, const char *anew,
           from, to);
     check(state_differs(&m, &n, "wte.v") == 0 && state_differs(&m, &n, "normf_w.v") == 0,
           "%s to %s: the embedding's state is not kept", from, to);
+    const Tensor *wfc = &n.p.r.t[T_WFC];
+    floatM *before = array(wfc->size);
+    memcpy(before, param(&n, T_WFC, 0), wfc->size * sizeof *before);
     for (int step = 2; step < 12; step++) {
         last = train(&n, x, y, step);
         if (step == 2) first = last;
+        if (step == 2 && !keeps_moments) { /* AdamW's first step is lr times the gradient's sign */
+            double most = 0, lr = changed.lr * schedule_lr(&changed.schedule, step);
+            for (size_t i = 0; i < wfc->size; i++)
+                most = fmax(most, fabs((double)param(&n, T_WFC, 0)[i] - (double)before[i]));
+            check(most > 0.99 * lr && most < 1.01 * lr, "%s to %s: the first step is %g, not %g",
+                  from, to, most, lr);
+        }
         if (step == 6) { /* a second resume, in the middle of the new rules */
             second.step = 7;
             if (!save_and_open(&second, &n, &ckpt)) return;
@@ -1577,6 +1587,7 @@ static void test_rule_change(const char *from, const char *to, const char *anew,
     model_free(&m);
     model_free(&n);
     model_free(&again);
+    release();
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -1643,6 +1654,40 @@ static void test_freeze_errors(void) {
     snprintf(muon.freeze, sizeof muon.freeze, "wo,wxyz");
     check(make_model(&m, &muon, 1) == -1 && strstr(err, "wxyz") && strstr(err, "wproj"),
           "an unknown name: %s", err);
+}
+
+/* A tensor frozen on resume leaves its moments behind; one that is no longer frozen starts them anew. */
+static void test_freeze_resume(void) {
+    static Model m, n;
+    static Run run;
+    int x[16], y[16];
+    char flags[512], note[2048];
+    Ckpt ckpt;
+    snprintf(flags, sizeof flags, "--preset llama%s --optimizer muon", saved_flags);
+    Config c = config_of(flags, ""), frozen = c;
+    snprintf(frozen.freeze, sizeof frozen.freeze, "wo,wte");
+    create(&m, &c);
+    create(&n, &frozen);
+    open_test_run(&run, &c, "freeze");
+    randomise(&m);
+    draw_batch(&c, x, y, 16);
+    train(&m, x, y, 0);
+    if (!save_and_open(&run, &m, &ckpt)) return;
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && !strstr(note, "anew") &&
+              strstr(note, "not taken over: m.wte, m.wo, s.wte.v\n"),
+          "frozen on resume: %s%s", err, note);
+    ckpt_close(&ckpt);
+    check(same_bits(m.p.param, n.p.param, elements(&m)), "frozen on resume: parameters");
+    if (!save_and_open(&run, &n, &ckpt)) return;
+    check(!load_quietly(&m, &ckpt, 2, note, sizeof note) && !strstr(note, "taken over") &&
+              strstr(note, "starting anew: m.wte, m.wo, s.wte.v\n"),
+          "no longer frozen: %s%s", err, note);
+    ckpt_close(&ckpt);
+    size_t size = m.p.r.t[T_WO].size;
+    check(all_zero(m.p.moment + m.p.r.t[T_WO].slot[SLOT_MOMENT].at, size), "moments of wo");
+    close_test_run(&run);
+    model_free(&m);
+    model_free(&n);
 }
 
 /* A moment slot that holds layers [1,3): plan_step updates these, with the bits of the whole step,
@@ -1743,6 +1788,7 @@ int main(void) {
     for (size_t i = 0; i < sizeof frozen / sizeof frozen[0]; i++)
         test_freeze("--preset speedrun", "--optimizer muon", frozen[i]);
     test_freeze_errors();
+    test_freeze_resume();
     test_shard("--optimizer cm");
     test_shard("--qk quack --ov muon-head --mlp normuon");
     test_shard("--qk adamw-partner --ov muon --circuit on --mlp muonh");

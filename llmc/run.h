@@ -293,14 +293,17 @@ static inline void names_add(NameList *list, char prefix, const char *name) {
              name[0] ? "." : "", name);
 }
 
-/* Reads first moments. Those that the checkpoint lacks, as of a tensor that was frozen, stay zero.
+/* Reads first moments. Those that the checkpoint lacks, as of a tensor that was frozen, become zero.
    */
 static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *anew) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &p->r.t[id];
         size_t n = slot_size(t, SLOT_MOMENT);
-        if (n && load_record(ckpt, 'm', t->name, p->moment + t->slot[SLOT_MOMENT].at, n))
+        floatM *moment = p->moment + t->slot[SLOT_MOMENT].at;
+        if (n && load_record(ckpt, 'm', t->name, moment, n) != RECORD_TAKEN) {
+            device_zero(moment, n * sizeof(floatM));
             names_add(anew, 'm', t->name);
+        }
     }
 }
 
