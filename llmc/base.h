@@ -27,16 +27,43 @@ The code is C11 that is also valid C++20 (nvcc compiles it): cast what malloc re
 typedef double floatX;
 typedef double floatM;
 #elif defined(CM_CUDA) && !defined(CM_FP32)
-#ifdef CM_EMU
-#include "../dev/emu/emu.h"
-#else
 #include <cuda_bf16.h>
-#endif
 typedef __nv_bfloat16 floatX;
 typedef float floatM;
 #else
 typedef float floatX;
 typedef float floatM;
+#endif
+
+/* A switch over a kind has no default, so that a value it forgets is named by the compiler: as an error,
+   also where other warnings are none. */
+#if !defined(__CUDACC__) && (defined(__GNUC__) || defined(__clang__))
+#pragma GCC diagnostic error "-Wswitch"
+#endif
+
+/* CM_STATE declares a variable of which a program has one, in however many translation units: every
+   unit that includes the header defines it, and the linker keeps one definition. A library that is
+   linked into other programs defines CM_STATE as static first, and keeps its state to itself. */
+#ifndef CM_STATE
+#ifdef __cplusplus
+#define CM_STATE inline
+#else
+#define CM_STATE __attribute__((weak))
+#endif
+#endif
+
+/* A function that C++ may evaluate while it compiles, as for an argument of a template. */
+#ifdef __cplusplus
+#define CM_CONSTEXPR constexpr
+#else
+#define CM_CONSTEXPR
+#endif
+
+/* Square root in the precision of floatM. */
+#ifdef CM_DOUBLE
+#define CM_SQRT sqrt
+#else
+#define CM_SQRT sqrtf
 #endif
 
 /* Precision of the model's matrix products; auto is fp32 on a CPU, floatX's on CUDA. */
@@ -56,7 +83,8 @@ __attribute__((format(printf, 2, 3))) static inline int fail(char *err, const ch
     return -1;
 }
 
-/* For programs, never for libraries: "NAME: message" on stderr, exit status 1. */
+/* Ends a program: "error: message" on stderr, exit status 1. Only programs call this; everything in
+   llmc/cpu and llmc/cuda returns an error or records it. */
 __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -66,6 +94,19 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const cha
     fprintf(stderr, "\n");
     va_end(args);
     exit(1);
+}
+
+/* Loops over all threads, for macros that hold a loop. The second shares out two nested loops. */
+#define PARALLEL_FOR _Pragma("omp parallel for") for
+#define PARALLEL_FOR_2 _Pragma("omp parallel for collapse(2)") for
+
+/* FNV-1a, a hash of 64 bits (Fowler, Noll and Vo). A caller starts from FNV_BASIS, or continues from the
+   hash of what came before. */
+#define FNV_BASIS 14695981039346656037u
+static inline uint64_t fnv1a(uint64_t hash, const void *bytes, size_t n) {
+    const unsigned char *p = (const unsigned char *)bytes;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ p[i]) * 1099511628211u;
+    return hash;
 }
 
 /* Monotonic seconds. */

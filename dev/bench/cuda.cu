@@ -74,10 +74,10 @@ static int ascending(const void *a, const void *b) {
 /* Milliseconds of `repeat` calls. */
 template <typename F> static double event_ms(const F &work, int repeat, int cold) {
     float ms;
-    if (cold) CUDA_CHECK(cudaMemsetAsync(flush_memory, json_rows, smoke ? 1 : FLUSH, cuda_stream));
-    CUDA_CHECK(cudaEventRecord(event_start, cuda_stream));
+    if (cold) CUDA_CHECK(cudaMemsetAsync(flush_memory, json_rows, smoke ? 1 : FLUSH, cm_gpu.stream));
+    CUDA_CHECK(cudaEventRecord(event_start, cm_gpu.stream));
     for (int i = 0; i < repeat; i++) work();
-    CUDA_CHECK(cudaEventRecord(event_end, cuda_stream));
+    CUDA_CHECK(cudaEventRecord(event_end, cm_gpu.stream));
     CUDA_CHECK(cudaEventSynchronize(event_end));
     CUDA_CHECK(cudaEventElapsedTime(&ms, event_start, event_end));
     return (double)ms / repeat;
@@ -163,11 +163,11 @@ static void bench_fp32(const char *name, int count, int rows, int cols) {
     Mat G = mat_dense(masters((size_t)count * rows * rows), count, rows, rows);
     Mat Y = mat_dense(masters((size_t)count * rows * cols), count, rows, cols);
     Mat H = mat_dense(masters((size_t)count * rows * rows), count, rows, rows);
-    int allowed = gemm_allow_tf32;
+    int allowed = cm_gpu.allow_tf32;
     for (int tf32 = 0; tf32 < 2; tf32++) {
         char label[96];
         double most = tf32 ? (sizeof(floatX) == 2 ? peak / 2 : peak) : 0;
-        gemm_allow_tf32 = tf32;
+        cm_gpu.allow_tf32 = tf32;
         la_fast(tf32);
         snprintf(label, sizeof label, "%d x %s, X X^T, %s", count, name, tf32 ? "TF32" : "fp32");
         gemm_row(label, rows, rows, cols, count, most, time_ms([&] { la_gram(G, X, 0); }, 0));
@@ -178,7 +178,7 @@ static void bench_fp32(const char *name, int count, int rows, int cols) {
         gemm_row(label, rows, cols, rows, count, most, time_ms([&] { la_gemm(Y, 1, G, X, 0); }, 0));
     }
     la_fast(0);
-    gemm_allow_tf32 = allowed;
+    cm_gpu.allow_tf32 = allowed;
     give_back();
 }
 
@@ -189,10 +189,10 @@ static void bench_gelu(int N, int C, int F) {
            *dh = reals((size_t)N * F);
     floatX *w = reals((size_t)F * C), *b = reals((size_t)F), *dy = reals((size_t)N * F);
     floatM *db = masters((size_t)F);
-    int kept = linear_gelu_fused;
+    int kept = cm_gpu.gelu_fused;
     for (int fused = 0; fused < 2; fused++) {
         char label[96];
-        linear_gelu_fused = fused;
+        cm_gpu.gelu_fused = fused;
         snprintf(label, sizeof label, "W_fc and GELU, %s, forward",
                  fused ? "one kernel" : "two kernels");
         gemm_row(label, N, F, C, 1, peak,
@@ -202,7 +202,7 @@ static void bench_gelu(int N, int C, int F) {
         gemm_row(label, N, F, C, 1, peak,
                  time_ms([&] { linear_act_backward(dh, dy, db, x, w, h, N, F, C, ACT_GELU); }, 0));
     }
-    linear_gelu_fused = kept;
+    cm_gpu.gelu_fused = kept;
     give_back();
 }
 
@@ -265,10 +265,10 @@ static void bench_heads(const Heads *h) {
         attention_row("hopper", h, forward, backward, "");
     }
     why[0] = 0;
-    for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++) {
+    for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++) {
         int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
         cudnn_name(name, sizeof name);
-        if (cudnn_fast)
+        if (cm_gpu.cudnn_fast)
             snprintf(name + strlen(name), sizeof name - strlen(name), ", dq in any order");
         if (status || cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) ||
             cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale)) {
@@ -286,7 +286,7 @@ static void bench_heads(const Heads *h) {
             0);
         attention_row(name, h, forward, backward, note);
     }
-    cudnn_fast = 0;
+    cm_gpu.cudnn_fast = 0;
     cudnn_free_plans();
     give_back();
     cuda_scratch_free();
@@ -460,7 +460,7 @@ static void bench_layers(const Shape *s) {
     char *from = (char *)must(take(bytes)), *to = (char *)must(take(bytes));
     double ms = time_ms(
         [&] {
-            CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_stream));
+            CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cm_gpu.stream));
         },
         1);
     copy_rate = 2 * (double)bytes / ms * 1e-6;

@@ -5,6 +5,7 @@ The CPU backend: everything train_gpt.c asks of a machine. Device memory is host
 #define CM_CPU_BACKEND_H
 
 #include "../choices.h"
+#include "../config.h"
 #include "attention.h"
 #include "gemm.h"
 #include "layers.h"
@@ -22,8 +23,11 @@ static inline void device_zero(void *p, size_t bytes) { memset(p, 0, bytes); }
 static inline void device_upload(void *to, const void *from, size_t bytes) {
     memcpy(to, from, bytes);
 }
-static inline void device_download(void *to, const void *from, size_t bytes) {
+
+/* Copies to the host. Returns 0, or -1 where this or anything before it has failed. */
+static inline int device_download(void *to, const void *from, size_t bytes) {
     memcpy(to, from, bytes);
+    return device_failure() ? -1 : 0;
 }
 
 /* Rows of n bytes, the pitches apart, from one place of device memory to another. */
@@ -45,8 +49,8 @@ static inline void tokens_upload(int *to, const int *tokens, int n, int vocab) {
     device_send(to, tokens, (size_t)n * sizeof *to);
 }
 
-/* Until all that was asked of the device is done. */
-static inline void device_wait(void) {}
+/* Waits until all work that was queued is done. Returns 0, or -1 where something has failed. */
+static inline int device_wait(void) { return device_failure() ? -1 : 0; }
 
 /* Bytes of device memory that are free; 0: not known, or not to be relied on. */
 static inline size_t device_memory_free(void) { return 0; }
@@ -61,9 +65,13 @@ static inline int device_logit_rows(int N, size_t bytes) {
 /* Bytes that the backend works in beside the model's own, with R rows of logits at a time; and makes
    sure of them, or returns -1. */
 static inline size_t device_workspace(const Config *c, int R, int training) {
-    return (void)c, (void)R, (void)training, (size_t)0;
+    (void)c, (void)R, (void)training;
+    return 0;
 }
-static inline int device_reserve(size_t bytes) { return (void)bytes, 0; }
+static inline int device_reserve(size_t bytes) {
+    (void)bytes;
+    return 0;
+}
 
 /* The most the device used, in bytes; 0: all is in the process's own memory. */
 static inline size_t device_memory_peak(void) { return 0; }
@@ -75,14 +83,22 @@ static inline void device_peak(double *measured, double *stated) { *measured = *
 /* Work that a device can record and replay: device_replays is 1 where it did it again, else the work is to
    be asked for, and device_recorded to follow. Nothing is replayed before device_replay(1). */
 typedef int DeviceGraph;
-static inline int device_can_replay(int by_itself) { return (void)by_itself, 0; }
+static inline int device_can_replay(int by_itself) {
+    (void)by_itself;
+    return 0;
+}
 static inline void device_replay(int on) { (void)on; }
-static inline int device_replays(DeviceGraph *g) { return (void)g, 0; }
+static inline int device_replays(DeviceGraph *g) {
+    (void)g;
+    return 0;
+}
 static inline void device_recorded(DeviceGraph *g) { (void)g; }
 static inline void device_graph_free(DeviceGraph *g) { (void)g; }
 
 /* Facts about the device for a line of the log, as members of a JSON object; nothing if there are none. */
-static inline void device_state(char *text, size_t size) { (void)size, text[0] = 0; }
+static inline void device_state(char *text, size_t size) {
+    if (size) text[0] = 0;
+}
 
 /* What the device has chosen by measurement so far goes into `run`, and what every run on it has chosen into
    run.from. A CPU measures nothing. */
@@ -93,9 +109,8 @@ static inline void device_choices(Choices *run) { (void)run; }
 static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x,
                                       const floatX *w, const floatX *b, floatX *dh, floatX *dy,
                                       floatM *db, floatX *dz, const floatX *w2) {
-    (void)c, (void)run, (void)y, (void)h, (void)x, (void)w, (void)b, (void)dh, (void)dy, (void)db,
-        (void)dz;
-    (void)w2;
+    (void)c, (void)run, (void)y, (void)h, (void)x, (void)w, (void)b;
+    (void)dh, (void)dy, (void)db, (void)dz, (void)w2;
 }
 
 /* Picks threads and precision. What was measured before is found in `run` (may be NULL). */
@@ -111,7 +126,9 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
 }
 
 /* The libraries that were found when the program started, and where; nothing if there are none. */
-static inline void device_libraries(char *text, size_t size) { (void)size, text[0] = 0; }
+static inline void device_libraries(char *text, size_t size) {
+    if (size) text[0] = 0;
+}
 
 /* The machine in one line. */
 static inline void device_describe(char *text, size_t size) {

@@ -21,12 +21,7 @@ convenience: without memory it packs one panel at a time on the stack, so it can
 #ifndef CM_GEMM_H
 #define CM_GEMM_H
 
-#include "../base.h"
-#include <pthread.h>
-#if defined(CM_USE_ONEDNN) && !defined(CM_DOUBLE)
-#define GEMM_ONEDNN
-#include <dnnl.h>
-#endif
+#include "machine.h"
 
 /* Vectors of the widest kind the compiler may use; loads and stores need no alignment. MR x 2
    accumulators, 2 vectors of B and one of A have to fit the registers: 32 of them, or 16 on x86
@@ -52,19 +47,17 @@ typedef floatX gemm_vec4
 #define GEMM_VL (GEMM_VEC_BYTES / (int)sizeof(floatX))
 #define GEMM_NR (2 * GEMM_VL)
 #define GEMM_KC 256
-#define GEMM_NC ((1 << 19) / (GEMM_KC * (int)sizeof(floatX))) /* KC x NC is half a megabyte */
+#define GEMM_NC ((1 << 19) / (GEMM_KC * (int)sizeof(floatX))) /* KC x NC is 512 KiB */
+
+/* Below this many multiplications, M N K, a product is over before other threads are awake. */
+#define GEMM_PARALLEL_WORK 1e5
+/* Below this many the built-in product is quicker than oneDNN, whose calls cost some microseconds. */
+#define GEMM_ONEDNN_WORK 1e6
+/* Converting fewer numbers than this to bf16 is quicker on one thread. */
+#define GEMM_PARALLEL_CONVERT 1e5
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Scratch: one buffer per thread and use, grown when needed, freed when the thread ends. */
-
-enum { GEMM_SCRATCH_PACK, GEMM_SCRATCH_A, GEMM_SCRATCH_B, GEMM_SCRATCH_CALLER, GEMM_SCRATCHES };
-typedef struct {
-    void *data[GEMM_SCRATCHES];
-    size_t bytes[GEMM_SCRATCHES];
-} GemmScratch;
-
-static pthread_key_t gemm_scratch_key;
-static pthread_once_t gemm_scratch_once = PTHREAD_ONCE_INIT;
 
 static void gemm_scratch_free(void *p) {
     GemmScratch *s = (GemmScratch *)p;
@@ -72,16 +65,16 @@ static void gemm_scratch_free(void *p) {
     free(s);
 }
 
-static void gemm_scratch_init(void) { pthread_key_create(&gemm_scratch_key, gemm_scratch_free); }
+static void gemm_scratch_init(void) { pthread_key_create(&cm_cpu.scratch_key, gemm_scratch_free); }
 
 /* `bytes` of 64-byte aligned memory, valid until the thread asks for the same `use` again; NULL if
    there is none. */
 __attribute__((unused)) static void *gemm_scratch_try(int use, size_t bytes) {
-    static __thread GemmScratch *s;
+    GemmScratch *s = cm_cpu_scratch;
     if (!s) {
-        pthread_once(&gemm_scratch_once, gemm_scratch_init);
-        s = (GemmScratch *)calloc(1, sizeof *s);
-        if (s) pthread_setspecific(gemm_scratch_key, s);
+        pthread_once(&cm_cpu.once, gemm_scratch_init);
+        s = cm_cpu_scratch = (GemmScratch *)calloc(1, sizeof *s);
+        if (s) pthread_setspecific(cm_cpu.scratch_key, s);
     }
     if (!s) return NULL;
     if (s->bytes[use] < bytes) {
@@ -90,17 +83,18 @@ __attribute__((unused)) static void *gemm_scratch_try(int use, size_t bytes) {
         s->data[use] = NULL;
         bytes += bytes / 4;
         void *p;
-        if (posix_memalign(&p, 64, bytes) == 0) s->data[use] = p, s->bytes[use] = bytes;
+        if (posix_memalign(&p, 64, bytes) == 0) {
+            s->data[use] = p;
+            s->bytes[use] = bytes;
+        }
     }
     return s->data[use];
 }
 
+/* gemm_scratch_try, which also records the failure: the caller leaves its output as it is. */
 __attribute__((unused)) static void *gemm_scratch(int use, size_t bytes) {
     void *p = gemm_scratch_try(use, bytes);
-    if (!p) {
-        fprintf(stderr, "error: out of memory (%zu bytes of matrix scratch)\n", bytes);
-        abort();
-    }
+    if (!p) device_fail("out of memory (%zu bytes of matrix scratch)", bytes);
     return p;
 }
 
@@ -381,7 +375,7 @@ static inline void gemm_mirror(floatX *C, size_t ldc, int first, int last) {
 __attribute__((unused)) static void gemm_symmetric(int ta, int tb, int N, int K, floatX alpha,
                                                    const floatX *A, size_t lda, const floatX *B,
                                                    size_t ldb, floatX beta, floatX *C, size_t ldc) {
-    int threads = in_parallel() || (double)N * N * K < 1e5 ? 1 : thread_count();
+    int threads = in_parallel() || (double)N * N * K < GEMM_PARALLEL_WORK ? 1 : thread_count();
     if (threads == 1) {
         gemm_rows(ta, tb, N, N, K, alpha, A, lda, B, ldb, beta, C, ldc, 1, 0);
         gemm_mirror(C, ldc, 0, N);
@@ -404,7 +398,7 @@ __attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, i
                                                  const floatX *A, size_t lda, const floatX *B,
                                                  size_t ldb, floatX beta, floatX *C, size_t ldc) {
     int threads = in_parallel() ? 1 : thread_count();
-    if (threads == 1 || (double)M * N * K < 1e5) {
+    if (threads == 1 || (double)M * N * K < GEMM_PARALLEL_WORK) {
         gemm_serial(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
         return;
     }
@@ -445,7 +439,7 @@ static inline uint16_t gemm_to_bf16(float x) {
 
 /* dst (rows,cols), dense, from src of row stride ld. */
 static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int cols, size_t ld) {
-#pragma omp parallel for schedule(static) if ((double)rows * cols > 1e5)
+#pragma omp parallel for schedule(static) if ((double)rows * cols > GEMM_PARALLEL_CONVERT)
     for (int i = 0; i < rows; i++) {
         uint16_t *d = dst + (size_t)i * cols;
         const float *s = src + (size_t)i * ld;
@@ -457,6 +451,7 @@ static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int col
 /* The same, but what comes out is fp32 with bf16 values. */
 static const float *gemm_round_bf16(int use, const float *src, int rows, int cols, size_t ld) {
     float *dst = (float *)gemm_scratch(use, (size_t)rows * cols * sizeof *dst);
+    if (!dst) return NULL;
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++) {
             uint32_t u = (uint32_t)gemm_to_bf16(src[(size_t)i * ld + j]) << 16;
@@ -467,22 +462,6 @@ static const float *gemm_round_bf16(int use, const float *src, int rows, int col
 
 /* Building a primitive compiles code, so each shape is built once and kept. One program thread at
    a time may call gemm_model in bf16. */
-typedef struct {
-    int ta, tb, M, N, K;
-    float alpha, beta;
-    size_t ldc;
-} GemmKey;
-
-typedef struct {
-    GemmKey key;
-    dnnl_primitive_t primitive;
-    dnnl_memory_t A, B, C;
-} GemmPrimitive;
-
-static dnnl_engine_t gemm_engine;
-static dnnl_stream_t gemm_stream;
-static GemmPrimitive gemm_primitives[256];
-
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t GemmLayout;
 #define GEMM_LAYOUT(layout) (layout)
@@ -520,7 +499,7 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     if (!bad && key->beta != 0)
         bad = dnnl_post_ops_append_sum(ops, key->beta, 0, dnnl_data_type_undef);
     bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
-          dnnl_matmul_primitive_desc_create(&desc, gemm_engine, A, B, NULL, C, attr);
+          dnnl_matmul_primitive_desc_create(&desc, cm_cpu.engine, A, B, NULL, C, attr);
 #else
     dnnl_matmul_desc_t matmul;
     if (!bad && key->alpha != 1)
@@ -528,12 +507,12 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     if (!bad && key->beta != 0) bad = dnnl_post_ops_append_sum(ops, key->beta);
     bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
           dnnl_matmul_desc_init(&matmul, &A, &B, NULL, &C) ||
-          dnnl_primitive_desc_create(&desc, &matmul, attr, gemm_engine, NULL);
+          dnnl_primitive_desc_create(&desc, &matmul, attr, cm_cpu.engine, NULL);
 #endif
     bad = bad || dnnl_primitive_create(&p->primitive, desc) ||
-          dnnl_memory_create(&p->A, GEMM_LAYOUT(A), gemm_engine, DNNL_MEMORY_NONE) ||
-          dnnl_memory_create(&p->B, GEMM_LAYOUT(B), gemm_engine, DNNL_MEMORY_NONE) ||
-          dnnl_memory_create(&p->C, GEMM_LAYOUT(C), gemm_engine, DNNL_MEMORY_NONE);
+          dnnl_memory_create(&p->A, GEMM_LAYOUT(A), cm_cpu.engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->B, GEMM_LAYOUT(B), cm_cpu.engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->C, GEMM_LAYOUT(C), cm_cpu.engine, DNNL_MEMORY_NONE);
     if (desc) dnnl_primitive_desc_destroy(desc);
     if (ops) dnnl_post_ops_destroy(ops);
     if (attr) dnnl_primitive_attr_destroy(attr);
@@ -548,19 +527,12 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
 
 /* The primitive for a shape, from the table or built into its slot. */
 static GemmPrimitive *gemm_find(const GemmKey *key) {
-    uint64_t h = 1469598103934665603u; /* FNV-1a over the words of the key */
-    uint64_t words[8] = {(uint64_t)key->ta,
-                         (uint64_t)key->tb,
-                         (uint64_t)key->M,
-                         (uint64_t)key->N,
-                         (uint64_t)key->K,
-                         key->ldc,
-                         0,
-                         0};
-    memcpy(&words[6], &key->alpha, sizeof key->alpha);
-    memcpy(&words[7], &key->beta, sizeof key->beta);
-    for (int i = 0; i < 8; i++) h = (h ^ words[i]) * 1099511628211u;
-    GemmPrimitive *p = &gemm_primitives[(h >> 32) % 256];
+    int sizes[5] = {key->ta, key->tb, key->M, key->N, key->K};
+    uint64_t hash = fnv1a(FNV_BASIS, sizes, sizeof sizes);
+    hash = fnv1a(hash, &key->ldc, sizeof key->ldc);
+    hash = fnv1a(hash, &key->alpha, sizeof key->alpha);
+    hash = fnv1a(hash, &key->beta, sizeof key->beta);
+    GemmPrimitive *p = &cm_cpu.primitives[(hash >> 32) % GEMM_PRIMITIVES];
     const GemmKey *q = &p->key;
     if (p->primitive && q->ta == key->ta && q->tb == key->tb && q->M == key->M && q->N == key->N &&
         q->K == key->K && q->ldc == key->ldc && q->alpha == key->alpha && q->beta == key->beta)
@@ -581,6 +553,7 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
     if (!p) return -1;
     uint16_t *a = (uint16_t *)gemm_scratch(GEMM_SCRATCH_A, (size_t)M * K * sizeof *a);
     uint16_t *b = (uint16_t *)gemm_scratch(GEMM_SCRATCH_B, (size_t)N * K * sizeof *b);
+    if (!a || !b) return -1;
     gemm_convert_bf16(a, A, ta ? K : M, ta ? M : K, lda);
     gemm_convert_bf16(b, B, tb ? N : K, tb ? K : N, ldb);
     if (dnnl_memory_set_data_handle(p->A, a) || dnnl_memory_set_data_handle(p->B, b) ||
@@ -590,8 +563,8 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
     args[0].arg = DNNL_ARG_SRC, args[0].memory = p->A;
     args[1].arg = DNNL_ARG_WEIGHTS, args[1].memory = p->B;
     args[2].arg = DNNL_ARG_DST, args[2].memory = p->C;
-    return dnnl_primitive_execute(p->primitive, gemm_stream, 3, args) ||
-                   dnnl_stream_wait(gemm_stream)
+    return dnnl_primitive_execute(p->primitive, cm_cpu.stream, 3, args) ||
+                   dnnl_stream_wait(cm_cpu.stream)
                ? -1
                : 0;
 }
@@ -601,15 +574,13 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
 /* ---------------------------------------------------------------------------------------------- */
 /* The front doors. */
 
-static Compute gemm_compute = COMPUTE_FP32;
-
 __attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, floatX alpha,
                                          const floatX *A, size_t lda, const floatX *B, size_t ldb,
                                          floatX beta, floatX *C, size_t ldc) {
     if (M <= 0 || N <= 0) return;
 #ifdef GEMM_ONEDNN
     /* Below this size the built-in is quicker; inside a parallel region it is the only one. */
-    if (!in_parallel() && K > 0 && (double)M * N * K > 1e6 &&
+    if (!in_parallel() && K > 0 && (double)M * N * K > GEMM_ONEDNN_WORK &&
         dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, A, (dnnl_dim_t)lda, B,
                    (dnnl_dim_t)ldb, beta, C, (dnnl_dim_t)ldc) == dnnl_success)
         return;
@@ -623,11 +594,12 @@ __attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int
                                                const floatX *A, size_t lda, const floatX *B,
                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
 #ifdef GEMM_ONEDNN
-    if (gemm_compute == COMPUTE_BF16 && M > 0 && N > 0 && K > 0) {
+    if (cm_cpu.compute == COMPUTE_BF16 && M > 0 && N > 0 && K > 0) {
         if (!in_parallel() && gemm_bf16(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0)
             return;
         A = gemm_round_bf16(GEMM_SCRATCH_A, A, ta ? K : M, ta ? M : K, lda);
         B = gemm_round_bf16(GEMM_SCRATCH_B, B, tb ? N : K, tb ? K : N, ldb);
+        if (!A || !B) return;
         lda = (size_t)(ta ? M : K), ldb = (size_t)(tb ? K : N);
     }
 #endif
@@ -642,11 +614,11 @@ __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
         if ((isa & dnnl_cpu_isa_avx512_core_bf16) != dnnl_cpu_isa_avx512_core_bf16)
             return fail(err, "--compute bf16 needs a CPU with AVX512_BF16 or AMX, and this one has "
                              "neither (or DNNL_MAX_CPU_ISA hides it); use --compute fp32");
-        if (!gemm_engine && dnnl_engine_create(&gemm_engine, dnnl_cpu, 0) != dnnl_success)
+        if (!cm_cpu.engine && dnnl_engine_create(&cm_cpu.engine, dnnl_cpu, 0) != dnnl_success)
             return fail(err, "--compute bf16: oneDNN cannot create a CPU engine; "
                              "use --compute fp32");
-        if (!gemm_stream && dnnl_stream_create(&gemm_stream, gemm_engine,
-                                               dnnl_stream_default_flags) != dnnl_success)
+        if (!cm_cpu.stream && dnnl_stream_create(&cm_cpu.stream, cm_cpu.engine,
+                                                 dnnl_stream_default_flags) != dnnl_success)
             return fail(err, "--compute bf16: oneDNN cannot create a stream; use --compute fp32");
 #elif defined(CM_DOUBLE)
         return fail(err, "--compute bf16 is not in the double build; use --compute fp32");
@@ -655,18 +627,21 @@ __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
                          "clean && make; or use --compute fp32");
 #endif
     }
-    gemm_compute = compute == COMPUTE_BF16 ? COMPUTE_BF16 : COMPUTE_FP32;
+    switch (compute) {
+    case COMPUTE_BF16: cm_cpu.compute = COMPUTE_BF16; break;
+    case COMPUTE_FP32:
+    case COMPUTE_AUTO: cm_cpu.compute = COMPUTE_FP32; break;
+    }
     return 0;
 }
 
 /* One line for the log: which library, and what gemm_model computes in. */
 __attribute__((unused)) static const char *gemm_describe(void) {
 #ifdef GEMM_ONEDNN
-    static char text[64];
     const dnnl_version_t *v = dnnl_version();
-    snprintf(text, sizeof text, "oneDNN %d.%d.%d, %s", v->major, v->minor, v->patch,
-             gemm_compute == COMPUTE_BF16 ? "bf16" : "fp32");
-    return text;
+    snprintf(cm_cpu.gemm_text, sizeof cm_cpu.gemm_text, "oneDNN %d.%d.%d, %s", v->major, v->minor,
+             v->patch, cm_cpu.compute == COMPUTE_BF16 ? "bf16" : "fp32");
+    return cm_cpu.gemm_text;
 #elif defined(CM_DOUBLE)
     return "built-in, fp64";
 #else

@@ -8,16 +8,10 @@ Attention and the matrix products have files of their own.
 #define CM_CPU_LAYERS_H
 
 #include "../base.h"
-#include "../config.h"
 #include "../rope.h"
+#include "../shape.h"
 #include "gemm.h"
 #include "simd.h"
-
-#ifdef CM_DOUBLE
-#define CM_SQRT sqrt
-#else
-#define CM_SQRT sqrtf
-#endif
 
 /* This thread's part [lo, hi) of n items; call inside a parallel region. */
 static inline void thread_part(size_t n, size_t *lo, size_t *hi) {
@@ -30,26 +24,29 @@ static inline void thread_part(size_t n, size_t *lo, size_t *hi) {
     *hi = n * (i + 1) / k;
 }
 
-/* Room for n sums per thread, zeroed; one thread's are `layers_sums + thread n`. */
-static floatM *layers_sums;
-static size_t layers_sums_size;
-
-static inline void sums_reserve(size_t n) {
+/* Zeroed room for n sums of every thread: those of thread t begin at sums_of(n, t). -1 and a recorded failure
+   where there is no memory. */
+static inline int sums_reserve(size_t n) {
     size_t need = n * (size_t)thread_count();
-    if (need > layers_sums_size) {
-        free(layers_sums);
-        layers_sums = (floatM *)malloc(need * sizeof(floatM));
-        if (!layers_sums)
-            die("out of memory: %zu bytes of reduction scratch", need * sizeof(floatM));
-        layers_sums_size = need;
+    if (need > cm_cpu.sums_size) {
+        free(cm_cpu.sums);
+        cm_cpu.sums_size = 0;
+        cm_cpu.sums = (floatM *)malloc(need * sizeof(floatM));
+        if (!cm_cpu.sums)
+            return device_fail("out of memory: %zu bytes of reduction scratch",
+                               need * sizeof(floatM));
+        cm_cpu.sums_size = need;
     }
-    memset(layers_sums, 0, need * sizeof(floatM));
+    memset(cm_cpu.sums, 0, need * sizeof(floatM));
+    return 0;
 }
 
-/* out[i] += the threads' sums, in thread order. */
+static inline floatM *sums_of(size_t n, int thread) { return cm_cpu.sums + n * (size_t)thread; }
+
+/* out[i] += the threads' sums number first + i, of `stride` each, in the order of the threads. */
 static inline void sums_add(floatM *out, size_t stride, size_t first, size_t n) {
     for (int t = 0; t < thread_count(); t++)
-        for (size_t i = 0; i < n; i++) out[i] += layers_sums[(size_t)t * stride + first + i];
+        for (size_t i = 0; i < n; i++) out[i] += sums_of(stride, t)[first + i];
 }
 
 /* x (B,T,C) = wte[token] (+ wpe[position] if wpe). */
@@ -63,7 +60,7 @@ static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte
     }
 }
 
-/* dwte, dwpe (if not NULL) += dx (B,T,C). Threads own columns, so that equal tokens never race. */
+/* dwte, dwpe (where they are not NULL) += dx (B,T,C). A thread owns columns, so that equal tokens never race. */
 static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens,
                                   int B, int T, int C) {
 #pragma omp parallel
@@ -71,9 +68,11 @@ static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, 
         size_t lo, hi;
         thread_part((size_t)C, &lo, &hi);
         for (int n = 0; n < B * T; n++) {
-            floatM *e = dwte + (size_t)tokens[n] * C, *p = dwpe ? dwpe + (size_t)(n % T) * C : NULL;
+            floatM *e = dwte ? dwte + (size_t)tokens[n] * C : NULL;
+            floatM *p = dwpe ? dwpe + (size_t)(n % T) * C : NULL;
             const floatX *row = dx + (size_t)n * C;
-            for (size_t c = lo; c < hi; c++) e[c] += row[c];
+            if (e)
+                for (size_t c = lo; c < hi; c++) e[c] += row[c];
             if (p)
                 for (size_t c = lo; c < hi; c++) p[c] += row[c];
         }
@@ -86,6 +85,7 @@ static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, 
 static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
                                 const floatX *residual, const floatX *delta, const floatM *gain,
                                 const floatM *bias, int N, int C, int kind, double eps) {
+    int centred = norm_is_centred((NormKind)kind);
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         const floatX *x = residual + (size_t)n * C;
@@ -98,7 +98,7 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
             x = sum;
         }
         floatM m = 0, s = 0;
-        if (kind == NORM_LAYERNORM) {
+        if (centred) {
 #pragma omp simd reduction(+ : m)
             for (int c = 0; c < C; c++) m += x[c];
             m /= C;
@@ -116,19 +116,19 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
 }
 
 /* dx (N,C) = dres + gradient through the norm of dy; dres may be NULL or dx itself.
-   dgain, dbias (C, if not NULL) are added to, and to dsum (C, if not NULL) the sum of dx over N: the bias
-   gradient of a linear layer whose output gradient dx is. */
+   dgain, dbias (C) are added to where they are not NULL. So is dsum (C): it gets the sum of dx over N, the bias
+   gradient of a linear layer whose output gradient is dx. */
 static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
                                  const floatX *dy, const floatX *dres, const floatX *x,
                                  const floatM *gain, const floatM *mean, const floatM *rstd, int N,
                                  int C, int kind) {
-    sums_reserve(3 * (size_t)C);
+    int centred = norm_is_centred((NormKind)kind);
+    if (sums_reserve(3 * (size_t)C)) return;
 #pragma omp parallel
     {
         size_t lo, hi;
         thread_part((size_t)N, &lo, &hi);
-        floatM *dg = layers_sums + 3 * (size_t)C * (size_t)thread_index(), *db = dg + C,
-               *ds = db + C;
+        floatM *dg = sums_of(3 * (size_t)C, thread_index()), *db = dg + C, *ds = db + C;
         for (size_t n = lo; n < hi; n++) {
             const floatX *row = x + n * C, *g = dy + n * C;
             floatX *out = dx + n * C;
@@ -142,7 +142,7 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
             }
             if (dbias)
                 for (int c = 0; c < C; c++) db[c] += g[c];
-            a = kind == NORM_LAYERNORM ? a / C : 0;
+            a = centred ? a / C : 0;
             b /= C;
             const floatX *d = dres ? dres + n * C : NULL;
             if (d) {
@@ -158,7 +158,7 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
                 for (int c = 0; c < C; c++) ds[c] += out[c];
         }
     }
-    sums_add(dgain, 3 * (size_t)C, 0, (size_t)C);
+    if (dgain) sums_add(dgain, 3 * (size_t)C, 0, (size_t)C);
     if (dbias) sums_add(dbias, 3 * (size_t)C, (size_t)C, (size_t)C);
     if (dsum) sums_add(dsum, 3 * (size_t)C, 2 * (size_t)C, (size_t)C);
 }
@@ -175,24 +175,24 @@ static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, c
 
 /* db (O) += the sum of dy (N,O) over N. */
 static inline void bias_backward(floatM *db, const floatX *dy, int N, int O) {
-    sums_reserve((size_t)O);
+    if (sums_reserve((size_t)O)) return;
 #pragma omp parallel
     {
         size_t lo, hi;
         thread_part((size_t)N, &lo, &hi);
-        floatM *sum = layers_sums + (size_t)O * (size_t)thread_index();
+        floatM *sum = sums_of((size_t)O, thread_index());
         for (size_t n = lo; n < hi; n++)
             for (int o = 0; o < O; o++) sum[o] += dy[n * O + o];
     }
     sums_add(db, (size_t)O, 0, (size_t)O);
 }
 
-/* dx (N,I) = dy w (unless NULL); dw (O,I) = dy^T x, added to what is there with `add`; db (O) += the sum of dy
-   over N (unless NULL). */
+/* dx (N,I) = dy w. dw (O,I) = dy^T x, or with `add` += dy^T x. db (O) += the sum of dy over N. Each of the three
+   may be NULL and is then skipped. */
 static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
                                    const floatX *x, const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm_model(0, 0, N, I, O, 1, dy, O, w, I, 0, dx, I);
-    gemm_model(1, 0, O, I, N, 1, dy, O, x, I, add ? 1 : 0, dw, I);
+    if (dw) gemm_model(1, 0, O, I, N, 1, dy, O, x, I, add ? 1 : 0, dw, I);
     if (db) bias_backward(db, dy, N, O);
 }
 
@@ -272,22 +272,26 @@ static inline void act_forward(floatX *y, const floatX *h, int N, int F, int act
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         floatX *out = y + (size_t)n * F;
-        const floatX *in = h + (size_t)n * F * (act == ACT_SWIGLU ? 2 : 1);
-        if (act == ACT_GELU) {
+        const floatX *in = h + (size_t)n * F * (1 + act_is_gated((ActKind)act));
+        switch ((ActKind)act) {
+        case ACT_GELU:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM x = in[i], u = GELU_A * (x + GELU_B * x * x * x);
                 out[i] = (floatM)0.5 * x * (1 + fast_tanh(u));
             }
-        } else if (act == ACT_RELU2) {
+            break;
+        case ACT_RELU2:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM x = in[i] > 0 ? in[i] : 0;
                 out[i] = x * x;
             }
-        } else {
+            break;
+        case ACT_SWIGLU:
 #pragma omp simd
             for (int i = 0; i < F; i++) out[i] = in[i] / (1 + fast_exp(-in[i])) * in[F + i];
+            break;
         }
     }
 }
@@ -298,26 +302,30 @@ static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, i
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         const floatX *g = dy + (size_t)n * F;
-        size_t at = (size_t)n * F * (act == ACT_SWIGLU ? 2 : 1);
+        size_t at = (size_t)n * F * (1 + act_is_gated((ActKind)act));
         const floatX *in = h + at;
         floatX *out = dh + at;
-        if (act == ACT_GELU) {
+        switch ((ActKind)act) {
+        case ACT_GELU:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM x = in[i], t = fast_tanh(GELU_A * (x + GELU_B * x * x * x));
                 floatM du = GELU_A * (1 + 3 * GELU_B * x * x);
                 out[i] = g[i] * (floatM)0.5 * (1 + t + x * (1 - t * t) * du);
             }
-        } else if (act == ACT_RELU2) {
+            break;
+        case ACT_RELU2:
 #pragma omp simd
             for (int i = 0; i < F; i++) out[i] = in[i] > 0 ? 2 * in[i] * g[i] : 0;
-        } else {
+            break;
+        case ACT_SWIGLU:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM s = 1 / (1 + fast_exp(-in[i])), gate = in[i] * s;
                 out[i] = g[i] * in[F + i] * (s + gate * (1 - s));
                 out[F + i] = g[i] * gate;
             }
+            break;
         }
     }
 }
@@ -326,7 +334,7 @@ static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, i
    swiglu. b may be NULL. */
 static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                       const floatX *b, int N, int I, int F, int act) {
-    linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
+    linear_forward(h, x, w, b, N, I, act_is_gated((ActKind)act) ? 2 * F : F);
     act_forward(y, h, N, F, act);
 }
 
@@ -344,7 +352,7 @@ static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const
                                        int act) {
     gemm_model(0, 0, N, F, O, 1, dz, O, w, F, 0, dy, F);
     act_backward(dh, dy, h, N, F, act);
-    if (db) bias_backward(db, dh, N, act == ACT_SWIGLU ? 2 * F : F);
+    if (db) bias_backward(db, dh, N, act_is_gated((ActKind)act) ? 2 * F : F);
 }
 
 /* logits (N,V of Vp) -> softcap(logits) in place: c z / sqrt(z^2 + c^2); nothing for c = 0. */

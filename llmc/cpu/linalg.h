@@ -8,14 +8,19 @@ large ones are worked on by all threads together.
 #include "../linalg.h"
 #include "gemm.h"
 
-#ifdef CM_DOUBLE
-#define LA_SQRT sqrt
-#else
-#define LA_SQRT sqrtf
-#endif
-
-/* Elements of scratch that a rule may spread over layers: 32 MB. */
+/* Elements of scratch that a rule may spread over layers: 32 MiB of float, which is about a CPU's last
+   level of cache. */
 #define LA_SCRATCH_BUDGET ((size_t)8 << 20)
+
+/* From this many elements on, an operation on all of them takes longer than waking the threads. */
+#define LA_PARALLEL_SIZE 16384
+
+/* A matrix in an iteration of this many elements or fewer (1 MiB of float) stays in the cache of one core. */
+#define LA_CORE_SIZE ((size_t)1 << 18)
+
+/* Products of a batch of fewer operations than this each (30 million, a millisecond of one core) go to the
+   threads whole; larger ones are shared out one after the other. */
+#define LA_SHARED_PRODUCT 3e7
 
 /* Row r of item i as pointer; elements are cs apart. */
 static inline floatM *la_row(Mat m, int i, int r) { return mat_item(m, i) + (size_t)r * m.rs; }
@@ -26,17 +31,27 @@ static inline Mat la_upright(Mat m) { return m.cs == 1 ? m : mat_t(m); }
 
 /* Threads are worth waking for this many elements, unless every thread has its own matrix already. */
 static inline int la_wide(size_t elements) {
-    return elements > 16384 && !in_parallel() && thread_count() > 1;
+    return elements > LA_PARALLEL_SIZE && !in_parallel() && thread_count() > 1;
 }
 
-/* STATEMENT for every item i and row r of X. */
+/* STATEMENT for every i below N, on all threads if WIDE. */
+#define LA_ITEMS(WIDE, N, STATEMENT)                                                               \
+    do {                                                                                           \
+        const int items_ = (N);                                                                    \
+        if (WIDE) {                                                                                \
+            PARALLEL_FOR (int i = 0; i < items_; i++) STATEMENT;                                   \
+        } else {                                                                                   \
+            for (int i = 0; i < items_; i++) STATEMENT;                                            \
+        }                                                                                          \
+    } while (0)
+
+/* STATEMENT for every item i and row r of X, on all threads if X is large. */
 #define LA_ROWS(X, STATEMENT)                                                                      \
     do {                                                                                           \
         const int items_ = mat_count(X), rows_ = (X).rows;                                         \
         if (la_wide(mat_size(X))) {                                                                \
-            _Pragma("omp parallel for collapse(2)") for (int i = 0; i < items_;                    \
-                                                         i++) for (int r = 0; r < rows_; r++)      \
-                STATEMENT;                                                                         \
+            PARALLEL_FOR_2 (int i = 0; i < items_; i++)                                            \
+                for (int r = 0; r < rows_; r++) STATEMENT;                                         \
         } else {                                                                                   \
             for (int i = 0; i < items_; i++)                                                       \
                 for (int r = 0; r < rows_; r++) STATEMENT;                                         \
@@ -51,28 +66,35 @@ static inline int la_chunk(int n) { return n < 1 ? n : 1; }
    threads on each, when there are few or they are too large for a core's cache. */
 static inline int la_workers(int chunks, size_t elements) {
     int threads = in_parallel() ? 1 : thread_count();
-    int few = chunks < threads || (elements > ((size_t)1 << 18) && chunks < 4 * threads);
+    int few = chunks < threads || (elements > LA_CORE_SIZE && chunks < 4 * threads);
     return few ? 1 : threads;
 }
 
 /* Products are as precise as numbers are stored, and iterations are not done in one piece. */
-static inline int la_fast(int on) { return (void)on, 0; }
+static inline int la_fast(int on) {
+    (void)on;
+    return 0;
+}
 static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps,
                                     int watch) {
-    return (void)R, (void)G, (void)damping, (void)ab, (void)steps, (void)watch, 0;
+    (void)R, (void)G, (void)damping, (void)ab, (void)steps, (void)watch;
+    return 0;
 }
 static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
-    return (void)Q, (void)A, (void)abc, (void)steps, 0;
+    (void)Q, (void)A, (void)abc, (void)steps;
+    return 0;
 }
 
 /* bf16 is emulated here, which is slower than fp32: for those who ask for it. */
 static inline int la_sign_in_bf16(int compute) { return compute == COMPUTE_BF16; }
 static inline size_t la_sign_bf16_scratch(int n, int rows, int cols) {
-    return (void)n, (void)rows, (void)cols, (size_t)0;
+    (void)n, (void)rows, (void)cols;
+    return 0;
 }
 static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
                                Arena *arena) {
-    return (void)X, (void)s, (void)abc, (void)steps, (void)arena, 0;
+    (void)X, (void)s, (void)abc, (void)steps, (void)arena;
+    return 0;
 }
 
 static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs, floatM b,
@@ -88,7 +110,10 @@ static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs,
 }
 
 static inline void la_axpby(Mat Y, double a, Mat X, double b) {
-    if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
+    if (Y.cs != 1) {
+        Y = mat_t(Y);
+        X = mat_t(X);
+    }
     LA_ROWS(Y, la_axpby_row(la_row(Y, i, r), (floatM)a, la_row(X, i, r), X.cs, (floatM)b, Y.cols));
 }
 
@@ -112,7 +137,11 @@ static inline void la_momentum_row(floatM *u, size_t cs, floatM *m, const floatM
 }
 
 static inline void la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov) {
-    if (M.cs != 1) U = mat_t(U), M = mat_t(M), G = mat_t(G);
+    if (M.cs != 1) {
+        U = mat_t(U);
+        M = mat_t(M);
+        G = mat_t(G);
+    }
     LA_ROWS(M, la_momentum_row(la_row(U, i, r), U.cs, la_row(M, i, r), la_row(G, i, r),
                                (floatM)beta, (floatM)gain, nesterov, M.cols));
 }
@@ -126,19 +155,19 @@ static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, 
     if (symmetric)
         gemm_symmetric(ta, tb, C.rows, A.cols, (floatM)a, x, lda, y, ldb, (floatM)b, mat_item(C, i),
                        C.rs);
+    else if (serial)
+        gemm_serial(ta, tb, C.rows, C.cols, A.cols, (floatM)a, x, lda, y, ldb, (floatM)b,
+                    mat_item(C, i), C.rs);
     else
-        (serial ? gemm_serial : gemm)(ta, tb, C.rows, C.cols, A.cols, (floatM)a, x, lda, y, ldb,
-                                      (floatM)b, mat_item(C, i), C.rs);
+        gemm(ta, tb, C.rows, C.cols, A.cols, (floatM)a, x, lda, y, ldb, (floatM)b, mat_item(C, i),
+             C.rs);
 }
 
 static inline void la_gemm_items(Mat C, double a, Mat A, Mat B, double b, int symmetric) {
     int n = mat_count(C), alone = in_parallel(), threads = alone ? 1 : thread_count();
-    if (threads > 1 && n >= threads && 2.0 * C.rows * C.cols * A.cols < 3e7) {
-#pragma omp parallel for schedule(static)
-        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, 1, symmetric);
-    } else {
-        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, alone, symmetric);
-    }
+    int whole = threads > 1 && n >= threads &&
+                2.0 * C.rows * C.cols * A.cols < LA_SHARED_PRODUCT; /* an item to a thread */
+    LA_ITEMS(whole, n, la_gemm_item(C, a, A, B, b, i, whole || alone, symmetric));
 }
 
 static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
@@ -206,13 +235,7 @@ static inline void la_symmetrize_item(Mat X, int i) {
 }
 
 static inline void la_symmetrize(Mat X) {
-    int n = mat_count(X);
-    if (la_wide(mat_size(X))) {
-#pragma omp parallel for
-        for (int i = 0; i < n; i++) la_symmetrize_item(X, i);
-    } else {
-        for (int i = 0; i < n; i++) la_symmetrize_item(X, i);
-    }
+    LA_ITEMS(la_wide(mat_size(X)), mat_count(X), la_symmetrize_item(X, i));
 }
 
 /* Sum of squares of items [first, last) in double, row by row in order, so that the result does not
@@ -234,12 +257,8 @@ __attribute__((noinline, unused)) static double la_squares(Mat X, int first, int
 static inline void la_norms(floatM *s, Mat X, int group) {
     X = la_upright(X);
     int n = mat_count(X) / group;
-    if (la_wide(mat_size(X))) {
-#pragma omp parallel for
-        for (int i = 0; i < n; i++) s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group));
-    } else {
-        for (int i = 0; i < n; i++) s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group));
-    }
+    LA_ITEMS(la_wide(mat_size(X)), n,
+             s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group)));
 }
 
 /* Sum of squares of n numbers in double, in 256 fixed pieces: the same for any number of threads. */
@@ -324,7 +343,7 @@ static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double be
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                p[c] = shrink * p[c] - step * m[c] / (LA_SQRT(v[c]) * correct + e);
+                p[c] = shrink * p[c] - step * m[c] / (CM_SQRT(v[c]) * correct + e);
             }
             if (copy) memcpy(copy + (p - P.p), p, (size_t)P.cols * sizeof *p);
         }
@@ -337,7 +356,11 @@ static inline void la_jacobi(double *a, double *v, double *w, int n) {
     for (int sweep = 0; sweep < 60; sweep++) {
         double off = 0, diagonal = 0;
         for (int i = 0; i < n; i++)
-            for (int j = 0; j < n; j++) *(i == j ? &diagonal : &off) += a[i * n + j] * a[i * n + j];
+            for (int j = 0; j < n; j++) {
+                double square = a[i * n + j] * a[i * n + j];
+                if (i == j) diagonal += square;
+                else off += square;
+            }
         if (off <= 1e-30 * diagonal || off == 0) break;
         for (int p = 0; p < n; p++)
             for (int q = p + 1; q < n; q++) {
@@ -355,7 +378,8 @@ static inline void la_jacobi(double *a, double *v, double *w, int n) {
                     double x = a[p * n + k], y = a[q * n + k];
                     a[p * n + k] = c * x - s * y;
                     a[q * n + k] = s * x + c * y;
-                    x = v[k * n + p], y = v[k * n + q];
+                    x = v[k * n + p];
+                    y = v[k * n + q];
                     v[k * n + p] = c * x - s * y;
                     v[k * n + q] = s * x + c * y;
                 }
@@ -369,17 +393,28 @@ static inline size_t la_eigh_scratch(int n) {
     return arena_round((2 * (size_t)n * n + n) * (sizeof(double) / sizeof(floatM)));
 }
 
+/* The eigenvalues *values (n) and, in the columns of *vectors (n,n), the eigenvectors of item i of
+   G + damping I, in scratch of la_eigh_scratch(n) elements. */
+static inline void la_eigen(double **vectors, double **values, Mat G, int i, double damping,
+                            floatM *scratch) {
+    int n = G.rows;
+    double *a = (double *)(void *)scratch;
+    *vectors = a + (size_t)n * n;
+    *values = *vectors + (size_t)n * n;
+    for (int r = 0; r < n; r++)
+        for (int c = 0; c < n; c++) {
+            double mean = 0.5 * ((double)la_row(G, i, r)[c] + (double)la_row(G, i, c)[r]);
+            a[r * n + c] = mean + (r == c ? damping : 0);
+        }
+    la_jacobi(a, *vectors, *values, n);
+}
+
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
-        double *a = (double *)(void *)(scratch + (size_t)i * la_eigh_scratch(n));
-        double *v = a + (size_t)n * n, *w = v + (size_t)n * n;
-        for (int r = 0; r < n; r++)
-            for (int c = 0; c < n; c++)
-                a[r * n + c] = 0.5 * ((double)la_row(G, i, r)[c] + (double)la_row(G, i, c)[r]) +
-                               (r == c ? damping : 0);
-        la_jacobi(a, v, w, n);
+        double *v, *w;
+        la_eigen(&v, &w, G, i, damping, scratch + (size_t)i * la_eigh_scratch(n));
         for (int k = 0; k < n; k++) w[k] = 1 / sqrt(w[k] > 1e-12 ? w[k] : 1e-12);
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++) {
@@ -402,7 +437,10 @@ static inline double la_dot(const floatM *x, const floatM *y, size_t cs, int col
 }
 
 static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
-    if (X.cs != 1) X = mat_t(X), Y = mat_t(Y);
+    if (X.cs != 1) {
+        X = mat_t(X);
+        Y = mat_t(Y);
+    }
     int n = mat_count(X) / group;
 #pragma omp parallel for
     for (int i = 0; i < n; i++) {
@@ -415,7 +453,10 @@ static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
 }
 
 static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int group) {
-    if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
+    if (Y.cs != 1) {
+        Y = mat_t(Y);
+        X = mat_t(X);
+    }
 #pragma omp parallel for collapse(2)
     for (int i = 0; i < mat_count(Y); i++)
         for (int r = 0; r < Y.rows; r++) {
@@ -474,7 +515,7 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                u[c] = size * m[c] / (LA_SQRT(v[c]) * correct + e);
+                u[c] = size * m[c] / (CM_SQRT(v[c]) * correct + e);
             }
         }
 }
@@ -483,12 +524,8 @@ static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
-        double *a = (double *)(void *)(scratch + (size_t)i * la_eigh_scratch(n));
-        double *v = a + (size_t)n * n, *w = v + (size_t)n * n;
-        for (int r = 0; r < n; r++)
-            for (int c = 0; c < n; c++)
-                a[r * n + c] = 0.5 * ((double)la_row(G, i, r)[c] + (double)la_row(G, i, c)[r]);
-        la_jacobi(a, v, w, n);
+        double *v, *w;
+        la_eigen(&v, &w, G, i, 0, scratch + (size_t)i * la_eigh_scratch(n));
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++) la_row(Q, i, r)[c] = (floatM)v[r * n + c];
         for (int k = 0; k < n; k++) values[(size_t)i * n + k] = (floatM)w[k];

@@ -572,33 +572,28 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
 /* ---------------------------------------------------------------------------------------------- */
 /* on the host */
 
-/* Bytes of the rows that blocks walk along, of the heads that are worked on at a time: a third of an H100's
-   L2 cache. The backward pass has as many bytes of sums of dq beside them, or with float half as many. */
-inline size_t flash_cache = 16 << 20;
-
 /* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
    matrices of `walked` heads, `step` rows at a time. */
 static inline FlashShape flash_shape(int rows, int step, int heads, int walked, int B, int T,
                                      int NH, int NKV, int HS, double scale, int wide) {
     size_t bytes = 2 * (size_t)T * (size_t)HS * (size_t)walked * sizeof(floatX) / (size_t)heads + 1;
-    size_t fit = flash_cache / bytes + 1, all = (size_t)B * (size_t)heads;
+    size_t fit = cm_gpu.flash_cache / bytes + 1, all = (size_t)B * (size_t)heads;
     int chunks = (int)ceil_div((size_t)T, (size_t)step), own = rows / step;
-    FlashShape f = {T,
-                    NH,
-                    NKV,
-                    HS,
-                    NH / NKV,
-                    (int)all,
-                    (int)ceil_div((size_t)T, (size_t)rows),
-                    (int)(fit < all ? fit : all),
-                    wide,
-                    chunks,
-                    chunks > own ? chunks - own : 0,
-                    (float)scale,
-                    FLASH_LOG2E * (float)scale,
-                    NH * HS,
-                    (NH + 2 * NKV) * HS};
-    return f;
+    return {.T = T,
+            .NH = NH,
+            .NKV = NKV,
+            .HS = HS,
+            .group = NH / NKV,
+            .heads = (int)all,
+            .tiles = (int)ceil_div((size_t)T, (size_t)rows),
+            .together = (int)min_size(fit, all),
+            .wide = wide,
+            .chunks = chunks,
+            .kept = max_int(chunks - own, 0),
+            .scale = (float)scale,
+            .scale2 = FLASH_LOG2E * (float)scale,
+            .C = NH * HS,
+            .C3 = (NH + 2 * NKV) * HS};
 }
 
 template <int D>
@@ -762,19 +757,11 @@ static inline int attention_supports(int HS, char *err) {
     return 0;
 }
 
-/* A library's attention that is faster here (attention_choose of cudnn.cuh), else NULL. Both return -1 where
-   they cannot do it. */
-inline int (*attention_library_forward)(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
-                                        int NH, int NKV, int HS, double scale);
-inline int (*attention_library_backward)(floatX *dqkv, const floatX *dout, const floatX *qkv,
-                                         const floatX *out, const floatM *lse, int B, int T, int NH,
-                                         int NKV, int HS, double scale);
-
 /* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS); scale > 0 multiplies q . k. */
 static inline void attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
                                      int NH, int NKV, int HS, double scale) {
-    if (attention_library_forward &&
-        attention_library_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) == 0)
+    if (cm_gpu.attention_forward &&
+        cm_gpu.attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) == 0)
         return;
     flash_forward(out, lse, qkv, B, T, NH, NKV, HS, scale);
 }
@@ -783,8 +770,8 @@ static inline void attention_forward(floatX *out, floatM *lse, const floatX *qkv
 static inline void attention_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
                                       const floatX *out, const floatM *lse, int B, int T, int NH,
                                       int NKV, int HS, double scale) {
-    if (attention_library_backward &&
-        attention_library_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale) == 0)
+    if (cm_gpu.attention_backward &&
+        cm_gpu.attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale) == 0)
         return;
     flash_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
 }

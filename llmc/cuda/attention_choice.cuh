@@ -10,14 +10,28 @@ bits than the same run uninterrupted. So a pass that cuDNN then refuses ends the
 #ifndef CM_CUDA_ATTENTION_CHOICE_CUH
 #define CM_CUDA_ATTENTION_CHOICE_CUH
 
-#include "../config.h"
+#include "../shape.h"
 #include "attention_sm90.cuh"
 #include "cudnn.cuh"
 #include "noise.cuh"
 
 /* Whose attention. */
-enum { TRIAL_FLASH, TRIAL_HOPPER, TRIAL_CUDNN };
-static inline const char *trial_name(int who) { return who == TRIAL_HOPPER ? "hopper" : "cuDNN"; }
+typedef enum { TRIAL_FLASH, TRIAL_HOPPER, TRIAL_CUDNN } TrialKind;
+static inline const char *trial_name(TrialKind who) {
+    switch (who) {
+    case TRIAL_FLASH: return "flash";
+    case TRIAL_HOPPER: return "hopper";
+    case TRIAL_CUDNN: return "cuDNN";
+    }
+    return "";
+}
+
+/* The attention of a run's largest batch: B sequences of T tokens, NH query heads, NKV key heads, HS columns
+   each; scale multiplies q . k. */
+typedef struct {
+    int B, T, NH, NKV, HS;
+    double scale;
+} AttentionShape;
 
 /* Results of one forward and backward pass, on the device. */
 typedef struct {
@@ -82,19 +96,14 @@ static inline void trial_free(AttentionTrial *t) {
 
 /* Plans t->B sequences and takes the memory for them, with the scratch of both kinds of attention. Returns 1 where
    there is too little, -1 where cuDNN has no plan. */
-static inline int trial_take(AttentionTrial *t, int who, char *why, size_t size) {
+static inline int trial_take(AttentionTrial *t, TrialKind who, char *why, size_t size) {
     char *memory = NULL;
-    if (who == TRIAL_CUDNN &&
-        cudnn_attention_plan(t->B, t->T, t->NH, t->NKV, t->HS, t->scale, why, size))
+    if (who == TRIAL_CUDNN && cudnn_attention_plan(t->B, t->T, t->NH, t->NKV, t->HS, why, size))
         return -1;
     size_t ours = attention_scratch(t->B, t->T, t->NH, t->NKV, t->HS);
-    size_t theirs = who == TRIAL_CUDNN
-                        ? cudnn_attention_workspace(t->B, t->T, t->NH, t->NKV, t->HS, t->scale)
-                        : hopper_scratch(t->B, t->T, t->NH, t->HS);
-    if (cudaMalloc((void **)&memory, trial_layout(t, NULL)) != cudaSuccess) {
-        cudaGetLastError(); /* forget it */
-        return 1;
-    }
+    size_t theirs = who == TRIAL_CUDNN ? cudnn_attention_workspace(t->B, t->T, t->NH, t->NKV, t->HS)
+                                       : hopper_scratch(t->B, t->T, t->NH, t->HS);
+    if (cuda_try_malloc((void **)&memory, trial_layout(t, NULL))) return 1;
     trial_layout(t, memory);
     if (!cuda_scratch_reserve(theirs > ours ? theirs : ours)) return 0;
     trial_free(t);
@@ -103,12 +112,16 @@ static inline int trial_take(AttentionTrial *t, int who, char *why, size_t size)
 
 /* A trial of the run's batch, or of the largest half, quarter... of it that the memory has room for: two sums that
    race for one place are likelier to be seen in a full grid. */
-static inline int trial_start(AttentionTrial *t, const Config *c, int who, char *why, size_t size) {
+static inline int trial_start(AttentionTrial *t, const AttentionShape *s, TrialKind who, char *why,
+                              size_t size) {
     memset(t, 0, sizeof *t);
-    t->T = c->seq_len, t->NH = c->heads, t->NKV = c->kv_heads, t->HS = c->head_dim,
-    t->scale = c->attn_scale;
+    t->T = s->T;
+    t->NH = s->NH;
+    t->NKV = s->NKV;
+    t->HS = s->HS;
+    t->scale = s->scale;
     int status = 1;
-    for (t->B = c->batch_size; t->B; t->B /= 2) {
+    for (t->B = s->B; t->B; t->B /= 2) {
         status = trial_take(t, who, why, size);
         if (status != 1) break;
     }
@@ -121,30 +134,33 @@ static inline int trial_start(AttentionTrial *t, const Config *c, int who, char 
 }
 
 /* Forward and backward by one of them; -1: it refuses. */
-static inline int trial_run(const AttentionTrial *t, int who) {
+static inline int trial_run(const AttentionTrial *t, TrialKind who) {
     const AttentionResult *r = &t->now;
-    if (who == TRIAL_HOPPER) {
-        if (hopper_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale))
-            return -1;
-        return hopper_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV,
-                               t->HS, t->scale);
+    AttentionForward forward = NULL;
+    AttentionBackward backward = NULL;
+    switch (who) {
+    case TRIAL_FLASH:
+        flash_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale);
+        flash_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV, t->HS,
+                       t->scale);
+        return 0;
+    case TRIAL_HOPPER:
+        forward = hopper_forward;
+        backward = hopper_backward;
+        break;
+    case TRIAL_CUDNN:
+        forward = cudnn_attention_forward;
+        backward = cudnn_attention_backward;
+        break;
     }
-    if (who == TRIAL_CUDNN) {
-        if (cudnn_attention_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS,
-                                    t->scale))
-            return -1;
-        return cudnn_attention_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH,
-                                        t->NKV, t->HS, t->scale);
-    }
-    flash_forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale);
-    flash_backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV, t->HS,
-                   t->scale);
-    return 0;
+    if (forward(r->out, r->lse, t->qkv, t->B, t->T, t->NH, t->NKV, t->HS, t->scale)) return -1;
+    return backward(r->dqkv, t->dout, t->qkv, r->out, r->lse, t->B, t->T, t->NH, t->NKV, t->HS,
+                    t->scale);
 }
 
 /* The same into memory that holds NaN, so that what is not written is noticed. */
-static inline int trial_run_anew(const AttentionTrial *t, int who) {
-    CUDA_CHECK(cudaMemsetAsync(t->now.out, 0xff, t->results, cuda_stream));
+static inline int trial_run_anew(const AttentionTrial *t, TrialKind who) {
+    CUDA_CHECK(cudaMemsetAsync(t->now.out, 0xff, t->results, cm_gpu.stream));
     return trial_run(t, who);
 }
 
@@ -157,10 +173,10 @@ static inline int trial_download(const AttentionTrial *t, AttentionResult *r) {
     if (!memory) return -1;
     *r = {(floatX *)(void *)memory, (floatX *)(void *)(memory + out),
           (floatM *)(void *)(memory + out + qkv)};
-    CUDA_CHECK(cudaMemcpyAsync(r->out, t->now.out, out, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaMemcpyAsync(r->dqkv, t->now.dqkv, qkv, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaMemcpyAsync(r->lse, t->now.lse, lse, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(r->out, t->now.out, out, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaMemcpyAsync(r->dqkv, t->now.dqkv, qkv, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaMemcpyAsync(r->lse, t->now.lse, lse, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     return 0;
 }
 
@@ -172,7 +188,8 @@ static inline double attention_distance(const T *a, const T *b, size_t rows, int
     for (size_t i = 0; i < rows; i++)
         for (size_t k = i * (size_t)width + (size_t)first, end = k + (size_t)count; k < end; k++) {
             double x = (double)(float)a[k], y = (double)(float)b[k];
-            d += (x - y) * (x - y), s += y * y;
+            d += (x - y) * (x - y);
+            s += y * y;
         }
     double r = sqrt(d / s);
     return r == r ? r : INFINITY;
@@ -181,7 +198,7 @@ static inline double attention_distance(const T *a, const T *b, size_t rows, int
 /* Whether the candidate computes what the portable kernels do. Both round p and ds to bf16, so that results differ
    by some 2^-9 of their size, gradients by some more. dq, dk and dv are compared one by one: the largest would hide errors of
    the others. */
-static inline int trial_agrees(const AttentionTrial *t, int who, const AttentionResult *own,
+static inline int trial_agrees(const AttentionTrial *t, TrialKind who, const AttentionResult *own,
                                const AttentionResult *theirs, char *why, size_t size) {
     size_t rows = (size_t)min_int(t->B, TRIAL_SEQUENCES) * (size_t)t->T;
     int C = t->NH * t->HS, KV = t->NKV * t->HS, width = C + 2 * KV;
@@ -206,33 +223,36 @@ static inline int trial_same_bits(const AttentionTrial *t) {
                              trial_qkv(t, t->B) * sizeof(floatX),
                              trial_rows(t, t->B) * sizeof(floatM)};
     int differs = 1;
-    CUDA_CHECK(cudaMemsetAsync(t->differs, 0, sizeof(int), cuda_stream));
+    CUDA_CHECK(cudaMemsetAsync(t->differs, 0, sizeof(int), cm_gpu.stream));
     for (int i = 0; i < 3; i++)
         LAUNCH(attention_differs, ceil_div(bytes[i] / 4, 256), 256, 0, (const unsigned *)now[i],
                (const unsigned *)first[i], bytes[i] / 4, t->differs);
-    CUDA_CHECK(
-        cudaMemcpyAsync(&differs, t->differs, sizeof differs, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(&differs, t->differs, sizeof differs, cudaMemcpyDeviceToHost,
+                               cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     return !differs;
 }
 
 /* Why a candidate did not run. */
-static inline const char *trial_failure(int who) {
+static inline const char *trial_failure(TrialKind who) {
     return who == TRIAL_CUDNN && cudnn_failure()[0] ? cudnn_failure() : "out of memory: a trial";
 }
 
-/* Whether the candidate agrees with the portable kernels, and, but for cudnn_fast, gives equal bits in three runs. */
-static inline int attention_compare(const AttentionTrial *t, int who, char *why, size_t size) {
+/* Whether the candidate agrees with the portable kernels, and, but for cm_gpu.cudnn_fast, gives equal bits in three runs. */
+static inline int attention_compare(const AttentionTrial *t, TrialKind who, char *why,
+                                    size_t size) {
     AttentionResult own = {NULL, NULL, NULL}, theirs = {NULL, NULL, NULL};
     int status = 0;
     if (trial_run_anew(t, TRIAL_FLASH) || trial_download(t, &own) || trial_run_anew(t, who) ||
         trial_download(t, &theirs))
         status = cudnn_refuse(why, size, "%s", trial_failure(who));
     else status = trial_agrees(t, who, &own, &theirs, why, size);
-    free(own.out), free(theirs.out);
-    if (status || (who == TRIAL_CUDNN && cudnn_fast)) return status;
+    free(own.out);
+    free(theirs.out);
+    if (device_failure()) return cudnn_refuse(why, size, "%s", device_failure());
+    if (status || (who == TRIAL_CUDNN && cm_gpu.cudnn_fast)) return status;
     CUDA_CHECK(cudaMemcpyAsync(t->first.out, t->now.out, t->results, cudaMemcpyDeviceToDevice,
-                               cuda_stream));
+                               cm_gpu.stream));
     for (int again = 0; again < 2; again++) {
         if (trial_run_anew(t, who)) return cudnn_refuse(why, size, "%s", trial_failure(who));
         if (!trial_same_bits(t))
@@ -243,16 +263,16 @@ static inline int attention_compare(const AttentionTrial *t, int who, char *why,
 }
 
 /* Milliseconds of forward and backward, the median of five. */
-static inline float attention_ms(const AttentionTrial *t, int who) {
+static inline float attention_ms(const AttentionTrial *t, TrialKind who) {
     enum { ROUNDS = 5 };
-    float ms[ROUNDS];
-    cudaEvent_t start, end;
+    float ms[ROUNDS] = {0};
+    cudaEvent_t start = NULL, end = NULL;
     CUDA_CHECK(cudaEventCreate(&start));
     CUDA_CHECK(cudaEventCreate(&end));
     for (int i = 0; i < ROUNDS; i++) {
-        CUDA_CHECK(cudaEventRecord(start, cuda_stream));
+        CUDA_CHECK(cudaEventRecord(start, cm_gpu.stream));
         trial_run(t, who);
-        CUDA_CHECK(cudaEventRecord(end, cuda_stream));
+        CUDA_CHECK(cudaEventRecord(end, cm_gpu.stream));
         CUDA_CHECK(cudaEventSynchronize(end));
         CUDA_CHECK(cudaEventElapsedTime(&ms[i], start, end));
     }
@@ -262,45 +282,53 @@ static inline float attention_ms(const AttentionTrial *t, int who) {
         for (int j = i + 1; j < ROUNDS; j++)
             if (ms[j] < ms[i]) {
                 float swap = ms[i];
-                ms[i] = ms[j], ms[j] = swap;
+                ms[i] = ms[j];
+                ms[j] = swap;
             }
     return ms[ROUNDS / 2];
 }
 
-/* Plans take some seconds to compile, and the attention of short sequences takes next to no time. */
+/* The shortest sequences that auto runs trials for. cuDNN's plans take some seconds to compile, and the attention
+   of shorter sequences takes next to no time. */
 enum { ATTENTION_WORTH_IT = 512 };
+
+/* auto takes a candidate that is faster by more than this: a tenth is beyond the noise of five timings, and less
+   is not worth other kernels. */
+#define ATTENTION_GAIN 1.1
+
+/* auto leaves cuDNN more workspace than this part of the free memory to whoever names cuDNN: ds of all heads,
+   (B,NH,T,T) in bf16, would take the memory of the activations. */
+enum { CUDNN_WORKSPACE_PART = 8 };
 
 /* Whether auto tries the kernels for Hopper. Not before a device has run their tests: an illegal access or a hang in
    the trial would end a run that did not ask for them. The help of --attention says so too. */
 enum { HOPPER_BY_ITSELF = 0 };
 
 /* Whether a trial of a candidate is to be had: its plan, its device, its memory. */
-static inline int attention_can(const Config *c, int who, char *why, size_t size) {
+static inline int attention_can(const AttentionShape *s, int automatic, TrialKind who, char *why,
+                                size_t size) {
     size_t room = 0, all = 0;
-    int automatic = c->attention == ATTENTION_AUTO;
     if (who == TRIAL_HOPPER) {
         if (automatic && !HOPPER_BY_ITSELF) return cudnn_refuse(why, size, "only when it is named");
-        return hopper_supports(c->head_dim, why, size);
+        return hopper_supports(s->HS, why, size);
     }
-    if (cudnn_attention_plan(c->batch_size, c->seq_len, c->heads, c->kv_heads, c->head_dim,
-                             c->attn_scale, why, size))
-        return -1;
-    size_t need = cudnn_attention_workspace(c->batch_size, c->seq_len, c->heads, c->kv_heads,
-                                            c->head_dim, c->attn_scale);
+    if (cudnn_attention_plan(s->B, s->T, s->NH, s->NKV, s->HS, why, size)) return -1;
+    size_t need = cudnn_attention_workspace(s->B, s->T, s->NH, s->NKV, s->HS);
     CUDA_CHECK(cudaMemGetInfo(&room, &all));
-    if (automatic && need > room / 8)
+    if (automatic && need > room / CUDNN_WORKSPACE_PART)
         return cudnn_refuse(why, size, "cuDNN wants %.1f GB to work in", (double)need * 1e-9);
     return 0;
 }
 
 /* Whether a candidate can do this run's attention; *faster: the time of the portable kernels over its own, 0 where
    times mean nothing. Leaves the plans, and no memory of the device. */
-static inline int attention_try(const Config *c, int who, double *faster, char *why, size_t size) {
+static inline int attention_try(const AttentionShape *s, int automatic, TrialKind who,
+                                double *faster, char *why, size_t size) {
     AttentionTrial t;
-    size_t scratch = cuda_scratch_bytes;
+    size_t scratch = cm_gpu.scratch_bytes;
     *faster = 0;
-    if (attention_can(c, who, why, size)) return -1;
-    int status = trial_start(&t, c, who, why, size);
+    if (attention_can(s, automatic, who, why, size)) return -1;
+    int status = trial_start(&t, s, who, why, size);
     if (!status) status = attention_compare(&t, who, why, size);
     if (!status && !(who == TRIAL_HOPPER && emulated_time)) {
         float ours = attention_ms(&t, TRIAL_FLASH), theirs = attention_ms(&t, who);
@@ -315,10 +343,10 @@ static inline int attention_try(const Config *c, int who, double *faster, char *
 /* cuDNN's passes after the choice. What a CUDA graph has recorded of them stays as it is, and is not asked again. */
 
 static inline void attention_ends(void) {
-    die("%s. The run cannot change to other kernels of attention in the middle, which would give "
-        "it other bits: go on "
-        "from its last checkpoint with --resume --attention flash",
-        cudnn_failure());
+    device_fail("%s. The run cannot change to other kernels of attention in the middle, which "
+                "would give it other bits: go on from its last checkpoint with --resume "
+                "--attention flash",
+                cudnn_failure());
 }
 static inline int attention_cudnn_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
                                           int NH, int NKV, int HS, double scale) {
@@ -332,10 +360,6 @@ static inline int attention_cudnn_backward(floatX *dqkv, const floatX *dout, con
         attention_ends();
     return 0;
 }
-
-/* Time of the portable kernels over that of the fastest candidate in the trial of this start; 0: there was none, or
-   it was not timed. */
-inline double attention_faster;
 
 /* What a trial has said of a candidate. */
 typedef struct {
@@ -360,88 +384,105 @@ static inline void candidate_note(char *note, size_t size, const Candidate *a, c
 }
 
 /* Leaves attention to a candidate, and says so in the note. */
-static inline void attention_take(int who, double faster, char *note, size_t size) {
+static inline void attention_take(TrialKind who, double faster, char *note, size_t size) {
     char name[32] = "hopper", engines[128] = "", than[64] = "";
     double times = faster < 1 ? 1 / faster : faster;
     if (faster > 0)
         snprintf(than, sizeof than, "%.1fx %s than flash", times, faster < 1 ? "slower" : "faster");
-    attention_faster = faster;
+    cm_gpu.attention_faster = faster;
     if (who == TRIAL_HOPPER) {
-        attention_library_forward = hopper_forward, attention_library_backward = hopper_backward;
+        cm_gpu.attention_forward = hopper_forward;
+        cm_gpu.attention_backward = hopper_backward;
         snprintf(note, size, "hopper%s%s%s", than[0] ? " (" : "", than, than[0] ? ")" : "");
         return;
     }
-    attention_library_forward = attention_cudnn_forward,
-    attention_library_backward = attention_cudnn_backward;
+    cm_gpu.attention_forward = attention_cudnn_forward;
+    cm_gpu.attention_backward = attention_cudnn_backward;
     cudnn_name(name, sizeof name);
     cudnn_engines(engines, sizeof engines);
     snprintf(note, size, "%s (%s%s; %s)", name, than,
-             cudnn_fast ? "; equal runs may differ in bits" : "", engines);
+             cm_gpu.cudnn_fast ? "; equal runs may differ in bits" : "", engines);
 }
 
-/* The one that was named; -1 and err: it cannot. */
-static inline int attention_named(Config *c, char *note, size_t size, char *err) {
-    static const char *const needs[] = {"", "runs on every GPU", "needs no cuDNN"};
-    int who = c->attention == ATTENTION_HOPPER ? TRIAL_HOPPER : TRIAL_CUDNN;
+/* Takes the candidate that --attention names; -1 and err: it cannot do this run. */
+static inline int attention_named(TrialKind who, const AttentionShape *s, char *note, size_t size,
+                                  char *err) {
+    const char *flag = who == TRIAL_HOPPER ? "hopper" : cm_gpu.cudnn_fast ? "cudnn-fast" : "cudnn";
+    const char *need = who == TRIAL_HOPPER ? "runs on every GPU" : "needs no cuDNN";
     Candidate a;
     a.why[0] = 0;
-    if (!attention_try(c, who, &a.faster, a.why, sizeof a.why))
-        return attention_take(who, a.faster, note, size), 0;
-    cudnn_free_plans();
-    return fail(err, "--attention %s: %s; --attention flash %s",
-                who == TRIAL_HOPPER ? "hopper"
-                : cudnn_fast        ? "cudnn-fast"
-                                    : "cudnn",
-                a.why, needs[who]);
+    if (attention_try(s, 0, who, &a.faster, a.why, sizeof a.why)) {
+        cudnn_free_plans();
+        return fail(err, "--attention %s: %s; --attention flash %s", flag, a.why, need);
+    }
+    attention_take(who, a.faster, note, size);
+    return 0;
 }
 
-/* The fastest one, if it is faster than the portable kernels by more than the noise. */
-static inline void attention_fastest(Config *c, char *note, size_t size) {
-    Candidate a[TRIAL_CUDNN + 1];
+/* The note of a run that keeps the portable kernels: what the candidates said, or how long they took. */
+static inline void attention_note_flash(const Candidate *hopper, const Candidate *dnn, char *note,
+                                        size_t size) {
     char name[32];
-    int best = TRIAL_FLASH;
-    memset(a, 0, sizeof a);
-    a[TRIAL_FLASH].faster = 1.1;
-    for (int who = TRIAL_HOPPER; who <= TRIAL_CUDNN; who++) {
-        a[who].status = attention_try(c, who, &a[who].faster, a[who].why, sizeof a[who].why);
-        if (!a[who].status && a[who].faster > a[best].faster) best = who;
-        if (!a[who].status && a[who].faster > attention_faster) attention_faster = a[who].faster;
-    }
-    if (best != TRIAL_CUDNN) cudnn_free_plans();
-    c->attention = best == TRIAL_HOPPER  ? ATTENTION_HOPPER
-                   : best == TRIAL_CUDNN ? ATTENTION_CUDNN
-                                         : ATTENTION_FLASH;
-    if (best != TRIAL_FLASH) {
-        attention_take(best, a[best].faster, note, size);
-        return;
-    }
     cudnn_name(name, sizeof name);
     snprintf(note, size, "flash (");
     if (hopper_device()) {
-        if (a[TRIAL_HOPPER].status) note_add(note, size, "hopper: ");
-        candidate_note(note, size, &a[TRIAL_HOPPER], "hopper");
+        if (hopper->status) note_add(note, size, "hopper: ");
+        candidate_note(note, size, hopper, "hopper");
         note_add(note, size, "; ");
     }
-    candidate_note(note, size, &a[TRIAL_CUDNN], name);
+    candidate_note(note, size, dnn, name);
     note_add(note, size, ")");
 }
 
-/* Sets who does attention_forward and attention_backward by --attention, makes that flash, hopper or cudnn where it
-   is auto (never cudnn-fast), and says in a note why. -1 and err: one was named that cannot. */
-static inline int attention_choose(Config *c, char *note, size_t size, char *err) {
-    attention_faster = 0;
-    attention_library_forward = NULL, attention_library_backward = NULL;
-    cudnn_free_plans();
-    cudnn_fast = c->attention == ATTENTION_CUDNN_FAST;
-    snprintf(note, size, "flash");
-    if (c->attention == ATTENTION_FLASH) return 0;
-    if (c->attention != ATTENTION_AUTO) return attention_named(c, note, size, err);
-    if (c->seq_len >= ATTENTION_WORTH_IT) {
-        attention_fastest(c, note, size);
-        return 0;
+/* Tries the candidates and takes the fastest one, if it is faster than the portable kernels by more than
+   ATTENTION_GAIN. Returns the choice. */
+static inline AttentionKind attention_fastest(const AttentionShape *s, char *note, size_t size) {
+    static const TrialKind tried[] = {TRIAL_HOPPER, TRIAL_CUDNN};
+    Candidate a[TRIAL_CUDNN + 1];
+    TrialKind best = TRIAL_FLASH;
+    memset(a, 0, sizeof a);
+    a[TRIAL_FLASH].faster = ATTENTION_GAIN;
+    for (TrialKind who : tried) {
+        Candidate *now = &a[who];
+        now->status = attention_try(s, 1, who, &now->faster, now->why, sizeof now->why);
+        if (now->status) continue;
+        if (now->faster > a[best].faster) best = who;
+        if (now->faster > cm_gpu.attention_faster) cm_gpu.attention_faster = now->faster;
     }
-    c->attention = ATTENTION_FLASH;
-    snprintf(note, size, "flash (sequences are short)");
+    if (best != TRIAL_CUDNN) cudnn_free_plans();
+    switch (best) {
+    case TRIAL_FLASH: break;
+    case TRIAL_HOPPER: attention_take(best, a[best].faster, note, size); return ATTENTION_HOPPER;
+    case TRIAL_CUDNN: attention_take(best, a[best].faster, note, size); return ATTENTION_CUDNN;
+    }
+    attention_note_flash(&a[TRIAL_HOPPER], &a[TRIAL_CUDNN], note, size);
+    return ATTENTION_FLASH;
+}
+
+/* Chooses the kernels behind attention_forward and attention_backward by *kind, makes an auto in it flash,
+   hopper or cudnn (never cudnn-fast), and says in `note` why. Returns 0, or -1 and err where the kernels that
+   were named cannot do this shape. */
+static inline int attention_choose(AttentionKind *kind, const AttentionShape *s, char *note,
+                                   size_t size, char *err) {
+    cm_gpu.attention_faster = 0;
+    cm_gpu.attention_forward = NULL;
+    cm_gpu.attention_backward = NULL;
+    cudnn_free_plans();
+    cm_gpu.cudnn_fast = *kind == ATTENTION_CUDNN_FAST;
+    snprintf(note, size, "flash");
+    switch (*kind) {
+    case ATTENTION_FLASH: return 0;
+    case ATTENTION_HOPPER: return attention_named(TRIAL_HOPPER, s, note, size, err);
+    case ATTENTION_CUDNN:
+    case ATTENTION_CUDNN_FAST: return attention_named(TRIAL_CUDNN, s, note, size, err);
+    case ATTENTION_AUTO: break;
+    }
+    if (s->T >= ATTENTION_WORTH_IT) {
+        *kind = attention_fastest(s, note, size);
+    } else {
+        *kind = ATTENTION_FLASH;
+        snprintf(note, size, "flash (sequences are short)");
+    }
     return 0;
 }
 

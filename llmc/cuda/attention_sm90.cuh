@@ -594,10 +594,12 @@ static inline int hopper_supports(int HS, char *why, size_t size) {
         return snprintf(why, size, "it takes head widths of 64 and 128, not %d", HS), -1;
     if (!hopper_device())
         return snprintf(why, size, "this GPU is not of compute capability 9.0"), -1;
-    CUDA_CHECK(cudaMalloc((void **)&probe, sizeof *probe));
+    if (cuda_try_malloc((void **)&probe, sizeof *probe))
+        return snprintf(why, size, "there is no GPU memory to try it"), -1;
     LAUNCH(hopper_probe, 1, 1, 0, probe);
-    CUDA_CHECK(cudaMemcpyAsync(&answer, probe, sizeof answer, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(
+        cudaMemcpyAsync(&answer, probe, sizeof answer, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     CUDA_CHECK(cudaFree(probe));
     if (!answer) return snprintf(why, size, "this program was not compiled for sm_90a"), -1;
     return 0;

@@ -16,7 +16,7 @@ attention has no causal mask before cuDNN 9.21, and none backward. The graph is,
                ds = scale p (dout v^T - D); dk = ds^T q; dq = ds k
 
 With dq the product itself cuDNN keeps ds, B NH T T numbers of bf16, in its workspace and multiplies them in a
-kernel of its own, in a fixed order. With cudnn_fast the product is a float tensor `dq_sum` (B,NH,T,HS) of
+kernel of its own, in a fixed order. With cm_gpu.cudnn_fast the product is a float tensor `dq_sum` (B,NH,T,HS) of
 which dq is a copy in bf16: then ds is never stored, blocks of keys add their parts to dq_sum in any order,
 and equal runs may differ in the last bits. With fewer key heads than query heads, dk and dv are sums over the
 heads of a group.
@@ -42,18 +42,15 @@ __attribute__((format(printf, 3, 4))) static inline int cudnn_refuse(char *why, 
     return -1;
 }
 
-/* Whether dq may be summed in any order. Plans are made for the one or the other. */
-inline int cudnn_fast;
-
 #ifdef CM_FP32
 
 static inline int cudnn_start(char *why, size_t size) {
     return cudnn_refuse(why, size, "cuDNN's attention is for bf16");
 }
-static inline int cudnn_attention_plan(int, int, int, int, int, double, char *why, size_t size) {
+static inline int cudnn_attention_plan(int, int, int, int, int, char *why, size_t size) {
     return cudnn_start(why, size);
 }
-static inline size_t cudnn_attention_workspace(int, int, int, int, int, double) { return 0; }
+static inline size_t cudnn_attention_workspace(int, int, int, int, int) { return 0; }
 static inline int cudnn_attention_forward(floatX *, floatM *, const floatX *, int, int, int, int,
                                           int, double) {
     return -1;
@@ -73,15 +70,6 @@ static inline void cudnn_free_plans(void) {}
 /* ---------------------------------------------------------------------------------------------- */
 /* the library */
 
-typedef struct {
-    CudnnHandle handle;
-    int started, version;         /* 91900: 9.19.0 */
-    char path[1024], nvrtc[1024]; /* of the libraries; "" where there is none */
-    char why[320];                /* the last failure of a pass */
-} Cudnn;
-inline Cudnn cudnn;
-inline CudnnFunctions cudnn_api;
-
 #ifndef CM_EMU
 
 /* NVRTC compiles cuDNN's kernels of attention. cuDNN looks for it by name, libnvrtc.so.13 where cuDNN was
@@ -91,9 +79,10 @@ static inline void cudnn_load_nvrtc(void) {
     static const char *const wheels[] = {"cuda_nvrtc/lib", "cu13/lib", NULL};
     char name[32], why[256];
     const char *names[] = {name, NULL};
-    snprintf(name, sizeof name, "libnvrtc.so.%d", (int)(cudnn_api.GetCudartVersion() / 1000));
-    LibrarySearch search = {names, NULL, wheels, cudnn.path, 1, 1};
-    library_open(&search, cudnn.nvrtc, sizeof cudnn.nvrtc, why, sizeof why);
+    snprintf(name, sizeof name, "libnvrtc.so.%d",
+             (int)(cm_gpu.cudnn_api.GetCudartVersion() / 1000));
+    LibrarySearch search = {names, NULL, wheels, cm_gpu.cudnn.path, 1, 1};
+    library_open(&search, cm_gpu.cudnn.nvrtc, sizeof cm_gpu.cudnn.nvrtc, why, sizeof why);
 }
 
 /* Finds the library and its functions. */
@@ -102,10 +91,10 @@ static inline int cudnn_load(char *why, size_t size) {
                                                                     "cudnn/lib", "cu13/lib", NULL};
     static const char *const variables[] = {"CUDNN_PATH", "CUDNN_HOME", NULL};
     char beside[1024];
-    if (cudnn_api.BackendExecute) return 0;
+    if (cm_gpu.cudnn_api.BackendExecute) return 0;
     library_loaded("libcublasLt.so", beside, sizeof beside);
     LibrarySearch search = {names, variables, wheels, beside, 0, 0};
-    void *library = library_open(&search, cudnn.path, sizeof cudnn.path, why, size);
+    void *library = library_open(&search, cm_gpu.cudnn.path, sizeof cm_gpu.cudnn.path, why, size);
     if (!library) return -1;
     CudnnFunctions found;
     const char *missing = NULL;
@@ -115,75 +104,78 @@ static inline int cudnn_load(char *why, size_t size) {
     CUDNN_FUNCTIONS(CUDNN_SYMBOL)
 #undef CUDNN_SYMBOL
     if (missing) {
-        cudnn_refuse(why, size, "%s has no %s", cudnn.path, missing);
-        cudnn.path[0] = 0;
+        cudnn_refuse(why, size, "%s has no %s", cm_gpu.cudnn.path, missing);
+        cm_gpu.cudnn.path[0] = 0;
         dlclose(library);
         return -1;
     }
-    cudnn_api = found;
-    cudnn.version = (int)cudnn_api.GetVersion();
+    cm_gpu.cudnn_api = found;
+    cm_gpu.cudnn.version = (int)cm_gpu.cudnn_api.GetVersion();
     cudnn_load_nvrtc();
     return 0;
 }
 
 #else
 
-/* There is no library under the emulator; a test puts functions into cudnn_api. */
+/* There is no library under the emulator; a test puts functions into cm_gpu.cudnn_api. */
 static inline int cudnn_load(char *why, size_t size) {
-    if (!cudnn_api.BackendExecute) return cudnn_refuse(why, size, "no cuDNN under the emulator");
-    cudnn.version = (int)cudnn_api.GetVersion();
+    if (!cm_gpu.cudnn_api.BackendExecute)
+        return cudnn_refuse(why, size, "no cuDNN under the emulator");
+    cm_gpu.cudnn.version = (int)cm_gpu.cudnn_api.GetVersion();
     return 0;
 }
 
 #endif
 
 static inline void cudnn_name(char *text, size_t size) {
-    snprintf(text, size, "cuDNN %d.%d", cudnn.version / 10000, cudnn.version / 100 % 100);
+    snprintf(text, size, "cuDNN %d.%d", cm_gpu.cudnn.version / 10000,
+             cm_gpu.cudnn.version / 100 % 100);
 }
 
 /* "cuDNN 9.19.0 (/usr/lib/libcudnn.so.9), NVRTC /usr/lib/libnvrtc.so.13"; "" while none is loaded. */
 static inline void cudnn_where(char *text, size_t size) {
     text[0] = 0;
-    if (!cudnn.version) return;
-    snprintf(text, size, "cuDNN %d.%d.%d (%s), %s%s", cudnn.version / 10000,
-             cudnn.version / 100 % 100, cudnn.version % 100, cudnn.path,
-             cudnn.nvrtc[0] ? "NVRTC " : "no NVRTC", cudnn.nvrtc);
+    if (!cm_gpu.cudnn.version) return;
+    snprintf(text, size, "cuDNN %d.%d.%d (%s), %s%s", cm_gpu.cudnn.version / 10000,
+             cm_gpu.cudnn.version / 100 % 100, cm_gpu.cudnn.version % 100, cm_gpu.cudnn.path,
+             cm_gpu.cudnn.nvrtc[0] ? "NVRTC " : "no NVRTC", cm_gpu.cudnn.nvrtc);
 }
 
 /* Why the last pass was not done. */
-static inline const char *cudnn_failure(void) { return cudnn.why; }
+static inline const char *cudnn_failure(void) { return cm_gpu.cudnn.why; }
 
 /* cuDNN's words for the last failure. */
 static inline int cudnn_explain(CudnnStatus status, const char *what, char *why, size_t size) {
     char name[32], text[256] = "";
     cudnn_name(name, sizeof name);
-    cudnn_api.GetLastErrorString(text, sizeof text);
+    cm_gpu.cudnn_api.GetLastErrorString(text, sizeof text);
     text[sizeof text - 1] = 0;
     for (char *c = text; *c; c++)
         if (*c == '\n' || *c == '"') *c = ' ';
-    return cudnn_refuse(why, size, "%s: %s: %s%s%s", name, what, cudnn_api.GetErrorString(status),
-                        text[0] ? ": " : "", text);
+    return cudnn_refuse(why, size, "%s: %s: %s%s%s", name, what,
+                        cm_gpu.cudnn_api.GetErrorString(status), text[0] ? ": " : "", text);
 }
 
-/* Loads the library and makes its handle on cuda_stream. */
+/* Loads the library and makes its handle on cm_gpu.stream. */
 static inline int cudnn_start(char *why, size_t size) {
-    if (cudnn.started) return 0;
+    if (cm_gpu.cudnn.started) return 0;
     if (cudnn_load(why, size)) return -1;
     char name[32];
     cudnn_name(name, sizeof name);
-    if (cudnn.version / 10000 != 9) return cudnn_refuse(why, size, "%s is not cuDNN 9", name);
-    if (cudnn.version == 91000 || cudnn.version == 91001)
+    if (cm_gpu.cudnn.version / 10000 != 9)
+        return cudnn_refuse(why, size, "%s is not cuDNN 9", name);
+    if (cm_gpu.cudnn.version == 91000 || cm_gpu.cudnn.version == 91001)
         return cudnn_refuse(why, size, "%s.%d has known mistakes in attention", name,
-                            cudnn.version % 100);
-    CudnnStatus status = cudnn_api.Create(&cudnn.handle);
+                            cm_gpu.cudnn.version % 100);
+    CudnnStatus status = cm_gpu.cudnn_api.Create(&cm_gpu.cudnn.handle);
     if (status != DNN_STATUS_SUCCESS) return cudnn_explain(status, "cudnnCreate", why, size);
-    status = cudnn_api.SetStream(cudnn.handle, cuda_stream);
+    status = cm_gpu.cudnn_api.SetStream(cm_gpu.cudnn.handle, cm_gpu.stream);
     if (status != DNN_STATUS_SUCCESS) {
         cudnn_explain(status, "cudnnSetStream", why, size);
-        cudnn_api.Destroy(cudnn.handle);
+        cm_gpu.cudnn_api.Destroy(cm_gpu.cudnn.handle);
         return -1;
     }
-    cudnn.started = 1;
+    cm_gpu.cudnn.started = 1;
     return 0;
 }
 
@@ -213,7 +205,7 @@ static inline CudnnDescriptor cudnn_make(CudnnGraph *g, int type) {
         cudnn_refuse(g->why, sizeof g->why, "internal error: too many descriptors");
         return NULL;
     }
-    CudnnStatus status = cudnn_api.BackendCreateDescriptor(type, &d);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendCreateDescriptor(type, &d);
     if (status != DNN_STATUS_SUCCESS) {
         cudnn_fail(g, status, "a descriptor");
         return NULL;
@@ -224,7 +216,7 @@ static inline CudnnDescriptor cudnn_make(CudnnGraph *g, int type) {
 static inline void cudnn_set(CudnnGraph *g, CudnnDescriptor d, int name, int type, int64_t n,
                              const void *values) {
     if (g->failed) return;
-    CudnnStatus status = cudnn_api.BackendSetAttribute(d, name, type, n, values);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendSetAttribute(d, name, type, n, values);
     if (status == DNN_STATUS_SUCCESS) return;
     char what[40];
     snprintf(what, sizeof what, "attribute %d", (int)name);
@@ -238,12 +230,12 @@ static inline void cudnn_set_descriptor(CudnnGraph *g, CudnnDescriptor d, int na
 
 static inline void cudnn_finalize(CudnnGraph *g, CudnnDescriptor d, const char *what) {
     if (g->failed) return;
-    CudnnStatus status = cudnn_api.BackendFinalize(d);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendFinalize(d);
     if (status != DNN_STATUS_SUCCESS) cudnn_fail(g, status, what);
 }
 
 static inline void cudnn_free_graph(CudnnGraph *g) {
-    while (g->count) cudnn_api.BackendDestroyDescriptor(g->made[--g->count]);
+    while (g->count) cm_gpu.cudnn_api.BackendDestroyDescriptor(g->made[--g->count]);
     g->operation_count = 0;
 }
 
@@ -479,21 +471,21 @@ static inline void cudnn_backward_graph(CudnnGraph *g, int fast) {
 /* ---------------------------------------------------------------------------------------------- */
 /* plans */
 
-/* What is planned; FAST is the backward pass of cudnn_fast. */
+/* What is planned; FAST is the backward pass of cm_gpu.cudnn_fast. */
 enum { CUDNN_FORWARD, CUDNN_BACKWARD, CUDNN_BACKWARD_FAST };
 static inline int cudnn_pass(int backward) {
-    return !backward ? CUDNN_FORWARD : cudnn_fast ? CUDNN_BACKWARD_FAST : CUDNN_BACKWARD;
+    return !backward ? CUDNN_FORWARD : cm_gpu.cudnn_fast ? CUDNN_BACKWARD_FAST : CUDNN_BACKWARD;
 }
 
 /* One pass of attention at one shape. The graph's descriptors live as long as the plan. */
-typedef struct {
+struct CudnnPlan {
     CudnnGraph graph;
     CudnnDescriptor plan;
     int pass;
     size_t workspace; /* bytes */
     int64_t engine;   /* cuDNN's number of the kernel's maker */
     unsigned notes;   /* what cuDNN notes of its arithmetic, a bit a note */
-} CudnnPlan;
+};
 
 /* A way to carry out a graph. */
 typedef struct {
@@ -502,10 +494,6 @@ typedef struct {
     unsigned notes;
 } CudnnProposal;
 
-enum { CUDNN_PLANS = 16 };
-inline CudnnPlan *cudnn_plans[CUDNN_PLANS];
-inline int cudnn_plan_count;
-
 /* The operations as one graph, and cuDNN's proposals for it, the best first; returns how many. */
 static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *configs, int64_t most) {
     int mode = DNN_HEUR_MODE_A;
@@ -513,7 +501,7 @@ static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *confi
     CudnnDescriptor whole = cudnn_make(g, DNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_OPS, DNN_TYPE_BACKEND_DESCRIPTOR,
               g->operation_count, g->operations);
-    cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_HANDLE, DNN_TYPE_HANDLE, 1, &cudnn.handle);
+    cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_HANDLE, DNN_TYPE_HANDLE, 1, &cm_gpu.cudnn.handle);
     cudnn_finalize(g, whole, "its graph");
     CudnnDescriptor search = cudnn_make(g, DNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     cudnn_set_descriptor(g, search, DNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, whole);
@@ -521,7 +509,7 @@ static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *confi
     cudnn_finalize(g, search, "a kernel for it");
     for (int64_t i = 0; i < most; i++) configs[i] = cudnn_make(g, DNN_BACKEND_ENGINECFG_DESCRIPTOR);
     if (g->failed) return 0;
-    CudnnStatus status = cudnn_api.BackendGetAttribute(
+    CudnnStatus status = cm_gpu.cudnn_api.BackendGetAttribute(
         search, DNN_ATTR_ENGINEHEUR_RESULTS, DNN_TYPE_BACKEND_DESCRIPTOR, most, &n, configs);
     if (status != DNN_STATUS_SUCCESS) cudnn_fail(g, status, "its kernels");
     return g->failed ? 0 : n < most ? n : most;
@@ -532,14 +520,15 @@ static inline void cudnn_inspect(CudnnGraph *g, CudnnProposal *p) {
     int notes[64];
     int64_t n = 0, most = (int64_t)(sizeof notes / sizeof notes[0]);
     CudnnDescriptor engine = cudnn_make(g, DNN_BACKEND_ENGINE_DESCRIPTOR);
-    if (g->failed || cudnn_api.BackendGetAttribute(p->config, DNN_ATTR_ENGINECFG_ENGINE,
-                                                   DNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
+    if (g->failed ||
+        cm_gpu.cudnn_api.BackendGetAttribute(p->config, DNN_ATTR_ENGINECFG_ENGINE,
+                                             DNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
         return;
-    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_GLOBAL_INDEX, DNN_TYPE_INT64, 1, &n,
-                                      &p->engine))
+    if (cm_gpu.cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_GLOBAL_INDEX, DNN_TYPE_INT64,
+                                             1, &n, &p->engine))
         p->engine = 0;
-    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_NUMERICAL_NOTE,
-                                      DNN_TYPE_NUMERICAL_NOTE, most, &n, notes))
+    if (cm_gpu.cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_NUMERICAL_NOTE,
+                                             DNN_TYPE_NUMERICAL_NOTE, most, &n, notes))
         return;
     for (int64_t i = 0; i < n && i < most; i++)
         if (notes[i] >= 0 && notes[i] < 32) p->notes |= 1u << notes[i];
@@ -555,11 +544,11 @@ static inline CudnnDescriptor cudnn_plan_config(CudnnGraph *g, CudnnDescriptor c
     int64_t bytes = 0, count = 0;
     CudnnDescriptor plan = cudnn_make(g, DNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
     cudnn_set_descriptor(g, plan, DNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
-    cudnn_set(g, plan, DNN_ATTR_EXECUTION_PLAN_HANDLE, DNN_TYPE_HANDLE, 1, &cudnn.handle);
+    cudnn_set(g, plan, DNN_ATTR_EXECUTION_PLAN_HANDLE, DNN_TYPE_HANDLE, 1, &cm_gpu.cudnn.handle);
     cudnn_finalize(g, plan, "a plan");
     if (g->failed) return NULL;
-    CudnnStatus status = cudnn_api.BackendGetAttribute(plan, DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
-                                                       DNN_TYPE_INT64, 1, &count, &bytes);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendGetAttribute(
+        plan, DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, DNN_TYPE_INT64, 1, &count, &bytes);
     if (status != DNN_STATUS_SUCCESS || bytes < 0) cudnn_fail(g, status, "the workspace");
     *workspace = (size_t)bytes;
     return g->failed ? NULL : plan;
@@ -602,7 +591,7 @@ static inline int cudnn_check_shape(int T, int NH, int NKV, int HS, char *why, s
         return cudnn_refuse(why, size, "%s takes head widths of 8, 16 .. 128, not %d", name, HS);
     if (NH % NKV) return cudnn_refuse(why, size, "%s: %d heads do not share %d", name, NH, NKV);
     if (T < 2) return cudnn_refuse(why, size, "%s needs more than one position", name);
-    if (T % 128 && cudnn.version <= 91500)
+    if (T % 128 && cm_gpu.cudnn.version <= 91500)
         return cudnn_refuse(why, size, "%s needs a multiple of 128 positions", name);
     return 0;
 }
@@ -617,16 +606,17 @@ static inline CudnnPlan *cudnn_plan(int B, int T, int NH, int NKV, int HS, int p
                                     size_t size) {
     if (cudnn_check_shape(T, NH, NKV, HS, why, size)) return NULL;
     CudnnPlan *p = NULL;
-    for (int i = 0; i < cudnn_plan_count && !p; i++)
-        if (cudnn_same_heads(cudnn_plans[i], T, NH, NKV, HS, pass) && cudnn_plans[i]->graph.B == B)
-            p = cudnn_plans[i];
+    for (int i = 0; i < cm_gpu.cudnn_plan_count && !p; i++)
+        if (cudnn_same_heads(cm_gpu.cudnn_plans[i], T, NH, NKV, HS, pass) &&
+            cm_gpu.cudnn_plans[i]->graph.B == B)
+            p = cm_gpu.cudnn_plans[i];
     if (!p) {
-        p = cudnn_plan_count < CUDNN_PLANS ? (CudnnPlan *)calloc(1, sizeof *p) : NULL;
+        p = cm_gpu.cudnn_plan_count < CUDNN_PLANS ? (CudnnPlan *)calloc(1, sizeof *p) : NULL;
         if (!p) {
             cudnn_refuse(why, size, "no room for a plan");
             return NULL;
         }
-        cudnn_plans[cudnn_plan_count++] = p;
+        cm_gpu.cudnn_plans[cm_gpu.cudnn_plan_count++] = p;
         p->pass = pass;
         p->graph.B = B, p->graph.T = T, p->graph.NH = NH, p->graph.NKV = NKV, p->graph.HS = HS;
         cudnn_plan_make(p);
@@ -640,17 +630,16 @@ static inline CudnnPlan *cudnn_plan(int B, int T, int NH, int NKV, int HS, int p
 }
 
 static inline void cudnn_free_plans(void) {
-    while (cudnn_plan_count) {
-        CudnnPlan *p = cudnn_plans[--cudnn_plan_count];
+    while (cm_gpu.cudnn_plan_count) {
+        CudnnPlan *p = cm_gpu.cudnn_plans[--cm_gpu.cudnn_plan_count];
         cudnn_free_graph(&p->graph);
         free(p);
     }
 }
 
 /* Makes the plans of both directions; -1 and why not. */
-static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, double scale,
-                                       char *why, size_t size) {
-    (void)scale; /* is a number that the kernels read */
+static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, char *why,
+                                       size_t size) {
     if (cudnn_start(why, size)) return -1;
     for (int backward = 0; backward < 2; backward++)
         if (!cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), why, size)) return -1;
@@ -663,8 +652,9 @@ static inline void cudnn_engines(char *text, size_t size) {
     static const char *const names[] = {NULL, "converts inputs down", "reduced-precision sums",
                                         "FFT", "nondeterministic"};
     const CudnnPlan *last[2] = {NULL, NULL};
-    for (int i = 0; i < cudnn_plan_count; i++)
-        if (cudnn_plans[i]->plan) last[cudnn_plans[i]->pass != CUDNN_FORWARD] = cudnn_plans[i];
+    for (int i = 0; i < cm_gpu.cudnn_plan_count; i++)
+        if (cm_gpu.cudnn_plans[i]->plan)
+            last[cm_gpu.cudnn_plans[i]->pass != CUDNN_FORWARD] = cm_gpu.cudnn_plans[i];
     size_t at = 0;
     text[0] = 0;
     for (int k = 0; k < 2 && last[0] && last[1]; k++) {
@@ -690,18 +680,16 @@ static inline size_t cudnn_row_bytes(int B, int T, int NH) {
     return ((size_t)B * T * NH * sizeof(float) + 255) / 256 * 256;
 }
 static inline size_t cudnn_sum_bytes(int B, int T, int NH, int HS) {
-    return cudnn_fast ? ((size_t)B * T * NH * HS * sizeof(float) + 255) / 256 * 256 : 0;
+    return cm_gpu.cudnn_fast ? ((size_t)B * T * NH * HS * sizeof(float) + 255) / 256 * 256 : 0;
 }
 
 /* Bytes of scratch that both passes need, 0 where nothing of this shape is planned. Of a batch that
    is not planned, in proportion to one that is. */
-static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, int HS,
-                                               double scale) {
+static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, int HS) {
     size_t most = 0;
-    (void)scale;
-    for (int i = 0; i < cudnn_plan_count; i++)
+    for (int i = 0; i < cm_gpu.cudnn_plan_count; i++)
         for (int backward = 0; backward < 2; backward++) {
-            const CudnnPlan *p = cudnn_plans[i];
+            const CudnnPlan *p = cm_gpu.cudnn_plans[i];
             if (!p->plan || !cudnn_same_heads(p, T, NH, NKV, HS, cudnn_pass(backward))) continue;
             size_t planned = (size_t)p->graph.B,
                    bytes = (p->workspace + planned - 1) / planned * (size_t)B;
@@ -723,20 +711,21 @@ static inline int cudnn_execute(CudnnPlan *p, int n, const int64_t *ids, void *c
     cudnn_set(&run, pack, DNN_ATTR_VARIANT_PACK_WORKSPACE, DNN_TYPE_VOID_PTR, 1, &workspace);
     cudnn_finalize(&run, pack, "its arguments");
     if (!run.failed) {
-        CudnnStatus status = cudnn_api.BackendExecute(cudnn.handle, p->plan, pack);
+        CudnnStatus status = cm_gpu.cudnn_api.BackendExecute(cm_gpu.cudnn.handle, p->plan, pack);
         if (status != DNN_STATUS_SUCCESS) cudnn_fail(&run, status, "attention");
     }
     cudnn_free_graph(&run);
-    return run.failed ? cudnn_refuse(cudnn.why, sizeof cudnn.why, "%s", run.why) : 0;
+    return run.failed ? cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "%s", run.why) : 0;
 }
 
 /* The plan for a batch of a shape that cudnn_attention_plan has planned; of no other. */
 static inline CudnnPlan *cudnn_planned(int B, int T, int NH, int NKV, int HS, int backward) {
-    for (int i = 0; i < cudnn_plan_count; i++)
-        if (cudnn_plans[i]->plan &&
-            cudnn_same_heads(cudnn_plans[i], T, NH, NKV, HS, cudnn_pass(backward)))
-            return cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), cudnn.why, sizeof cudnn.why);
-    cudnn_refuse(cudnn.why, sizeof cudnn.why, "no plan for sequences of %d", T);
+    for (int i = 0; i < cm_gpu.cudnn_plan_count; i++)
+        if (cm_gpu.cudnn_plans[i]->plan &&
+            cudnn_same_heads(cm_gpu.cudnn_plans[i], T, NH, NKV, HS, cudnn_pass(backward)))
+            return cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), cm_gpu.cudnn.why,
+                              sizeof cm_gpu.cudnn.why);
+    cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "no plan for sequences of %d", T);
     return NULL;
 }
 
@@ -744,12 +733,14 @@ static inline CudnnPlan *cudnn_planned(int B, int T, int NH, int NKV, int HS, in
 static inline int cudnn_check_alignment(const void *const *addresses) {
     for (; *addresses; addresses++)
         if ((uintptr_t)*addresses % 16)
-            return cudnn_refuse(cudnn.why, sizeof cudnn.why,
+            return cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why,
                                 "an address is no multiple of 16 bytes");
     return 0;
 }
 /* The score of a masked pair: before 9.10 cuDNN wants the lowest float for it. */
-static inline float cudnn_masked(void) { return cudnn.version < 91000 ? -FLT_MAX : -INFINITY; }
+static inline float cudnn_masked(void) {
+    return cm_gpu.cudnn.version < 91000 ? -FLT_MAX : -INFINITY;
+}
 
 /* out (B,T,NH*HS), lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS), as flash_forward; -1: not done. */
 static inline int cudnn_attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
@@ -762,7 +753,10 @@ static inline int cudnn_attention_forward(floatX *out, floatM *lse, const floatX
     const int64_t ids[] = {CUDNN_Q,   CUDNN_K,     CUDNN_V,     CUDNN_OUT,
                            CUDNN_LSE, CUDNN_SCALE, CUDNN_MASKED};
     void *const pointers[] = {q, k, v, out, lse, &factor, &masked};
-    return cudnn_execute(p, 7, ids, pointers, p->workspace ? cuda_scratch(p->workspace) : NULL);
+    void *workspace = p->workspace ? cuda_scratch(p->workspace) : NULL;
+    if (p->workspace && !workspace)
+        return cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
+    return cudnn_execute(p, 7, ids, pointers, workspace);
 }
 
 /* Sets all of dqkv, as flash_backward; -1: not done. */
@@ -776,8 +770,10 @@ static inline int cudnn_attention_backward(floatX *dqkv, const floatX *dout, con
     floatX *dk = dqkv + (size_t)NH * HS, *dv = dk + (size_t)NKV * HS;
     size_t rows = cudnn_row_bytes(B, T, NH), sums = cudnn_sum_bytes(B, T, NH, HS);
     char *scratch = (char *)cuda_scratch(rows + sums + p->workspace);
-    if (sums && cudnn.version < 90600)
-        CUDA_CHECK(cudaMemsetAsync(scratch + rows, 0, sums, cuda_stream));
+    if (!scratch)
+        return cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
+    if (sums && cm_gpu.cudnn.version < 90600)
+        CUDA_CHECK(cudaMemsetAsync(scratch + rows, 0, sums, cm_gpu.stream));
     float factor = (float)scale, masked = cudnn_masked(), one = 1;
     const int64_t ids[] = {CUDNN_Q,     CUDNN_K,      CUDNN_V,   CUDNN_OUT,   CUDNN_LSE,
                            CUDNN_DOUT,  CUDNN_DQ,     CUDNN_DK,  CUDNN_DV,    CUDNN_D,

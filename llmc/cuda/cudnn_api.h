@@ -42,8 +42,9 @@ typedef int CudnnStatus; /* 0, or an error that cudnnGetErrorString names */
     DO(BACKEND_TENSOR_DESCRIPTOR, 17)                                                              \
     DO(BACKEND_MATMUL_DESCRIPTOR, 18)                                                              \
     DO(BACKEND_OPERATION_MATMUL_DESCRIPTOR, 19)                                                    \
-    DO(BACKEND_POINTWISE_DESCRIPTOR, 0) DO(BACKEND_OPERATION_POINTWISE_DESCRIPTOR, 13)             \
-        DO(BACKEND_REDUCTION_DESCRIPTOR, 21) DO(BACKEND_OPERATION_REDUCTION_DESCRIPTOR, 22)        \
+    DO(BACKEND_POINTWISE_DESCRIPTOR, 0)                                                            \
+    DO(BACKEND_OPERATION_POINTWISE_DESCRIPTOR, 13) DO(BACKEND_REDUCTION_DESCRIPTOR, 21)            \
+        DO(BACKEND_OPERATION_REDUCTION_DESCRIPTOR, 22)                                             \
             DO(BACKEND_OPERATION_RESHAPE_DESCRIPTOR, 31) DO(BACKEND_OPERATIONGRAPH_DESCRIPTOR, 15) \
                 DO(BACKEND_ENGINEHEUR_DESCRIPTOR, 4) DO(BACKEND_ENGINECFG_DESCRIPTOR, 3)           \
                     DO(BACKEND_ENGINE_DESCRIPTOR, 2) DO(BACKEND_EXECUTION_PLAN_DESCRIPTOR, 5)      \

@@ -39,24 +39,27 @@ static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte
     else embed_forward_by<1>(x, tokens, wte, wpe, B * T, T, C);
 }
 
-/* sorted (N) = the positions 0..N-1 in the order of their tokens, equal tokens in order of position. */
-static inline void tokens_sort(int *sorted, const int *tokens, int N, int vocab) {
-    static int *start, room; /* of a token's positions in sorted */
-    if (vocab <= 0) die("tokens_sort: a vocabulary of %d", vocab);
-    if (vocab >= room) {
-        free(start);
-        room = vocab + 1;
-        start = (int *)malloc((size_t)room * sizeof *start);
-        if (!start) die("out of memory: counts of %d tokens", vocab);
+/* sorted (N) = the positions 0..N-1 in the order of their tokens, equal tokens in order of position. -1 and a
+   recorded failure for a token outside of the vocabulary, or without memory. */
+static inline int tokens_sort(int *sorted, const int *tokens, int N, int vocab) {
+    if (vocab >= cm_gpu.token_starts_room) {
+        free(cm_gpu.token_starts);
+        cm_gpu.token_starts_room = 0;
+        cm_gpu.token_starts = (int *)malloc(((size_t)vocab + 1) * sizeof(int));
+        if (!cm_gpu.token_starts) return device_fail("out of memory: counts of %d tokens", vocab);
+        cm_gpu.token_starts_room = vocab + 1;
     }
+    int *start = cm_gpu.token_starts;
     memset(start, 0, ((size_t)vocab + 1) * sizeof *start);
     for (int n = 0; n < N; n++) {
         if (tokens[n] < 0 || tokens[n] >= vocab)
-            die("token %d at position %d of a batch: the vocabulary has %d", tokens[n], n, vocab);
+            return device_fail("token %d at position %d of a batch: the vocabulary has %d",
+                               tokens[n], n, vocab);
         start[tokens[n] + 1]++;
     }
     for (int v = 1; v < vocab; v++) start[v] += start[v - 1];
     for (int n = 0; n < N; n++) sorted[start[tokens[n]]++] = n;
+    return 0;
 }
 
 /* The gradient of wte is a sum over runs of equal tokens, some of one row, some of thousands. Every warp
@@ -163,8 +166,10 @@ static inline void embed_backward_by(floatM *dwte, floatM *dwpe, const floatX *d
     unsigned chunks = ceil_div((size_t)N, EMBED_CHUNK), columns = ceil_div((size_t)C, 32 * W);
     float *partials = (float *)cuda_scratch(embed_scratch(N, C));
     dim3 grid(ceil_div(chunks, EMBED_WARPS), columns), block(32, EMBED_WARPS);
-    LAUNCH(embed_chunks_kernel<W>, grid, block, 0, dwte, partials, dx, tokens, N, C);
-    LAUNCH(embed_runs_kernel<W>, grid, block, 0, dwte, partials, tokens, N, C);
+    if (dwte) {
+        LAUNCH(embed_chunks_kernel<W>, grid, block, 0, dwte, partials, dx, tokens, N, C);
+        LAUNCH(embed_runs_kernel<W>, grid, block, 0, dwte, partials, tokens, N, C);
+    }
     grid.x = ceil_div((size_t)T, EMBED_WARPS);
     if (dwpe) LAUNCH(embed_positions_kernel<W>, grid, block, 0, dwpe, dx, B, T, C);
 }

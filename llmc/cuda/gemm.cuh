@@ -14,8 +14,8 @@ which algorithm. All algorithms in use add in a fixed order: equal runs, equal b
 
 #include "gemm_choice.cuh"
 
-/* Ends the program if a caller asks for what is no product, or what cuBLASLt's manual forbids. */
-static inline void gemm_validate(const GemmCall *c, const GemmOperands *o) {
+/* -1 and a recorded failure if a caller asks for what is no product, or for what cuBLASLt's manual forbids. */
+static inline int gemm_validate(const GemmCall *c, const GemmOperands *o) {
     const char *wrong = NULL;
     if (c->K < 1) wrong = "sums over nothing";
     if (c->lda < (c->ta ? c->M : c->K) || c->ldb < (c->tb ? c->K : c->N) || c->ldc < c->N)
@@ -25,21 +25,23 @@ static inline void gemm_validate(const GemmCall *c, const GemmOperands *o) {
     if (c->epilogue != GEMM_PLAIN && o->aux == o->D) wrong = "aux is D";
     if (c->epilogue == GEMM_DGELU && c->bias) wrong = "the gradient has no bias";
     if (c->bias && !o->bias) wrong = "there is no bias";
-    if (wrong) die("internal error: %s: %s", gemm_name(c), wrong);
+    return wrong ? device_fail("internal error: %s: %s", gemm_name(c).text, wrong) : 0;
 }
 
-/* The product, or -1 if the library has no algorithm for it: then nothing was written. */
+/* Queues a product. Returns -1 if the library has no algorithm for it: then nothing was written and the
+   caller may try another way. Any other failure is recorded. */
 static inline int gemm_try(GemmCall c, GemmOperands o) {
-    if (c.M < 1 || c.N < 1 || c.batch < 1) return 0;
+    if (c.M < 1 || c.N < 1 || c.batch < 1 || device_failure()) return 0;
     gemm_start();
     if (o.beta == 0) o.C = o.D;
     c.adds = o.beta == 0 ? GEMM_SETS : o.C == o.D ? GEMM_ADDS : GEMM_ADDS_APART;
     gemm_align(&c, &o);
-    gemm_validate(&c, &o);
+    if (gemm_validate(&c, &o)) return 0;
     GemmPlan *p = gemm_plan(&c, &o);
+    if (!p) return 0;
     if (!p->possible) return -1;
     const char *refused = gemm_run(&p->descriptors, &p->call, &p->algo, &o);
-    if (refused) die("the matrix library refuses %s: %s", gemm_name(&c), refused);
+    if (refused) device_fail("the matrix library refuses %s: %s", gemm_name(&c).text, refused);
     return 0;
 }
 
@@ -93,13 +95,13 @@ static inline int gemm_items_apart(GemmCall c, GemmOperands o) {
 }
 
 /* One product, or a batch of them. D is laid out like C, and is C or does not overlap it. Of a batch, all
-   items have the one bias. Ends the program if the library has no algorithm. */
+   items have the one bias. A library without an algorithm is a recorded failure. */
 static inline void gemm_call(GemmCall c, double alpha, const void *A, const void *B, double beta,
                              const void *C, void *D, const void *bias, void *aux = NULL) {
     const GemmOperands o = {A, B, beta == 0 ? D : C, bias, D, aux, (float)alpha, (float)beta};
     if (!gemm_one(c, o) || (c.batch > 1 && !gemm_items_apart(c, o))) return;
     gemm_align(&c, &o);
-    die("the matrix library has no algorithm for %s", gemm_name(&c));
+    device_fail("the matrix library has no algorithm for %s", gemm_name(&c).text);
 }
 
 /* A (M,K), B (K,N) of IN, C (M,N) of OUT; see above. */
@@ -108,7 +110,7 @@ static inline void gemm(int ta, int tb, int M, int N, int K, double alpha, const
                         const IN *B, size_t ldb, double beta, OUT *C, size_t ldc,
                         const OUT *bias = NULL) {
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldc);
-    c.tf32 = gemm_allow_tf32;
+    c.tf32 = cm_gpu.allow_tf32;
     c.bias = bias != NULL;
     gemm_call(c, alpha, A, B, beta, C, C, bias);
 }
@@ -128,7 +130,7 @@ static inline int gemm_gelu(int ta, int tb, int M, int N, int K, const IN *A, si
                             const OUT *bias = NULL) {
     if (!gemm_gelu_possible(ldh, H)) return -1;
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldy);
-    c.tf32 = gemm_allow_tf32;
+    c.tf32 = cm_gpu.allow_tf32;
     c.bias = bias != NULL;
     c.epilogue = GEMM_GELU;
     c.ldaux = (int64_t)ldh;
@@ -143,7 +145,7 @@ static inline int gemm_dgelu(int ta, int tb, int M, int N, int K, const IN *A, s
                              size_t ldh) {
     if (!gemm_gelu_possible(ldh, H)) return -1;
     GemmCall c = gemm_kind<IN, OUT>(ta, tb, M, N, K, lda, ldb, ldd);
-    c.tf32 = gemm_allow_tf32;
+    c.tf32 = cm_gpu.allow_tf32;
     c.epilogue = GEMM_DGELU;
     c.ldaux = (int64_t)ldh;
     return gemm_try(c, {A, B, D, NULL, D, (void *)H, 1, 0});

@@ -1,7 +1,7 @@
 /*
 Plans of matrix products, one for each kind of call, and the choice of their algorithms.
 
-The algorithm is what a choice read from text says; else, with gemm_measure, the fastest of the library's
+The algorithm is what a choice read from text says; else, with cm_gpu.gemm_measure, the fastest of the library's
 proposals; else its first proposal. Measured choices are kept and can be written as one line of text, because
 other algorithms give other bits: who continues a run has to read its choices before the first product.
 */
@@ -15,45 +15,35 @@ other algorithms give other bits: who continues a run has to read its choices be
 #include "gemm_lt.cuh"
 #endif
 
-/* Whether the first call of a kind measures. */
-inline int gemm_measure;
-
 enum { GEMM_PROPOSALS = 16 };
 #define GEMM_MEASURE_MS                                                                            \
     50.0 /* no further proposal is tried after so much time on one kind of call */
 #define GEMM_GAIN                                                                                  \
     0.98 /* the first proposal is kept unless another takes less than this of its time */
 
-typedef struct {
+struct GemmPlan {
     GemmCall call;
     GemmAlgo algo;
     GemmDescriptors descriptors;
     int used;
     int possible; /* 0: the library has no algorithm */
-} GemmPlan;
+};
 
-typedef struct {
+struct GemmChoice {
     GemmCall call;
     GemmAlgo algo;
-    int own; /* of this run: measured, used, or taken as its own */
-} GemmChoice;
-
-inline GemmPlan *gemm_plans; /* a hash table, open addressing, at most half full */
-inline size_t gemm_plan_count, gemm_plan_room;
-
-inline GemmChoice
-    *gemm_choices; /* in ascending order of the call's bytes, so equal sets make equal text */
-inline size_t gemm_choice_count, gemm_choice_room;
+    int own; /* 1: this run measured it, used it, or read it as its own */
+};
 
 /* ---------------------------------------------------------------------------------------------- */
 /* choices */
 
 /* Where the choice for a kind of call is, or where it belongs. */
 static inline size_t gemm_choice_place(const GemmCall *c) {
-    size_t low = 0, high = gemm_choice_count;
+    size_t low = 0, high = cm_gpu.gemm_choice_count;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (memcmp(&gemm_choices[middle].call, c, sizeof *c) < 0) low = middle + 1;
+        if (memcmp(&cm_gpu.gemm_choices[middle].call, c, sizeof *c) < 0) low = middle + 1;
         else high = middle;
     }
     return low;
@@ -61,26 +51,34 @@ static inline size_t gemm_choice_place(const GemmCall *c) {
 
 static inline GemmChoice *gemm_choice_find(const GemmCall *c) {
     size_t i = gemm_choice_place(c);
-    if (i == gemm_choice_count || memcmp(&gemm_choices[i].call, c, sizeof *c)) return NULL;
-    return &gemm_choices[i];
+    if (i == cm_gpu.gemm_choice_count || memcmp(&cm_gpu.gemm_choices[i].call, c, sizeof *c))
+        return NULL;
+    return &cm_gpu.gemm_choices[i];
+}
+
+/* Makes room for one more choice; -1 and a recorded failure where there is no memory. */
+static inline int gemm_choices_grow(void) {
+    if (cm_gpu.gemm_choice_count < cm_gpu.gemm_choice_room) return 0;
+    size_t room = 2 * cm_gpu.gemm_choice_room + 32;
+    GemmChoice *larger =
+        (GemmChoice *)realloc(cm_gpu.gemm_choices, room * sizeof *cm_gpu.gemm_choices);
+    if (!larger) return device_fail("out of memory: choices of algorithms of matrix products");
+    cm_gpu.gemm_choices = larger;
+    cm_gpu.gemm_choice_room = room;
+    return 0;
 }
 
 /* Adds a choice or replaces the one for this kind of call. */
 static inline void gemm_choice_keep(const GemmCall *c, const GemmAlgo *algo, int own) {
     size_t i = gemm_choice_place(c);
     if (!gemm_choice_find(c)) {
-        if (gemm_choice_count == gemm_choice_room) {
-            gemm_choice_room = 2 * gemm_choice_room + 32;
-            gemm_choices =
-                (GemmChoice *)realloc(gemm_choices, gemm_choice_room * sizeof *gemm_choices);
-            if (!gemm_choices) die("out of memory: choices of algorithms of matrix products");
-        }
-        memmove(gemm_choices + i + 1, gemm_choices + i,
-                (gemm_choice_count++ - i) * sizeof *gemm_choices);
-        gemm_choices[i].call = *c;
+        if (gemm_choices_grow()) return;
+        memmove(cm_gpu.gemm_choices + i + 1, cm_gpu.gemm_choices + i,
+                (cm_gpu.gemm_choice_count++ - i) * sizeof *cm_gpu.gemm_choices);
+        cm_gpu.gemm_choices[i].call = *c;
     }
-    gemm_choices[i].algo = *algo;
-    gemm_choices[i].own = own;
+    cm_gpu.gemm_choices[i].algo = *algo;
+    cm_gpu.gemm_choices[i].own = own;
 }
 
 /* The index of the fastest of n > 1 proposals on these operands. D is overwritten, but not where the product
@@ -92,10 +90,7 @@ static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOpe
     int best = 0;
     double ms[GEMM_PROPOSALS], spent = 0;
     if (p->call.adds) {
-        if (cudaMalloc(&room, gemm_output_bytes(&p->call)) != cudaSuccess) {
-            cudaGetLastError(); /* forget it */
-            return 0;
-        }
+        if (cuda_try_malloc(&room, gemm_output_bytes(&p->call))) return 0;
         o.D = room;
     }
     for (int i = 0; i < n && spent < GEMM_MEASURE_MS; i++) {
@@ -125,48 +120,47 @@ static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
     }
     if (stored)
         fprintf(stderr, "note: the algorithm stored for %s does not run here\n",
-                gemm_name(&p->call));
+                gemm_name(&p->call).text);
     int n = gemm_propose(&p->descriptors, &p->call, algo, GEMM_PROPOSALS);
     if (!n) return;
-    p->algo = algo[gemm_measure && n > 1 && !gemm_capturing() ? gemm_fastest(p, algo, n, *o) : 0];
+    p->algo =
+        algo[cm_gpu.gemm_measure && n > 1 && !gemm_capturing() ? gemm_fastest(p, algo, n, *o) : 0];
     p->possible = 1;
-    if (gemm_measure || stored) gemm_choice_keep(&p->call, &p->algo, 1);
+    if (cm_gpu.gemm_measure || stored) gemm_choice_keep(&p->call, &p->algo, 1);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* plans */
 
-static inline uint64_t gemm_hash(const void *bytes, size_t n) {
-    uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    for (size_t i = 0; i < n; i++)
-        hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
-    return hash;
-}
-
 /* The plan of a kind of call in a table of `room` places, or the free place where it belongs. */
 static inline GemmPlan *gemm_plan_place(GemmPlan *table, size_t room, const GemmCall *c) {
-    size_t i = gemm_hash(c, sizeof *c) % room;
+    size_t i = fnv1a(FNV_BASIS, c, sizeof *c) % room;
     while (table[i].used && memcmp(&table[i].call, c, sizeof *c)) i = (i + 1) % room;
     return &table[i];
 }
 
-/* Doubles the table. */
-static inline void gemm_plans_grow(void) {
-    size_t room = gemm_plan_room ? 2 * gemm_plan_room : 256;
+/* Doubles the table; -1 and a recorded failure where there is no memory. */
+static inline int gemm_plans_grow(void) {
+    size_t room = cm_gpu.gemm_plan_room ? 2 * cm_gpu.gemm_plan_room : 256;
     GemmPlan *table = (GemmPlan *)calloc(room, sizeof *table);
-    if (!table) die("out of memory: plans of %zu kinds of matrix products", gemm_plan_count);
-    for (size_t i = 0; i < gemm_plan_room; i++)
-        if (gemm_plans[i].used) *gemm_plan_place(table, room, &gemm_plans[i].call) = gemm_plans[i];
-    free(gemm_plans);
-    gemm_plans = table, gemm_plan_room = room;
+    if (!table)
+        return device_fail("out of memory: plans of %zu kinds of matrix products",
+                           cm_gpu.gemm_plan_count);
+    for (size_t i = 0; i < cm_gpu.gemm_plan_room; i++)
+        if (cm_gpu.gemm_plans[i].used)
+            *gemm_plan_place(table, room, &cm_gpu.gemm_plans[i].call) = cm_gpu.gemm_plans[i];
+    free(cm_gpu.gemm_plans);
+    cm_gpu.gemm_plans = table;
+    cm_gpu.gemm_plan_room = room;
+    return 0;
 }
 
-/* The plan of a kind of call, made if it is the first. */
+/* The plan of a kind of call, made at the first call; NULL and a recorded failure where there is no memory. */
 static inline GemmPlan *gemm_plan(const GemmCall *c, const GemmOperands *o) {
-    if (2 * (gemm_plan_count + 1) > gemm_plan_room) gemm_plans_grow();
-    GemmPlan *p = gemm_plan_place(gemm_plans, gemm_plan_room, c);
+    if (2 * (cm_gpu.gemm_plan_count + 1) > cm_gpu.gemm_plan_room && gemm_plans_grow()) return NULL;
+    GemmPlan *p = gemm_plan_place(cm_gpu.gemm_plans, cm_gpu.gemm_plan_room, c);
     if (!p->used) {
-        gemm_plan_count++;
+        cm_gpu.gemm_plan_count++;
         p->call = *c;
         p->used = 1;
         gemm_describe(&p->descriptors, c);
@@ -177,11 +171,11 @@ static inline GemmPlan *gemm_plan(const GemmCall *c, const GemmOperands *o) {
 
 /* Forgets the plans, so that the next calls choose anew. */
 static inline void gemm_plans_clear(void) {
-    for (size_t i = 0; i < gemm_plan_room; i++)
-        if (gemm_plans[i].used) gemm_forget(&gemm_plans[i].descriptors);
-    free(gemm_plans);
-    gemm_plans = NULL;
-    gemm_plan_count = gemm_plan_room = 0;
+    for (size_t i = 0; i < cm_gpu.gemm_plan_room; i++)
+        if (cm_gpu.gemm_plans[i].used) gemm_forget(&cm_gpu.gemm_plans[i].descriptors);
+    free(cm_gpu.gemm_plans);
+    cm_gpu.gemm_plans = NULL;
+    cm_gpu.gemm_plan_count = cm_gpu.gemm_plan_room = 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -226,21 +220,24 @@ static inline int gemm_get_hex(void *bytes, const char *from, size_t n) {
    text. */
 static inline char *gemm_choices_text(int all) {
     size_t n = 0;
-    for (size_t i = 0; i < gemm_choice_count; i++) n += all || gemm_choices[i].own;
+    for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) n += all || cm_gpu.gemm_choices[i].own;
     if (!n) return NULL;
     char *text = (char *)malloc(GEMM_HEADER + n * GEMM_ENTRY + GEMM_SUM_DIGITS + 1);
-    if (!text) die("out of memory: choices of algorithms of matrix products");
+    if (!text) {
+        device_fail("out of memory: choices of algorithms of matrix products");
+        return NULL;
+    }
     gemm_header(text);
     char *p = text + strlen(text);
-    for (size_t i = 0; i < gemm_choice_count; i++) {
-        if (!all && !gemm_choices[i].own) continue;
-        p = gemm_put_hex(p, &gemm_choices[i].call, sizeof(GemmCall));
+    for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) {
+        if (!all && !cm_gpu.gemm_choices[i].own) continue;
+        p = gemm_put_hex(p, &cm_gpu.gemm_choices[i].call, sizeof(GemmCall));
         *p++ = ':';
-        p = gemm_put_hex(p, &gemm_choices[i].algo, sizeof(GemmAlgo));
+        p = gemm_put_hex(p, &cm_gpu.gemm_choices[i].algo, sizeof(GemmAlgo));
         *p++ = ';';
     }
     snprintf(p, GEMM_SUM_DIGITS + 1, "%016llx",
-             (unsigned long long)gemm_hash(text, (size_t)(p - text)));
+             (unsigned long long)fnv1a(FNV_BASIS, text, (size_t)(p - text)));
     return text;
 }
 
@@ -273,7 +270,7 @@ static inline int gemm_choices_split(const char *text, const char **entries, siz
                 err, "the choices of matrix products are damaged: the text does not end in a sum");
         sum = sum << 4 | digit;
     }
-    if (sum != gemm_hash(text, (size_t)(end - text)))
+    if (sum != fnv1a(FNV_BASIS, text, (size_t)(end - text)))
         return fail(err,
                     "the choices of matrix products are damaged: the sum does not fit the text");
     *entries = header_end + 1, *length = (size_t)(end - *entries);
@@ -317,9 +314,9 @@ static inline int gemm_choices_take(const char *text, int own, char *err) {
 /* Forgets plans and choices. */
 static inline void gemm_choices_clear(void) {
     gemm_plans_clear();
-    free(gemm_choices);
-    gemm_choices = NULL;
-    gemm_choice_count = gemm_choice_room = 0;
+    free(cm_gpu.gemm_choices);
+    cm_gpu.gemm_choices = NULL;
+    cm_gpu.gemm_choice_count = cm_gpu.gemm_choice_room = 0;
 }
 
 #endif

@@ -20,15 +20,17 @@ typedef struct {
    epilogues (bit 1 << GEMM_GELU and so on) or for any bias or batch; that the tensor cores drop the lower
    bits of fp32 input instead of rounding it to TF32. */
 enum { GEMM_EMU_BIAS = 1 << 8, GEMM_EMU_BATCH = 1 << 9 };
-inline int gemm_emu_capturing, gemm_emu_refuse, gemm_emu_truncate;
-inline long gemm_emu_runs; /* products computed so far, those for measuring included */
-inline const double
-    *gemm_emu_times; /* if not NULL, what the next measurements find, -1: it does not run */
+typedef struct {
+    int capturing, refuse, truncate;
+    long runs;           /* products computed so far, those for measuring included */
+    const double *times; /* if not NULL, what the next measurements find; -1: it does not run */
+} GemmEmu;
+inline GemmEmu gemm_emu;
 
 static inline void gemm_device(char *text, size_t size) { snprintf(text, size, "emulator"); }
 static inline size_t gemm_version(void) { return 1; }
 static inline void gemm_start(void) {}
-static inline int gemm_capturing(void) { return gemm_emu_capturing || emu.recording; }
+static inline int gemm_capturing(void) { return gemm_emu.capturing || emu.recording; }
 static inline void gemm_describe(GemmDescriptors *, const GemmCall *) {}
 static inline void gemm_forget(GemmDescriptors *) {}
 
@@ -37,7 +39,7 @@ static inline int gemm_algo_runs(const GemmDescriptors *, const GemmCall *c, con
         if (algo->data[i]) return 0;
     int asked =
         1 << c->epilogue | (c->bias ? GEMM_EMU_BIAS : 0) | (c->batch > 1 ? GEMM_EMU_BATCH : 0);
-    return algo->data[0] < 2 && !(gemm_emu_refuse & asked);
+    return algo->data[0] < 2 && !(gemm_emu.refuse & asked);
 }
 
 static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo,
@@ -62,7 +64,7 @@ static inline void gemm_write(void *p, size_t i, int type, float x) {
 /* TF32 has ten bits of mantissa: an error of up to 2^-11 of x when rounded to nearest (ties away from
    zero), of up to 2^-10 when truncated. */
 static inline float gemm_to_tf32(float x) {
-    unsigned bits = (unsigned)__float_as_int(x), half = gemm_emu_truncate ? 0 : 0x1000u;
+    unsigned bits = (unsigned)__float_as_int(x), half = gemm_emu.truncate ? 0 : 0x1000u;
     return isfinite(x) ? __int_as_float((int)((bits + half) & ~0x1fffu)) : x;
 }
 
@@ -110,9 +112,10 @@ static inline void gemm_compute(const GemmCall *c, const GemmAlgo *algo, const G
     size_t M = (size_t)c->M, N = (size_t)c->N, K = (size_t)c->K, half = algo->data[0] ? K / 2 : K;
     float *a = (float *)malloc(M * K * sizeof *a), *b = (float *)malloc(K * N * sizeof *b);
     float *sum = (float *)malloc(N * sizeof *sum), *rest = (float *)malloc(N * sizeof *rest);
-    if (!a || !b || !sum || !rest) die("out of memory: an emulated matrix product");
-    gemm_emu_runs++;
-    for (size_t item = 0; item < (size_t)c->batch; item++) {
+    int room = a && b && sum && rest;
+    if (!room) device_fail("out of memory: an emulated matrix product");
+    gemm_emu.runs++;
+    for (size_t item = 0; room && item < (size_t)c->batch; item++) {
         gemm_gather(a, o->A, item * (size_t)c->sa, (size_t)c->lda, c->ta, M, K, c);
         gemm_gather(b, o->B, item * (size_t)c->sb, (size_t)c->ldb, c->tb, K, N, c);
         for (size_t m = 0; m < M; m++) {
@@ -142,7 +145,7 @@ static inline double gemm_time(GemmDescriptors *d, const GemmCall *c, const Gemm
                                const GemmOperands *o, double *spent) {
     const char *fastest = getenv("CM_EMU_FASTEST");
     double ms = algo->data[0] == (fastest ? strtoull(fastest, NULL, 10) : 0) ? 1 : 2;
-    if (gemm_emu_times) ms = *gemm_emu_times++;
+    if (gemm_emu.times) ms = *gemm_emu.times++;
     if (ms < 0 || gemm_run(d, c, algo, o)) return -1;
     *spent += ms;
     return ms;

@@ -42,9 +42,6 @@ typedef struct {
     float alpha, beta;
 } GemmOperands;
 
-/* Whether fp32 products may use the tensor cores by rounding their input to TF32's ten bits. */
-inline int gemm_allow_tf32 = 1;
-
 template <typename IN, typename OUT>
 static inline GemmCall gemm_kind(int ta, int tb, int M, int N, int K, size_t lda, size_t ldb,
                                  size_t ldc) {
@@ -88,12 +85,15 @@ static inline void gemm_align(GemmCall *c, const GemmOperands *o) {
     c->align[3] = c->bias ? gemm_alignment((uintptr_t)o->bias) : 0;
 }
 
-/* "a product of ...", for messages. */
-static inline const char *gemm_name(const GemmCall *c) {
-    static char text[320];
+/* "a matrix product of ...", for messages: gemm_name(&call).text. */
+typedef struct {
+    char text[320];
+} GemmName;
+static inline GemmName gemm_name(const GemmCall *c) {
+    GemmName name;
     static const char *const epilogues[] = {"", ", GELU", ", GELU's gradient"};
     const char *in = c->in == GEMM_BF16 ? "bf16" : c->tf32 ? "tf32" : "fp32";
-    snprintf(text, sizeof text,
+    snprintf(name.text, sizeof name.text,
              "a matrix product of %d x %d x %d (%s to %s%s%s%s, transposed %d %d, rows of A, B, C "
              "%lld, %lld, "
              "%lld apart, %d items %lld, %lld, %lld apart, aligned to %d, %d, %d, %d bytes)",
@@ -101,7 +101,7 @@ static inline const char *gemm_name(const GemmCall *c) {
              epilogues[c->epilogue], c->adds ? ", added to C" : "", c->ta, c->tb, (long long)c->lda,
              (long long)c->ldb, (long long)c->ldc, c->batch, (long long)c->sa, (long long)c->sb,
              (long long)c->sc, c->align[0], c->align[1], c->align[2], c->align[3]);
-    return text;
+    return name;
 }
 
 #endif

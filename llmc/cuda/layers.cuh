@@ -6,7 +6,7 @@ and loss have files of their own; see rows.cuh for how they read.
 #ifndef CM_CUDA_LAYERS_CUH
 #define CM_CUDA_LAYERS_CUH
 
-#include "../config.h"
+#include "../shape.h"
 #include "../rope.h"
 #include "embed.cuh"
 #include "gelu.cuh"
@@ -26,7 +26,7 @@ static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, c
 static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
                                    const floatX *x, const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm(0, 0, N, I, O, 1, dy, (size_t)O, w, (size_t)I, 0, dx, (size_t)I);
-    gemm(1, 0, O, I, N, 1, dy, (size_t)O, x, (size_t)I, add ? 1 : 0, dw, (size_t)I);
+    if (dw) gemm(1, 0, O, I, N, 1, dy, (size_t)O, x, (size_t)I, add ? 1 : 0, dw, (size_t)I);
     if (db) bias_backward(db, dy, N, O);
 }
 
@@ -145,7 +145,7 @@ static inline QkShape qk_shape(int wide, int heads, int HS) {
     s.threads = 32 * ceil_div((size_t)heads * (size_t)s.G, 32);
     if (s.threads > 256) s.threads = 256;
     if (HS % 2 || HS > 1024)
-        die("heads of %d elements: an even number up to 1024 is what can be done", HS);
+        device_fail("heads of %d elements: the kernels take even head widths up to 1024", HS);
     return s;
 }
 
@@ -182,73 +182,77 @@ static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rs
 /* ---------------------------------------------------------------------------------------------- */
 /* activations */
 
-template <int ACT> __device__ static inline float act_value(float x, float up) {
-    if constexpr (ACT == ACT_RELU2) {
-        return x > 0 ? x * x : 0;
-    } else if constexpr (ACT == ACT_GELU) {
-        return gelu(x);
-    } else {
-        float s, rest;
-        logistic(x, &s, &rest);
-        return x * s * up;
+template <ActKind ACT> __device__ static inline float act_value(float x, float up) {
+    float s, rest;
+    switch (ACT) {
+    case ACT_RELU2: return x > 0 ? x * x : 0;
+    case ACT_GELU: return gelu(x);
+    case ACT_SWIGLU: logistic(x, &s, &rest); return x * s * up;
     }
+    return 0;
 }
 
 /* A block has a part of a row. */
-template <int W, int ACT>
+template <int W, ActKind ACT>
 __global__ static void __launch_bounds__(256)
     act_forward_kernel(floatX *__restrict__ y, const floatX *__restrict__ h, int F,
                        unsigned parts) {
     size_t n = blockIdx.x / parts;
     int i = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (i >= F) return;
-    const floatX *in = h + n * F * (ACT == ACT_SWIGLU ? 2 : 1) + i;
+    constexpr int gated = act_is_gated(ACT);
+    const floatX *in = h + n * F * (1 + gated) + i;
     float x[W], up[W] = {0};
     load(x, in);
-    if constexpr (ACT == ACT_SWIGLU) load(up, in + F);
+    if constexpr (gated) load(up, in + F);
     UNROLLED_FOR (int j = 0; j < W; j++) x[j] = act_value<ACT>(x[j], up[j]);
     store(y + n * F + i, x);
 }
 
 /* d, the gradient of act(x) (for SwiGLU of silu(x) up), becomes that of x, and *up that of up. */
-template <int ACT> __device__ static inline float act_slope(float d, float x, float *up) {
-    float s, rest;
-    if constexpr (ACT == ACT_RELU2) return x > 0 ? 2 * x * d : 0;
-    if constexpr (ACT == ACT_GELU) return d * gelu_slope(x);
-    logistic(x, &s, &rest);
-    float gate = d * *up * (s + x * s * rest);
-    *up = d * x * s;
-    return gate;
+template <ActKind ACT> __device__ static inline float act_slope(float d, float x, float *up) {
+    float s, rest, gate;
+    switch (ACT) {
+    case ACT_RELU2: return x > 0 ? 2 * x * d : 0;
+    case ACT_GELU: return d * gelu_slope(x);
+    case ACT_SWIGLU:
+        logistic(x, &s, &rest);
+        gate = d * *up * (s + x * s * rest);
+        *up = d * x * s;
+        return gate;
+    }
+    return 0;
 }
 
-template <int W, int ACT>
+template <int W, ActKind ACT>
 __global__ static void __launch_bounds__(256)
     act_backward_kernel(floatX *__restrict__ dh, const floatX *__restrict__ dy,
                         const floatX *__restrict__ h, int F, unsigned parts) {
     size_t n = blockIdx.x / parts;
     int i = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (i >= F) return;
-    size_t at = n * F * (ACT == ACT_SWIGLU ? 2 : 1) + i;
+    constexpr int gated = act_is_gated(ACT);
+    size_t at = n * F * (1 + gated) + i;
     float x[W], up[W] = {0}, d[W];
     load(d, dy + n * F + i);
     load(x, h + at);
-    if constexpr (ACT == ACT_SWIGLU) load(up, h + at + F);
+    if constexpr (gated) load(up, h + at + F);
     UNROLLED_FOR (int j = 0; j < W; j++) d[j] = act_slope<ACT>(d[j], x[j], &up[j]);
     store(dh + at, d);
-    if constexpr (ACT == ACT_SWIGLU) store(dh + at + F, up);
+    if constexpr (gated) store(dh + at + F, up);
 }
 
 /* The same gradient, and partials (P,H) of its sum over N, laid out as in column_sums_kernel: a warp has 32 W
    columns of F; grid (columns, P), block (32, SUM_ROWS). */
 constexpr int act_ahead = 2; /* rows that a warp reads at a time */
-template <int W, int ACT>
+template <int W, ActKind ACT>
 __global__ static void __launch_bounds__(32 * SUM_ROWS)
     act_backward_sums_kernel(floatX *__restrict__ dh, float *__restrict__ partials,
                              const floatX *__restrict__ dy, const floatX *__restrict__ h, int N,
                              int F) {
-    constexpr int TWO = ACT == ACT_SWIGLU;
-    BLOCK_SHARED(room, [1 + TWO][SUM_ROWS][32 * W], float);
-    const int H = (1 + TWO) * F, base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
+    constexpr int GATED = act_is_gated(ACT);
+    BLOCK_SHARED(room, [1 + GATED][SUM_ROWS][32 * W], float);
+    const int H = (1 + GATED) * F, base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
     size_t P = gridDim.y, part = blockIdx.y, end = (size_t)N * (part + 1) / P;
     float sum[W] = {0}, up_sum[W] = {0};
     for (size_t first = (size_t)N * part / P + threadIdx.y; first < end;
@@ -259,7 +263,7 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
             int there = c < F && n < end;
             d_ahead[k] = fetch<W>(dy, n * F + c, there);
             x_ahead[k] = fetch<W>(h, n * H + c, there);
-            if constexpr (TWO) up_ahead[k] = fetch<W>(h, n * H + F + c, there);
+            if constexpr (GATED) up_ahead[k] = fetch<W>(h, n * H + F + c, there);
         }
         UNROLLED_FOR (int k = 0; k < act_ahead; k++) {
             size_t n = first + k * SUM_ROWS;
@@ -267,22 +271,22 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
             float d[W], x[W], up[W] = {0};
             unpack(d, d_ahead[k]);
             unpack(x, x_ahead[k]);
-            if constexpr (TWO) unpack(up, up_ahead[k]);
+            if constexpr (GATED) unpack(up, up_ahead[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 d[i] = act_slope<ACT>(d[i], x[i], &up[i]);
                 sum[i] += to_float(from_float<floatX>(d[i]));
                 up_sum[i] += to_float(from_float<floatX>(up[i]));
             }
             store(dh + n * H + c, d);
-            if constexpr (TWO) store(dh + n * H + F + c, up);
+            if constexpr (GATED) store(dh + n * H + F + c, up);
         }
     }
     store_floats(&room[0][threadIdx.y][(int)threadIdx.x * W], sum);
-    if constexpr (TWO) store_floats(&room[1][threadIdx.y][(int)threadIdx.x * W], up_sum);
+    if constexpr (GATED) store_floats(&room[1][threadIdx.y][(int)threadIdx.x * W], up_sum);
     __syncthreads();
     for (int i = (int)(threadIdx.y * 32 + threadIdx.x); i < 32 * W && base + i < F;
          i += 32 * SUM_ROWS)
-        for (int k = 0; k <= TWO; k++) {
+        for (int k = 0; k <= GATED; k++) {
             float total = 0;
             UNROLLED_FOR (int j = 0; j < SUM_ROWS; j++) total += room[k][j][i];
             partials[part * (size_t)H + (size_t)(k * F + base + i)] = total;
@@ -294,10 +298,9 @@ static inline void act_forward_by(floatX *y, const floatX *h, int N, int F, int 
     unsigned parts, threads;
     row_parts(&parts, &threads, F, W);
     unsigned blocks = (unsigned)N * parts;
-#define ACT_FORWARD(ACT) LAUNCH((act_forward_kernel<W, ACT>), blocks, threads, 0, y, h, F, parts)
-    if (act == ACT_GELU) ACT_FORWARD(ACT_GELU);
-    else if (act == ACT_RELU2) ACT_FORWARD(ACT_RELU2);
-    else ACT_FORWARD(ACT_SWIGLU);
+#define ACT_FORWARD(ACT, FLAG, NAME)                                                               \
+    case ACT: LAUNCH((act_forward_kernel<W, ACT>), blocks, threads, 0, y, h, F, parts); break;
+    switch ((ActKind)act) { ACTS(ACT_FORWARD) }
 #undef ACT_FORWARD
 }
 
@@ -312,11 +315,9 @@ static inline void act_backward_by(floatX *dh, const floatX *dy, const floatX *h
     unsigned parts, threads;
     row_parts(&parts, &threads, F, W);
     unsigned blocks = (unsigned)N * parts;
-#define ACT_BACKWARD(ACT)                                                                          \
-    LAUNCH((act_backward_kernel<W, ACT>), blocks, threads, 0, dh, dy, h, F, parts)
-    if (act == ACT_GELU) ACT_BACKWARD(ACT_GELU);
-    else if (act == ACT_RELU2) ACT_BACKWARD(ACT_RELU2);
-    else ACT_BACKWARD(ACT_SWIGLU);
+#define ACT_BACKWARD(ACT, FLAG, NAME)                                                              \
+    case ACT: LAUNCH((act_backward_kernel<W, ACT>), blocks, threads, 0, dh, dy, h, F, parts); break;
+    switch ((ActKind)act) { ACTS(ACT_BACKWARD) }
 #undef ACT_BACKWARD
 }
 
@@ -333,14 +334,14 @@ static inline size_t act_scratch(int N, int F, int H) {
 template <int W>
 static inline void act_backward_sums_by(floatX *dh, floatM *db, const floatX *dy, const floatX *h,
                                         int N, int F, int act) {
-    const int H = act == ACT_SWIGLU ? 2 * F : F;
+    const int H = act_is_gated((ActKind)act) ? 2 * F : F;
     dim3 grid(ceil_div((size_t)F, 32 * (size_t)W), sum_parts(N, F)), block(32, SUM_ROWS);
     float *partials = (float *)cuda_scratch(act_scratch(N, F, H));
-#define ACT_BACKWARD(ACT)                                                                          \
-    LAUNCH((act_backward_sums_kernel<W, ACT>), grid, block, 0, dh, partials, dy, h, N, F)
-    if (act == ACT_GELU) ACT_BACKWARD(ACT_GELU);
-    else if (act == ACT_RELU2) ACT_BACKWARD(ACT_RELU2);
-    else ACT_BACKWARD(ACT_SWIGLU);
+#define ACT_BACKWARD(ACT, FLAG, NAME)                                                              \
+    case ACT:                                                                                      \
+        LAUNCH((act_backward_sums_kernel<W, ACT>), grid, block, 0, dh, partials, dy, h, N, F);     \
+        break;
+    switch ((ActKind)act) { ACTS(ACT_BACKWARD) }
 #undef ACT_BACKWARD
     add_partials({{db}}, partials, grid.y, H);
 }
@@ -357,22 +358,20 @@ static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, c
 
 /* GELU and its derivative may be computed in the product's epilogue, from sums that have not been rounded: one
    tensor (N,F) less is written and read forward, two backward. 1: wherever the library can. */
-inline int linear_gelu_fused;
-
 static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                       const floatX *b, int N, int I, int F, int act) {
     size_t i = (size_t)I, f = (size_t)F;
-    if (act == ACT_GELU && linear_gelu_fused &&
+    if (act == ACT_GELU && cm_gpu.gelu_fused &&
         !gemm_gelu(0, 1, N, F, I, x, i, w, i, y, f, h, f, b))
         return;
-    linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
+    linear_forward(h, x, w, b, N, I, act_is_gated((ActKind)act) ? 2 * F : F);
     act_forward(y, h, N, F, act);
 }
 
 /* What an epilogue has computed from unrounded sums needs these again. */
 static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                     const floatX *b, int N, int I, int F, int act) {
-    if (act == ACT_GELU && linear_gelu_fused) linear_act_forward(y, h, x, w, b, N, I, F, act);
+    if (act == ACT_GELU && cm_gpu.gelu_fused) linear_act_forward(y, h, x, w, b, N, I, F, act);
     else act_forward(y, h, N, F, act);
 }
 
@@ -380,7 +379,7 @@ static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const
                                        const floatX *w, const floatX *h, int N, int F, int O,
                                        int act) {
     size_t o = (size_t)O, f = (size_t)F;
-    if (act == ACT_GELU && linear_gelu_fused &&
+    if (act == ACT_GELU && cm_gpu.gelu_fused &&
         !gemm_dgelu(0, 0, N, F, O, dz, o, w, f, dh, f, h, f)) {
         if (db) bias_backward(db, dh, N, F);
         return;
@@ -420,13 +419,11 @@ static inline void cast_weights(floatX *w, const floatM *p, size_t n) {
 /* ---------------------------------------------------------------------------------------------- */
 
 /* Bytes of cuda_scratch that training a model takes here, with R rows of logits at a time. */
-static inline size_t layers_scratch(const Config *c, int R) {
-    int N = c->batch_size * c->seq_len, QKV = (c->heads + 2 * c->kv_heads) * c->head_dim;
-    int H = c->act == ACT_SWIGLU ? 2 * c->ff_width : c->ff_width, Vp = (c->vocab + 63) / 64 * 64;
-    const size_t needs[] = {embed_scratch(N, c->width), norm_scratch(N, c->width),
-                            bias_scratch(N, QKV),       bias_scratch(N, c->width),
-                            bias_scratch(N, H),         act_scratch(N, c->ff_width, H),
-                            bias_scratch(R, Vp)};
+static inline size_t layers_scratch(const Shape *s, int R) {
+    const size_t needs[] = {embed_scratch(s->N, s->C),  norm_scratch(s->N, s->C),
+                            bias_scratch(s->N, s->QKV), bias_scratch(s->N, s->C),
+                            bias_scratch(s->N, s->H),   act_scratch(s->N, s->F, s->H),
+                            bias_scratch(R, s->Vp)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)
         if (needs[i] > most) most = needs[i];

@@ -19,8 +19,7 @@ static inline int la_workers(int chunks, size_t elements) {
     return (void)chunks, (void)elements, 1;
 }
 
-inline int la_fast_on;
-static inline int la_fast(int on) { return la_fast_on = on && gemm_allow_tf32; }
+static inline int la_fast(int on) { return cm_gpu.la_fast = on && cm_gpu.allow_tf32; }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Walking views                                                                                  */
@@ -402,12 +401,12 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
 /* ---------------------------------------------------------------------------------------------- */
 /* Sums in double: a block sums every `pieces`-th tile of a group, then one block a group sums those  */
 
-enum { LA_PARTS = 4096 };
-inline double *la_parts; /* made once: sums of pieces, where there is more than one */
+enum { LA_PARTS = 4096 }; /* doubles in cm_gpu.la_parts */
 
 static inline double *la_parts_memory(void) {
-    if (!la_parts) CUDA_CHECK(cudaMalloc((void **)&la_parts, LA_PARTS * sizeof *la_parts));
-    return la_parts;
+    if (!cm_gpu.la_parts)
+        CUDA_CHECK(cudaMalloc((void **)&cm_gpu.la_parts, LA_PARTS * sizeof *cm_gpu.la_parts));
+    return cm_gpu.la_parts;
 }
 
 struct LaNorm {
@@ -500,15 +499,15 @@ template <int V> __global__ static void la_squares_kernel(double *parts, const f
 /* The one operation that waits for its result. */
 static inline double la_sum_squares(const floatM *x, size_t n) {
     const unsigned blocks = (unsigned)min_size(LA_PARTS / 2, (n + 1023) / 1024);
-    double *parts = la_parts_memory(), sums[LA_PARTS / 2], sum = 0;
+    double *parts = la_parts_memory(), sums[LA_PARTS / 2] = {0}, sum = 0;
     if (!n) return 0;
     if ((uintptr_t)x % 16 == 0) LAUNCH(la_squares_kernel<4>, blocks, 256, 0, parts, x, n);
     else LAUNCH(la_squares_kernel<1>, blocks, 256, 0, parts, x, n);
     CUDA_CHECK(
-        cudaMemcpyAsync(sums, parts, blocks * sizeof *sums, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+        cudaMemcpyAsync(sums, parts, blocks * sizeof *sums, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     for (unsigned i = 0; i < blocks; i++) sum += sums[i];
-    return sum;
+    return device_failure() ? NAN : sum;
 }
 
 static inline double la_identity_gap(Mat X) { return (void)X, INFINITY; }
@@ -552,24 +551,36 @@ static inline void la_row_norms(floatM *norms, Mat X) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Vectors of one number an item                                                                  */
 
-enum { LA_RECIP, LA_RROOT, LA_DIV, LA_MUL, LA_SQRT_OF, LA_MOMENT, LA_ROOT_RECIP, LA_BALANCE };
+typedef enum {
+    LA_RECIP,
+    LA_RROOT,
+    LA_DIV,
+    LA_MUL,
+    LA_SQRT_OF,
+    LA_MOMENT,
+    LA_ROOT_RECIP,
+    LA_BALANCE
+} LaVectorOp;
 
-__global__ static void la_vec_kernel(int op, float *s, const float *t, int n, double a, double b) {
+__global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, int n, double a,
+                                     double b) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     double x = (double)s[i], y = t ? (double)t[i] : 0,
            square = op == LA_BALANCE ? y * y : a * x * x + b;
-    if (op == LA_RECIP) s[i] = (float)(1 / (x > a ? x : a));
-    if (op == LA_RROOT) s[i] = (float)(1 / sqrt(square > 1e-12 ? square : 1e-12));
-    if (op == LA_DIV) s[i] = (float)(x / (y > a ? y : a));
-    if (op == LA_MUL) s[i] *= (float)a;
-    if (op == LA_SQRT_OF) s[i] = (float)sqrt(x);
-    if (op == LA_MOMENT) s[i] = (float)(a * x + (1 - a) * b * y * y);
-    if (op == LA_ROOT_RECIP) s[i] = (float)(1 / (sqrt(y) + a));
-    if (op == LA_BALANCE) s[i] *= (float)pow(a / (square < 1e-14 ? 1e-14 : square), b);
+    switch (op) {
+    case LA_RECIP: s[i] = (float)(1 / (x > a ? x : a)); break;
+    case LA_RROOT: s[i] = (float)(1 / sqrt(square > 1e-12 ? square : 1e-12)); break;
+    case LA_DIV: s[i] = (float)(x / (y > a ? y : a)); break;
+    case LA_MUL: s[i] *= (float)a; break;
+    case LA_SQRT_OF: s[i] = (float)sqrt(x); break;
+    case LA_MOMENT: s[i] = (float)(a * x + (1 - a) * b * y * y); break;
+    case LA_ROOT_RECIP: s[i] = (float)(1 / (sqrt(y) + a)); break;
+    case LA_BALANCE: s[i] *= (float)pow(a / (square < 1e-14 ? 1e-14 : square), b); break;
+    }
 }
 
-static inline void la_vec(int op, floatM *s, const floatM *t, int n, double a, double b) {
+static inline void la_vec(LaVectorOp op, floatM *s, const floatM *t, int n, double a, double b) {
     if (n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
 }
 
@@ -675,7 +686,7 @@ static inline size_t la_lead(Mat m) {
 static inline void la_gemm_batch(Mat D, double a, Mat A, Mat B, double b, const floatM *C) {
     GemmCall c = gemm_kind<float, float>(A.cs != 1, B.cs != 1, D.rows, D.cols, A.cols, la_lead(A),
                                          la_lead(B), la_lead(D));
-    c.tf32 = la_fast_on;
+    c.tf32 = cm_gpu.la_fast;
     c.batch = mat_count(D);
     if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(D);
     gemm_call(c, a, A.p, B.p, b, C, D.p, NULL);
@@ -691,7 +702,7 @@ static inline Mat la_inner_items(Mat m, int first, int n) {
 /* The items of m in the levels of another batch of as many, which those at equal distances can be in. */
 static inline Mat la_regroup(Mat m, const Mat &like) {
     if (m.n1 == like.n1) return m;
-    if (!la_level(m)) die("internal error: a product of batches in different levels");
+    if (!la_level(m)) device_fail("internal error: a product of batches in different levels");
     m.s1 = (size_t)la_stride(m), m.s0 = m.s1 * (size_t)like.n1;
     m.n0 = like.n0, m.n1 = like.n1;
     return m;
@@ -739,7 +750,7 @@ static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
    product. */
 static inline void la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     la_gemm_add(D, a, A, B, b, C);
-    if (!la_fast_on) la_mirror(D);
+    if (!cm_gpu.la_fast) la_mirror(D);
 }
 static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_add_symmetric(C, a, A, B, b, C);
@@ -748,7 +759,7 @@ static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
 /* G = A A^T + b G. With b the old G counts, which a caller need not keep symmetric. */
 static inline void la_gram(Mat G, Mat A, double b) {
     if (!mat_size(G)) return;
-    if (G.rows <= LA_SMALL && !(la_fast_on && la_level(A))) la_small_gram(G, A, b);
+    if (G.rows <= LA_SMALL && !(cm_gpu.la_fast && la_level(A))) la_small_gram(G, A, b);
     else if (b == 0) la_gemm_symmetric(G, 1, A, mat_t(A), 0);
     else la_gemm(G, 1, A, mat_t(A), b);
 }
@@ -759,7 +770,7 @@ static inline void la_gram(Mat G, Mat A, double b) {
 /* What --msign-compute auto means: bf16 where the layers compute in it, unless --tf32 off asks for exact
    products of fp32. */
 static inline int la_sign_in_bf16(int compute) {
-    if (compute == COMPUTE_AUTO) return sizeof(floatX) == 2 && gemm_allow_tf32;
+    if (compute == COMPUTE_AUTO) return sizeof(floatX) == 2 && cm_gpu.allow_tf32;
     return compute == COMPUTE_BF16;
 }
 
@@ -806,7 +817,7 @@ template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X
                    vectors = (unsigned)(X.cols / (wide ? 4 : 1));
     const size_t all = (size_t)mat_count(X) * (size_t)X.rows * vectors;
     if (all > UINT32_MAX - 256)
-        die("a matrix sign of %zu elements at once is too much", mat_size(X));
+        device_fail("a matrix sign of %zu elements at once is too much", mat_size(X));
     const unsigned total = (unsigned)all, blocks = ceil_div(all, 256);
     if (wide) LAUNCH((la_bf16_kernel<4, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
     else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);

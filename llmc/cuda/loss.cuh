@@ -107,7 +107,7 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
                               int Vp, double softcap, double scale) {
     float inverse = softcap > 0 ? (float)(1 / softcap) : 0;
     int wide = all_wide(Vp, logits), cap = softcap > 0;
-    size_t half = cuda_shared_limit / 2 - 2048,
+    size_t half = cm_gpu.shared_limit / 2 - 2048,
            row = (size_t)Vp * sizeof(floatX); /* two blocks an SM */
     size_t kept = scale == 0 ? 0 : row < half ? row : half;
     /* A vocabulary of bytes is enough for one warp. */

@@ -19,7 +19,7 @@ __global__ static void noise_kernel(T *x, size_t n, float scale, unsigned seed) 
     }
 }
 
-/* x (n) on cuda_stream. */
+/* x (n) on cm_gpu.stream. */
 template <typename T> static inline void device_noise(T *x, size_t n, double scale, unsigned seed) {
     unsigned blocks = (unsigned)min_size((n + 255) / 256, 4096);
     if (n) LAUNCH(noise_kernel<T>, blocks, 256, 0, x, n, (float)scale, seed);

@@ -4,7 +4,7 @@ LayerNorm and RMSNorm on CUDA, forward with the residual sum on the way in, and 
 #ifndef CM_CUDA_NORM_CUH
 #define CM_CUDA_NORM_CUH
 
-#include "../config.h"
+#include "../shape.h"
 #include "rows.cuh"
 
 enum { NORM_ROWS = 8 }; /* of a block, one a warp */
@@ -15,7 +15,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
     norm_forward_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
                         const floatX *residual, const floatX *__restrict__ delta,
                         const floatM *__restrict__ gain, const floatM *__restrict__ bias, int N,
-                        int C, int kind, float eps) {
+                        int C, int centred, float eps) {
     int n = (int)(blockIdx.x * NORM_ROWS + threadIdx.y), lane = (int)threadIdx.x;
     if (n >= N) return;
     size_t row = (size_t)n * C;
@@ -34,15 +34,15 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
         add_rounded(x[v], d);
         if (c < C) store(x_out + row + c, x[v]);
     }
-    if (kind == NORM_LAYERNORM) {
+    if (centred) {
         UNROLLED_FOR (int v = 0; v < V; v++)
             UNROLLED_FOR (int i = 0; i < W; i++) m += x[v][i];
         m = warp_sum(m) * inverse;
     }
     UNROLLED_FOR (int v = 0; v < V; v++)
         UNROLLED_FOR (int i = 0; i < W; i++) {
-            float centred = (v * 32 + lane) * W < C ? x[v][i] - m : 0;
-            s += centred * centred;
+            float offset = (v * 32 + lane) * W < C ? x[v][i] - m : 0;
+            s += offset * offset;
         }
     float r = rsqrtf(warp_sum(s) * inverse + eps);
     UNROLLED_FOR (int v = 0; v < V; v++) {
@@ -63,7 +63,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
     norm_forward_long_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
                              const floatX *residual, const floatX *__restrict__ delta,
                              const floatM *__restrict__ gain, const floatM *__restrict__ bias,
-                             int N, int C, int kind, float eps) {
+                             int N, int C, int centred, float eps) {
     int n = (int)(blockIdx.x * NORM_ROWS + threadIdx.y), lane = (int)threadIdx.x;
     if (n >= N) return;
     size_t row = (size_t)n * C;
@@ -75,7 +75,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
         add_rounded(x, more);
         store(x_out + row + c, x);
     }
-    if (kind == NORM_LAYERNORM) {
+    if (centred) {
 #pragma unroll 4
         for (int c = lane * W; c < C; c += 32 * W) {
             load(x, in + c);
@@ -108,9 +108,10 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
     int wide = all_wide(C, y, residual, delta) && (!delta || all_wide(C, x_out)) &&
                all_wide(C, gain, bias);
     float e = (float)eps;
+    int centred = norm_is_centred((NormKind)kind);
 #define NORM_FORWARD(KERNEL)                                                                       \
     LAUNCH((KERNEL), grid, block, 0, y, mean, rstd, x_out, residual, delta, gain, bias, N, C,      \
-           kind, e)
+           centred, e)
     if (wide && C <= 4 * 32 * XW) NORM_FORWARD((norm_forward_kernel<XW, 4>));
     else if (wide && C <= 8 * 32 * XW) NORM_FORWARD((norm_forward_kernel<XW, 8>));
     else if (wide) NORM_FORWARD(norm_forward_long_kernel<XW>);
@@ -128,7 +129,7 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
     norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy,
                          const floatX *dres, const floatX *__restrict__ x,
                          const floatM *__restrict__ gain, const floatM *__restrict__ mean,
-                         const floatM *__restrict__ rstd, int N, int C, int kind) {
+                         const floatM *__restrict__ rstd, int N, int C, int centred) {
     BLOCK_SHARED(room, [2][NORM_WARPS][2 * R], float);
     int c = (int)threadIdx.x * W, warps = (int)blockDim.x / 32, turn = 0;
     size_t blocks = gridDim.x, block = blockIdx.x, end = (size_t)N * (block + 1) / blocks;
@@ -170,8 +171,7 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
                 UNROLLED_FOR (int j = 0; j < 4; j++) sums[k + j] += part[j];
             }
         UNROLLED_FOR (int k = 0; k < R; k++) {
-            float a = kind == NORM_LAYERNORM ? sums[2 * k] * inverse : 0,
-                  b = sums[2 * k + 1] * inverse;
+            float a = centred ? sums[2 * k] * inverse : 0, b = sums[2 * k + 1] * inverse;
             float out[W];
             unpack(out, res_ahead[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
@@ -193,7 +193,7 @@ template <int W>
 __global__ static void __launch_bounds__(32 * NORM_ROWS)
     norm_dx_kernel(floatX *dx, const floatX *dy, const floatX *dres, const floatX *__restrict__ x,
                    const floatM *__restrict__ gain, const floatM *__restrict__ mean,
-                   const floatM *__restrict__ rstd, int N, int C, int kind) {
+                   const floatM *__restrict__ rstd, int N, int C, int centred) {
     int n = (int)(blockIdx.x * NORM_ROWS + threadIdx.y), lane = (int)threadIdx.x;
     if (n >= N) return;
     size_t row = (size_t)n * C;
@@ -208,7 +208,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
             b += d[i] * g[i] * ((v[i] - m) * r);
         }
     }
-    a = kind == NORM_LAYERNORM ? warp_sum(a) / (float)C : 0;
+    a = centred ? warp_sum(a) / (float)C : 0;
     b = warp_sum(b) / (float)C;
     for (int c = lane * W; c < C; c += 32 * W) {
         float out[W] = {0};
@@ -239,7 +239,7 @@ template <int W>
 static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
                                      const floatX *dy, const floatX *dres, const floatX *x,
                                      const floatM *gain, const floatM *mean, const floatM *rstd,
-                                     int N, int C, int kind) {
+                                     int N, int C, int centred) {
     unsigned parts = sum_parts(N, C);
     float *partials = (float *)cuda_scratch(norm_scratch(N, C));
     dim3 grid(ceil_div((size_t)C, 32 * W), parts), block(32, SUM_ROWS);
@@ -247,7 +247,7 @@ static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias, f
     add_partials({{dbias, dgain}}, partials, parts, C);
     grid = dim3(ceil_div((size_t)N, NORM_ROWS)),
     block = dim3(32, NORM_ROWS); /* last, as dx may be dy */
-    LAUNCH(norm_dx_kernel<W>, grid, block, 0, dx, dy, dres, x, gain, mean, rstd, N, C, kind);
+    LAUNCH(norm_dx_kernel<W>, grid, block, 0, dx, dy, dres, x, gain, mean, rstd, N, C, centred);
     if (dsum) bias_backward(dsum, dx, N, C);
 }
 
@@ -257,20 +257,21 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
                                  const floatM *gain, const floatM *mean, const floatM *rstd, int N,
                                  int C, int kind) {
     int wide = all_wide(C, dx, dy, dres) && all_wide(C, x) && all_wide(C, gain);
+    int centred = norm_is_centred((NormKind)kind);
     if (wide && norm_threads(C) <= 32 * NORM_WARPS) {
         unsigned blocks = norm_blocks(N, C), threads = norm_threads(C);
         float *partials = (float *)cuda_scratch(norm_scratch(N, C));
 #define NORM_BACKWARD(SUM)                                                                         \
     LAUNCH((norm_backward_kernel<XW, 2, SUM>), blocks, threads, 0, dx, partials, dy, dres, x,      \
-           gain, mean, rstd, N, C, kind)
+           gain, mean, rstd, N, C, centred)
         if (dsum) NORM_BACKWARD(1);
         else NORM_BACKWARD(0);
 #undef NORM_BACKWARD
         add_partials({{dgain, dbias, dsum}}, partials, blocks, C);
     } else if (wide) {
-        norm_backward_any<XW>(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, kind);
+        norm_backward_any<XW>(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, centred);
     } else {
-        norm_backward_any<1>(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, kind);
+        norm_backward_any<1>(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, centred);
     }
 }
 

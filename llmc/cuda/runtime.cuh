@@ -8,31 +8,26 @@ run, block by block, on a CPU. They use no atomics on floating-point numbers: eq
 #ifndef CM_CUDA_RUNTIME_CUH
 #define CM_CUDA_RUNTIME_CUH
 
-#ifdef CM_EMU
-#include "../../dev/emu/emu.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-#endif
+#include "machine.cuh"
 
-#include "../base.h"
-
-/* The one stream of everything. */
-inline cudaStream_t cuda_stream;
-
-/* A failing call ends the program: these are out of memory where it could not be foreseen, a lost
-   device, or our mistakes. */
-#define CUDA_CHECK(CALL) cuda_check((CALL), #CALL, __FILE__, __LINE__)
-static inline void cuda_check(cudaError_t status, const char *call, const char *file, int line) {
-    if (status != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
+/* Makes a call of the run-time library: 0, or -1 where it fails, which device_failure() then says. What
+   fails here is a lost device, a mistake of ours, or memory that could not be foreseen. After a failure
+   no call is made any more. */
+#define CUDA_CHECK(CALL) (device_failure() ? -1 : cuda_check((CALL), #CALL, __FILE__, __LINE__))
+static inline int cuda_check(cudaError_t status, const char *call, const char *file, int line) {
+    if (status == cudaSuccess) return 0;
+    return device_fail("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
 }
 
-/* Whether times are those of the emulator, by which nothing should be chosen. */
-#ifdef CM_EMU
-constexpr int emulated_time = 1;
-#else
-constexpr int emulated_time = 0;
-#endif
+/* cudaMalloc where there may be too little memory, which is no failure: 0, or -1 and *p = NULL. */
+static inline int cuda_try_malloc(void **p, size_t bytes) {
+    *p = NULL;
+    if (device_failure()) return -1;
+    if (cudaMalloc(p, bytes) == cudaSuccess) return 0;
+    cudaGetLastError(); /* the error is answered, so that no later check finds it */
+    *p = NULL;
+    return -1;
+}
 
 /* LAUNCH(kernel, grid, block, bytes of dynamic shared memory, arguments...). A kernel template with a
    comma in its arguments is put in parentheses. SHARED(type, name) is that memory in the kernel,
@@ -40,7 +35,9 @@ constexpr int emulated_time = 0;
    dynamic memory of more than 48 KB together have to be asked for, so every size is. */
 #ifdef CM_EMU
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
-    emu_launch(#KERNEL, GRID, BLOCK, BYTES, KERNEL __VA_OPT__(, ) __VA_ARGS__)
+    (device_failure()                                                                              \
+         ? (void)0                                                                                 \
+         : emu_launch(#KERNEL, GRID, BLOCK, BYTES, KERNEL __VA_OPT__(, ) __VA_ARGS__))
 #define SHARED(TYPE, NAME) TYPE *NAME = (TYPE *)(void *)emu.shared
 #define BLOCK_SHARED(NAME, DIMENSIONS, ...)                                                        \
     alignas(16) static __VA_ARGS__ NAME DIMENSIONS;                                                \
@@ -48,18 +45,20 @@ constexpr int emulated_time = 0;
     emu_static_shared(&NAME##_counted_, sizeof NAME)
 #define WIDE_ACCESS(P) emu_wide_access(P)
 #define UNROLLED_FOR for
+constexpr int emulated_time = 1; /* times are the emulator's, by which nothing should be chosen */
 #else
 #define LAUNCH(KERNEL, GRID, BLOCK, BYTES, ...)                                                    \
     do {                                                                                           \
-        static size_t cuda_allowed_; /* of dynamic shared memory, so far */                        \
+        static size_t cuda_allowed_; /* of dynamic shared memory, for the kernels of this unit */  \
         size_t cuda_bytes_ = (BYTES);                                                              \
+        if (device_failure()) break;                                                               \
         if (cuda_bytes_ > cuda_allowed_) {                                                         \
             CUDA_CHECK(cudaFuncSetAttribute((const void *)(KERNEL),                                \
                                             cudaFuncAttributeMaxDynamicSharedMemorySize,           \
                                             (int)cuda_bytes_));                                    \
             cuda_allowed_ = cuda_bytes_;                                                           \
         }                                                                                          \
-        (KERNEL)<<<(GRID), (BLOCK), cuda_bytes_, cuda_stream>>>(__VA_ARGS__);                      \
+        (KERNEL)<<<(GRID), (BLOCK), cuda_bytes_, cm_gpu.stream>>>(__VA_ARGS__);                    \
         CUDA_CHECK(cudaGetLastError());                                                            \
     } while (0)
 #define SHARED(TYPE, NAME)                                                                         \
@@ -68,10 +67,8 @@ constexpr int emulated_time = 0;
 #define BLOCK_SHARED(NAME, DIMENSIONS, ...) __align__(16) __shared__ __VA_ARGS__ NAME DIMENSIONS
 #define WIDE_ACCESS(P) ((void)0) /* the GPU itself stops at one that is not aligned */
 #define UNROLLED_FOR _Pragma("unroll") for
+constexpr int emulated_time = 0;
 #endif
-
-/* Largest dynamic shared memory of a block on this device; cuda_setup asks for it. */
-inline size_t cuda_shared_limit = 227 << 10;
 
 static inline unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d); }
 
@@ -79,32 +76,28 @@ static inline unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d -
 /* Scratch of the backend: one allocation that kernels of one call may use between them. Work on a
    stream is done in order, so the next call may use it again. */
 
-inline void *cuda_scratch_memory;
-inline size_t cuda_scratch_bytes;
+static inline void cuda_scratch_free(void) {
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    if (cm_gpu.scratch) CUDA_CHECK(cudaFree(cm_gpu.scratch));
+    cm_gpu.scratch = NULL;
+    cm_gpu.scratch_bytes = 0;
+}
 
-/* Makes it at least this large; a program asks once, for its model, before it starts. */
+/* Makes the scratch at least `bytes` large; -1 where there is too little memory. A program reserves what
+   its model needs once, before the first step. */
 static inline int cuda_scratch_reserve(size_t bytes) {
-    if (bytes <= cuda_scratch_bytes) return 0;
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
-    if (cuda_scratch_memory) CUDA_CHECK(cudaFree(cuda_scratch_memory));
-    cuda_scratch_memory = NULL, cuda_scratch_bytes = 0;
-    if (cudaMalloc(&cuda_scratch_memory, bytes) != cudaSuccess) {
-        cudaGetLastError(); /* forget it */
-        return -1;
-    }
-    cuda_scratch_bytes = bytes;
+    if (bytes <= cm_gpu.scratch_bytes) return 0;
+    cuda_scratch_free();
+    if (cuda_try_malloc(&cm_gpu.scratch, bytes)) return -1;
+    cm_gpu.scratch_bytes = bytes;
     return 0;
 }
 
-static inline void cuda_scratch_free(void) {
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
-    if (cuda_scratch_memory) CUDA_CHECK(cudaFree(cuda_scratch_memory));
-    cuda_scratch_memory = NULL, cuda_scratch_bytes = 0;
-}
-
+/* The scratch, at least `bytes` large; NULL where there is too little memory, which is recorded, so that
+   no kernel starts that would use it. */
 static inline void *cuda_scratch(size_t bytes) {
-    if (cuda_scratch_reserve(bytes)) die("out of GPU memory: %zu bytes of scratch", bytes);
-    return cuda_scratch_memory;
+    if (cuda_scratch_reserve(bytes)) device_fail("out of GPU memory: %zu bytes of scratch", bytes);
+    return cm_gpu.scratch;
 }
 
 /* ---------------------------------------------------------------------------------------------- */

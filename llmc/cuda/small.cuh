@@ -336,7 +336,7 @@ static inline int la_root_iteration(Mat R, Mat G, double damping, const double (
     if (!mat_size(G)) return 1;
     const unsigned n = (unsigned)mat_count(G);
 #define CALL(K)                                                                                    \
-    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
+    if (la_block_bytes<K>() > cm_gpu.shared_limit) return 0;                                       \
     else                                                                                           \
         LAUNCH(la_root_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), R, G,               \
                (float)damping, table)
@@ -402,7 +402,7 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
     if (!mat_size(A)) return 1;
     const unsigned n = (unsigned)mat_count(A);
 #define CALL(K)                                                                                    \
-    if (la_block_bytes<K>() > cuda_shared_limit) return 0;                                         \
+    if (la_block_bytes<K>() > cm_gpu.shared_limit) return 0;                                       \
     else LAUNCH(la_sign_kernel<K>, n, LaBlock<K>::THREADS, la_block_bytes<K>(), Q, A, table)
     LA_FOR_SIZE(A.rows, CALL);
 #undef CALL
@@ -532,7 +532,7 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, flo
     if (!mat_size(G)) return;
     const size_t m = (size_t)la_even(G.rows), small = (32 + 3 * m / 2 + m) * sizeof(double);
     const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;
-    const int a_shared = whole <= cuda_shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
+    const int a_shared = whole <= cm_gpu.shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
     LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R,
            values, G, damping, (double *)(void *)scratch, each, a_shared);
 }

@@ -50,7 +50,7 @@ template <typename T> static inline T *device_array(size_t n) {
     void *p;
     if (device_array_count == 512) die("test: out of arrays");
     CUDA_CHECK(cudaMalloc(&p, (n + !n) * sizeof(T)));
-    CUDA_CHECK(cudaMemsetAsync(p, 0xff, (n + !n) * sizeof(T), cuda_stream));
+    CUDA_CHECK(cudaMemsetAsync(p, 0xff, (n + !n) * sizeof(T), cm_gpu.stream));
     device_arrays[device_array_count++] = p;
     return (T *)p;
 }
@@ -68,8 +68,8 @@ template <typename T> static inline void put(T *to, float *from, size_t n) {
         from[i] = rounded<T>(from[i]);
         t[i] = T(from[i]);
     }
-    CUDA_CHECK(cudaMemcpyAsync(to, t, n * sizeof(T), cudaMemcpyHostToDevice, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(to, t, n * sizeof(T), cudaMemcpyHostToDevice, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     free(t);
 }
 
@@ -81,8 +81,8 @@ template <typename T> static inline T *on_device(float *from, size_t n) {
 }
 static inline int *ints_on_device(const int *from, size_t n) {
     int *p = device_array<int>(n);
-    CUDA_CHECK(cudaMemcpyAsync(p, from, n * sizeof *p, cudaMemcpyHostToDevice, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(p, from, n * sizeof *p, cudaMemcpyHostToDevice, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     return p;
 }
 
@@ -91,8 +91,8 @@ template <typename T> static inline float *on_host(const T *from, size_t n) {
     float *p = host_array(n);
     T *t = (T *)malloc((n + !n) * sizeof(T));
     if (!t) die("test: out of memory");
-    CUDA_CHECK(cudaMemcpyAsync(t, from, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(t, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     for (size_t i = 0; i < n; i++) p[i] = (float)t[i];
     free(t);
     return p;

@@ -108,10 +108,10 @@ template <typename T, int D> static void test_places(void) {
     enum { N = 16 * D, PIECE = 16 / sizeof(T) };
     int *d = device_array<int>(2 * N), taken[N] = {0}, wrong = 0, crowded = 0;
     LAUNCH((places<T, D>), 1, 32, 0, d);
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     int where[N];
-    CUDA_CHECK(cudaMemcpyAsync(where, d, sizeof where, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(where, d, sizeof where, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     for (int i = 0; i < N; i++) {
         if (where[i] < 0 || where[i] >= N || taken[where[i]]++) wrong++;
         wrong +=
@@ -156,7 +156,7 @@ static void test_hand_over(void) {
     for (int again = 0; again < 2; again++) { /* the emulator turns the order of blocks */
         float *rows = device_array<float>(ALL);
         int *counts = device_array<int>(1 + N), wrong = 0;
-        CUDA_CHECK(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cuda_stream));
+        CUDA_CHECK(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cm_gpu.stream));
         LAUNCH(hand_over, BLOCKS, HAND_THREADS, sizeof(int), (float4 *)(void *)rows, counts, N);
         float *x = on_host(rows, ALL), *count = on_host(counts, 1 + N);
         for (int i = 0; i < ALL; i++) {
@@ -369,7 +369,7 @@ static void test_backward_poison(void) {
 
 /* The order in which blocks are run is no business of theirs. */
 static void test_order_of(const Case c) {
-    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = flash_cache;
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = cm_gpu.flash_cache;
     size_t head = 2 * (size_t)c.T * (size_t)c.HS * sizeof(floatX) * (size_t)(c.NH / c.NKV);
     float *qkv = make_qkv(&c), *dout = random_array(N * C, 1);
     floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(dout, N * C);
@@ -377,11 +377,11 @@ static void test_order_of(const Case c) {
     for (int i = 0; i < 3; i++) { /* one head at a time, two, all */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
         out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
-        flash_cache = i == 2 ? cache : (size_t)(i + 1) * head;
+        cm_gpu.flash_cache = i == 2 ? cache : (size_t)(i + 1) * head;
         forward(out[i], lse, d_qkv, &c);
         backward(dqkv[i], d_dout, d_qkv, out[i], lse, &c);
     }
-    flash_cache = cache;
+    cm_gpu.flash_cache = cache;
     for (int i = 0; i < 2; i++) {
         check(same_bits(out[i], out[2], N * C), "out depends on the order of heads");
         check(same_bits(dqkv[i], dqkv[2], N * W), "dqkv depends on the order of heads");
@@ -403,14 +403,14 @@ static void test_scratch_of(const Case c) {
     floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W);
     floatX *first = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-    check(!cuda_scratch_reserve(cuda_scratch_bytes + used + SPARE), "no scratch");
-    size_t bytes = cuda_scratch_bytes;
-    unsigned char *scratch = (unsigned char *)cuda_scratch_memory;
+    check(!cuda_scratch_reserve(cm_gpu.scratch_bytes + used + SPARE), "no scratch");
+    size_t bytes = cm_gpu.scratch_bytes;
+    unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, d_qkv, &c);
     for (int fill = 0; fill < 3; fill++) { /* NaN; zeros; as the last call has left it */
-        if (fill < 2) CUDA_CHECK(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cuda_stream));
+        if (fill < 2) CUDA_CHECK(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, d_qkv, out, lse, &c);
-        check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
+        check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
         check(!fill || same_bits(dqkv, first, N * W),
               "T %d: gradients depend on what scratch holds", c.T);
         if (fill) continue;
@@ -506,7 +506,7 @@ static void test_library(void) {
     floatX *d_qkv = on_device<floatX>(make_qkv(&c), N * W), *out = device_array<floatX>(N * C);
     floatX *dqkv = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N);
-    attention_library_forward = library_forward, attention_library_backward = library_backward;
+    cm_gpu.attention_forward = library_forward, cm_gpu.attention_backward = library_backward;
     forward(out, lse, d_qkv, &c);
     backward(dqkv, out, d_qkv, out, lse, &c);
     check(library_calls == 2 && untouched(out, N * C) && untouched(dqkv, N * W),
@@ -516,7 +516,7 @@ static void test_library(void) {
     backward(dqkv, out, d_qkv, out, lse, &c);
     check(library_calls == 4 && !count_nan(out, N * C) && !count_nan(dqkv, N * W),
           "nobody does it");
-    attention_library_forward = NULL, attention_library_backward = NULL;
+    cm_gpu.attention_forward = NULL, cm_gpu.attention_backward = NULL;
     release();
 }
 

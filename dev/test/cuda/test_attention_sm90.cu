@@ -191,8 +191,8 @@ static int backward_here(floatX *dqkv, const floatX *dout, const floatX *qkv, co
     return status;
 }
 static void use_hopper(int yes) {
-    attention_library_forward = yes ? forward_here : NULL;
-    attention_library_backward = yes ? backward_here : NULL;
+    cm_gpu.attention_forward = yes ? forward_here : NULL;
+    cm_gpu.attention_backward = yes ? backward_here : NULL;
 }
 
 static void test_hopper_case(const Case *c, int may_decline) {
@@ -261,18 +261,18 @@ static void test_beside_portable(const Case c) {
 
 /* The order in which blocks are run is no business of theirs. */
 static void test_order(const Case c) {
-    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = flash_cache;
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = cm_gpu.flash_cache;
     floatX *qkv = on_device<floatX>(make_qkv(&c), N * W),
            *dout = on_device<floatX>(random_array(N * C, 1), N * C);
     floatX *out[2], *dqkv[2];
     for (int i = 0; i < 2; i++) { /* one head at a time, all */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
         out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
-        flash_cache = i ? cache : 1;
+        cm_gpu.flash_cache = i ? cache : 1;
         forward(out[i], lse, qkv, &c);
         backward(dqkv[i], dout, qkv, out[i], lse, &c);
     }
-    flash_cache = cache;
+    cm_gpu.flash_cache = cache;
     check(same_bits(out[0], out[1], N * C), "out depends on the order of heads");
     check(same_bits(dqkv[0], dqkv[1], N * W), "dqkv depends on the order of heads");
     check(!count_nan(out[0], N * C) && !count_nan(dqkv[0], N * W), "some heads are left out");
@@ -305,14 +305,14 @@ static void test_scratch(const Case c) {
     floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W),
            *first = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-    check(!cuda_scratch_reserve(cuda_scratch_bytes + used + SPARE), "no scratch");
-    size_t bytes = cuda_scratch_bytes;
-    unsigned char *scratch = (unsigned char *)cuda_scratch_memory;
+    check(!cuda_scratch_reserve(cm_gpu.scratch_bytes + used + SPARE), "no scratch");
+    size_t bytes = cm_gpu.scratch_bytes;
+    unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, qkv, &c);
     for (int fill = 0; fill < 2; fill++) { /* NaN; as the last call has left it */
-        if (!fill) CUDA_CHECK(cudaMemsetAsync(scratch, 0xff, bytes, cuda_stream));
+        if (!fill) CUDA_CHECK(cudaMemsetAsync(scratch, 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, qkv, out, lse, &c);
-        check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
+        check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
         if (!fill)
             check(untouched(scratch + used, bytes - used), "T %d: more scratch is used", c.T);
         if (!fill) check(!untouched(scratch + used - 16, 16), "T %d: less scratch is used", c.T);
@@ -330,7 +330,7 @@ template <int D> static void test_counts(const Case c) {
     test_scratch(c);
     FlashScratch at = hopper_scratch_width<D>(c.B, c.T, c.NH);
     float *count = on_host(
-        (const int *)(const void *)((const char *)cuda_scratch_memory + at.counts), at.n_counts);
+        (const int *)(const void *)((const char *)cm_gpu.scratch + at.counts), at.n_counts);
     size_t heads = (size_t)(c.B * c.NH), own = HOPPER_ROWS / F::STEP,
            kept = (at.n_counts - 1) / 2 / heads, wrong = 0;
     check(kept == ceil_div((size_t)c.T, F::STEP) - own, "%zu sums of a head", kept);
@@ -352,8 +352,8 @@ static void test_choice(void) {
     c.attn_scale = 0.125;
     c.attention = ATTENTION_HOPPER;
     check(!attention_choose(&c, note, sizeof note, err), "hopper is refused: %s", err);
-    check(attention_library_forward == hopper_forward &&
-              attention_library_backward == hopper_backward,
+    check(cm_gpu.attention_forward == hopper_forward &&
+              cm_gpu.attention_backward == hopper_backward,
           "not taken");
     check(!strncmp(note, "hopper", 6) && c.attention == ATTENTION_HOPPER, "the note is: %s", note);
     c.head_dim = 32;
@@ -361,7 +361,7 @@ static void test_choice(void) {
               strstr(err, "--attention hopper: ") && strstr(err, "not 32") &&
               strstr(err, "--attention flash"),
           "heads of 32: %s", err);
-    check(!attention_library_forward && !attention_library_backward, "taken all the same");
+    check(!cm_gpu.attention_forward && !cm_gpu.attention_backward, "taken all the same");
 #ifdef CM_EMU
     c.head_dim = 64, c.seq_len = 1024, c.attention = ATTENTION_AUTO;
     check(!attention_choose(&c, note, sizeof note, err) && c.attention == ATTENTION_FLASH &&

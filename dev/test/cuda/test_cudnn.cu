@@ -36,12 +36,12 @@ static void test_shape(Shape s) {
     double scale = 0.8 / sqrt((double)HS);
     char why[384] = "", name[96];
     snprintf(name, sizeof name, "B %d T %d NH %d NKV %d HS %d%s", B, T, NH, NKV, HS,
-             cudnn_fast ? " fast" : "");
+             cm_gpu.cudnn_fast ? " fast" : "");
     int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
     if (!check(status == 0, "%s: %s", name, why)) return;
-    size_t scratch_before = cuda_scratch_bytes;
+    size_t scratch_before = cm_gpu.scratch_bytes;
     size_t scratch = cudnn_attention_workspace(B, T, NH, NKV, HS, scale);
-    size_t least = (R + (cudnn_fast ? A : 0)) * sizeof(float);
+    size_t least = (R + (cm_gpu.cudnn_fast ? A : 0)) * sizeof(float);
     check(scratch >= least, "%s: %zu bytes of scratch", name, scratch);
     check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8, scale) == 0,
           "%s: scratch without a plan", name);
@@ -78,10 +78,10 @@ static void test_shape(Shape s) {
         e = relative_l2_ff(parts[0], parts[1], n, 1e-6);
         check(e < 1e-2, "%s: gradient of %c differs by %g", name, "qkv"[part], e);
     }
-    check(cuda_scratch_bytes <= scratch || cuda_scratch_bytes == scratch_before,
-          "%s: %zu bytes of scratch, not %zu", name, cuda_scratch_bytes, scratch);
+    check(cm_gpu.scratch_bytes <= scratch || cm_gpu.scratch_bytes == scratch_before,
+          "%s: %zu bytes of scratch, not %zu", name, cm_gpu.scratch_bytes, scratch);
     cudnn_attention_backward(again, dout_d, qkv_d, out_d, lse_d, B, T, NH, NKV, HS, scale);
-    check(cudnn_fast || !memcmp(on_host(again, Q), d, Q * sizeof *d),
+    check(cm_gpu.cudnn_fast || !memcmp(on_host(again, Q), d, Q * sizeof *d),
           "%s: two runs give different bits", name);
     check(relative_l2_ff(on_host(qkv_d, Q), qkv, Q, 1e-6) == 0, "%s: qkv was written", name);
     release();
@@ -92,7 +92,7 @@ static void test_unplanned(Shape s) {
     size_t N = (size_t)s.B * (size_t)(s.T + 8), Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
     floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
     floatM *lse = device_array<floatM>(N * (size_t)s.NH);
-    CUDA_CHECK(cudaMemsetAsync(qkv, 0, Q * sizeof *qkv, cuda_stream));
+    CUDA_CHECK(cudaMemsetAsync(qkv, 0, Q * sizeof *qkv, cm_gpu.stream));
     int less = cudnn_attention_forward(out, lse, qkv, s.B - 1, s.T, s.NH, s.NKV, s.HS, 1);
     int more = cudnn_attention_forward(out, lse, qkv, s.B, s.T + 8, s.NH, s.NKV, s.HS, 1);
     int odd = cudnn_attention_forward(out + 1, lse, qkv, s.B, s.T, s.NH, s.NKV, s.HS, 1);
@@ -100,7 +100,7 @@ static void test_unplanned(Shape s) {
     check(more == -1, "T + 8 was planned");
     check(odd == -1, "memory that is not aligned is taken");
     check(strstr(cudnn_failure(), "16 bytes") != NULL, "the reason is \"%s\"", cudnn_failure());
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     release();
 }
 
@@ -132,7 +132,7 @@ static void test_choice(int available, Shape s) {
         Config c = config_of(s, attention);
         int status = attention_choose(&c, note, sizeof note, err),
             fast = attention == ATTENTION_CUDNN_FAST;
-        int library = attention_library_forward != NULL;
+        int library = cm_gpu.attention_forward != NULL;
         if (attention == ATTENTION_CUDNN || fast) {
             check(status == (available ? 0 : -1), "forced: %s", err);
             check(library == available && (available || strstr(err, "--attention")), "forced: %s",
@@ -148,14 +148,14 @@ static void test_choice(int available, Shape s) {
             check(c.attention == (library ? ATTENTION_CUDNN : ATTENTION_FLASH), "auto stays %d",
                   c.attention);
         }
-        check(library == (attention_library_backward != NULL), "half of a choice");
+        check(library == (cm_gpu.attention_backward != NULL), "half of a choice");
         size_t scratch = cudnn_attention_workspace(s.B, s.T, s.NH, s.NKV, s.HS, 1);
         check((scratch > 0) == library, "%zu bytes of scratch with %s", scratch, note);
-        check(cuda_scratch_bytes == 0, "%zu bytes of scratch stay", cuda_scratch_bytes);
+        check(cm_gpu.scratch_bytes == 0, "%zu bytes of scratch stay", cm_gpu.scratch_bytes);
     }
-    attention_library_forward = NULL, attention_library_backward = NULL;
+    cm_gpu.attention_forward = NULL, cm_gpu.attention_backward = NULL;
     cudnn_free_plans();
-    cudnn_fast = 0;
+    cm_gpu.cudnn_fast = 0;
 }
 
 #ifdef CM_EMU
@@ -181,7 +181,7 @@ static void test_auto(void) {
     text = chosen(s, ATTENTION_AUTO, &status);
     check(!status && strstr(text, "flash (") && strstr(text, "other bits"), "auto takes a race: %s",
           text);
-    check(!cudnn_fast && !attention_library_forward, "auto is fast");
+    check(!cm_gpu.cudnn_fast && !cm_gpu.attention_forward, "auto is fast");
 }
 
 /* Engines whose notes and plans differ: notes sort, and nothing but bits and numbers refuses. */
@@ -232,7 +232,7 @@ static void test_failure(Shape s) {
     char said[1024] = "";
     fake_install(91900);
     chosen(s, ATTENTION_CUDNN, &status);
-    check(!status && attention_library_forward, "no cuDNN");
+    check(!status && cm_gpu.attention_forward, "no cuDNN");
     if (status || pipe(ends)) return;
     fflush(stdout);
     pid_t child = fork();
@@ -253,7 +253,7 @@ static void test_failure(Shape s) {
     check(WIFEXITED(status) && WEXITSTATUS(status) == 1, "the program goes on");
     check(strstr(said, "the device is tired") && strstr(said, "--attention flash"), "it says: %s",
           said);
-    attention_library_forward = NULL, attention_library_backward = NULL;
+    cm_gpu.attention_forward = NULL, cm_gpu.attention_backward = NULL;
     cudnn_free_plans();
 }
 
@@ -267,10 +267,10 @@ int main(void) {
     for (int version = 0; version < 2;
          version++) { /* one that starts dq_sum at 0 itself, and one that does not */
         fake_install(version ? 90501 : 91900);
-        for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++)
+        for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
             for (size_t i = 0; i < 3; i++)
                 if (!version || shapes[i].T % 128 == 0) test_shape(shapes[i]);
-        cudnn_fast = 0;
+        cm_gpu.cudnn_fast = 0;
         test_unplanned(shapes[0]);
         check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why),
               "a head width of 60 is planned");
@@ -316,9 +316,9 @@ int main(void) {
     }
     test_choice(available, {8, 256, 4, 4, 64});
     if (available) {
-        for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++)
+        for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
             for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) test_shape(shapes[i]);
-        cudnn_fast = 0;
+        cm_gpu.cudnn_fast = 0;
         cudnn_free_plans();
         test_shape(shapes[0]);
         test_unplanned(shapes[0]);

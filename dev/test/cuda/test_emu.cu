@@ -150,18 +150,18 @@ static void test_graph(void) {
     int out = 100, n = 5;
     cudaGraph_t graph;
     cudaGraphExec_t work;
-    CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal));
+    CUDA_CHECK(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal));
     LAUNCH(add_number, 1, 32, 0, &out, n);
-    CUDA_CHECK(cudaMemsetAsync(&out, 0, sizeof out, cuda_stream));
+    CUDA_CHECK(cudaMemsetAsync(&out, 0, sizeof out, cm_gpu.stream));
     LAUNCH(add_number, 1, 32, 0, &out, 2 * n);
     n = 1000;
-    CUDA_CHECK(cudaStreamEndCapture(cuda_stream, &graph));
+    CUDA_CHECK(cudaStreamEndCapture(cm_gpu.stream, &graph));
     check(out == 100, "work is done while it is captured: %d", out);
     CUDA_CHECK(cudaGraphInstantiate(&work, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
     for (int i = 0; i < 3; i++) {
         out = 7;
-        CUDA_CHECK(cudaGraphLaunch(work, cuda_stream));
+        CUDA_CHECK(cudaGraphLaunch(work, cm_gpu.stream));
         check(out == 10, "replay %d leaves %d, not 10", i, out);
     }
     CUDA_CHECK(cudaGraphExecDestroy(work));
@@ -248,7 +248,7 @@ static int mistake(int which) {
     case 11: LAUNCH(past_global, 1, 128, 0, out, 64); break;
     case 12: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16380, out); break;
     case 13:
-        CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal)),
+        CUDA_CHECK(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal)),
             device_memory(1);
         break;
     case -2: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16384, out); break;

@@ -23,7 +23,7 @@ static double unit(void) { return emulated ? 0x1p-24 : 0x1p-22; }
    twice that and a square. Which of them a GPU does, its kernels decide. */
 static double tf32_unit(void) {
 #ifdef CM_EMU
-    if (!gemm_emu_truncate) return 0x1p-10 + 0x1p-22;
+    if (!gemm_emu.truncate) return 0x1p-10 + 0x1p-22;
 #endif
     return 0x1p-9 + 0x1p-20;
 }
@@ -131,7 +131,7 @@ template <typename IN, typename OUT> static int product(const Case &t, const Ope
     GemmOperands p = {o.A.d + t.shift, o.B.d + t.shift, o.C.d + t.shift, o.dbias + t.shift,
                       o.D.d + t.shift, o.aux.d,         (float)t.alpha,  (float)t.beta};
 #ifdef CM_EMU
-    int apart = gemm_emu_refuse & GEMM_EMU_BATCH; /* item by item, which is gemm_call's */
+    int apart = gemm_emu.refuse & GEMM_EMU_BATCH; /* item by item, which is gemm_call's */
 #else
     int apart = 0;
 #endif
@@ -310,7 +310,7 @@ template <typename T> static void test_calls(void) {
     Case t = {0, 1, N, F, I, 1, 0, 0, 1, 0, 0, GEMM_GELU, 0, 1, 0};
     Operands<T, T> o = {};
     o.A = {N, I, I, 0, 0, 0, x, dx}, o.B = {F, I, I, 0, 0, 0, w, dw}, o.bias = b;
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm(0, 1, N, F, I, 1, dx, I, dw, I, 0, plain, F, db);
     int there = !gemm_gelu(0, 1, N, F, I, dx, I, dw, I, y, F, h, F, db);
     there = there && !gemm_dgelu(0, 0, N, F, I, ddy, I, dv, F, dh, F, h, F);
@@ -386,12 +386,12 @@ static void test_alignment(void) {
     for (int moved = 0; moved < 4; moved++) {
         for (int i = 0; i < 7; i++) {
             __nv_bfloat16 *p[4] = {d[0], d[1], d[2], d[3]};
-            size_t before = gemm_plan_count;
+            size_t before = cm_gpu.gemm_plan_count;
             p[moved] += bytes[i] / 2;
             if (moved != 2) put(p[moved], x[moved], (size_t)sizes[moved]);
             gemm(0, 1, M, N, K, 1, p[0], K, p[1], K, 0, p[2], N, p[3]);
-            check(i < 4 ? gemm_plan_count == before : gemm_plan_count > before,
-                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i], gemm_plan_count,
+            check(i < 4 ? cm_gpu.gemm_plan_count == before : cm_gpu.gemm_plan_count > before,
+                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i], cm_gpu.gemm_plan_count,
                   before);
             if (i < 4)
                 check(!memcmp(on_host(p[2], M * N), first, M * N * sizeof *first),
@@ -405,7 +405,7 @@ static void test_alignment(void) {
     gemm_call(c, 1, d[0], d[1], 0, d[2], d[2], NULL);
     gemm_call(c, 1, d[0], d[1], 0, d[2] + 1, d[2], NULL);
     gemm_call(c, 1, d[0], d[1], 0, NULL, d[2], NULL);
-    check(gemm_plan_count == 1, "a C that is not read has a plan of its own");
+    check(cm_gpu.gemm_plan_count == 1, "a C that is not read has a plan of its own");
     release();
 }
 
@@ -416,12 +416,12 @@ static void test_many_plans(void) {
     float *dx = on_device<float>(x, KINDS + 1), *dy = on_device<float>(y, KINDS + 1),
           *dz = device_array<float>(KINDS);
     int right = 1;
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm_plans_clear();
     for (int round = 0; round < 2; round++) {
         for (int k = 1; k <= KINDS; k++)
             gemm(0, 0, 1, 1, k, 1, dx, (size_t)k, dy, 1, 0, dz + k - 1, 1);
-        check(gemm_plan_count == KINDS, "%zu plans of %d kinds", gemm_plan_count, KINDS);
+        check(cm_gpu.gemm_plan_count == KINDS, "%zu plans of %d kinds", cm_gpu.gemm_plan_count, KINDS);
         const float *z = on_host(dz, KINDS);
         double sum = 0, terms = 0;
         for (int k = 0; k < KINDS; k++) {
@@ -480,25 +480,25 @@ static void set_fastest(const char *index) { setenv("CM_EMU_FASTEST", index, 1);
 static void test_choice(void) {
     Small s = small_operands();
     char err[ERR_LEN] = "";
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm_choices_clear();
     check(gemm_choices_text(1) == NULL, "a text without choices");
     const float *unmeasured = small_product(s);
     small_check(s, unmeasured, "without measuring");
-    check(gemm_choice_count == 0, "a choice that was not measured");
+    check(cm_gpu.gemm_choice_count == 0, "a choice that was not measured");
 
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     set_fastest("1");
     gemm_choices_clear();
     const float *measured = small_product(s);
     small_check(s, measured, "when measured");
     check(equal_bits(measured, small_product(s)), "other bits after measuring");
-    check(gemm_choice_count == 1, "%zu choices of one product", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "%zu choices of one product", cm_gpu.gemm_choice_count);
     if (emulated)
         check(!equal_bits(measured, unmeasured),
               "the emulator's two algorithms have the same bits");
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN); /* another kind */
-    check(gemm_choice_count == 2, "beta = 0 is no kind of its own");
+    check(cm_gpu.gemm_choice_count == 2, "beta = 0 is no kind of its own");
     char *text = gemm_choices_text(1);
 
     set_fastest("0");
@@ -515,7 +515,7 @@ static void test_choice(void) {
     check(gemm_choices_take(text, 1, err) == 0 && equal_bits(measured, small_product(s)),
           "an old plan is kept");
 
-    gemm_measure = 0; /* nor does the run that reads choices need to measure */
+    cm_gpu.gemm_measure = 0; /* nor does the run that reads choices need to measure */
     gemm_choices_clear();
     check(gemm_choices_take(text, 1, err) == 0, "the text is not taken: %s", err);
     check(equal_bits(measured, small_product(s)),
@@ -524,7 +524,7 @@ static void test_choice(void) {
     check(again && !strcmp(text, again), "the text changes where nothing is measured");
     free(again);
 
-    gemm_measure = 1; /* in another order of first use, the same text */
+    cm_gpu.gemm_measure = 1; /* in another order of first use, the same text */
     set_fastest("1");
     gemm_choices_clear();
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN);
@@ -537,7 +537,7 @@ static void test_choice(void) {
               strlen(text),
           "a character in the text that may be in the way: %.100s", text);
     free(text);
-    gemm_measure = 0;
+    cm_gpu.gemm_measure = 0;
     unsetenv("CM_EMU_FASTEST");
     gemm_choices_clear();
     release();
@@ -545,7 +545,7 @@ static void test_choice(void) {
 
 /* Measuring leaves alone what is not D: C apart from D, and aux of the gradient; and takes every epilogue. */
 static void test_measured_cases(void) {
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     gemm_choices_clear();
     for (int fastest = 0; fastest < 2; fastest++) {
         set_fastest(fastest ? "1" : "0");
@@ -563,7 +563,7 @@ static void test_measured_cases(void) {
             run_case<floatX, floatX>(c);
         }
     }
-    gemm_measure = 0;
+    cm_gpu.gemm_measure = 0;
     unsetenv("CM_EMU_FASTEST");
     gemm_choices_clear();
 }
@@ -572,11 +572,11 @@ static void test_measured_cases(void) {
 static void test_damage(void) {
     Small s = small_operands();
     char err[ERR_LEN];
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     gemm_choices_clear();
     small_product(s);
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN);
-    gemm_measure = 0;
+    cm_gpu.gemm_measure = 0;
     char *text = gemm_choices_text(1);
     size_t n = strlen(text);
     int bad = 0, silent = 0;
@@ -610,7 +610,7 @@ static void test_damage(void) {
     huge[8 << 20] = 0, huge[5] = ';';
     check(gemm_choices_take(huge, 1, err) == -1, "8 MB of sevens are taken");
     free(huge);
-    check(gemm_choice_count == 2, "a damaged text changes the choices");
+    check(cm_gpu.gemm_choice_count == 2, "a damaged text changes the choices");
 
     /* Texts with the right sum: entries that are none, entries twice, another library, another GPU. */
     char header[GEMM_HEADER], *made = (char *)malloc(2 * n + GEMM_HEADER);
@@ -635,14 +635,14 @@ static void test_damage(void) {
     TAKE(1, "v1 999999 %s%.*s", strchr(header + 3, ' ') + 1, (int)GEMM_ENTRY, one);
     TAKE(1, "%.*s_2;%.*s", (int)start - 1, header, (int)GEMM_ENTRY, one);
     TAKE(1, "v2%s%.*s", header + 2, (int)GEMM_ENTRY, one);
-    check(gemm_choice_count == 2, "a refused text changes the choices");
+    check(cm_gpu.gemm_choice_count == 2, "a refused text changes the choices");
     gemm_choices_clear();
     TAKE(0, "%s%.*s", header, (int)GEMM_ENTRY, one);
-    check(gemm_choice_count == 1, "a text of one choice gives %zu", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "a text of one choice gives %zu", cm_gpu.gemm_choice_count);
     TAKE(0, "%s", header);
-    check(gemm_choice_count == 1, "a text without choices leaves %zu of 1", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "a text without choices leaves %zu of 1", cm_gpu.gemm_choice_count);
     TAKE(0, "%s%.*s%.*s", header, (int)GEMM_ENTRY, one, (int)GEMM_ENTRY, two);
-    check(gemm_choice_count == 2, "a text of two choices leaves %zu", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 2, "a text of two choices leaves %zu", cm_gpu.gemm_choice_count);
 
     /* Choices of other runs are this run's only once it has met the product. */
     gemm_choices_clear();
@@ -670,43 +670,43 @@ static void test_damage(void) {
 #ifdef CM_EMU
 static void test_pretended(void) {
     Small s = small_operands();
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm_choices_clear();
     const float *first = small_product(s);
 
     /* While the stream is captured, nothing is run but the product itself; its choice is kept. */
-    gemm_measure = 1, gemm_emu_capturing = 1;
+    cm_gpu.gemm_measure = 1, gemm_emu.capturing = 1;
     set_fastest("1");
     gemm_choices_clear();
-    long runs = gemm_emu_runs;
-    check(equal_bits(first, small_product(s)) && gemm_emu_runs == runs + 1,
+    long runs = gemm_emu.runs;
+    check(equal_bits(first, small_product(s)) && gemm_emu.runs == runs + 1,
           "measured while capturing");
-    gemm_emu_capturing = 0;
-    check(equal_bits(first, small_product(s)) && gemm_choice_count == 1,
+    gemm_emu.capturing = 0;
+    check(equal_bits(first, small_product(s)) && cm_gpu.gemm_choice_count == 1,
           "another choice after capturing");
     char *text = gemm_choices_text(1), err[ERR_LEN];
 
     /* A choice is measured once, by four runs: of each algorithm, and of both again. */
     gemm_choices_clear();
-    runs = gemm_emu_runs;
+    runs = gemm_emu.runs;
     const float *second = small_product(s);
-    check(gemm_emu_runs == runs + 5, "%ld runs for a choice of two", gemm_emu_runs - runs);
+    check(gemm_emu.runs == runs + 5, "%ld runs for a choice of two", gemm_emu.runs - runs);
     small_product(s);
-    check(gemm_emu_runs == runs + 6 && !equal_bits(first, second), "measured twice");
+    check(gemm_emu.runs == runs + 6 && !equal_bits(first, second), "measured twice");
     set_fastest("0");
     gemm_choices_clear();
     check(equal_bits(first, small_product(s)), "the fastest is not taken");
 
     /* A stored choice wins while capturing, too. */
     set_fastest("1");
-    gemm_emu_capturing = 1;
+    gemm_emu.capturing = 1;
     check(gemm_choices_take(text, 1, err) == 0 && equal_bits(first, small_product(s)),
           "the stored choice");
-    gemm_emu_capturing = 0;
+    gemm_emu.capturing = 0;
 
     /* A stored algorithm that is none is not run: the library's own is, and a note on stderr says so. */
-    gemm_measure = 0;
-    gemm_choices[0].algo.data[7] = 1;
+    cm_gpu.gemm_measure = 0;
+    cm_gpu.gemm_choices[0].algo.data[7] = 1;
     gemm_plans_clear();
     check(equal_bits(first, small_product(s)), "an algorithm that there is not");
     char *repaired = gemm_choices_text(1);
@@ -738,17 +738,17 @@ static void test_times(void) {
         {{3, 2, 2, 1}, 1, 4},
     };
     Small s = small_operands();
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gemm_choices_clear();
-        gemm_emu_times = cases[i].ms;
+        gemm_emu.times = cases[i].ms;
         small_product(s);
-        int got = (int)gemm_choices[0].algo.data[0], measured = (int)(gemm_emu_times - cases[i].ms);
+        int got = (int)cm_gpu.gemm_choices[0].algo.data[0], measured = (int)(gemm_emu.times - cases[i].ms);
         check(got == cases[i].best && measured == cases[i].measured,
               "times %zu: algorithm %d by %d measurements", i, got, measured);
     }
-    gemm_emu_times = NULL;
-    gemm_measure = 0;
+    gemm_emu.times = NULL;
+    cm_gpu.gemm_measure = 0;
     gemm_choices_clear();
     release();
 }
@@ -758,7 +758,7 @@ static void test_times(void) {
 static void test_without(void) {
     float *x = random_array(64, 1), *d = on_device<float>(x, 64), *y = device_array<float>(64);
     float *h = device_array<float>(64);
-    gemm_emu_refuse = 1 << GEMM_GELU | 1 << GEMM_DGELU | GEMM_EMU_BIAS;
+    gemm_emu.refuse = 1 << GEMM_GELU | 1 << GEMM_DGELU | GEMM_EMU_BIAS;
     gemm_plans_clear();
     check(gemm_gelu(0, 0, 8, 8, 8, d, 8, d, 8, y, 8, h, 8) == -1 &&
               gemm_dgelu(0, 0, 8, 8, 8, d, 8, d, 8, y, 8, d, 8) == -1,
@@ -769,7 +769,7 @@ static void test_without(void) {
     release();
     for (int turn = 0; turn < 12; turn++) {
         Case c = {};
-        gemm_emu_refuse = GEMM_EMU_BIAS | (turn < 6 ? 0 : GEMM_EMU_BATCH);
+        gemm_emu.refuse = GEMM_EMU_BIAS | (turn < 6 ? 0 : GEMM_EMU_BATCH);
         gemm_plans_clear();
         c.M = 5, c.N = 9, c.K = 7, c.batch = 1 + turn % 3, c.pad = turn % 2, c.shift = 1,
         c.bias = 1, c.alpha = 1;
@@ -790,14 +790,14 @@ static void test_without(void) {
         check(right, "what the library cannot do at once is wrong: %s", describe(c));
         release();
     }
-    gemm_emu_refuse = GEMM_EMU_BATCH;
+    gemm_emu.refuse = GEMM_EMU_BATCH;
     for (int epilogue = GEMM_GELU; epilogue <= GEMM_DGELU; epilogue++) {
         Case c = {};
         c.M = 5, c.N = 9, c.K = 7, c.batch = 3, c.pad = 1, c.alpha = 1, c.epilogue = epilogue;
         c.bias = epilogue == GEMM_GELU;
         run_case<floatX, floatX>(c);
     }
-    gemm_emu_refuse = 0;
+    gemm_emu.refuse = 0;
     gemm_plans_clear();
 }
 
@@ -806,7 +806,7 @@ static void test_tf32(void) {
     const float x[] = {1 + 0x1p-11f, 1 + 0x1p-12f, -1 - 0x1.8p-11f, 3, 0x1p-149f, 0};
     const float rounded[] = {1 + 0x1p-10f, 1, -1 - 0x1p-10f, 3, 0, 0}, cut[] = {1, 1, -1, 3, 0, 0};
     for (int truncate = 0; truncate < 2; truncate++) {
-        gemm_emu_truncate = truncate;
+        gemm_emu.truncate = truncate;
         for (int i = 0; i < 6; i++)
             check(gemm_to_tf32(x[i]) == (truncate ? cut : rounded)[i],
                   "TF32 of %a, truncate %d: %a", (double)x[i], truncate,
@@ -816,12 +816,12 @@ static void test_tf32(void) {
         test_plain<float, float>(1);
         test_epilogues<float, float>(1);
     }
-    gemm_emu_truncate = 0;
+    gemm_emu.truncate = 0;
 }
 #endif
 
 int main(void) {
-    CUDA_CHECK(cudaStreamCreate(&cuda_stream));
+    CUDA_CHECK(cudaStreamCreate(&cm_gpu.stream));
     test_plain<floatX, floatX>(0);
     test_plain<float, float>(1);
     test_batches<floatX, floatX>();

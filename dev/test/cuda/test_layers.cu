@@ -38,8 +38,8 @@ static void like(const char *what, const floatX *ours, const float *theirs, size
 template <typename T> static char *bytes_of(const T *p, size_t n) {
     char *bytes = (char *)malloc(n * sizeof(T) + 1);
     if (!bytes) die("test: out of memory");
-    CUDA_CHECK(cudaMemcpyAsync(bytes, p, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(bytes, p, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     return bytes;
 }
 template <typename T> static int same_bits(const T *a, const T *b, size_t n) {
@@ -51,7 +51,7 @@ template <typename T> static int same_bits(const T *a, const T *b, size_t n) {
 }
 template <typename T> static T *copy_of(const T *p, size_t n) {
     T *q = device_array<T>(n);
-    CUDA_CHECK(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cm_gpu.stream));
     return q;
 }
 static float *host_copy(const float *p, size_t n) {
@@ -333,7 +333,7 @@ static void linear_case(int N, int I, int O, int bias, int shift) {
         like(what, dw_d, dw, nw, SUMS); /* twice added to */
     }
     CUDA_CHECK(
-        cudaMemsetAsync(dw_d, 0xff, nw * sizeof *dw_d, cuda_stream)); /* NaN, which is not read */
+        cudaMemsetAsync(dw_d, 0xff, nw * sizeof *dw_d, cm_gpu.stream)); /* NaN, which is not read */
     linear_backward(NULL, dw_d, NULL, dy_d, x_d, w_d, N, I, O, 0);
     cpu_linear_backward(NULL, dw, NULL, dy, x, w, N, I, O, 0);
     like(what, dw_d, dw, nw, SUMS);
@@ -341,7 +341,7 @@ static void linear_case(int N, int I, int O, int bias, int shift) {
 }
 
 static void test_linear(void) {
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     static const int shapes[][3] = {{1, 8, 8},    {5, 7, 3},    {37, 24, 40},  {17, 40, 264},
                                     {700, 8, 48}, {300, 3, 35}, {130, 8, 1032}};
     for (int i = 0; i < 7; i++) linear_case(shapes[i][0], shapes[i][1], shapes[i][2], 1, 0);
@@ -626,13 +626,13 @@ static void test_losses_add(void) {
         float *losses = random_array(n, 1);
         floatM *losses_d = on_device<floatM>(losses, n);
         double *total_d = device_array<double>(1), total, want = 0;
-        CUDA_CHECK(cudaMemsetAsync(total_d, 0, sizeof total, cuda_stream));
+        CUDA_CHECK(cudaMemsetAsync(total_d, 0, sizeof total, cm_gpu.stream));
         for (int round = 1; round < 3; round++) {
             for (size_t k = 0; k < n; k++) want += (double)losses[k];
             losses_add(total_d, losses_d, sizes[i]);
             CUDA_CHECK(cudaMemcpyAsync(&total, total_d, sizeof total, cudaMemcpyDeviceToHost,
-                                       cuda_stream));
-            CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+                                       cm_gpu.stream));
+            CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
             check(relative_error(total, want, 1) < 1e-12, "%d losses, %d times: %g, not %g",
                   sizes[i], round, total, want);
         }
@@ -678,17 +678,17 @@ static void test_scratch(void) {
         floatM *g = device_array<floatM>(most), *h = device_array<floatM>(most);
         int *tokens = (int *)calloc((size_t)N, sizeof *tokens),
             *tokens_d = tokens_on_device(tokens, N, 1);
-        if (cuda_scratch_memory) CUDA_CHECK(cudaFree(cuda_scratch_memory));
-        cuda_scratch_memory = NULL, cuda_scratch_bytes = 0;
+        if (cm_gpu.scratch) CUDA_CHECK(cudaFree(cm_gpu.scratch));
+        cm_gpu.scratch = NULL, cm_gpu.scratch_bytes = 0;
         check(!cuda_scratch_reserve(bytes), "no scratch");
         embed_backward(g, h, x, tokens_d, B, T, C);
         norm_backward(x, g, g + C, h, x, NULL, w, h, h, h, N, C, NORM_LAYERNORM);
         norm_backward(x + 1, g, g + C, h, x + 1, NULL, w, h, h, h, N, C, NORM_LAYERNORM);
         for (int k = 0; k < 4; k++) linear_backward(NULL, g, g, x, w, w, rows[k], 1, outputs[k], 1);
         act_backward_sums(w, g, x, x, N, c.ff_width, ACT_SWIGLU);
-        CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
-        check(cuda_scratch_bytes == bytes,
-              "model %d: %zu bytes of scratch were asked for, %zu said", i, cuda_scratch_bytes,
+        CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+        check(cm_gpu.scratch_bytes == bytes,
+              "model %d: %zu bytes of scratch were asked for, %zu said", i, cm_gpu.scratch_bytes,
               bytes);
         free(tokens);
         release();

@@ -344,11 +344,11 @@ static void test_products(void) {
         COMPARE(gemm, SUMS, 1, (at(C), a, at(A), at(B), b));
         if (trial % 6 == 0) { /* two factors */
             double limit = (2 * TF32 + TF32 * TF32) * cancellation(A, B) + SUMS;
-            gemm_allow_tf32 = 1;
+            cm_gpu.allow_tf32 = 1;
             check(la_fast(1) == 1, "la_fast(1) changes nothing");
             COMPARE(gemm, limit, 1, (at(C), 1, at(A), at(B), 0));
             check(la_fast(0) == 0, "la_fast(0) changes nothing");
-            gemm_allow_tf32 = 0;
+            cm_gpu.allow_tf32 = 0;
             check(la_fast(1) == 0, "la_fast(1) although TF32 is off");
             la_fast(0);
         }
@@ -444,7 +444,7 @@ static void graded(View *v, double condition) {
 
 static const int root_sizes[] = {1, 3, 16, 24, 33, 64, 96, 128};
 /* Three matrices of 128 x 128 do not fit into the shared memory of every GPU. */
-static int root_size_count(void) { return la_block_bytes<128>() <= cuda_shared_limit ? 8 : 7; }
+static int root_size_count(void) { return la_block_bytes<128>() <= cm_gpu.shared_limit ? 8 : 7; }
 
 static int run_root(View *R, View *G, double damping, int steps, int watch) {
     return la_root_iteration(R->dev, G->dev, damping, invroot_table, steps, watch);
@@ -530,14 +530,14 @@ static void test_root_stops(void) {
     double e = relative_l2_ff(stopped, whole, N * K * K, 1);
     check(e < 3e-5 && e > 0, "the root changes by %g in the steps left out", e);
 
-    size_t memory = invroot_scratch(N, K), limit = cuda_shared_limit;
+    size_t memory = invroot_scratch(N, K), limit = cm_gpu.shared_limit;
     Arena arena = {device_array<float>(memory), memory, 0};
-    cuda_shared_limit = 1000;
+    cm_gpu.shared_limit = 1000;
     check(!run_root(R, G, 1e-3, 25, 9), "a root without memory is not declined");
     check(!la_sign_run(R->dev, G->dev, msign_table(0)->abc, 2),
           "a run without memory is not declined");
     invroot(R->dev, G->dev, 1e-3, ROOT_CANS25, &arena);
-    cuda_shared_limit = limit;
+    cm_gpu.shared_limit = limit;
     e = relative_l2_ff(on_host(R->d, R->size), stopped, N * K * K, 1);
     check(e < 1e-4, "the root by single operations is off by %g", e);
 
@@ -645,7 +645,7 @@ static void test_eigenvalues(void) {
     for (int i = 0; i < 8; i++)
         for (int kind = 0; kind < 3; kind++) {
             int k = sizes[i], n = k > 20 ? 1 : 3;
-            size_t kk = (size_t)k * k, limit = cuda_shared_limit;
+            size_t kk = (size_t)k * k, limit = cm_gpu.shared_limit;
             stream({15, k, kind});
             View *Q = dense(n, k, k), *G = view_of(i % 2 ? APART : DENSE, 0, 1, n, 1, k, k);
             View *R = dense(n, k, k), *w = dense(n, 1, k);
@@ -657,9 +657,9 @@ static void test_eigenvalues(void) {
                 "eigh_rroot", 1e-5, 1u << 2, [&] { la_eigh_rroot(R->dev, G->dev, 10, room); },
                 [&] { cpu_la_eigh_rroot(R->host, G->host, 10, scratch->h); });
             check(is_symmetric(R), "la_eigh_rroot of %d x %d is not symmetric", k, k);
-            cuda_shared_limit = kind == 1 ? 0 : limit;
+            cm_gpu.shared_limit = kind == 1 ? 0 : limit;
             la_eigh(Q->dev, w->dev.p, G->dev, room);
-            cuda_shared_limit = limit;
+            cm_gpu.shared_limit = limit;
             const float *q = on_host(Q->d, Q->size), *values = on_host(w->d, w->size);
             for (int item = 0; item < n; item++) {
                 double e = eigen_error(G, item, q + (size_t)item * kk, values + item * k);
@@ -743,7 +743,7 @@ static const float *sign_on_device(View *X, int which, int bf16) {
     Arena arena = {device_array<float>(memory), memory, 0};
     upload(X);
     msign_by(X->dev, which, bf16, &arena);
-    check(!la_fast_on && !arena.used, "msign leaves something behind");
+    check(!cm_gpu.la_fast && !arena.used, "msign leaves something behind");
     return on_host(X->d, X->size);
 }
 
@@ -788,9 +788,9 @@ static void test_sign(void) {
             double error = tf32 ? 5 * TF32 : 1e-5, spread = tf32 ? 8 * TF32 : 1e-4;
             View *X = dense(n, rows, cols);
             each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 1, at); });
-            gemm_allow_tf32 = tf32;
+            cm_gpu.allow_tf32 = tf32;
             const float *y = sign_on_device(X, MSIGN_PE8, 0);
-            gemm_allow_tf32 = 0;
+            cm_gpu.allow_tf32 = 0;
             for (int item = 0; item < n; item++) {
                 double *exact = plain_sign(widened(X->h + (size_t)item * size, rows, cols), m,
                                            max_int(rows, cols), msign_table(MSIGN_PE8));
@@ -869,10 +869,10 @@ static void test_sign_bf16(void) {
     check(la_sign_in_bf16(COMPUTE_BF16) && !la_sign_in_bf16(COMPUTE_FP32) &&
               !la_sign_in_bf16(COMPUTE_AUTO),
           "without TF32, auto is not fp32");
-    gemm_allow_tf32 = 1;
+    cm_gpu.allow_tf32 = 1;
     check(la_sign_in_bf16(COMPUTE_AUTO) == (sizeof(floatX) == 2),
           "auto is not the precision of the layers");
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     forget();
 }
 
@@ -895,8 +895,8 @@ static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouche
 /* What is on the device, unchanged. */
 template <typename T> static T *download(const T *from, size_t n) {
     T *to = (T *)(void *)host_array((n * sizeof(T) + 3) / sizeof(float));
-    CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     return to;
 }
 
@@ -1013,8 +1013,8 @@ static void test_plan_copies(void) {
 int main(void) {
     cudaDeviceProp device;
     CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
-    cuda_shared_limit = device.sharedMemPerBlockOptin;
-    gemm_allow_tf32 = 0;
+    cm_gpu.shared_limit = device.sharedMemPerBlockOptin;
+    cm_gpu.allow_tf32 = 0;
     test_all_elements();
     test_vectors();
     test_sum_squares();
