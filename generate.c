@@ -374,7 +374,8 @@ static int write_sample(Context *x, const Tokenizer *t, const Options *o, int sa
     for (int i = 0; i < o->tokens; i++) {
         int token = 0;
         size_t length;
-        device_download(raw, x->m->a.logits, (size_t)limit * sizeof(floatX));
+        if (device_download(raw, x->m->a.logits, (size_t)limit * sizeof(floatX)))
+            return device_check(err);
         for (int v = 0; v < limit; v++) logits[v] = (floatM)raw[v];
         if (sampler_next(&sampler, logits, limit, (uint64_t)sample, (uint64_t)i, scratch, &token,
                          err))

@@ -199,7 +199,8 @@ static void test_memory(void) {
     loss_and_gradient(&m, x, y, 2);
     update(&m, 0, 1);
     check(cm_gpu.scratch_bytes == scratch,
-          "a step needs %zu bytes of scratch, and %zu were announced", cm_gpu.scratch_bytes, scratch);
+          "a step needs %zu bytes of scratch, and %zu were announced", cm_gpu.scratch_bytes,
+          scratch);
     model_free(&m);
     check(cm_gpu.used == before, "%zu bytes are not freed", cm_gpu.used - before);
 }

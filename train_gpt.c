@@ -536,6 +536,7 @@ static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *l
         forward_loss(m, y, B, 0, &count);
     }
     *loss = take_loss(m) / (double)count;
+    if (device_check(err)) return -1;
     return 0;
 }
 
@@ -596,6 +597,10 @@ static int save_checkpoint(Model *m, const Config *asked, const Choices *choices
         if (!status) status = ckpt_write(&w, host, dim * (int64_t)sizeof(floatM), err);
     }
     free(host);
+    if (!status && device_check(err)) {
+        ckpt_abort(&w);
+        return -1;
+    }
     if (!status) status = ckpt_commit(&w, err);
     if (!status) status = ckpt_prune(log->checkpoints, asked->keep_checkpoints, err);
     return status;
@@ -846,6 +851,7 @@ static int train_step(Run *run, double *loss, double *norm, char *err) {
     *norm =
         sqrt(la_sum_squares(m->g, m->r.size)); /* the one place where a step waits for the device */
     *loss = take_loss(m) / (double)count;
+    if (device_check(err)) return -1;
     if (!isfinite(*loss) || !isfinite(*norm)) {
         floatM *host = (floatM *)malloc(m->r.size * sizeof(floatM));
         fprintf(stderr, "\nstep %d: loss %g, gradient norm %g\n", run->step + 1, *loss, *norm);
@@ -1092,6 +1098,7 @@ static int dry_run(Run *run, char *err) {
         if (end - middle < update_seconds) update_seconds = end - middle;
         if (end - start > 20) break;
     }
+    if (device_check(err)) return -1;
     double micro = (double)c->total_batch_tokens / ((double)c->batch_size * c->seq_len);
     double step = micro * best + update_seconds;
     char total[32];
@@ -1198,7 +1205,7 @@ int main(int argc, char **argv) {
     keep_choices(&run);
     if (write_run_json(&run, &c, machine, err)) die("%s", err);
 
-    if (train_loop(&run, err)) die("%s", err);
+    if (train_loop(&run, err) || device_check(err)) die("%s", err);
     print_curve(&run);
     printf("peak memory %.1f MB", resident_peak() / 1e6);
     if (device_memory_peak()) printf(", on the GPU %.1f MB", device_memory_peak() / 1e6);

@@ -12,6 +12,13 @@ what they left there. --smoke runs tiny shapes, which is all that can be asked o
 #include "../../llmc/optim/plan.h"
 #include "../../llmc/params.h"
 
+/* Makes a call of the run-time library; the benchmark ends where it fails. */
+#define MUST(CALL) must((CALL), #CALL, __LINE__)
+static inline void must(cudaError_t status, const char *call, int line) {
+    if (status != cudaSuccess) die("cuda.cu:%d: %s: %s", line, call, cudaGetErrorString(status));
+    if (device_failure()) die("%s", device_failure());
+}
+
 enum { ONLY_ALL, ONLY_GEMM, ONLY_ATTENTION, ONLY_LAYERS, ONLY_OPTIMIZER };
 
 typedef struct {
@@ -74,12 +81,12 @@ static int ascending(const void *a, const void *b) {
 /* Milliseconds of `repeat` calls. */
 template <typename F> static double event_ms(const F &work, int repeat, int cold) {
     float ms;
-    if (cold) CUDA_CHECK(cudaMemsetAsync(flush_memory, json_rows, smoke ? 1 : FLUSH, cm_gpu.stream));
-    CUDA_CHECK(cudaEventRecord(event_start, cm_gpu.stream));
+    if (cold) MUST(cudaMemsetAsync(flush_memory, json_rows, smoke ? 1 : FLUSH, cm_gpu.stream));
+    MUST(cudaEventRecord(event_start, cm_gpu.stream));
     for (int i = 0; i < repeat; i++) work();
-    CUDA_CHECK(cudaEventRecord(event_end, cm_gpu.stream));
-    CUDA_CHECK(cudaEventSynchronize(event_end));
-    CUDA_CHECK(cudaEventElapsedTime(&ms, event_start, event_end));
+    MUST(cudaEventRecord(event_end, cm_gpu.stream));
+    MUST(cudaEventSynchronize(event_end));
+    MUST(cudaEventElapsedTime(&ms, event_start, event_end));
     return (double)ms / repeat;
 }
 
@@ -266,7 +273,7 @@ static void bench_heads(const Heads *h) {
     }
     why[0] = 0;
     for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++) {
-        int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
+        int status = cudnn_attention_plan(B, T, NH, NKV, HS, why, sizeof why);
         cudnn_name(name, sizeof name);
         if (cm_gpu.cudnn_fast)
             snprintf(name + strlen(name), sizeof name - strlen(name), ", dq in any order");
@@ -278,7 +285,7 @@ static void bench_heads(const Heads *h) {
         }
         cudnn_engines(engines, sizeof engines);
         snprintf(note, sizeof note, "%.0f MB to work in; %s",
-                 (double)cudnn_attention_workspace(B, T, NH, NKV, HS, scale) * 1e-6, engines);
+                 (double)cudnn_attention_workspace(B, T, NH, NKV, HS) * 1e-6, engines);
         forward =
             time_ms([&] { cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
         backward = time_ms(
@@ -459,9 +466,7 @@ static void bench_layers(const Shape *s) {
     flush_memory = must(device_alloc(smoke ? 1 : FLUSH));
     char *from = (char *)must(take(bytes)), *to = (char *)must(take(bytes));
     double ms = time_ms(
-        [&] {
-            CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cm_gpu.stream));
-        },
+        [&] { MUST(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cm_gpu.stream)); },
         1);
     copy_rate = 2 * (double)bytes / ms * 1e-6;
     give_back();
@@ -600,8 +605,8 @@ static void setup(const BenchConfig *b) {
     device_describe(text, sizeof text);
     if (b->json[0] && !(json = fopen(b->json, "w")))
         die("cannot write %s: %s", b->json, strerror(errno));
-    CUDA_CHECK(cudaEventCreate(&event_start));
-    CUDA_CHECK(cudaEventCreate(&event_end));
+    MUST(cudaEventCreate(&event_start));
+    MUST(cudaEventCreate(&event_end));
     device_peak(&measured, &peak);
     printf("## %s\n", text);
     if (measured > 0)

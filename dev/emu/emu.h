@@ -48,8 +48,6 @@ that this order does not show, the alignment of other accesses beyond that of th
 
 #define __global__
 #define __device__
-#define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static /* one block runs at a time */
 #define __align__(N) alignas(N)
@@ -66,9 +64,6 @@ struct EMU_VECTOR(8) float2 {
 struct EMU_VECTOR(16) float4 {
     float x, y, z, w;
 };
-struct EMU_VECTOR(8) int2 {
-    int x, y;
-};
 struct EMU_VECTOR(16) int4 {
     int x, y, z, w;
 };
@@ -78,13 +73,9 @@ struct EMU_VECTOR(8) uint2 {
 struct EMU_VECTOR(16) uint4 {
     unsigned x, y, z, w;
 };
-struct EMU_VECTOR(16) double2 {
-    double x, y;
-};
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
     return {x, y, z, w};
 }
@@ -110,20 +101,14 @@ struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
 };
 static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f); }
-static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
 static inline float __bfloat162float(__nv_bfloat16 b) { return (float)b; }
 static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
     return {__nv_bfloat16(x), __nv_bfloat16(y)};
 }
-static inline float2 __bfloat1622float2(__nv_bfloat162 b) { return {(float)b.x, (float)b.y}; }
 
-#define __expf expf /* the C library has hidden functions of these names */
-#define __logf logf
+#define __expf expf /* the C library has a hidden function of this name */
 static inline float __fdividef(float x, float y) { return x / y; }
-static inline float __frcp_rn(float x) { return 1 / x; }
-static inline float __fsqrt_rn(float x) { return sqrtf(x); }
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
-static inline double rsqrt(double x) { return 1 / sqrt(x); }
 static inline float __int_as_float(int i) {
     float f;
     memcpy(&f, &i, 4);
@@ -134,36 +119,12 @@ static inline int __float_as_int(float f) {
     memcpy(&i, &f, 4);
     return i;
 }
-static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
-template <typename T> static inline T __ldg(const T *p) { return *p; }
-template <typename T> static inline T __ldcs(const T *p) { return *p; }
-template <typename T> static inline void __stcs(T *p, T v) { *p = v; }
 
-/* Atomics of integers and maxima only: float sums would depend on the order. */
+/* Integers only: sums of floats would depend on the order. */
 static inline int atomicAdd(int *p, int v) {
     int old = *p;
     *p += v;
-    return old;
-}
-static inline unsigned atomicAdd(unsigned *p, unsigned v) {
-    unsigned old = *p;
-    *p += v;
-    return old;
-}
-static inline int atomicMax(int *p, int v) {
-    int old = *p;
-    if (v > old) *p = v;
-    return old;
-}
-static inline int atomicMin(int *p, int v) {
-    int old = *p;
-    if (v < old) *p = v;
-    return old;
-}
-static inline int atomicOr(int *p, int v) {
-    int old = *p;
-    *p |= v;
     return old;
 }
 
@@ -229,7 +190,6 @@ inline EmuState emu;
 #define blockIdx (emu.index)
 #define blockDim (emu.block)
 #define gridDim (emu.grid)
-#define warpSize 32
 
 [[noreturn]] static void emu_die(const char *what) {
     const EmuThread *t = emu.current;
@@ -703,10 +663,6 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
     emu_not_captured("cudaStreamSynchronize");
-    return cudaSuccess;
-}
-static inline cudaError_t cudaDeviceSynchronize(void) {
-    emu_not_captured("cudaDeviceSynchronize");
     return cudaSuccess;
 }
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t) {

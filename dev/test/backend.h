@@ -23,7 +23,9 @@ enum { SPARSE = 1 };
 
 /* Exact fp32, which the tolerances are for; before main, for tests that set nothing up. */
 static inline int gemm_setup(Compute compute, char *err) {
-    return (void)compute, (void)err, cm_gpu.allow_tf32 = 0;
+    (void)compute, (void)err;
+    cm_gpu.allow_tf32 = 0;
+    return 0;
 }
 __attribute__((unused)) static const int backend_exact = gemm_setup(COMPUTE_FP32, NULL);
 

@@ -24,9 +24,11 @@ static inline void device_upload(void *to, const void *from, size_t bytes) {
     memcpy(to, from, bytes);
 }
 
-/* Copies to the host. Returns 0, or -1 where this or anything before it has failed. */
+/* Copies to the host, after all work that was queued. Returns 0; or -1 where this or anything before it has
+   failed, and `to` is filled with bytes 0xff, which are NaN, so that no caller goes on with old numbers. */
 static inline int device_download(void *to, const void *from, size_t bytes) {
-    memcpy(to, from, bytes);
+    if (device_failure()) memset(to, 0xff, bytes);
+    else memcpy(to, from, bytes);
     return device_failure() ? -1 : 0;
 }
 

@@ -60,6 +60,11 @@ CM_STATE __thread GemmScratch *cm_cpu_scratch; /* this thread's, NULL before its
 /* The message of the first failure since the program started, or NULL. */
 static inline const char *device_failure(void) { return cm_cpu.failure[0] ? cm_cpu.failure : NULL; }
 
+/* 0, or -1 and in err the first failure since the program started: what a program asks where a step ends. */
+static inline int device_check(char *err) {
+    return device_failure() ? fail(err, "%s", device_failure()) : 0;
+}
+
 /* Records a failure that no caller can be told of; the first one stays. Any thread may call it. Returns -1. */
 __attribute__((format(printf, 1, 2))) static inline int device_fail(const char *format, ...) {
     char text[ERR_LEN];

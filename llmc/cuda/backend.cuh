@@ -383,7 +383,7 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
     if (device_take_products(run, err)) return -1;
     nvml_start(c->device);
     if (device_choose_attention(c, run, err)) return -1;
-    return device_failure() ? fail(err, "%s", device_failure()) : 0;
+    return device_check(err);
 }
 
 /* The libraries that were taken, and from where: cuBLASLt and, unless it was not asked for, cuDNN. */

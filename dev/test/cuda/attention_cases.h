@@ -15,16 +15,16 @@ explained in test_attention.cu.
 template <typename T> static int same_bits(const T *a, const T *b, size_t n) {
     T *x = (T *)malloc(2 * n * sizeof(T) + 1), *y = x + n;
     if (!x) die("test: out of memory");
-    CUDA_CHECK(cudaMemcpyAsync(x, a, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
-    CUDA_CHECK(cudaMemcpyAsync(y, b, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaMemcpyAsync(x, a, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaMemcpyAsync(y, b, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     int same = !memcmp(x, y, n * sizeof(T));
     free(x);
     return same;
 }
 template <typename T> static T *copy_of(const T *p, size_t n) {
     T *q = device_array<T>(n);
-    CUDA_CHECK(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cm_gpu.stream));
+    MUST(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cm_gpu.stream));
     return q;
 }
 template <typename T> static int untouched(const T *p, size_t n) {

@@ -10,6 +10,12 @@ same numbers. Works on a GPU and under the emulator. Everything is freed by rele
 #include "../../../llmc/rng.h"
 #include "../check.h"
 
+/* Makes a call of the run-time library; a test whose call fails ends. */
+#define MUST(CALL) must((CALL), #CALL, __FILE__, __LINE__)
+static inline void must(cudaError_t status, const char *call, const char *file, int line) {
+    if (status != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
+}
+
 /* Random numbers in [-1, 1). draw_for(NAME) begins the stream of a case, which depends on its name alone: a case
    added, left out or moved changes no other. CM_TEST_SEED tries other numbers. */
 static uint64_t device_drawn, device_stream, device_seed = 7;
@@ -25,8 +31,11 @@ static inline double draw(void) {
 static void *device_arrays[512], *host_arrays[512];
 static int device_array_count, host_array_count;
 
+/* Frees the arrays of a case, in which nothing may have failed. */
 static inline void release(void) {
-    while (device_array_count) CUDA_CHECK(cudaFree(device_arrays[--device_array_count]));
+    if (device_failure()) check(0, "a failure: %s", device_failure());
+    cm_gpu.failure[0] = 0;
+    while (device_array_count) MUST(cudaFree(device_arrays[--device_array_count]));
     while (host_array_count) free(host_arrays[--host_array_count]);
 }
 
@@ -49,8 +58,8 @@ static inline float *random_array(size_t n, double scale) {
 template <typename T> static inline T *device_array(size_t n) {
     void *p;
     if (device_array_count == 512) die("test: out of arrays");
-    CUDA_CHECK(cudaMalloc(&p, (n + !n) * sizeof(T)));
-    CUDA_CHECK(cudaMemsetAsync(p, 0xff, (n + !n) * sizeof(T), cm_gpu.stream));
+    MUST(cudaMalloc(&p, (n + !n) * sizeof(T)));
+    MUST(cudaMemsetAsync(p, 0xff, (n + !n) * sizeof(T), cm_gpu.stream));
     device_arrays[device_array_count++] = p;
     return (T *)p;
 }
@@ -68,8 +77,8 @@ template <typename T> static inline void put(T *to, float *from, size_t n) {
         from[i] = rounded<T>(from[i]);
         t[i] = T(from[i]);
     }
-    CUDA_CHECK(cudaMemcpyAsync(to, t, n * sizeof(T), cudaMemcpyHostToDevice, cm_gpu.stream));
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaMemcpyAsync(to, t, n * sizeof(T), cudaMemcpyHostToDevice, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     free(t);
 }
 
@@ -81,8 +90,8 @@ template <typename T> static inline T *on_device(float *from, size_t n) {
 }
 static inline int *ints_on_device(const int *from, size_t n) {
     int *p = device_array<int>(n);
-    CUDA_CHECK(cudaMemcpyAsync(p, from, n * sizeof *p, cudaMemcpyHostToDevice, cm_gpu.stream));
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaMemcpyAsync(p, from, n * sizeof *p, cudaMemcpyHostToDevice, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     return p;
 }
 
@@ -91,8 +100,8 @@ template <typename T> static inline float *on_host(const T *from, size_t n) {
     float *p = host_array(n);
     T *t = (T *)malloc((n + !n) * sizeof(T));
     if (!t) die("test: out of memory");
-    CUDA_CHECK(cudaMemcpyAsync(t, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaMemcpyAsync(t, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     for (size_t i = 0; i < n; i++) p[i] = (float)t[i];
     free(t);
     return p;

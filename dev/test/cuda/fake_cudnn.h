@@ -327,8 +327,8 @@ static void fake_install(int version) {
     fake.version = version, fake.engines = {{8, 0, 0}}, fake.workspace = 4096;
     fake.refuse = fake.racing = fake.wrong = 0;
     cm_gpu.cudnn_api = {fake_version, fake_cudart,     fake_error,  fake_last_error, fake_create,
-                 fake_destroy, fake_set_stream, fake_make,   fake_unmake,     fake_set,
-                 fake_read,    fake_finalize,   fake_execute};
+                        fake_destroy, fake_set_stream, fake_make,   fake_unmake,     fake_set,
+                        fake_read,    fake_finalize,   fake_execute};
     memset(&cm_gpu.cudnn, 0, sizeof cm_gpu.cudnn);
 }
 

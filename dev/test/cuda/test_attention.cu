@@ -108,10 +108,10 @@ template <typename T, int D> static void test_places(void) {
     enum { N = 16 * D, PIECE = 16 / sizeof(T) };
     int *d = device_array<int>(2 * N), taken[N] = {0}, wrong = 0, crowded = 0;
     LAUNCH((places<T, D>), 1, 32, 0, d);
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     int where[N];
-    CUDA_CHECK(cudaMemcpyAsync(where, d, sizeof where, cudaMemcpyDeviceToHost, cm_gpu.stream));
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaMemcpyAsync(where, d, sizeof where, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     for (int i = 0; i < N; i++) {
         if (where[i] < 0 || where[i] >= N || taken[where[i]]++) wrong++;
         wrong +=
@@ -156,7 +156,7 @@ static void test_hand_over(void) {
     for (int again = 0; again < 2; again++) { /* the emulator turns the order of blocks */
         float *rows = device_array<float>(ALL);
         int *counts = device_array<int>(1 + N), wrong = 0;
-        CUDA_CHECK(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cm_gpu.stream));
+        MUST(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cm_gpu.stream));
         LAUNCH(hand_over, BLOCKS, HAND_THREADS, sizeof(int), (float4 *)(void *)rows, counts, N);
         float *x = on_host(rows, ALL), *count = on_host(counts, 1 + N);
         for (int i = 0; i < ALL; i++) {
@@ -408,7 +408,7 @@ static void test_scratch_of(const Case c) {
     unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, d_qkv, &c);
     for (int fill = 0; fill < 3; fill++) { /* NaN; zeros; as the last call has left it */
-        if (fill < 2) CUDA_CHECK(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cm_gpu.stream));
+        if (fill < 2) MUST(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, d_qkv, out, lse, &c);
         check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
         check(!fill || same_bits(dqkv, first, N * W),

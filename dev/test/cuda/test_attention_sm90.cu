@@ -310,7 +310,7 @@ static void test_scratch(const Case c) {
     unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, qkv, &c);
     for (int fill = 0; fill < 2; fill++) { /* NaN; as the last call has left it */
-        if (!fill) CUDA_CHECK(cudaMemsetAsync(scratch, 0xff, bytes, cm_gpu.stream));
+        if (!fill) MUST(cudaMemsetAsync(scratch, 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, qkv, out, lse, &c);
         check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
         if (!fill)
@@ -329,8 +329,8 @@ template <int D> static void test_counts(const Case c) {
     using F = HopperBackward<D>;
     test_scratch(c);
     FlashScratch at = hopper_scratch_width<D>(c.B, c.T, c.NH);
-    float *count = on_host(
-        (const int *)(const void *)((const char *)cm_gpu.scratch + at.counts), at.n_counts);
+    float *count =
+        on_host((const int *)(const void *)((const char *)cm_gpu.scratch + at.counts), at.n_counts);
     size_t heads = (size_t)(c.B * c.NH), own = HOPPER_ROWS / F::STEP,
            kept = (at.n_counts - 1) / 2 / heads, wrong = 0;
     check(kept == ceil_div((size_t)c.T, F::STEP) - own, "%zu sums of a head", kept);
@@ -345,26 +345,25 @@ template <int D> static void test_counts(const Case c) {
 /* --attention hopper is tried beside the portable kernels and taken, or refused with a reason; a difference in one
    gradient is seen. Under the emulator nothing is chosen by time. */
 static void test_choice(void) {
-    Config c;
+    AttentionShape s = {2, 130, 4, 2, 64, 0.125};
+    AttentionKind kind = ATTENTION_HOPPER;
     char note[256] = "", err[ERR_LEN] = "";
-    memset(&c, 0, sizeof c);
-    c.batch_size = 2, c.seq_len = 130, c.heads = 4, c.kv_heads = 2, c.head_dim = 64,
-    c.attn_scale = 0.125;
-    c.attention = ATTENTION_HOPPER;
-    check(!attention_choose(&c, note, sizeof note, err), "hopper is refused: %s", err);
+    check(!attention_choose(&kind, &s, note, sizeof note, err), "hopper is refused: %s", err);
     check(cm_gpu.attention_forward == hopper_forward &&
               cm_gpu.attention_backward == hopper_backward,
           "not taken");
-    check(!strncmp(note, "hopper", 6) && c.attention == ATTENTION_HOPPER, "the note is: %s", note);
-    c.head_dim = 32;
-    check(attention_choose(&c, note, sizeof note, err) == -1 &&
+    check(!strncmp(note, "hopper", 6) && kind == ATTENTION_HOPPER, "the note is: %s", note);
+    s.HS = 32;
+    check(attention_choose(&kind, &s, note, sizeof note, err) == -1 &&
               strstr(err, "--attention hopper: ") && strstr(err, "not 32") &&
               strstr(err, "--attention flash"),
           "heads of 32: %s", err);
     check(!cm_gpu.attention_forward && !cm_gpu.attention_backward, "taken all the same");
 #ifdef CM_EMU
-    c.head_dim = 64, c.seq_len = 1024, c.attention = ATTENTION_AUTO;
-    check(!attention_choose(&c, note, sizeof note, err) && c.attention == ATTENTION_FLASH &&
+    s.HS = 64;
+    s.T = 1024;
+    kind = ATTENTION_AUTO;
+    check(!attention_choose(&kind, &s, note, sizeof note, err) && kind == ATTENTION_FLASH &&
               strstr(note, "hopper: only when it is named"),
           "auto: %s", note);
 #endif

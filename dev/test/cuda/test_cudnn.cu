@@ -9,27 +9,15 @@ and how often NVML is asked (llmc/cuda/nvml.cuh).
 #include "device.h"
 #include "twin.h"
 #ifdef CM_EMU
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "fake_cudnn.h"
 #endif
 
-typedef struct {
-    int B, T, NH, NKV, HS;
-} Shape;
-
-static Config config_of(Shape s, int attention) {
-    Config c;
-    memset(&c, 0, sizeof c);
-    c.batch_size = s.B, c.seq_len = s.T, c.heads = s.NH, c.kv_heads = s.NKV, c.head_dim = s.HS;
-    c.attn_scale = 1 / sqrt((double)s.HS);
-    c.attention = attention;
-    return c;
+static AttentionShape shape_of(int B, int T, int NH, int NKV, int HS) {
+    return {B, T, NH, NKV, HS, 1 / sqrt((double)HS)};
 }
 
 /* Inputs and outputs are rounded to bf16, and p and ds before they are multiplied: 2^-9 each. */
-static void test_shape(Shape s) {
+static void test_shape(AttentionShape s) {
     int B = s.B, T = s.T, NH = s.NH, NKV = s.NKV, HS = s.HS;
     size_t N = (size_t)B * T, row = (size_t)((NH + 2 * NKV) * HS), kv = (size_t)(NKV * HS);
     size_t Q = N * row, A = N * (size_t)(NH * HS), R = N * (size_t)NH;
@@ -37,14 +25,14 @@ static void test_shape(Shape s) {
     char why[384] = "", name[96];
     snprintf(name, sizeof name, "B %d T %d NH %d NKV %d HS %d%s", B, T, NH, NKV, HS,
              cm_gpu.cudnn_fast ? " fast" : "");
-    int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
+    int status = cudnn_attention_plan(B, T, NH, NKV, HS, why, sizeof why);
     if (!check(status == 0, "%s: %s", name, why)) return;
     size_t scratch_before = cm_gpu.scratch_bytes;
-    size_t scratch = cudnn_attention_workspace(B, T, NH, NKV, HS, scale);
+    size_t scratch = cudnn_attention_workspace(B, T, NH, NKV, HS);
     size_t least = (R + (cm_gpu.cudnn_fast ? A : 0)) * sizeof(float);
     check(scratch >= least, "%s: %zu bytes of scratch", name, scratch);
-    check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8, scale) == 0,
-          "%s: scratch without a plan", name);
+    check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8) == 0, "%s: scratch without a plan",
+          name);
 
     float *qkv = random_array(Q, 2), *dout = random_array(A, 1);
     floatX *qkv_d = on_device<floatX>(qkv, Q), *dout_d = on_device<floatX>(dout, A);
@@ -88,11 +76,11 @@ static void test_shape(Shape s) {
 }
 
 /* A smaller batch of a shape that is planned works; one position more does not, and says so. */
-static void test_unplanned(Shape s) {
+static void test_unplanned(AttentionShape s) {
     size_t N = (size_t)s.B * (size_t)(s.T + 8), Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
     floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
     floatM *lse = device_array<floatM>(N * (size_t)s.NH);
-    CUDA_CHECK(cudaMemsetAsync(qkv, 0, Q * sizeof *qkv, cm_gpu.stream));
+    MUST(cudaMemsetAsync(qkv, 0, Q * sizeof *qkv, cm_gpu.stream));
     int less = cudnn_attention_forward(out, lse, qkv, s.B - 1, s.T, s.NH, s.NKV, s.HS, 1);
     int more = cudnn_attention_forward(out, lse, qkv, s.B, s.T + 8, s.NH, s.NKV, s.HS, 1);
     int odd = cudnn_attention_forward(out + 1, lse, qkv, s.B, s.T, s.NH, s.NKV, s.HS, 1);
@@ -100,7 +88,7 @@ static void test_unplanned(Shape s) {
     check(more == -1, "T + 8 was planned");
     check(odd == -1, "memory that is not aligned is taken");
     check(strstr(cudnn_failure(), "16 bytes") != NULL, "the reason is \"%s\"", cudnn_failure());
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     release();
 }
 
@@ -125,19 +113,21 @@ static void test_state(void) {
 }
 
 /* The choice, which must never fail but where cuDNN is demanded. */
-static void test_choice(int available, Shape s) {
+static void test_choice(int available, AttentionShape s) {
     char note[256] = "", err[ERR_LEN] = "";
     cuda_scratch_free();
-    for (int attention = ATTENTION_AUTO; attention <= ATTENTION_CUDNN_FAST; attention++) {
-        Config c = config_of(s, attention);
-        int status = attention_choose(&c, note, sizeof note, err),
+    const AttentionKind asked[] = {ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN,
+                                   ATTENTION_CUDNN_FAST};
+    for (AttentionKind attention : asked) {
+        AttentionKind kind = attention;
+        int status = attention_choose(&kind, &s, note, sizeof note, err),
             fast = attention == ATTENTION_CUDNN_FAST;
         int library = cm_gpu.attention_forward != NULL;
         if (attention == ATTENTION_CUDNN || fast) {
             check(status == (available ? 0 : -1), "forced: %s", err);
             check(library == available && (available || strstr(err, "--attention")), "forced: %s",
                   err);
-            check(c.attention == attention, "--attention %d becomes %d", attention, c.attention);
+            check(kind == attention, "--attention %d becomes %d", attention, kind);
             check(!available || strstr(note, "engine "), "no engine: %s", note);
             check(!available || fast == (strstr(note, "may differ") != NULL), "the note is: %s",
                   note);
@@ -145,15 +135,15 @@ static void test_choice(int available, Shape s) {
             check(status == 0 && note[0], "no choice: %s", err);
             check(attention != ATTENTION_FLASH || (!library && !strcmp(note, "flash")), "flash: %s",
                   note);
-            check(c.attention == (library ? ATTENTION_CUDNN : ATTENTION_FLASH), "auto stays %d",
-                  c.attention);
+            check(kind == (library ? ATTENTION_CUDNN : ATTENTION_FLASH), "auto stays %d", kind);
         }
         check(library == (cm_gpu.attention_backward != NULL), "half of a choice");
-        size_t scratch = cudnn_attention_workspace(s.B, s.T, s.NH, s.NKV, s.HS, 1);
+        size_t scratch = cudnn_attention_workspace(s.B, s.T, s.NH, s.NKV, s.HS);
         check((scratch > 0) == library, "%zu bytes of scratch with %s", scratch, note);
         check(cm_gpu.scratch_bytes == 0, "%zu bytes of scratch stay", cm_gpu.scratch_bytes);
     }
-    cm_gpu.attention_forward = NULL, cm_gpu.attention_backward = NULL;
+    cm_gpu.attention_forward = NULL;
+    cm_gpu.attention_backward = NULL;
     cudnn_free_plans();
     cm_gpu.cudnn_fast = 0;
 }
@@ -161,17 +151,16 @@ static void test_choice(int available, Shape s) {
 #ifdef CM_EMU
 
 /* attention_choose with the fake; the error or the note. */
-static const char *chosen(Shape s, int attention, int *status) {
+static const char *chosen(AttentionShape s, AttentionKind attention, int *status) {
     static char note[256], err[ERR_LEN];
-    Config c = config_of(s, attention);
     note[0] = err[0] = 0;
-    *status = attention_choose(&c, note, sizeof note, err);
+    *status = attention_choose(&attention, &s, note, sizeof note, err);
     return *status ? err : note;
 }
 
 /* A sequence that is long enough for a trial of auto, which must not take what is not told to be in order. */
 static void test_auto(void) {
-    Shape s = {1, 512, 1, 1, 8};
+    AttentionShape s = shape_of(1, 512, 1, 1, 8);
     int status;
     fake_install(91900);
     const char *text = chosen(s, ATTENTION_AUTO, &status);
@@ -185,7 +174,7 @@ static void test_auto(void) {
 }
 
 /* Engines whose notes and plans differ: notes sort, and nothing but bits and numbers refuses. */
-static void test_engines(Shape s) {
+static void test_engines(AttentionShape s) {
     int status;
     fake_install(91900);
     fake.engines = {{7, 1, 0}, {9, 0, 1}, {11, 0, 0}};
@@ -206,7 +195,7 @@ static void test_engines(Shape s) {
     text = chosen(s, ATTENTION_CUDNN_FAST, &status);
     check(!status && strstr(text, "equal runs may differ"), "a race that is allowed: %s", text);
     fake.racing = 0, fake.wrong = 1;
-    for (int attention = ATTENTION_CUDNN; attention <= ATTENTION_CUDNN_FAST; attention++) {
+    for (AttentionKind attention : {ATTENTION_CUDNN, ATTENTION_CUDNN_FAST}) {
         text = chosen(s, attention, &status);
         check(status && strstr(text, "differs from ours"), "another dk: %s", text);
     }
@@ -226,40 +215,40 @@ static void test_engines(Shape s) {
     check(status && strstr(text, "known mistakes"), "9.10.1: %s", text);
 }
 
-/* A pass that fails after the choice ends the program, and says how to go on. */
-static void test_failure(Shape s) {
-    int status, ends[2];
-    char said[1024] = "";
+/* A pass that fails after the choice is a recorded failure that says how to go on. From then on nothing is
+   computed, and what is downloaded is not a number. */
+static void test_failure(AttentionShape s) {
+    int status;
     fake_install(91900);
     chosen(s, ATTENTION_CUDNN, &status);
     check(!status && cm_gpu.attention_forward, "no cuDNN");
-    if (status || pipe(ends)) return;
-    fflush(stdout);
-    pid_t child = fork();
-    if (!child) {
-        size_t N = (size_t)s.B * (size_t)s.T, Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
-        floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
-        dup2(ends[1], 2);
-        fake.refuse = 1;
-        attention_forward(out, device_array<floatM>(N * (size_t)s.NH), qkv, s.B, s.T, s.NH, s.NKV,
-                          s.HS, 1);
-        _exit(0);
-    }
-    close(ends[1]);
-    size_t at = 0;
-    for (ssize_t n; (n = read(ends[0], said + at, sizeof said - 1 - at)) > 0;) at += (size_t)n;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    check(WIFEXITED(status) && WEXITSTATUS(status) == 1, "the program goes on");
-    check(strstr(said, "the device is tired") && strstr(said, "--attention flash"), "it says: %s",
-          said);
-    cm_gpu.attention_forward = NULL, cm_gpu.attention_backward = NULL;
+    if (status) return;
+    size_t N = (size_t)s.B * (size_t)s.T, Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
+    floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
+    floatM *lse = device_array<floatM>(N * (size_t)s.NH);
+    fake.refuse = 1;
+    check(!device_failure(), "a failure before: %s", device_failure());
+    attention_forward(out, lse, qkv, s.B, s.T, s.NH, s.NKV, s.HS, 1);
+    const char *said = device_failure();
+    check(said && strstr(said, "the device is tired") && strstr(said, "--attention flash"),
+          "it says: %s", said ? said : "nothing");
+    long launches = emu.launches;
+    device_noise(out, Q, 1, 1);
+    check(emu.launches == launches, "a kernel starts after the failure");
+    check(CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream)) == -1, "a call succeeds after it");
+    device_fail("another");
+    check(!strcmp(said, device_failure()) && !strstr(said, "another"), "a second failure is kept");
+    cm_gpu.failure[0] = 0;
+    cm_gpu.attention_forward = NULL;
+    cm_gpu.attention_backward = NULL;
     cudnn_free_plans();
+    release();
 }
 
 int main(void) {
     char why[384] = "";
-    const Shape shapes[] = {{2, 128, 2, 2, 32}, {1, 40, 6, 2, 64}, {2, 64, 4, 1, 128}};
+    const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 32), shape_of(1, 40, 6, 2, 64),
+                                     shape_of(2, 64, 4, 1, 128)};
     test_state();
     int absent = cudnn_start(why, sizeof why);
     check(absent && strstr(why, "emulator"), "there is a cuDNN: %s", why);
@@ -272,17 +261,17 @@ int main(void) {
                 if (!version || shapes[i].T % 128 == 0) test_shape(shapes[i]);
         cm_gpu.cudnn_fast = 0;
         test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why),
+        check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why),
               "a head width of 60 is planned");
-        check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
+        check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
         cudnn_free_plans();
         check(fake.live == 0, "%d descriptors stay", fake.live);
     }
     fake_install(91900);
     test_choice(1, shapes[1]);
     test_auto();
-    test_engines({2, 32, 2, 1, 16});
-    test_failure({2, 32, 2, 1, 16});
+    test_engines(shape_of(2, 32, 2, 1, 16));
+    test_failure(shape_of(2, 32, 2, 1, 16));
     cuda_scratch_free();
     return check_done();
 }
@@ -304,8 +293,8 @@ static void test_where(int available, const char *why) {
 
 int main(void) {
     char why[384] = "";
-    const Shape shapes[] = {
-        {2, 128, 2, 2, 64}, {2, 384, 4, 1, 128}, {1, 1024, 6, 2, 64}}; /* plans take seconds */
+    const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 64), shape_of(2, 384, 4, 1, 128),
+                                     shape_of(1, 1024, 6, 2, 64)}; /* plans take seconds */
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
     test_state();
     test_where(available, why);
@@ -314,7 +303,7 @@ int main(void) {
         check(!available, "cuDNN starts without a device");
         return check_done();
     }
-    test_choice(available, {8, 256, 4, 4, 64});
+    test_choice(available, shape_of(8, 256, 4, 4, 64));
     if (available) {
         for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
             for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) test_shape(shapes[i]);
@@ -322,9 +311,9 @@ int main(void) {
         cudnn_free_plans();
         test_shape(shapes[0]);
         test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why),
+        check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why),
               "a head width of 60 is planned");
-        check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
+        check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
     }
     return check_done();
 }

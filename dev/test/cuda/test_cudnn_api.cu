@@ -47,8 +47,8 @@ int main(void) {
     check((long long)NUMBER == (long long)CUDNN_##NAME, #NAME);
     CUDNN_NUMBERS(COMPARE_NUMBER)
 #define COMPARE_FUNCTION(RETURNS, NAME, PARAMETERS)                                                \
-    static_assert(Alike<decltype(CudnnFunctions::NAME), decltype(&cm_gpu.cudnn##NAME)>::value, #NAME);    \
-    check((Alike<decltype(CudnnFunctions::NAME), decltype(&cm_gpu.cudnn##NAME)>::value), #NAME);
+    static_assert(Alike<decltype(CudnnFunctions::NAME), decltype(&cudnn##NAME)>::value, #NAME);    \
+    check((Alike<decltype(CudnnFunctions::NAME), decltype(&cudnn##NAME)>::value), #NAME);
     CUDNN_FUNCTIONS(COMPARE_FUNCTION)
     static_assert(sizeof(CudnnHandle) == sizeof(cudnnHandle_t), "a handle has another size");
     static_assert(sizeof(CudnnDescriptor) == sizeof(cudnnBackendDescriptor_t),

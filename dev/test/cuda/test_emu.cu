@@ -3,7 +3,7 @@ Tests of the emulator itself (dev/emu): that kernels run as CUDA says, and that 
 is found. A mistake ends the program, so each is made in a child process.
 */
 #include "../check.h"
-#include "../../../llmc/cuda/runtime.cuh"
+#include "device.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -150,21 +150,21 @@ static void test_graph(void) {
     int out = 100, n = 5;
     cudaGraph_t graph;
     cudaGraphExec_t work;
-    CUDA_CHECK(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal));
+    MUST(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal));
     LAUNCH(add_number, 1, 32, 0, &out, n);
-    CUDA_CHECK(cudaMemsetAsync(&out, 0, sizeof out, cm_gpu.stream));
+    MUST(cudaMemsetAsync(&out, 0, sizeof out, cm_gpu.stream));
     LAUNCH(add_number, 1, 32, 0, &out, 2 * n);
     n = 1000;
-    CUDA_CHECK(cudaStreamEndCapture(cm_gpu.stream, &graph));
+    MUST(cudaStreamEndCapture(cm_gpu.stream, &graph));
     check(out == 100, "work is done while it is captured: %d", out);
-    CUDA_CHECK(cudaGraphInstantiate(&work, graph, 0));
-    CUDA_CHECK(cudaGraphDestroy(graph));
+    MUST(cudaGraphInstantiate(&work, graph, 0));
+    MUST(cudaGraphDestroy(graph));
     for (int i = 0; i < 3; i++) {
         out = 7;
-        CUDA_CHECK(cudaGraphLaunch(work, cm_gpu.stream));
+        MUST(cudaGraphLaunch(work, cm_gpu.stream));
         check(out == 10, "replay %d leaves %d, not 10", i, out);
     }
-    CUDA_CHECK(cudaGraphExecDestroy(work));
+    MUST(cudaGraphExecDestroy(work));
     LAUNCH(add_number, 1, 32, 0, &out, 1);
     check(out == 11, "after a capture launches are not done");
 }
@@ -217,7 +217,7 @@ __global__ void past_global(float *out, int n) {
 
 static float *device_memory(size_t n) {
     void *p;
-    CUDA_CHECK(cudaMalloc(&p, n * sizeof(float)));
+    MUST(cudaMalloc(&p, n * sizeof(float)));
     return (float *)p;
 }
 
@@ -248,8 +248,8 @@ static int mistake(int which) {
     case 11: LAUNCH(past_global, 1, 128, 0, out, 64); break;
     case 12: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16380, out); break;
     case 13:
-        CUDA_CHECK(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal)),
-            device_memory(1);
+        MUST(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal));
+        device_memory(1);
         break;
     case -2: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16384, out); break;
     default: LAUNCH(nothing, 1, 64, 0); break;

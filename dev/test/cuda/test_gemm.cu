@@ -391,8 +391,8 @@ static void test_alignment(void) {
             if (moved != 2) put(p[moved], x[moved], (size_t)sizes[moved]);
             gemm(0, 1, M, N, K, 1, p[0], K, p[1], K, 0, p[2], N, p[3]);
             check(i < 4 ? cm_gpu.gemm_plan_count == before : cm_gpu.gemm_plan_count > before,
-                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i], cm_gpu.gemm_plan_count,
-                  before);
+                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i],
+                  cm_gpu.gemm_plan_count, before);
             if (i < 4)
                 check(!memcmp(on_host(p[2], M * N), first, M * N * sizeof *first),
                       "operand %d at %d bytes has other bits", moved, bytes[i]);
@@ -421,7 +421,8 @@ static void test_many_plans(void) {
     for (int round = 0; round < 2; round++) {
         for (int k = 1; k <= KINDS; k++)
             gemm(0, 0, 1, 1, k, 1, dx, (size_t)k, dy, 1, 0, dz + k - 1, 1);
-        check(cm_gpu.gemm_plan_count == KINDS, "%zu plans of %d kinds", cm_gpu.gemm_plan_count, KINDS);
+        check(cm_gpu.gemm_plan_count == KINDS, "%zu plans of %d kinds", cm_gpu.gemm_plan_count,
+              KINDS);
         const float *z = on_host(dz, KINDS);
         double sum = 0, terms = 0;
         for (int k = 0; k < KINDS; k++) {
@@ -619,7 +620,8 @@ static void test_damage(void) {
 #define TAKE(EXPECT, ...)                                                                          \
     do {                                                                                           \
         int m_ = snprintf(made, 2 * n + GEMM_HEADER - 20, __VA_ARGS__);                            \
-        snprintf(made + m_, 20, "%016llx", (unsigned long long)gemm_hash(made, (size_t)m_));       \
+        snprintf(made + m_, 20, "%016llx",                                                         \
+                 (unsigned long long)fnv1a(FNV_BASIS, made, (size_t)m_));                          \
         err[0] = 0;                                                                                \
         int got_ = gemm_choices_take(made, 1, err);                                                \
         check(got_ == (EXPECT) && (err[0] != 0) == ((EXPECT) != 0), "take of %.60s... is %d: %s",  \
@@ -638,11 +640,14 @@ static void test_damage(void) {
     check(cm_gpu.gemm_choice_count == 2, "a refused text changes the choices");
     gemm_choices_clear();
     TAKE(0, "%s%.*s", header, (int)GEMM_ENTRY, one);
-    check(cm_gpu.gemm_choice_count == 1, "a text of one choice gives %zu", cm_gpu.gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "a text of one choice gives %zu",
+          cm_gpu.gemm_choice_count);
     TAKE(0, "%s", header);
-    check(cm_gpu.gemm_choice_count == 1, "a text without choices leaves %zu of 1", cm_gpu.gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "a text without choices leaves %zu of 1",
+          cm_gpu.gemm_choice_count);
     TAKE(0, "%s%.*s%.*s", header, (int)GEMM_ENTRY, one, (int)GEMM_ENTRY, two);
-    check(cm_gpu.gemm_choice_count == 2, "a text of two choices leaves %zu", cm_gpu.gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 2, "a text of two choices leaves %zu",
+          cm_gpu.gemm_choice_count);
 
     /* Choices of other runs are this run's only once it has met the product. */
     gemm_choices_clear();
@@ -743,7 +748,8 @@ static void test_times(void) {
         gemm_choices_clear();
         gemm_emu.times = cases[i].ms;
         small_product(s);
-        int got = (int)cm_gpu.gemm_choices[0].algo.data[0], measured = (int)(gemm_emu.times - cases[i].ms);
+        int got = (int)cm_gpu.gemm_choices[0].algo.data[0],
+            measured = (int)(gemm_emu.times - cases[i].ms);
         check(got == cases[i].best && measured == cases[i].measured,
               "times %zu: algorithm %d by %d measurements", i, got, measured);
     }
@@ -821,7 +827,7 @@ static void test_tf32(void) {
 #endif
 
 int main(void) {
-    CUDA_CHECK(cudaStreamCreate(&cm_gpu.stream));
+    MUST(cudaStreamCreate(&cm_gpu.stream));
     test_plain<floatX, floatX>(0);
     test_plain<float, float>(1);
     test_batches<floatX, floatX>();

@@ -895,8 +895,8 @@ static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouche
 /* What is on the device, unchanged. */
 template <typename T> static T *download(const T *from, size_t n) {
     T *to = (T *)(void *)host_array((n * sizeof(T) + 3) / sizeof(float));
-    CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
-    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
+    MUST(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     return to;
 }
 
@@ -1012,7 +1012,7 @@ static void test_plan_copies(void) {
 
 int main(void) {
     cudaDeviceProp device;
-    CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
+    MUST(cudaGetDeviceProperties(&device, 0));
     cm_gpu.shared_limit = device.sharedMemPerBlockOptin;
     cm_gpu.allow_tf32 = 0;
     test_all_elements();
