@@ -1,18 +1,20 @@
 /*
 Causal multi-head attention on the CPU, exact, with memory linear in T.
 
-qkv (B,T,(NH + 2 NKV) HS): in each row the NH query heads, then NKV key heads, then NKV value heads,
+A row of qkv (B,T,(NH + 2 NKV) HS) has NH query heads, then NKV key heads, then NKV value heads,
 already normalised and rotated. Query head h reads key and value head h / (NH / NKV). With
 s_ij = scale q_i . k_j for j <= i:  lse_i = log sum_j exp s_ij,  p_ij = exp(s_ij - lse_i),
 out_i = sum_j p_ij v_j.
 
 The forward pass takes BQ queries at a time against the keys before them: scores, softmax and
-product with V for one block of rows, never T x T. The backward pass recomputes p from lse, as in
+product with V of one block of rows, never T x T. The backward pass recomputes p from lse, as in
 Dao et al., "FlashAttention" (2022): with D_i = dout_i . out_i,
     dp_ij = dout_i . v_j        ds_ij = scale p_ij (dp_ij - D_i)
     dq_i = sum_j ds_ij k_j      dk_j = sum_i ds_ij q_i      dv_j = sum_i p_ij dout_i
-BK keys at a time. Products run on the kernels of gemm.h with operands packed once per key head;
-tiles wholly above the diagonal are skipped. Sums have a fixed order for every number of threads.
+for BK keys at a time. Products run on the kernels of gemm.h, with operands packed once for each key
+head. Tiles wholly above the diagonal are skipped. No sum's order depends on the number of threads.
+
+C3 = (NH + 2 NKV) HS and C = NH HS are the elements of a row of qkv and of out.
 */
 #ifndef CM_ATTENTION_H
 #define CM_ATTENTION_H
@@ -25,36 +27,37 @@ tiles wholly above the diagonal are skipped. Sums have a fixed order for every n
 #define ATTENTION_BK (256 / ATTENTION_BQ * ATTENTION_BQ)
 #define ATTENTION_LD ((ATTENTION_BK + GEMM_NR - 1) / GEMM_NR * GEMM_NR) /* BK in whole panels */
 
-/* Fewer multiplications than this for one new token are quicker on one thread. */
+/* Fewer multiplications than this for one new token are done faster by one thread. */
 #define ATTENTION_DECODE_WORK 1e5
 
 static inline size_t attention_pad(int n) { /* n rounded up to whole panels */
     return (size_t)((n + GEMM_NR - 1) / GEMM_NR * GEMM_NR);
 }
 
-/* X^T (HS,n) in panels of NR columns, from X (n,HS) of row stride ld: the right side of q . k. */
+/* Packs X^T (HS,n) in panels of NR columns, from X (n,HS) of row stride ld: the right side of q
+   . k. */
 static inline void attention_pack_t(floatX *dst, const floatX *X, size_t ld, int n, int HS) {
     for (int j = 0; j < n; j += GEMM_NR, dst += (size_t)HS * GEMM_NR)
         gemm_pack_panel(dst, 1, HS, min_int(GEMM_NR, n - j), X + (size_t)j * ld, ld);
 }
 
-/* X (n,HS) in panels of NR columns, each `rows` >= n long: the right side of p v. */
+/* Packs X (n,HS) in panels of NR columns, each `rows` >= n long: the right side of p v. */
 static inline void attention_pack(floatX *dst, size_t rows, const floatX *X, size_t ld, int n,
                                   int HS) {
     for (int j = 0; j < HS; j += GEMM_NR, dst += rows * GEMM_NR)
         gemm_pack_panel(dst, 0, n, min_int(GEMM_NR, HS - j), X + j, ld);
 }
 
-/* How many pieces a head's T rows are cut into so that `pairs` heads keep all threads busy. */
+/* Into how many pieces the T rows of a head are cut, so that `pairs` heads keep all threads
+   busy. */
 static inline int attention_pieces(int pairs, int T, int unit) {
     int threads = in_parallel() ? 1 : thread_count();
     if (threads == 1 || pairs >= 4 * threads) return 1;
     return max_int(1, min_int((4 * threads + pairs - 1) / pairs, (T + unit - 1) / unit));
 }
 
-/* Row r of a block starting at query i0 needs keys 0..i0+r. In place, its scores s (unscaled, the
-   first i0+r+1 valid) become exp(scale (s - max)); the rest up to `end` become 0. Returns the sum
-   of the row and its maximum. */
+/* Softmax of one row, in place. The scores s [0, n), unscaled, become exp(scale (s - max)); s
+   [n, end) become 0. Returns the sum of the row, and the maximum in *max. */
 static inline floatX attention_softmax_row(floatX *s, int n, int end, floatX scale, floatX *max) {
     floatX m = simd_max(s, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -68,7 +71,7 @@ static inline floatX attention_softmax_row(floatX *s, int n, int end, floatX sca
     return sum;
 }
 
-/* Queries [from, to) of the heads that read key head g of one sequence. */
+/* Forward pass of queries [from, to) of the heads that read key head g of one sequence. */
 static void attention_forward_piece(floatX *out, floatM *lse, const floatX *qkv, int from, int to,
                                     int T, int NH, int NKV, int HS, int g, floatX scale) {
     size_t C3 = (size_t)(NH + 2 * NKV) * HS, C = (size_t)NH * HS;
@@ -118,7 +121,7 @@ static void attention_forward_piece(floatX *out, floatM *lse, const floatX *qkv,
     }
 }
 
-/* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS); scale multiplies q . k. */
+/* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS). scale multiplies q . k. */
 __attribute__((unused)) static void attention_forward(floatX *out, floatM *lse, const floatX *qkv,
                                                       int B, int T, int NH, int NKV, int HS,
                                                       double scale) {
@@ -127,7 +130,7 @@ __attribute__((unused)) static void attention_forward(floatX *out, floatM *lse, 
     size_t C3 = (size_t)(NH + 2 * NKV) * HS;
 #pragma omp parallel for schedule(dynamic, 1) if (!in_parallel())
     for (int task = 0; task < B * NKV * pieces; task++) {
-        int piece = pieces - 1 - task / (B * NKV); /* the longest first */
+        int piece = pieces - 1 - task / (B * NKV); /* the longest piece first */
         int b = task % (B * NKV) / NKV, g = task % NKV;
         int from = piece * rows, to = min_int(T, from + rows);
         if (from < to)
@@ -137,9 +140,9 @@ __attribute__((unused)) static void attention_forward(floatX *out, floatM *lse, 
     }
 }
 
-/* Scores become gradients for one block: rows of queries i0.., keys from j0; s and dp have row
-   stride LD, n columns matter (a multiple of MR past the diagonal or the last key). Afterwards
-   s = p and dp = ds, both 0 above the diagonal. */
+/* Turns scores into gradients, for bq queries from i0 and n keys from j0: s becomes p and dp
+   becomes ds, both 0 above the diagonal. Rows are LD apart. n is a multiple of MR past the
+   diagonal, or ends at the last key. */
 static inline void attention_grad_rows(floatX *s, floatX *dp, const floatM *lse, const floatX *D,
                                        int bq, int i0, int j0, int n, floatX scale) {
     for (int r = 0; r < bq; r++, s += ATTENTION_LD, dp += ATTENTION_LD) {
@@ -155,9 +158,9 @@ static inline void attention_grad_rows(floatX *s, floatX *dp, const floatM *lse,
     }
 }
 
-/* A piece of the backward pass: key head g of one sequence, whose arrays begin at these pointers. Wanted
-   are the gradients of the keys and values [k0, k1) if want_kv, and of the queries [q0, q1) if want_q.
-   k0 is a multiple of BK, q0 of BQ. */
+/* A piece of the backward pass: the gradients that involve key head g of one sequence. The
+   pointers are those of the sequence. With want_kv: gradients of keys and values [k0, k1). With
+   want_q: gradients of queries [q0, q1). k0 is a multiple of BK, q0 of BQ. */
 typedef struct {
     floatX *dqkv;                   /* (T, C3) */
     const floatX *dout, *qkv, *out; /* (T, C), (T, C3), (T, C) */
@@ -168,16 +171,17 @@ typedef struct {
     int q0, q1, want_q;
 } AttentionPiece;
 
-/* Scratch of a piece: a block of BK keys and values, and one of BQ queries, packed for the products. */
+/* Scratch of a piece: a block of BK keys and values and a block of BQ queries, packed for
+   products. */
 typedef struct {
     floatX *kt, *vt;  /* K^T and V^T (HS, BK) in panels */
     floatX *k;        /* K (BK, HS) in panels */
-    floatX *s, *dp;   /* scores, then p; dp, then ds: (BQ, LD) each */
+    floatX *s, *dp;   /* scores, then p; dp, then ds; (BQ, LD) each */
     floatX *q, *dout; /* queries and dout (BQ, HS) in panels */
     floatX D[ATTENTION_BQ];
 } AttentionBlocks;
 
-/* Takes the scratch; -1 and a recorded failure where there is no memory. */
+/* Takes the scratch. Returns 0, or -1 and a recorded failure if there is no memory. */
 static int attention_blocks_take(AttentionBlocks *b, int HS) {
     size_t W = attention_pad(HS), scores = (size_t)ATTENTION_BQ * ATTENTION_LD;
     size_t floats = (size_t)ATTENTION_LD * (2 * HS + W) + 2 * scores + 2 * ATTENTION_BQ * W;
@@ -192,7 +196,7 @@ static int attention_blocks_take(AttentionBlocks *b, int HS) {
     return 0;
 }
 
-/* D_r = dout_r . out_r of bq rows of one head, C elements apart. */
+/* D_r = dout_r . out_r for bq rows of one head. Rows are C elements apart. */
 static inline void attention_dots(floatX *D, const floatX *dout, const floatX *out, size_t C,
                                   int bq, int HS) {
     for (int r = 0; r < bq; r++) {
@@ -203,7 +207,7 @@ static inline void attention_dots(floatX *D, const floatX *dout, const floatX *o
     }
 }
 
-/* For query head h: p and ds of bq queries from i0 and the n keys from j0 that they see. */
+/* p and ds of head h, for bq queries from i0 and the n keys from j0 that they see. */
 static inline void attention_backward_scores(const AttentionPiece *a, AttentionBlocks *b, int h,
                                              int i0, int bq, int j0, int n) {
     int HS = a->HS;
@@ -224,7 +228,7 @@ static inline void attention_backward_scores(const AttentionPiece *a, AttentionB
     attention_grad_rows(b->s, b->dp, a->lse + (size_t)h * a->T, b->D, bq, i0, j0, n, a->scale);
 }
 
-/* dq of bq queries from i0 of head h: += ds k, or = for the first block of keys. */
+/* dq of head h, for bq queries from i0: ds k, added to dq except for the first block of keys. */
 static inline void attention_backward_q(const AttentionPiece *a, const AttentionBlocks *b, int h,
                                         int i0, int bq, int j0, int n) {
     size_t C3 = (size_t)(a->NH + 2 * a->NKV) * a->HS;
@@ -234,9 +238,9 @@ static inline void attention_backward_q(const AttentionPiece *a, const Attention
                    j0 > 0, a->dqkv + (size_t)(i0 + r) * C3 + (size_t)h * a->HS, C3);
 }
 
-/* dk and dv of the n keys from j0: += ds^T q and p^T dout of bq queries from i0 of head h. Queries before a
-   key contribute nothing. The first block of the group's first head to reach a key is the one on the
-   diagonal, and it sets. */
+/* dk and dv of the n keys from j0: ds^T q and p^T dout of bq queries from i0 of head h. Queries
+   before a key contribute nothing to it. The first block to reach a key is that of the group's
+   first head on the diagonal: it sets the gradient, and later blocks add. */
 static inline void attention_backward_kv(const AttentionPiece *a, AttentionBlocks *b, int h, int i0,
                                          int bq, int j0, int n) {
     int HS = a->HS, group = a->NH / a->NKV;
@@ -255,7 +259,7 @@ static inline void attention_backward_kv(const AttentionPiece *a, AttentionBlock
     }
 }
 
-/* Computes a piece from all the blocks that touch it: BK keys at a time, BQ queries at a time. */
+/* Computes a piece from all blocks that touch it: BK keys at a time, BQ queries at a time. */
 static void attention_backward_piece(const AttentionPiece *a) {
     int HS = a->HS, group = a->NH / a->NKV;
     size_t C3 = (size_t)(a->NH + 2 * a->NKV) * HS;
@@ -278,9 +282,9 @@ static void attention_backward_piece(const AttentionPiece *a) {
     }
 }
 
-/* Sets dqkv (B,T,(NH+2*NKV)*HS), all three parts. With too few heads for the threads, keys and
-   queries are cut into pieces and their gradients computed apart, which repeats two of the five
-   products but leaves every sum to one thread. */
+/* Sets all of dqkv (B,T,(NH+2*NKV)*HS). With fewer heads than threads, keys and queries are cut
+   into pieces and their gradients are computed separately. This repeats two of the five
+   products, but leaves every sum to one thread. */
 __attribute__((unused)) static void attention_backward(floatX *dqkv, const floatX *dout,
                                                        const floatX *qkv, const floatX *out,
                                                        const floatM *lse, int B, int T, int NH,
@@ -292,7 +296,7 @@ __attribute__((unused)) static void attention_backward(floatX *dqkv, const float
 #pragma omp parallel for schedule(dynamic, 1) if (!in_parallel())
     for (int task = 0; task < pairs * pieces * (pieces > 1 ? 2 : 1); task++) {
         int b = task % pairs / NKV, g = task % NKV, piece = task / pairs % pieces;
-        int part = task / (pairs * pieces); /* 0: keys and values, 1: queries */
+        int part = task / (pairs * pieces); /* 0: keys and values; 1: queries */
         int from = piece * rows, to = min_int(T, from + rows);
         if (from >= to) continue;
         AttentionPiece a = {.dqkv = dqkv + (size_t)b * T * C3,
@@ -319,7 +323,7 @@ __attribute__((unused)) static void attention_backward(floatX *dqkv, const float
     }
 }
 
-/* One head of attention_decode; p is scratch of t + 1 floats. */
+/* One head of attention_decode. p is scratch for t + 1 numbers. */
 static void attention_decode_head(floatX *out, floatX *p, const floatX *q, const floatX *k,
                                   const floatX *v, size_t ld, int t, int HS, floatX scale) {
     for (int j = 0; j <= t; j++) {
@@ -339,8 +343,8 @@ static void attention_decode_head(floatX *out, floatX *p, const floatX *q, const
     }
 }
 
-/* One new position t for generation: out (NH*HS) from q (NH*HS) and the caches (max_T,NKV*HS), of
-   which positions 0..t hold keys and values. */
+/* Attention of one new position t, for generation: out (NH*HS) from q (NH*HS) and the caches
+   (max_T,NKV*HS), which hold the keys and values of positions 0..t. */
 __attribute__((unused)) static void attention_decode(floatX *out, const floatX *q,
                                                      const floatX *k_cache, const floatX *v_cache,
                                                      int t, int NH, int NKV, int HS, double scale) {

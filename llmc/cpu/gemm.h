@@ -1,31 +1,32 @@
 /*
-The CPU matrix product: C (M,N) = alpha op(A) op(B) + beta C, everything row-major.
+The CPU matrix product: C (M,N) = alpha op(A) op(B) + beta C, all matrices row-major.
 
-ta = 0: A is stored (M,K) with row stride lda; ta = 1: A is stored (K,M), op(A) = A^T. Likewise B is
-stored (K,N), or (N,K) when tb = 1. beta = 0 never reads C. K = 0 or alpha = 0 gives beta C.
+ta = 0: A is stored (M,K) with row stride lda. ta = 1: A is stored (K,M) and op(A) = A^T.
+tb = 0: B is stored (K,N) with row stride ldb. tb = 1: B is stored (N,K) and op(B) = B^T.
+With beta = 0, C is not read. K = 0 or alpha = 0 gives beta C.
 
-gemm          all threads, floatX precision; inside a parallel region it is gemm_serial
-gemm_serial   the calling thread only; cheap enough for the blocks inside attention
-gemm_symmetric  a product known to be symmetric (A A^T, or of matrices that commute): computes one
-              triangle and mirrors it, half the work; the built-in kernel in every build
-gemm_model    what the model's layers call: gemm, or bf16 inputs with fp32 sums (--compute bf16)
-gemm_builtin  our own kernel, which is what gemm is without oneDNN and in the double build
+gemm            all threads, in the precision of floatX; inside a parallel region it is gemm_serial
+gemm_serial     the calling thread only; cheap enough for the blocks inside attention
+gemm_symmetric  a product known to be symmetric (A A^T, or matrices that commute): computes one
+                triangle and mirrors it, which is half the work; the built-in kernel in every build
+gemm_model      what the model's layers call: gemm, or bf16 inputs with fp32 sums (--compute bf16)
+gemm_builtin    our own kernel, which gemm uses without oneDNN and in the double build
 
-The built-in follows Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
-(ACM TOMS 2008), with one change: A is read in place where its rows are contiguous. A block of B,
-KC x NC, is packed into the L2 cache as panels of NR columns; a tile of C, MR x NR, lives in
-registers while the kernel runs along K. Every element of C is summed in the same order whatever
-the tiling, so the built-in gives the same bits for every number of threads. Its scratch is a
-convenience: without memory it packs one panel at a time on the stack, so it cannot fail.
+The built-in product follows Goto and van de Geijn, "Anatomy of high-performance matrix
+multiplication" (ACM TOMS 2008), with one change: A is read in place where its rows are contiguous.
+A block of B, KC x NC, is packed into the L2 cache as panels of NR columns. A tile of C, MR x NR,
+lives in registers while the kernel runs along K. Every element of C is summed in one order whatever
+the tiling, so the bits do not depend on the number of threads. Without memory for scratch the
+product packs one panel at a time on the stack, so it cannot fail.
 */
 #ifndef CM_GEMM_H
 #define CM_GEMM_H
 
 #include "machine.h"
 
-/* Vectors of the widest kind the compiler may use; loads and stores need no alignment. MR x 2
-   accumulators, 2 vectors of B and one of A have to fit the registers: 32 of them, or 16 on x86
-   before AVX-512. */
+/* Vectors of the widest kind that the compiler may use. Loads and stores need no alignment. MR x
+   2 accumulators, two vectors of B and one of A have to fit in the registers: 32 of them, or 16
+   on x86 before AVX-512. */
 #if defined(__AVX512F__)
 #define GEMM_VEC_BYTES 64
 #define GEMM_MR 8
@@ -51,13 +52,15 @@ typedef floatX gemm_vec4
 
 /* Below this many multiplications, M N K, a product is over before other threads are awake. */
 #define GEMM_PARALLEL_WORK 1e5
-/* Below this many the built-in product is quicker than oneDNN, whose calls cost some microseconds. */
+/* Below this many the built-in product is quicker than oneDNN, whose calls cost some
+   microseconds. */
 #define GEMM_ONEDNN_WORK 1e6
 /* Converting fewer numbers than this to bf16 is quicker on one thread. */
 #define GEMM_PARALLEL_CONVERT 1e5
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Scratch: one buffer per thread and use, grown when needed, freed when the thread ends. */
+/* Scratch: one buffer for each thread and each use. It grows on demand and is freed when its
+   thread ends. */
 
 static void gemm_scratch_free(void *p) {
     GemmScratch *s = (GemmScratch *)p;
@@ -67,8 +70,8 @@ static void gemm_scratch_free(void *p) {
 
 static void gemm_scratch_init(void) { pthread_key_create(&cm_cpu.scratch_key, gemm_scratch_free); }
 
-/* `bytes` of 64-byte aligned memory, valid until the thread asks for the same `use` again; NULL if
-   there is none. */
+/* Returns `bytes` of memory aligned to 64 bytes, valid until the thread asks for `use` again;
+   NULL if there is no memory. */
 __attribute__((unused)) static void *gemm_scratch_try(int use, size_t bytes) {
     GemmScratch *s = cm_cpu_scratch;
     if (!s) {
@@ -91,7 +94,8 @@ __attribute__((unused)) static void *gemm_scratch_try(int use, size_t bytes) {
     return s->data[use];
 }
 
-/* gemm_scratch_try, which also records the failure: the caller leaves its output as it is. */
+/* Returns what gemm_scratch_try returns, and records a failure if that is NULL. The caller then
+   leaves its output as it is. */
 __attribute__((unused)) static void *gemm_scratch(int use, size_t bytes) {
     void *p = gemm_scratch_try(use, bytes);
     if (!p) device_fail("out of memory (%zu bytes of matrix scratch)", bytes);
@@ -99,12 +103,12 @@ __attribute__((unused)) static void *gemm_scratch(int use, size_t bytes) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* The built-in product. */
+/* The built-in product */
 
 static inline gemm_vec gemm_load(const floatX *p) { return *(const gemm_vec *)p; }
 static inline void gemm_store(floatX *p, gemm_vec v) { *(gemm_vec *)p = v; }
 
-/* dst[c*ldd + r] = src[r*lds + c] for a 4 x 4 block. */
+/* Transposes a 4 x 4 block: dst[c*ldd + r] = src[r*lds + c]. */
 static inline void gemm_transpose4(floatX *dst, size_t ldd, const floatX *src, size_t lds) {
     gemm_vec4 a = *(const gemm_vec4 *)src, b = *(const gemm_vec4 *)(src + lds);
     gemm_vec4 c = *(const gemm_vec4 *)(src + 2 * lds), d = *(const gemm_vec4 *)(src + 3 * lds);
@@ -125,7 +129,7 @@ static inline void gemm_transpose4(floatX *dst, size_t ldd, const floatX *src, s
 #endif
 }
 
-/* Packs n <= NR columns of op(B), rows 0..K-1, into a panel (K,NR); columns n..NR-1 become 0. */
+/* Packs n <= NR columns of op(B), rows 0..K-1, into a panel (K,NR). Columns n..NR-1 become 0. */
 static inline void gemm_pack_panel(floatX *panel, int tb, int K, int n, const floatX *B,
                                    size_t ldb) {
     if (!tb) {
@@ -152,7 +156,7 @@ static inline void gemm_pack_panel(floatX *panel, int tb, int K, int n, const fl
     }
 }
 
-/* Packs m <= MR rows of A^T, A stored (K,M), into (K,MR); rows m..MR-1 become 0. */
+/* Packs m <= MR rows of A^T, where A is stored (K,M), into (K,MR). Rows m..MR-1 become 0. */
 static inline void gemm_pack_at(floatX *tile, int K, int m, const floatX *A, size_t lda) {
     if (m == GEMM_MR) {
         for (int k = 0; k < K; k++)
@@ -164,9 +168,9 @@ static inline void gemm_pack_at(floatX *tile, int K, int m, const floatX *A, siz
     }
 }
 
-/* One tile in registers, C (m,n) = alpha A B + beta C with m <= MR and n <= nv VL. A is a packed
-   tile (K,MR) or, in place, rows of stride lda; B has row stride ldb and nv VL readable columns.
-   packed and nv are constants where this is inlined. Rows past m repeat the last one. */
+/* Computes one tile in registers: C (m,n) = alpha A B + beta C with m <= MR and n <= nv VL. A is
+   a packed tile (K,MR) or, in place, rows of stride lda. B has row stride ldb and nv VL readable
+   columns. The compiler knows `packed` and `nv` at every call. Rows past m repeat the last row. */
 __attribute__((always_inline)) static inline void
 gemm_tile(const int packed, const int nv, int K, int m, int n, floatX alpha, const floatX *A,
           size_t lda, const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
@@ -186,8 +190,8 @@ gemm_tile(const int packed, const int nv, int K, int m, int n, floatX alpha, con
             if (nv > 1) c[i][1] += a * b1;
         }
     }
-    /* A partial tile takes a detour through `edge` but the same instructions: which tiles are partial
-       depends on the split among threads, and the rounding must not. */
+    /* A partial tile goes through `edge`, with the instructions of a whole tile. Which tiles are
+       partial depends on how the threads share the work, and the rounding must not. */
     int whole = m == GEMM_MR && n == nv * GEMM_VL;
     floatX edge[GEMM_MR * GEMM_NR], *out = whole ? C : edge;
     size_t ldo = whole ? ldc : GEMM_NR;
@@ -220,9 +224,10 @@ GEMM_DEFINE_TILE(gemm_tile_rows_1, 0, 1)
 GEMM_DEFINE_TILE(gemm_tile_packed_2, 1, 2)
 GEMM_DEFINE_TILE(gemm_tile_packed_1, 1, 1)
 
-/* All the row tiles of C (M,n), n <= NC, over one block of K <= KC, B already in panels: panel p
-   starts at B + p * panel_stride and has row stride ldb. Row i needs only its columns up to i + reach:
-   GEMM_ALL, or where the diagonal lies when only the lower triangle is wanted. */
+/* Computes all row tiles of C (M,n), n <= NC, over one block of K <= KC. B is already in panels:
+   panel p starts at B + p * panel_stride and has row stride ldb. Row i needs only its columns up
+   to i + reach. `reach` is GEMM_ALL, or the column of row 0's diagonal element where only the
+   lower triangle is wanted. */
 #define GEMM_ALL (1 << 30)
 static inline void gemm_block_reach(int ta, int M, int n, int K, floatX alpha, const floatX *A,
                                     size_t lda, const floatX *B, size_t ldb, size_t panel_stride,
@@ -231,7 +236,7 @@ static inline void gemm_block_reach(int ta, int M, int n, int K, floatX alpha, c
     for (int i = 0, columns = n; i < M; i += GEMM_MR) {
         int m = min_int(GEMM_MR, M - i);
         if (reach < n) {
-            int last = i + m + reach; /* whole vectors up to the last row's diagonal */
+            int last = i + m + reach; /* whole vectors up to the diagonal of the last row */
             columns = last <= 0 ? 0 : min_int(n, (last + GEMM_VL - 1) / GEMM_VL * GEMM_VL);
             if (!columns) continue;
         }
@@ -260,9 +265,9 @@ static inline void gemm_scale(int M, int N, floatX beta, floatX *C, size_t ldc) 
         for (int j = 0; j < N; j++) C[j] = beta != 0 ? beta * C[j] : 0;
 }
 
-/* Few rows of A against B stored (N,K), as when a single token is generated: packing B would cost
-   more than the product, so each element is a dot product along the rows of both. -1 without memory
-   for the rows of A^T. */
+/* Few rows of A against B stored (N,K), as when a single token is generated. Packing B would
+   cost more than the product, so each element is a dot product along a row of A and a row of B.
+   Returns -1 if there is no memory for the rows of A^T. */
 #define GEMM_DOT_ROWS 3
 static inline int gemm_dots(int ta, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
                             const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
@@ -299,7 +304,8 @@ static inline int gemm_dots(int ta, int M, int N, int K, floatX alpha, const flo
     return 0;
 }
 
-/* The rows of C from the row-th of a matrix on; only their lower triangle if `lower`. */
+/* Computes M rows of C, the first of which is row `row` of the whole matrix; with `lower`, only
+   the part of these rows in the lower triangle. */
 static void gemm_rows(int ta, int tb, int M, int N, int K, floatX alpha, const floatX *A,
                       size_t lda, const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc,
                       int lower, int row) {
@@ -325,7 +331,7 @@ static void gemm_rows(int ta, int tb, int M, int N, int K, floatX alpha, const f
             floatX b = k == 0 ? beta : 1;
             const floatX *a = ta ? A + (size_t)k * lda : A + k;
             floatX *c = C + j;
-            int in_place = 0; /* columns of B read where they lie: too few rows to repay packing */
+            int in_place = 0; /* B is read in place: there are too few rows to repay packing */
             if (!tb && M <= 2 * GEMM_MR) {
                 in_place = n / GEMM_NR * GEMM_NR;
                 gemm_block_reach(ta, M, in_place, kc, alpha, a, lda, B + (size_t)k * ldb + j, ldb,
@@ -351,7 +357,7 @@ __attribute__((unused)) static void gemm_serial(int ta, int tb, int M, int N, in
     gemm_rows(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc, 0, 0);
 }
 
-/* Copies the lower triangle of rows [first, last) to the columns above the diagonal. */
+/* Mirrors the lower triangle of rows [first, last) to the columns above the diagonal. */
 static inline void gemm_mirror(floatX *C, size_t ldc, int first, int last) {
     enum { BLOCK = 32 };
     for (int j = 0; j < last; j += BLOCK)
@@ -370,8 +376,8 @@ static inline void gemm_mirror(floatX *C, size_t ldc, int first, int last) {
         }
 }
 
-/* C (N,N) = alpha op(A) op(B) + beta C, which the caller knows to be symmetric. Bands of rows over the
-   threads, the longest first; the bits do not depend on the split. */
+/* C (N,N) = alpha op(A) op(B) + beta C, which the caller knows to be symmetric. The threads
+   share bands of rows, the longest first. The bits do not depend on the bands. */
 __attribute__((unused)) static void gemm_symmetric(int ta, int tb, int N, int K, floatX alpha,
                                                    const floatX *A, size_t lda, const floatX *B,
                                                    size_t ldb, floatX beta, floatX *C, size_t ldc) {
@@ -393,7 +399,7 @@ __attribute__((unused)) static void gemm_symmetric(int ta, int tb, int N, int K,
     }
 }
 
-/* Tiles of C over the threads. The split never changes the order of a sum. */
+/* The threads share tiles of C. How C is split never changes the order of a sum. */
 __attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, int K, floatX alpha,
                                                  const floatX *A, size_t lda, const floatX *B,
                                                  size_t ldb, floatX beta, floatX *C, size_t ldc) {
@@ -405,7 +411,8 @@ __attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, i
     int dots = tb && M <= GEMM_DOT_ROWS;
     int unit_m = dots ? M : GEMM_MR, unit_n = dots ? 1 : GEMM_NR;
     int most_m = (M + unit_m - 1) / unit_m, most_n = (N + unit_n - 1) / unit_n;
-    /* Rows first, at least 256 a tile so that packing B pays; then whatever leaves tiles square. */
+    /* Rows are split first, into tiles of at least 256 so that packing B pays; then columns and
+       rows, so that tiles stay square. */
     int tm = max_int(1, min_int(M / 256, 4 * threads)), tn = 1;
     if (tm > threads) tm = (tm + threads - 1) / threads * threads;
     while (tm * tn < threads && (tm < most_m || tn < most_n)) {
@@ -425,11 +432,11 @@ __attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, i
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* oneDNN: its sgemm for fp32, its matmul primitive for bf16 inputs with fp32 sums. */
+/* oneDNN: sgemm for fp32, the matmul primitive for bf16 inputs with fp32 sums */
 
 #ifdef GEMM_ONEDNN
 
-/* fp32 to bf16, round to nearest even; a NaN stays a (quiet) NaN. */
+/* fp32 to bf16, rounded to nearest, ties to even. A NaN becomes a quiet NaN. */
 static inline uint16_t gemm_to_bf16(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
@@ -437,7 +444,7 @@ static inline uint16_t gemm_to_bf16(float x) {
     return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
-/* dst (rows,cols), dense, from src of row stride ld. */
+/* dst (rows,cols), dense, is src (rows,cols) of row stride ld in bf16. */
 static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int cols, size_t ld) {
 #pragma omp parallel for schedule(static) if ((double)rows * cols > GEMM_PARALLEL_CONVERT)
     for (int i = 0; i < rows; i++) {
@@ -448,7 +455,8 @@ static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int col
     }
 }
 
-/* The same, but what comes out is fp32 with bf16 values. */
+/* Returns src (rows,cols) of row stride ld as a dense fp32 matrix of bf16 values, in scratch
+   `use`; NULL and a recorded failure if there is no memory. */
 static const float *gemm_round_bf16(int use, const float *src, int rows, int cols, size_t ld) {
     float *dst = (float *)gemm_scratch(use, (size_t)rows * cols * sizeof *dst);
     if (!dst) return NULL;
@@ -460,8 +468,8 @@ static const float *gemm_round_bf16(int use, const float *src, int rows, int col
     return dst;
 }
 
-/* Building a primitive compiles code, so each shape is built once and kept. One program thread at
-   a time may call gemm_model in bf16. */
+/* Building a primitive compiles code, so each shape is built once and kept. gemm_model in bf16
+   may run in one thread of the program at a time. */
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t GemmLayout;
 #define GEMM_LAYOUT(layout) (layout)
@@ -482,7 +490,8 @@ static int gemm_layout(GemmLayout *layout, dnnl_data_type_t type, int rows, int 
 #endif
 }
 
-/* alpha and beta become operations after the sum: C_new = alpha sum, then + beta C_old. */
+/* Builds the primitive for a key; returns nonzero if oneDNN cannot. alpha and beta become
+   operations after the sum: C_new = alpha sum, then + beta C_old. */
 static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     GemmLayout A, B, C;
     dnnl_primitive_attr_t attr = NULL;
@@ -525,7 +534,8 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     return bad;
 }
 
-/* The primitive for a shape, from the table or built into its slot. */
+/* Returns the primitive for a shape, from the table or built into its slot; NULL if oneDNN
+   cannot build it. */
 static GemmPrimitive *gemm_find(const GemmKey *key) {
     int sizes[5] = {key->ta, key->tb, key->M, key->N, key->K};
     uint64_t hash = fnv1a(FNV_BASIS, sizes, sizeof sizes);
@@ -545,7 +555,7 @@ static GemmPrimitive *gemm_find(const GemmKey *key) {
     return gemm_build(p, key) ? NULL : p;
 }
 
-/* 0, or -1 when oneDNN cannot do this product. */
+/* Returns 0, or -1 if oneDNN cannot do this product. */
 static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const float *A, size_t lda,
                      const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     GemmKey key = {ta, tb, M, N, K, alpha, beta, ldc};
@@ -572,14 +582,14 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
 #endif
 
 /* ---------------------------------------------------------------------------------------------- */
-/* The front doors. */
+/* The products that others call */
 
 __attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, floatX alpha,
                                          const floatX *A, size_t lda, const floatX *B, size_t ldb,
                                          floatX beta, floatX *C, size_t ldc) {
     if (M <= 0 || N <= 0) return;
 #ifdef GEMM_ONEDNN
-    /* Below this size the built-in is quicker; inside a parallel region it is the only one. */
+    /* Inside a parallel region only the built-in product uses one thread. */
     if (!in_parallel() && K > 0 && (double)M * N * K > GEMM_ONEDNN_WORK &&
         dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, A, (dnnl_dim_t)lda, B,
                    (dnnl_dim_t)ldb, beta, C, (dnnl_dim_t)ldc) == dnnl_success)
@@ -588,8 +598,9 @@ __attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, fl
     gemm_builtin(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
 }
 
-/* After gemm_setup(COMPUTE_BF16): A and B rounded to bf16, sums and C in fp32. Where oneDNN cannot
-   serve (inside a parallel region) the rounded inputs go through gemm. */
+/* gemm, and after gemm_setup(COMPUTE_BF16) a product of A and B rounded to bf16, with sums and C
+   in fp32. Where oneDNN cannot do it (inside a parallel region) gemm multiplies the rounded
+   inputs. */
 __attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int K, floatX alpha,
                                                const floatX *A, size_t lda, const floatX *B,
                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
@@ -606,7 +617,8 @@ __attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int
     gemm(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
 }
 
-/* Chooses what gemm_model computes in; -1 when this build or CPU cannot. */
+/* Chooses the precision of gemm_model. Returns 0, or -1 and err if this build or this CPU lacks
+   it. */
 __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
     if (compute == COMPUTE_BF16) {
 #ifdef GEMM_ONEDNN
@@ -635,7 +647,7 @@ __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
     return 0;
 }
 
-/* One line for the log: which library, and what gemm_model computes in. */
+/* Names the library and the precision of gemm_model, in one line for the log. */
 __attribute__((unused)) static const char *gemm_describe(void) {
 #ifdef GEMM_ONEDNN
     const dnnl_version_t *v = dnnl_version();

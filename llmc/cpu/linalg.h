@@ -1,6 +1,6 @@
 /*
-The operations of linalg.h on the CPU. Many small matrices are spread over threads, one each; few
-large ones are worked on by all threads together.
+The operations of linalg.h on the CPU. Many small matrices are spread over the threads, one matrix
+to a thread; a few large ones are worked on by all threads together.
 */
 #ifndef CM_CPU_LINALG_H
 #define CM_CPU_LINALG_H
@@ -8,33 +8,36 @@ large ones are worked on by all threads together.
 #include "../linalg.h"
 #include "gemm.h"
 
-/* Elements of scratch that a rule may spread over layers: 32 MiB of float, which is about a CPU's last
-   level of cache. */
+/* Elements of scratch that a rule may spread over layers: 32 MiB of float, about the last level
+   of a CPU's cache. */
 #define LA_SCRATCH_BUDGET ((size_t)8 << 20)
 
-/* From this many elements on, an operation on all of them takes longer than waking the threads. */
+/* Fewer elements than this are done before the other threads are awake. */
 #define LA_PARALLEL_SIZE 16384
 
-/* A matrix in an iteration of this many elements or fewer (1 MiB of float) stays in the cache of one core. */
+/* A matrix of at most this many elements (1 MiB of float) stays in one core's cache during an
+   iteration. */
 #define LA_CORE_SIZE ((size_t)1 << 18)
 
-/* Products of a batch of fewer operations than this each (30 million, a millisecond of one core) go to the
-   threads whole; larger ones are shared out one after the other. */
+/* Products of a batch that take fewer floating-point operations than this each, about a
+   millisecond of one core, are given to the threads whole. All threads work on a larger product
+   together. */
 #define LA_SHARED_PRODUCT 3e7
 
-/* Row r of item i as pointer; elements are cs apart. */
+/* Pointer to row r of item i. The elements of the row are m.cs apart. */
 static inline floatM *la_row(Mat m, int i, int r) { return mat_item(m, i) + (size_t)r * m.rs; }
 
-/* A view whose rows are contiguous, if m has one: walking memory in order matters more than which
-   way round the matrix is named. */
+/* A view of m or m^T with contiguous rows, if there is one: walking memory in order matters more
+   than the orientation. */
 static inline Mat la_upright(Mat m) { return m.cs == 1 ? m : mat_t(m); }
 
-/* Threads are worth waking for this many elements, unless every thread has its own matrix already. */
+/* Whether an operation on this many elements should wake the threads. Not inside a parallel
+   region, where every thread has a matrix of its own. */
 static inline int la_wide(size_t elements) {
     return elements > LA_PARALLEL_SIZE && !in_parallel() && thread_count() > 1;
 }
 
-/* STATEMENT for every i below N, on all threads if WIDE. */
+/* Runs STATEMENT for every i below N, on all threads if WIDE. */
 #define LA_ITEMS(WIDE, N, STATEMENT)                                                               \
     do {                                                                                           \
         const int items_ = (N);                                                                    \
@@ -45,7 +48,7 @@ static inline int la_wide(size_t elements) {
         }                                                                                          \
     } while (0)
 
-/* STATEMENT for every item i and row r of X, on all threads if X is large. */
+/* Runs STATEMENT for every item i and row r of X, on all threads if X is large. */
 #define LA_ROWS(X, STATEMENT)                                                                      \
     do {                                                                                           \
         const int items_ = mat_count(X), rows_ = (X).rows;                                         \
@@ -58,19 +61,20 @@ static inline int la_wide(size_t elements) {
         }                                                                                          \
     } while (0)
 
-/* Items that a rule takes through a long iteration together: one here, which stays in its thread's
-   cache from the first product to the last. */
+/* How many of n items a rule takes through a long iteration together: one, which stays in its
+   thread's cache from the first product to the last. */
 static inline int la_chunk(int n) { return n < 1 ? n : 1; }
 
-/* Threads to give `chunks` iterations to, each with a thread of its own; 1: one after the other, all
-   threads on each, when there are few or they are too large for a core's cache. */
+/* How many of `chunks` iterations run at once, a thread for each. 1: one iteration after the
+   other, with all threads on each, because there are few or because their `elements` exceed a
+   core's cache. */
 static inline int la_workers(int chunks, size_t elements) {
     int threads = in_parallel() ? 1 : thread_count();
     int few = chunks < threads || (elements > LA_CORE_SIZE && chunks < 4 * threads);
     return few ? 1 : threads;
 }
 
-/* Products are as precise as numbers are stored, and iterations are not done in one piece. */
+/* Products are computed in the precision of floatM, and no iteration is done in one piece. */
 static inline int la_fast(int on) {
     (void)on;
     return 0;
@@ -85,7 +89,7 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
     return 0;
 }
 
-/* bf16 is emulated here, which is slower than fp32: for those who ask for it. */
+/* bf16 is emulated on a CPU and slower than fp32. It is there for those who ask for it. */
 static inline int la_sign_in_bf16(int compute) { return compute == COMPUTE_BF16; }
 static inline size_t la_sign_bf16_scratch(int n, int rows, int cols) {
     (void)n, (void)rows, (void)cols;
@@ -146,7 +150,7 @@ static inline void la_momentum(Mat U, Mat M, Mat G, double beta, double gain, in
                                (floatM)beta, (floatM)gain, nesterov, M.cols));
 }
 
-/* One product; symmetric: the result is known to be. */
+/* One product of a batch. With `symmetric` the result is known to be symmetric. */
 static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, int serial,
                                 int symmetric) {
     int ta = A.cs != 1, tb = B.cs != 1;
@@ -166,7 +170,8 @@ static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, 
 static inline void la_gemm_items(Mat C, double a, Mat A, Mat B, double b, int symmetric) {
     int n = mat_count(C), alone = in_parallel(), threads = alone ? 1 : thread_count();
     int whole = threads > 1 && n >= threads &&
-                2.0 * C.rows * C.cols * A.cols < LA_SHARED_PRODUCT; /* an item to a thread */
+                /* each product whole, by one thread */
+                2.0 * C.rows * C.cols * A.cols < LA_SHARED_PRODUCT;
     LA_ITEMS(whole, n, la_gemm_item(C, a, A, B, b, i, whole || alone, symmetric));
 }
 
@@ -179,7 +184,7 @@ static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_items(C.cs != 1 ? mat_t(C) : C, a, A, B, b, 1);
 }
 
-/* The product accumulates in place, so the addend is brought there first. */
+/* The product accumulates in place, so the addend is copied to D first. */
 enum { LA_ADD_FREE = 0 };
 static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     if (b != 0 && D.p != C.p) la_copy(D, C);
@@ -191,7 +196,7 @@ static inline void la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b
     la_gemm_symmetric(D, a, A, B, b);
 }
 
-/* With b the old G counts, which a caller need not keep symmetric. */
+/* With b != 0 the old G enters, which a caller need not keep symmetric. */
 static inline void la_gram(Mat G, Mat A, double b) {
     if (b == 0) la_gemm_symmetric(G, 1, A, mat_t(A), 0);
     else la_gemm(G, 1, A, mat_t(A), b);
@@ -208,7 +213,7 @@ static inline void la_polynomial(Mat Y, double a, double b, Mat X, double c, Mat
                                  la_row(Z, i, r), Y.cols, r));
 }
 
-/* The largest ||X_i - I||_F of the batch; NaN if one is NaN. */
+/* The largest ||X_i - I||_F of the batch; NaN if one of them is NaN. */
 static inline double la_identity_gap(Mat X) {
     double largest = 0;
     for (int i = 0; i < mat_count(X); i++) {
@@ -238,9 +243,8 @@ static inline void la_symmetrize(Mat X) {
     LA_ITEMS(la_wide(mat_size(X)), mat_count(X), la_symmetrize_item(X, i));
 }
 
-/* Sum of squares of items [first, last) in double, row by row in order, so that the result does not
-   depend on the threads; nor on where it is called from, as compilers contract each inlined copy their own
-   way. */
+/* Sum of squares of items [first, last) in double, row by row in order: the result does not
+   depend on the threads. noinline, because a compiler contracts each inlined copy differently. */
 __attribute__((noinline, unused)) static double la_squares(Mat X, int first, int last) {
     double total = 0;
     for (int j = first; j < last; j++)
@@ -261,7 +265,8 @@ static inline void la_norms(floatM *s, Mat X, int group) {
              s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group)));
 }
 
-/* Sum of squares of n numbers in double, in 256 fixed pieces: the same for any number of threads. */
+/* Sum of squares of n numbers in double, in 256 fixed pieces, so that the result does not depend
+   on the number of threads. */
 static inline double la_sum_squares(const floatM *x, size_t n) {
     double part[256], total = 0;
 #pragma omp parallel for
@@ -285,7 +290,7 @@ static inline void la_scale(Mat X, const floatM *s, int group) {
     LA_ROWS(X, la_scale_row(la_row(X, i, r), s[i / group], X.cols));
 }
 
-/* A bf16 is the upper half of a float. A NaN stays one. */
+/* Rounds to bf16, the upper half of a float: to nearest, ties to even. A NaN stays NaN. */
 static inline void la_round_bf16_row(floatM *x, int cols) {
     for (int c = 0; c < cols; c++) {
         float y = (float)x[c];
@@ -328,7 +333,7 @@ static inline void la_vec_sqrt(floatM *s, int n) {
     for (int i = 0; i < n; i++) s[i] = (floatM)sqrt((double)s[i]);
 }
 
-/* One element-wise AdamW step of P, see optim/adamw.h for the constants. */
+/* One element-wise AdamW step of P. optim/adamw.h defines the constants. */
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                             double rate, double root, double eps, double keep, floatX *copy) {
     floatM k = (floatM)gscale, b1 = (floatM)beta1, b2 = (floatM)beta2, e = (floatM)eps;
@@ -349,7 +354,8 @@ static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double be
         }
 }
 
-/* Cyclic Jacobi on a symmetric matrix in double: eigenvalues in w, eigenvectors in the columns of v. */
+/* Cyclic Jacobi on a symmetric matrix (n,n) in double: eigenvalues in w, eigenvectors in the
+   columns of v. */
 static inline void la_jacobi(double *a, double *v, double *w, int n) {
     for (int i = 0; i < n; i++)
         for (int j = 0; j < n; j++) v[i * n + j] = i == j;
@@ -388,13 +394,13 @@ static inline void la_jacobi(double *a, double *v, double *w, int n) {
     for (int i = 0; i < n; i++) w[i] = a[i * n + i];
 }
 
-/* Elements that la_eigh_rroot works in, per matrix: two matrices and a vector in double. */
+/* Elements of scratch that la_eigen takes for a matrix: two matrices and a vector in double. */
 static inline size_t la_eigh_scratch(int n) {
     return arena_round((2 * (size_t)n * n + n) * (sizeof(double) / sizeof(floatM)));
 }
 
-/* The eigenvalues *values (n) and, in the columns of *vectors (n,n), the eigenvectors of item i of
-   G + damping I, in scratch of la_eigh_scratch(n) elements. */
+/* Eigenvalues *values (n) and, in the columns of *vectors (n,n), eigenvectors of item i of G +
+   damping I. Both lie in scratch, la_eigh_scratch(n) elements. */
 static inline void la_eigen(double **vectors, double **values, Mat G, int i, double damping,
                             floatM *scratch) {
     int n = G.rows;
@@ -428,7 +434,7 @@ static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) 
 /* ---------------------------------------------------------------------------------------------- */
 /* Operations of the gauge connections and of the controls                                        */
 
-/* Sum over one row of x_c y_c, the columns of y cs apart, in double. */
+/* Sum of x_c y_c over one row in double. The columns of y are cs apart. */
 static inline double la_dot(const floatM *x, const floatM *y, size_t cs, int cols) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -468,7 +474,7 @@ static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int gr
 }
 
 static inline void la_row_norms(floatM *norms, Mat X) {
-    enum { BLOCK = 64 }; /* rows side by side in memory are summed together */
+    enum { BLOCK = 64 }; /* rows that are side by side in memory are summed together */
     int blocks = (X.rows + BLOCK - 1) / BLOCK;
 #pragma omp parallel for collapse(2)
     for (int i = 0; i < mat_count(X); i++)
@@ -489,7 +495,7 @@ static inline void la_row_norms(floatM *norms, Mat X) {
 }
 
 static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
-    int across = Y.cs != 1; /* then walk along the columns */
+    int across = Y.cs != 1; /* walk along the columns */
     Mat A = across ? mat_t(Y) : Y, B = across ? mat_t(X) : X;
 #pragma omp parallel for collapse(2)
     for (int i = 0; i < mat_count(A); i++)
@@ -532,13 +538,14 @@ static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
     }
 }
 
-/* An eigenvalue of G + damping I from one of the Gram G, which rounding may leave below zero. */
+/* Eigenvalue of G + damping I, from an eigenvalue of the Gram G that rounding may have left
+   below zero. */
 static inline double la_damped(floatM value, double damping) {
     return ((double)value < 0 ? 0 : (double)value) + damping;
 }
 
-/* The sum of n of them. *zero is the size below which one is what rounding leaves of a singular Gram,
-   which stands for zero; damping lifts all above it. */
+/* Sum of n damped eigenvalues. *zero is the size up to which an eigenvalue counts as zero: what
+   rounding leaves of a singular Gram. With damping no eigenvalue is that small, and *zero is 0. */
 static inline double la_damped_trace(const floatM *values, int n, double damping, double *zero) {
     double largest = 0, sum = 0;
     for (int k = 0; k < n; k++) {

@@ -2,10 +2,10 @@
 The state of the CPU backend: one struct, one variable, however many translation units a program has
 (CM_STATE in base.h). The CUDA twin is llmc/cuda/machine.cuh.
 
-A failure deep in a step has nobody to return to: a layer has no result but its output. It is recorded
-here (device_fail) and stays. The layer leaves its output as it is, every download returns -1, and the
-program, which asks device_failure() where a step ends, reports the message and stops. The only
-failure that a CPU knows is the lack of memory for scratch.
+A failure deep in a step has nobody to return to: a layer has no result but its output. It is
+recorded here (device_fail) and stays. The layer leaves its output as it is, every download returns
+-1, and the program, which asks device_failure() where a step ends, reports the message and stops.
+The only failure that a CPU knows is the lack of memory for scratch.
 */
 #ifndef CM_CPU_MACHINE_H
 #define CM_CPU_MACHINE_H
@@ -60,12 +60,14 @@ CM_STATE __thread GemmScratch *cm_cpu_scratch; /* this thread's, NULL before its
 /* The message of the first failure since the program started, or NULL. */
 static inline const char *device_failure(void) { return cm_cpu.failure[0] ? cm_cpu.failure : NULL; }
 
-/* 0, or -1 and in err the first failure since the program started: what a program asks where a step ends. */
+/* 0, or -1 and in err the first failure since the program started: what a program asks where a
+   step ends. */
 static inline int device_check(char *err) {
     return device_failure() ? fail(err, "%s", device_failure()) : 0;
 }
 
-/* Records a failure that no caller can be told of; the first one stays. Any thread may call it. Returns -1. */
+/* Records a failure that no caller can be told of; the first one stays. Any thread may call it.
+   Returns -1. */
 __attribute__((format(printf, 1, 2))) static inline int device_fail(const char *format, ...) {
     char text[ERR_LEN];
     va_list args;

@@ -295,13 +295,13 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
     UNROLLED_FOR (int m = 0; m < MT; m++)
         top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
 
-    auto bring = [&](int n) { /* the rows of step n */
-                              int j0 = n * STEP;
-                              Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR},
-                                              V = {K.p + F::PAIR / 2};
-                              flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
-                              flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
-                              cp_async_commit();
+    /* the rows of step n */
+    auto bring = [&](int n) {
+        int j0 = n * STEP;
+        Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
+        flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
+        flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+        cp_async_commit();
     };
     flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
     cp_async_commit();
@@ -512,27 +512,25 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
     flash_zero(dk);
     flash_zero(dv);
 
-    auto bring =
-        [&](int n) { /* the rows of step n, to its stage */
-                     int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP,
-                         stage = n % F::STAGES;
-                     int thread = fresh_thread();
-                     Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR},
-                                     dO = {Q.p + F::PAIR / 2};
-                     flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3,
-                                      T - i0, f, thread);
-                     flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C,
-                                      T - i0, f, thread);
-                     int r = thread % STEP;
-                     if (thread < 2 * STEP) {
-                         const float *from =
-                             (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-                         float *to = stats + stage * 2 * STEP + thread;
-                         if (r < T - i0) cp_async<4>(to, from);
-                         else *to = 0;
-                     }
-                     cp_async_commit();
-        };
+    /* the rows of step n, to its stage */
+    auto bring = [&](int n) {
+        int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP,
+            stage = n % F::STAGES;
+        int thread = fresh_thread();
+        Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR}, dO = {Q.p + F::PAIR / 2};
+        flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f,
+                         thread);
+        flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f,
+                         thread);
+        int r = thread % STEP;
+        if (thread < 2 * STEP) {
+            const float *from = (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+            float *to = stats + stage * 2 * STEP + thread;
+            if (r < T - i0) cp_async<4>(to, from);
+            else *to = 0;
+        }
+        cp_async_commit();
+    };
     flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
     flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
     bring(0);

@@ -194,24 +194,27 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
         if (n + 1 < steps) hopper_load(values(n + 1), v + (size_t)j0 * f.C3, f.C3, T - j0, thread);
         cp_async_commit();
     };
-    auto score = [&](int n) { /* s of step n */
-                              wgmma_hold(s[0]);
-                              wgmma_hold(q);
-                              wgmma_fence();
-                              if constexpr (D == 64)
-                                  UNROLLED_FOR (int i = 0; i < D / 16; i++)
-                                      wgmma<0>(s[0], q[i], keys(n).along(0, 16 * i), i > 0);
-                              else hopper_scores(s[0], Q, 64 * group, keys(n), 0);
-                              wgmma_commit();
+    /* s of step n */
+    auto score = [&](int n) {
+        wgmma_hold(s[0]);
+        wgmma_hold(q);
+        wgmma_fence();
+        if constexpr (D == 64)
+            UNROLLED_FOR (int i = 0; i < D / 16; i++)
+                wgmma<0>(s[0], q[i], keys(n).along(0, 16 * i), i > 0);
+        else hopper_scores(s[0], Q, 64 * group, keys(n), 0);
+        wgmma_commit();
     };
-    auto weigh = [&](int n) { /* p times the values of step n */
-                              hopper_weigh(o[0], p, values(n), 0);
-                              wgmma_commit();
+    /* p times the values of step n */
+    auto weigh = [&](int n) {
+        hopper_weigh(o[0], p, values(n), 0);
+        wgmma_commit();
     };
-    auto soften = [&](int n) { /* s becomes p of step n */
-                               wgmma_hold(s[0]);
-                               if ((n + 1) * STEP - 1 > first) flash_mask<0>(s, first, n * STEP);
-                               hopper_softmax(s[0], top, sum, factor, f.scale2);
+    /* s becomes p of step n */
+    auto soften = [&](int n) {
+        wgmma_hold(s[0]);
+        if ((n + 1) * STEP - 1 > first) flash_mask<0>(s, first, n * STEP);
+        hopper_softmax(s[0], top, sum, factor, f.scale2);
     };
 
     hopper_load(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, thread);
@@ -328,35 +331,36 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         return Panels<STEP, D>{shared + F::STAY + n % F::STAGES * F::PAIR};
     };
     auto douts = [&](int n) { return Panels<STEP, D>{queries(n).p + F::PAIR / 2}; };
-    auto bring =
-        [&](int n) { /* the rows of step n, if there is one, to its stage */
-                     int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
-                     if (n >= steps) return;
-                     hopper_load(queries(n), qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS,
-                                 f.C3, T - i0, own);
-                     hopper_load(douts(n), dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS,
-                                 f.C, T - i0, own);
-                     int r = own % STEP;
-                     if (own < 2 * STEP) {
-                         const float *from =
-                             (own < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-                         float *to = stats + n % F::STAGES * 2 * STEP + own;
-                         if (r < T - i0) cp_async<4>(to, from);
-                         else *to = 0;
-                     }
-                     cp_async_commit();
-        };
-    auto score = [&](int n, int part) { /* s of some queries of step n */
-                                        wgmma_hold(s[0]);
-                                        wgmma_fence();
-                                        hopper_scores(s[0], K, 64 * group, queries(n), part);
-                                        wgmma_commit();
+    /* the rows of step n, if there is one, to its stage */
+    auto bring = [&](int n) {
+        int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
+        if (n >= steps) return;
+        hopper_load(queries(n), qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0,
+                    own);
+        hopper_load(douts(n), dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0,
+                    own);
+        int r = own % STEP;
+        if (own < 2 * STEP) {
+            const float *from = (own < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+            float *to = stats + n % F::STAGES * 2 * STEP + own;
+            if (r < T - i0) cp_async<4>(to, from);
+            else *to = 0;
+        }
+        cp_async_commit();
     };
-    auto project = [&](int n, int part) { /* dp of these */
-                                          wgmma_hold(dp[0]);
-                                          wgmma_fence();
-                                          hopper_scores(dp[0], V, 64 * group, douts(n), part);
-                                          wgmma_commit();
+    /* s of some queries of step n */
+    auto score = [&](int n, int part) {
+        wgmma_hold(s[0]);
+        wgmma_fence();
+        hopper_scores(s[0], K, 64 * group, queries(n), part);
+        wgmma_commit();
+    };
+    /* dp of these */
+    auto project = [&](int n, int part) {
+        wgmma_hold(dp[0]);
+        wgmma_fence();
+        hopper_scores(dp[0], V, 64 * group, douts(n), part);
+        wgmma_commit();
     };
     /* After score and project: adds to dv and dk, by two groups that are under way at the end, and leaves ds^T in
        shared memory. */
@@ -382,16 +386,16 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         hopper_weigh(dk[0], ds, queries(n), part);
         wgmma_commit();
     };
-    auto product_q =
-        [&](int n) { /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns */
-                     Panels<ROWS, STEP> dS = {differences + n % 2 * F::DS};
-                     wgmma_hold(dq[0]);
-                     wgmma_fence();
-                     UNROLLED_FOR (int i = 0; i < ROWS; i += 16)
-                         wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0),
-                                     K.down(i, D == 64 ? 0 : 64 * group), i > 0);
-                     wgmma_commit();
-        };
+    /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns */
+    auto product_q = [&](int n) {
+        Panels<ROWS, STEP> dS = {differences + n % 2 * F::DS};
+        wgmma_hold(dq[0]);
+        wgmma_fence();
+        UNROLLED_FOR (int i = 0; i < ROWS; i += 16)
+            wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0),
+                        K.down(i, D == 64 ? 0 : 64 * group), i > 0);
+        wgmma_commit();
+    };
     /* Where the sum of dq is in scratch that the warpgroup's part of step n belongs to, and the count of its parts. */
     auto place_of = [&](int n) {
         int chunk = chunk_of(n);
@@ -403,35 +407,32 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         return sums + place_of(n) * (STEP * D / 4) + fresh_thread() / 32 * 32 * 8;
     };
     auto count_of = [&](int n) { return counts + 2 * place_of(n) + group; };
-    auto await_q =
-        [&](int n) { /* until the parts before this one are there; seen by all after the next barrier */
-                     if (tile > 0 && fresh_thread() % WARPGROUP == 0)
-                         await_count(count_of(n), tile);
-        };
-    auto take_q = [&](int n) { /* on its way during the product */
-                               flash_zero(before);
-                               if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
+    /* until the parts before this one are there; seen by all after the next barrier */
+    auto await_q = [&](int n) {
+        if (tile > 0 && fresh_thread() % WARPGROUP == 0) await_count(count_of(n), tile);
     };
-    auto add_q =
-        [&](int n) { /* dq and what was before it become the next block's, or, at the last part, dq itself */
-                     int lane = fresh_thread() % 32, warp = fresh_thread() / 32,
-                         i0 = chunk_of(n) * STEP;
-                     wgmma_hold(dq[0]);
-                     UNROLLED_FOR (int i = 0; i < 8; i++)
-                         UNROLLED_FOR (int e = 0; e < 4; e++) dq[0][i].x[e] += before[0][i].x[e];
-                     if (i0 < j0 + ROWS) {
-                         flash_scale(dq, f.scale);
-                         flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 +
-                                           (size_t)query_head(n) * f.HS,
-                                       f.C3, T - i0, D == 64 ? 16 * warp : 16 * (warp % 4),
-                                       D == 64 ? 0 : 64 * group, dq, lane, f);
-                     } else {
-                         flash_leave(sum_of(n), dq, lane);
-                         warpgroup_barrier(group);
-                         if (fresh_thread() % WARPGROUP == WARPGROUP - 32)
-                             publish_count(count_of(n), tile + 1);
-                     }
-        };
+    /* on its way during the product */
+    auto take_q = [&](int n) {
+        flash_zero(before);
+        if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
+    };
+    /* dq and what was before it become the next block's, or, at the last part, dq itself */
+    auto add_q = [&](int n) {
+        int lane = fresh_thread() % 32, warp = fresh_thread() / 32, i0 = chunk_of(n) * STEP;
+        wgmma_hold(dq[0]);
+        UNROLLED_FOR (int i = 0; i < 8; i++)
+            UNROLLED_FOR (int e = 0; e < 4; e++) dq[0][i].x[e] += before[0][i].x[e];
+        if (i0 < j0 + ROWS) {
+            flash_scale(dq, f.scale);
+            flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)query_head(n) * f.HS, f.C3,
+                          T - i0, D == 64 ? 16 * warp : 16 * (warp % 4), D == 64 ? 0 : 64 * group,
+                          dq, lane, f);
+        } else {
+            flash_leave(sum_of(n), dq, lane);
+            warpgroup_barrier(group);
+            if (fresh_thread() % WARPGROUP == WARPGROUP - 32) publish_count(count_of(n), tile + 1);
+        }
+    };
 
     hopper_load(K, qkv + k, f.C3, T - j0, thread);
     hopper_load(V, qkv + v, f.C3, T - j0, thread);

@@ -182,6 +182,9 @@ static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rs
 /* ---------------------------------------------------------------------------------------------- */
 /* activations */
 
+/* act_is_gated, which device code may not call, as a constant. */
+template <ActKind ACT> constexpr int act_gated = act_is_gated(ACT);
+
 template <ActKind ACT> __device__ static inline float act_value(float x, float up) {
     float s, rest;
     switch (ACT) {
@@ -200,7 +203,7 @@ __global__ static void __launch_bounds__(256)
     size_t n = blockIdx.x / parts;
     int i = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (i >= F) return;
-    constexpr int gated = act_is_gated(ACT);
+    constexpr int gated = act_gated<ACT>;
     const floatX *in = h + n * F * (1 + gated) + i;
     float x[W], up[W] = {0};
     load(x, in);
@@ -231,7 +234,7 @@ __global__ static void __launch_bounds__(256)
     size_t n = blockIdx.x / parts;
     int i = (int)((blockIdx.x % parts) * blockDim.x + threadIdx.x) * W;
     if (i >= F) return;
-    constexpr int gated = act_is_gated(ACT);
+    constexpr int gated = act_gated<ACT>;
     size_t at = n * F * (1 + gated) + i;
     float x[W], up[W] = {0}, d[W];
     load(d, dy + n * F + i);
@@ -250,7 +253,7 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
     act_backward_sums_kernel(floatX *__restrict__ dh, float *__restrict__ partials,
                              const floatX *__restrict__ dy, const floatX *__restrict__ h, int N,
                              int F) {
-    constexpr int GATED = act_is_gated(ACT);
+    constexpr int GATED = act_gated<ACT>;
     BLOCK_SHARED(room, [1 + GATED][SUM_ROWS][32 * W], float);
     const int H = (1 + GATED) * F, base = (int)blockIdx.x * 32 * W, c = base + (int)threadIdx.x * W;
     size_t P = gridDim.y, part = blockIdx.y, end = (size_t)N * (part + 1) / P;
