@@ -9,35 +9,37 @@ lse_i = log sum_j exp s_ij, p_ij = exp(s_ij - lse_i), out_i = sum_j p_ij v_j, an
     D_i = dout_i . out_i      dp_ij = dout_i . v_j      ds_ij = p_ij (dp_ij - D_i)
     dq_i = scale sum_j ds_ij k_j      dk_j = scale sum_i ds_ij q_i      dv_j = sum_i p_ij dout_i
 
-After Dao, "FlashAttention-2" (2023): scores exist in registers only. The two large kernels have one shape. A
-block has ROWS rows of one matrix (queries, or keys) in shared memory, 16 MT of them for each of its four
-warps, and walks along the rows of the other, STEP at a time; the next STEP rows are on their way (cp.async)
-while it works on these. A warp computes scores, turns them into p or ds, rounds them to floatX, and
-multiplies them by the STEP rows into sums that stay in its registers:
+After Dao, "FlashAttention-2" (2023): scores exist in registers only. The two large kernels have one
+shape. A block has ROWS rows of one matrix (queries, or keys) in shared memory, 16 MT of them for
+each of its four warps, and walks along the rows of the other, STEP at a time; the next STEP rows
+are on their way (cp.async) while it works on these. A warp computes scores, turns them into p or
+ds, rounds them to floatX, and multiplies them by the STEP rows into sums that stay in its
+registers:
 
     forward     has queries, walks along keys:    s = q k^T                            out += p v
     backward    has keys, walks along queries:    s^T = k q^T,  dp^T = v dout^T        dv += p^T dout
                                                                                        dk += ds^T q
                                                                                        dq += ds k
 
-ds of a step goes to shared memory, from where the four warps share the last product, (STEP, D) of dq from
-all ROWS keys of the block. Every tile of keys has such a part of the dq of every query after it. These parts
-are added up in fp32 in scratch, in the order of the tiles: tile 0 writes, the others read, add and write,
-and the one on the diagonal, the last, scales the sum and writes dq itself. One order of all sums: equal runs
-give equal bits.
+ds of a step goes to shared memory, from where the four warps share the last product, (STEP, D) of
+dq from all ROWS keys of the block. Every tile of keys has such a part of the dq of every query
+after it. These parts are added up in fp32 in scratch, in the order of the tiles: tile 0 writes, the
+others read, add and write, and the one on the diagonal, the last, scales the sum and writes dq
+itself. One order of all sums: equal runs give equal bits.
 
-Blocks walk along the queries from the end of the sequence, and along the query heads of a group at each
-STEP: step n of all tiles of a head is about the same queries. Each block counts its steps in global memory,
-and does step n after the tile before it has. They go at the same pace, so that a block waits at its first
-step, if at all, until it is behind. No wait can last for ever: blocks take their tiles in the order
-in which they start (a ticket), the tiles of a head in ascending order, and what a block waits for, a lower
-tile of the same head, belongs to a block that started before and that waits for still lower tiles only.
-Tile 0, the longest, goes first, which also keeps the end of the kernel short.
+Blocks walk along the queries from the end of the sequence, and along the query heads of a group at
+each STEP: step n of all tiles of a head is about the same queries. Each block counts its steps in
+global memory, and does step n after the tile before it has. They go at the same pace, so that a
+block waits at its first step, if at all, until it is behind. No wait can last for ever: blocks take
+their tiles in the order in which they start (a ticket), the tiles of a head in ascending order, and
+what a block waits for, a lower tile of the same head, belongs to a block that started before and
+that waits for still lower tiles only. Tile 0, the longest, goes first, which also keeps the end of
+the kernel short.
 
-A warp of the forward pass keeps its queries in registers where there is room. Exponentials are to base 2 and
-sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value reaches outputs before it too,
-and a NaN in a key or a value the dq of queries before it, by less than ROWS; a NaN in a query or in dout
-reaches the dk and dv of keys after it, by less than STEP.
+A warp of the forward pass keeps its queries in registers where there is room. Exponentials are to
+base 2 and sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value reaches
+outputs before it too, and a NaN in a key or a value the dq of queries before it, by less than ROWS;
+a NaN in a query or in dout reaches the dk and dv of keys after it, by less than STEP.
 
 HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in shared memory.
 */
@@ -48,8 +50,8 @@ HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in share
 
 enum { FLASH_THREADS = 128, FLASH_WARPS = FLASH_THREADS / 32 };
 
-/* Sizes for heads of D columns: what fits into registers with two blocks on a multiprocessor, and into
-   99 KB of shared memory. NT, DT: fragments side by side, of scores and of a sum. */
+/* Sizes for heads of D columns: what fits into registers with two blocks on a multiprocessor,
+   and into 99 KB of shared memory. NT, DT: fragments side by side, of scores and of a sum. */
 template <int D> struct FlashForward {
     static constexpr int FP32 = sizeof(floatX) == 4;
     static constexpr int MT = FP32 ? 1 : 2, ROWS = 16 * FLASH_WARPS * MT;
@@ -72,8 +74,8 @@ template <int D> struct FlashBackward {
     /* Of the (STEP, D) of dq a warp has (16 QM, 8 QN), ACROSS warps side by side. */
     static constexpr int ACROSS = D < 128 ? 2 : 4, QM = STEP * ACROSS / FLASH_WARPS / 16,
                          QN = DT / ACROSS;
-    /* Shared memory: keys and values; STEP queries and their dout, a pair, and lse and D of these, twice
-       where there is room; ds of a step. */
+    /* Shared memory: keys and values; STEP queries and their dout, a pair, and lse and D of
+       these, twice where there is room; ds of a step. */
     static constexpr int STAGES = FP32 && D == 128 ? 1 : 2;
     static constexpr int STAY = 2 * ROWS * D, PAIR = 2 * STEP * D, DS = ROWS * STEP;
     static constexpr size_t BYTES =
@@ -101,8 +103,9 @@ typedef struct {
 /* ---------------------------------------------------------------------------------------------- */
 /* parts of the kernels */
 
-/* The head and the tile of block n. Long tiles go first, so that the last blocks to end are short ones; but
-   only of as many heads at a time as the L2 cache holds the rows of that blocks walk along. */
+/* The head and the tile of block n. Long tiles go first, so that the last blocks to end are
+   short ones; but only of as many heads at a time as the L2 cache holds the rows of that blocks
+   walk along. */
 __device__ static inline void flash_place(int *head, int *tile, int n, const FlashShape &f) {
     int first = n / (f.together * f.tiles) * f.together;
     int heads = f.heads - first < f.together ? f.heads - first : f.together;
@@ -111,8 +114,8 @@ __device__ static inline void flash_place(int *head, int *tile, int n, const Fla
     *head = first + n % heads;
 }
 
-/* `rows` rows of HS elements at p, ld apart, into a tile of ROWS rows; the rest of it becomes 0. They are
-   there after a wait for the copies and a barrier. */
+/* `rows` rows of HS elements at p, ld apart, into a tile of ROWS rows; the rest of it becomes 0.
+   They are there after a wait for the copies and a barrier. */
 template <int ROWS, int D>
 __device__ static inline void flash_load(Tile<floatX, D> tile, const floatX *p, int ld, int rows,
                                          const FlashShape &f, int thread = (int)threadIdx.x) {
@@ -193,8 +196,8 @@ __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s
     }
 }
 
-/* Drops the scores of keys after their query. s holds those of rows row.. and columns col..: queries
-   and keys, or with TRANSPOSED keys and queries. */
+/* Drops the scores of keys after their query. s holds those of rows row.. and columns col..:
+   queries and keys, or with TRANSPOSED keys and queries. */
 template <int TRANSPOSED, int MT, int NT>
 __device__ static inline void flash_mask(FragC (&s)[MT][NT], int row, int col) {
     int ahead = col + frag_col(0) - row - frag_row(0); /* of element 0 of the first fragment */
@@ -217,8 +220,8 @@ __device__ static inline float quad_max(float x) {
 }
 
 /* One step of the softmax of rows that come in pieces (Milakov and Gimelshein, 2018): s becomes
-   2^(scale s - top), and what was summed before, o and this lane's part of sum, is brought to the same
-   top. That need not be the maximum, and is left alone while it is within 2^8 of it. */
+   2^(scale s - top), and what was summed before, o and this lane's part of sum, is brought to
+   the same top. That need not be the maximum, and is left alone while it is within 2^8 of it. */
 template <int MT, int NT, int DT>
 __device__ static inline void flash_softmax(FragC (&s)[MT][NT], FragC (&o)[MT][DT],
                                             float (&top)[MT][2], float (&sum)[MT][2], float scale) {
@@ -251,8 +254,9 @@ __device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col,
                            c[m][n].x[e], c[m][n].x[e + 1]);
 }
 
-/* Writes o, the warp's rows row.. of a tile, to `rows` rows of HS elements at p, ld apart. The tile is
-   used to bring the elements of a piece together; these rows of it have been this warp's alone. */
+/* Writes o, the warp's rows row.. of a tile, to `rows` rows of HS elements at p, ld apart. The
+   tile is used to bring the elements of a piece together; these rows of it have been this warp's
+   alone. */
 template <int MT, int D>
 __device__ static inline void flash_store(floatX *p, size_t ld, int rows, Tile<floatX, D> tile,
                                           int row, const FragC (&o)[MT][D / 8],
@@ -345,8 +349,9 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
-/* dots (B,NH,T) = D: dot products of the rows of dout and out (B,T,NH,HS), a row to eight lanes. Also sets
-   the `n_counts` numbers at counts to 0 for the kernel that comes next; these are fewer than the threads. */
+/* dots (B,NH,T) = D: dot products of the rows of dout and out (B,T,NH,HS), a row to eight lanes.
+   Also sets the `n_counts` numbers at counts to 0 for the kernel that comes next; these are
+   fewer than the threads. */
 template <int N>
 __global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_counts,
                                          const floatX *dout, const floatX *out, size_t rows, int T,
@@ -365,9 +370,10 @@ __global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_coun
     if (n < rows && threadIdx.x % 8 == 0) dots[(n / NH / T * NH + n % NH) * T + n / NH % T] = sum;
 }
 
-/* What 8 NT queries from i0 on, in Q, with their dout in dO, lse in l and D in d, add to the gradients of the
-   warp's rows of K and V, keys from j0 on. Their ds^T goes to the warp's rows of dS, at columns col.. The
-   lane is read anew twice (fresh_thread): addresses would take the registers that the fragments need. */
+/* What 8 NT queries from i0 on, in Q, with their dout in dO, lse in l and D in d, add to the
+   gradients of the warp's rows of K and V, keys from j0 on. Their ds^T goes to the warp's rows
+   of dS, at columns col.. The lane is read anew twice (fresh_thread): addresses would take the
+   registers that the fragments need. */
 template <int MT, int NT, int D, int STEP>
 __device__ static inline void
 flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8], Tile<floatX, STEP> dS, int col,
@@ -399,8 +405,8 @@ flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8], Tile<floatX,
     flash_weigh(dk, dp, Q, lane);
 }
 
-/* dq (16 QM, 8 QN) = ds K: rows row.. and columns col.. of the product of the first `keys` rows of dS, which
-   has ds^T, and of K; `keys` is a multiple of STEP. */
+/* dq (16 QM, 8 QN) = ds K: rows row.. and columns col.. of the product of the first `keys` rows
+   of dS, which has ds^T, and of K; `keys` is a multiple of STEP. */
 template <int QM, int QN, int STEP, int D>
 __device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, STEP> dS, int row,
                                               Tile<floatX, D> K, int col, int keys, int lane) {
@@ -421,7 +427,8 @@ __device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, 
         }
 }
 
-/* Fragments in scratch: element e of all is element e of a float4, and a warp's float4 are side by side. */
+/* Fragments in scratch: element e of all is element e of a float4, and a warp's float4 are side
+   by side. */
 template <int M, int N>
 __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int lane) {
     UNROLLED_FOR (int m = 0; m < M; m++)
@@ -459,9 +466,9 @@ __device__ static inline void flash_write_q(floatX *p, size_t ld, int rows, int 
         }
 }
 
-/* This warp's share of what the keys of a block add to the gradients of STEP queries, once their ds^T is in
-   dS: the first block leaves it in `sum`, the next ones add theirs to that, the last one writes `rows` rows
-   at p. No query sees one of the block's keys from `keys` on. */
+/* This warp's share of what the keys of a block add to the gradients of STEP queries, once their
+   ds^T is in dS: the first block leaves it in `sum`, the next ones add theirs to that, the last
+   one writes `rows` rows at p. No query sees one of the block's keys from `keys` on. */
 template <int D, int STEP>
 __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
                                                Tile<floatX, STEP> dS, Tile<floatX, D> K, int keys,
@@ -485,8 +492,9 @@ __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
     flash_write_q(p, f.C3, rows, row, col, dq, lane, f);
 }
 
-/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence. ticket: what
-   the next block draws; after it the steps that each tile but the last of each key head has done. */
+/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence.
+   ticket: what the next block draws; after it the steps that each tile but the last of each key
+   head has done. */
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
     flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
@@ -570,8 +578,8 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
 /* ---------------------------------------------------------------------------------------------- */
 /* on the host */
 
-/* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
-   matrices of `walked` heads, `step` rows at a time. */
+/* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk
+   along two matrices of `walked` heads, `step` rows at a time. */
 static inline FlashShape flash_shape(int rows, int step, int heads, int walked, int B, int T,
                                      int NH, int NKV, int HS, double scale, int wide) {
     size_t bytes = 2 * (size_t)T * (size_t)HS * (size_t)walked * sizeof(floatX) / (size_t)heads + 1;
@@ -611,8 +619,8 @@ static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, in
     else flash_forward_width<128>(out, lse, qkv, B, T, NH, NKV, HS, scale);
 }
 
-/* What the backward pass has in scratch: where it begins, and how much there is of it. The first ROWS queries
-   belong to tile 0 of the keys alone: no sums of theirs. */
+/* What the backward pass has in scratch: where it begins, and how much there is of it. The first
+   ROWS queries belong to tile 0 of the keys alone: no sums of theirs. */
 typedef struct {
     size_t n_counts; /* a ticket, and the steps of each tile but the last of each key head */
     size_t sums, counts, bytes; /* dots are at 0 */
@@ -675,9 +683,9 @@ static inline void flash_backward(floatX *dqkv, const floatX *dout, const floatX
 
 enum { DECODE_THREADS = 512, DECODE_TEAMS = DECODE_THREADS / 8 };
 
-/* A block for each head. Eight lanes are a team; each team has every DECODE_TEAMS-th key, its own softmax
-   and its own sum, and lane c of it the columns c N..., (8 + c) N ... of these. At the end the teams'
-   sums are added up in their order. */
+/* A block for each head. Eight lanes are a team; each team has every DECODE_TEAMS-th key, its
+   own softmax and its own sum, and lane c of it the columns c N..., (8 + c) N ... of these. At
+   the end the teams' sums are added up in their order. */
 template <int N>
 __global__ static void __launch_bounds__(DECODE_THREADS)
     flash_decode_kernel(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache,

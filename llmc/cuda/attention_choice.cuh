@@ -1,11 +1,13 @@
 /*
-Who computes attention: our portable kernels (attention.cuh), those for Hopper (attention_sm90.cuh), or cuDNN's
-(cudnn.cuh), by --attention and by a trial at start. The trial runs a candidate and the portable kernels on random
-numbers of the run's own shape, and asks that the candidate agrees with them, that its repetitions give equal bits,
-and, where the choice is ours, that it is faster. The fastest candidate is taken.
+Who computes attention: our portable kernels (attention.cuh), those for Hopper (attention_sm90.cuh),
+or cuDNN's (cudnn.cuh), by --attention and by a trial at start. The trial runs a candidate and the
+portable kernels on random numbers of the run's own shape, and asks that the candidate agrees with
+them, that its repetitions give equal bits, and, where the choice is ours, that it is faster. The
+fastest candidate is taken.
 
-After the trial nothing is chosen again: a run that went over to other kernels in the middle would go on in other
-bits than the same run uninterrupted. So a pass that cuDNN then refuses ends the program.
+After the trial nothing is chosen again: a run that went over to other kernels in the middle would
+go on in other bits than the same run uninterrupted. So a pass that cuDNN then refuses ends the
+program.
 */
 #ifndef CM_CUDA_ATTENTION_CHOICE_CUH
 #define CM_CUDA_ATTENTION_CHOICE_CUH
@@ -26,8 +28,8 @@ static inline const char *trial_name(TrialKind who) {
     return "";
 }
 
-/* The attention of a run's largest batch: B sequences of T tokens, NH query heads, NKV key heads, HS columns
-   each; scale multiplies q . k. */
+/* The attention of a run's largest batch: B sequences of T tokens, NH query heads, NKV key
+   heads, HS columns each; scale multiplies q . k. */
 typedef struct {
     int B, T, NH, NKV, HS;
     double scale;
@@ -71,7 +73,8 @@ __global__ static void attention_differs(const unsigned *a, const unsigned *b, s
     if (i < n && a[i] != b[i]) *differs = 1;
 }
 
-/* Divides one allocation among the arrays of a trial of t->B sequences; NULL: returns its size in bytes. */
+/* Divides one allocation among the arrays of a trial of t->B sequences; NULL: returns its size
+   in bytes. */
 static inline size_t trial_layout(AttentionTrial *t, char *memory) {
     size_t out = trial_out(t, t->B) * sizeof(floatX), qkv = trial_qkv(t, t->B) * sizeof(floatX);
     size_t lse = trial_rows(t, t->B) * sizeof(floatM);
@@ -94,8 +97,8 @@ static inline void trial_free(AttentionTrial *t) {
     t->memory = NULL;
 }
 
-/* Plans t->B sequences and takes the memory for them, with the scratch of both kinds of attention. Returns 1 where
-   there is too little, -1 where cuDNN has no plan. */
+/* Plans t->B sequences and takes the memory for them, with the scratch of both kinds of
+   attention. Returns 1 where there is too little, -1 where cuDNN has no plan. */
 static inline int trial_take(AttentionTrial *t, TrialKind who, char *why, size_t size) {
     char *memory = NULL;
     if (who == TRIAL_CUDNN && cudnn_attention_plan(t->B, t->T, t->NH, t->NKV, t->HS, why, size))
@@ -110,8 +113,8 @@ static inline int trial_take(AttentionTrial *t, TrialKind who, char *why, size_t
     return 1;
 }
 
-/* A trial of the run's batch, or of the largest half, quarter... of it that the memory has room for: two sums that
-   race for one place are likelier to be seen in a full grid. */
+/* A trial of the run's batch, or of the largest half, quarter... of it that the memory has room
+   for: two sums that race for one place are likelier to be seen in a full grid. */
 static inline int trial_start(AttentionTrial *t, const AttentionShape *s, TrialKind who, char *why,
                               size_t size) {
     memset(t, 0, sizeof *t);
@@ -180,7 +183,8 @@ static inline int trial_download(const AttentionTrial *t, AttentionResult *r) {
     return 0;
 }
 
-/* ||a - b|| / ||b|| over columns first .. first + count of rows of `width` elements; infinity for NaN. */
+/* ||a - b|| / ||b|| over columns first .. first + count of rows of `width` elements; infinity
+   for NaN. */
 template <typename T>
 static inline double attention_distance(const T *a, const T *b, size_t rows, int width, int first,
                                         int count) {
@@ -195,9 +199,9 @@ static inline double attention_distance(const T *a, const T *b, size_t rows, int
     return r == r ? r : INFINITY;
 }
 
-/* Whether the candidate computes what the portable kernels do. Both round p and ds to bf16, so that results differ
-   by some 2^-9 of their size, gradients by some more. dq, dk and dv are compared one by one: the largest would hide errors of
-   the others. */
+/* Whether the candidate computes what the portable kernels do. Both round p and ds to bf16, so
+   that results differ by some 2^-9 of their size, gradients by some more. dq, dk and dv are
+   compared one by one: the largest would hide errors of the others. */
 static inline int trial_agrees(const AttentionTrial *t, TrialKind who, const AttentionResult *own,
                                const AttentionResult *theirs, char *why, size_t size) {
     size_t rows = (size_t)min_int(t->B, TRIAL_SEQUENCES) * (size_t)t->T;
@@ -238,7 +242,8 @@ static inline const char *trial_failure(TrialKind who) {
     return who == TRIAL_CUDNN && cudnn_failure()[0] ? cudnn_failure() : "out of memory: a trial";
 }
 
-/* Whether the candidate agrees with the portable kernels, and, but for cm_gpu.cudnn_fast, gives equal bits in three runs. */
+/* Whether the candidate agrees with the portable kernels, and, but for cm_gpu.cudnn_fast, gives
+   equal bits in three runs. */
 static inline int attention_compare(const AttentionTrial *t, TrialKind who, char *why,
                                     size_t size) {
     AttentionResult own = {NULL, NULL, NULL}, theirs = {NULL, NULL, NULL};
@@ -288,20 +293,21 @@ static inline float attention_ms(const AttentionTrial *t, TrialKind who) {
     return ms[ROUNDS / 2];
 }
 
-/* The shortest sequences that auto runs trials for. cuDNN's plans take some seconds to compile, and the attention
-   of shorter sequences takes next to no time. */
+/* The shortest sequences that auto runs trials for. cuDNN's plans take some seconds to compile,
+   and the attention of shorter sequences takes next to no time. */
 enum { ATTENTION_WORTH_IT = 512 };
 
-/* auto takes a candidate that is faster by more than this: a tenth is beyond the noise of five timings, and less
-   is not worth other kernels. */
+/* auto takes a candidate that is faster by more than this: a tenth is beyond the noise of five
+   timings, and less is not worth other kernels. */
 #define ATTENTION_GAIN 1.1
 
-/* auto leaves cuDNN more workspace than this part of the free memory to whoever names cuDNN: ds of all heads,
-   (B,NH,T,T) in bf16, would take the memory of the activations. */
+/* auto leaves cuDNN more workspace than this part of the free memory to whoever names cuDNN: ds
+   of all heads, (B,NH,T,T) in bf16, would take the memory of the activations. */
 enum { CUDNN_WORKSPACE_PART = 8 };
 
-/* Whether auto tries the kernels for Hopper. Not before a device has run their tests: an illegal access or a hang in
-   the trial would end a run that did not ask for them. The help of --attention says so too. */
+/* Whether auto tries the kernels for Hopper. Not before a device has run their tests: an illegal
+   access or a hang in the trial would end a run that did not ask for them. The help of
+   --attention says so too. */
 enum { HOPPER_BY_ITSELF = 0 };
 
 /* Whether a trial of a candidate is to be had: its plan, its device, its memory. */
@@ -320,8 +326,8 @@ static inline int attention_can(const AttentionShape *s, int automatic, TrialKin
     return 0;
 }
 
-/* Whether a candidate can do this run's attention; *faster: the time of the portable kernels over its own, 0 where
-   times mean nothing. Leaves the plans, and no memory of the device. */
+/* Whether a candidate can do this run's attention; *faster: the time of the portable kernels
+   over its own, 0 where times mean nothing. Leaves the plans, and no memory of the device. */
 static inline int attention_try(const AttentionShape *s, int automatic, TrialKind who,
                                 double *faster, char *why, size_t size) {
     AttentionTrial t;
@@ -340,7 +346,8 @@ static inline int attention_try(const AttentionShape *s, int automatic, TrialKin
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* cuDNN's passes after the choice. What a CUDA graph has recorded of them stays as it is, and is not asked again. */
+/* cuDNN's passes after the choice. What a CUDA graph has recorded of them stays as it is, and is
+   not asked again. */
 
 static inline void attention_ends(void) {
     device_fail("%s. The run cannot change to other kernels of attention in the middle, which "
@@ -419,7 +426,8 @@ static inline int attention_named(TrialKind who, const AttentionShape *s, char *
     return 0;
 }
 
-/* The note of a run that keeps the portable kernels: what the candidates said, or how long they took. */
+/* The note of a run that keeps the portable kernels: what the candidates said, or how long they
+   took. */
 static inline void attention_note_flash(const Candidate *hopper, const Candidate *dnn, char *note,
                                         size_t size) {
     char name[32];
@@ -434,8 +442,8 @@ static inline void attention_note_flash(const Candidate *hopper, const Candidate
     note_add(note, size, ")");
 }
 
-/* Tries the candidates and takes the fastest one, if it is faster than the portable kernels by more than
-   ATTENTION_GAIN. Returns the choice. */
+/* Tries the candidates and takes the fastest one, if it is faster than the portable kernels by
+   more than ATTENTION_GAIN. Returns the choice. */
 static inline AttentionKind attention_fastest(const AttentionShape *s, char *note, size_t size) {
     static const TrialKind tried[] = {TRIAL_HOPPER, TRIAL_CUDNN};
     Candidate a[TRIAL_CUDNN + 1];
@@ -459,9 +467,9 @@ static inline AttentionKind attention_fastest(const AttentionShape *s, char *not
     return ATTENTION_FLASH;
 }
 
-/* Chooses the kernels behind attention_forward and attention_backward by *kind, makes an auto in it flash,
-   hopper or cudnn (never cudnn-fast), and says in `note` why. Returns 0, or -1 and err where the kernels that
-   were named cannot do this shape. */
+/* Chooses the kernels behind attention_forward and attention_backward by *kind, makes an auto in
+   it flash, hopper or cudnn (never cudnn-fast), and says in `note` why. Returns 0, or -1 and err
+   where the kernels that were named cannot do this shape. */
 static inline int attention_choose(AttentionKind *kind, const AttentionShape *s, char *note,
                                    size_t size, char *err) {
     cm_gpu.attention_faster = 0;

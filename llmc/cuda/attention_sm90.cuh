@@ -1,6 +1,7 @@
 /*
-Attention for compute capability 9.0 (Hopper), bf16, heads of 64 or 128: the contract, the formulas and the order of
-dq's sums of attention.cuh, with the products of wgmma.cuh. Everything else takes the kernels there.
+Attention for compute capability 9.0 (Hopper), bf16, heads of 64 or 128: the contract, the formulas
+and the order of dq's sums of attention.cuh, with the products of wgmma.cuh. Everything else takes
+the kernels there.
 
 A block is two warpgroups; each has 64 rows of the block's 128 as the left side of its products.
 
@@ -9,14 +10,16 @@ A block is two warpgroups; each has 64 rows of the block's 128 as the left side 
                                                                                             dk += ds^T q
                                                                                             dq += ds k
 
-Forward, after Shah et al., "FlashAttention-3" (2024): the scores of the next keys are under way during the softmax of
-these, and so is the product with the values. At D = 64 queries are in registers, with two blocks on a multiprocessor;
-at D = 128 in shared memory, with one. Keys arrive one step ahead of values.
+Forward, after Shah et al., "FlashAttention-3" (2024): the scores of the next keys are under way
+during the softmax of these, and so is the product with the values. At D = 64 queries are in
+registers, with two blocks on a multiprocessor; at D = 128 in shared memory, with one. Keys arrive
+one step ahead of values.
 
-Backward: p and ds go from registers into dv and dk, ds^T through shared memory into dq, of which each warpgroup
-computes (64,64) from all keys of the block. The parts of dq are added up in scratch in the order of the tiles of
-keys, by tickets and counts as in attention.cuh; each warpgroup has its own counts. The scores of the next queries
-are under way while a part is added (D = 64; at 128 there are no registers left for them).
+Backward: p and ds go from registers into dv and dk, ds^T through shared memory into dq, of which
+each warpgroup computes (64,64) from all keys of the block. The parts of dq are added up in scratch
+in the order of the tiles of keys, by tickets and counts as in attention.cuh; each warpgroup has its
+own counts. The scores of the next queries are under way while a part is added (D = 64; at 128 there
+are no registers left for them).
 
 Whether it is used is decided by a trial at start (attention_choice.cuh).
 */
@@ -33,8 +36,9 @@ __global__ static void hopper_probe(int *answer) { *answer = wgmma_compiled; }
 
 enum { HOPPER_ROWS = 128, HOPPER_THREADS = 2 * WARPGROUP };
 
-/* Sizes for heads of D columns. NT, DT: fragments side by side, of scores and of a sum. BLOCKS are together on a
-   multiprocessor. Shared memory has WGMMA_ALIGN bytes more than its matrices, which it begins somewhere in. */
+/* Sizes for heads of D columns. NT, DT: fragments side by side, of scores and of a sum. BLOCKS
+   are together on a multiprocessor. Shared memory has WGMMA_ALIGN bytes more than its matrices,
+   which it begins somewhere in. */
 template <int D> struct HopperForward {
     static constexpr int STEP = D == 64 ? 64 : 128, BLOCKS = D == 64 ? 2 : 1;
     static constexpr int NT = STEP / 8, DT = D / 8;
@@ -50,7 +54,8 @@ template <int D> struct HopperBackward {
     static constexpr int PART = 64; /* queries that a warpgroup has scores of at a time */
     static constexpr int NT = PART / 8, DT = D / 8;
     static constexpr int AHEAD = D == 64; /* registers suffice for the next scores beside dq */
-    /* Shared memory: keys and values; of two steps STEP queries and their dout, a pair, and ds; lse and D of two. */
+    /* Shared memory: keys and values; of two steps STEP queries and their dout, a pair, and ds;
+       lse and D of two. */
     static constexpr int STAGES = 2, STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D,
                          DS = HOPPER_ROWS * STEP;
     static constexpr size_t BYTES = (STAY + STAGES * PAIR + 2 * DS) * sizeof(floatX) +
@@ -69,8 +74,8 @@ __device__ static inline int hopper_group(void) {
     return __shfl_sync(FULL_WARP, (int)threadIdx.x / WARPGROUP, 0);
 }
 
-/* `rows` rows of D elements at p, ld apart and aligned to 16 bytes, into a matrix of ROWS rows; its rest
-   becomes 0. */
+/* `rows` rows of D elements at p, ld apart and aligned to 16 bytes, into a matrix of ROWS rows;
+   its rest becomes 0. */
 template <int ROWS, int D>
 __device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *p, int ld, int rows,
                                           int thread) {
@@ -86,8 +91,9 @@ __device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *
     }
 }
 
-/* Writes o, the warp's rows row.. of a matrix, to `rows` rows of D elements at p, ld apart. The matrix is used to
-   bring the elements of a piece together; nobody reads these rows of it any more. */
+/* Writes o, the warp's rows row.. of a matrix, to `rows` rows of D elements at p, ld apart. The
+   matrix is used to bring the elements of a piece together; nobody reads these rows of it any
+   more. */
 template <int ROWS, int D>
 __device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panels<ROWS, D> matrix,
                                            int row, const FragC (&o)[1][D / 8]) {
@@ -135,7 +141,8 @@ __device__ static inline void hopper_make_a(FragA<floatX> (&a)[NT / 2], const Fr
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
-/* flash_softmax without the sums in o: these have to be multiplied by `factor`, of each of the lane's two rows. */
+/* flash_softmax without the sums in o: these have to be multiplied by `factor`, of each of the
+   lane's two rows. */
 template <int NT>
 __device__ static inline void hopper_softmax(FragC (&s)[NT], float (&top)[2], float (&sum)[2],
                                              float (&factor)[2], float scale) {
@@ -185,7 +192,8 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
     auto values = [&](int n) {
         return Panels<STEP, D>{shared + F::STAY + (2 + (n & 1)) * F::HALF};
     };
-    /* Step n may begin: its values and the keys of the next are there, those that come after them are called. */
+    /* Step n may begin: its values and the keys of the next are there, those that come after
+       them are called. */
     auto turn = [&](int n) {
         hopper_arrive();
         int j0 = (n + 2) * STEP;
@@ -274,7 +282,8 @@ __global__ static void __launch_bounds__(HOPPER_THREADS, HopperForward<D>::BLOCK
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
-/* s becomes p = 2^(scale2 s - log2(e) lse) of keys (rows) and queries (columns), whose lse is at l. */
+/* s becomes p = 2^(scale2 s - log2(e) lse) of keys (rows) and queries (columns), whose lse is at
+   l. */
 template <int NT>
 __device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *l, float scale2) {
     UNROLLED_FOR (int n = 0; n < NT; n++) {
@@ -284,7 +293,8 @@ __device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *
     }
 }
 
-/* dp becomes ds = p (dp - D), with D of the queries at d; ds^T also goes to rows row.. and columns col.. of dS. */
+/* dp becomes ds = p (dp - D), with D of the queries at d; ds^T also goes to rows row.. and
+   columns col.. of dS. */
 template <int NT, int STEP>
 __device__ static inline void hopper_differences(FragC (&dp)[NT], const FragC (&p)[NT],
                                                  const float *d, Panels<HOPPER_ROWS, STEP> dS,
@@ -362,8 +372,8 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         hopper_scores(dp[0], V, 64 * group, douts(n), part);
         wgmma_commit();
     };
-    /* After score and project: adds to dv and dk, by two groups that are under way at the end, and leaves ds^T in
-       shared memory. */
+    /* After score and project: adds to dv and dk, by two groups that are under way at the end,
+       and leaves ds^T in shared memory. */
     auto differentiate = [&](int n, int part) {
         int i0 = chunk_of(n) * STEP + part;
         const float *stat = stats + n % F::STAGES * 2 * STEP + part;
@@ -396,7 +406,8 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
                         K.down(i, D == 64 ? 0 : 64 * group), i > 0);
         wgmma_commit();
     };
-    /* Where the sum of dq is in scratch that the warpgroup's part of step n belongs to, and the count of its parts. */
+    /* Where the sum of dq is in scratch that the warpgroup's part of step n belongs to, and the
+       count of its parts. */
     auto place_of = [&](int n) {
         int chunk = chunk_of(n);
         return chunk < ROWS / STEP
@@ -453,8 +464,9 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         cp_async_wait<0>();
         wgmma_publish();
         wgmma_wait<0>();
-        /* ds of this step is there, so are the rows of the next and the sum of the tiles before, and this step's rows
-           have been read. The ds of the step before has been read, too: the next step's goes to its place. */
+        /* ds of this step is there, so are the rows of the next and the sum of the tiles before,
+           and this step's rows have been read. The ds of the step before has been read, too: the
+           next step's goes to its place. */
         __syncthreads();
         bring(n + 2);
         take_q(n);
@@ -549,7 +561,8 @@ static inline size_t hopper_scratch(int B, int T, int NH, int HS) {
     return 0;
 }
 
-/* -1: rows that do not begin at multiples of 16 bytes, or other head widths. The caller goes to flash_forward. */
+/* -1: rows that do not begin at multiples of 16 bytes, or other head widths. The caller goes to
+   flash_forward. */
 static inline int hopper_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
                                  int NKV, int HS, double scale) {
 #ifndef CM_FP32
@@ -587,7 +600,8 @@ static inline int hopper_device(void) {
     return major == 9 && minor == 0;
 }
 
-/* Whether this device, this build and this shape allow hopper_forward and hopper_backward; -1 and `why` if not. */
+/* Whether this device, this build and this shape allow hopper_forward and hopper_backward; -1
+   and `why` if not. */
 static inline int hopper_supports(int HS, char *why, size_t size) {
     int answer = 0, *probe = NULL;
     if (sizeof(floatX) != 2) return snprintf(why, size, "it is for bf16"), -1;

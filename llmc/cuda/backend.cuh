@@ -1,6 +1,7 @@
 /*
-The CUDA backend: everything train_gpt.c asks of a machine, on one NVIDIA GPU. Work is queued on one
-stream and done in order; only device_download, device_wait and la_sum_squares wait for it.
+The CUDA backend: every function that train_gpt.c calls on a machine, for one NVIDIA GPU. Work is
+queued on one stream and done in order. Only device_upload, device_download, device_wait and
+la_sum_squares wait for it.
 */
 #ifndef CM_CUDA_BACKEND_CUH
 #define CM_CUDA_BACKEND_CUH
@@ -18,7 +19,7 @@ stream and done in order; only device_download, device_wait and la_sum_squares w
 /* ---------------------------------------------------------------------------------------------- */
 /* memory */
 
-/* Zeroed memory of the device, aligned to 256 bytes; NULL if there is not enough. */
+/* Returns zeroed memory of the device, aligned to 256 bytes; NULL if there is too little. */
 static inline void *device_alloc(size_t bytes) {
     DeviceBlock *block = cm_gpu.blocks;
     while (block < cm_gpu.blocks + DEVICE_BLOCKS && block->p) block++;
@@ -46,7 +47,7 @@ static inline void device_free(void *p) {
     CUDA_CHECK(cudaFree(p));
 }
 
-/* Waits until all work that was queued is done. Returns 0, or -1 where something has failed. */
+/* Waits until all work that was queued is done. Returns 0, or -1 if something has failed. */
 static inline int device_wait(void) { return CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream)); }
 
 static inline void device_zero(void *p, size_t bytes) {
@@ -56,8 +57,9 @@ static inline void device_upload(void *to, const void *from, size_t bytes) {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cm_gpu.stream));
     device_wait();
 }
-/* Copies to the host, after all work that was queued. Returns 0; or -1 where this or anything before it has
-   failed, and `to` is filled with bytes 0xff, which are NaN, so that no caller goes on with old numbers. */
+/* Copies to the host, after all work that was queued. Returns 0. If this call or anything before
+   it has failed, fills `to` with bytes 0xff, which are NaN, and returns -1: no caller goes on
+   with old numbers. */
 static inline int device_download(void *to, const void *from, size_t bytes) {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, cm_gpu.stream));
     if (!device_wait()) return 0;
@@ -65,14 +67,16 @@ static inline int device_download(void *to, const void *from, size_t bytes) {
     return -1;
 }
 
-/* Rows of n bytes, the pitches apart, from one place of device memory to another. */
+/* Copies `rows` rows of n bytes within device memory. Rows begin to_pitch and from_pitch bytes
+   apart. */
 static inline void device_copy_rows(void *to, size_t to_pitch, const void *from, size_t from_pitch,
                                     size_t n, size_t rows) {
     CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, n, rows, cudaMemcpyDeviceToDevice,
                                  cm_gpu.stream));
 }
 
-/* Makes a slot at least `bytes` large and waits until its last copy has ended; -1: that failed. */
+/* Makes a slot at least `bytes` large and waits until its last copy has ended. Returns 0, or -1
+   if something has failed. */
 static inline int send_slot_ready(SendSlot *s, size_t bytes) {
     if (!s->sent) CUDA_CHECK(cudaEventCreateWithFlags(&s->sent, cudaEventDisableTiming));
     if (s->p) CUDA_CHECK(cudaEventSynchronize(s->sent));
@@ -85,7 +89,7 @@ static inline int send_slot_ready(SendSlot *s, size_t bytes) {
     return 0;
 }
 
-/* An upload that need not be done when the call returns; `from` may be overwritten at once. */
+/* Queues an upload. `from` may be overwritten as soon as the call returns. */
 static inline void device_send(void *to, const void *from, size_t bytes) {
     SendSlot *s = &cm_gpu.send_slots[cm_gpu.send_next++ % SEND_SLOTS];
     if (send_slot_ready(s, bytes)) return;
@@ -94,7 +98,8 @@ static inline void device_send(void *to, const void *from, size_t bytes) {
     CUDA_CHECK(cudaEventRecord(s->sent, cm_gpu.stream));
 }
 
-/* The n tokens of a batch, and their positions sorted by token, which embed_backward walks. */
+/* Uploads the n tokens of a batch and their positions sorted by token, which embed_backward
+   walks: DEVICE_TOKENS(n) ints. */
 #define DEVICE_TOKENS(N) (2 * (size_t)(N))
 static inline void tokens_upload(int *to, const int *tokens, int n, int vocab) {
     size_t bytes = (size_t)n * sizeof(int);
@@ -113,14 +118,16 @@ static inline void tokens_upload(int *to, const int *tokens, int n, int vocab) {
     device_send(to, cm_gpu.tokens, 2 * bytes);
 }
 
-/* Work that a device can record and replay: device_replays is 1 where it did it again, else the work is to
-   be asked for, and device_recorded to follow. The first time it is just done, which allocates what the
-   libraries want; the second time it is recorded. Nothing of it happens before device_replay(1). */
+/* Work that a device can record and replay. device_replays returns 1 if it has replayed the
+   work; if it returns 0, the caller queues the work and then calls device_recorded. The work is
+   done plainly the first time, which lets the libraries allocate what they need, and recorded
+   the second time. Nothing is recorded before device_replay(1). */
 typedef struct {
     int times, recording;
     cudaGraphExec_t work;
 } DeviceGraph;
-/* Whether it can; `by_itself`: without being told to, which the emulator's times are no reason for. */
+/* Whether the device can replay. With by_itself, whether it should without being asked: not
+   under the emulator, whose times mean nothing. */
 static inline int device_can_replay(int by_itself) { return !(by_itself && emulated_time); }
 static inline void device_replay(int on) { cm_gpu.replay = on; }
 
@@ -150,8 +157,8 @@ static inline void device_graph_free(DeviceGraph *g) {
     memset(g, 0, sizeof *g);
 }
 
-/* Bytes of device memory that are free, without what the driver needs to go on: the kernels of cuBLASLt and
-   cuDNN, which are loaded when they are first used, take 300 to 600 MB. */
+/* Bytes of device memory that are free. 768 MiB are left to the driver: the kernels of cuBLASLt
+   and cuDNN, which are loaded when they are first used, take 300 to 600 MB. */
 static inline size_t device_memory_free(void) {
     size_t room = 0, all = 0, spare = (size_t)768 << 20;
     CUDA_CHECK(cudaMemGetInfo(&room, &all));
@@ -162,9 +169,10 @@ static inline size_t device_memory_peak(void) {
     return cm_gpu.used_most + cm_gpu.scratch_bytes + GEMM_WORKSPACE;
 }
 
-/* Rows of logits formed at a time of N, `bytes` each. Every chunk reads and writes the head's weight gradient,
-   so they should be many; beyond 8192 nothing is gained. All of them take a 64th of the memory at most. A
-   multiple of 256, the matrix product's largest tile, unless it is N. */
+/* How many of N rows of logits, `bytes` each, are formed at a time. Every chunk reads and writes
+   the weight gradient of the head, so chunks should be large, but more than 8192 rows gain
+   nothing. The logits take at most a 64th of the memory. The result is N or a multiple of 256
+   rows, the largest tile of the matrix product. */
 static inline int device_logit_rows(int N, size_t bytes) {
     size_t rows = 8192, most = cm_gpu.properties.totalGlobalMem / 64 / bytes;
     if (cm_gpu.properties.totalGlobalMem && most < rows) rows = most;
@@ -172,8 +180,9 @@ static inline int device_logit_rows(int N, size_t bytes) {
     return (int)min_size(rows, (size_t)N);
 }
 
-/* Bytes that the backend works in beside the model's own, with R rows of logits at a time; and makes
-   sure of them, or returns -1. */
+/* device_workspace returns the bytes that the backend needs beside the model's own, with R rows
+   of logits at a time. device_reserve allocates them; it returns -1 if there is too little
+   memory. */
 static inline size_t device_workspace(const Config *c, int R, int training) {
     Shape shape = shape_of(c);
     size_t most = training ? layers_scratch(&shape, R) : 0;
@@ -195,7 +204,7 @@ static inline int device_reserve(size_t bytes) {
 /* ---------------------------------------------------------------------------------------------- */
 /* the device */
 
-/* The name of a choice on this GPU, for choices.h: "WHAT on NAME, DETAILS". */
+/* The key of a choice on this GPU, for choices.h: "WHAT on NAME, DETAILS". */
 __attribute__((format(printf, 3, 4))) static inline void
 device_choice_key(char key[256], const char *what, const char *format, ...) {
     va_list args;
@@ -207,8 +216,9 @@ device_choice_key(char key[256], const char *what, const char *format, ...) {
         if (*c == '=' || *c == '\n') *c = ' ';
 }
 
-/* Takes over the algorithms of matrix products: with --gemm measured those of all runs, then over them those of
-   this one. */
+/* Reads the algorithms of matrix products from `run` (may be NULL): with --gemm measured those
+   of all runs on this GPU, then, over them, those of this run. Returns 0, or -1 and err if the
+   run's own are damaged. */
 static inline int device_take_products(Choices *run, char *err) {
     char key[256], why[ERR_LEN];
     if (!run) return 0;
@@ -222,8 +232,8 @@ static inline int device_take_products(Choices *run, char *err) {
     return status < 0 ? fail(err, "--resume: %s", why) : 0;
 }
 
-/* What was chosen by measurement so far goes into `run`, and what every run on this GPU has chosen into
-   run.from. */
+/* Puts what this run has chosen by measurement into `run`, and what every run on this GPU has
+   chosen into run->from. */
 static inline void device_choices(Choices *run) {
     char key[256];
     if (!cm_gpu.gemm_measure) return;
@@ -235,7 +245,8 @@ static inline void device_choices(Choices *run) {
     }
 }
 
-/* Milliseconds of the MLP's first layer and of the way back through its activation, the median of five. */
+/* Milliseconds of the MLP's first layer forward and of the backward pass through its activation:
+   the median of five. */
 static inline double device_gelu_ms(int fused, const Config *c, floatX *y, floatX *h, floatX *x,
                                     const floatX *w, const floatX *b, floatX *dh, floatX *dy,
                                     floatM *db, floatX *dz, const floatX *w2) {
@@ -253,7 +264,7 @@ static inline double device_gelu_ms(int fused, const Config *c, floatX *y, float
         CUDA_CHECK(cudaEventRecord(at[1], cm_gpu.stream));
         CUDA_CHECK(cudaEventSynchronize(at[1]));
         CUDA_CHECK(cudaEventElapsedTime(&t, at[0], at[1]));
-        for (int j = i; j >= 0; j--) { /* in ascending order */
+        for (int j = i; j >= 0; j--) { /* kept in ascending order */
             ms[j] = j && ms[j - 1] > (double)t ? ms[j - 1] : (double)t;
             if (!j || ms[j - 1] <= (double)t) break;
         }
@@ -262,9 +273,10 @@ static inline double device_gelu_ms(int fused, const Config *c, floatX *y, float
     return ms[ROUNDS / 2];
 }
 
-/* Measures whether GELU is better computed in the matrix product before it or on its own, and sets c.gelu, from
-   a layer's tensors (see linear_act_forward and _backward), which are overwritten. db is added to. The emulator,
-   whose time means nothing, takes kernels of their own. */
+/* Measures whether GELU is faster in the epilogue of the matrix product or in a kernel of its
+   own, and sets c->gelu. The tensors are a layer's (see linear_act_forward and
+   linear_act_backward) and are overwritten; db is added to. The emulator's times mean nothing:
+   under it GELU has a kernel of its own. */
 static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x,
                                       const floatX *w, const floatX *b, floatX *dh, floatX *dy,
                                       floatM *db, floatX *dz, const floatX *w2) {
@@ -292,7 +304,7 @@ static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX
     cm_gpu.gelu_fused = !chosen;
 }
 
-/* The kinds of attention that a choice can be, by the name that choices keep. */
+/* Names under which choices.h keeps a kind of attention. */
 static inline const char *device_attention_name(AttentionKind kind) {
     switch (kind) {
     case ATTENTION_FLASH: return "flash";
@@ -308,8 +320,9 @@ static inline AttentionKind device_attention_known(const char *name) {
     return !strcmp(name, "hopper") ? ATTENTION_HOPPER : ATTENTION_CUDNN;
 }
 
-/* Chooses the kernels of attention: those that a run on this GPU has measured to be the fastest for this shape,
-   or those that a trial finds now. -1 and err where the kernels that were named cannot do the shape. */
+/* Chooses the kernels of attention: what an earlier run on this GPU found fastest for this
+   shape, or what a trial finds now. Sets c->attention. Returns 0, or -1 and err if --attention
+   names kernels that cannot do this shape. */
 static inline int device_choose_attention(Config *c, Choices *run, char *err) {
     AttentionShape shape = {c->batch_size, c->seq_len,  c->heads,
                             c->kv_heads,   c->head_dim, c->attn_scale};
@@ -323,8 +336,7 @@ static inline int device_choose_attention(Config *c, Choices *run, char *err) {
     if (known) kind = device_attention_known(known);
     cm_gpu.cudnn_wanted = kind != ATTENTION_FLASH && kind != ATTENTION_HOPPER;
     int status = attention_choose(&kind, &shape, note, size, err);
-    if (status &&
-        known) { /* kernels that did this shape before have to agree with ours once more */
+    if (status && known) { /* kernels that were chosen before have to agree with ours again */
         fprintf(stderr, "note: %s\n", err);
         kind = ATTENTION_FLASH;
         status = attention_choose(&kind, &shape, note, size, err);
@@ -338,12 +350,12 @@ static inline int device_choose_attention(Config *c, Choices *run, char *err) {
     return 0;
 }
 
-/* Picks the GPU of --device, checks that it can run this program, and chooses the attention. What was measured
-   before is found in `run` (may be NULL). */
+/* Selects the GPU of --device, checks that it can run this program, and chooses the kernels of
+   attention. `run` holds earlier measurements and may be NULL. Returns 0, or -1 and err. */
 static inline int device_setup(Config *c, Choices *run, char *err) {
     int count = 0, bf16 = sizeof(floatX) == 2;
     setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID",
-           0); /* as nvidia-smi counts, unless the user says otherwise */
+           0); /* count GPUs as nvidia-smi does, unless the user says otherwise */
     cudaError_t status = cudaGetDeviceCount(&count);
     if (status != cudaSuccess || !count)
         return fail(err, "no GPU that CUDA can use: %s. ./train_gpt trains on the CPU",
@@ -377,7 +389,7 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
     }
     switch ((GeluWay)c->gelu) {
     case GELU_FUSED: cm_gpu.gelu_fused = 1; break;
-    case GELU_AUTO: /* until device_choose_gelu */
+    case GELU_AUTO: /* until device_choose_gelu measures */
     case GELU_UNFUSED: cm_gpu.gelu_fused = 0; break;
     }
     if (device_take_products(run, err)) return -1;
@@ -386,7 +398,8 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
     return device_check(err);
 }
 
-/* The libraries that were taken, and from where: cuBLASLt and, unless it was not asked for, cuDNN. */
+/* Names the libraries that were loaded and their paths: cuBLASLt, and cuDNN if it was looked
+   for. */
 static inline void device_libraries(char *text, size_t size) {
     char path[1024] = "";
     gemm_library(text, size);
@@ -410,11 +423,13 @@ static inline void device_describe(char *text, size_t size) {
              cm_gpu.allow_tf32 ? ", tf32" : "", cm_gpu.attention_note);
 }
 
-/* Facts about the device for a line of the log, as members of a JSON object; nothing if there are none. */
+/* Facts about the device for a line of the log, as members of a JSON object; "" if there are
+   none. */
 static inline void device_state(char *text, size_t size) { nvml_state(text, size); }
 
-/* Dense bf16 FLOP/s with fp32 sums, from the makers' data sheets; the first name that occurs wins. TF32
-   has half of it on all of them. */
+/* Dense bf16 FLOP/s with fp32 sums, from the makers' data sheets; 0 if the GPU is not in the
+   table. The first name that occurs in the device's name wins. TF32 reaches half of it on all of
+   these GPUs. */
 static inline double device_stated_peak(const char *name) {
     static const struct {
         const char *name;
@@ -432,10 +447,10 @@ static inline double device_stated_peak(const char *name) {
     return 0;
 }
 
-/* Floating-point operations a second that the matrix product reaches here on 8192 x 8192 x 8192 random
-   numbers, the median of a few runs at the clocks of a short load, and that the data sheet states; 0: not
-   known. The environment variable CM_NO_PEAK leaves the measurement out, which a sanitizer would take long
-   for. */
+/* Floating-point operations a second of the matrix product: as measured on 8192 x 8192 x 8192
+   random numbers, the median of a few runs at the clocks of a short load; and as the data sheet
+   states. 0 if unknown. With CM_NO_PEAK in the environment nothing is measured: under a
+   sanitizer that would take long. */
 static inline void device_peak(double *measured, double *stated) {
     *stated = device_stated_peak(cm_gpu.properties.name);
     if (sizeof(floatX) == 4) *stated = cm_gpu.allow_tf32 ? *stated / 2 : 0;

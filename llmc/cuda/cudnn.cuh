@@ -1,27 +1,29 @@
 /*
 cuDNN's fused attention, where there is a cuDNN: causal, bf16, grouped heads, forward and backward.
 
-Only the backend interface of cuDNN is used, as llmc/cuda/cudnn_api.h declares it, and the library is found
-when the program runs (llmc/cuda/library.h): the program needs no cuDNN to be built or started. Whatever goes
-wrong in cuDNN means "not available", with its own words for it; llmc/cuda/attention.cuh works everywhere, and
-llmc/cuda/attention_choice.cuh chooses.
+Only the backend interface of cuDNN is used, as llmc/cuda/cudnn_api.h declares it, and the library
+is found when the program runs (llmc/cuda/library.h): the program needs no cuDNN to be built or
+started. Whatever goes wrong in cuDNN means "not available", with its own words for it;
+llmc/cuda/attention.cuh works everywhere, and llmc/cuda/attention_choice.cuh chooses.
 
 cuDNN is told what attention is as a graph of operations on tensors (B,NH,T,HS) and on virtual ones
-(B,NH,T,T), which have no memory, and finds a kernel that does all of it. The one operation that it calls
-attention has no causal mask before cuDNN 9.21, and none backward. The graph is, after its documentation,
+(B,NH,T,T), which have no memory, and finds a kernel that does all of it. The one operation that it
+calls attention has no causal mask before cuDNN 9.21, and none backward. The graph is, after its
+documentation,
 
     forward    s = scale q k^T; s = row >= column ? s : -inf; m = max s; e = exp(s - m); z = sum e
                lse = m + log z; out = (e / z) v
     backward   D = sum dout out; s = row >= column ? scale q k^T - lse : -inf; p = exp(s); dv = p^T dout
                ds = scale p (dout v^T - D); dk = ds^T q; dq = ds k
 
-With dq the product itself cuDNN keeps ds, B NH T T numbers of bf16, in its workspace and multiplies them in a
-kernel of its own, in a fixed order. With cm_gpu.cudnn_fast the product is a float tensor `dq_sum` (B,NH,T,HS) of
-which dq is a copy in bf16: then ds is never stored, blocks of keys add their parts to dq_sum in any order,
-and equal runs may differ in the last bits. With fewer key heads than query heads, dk and dv are sums over the
-heads of a group.
+With dq the product itself cuDNN keeps ds, B NH T T numbers of bf16, in its workspace and multiplies
+them in a kernel of its own, in a fixed order. With cm_gpu.cudnn_fast the product is a float tensor
+`dq_sum` (B,NH,T,HS) of which dq is a copy in bf16: then ds is never stored, blocks of keys add
+their parts to dq_sum in any order, and equal runs may differ in the last bits. With fewer key heads
+than query heads, dk and dv are sums over the heads of a group.
 
-Addresses of all tensors are multiples of 16 bytes, which is what the graph promises; no tensor is ragged.
+Addresses of all tensors are multiples of 16 bytes, which is what the graph promises; no tensor is
+ragged.
 */
 #ifndef CM_CUDA_CUDNN_CUH
 #define CM_CUDA_CUDNN_CUH
@@ -72,9 +74,10 @@ static inline void cudnn_free_plans(void) {}
 
 #ifndef CM_EMU
 
-/* NVRTC compiles cuDNN's kernels of attention. cuDNN looks for it by name, libnvrtc.so.13 where cuDNN was
-   built for CUDA 13, in its own folder, in the wheels beside, and where the dynamic linker looks; a library of
-   that name that is loaded already is the one it gets. So NVRTC is loaded here, from more places. */
+/* NVRTC compiles cuDNN's kernels of attention. cuDNN looks for it by name, libnvrtc.so.13 where
+   cuDNN was built for CUDA 13, in its own folder, in the wheels beside, and where the dynamic
+   linker looks; a library of that name that is loaded already is the one it gets. So NVRTC is
+   loaded here, from more places. */
 static inline void cudnn_load_nvrtc(void) {
     static const char *const wheels[] = {"cuda_nvrtc/lib", "cu13/lib", NULL};
     char name[32], why[256];
@@ -132,7 +135,8 @@ static inline void cudnn_name(char *text, size_t size) {
              cm_gpu.cudnn.version / 100 % 100);
 }
 
-/* "cuDNN 9.19.0 (/usr/lib/libcudnn.so.9), NVRTC /usr/lib/libnvrtc.so.13"; "" while none is loaded. */
+/* "cuDNN 9.19.0 (/usr/lib/libcudnn.so.9), NVRTC /usr/lib/libnvrtc.so.13"; "" while none is
+   loaded. */
 static inline void cudnn_where(char *text, size_t size) {
     text[0] = 0;
     if (!cm_gpu.cudnn.version) return;
@@ -182,8 +186,8 @@ static inline int cudnn_start(char *why, size_t size) {
 /* ---------------------------------------------------------------------------------------------- */
 /* graphs */
 
-/* Everything made for one graph. After the first failure nothing more is done, and `why` says what it
-   was; so only the end of a sequence has to look. */
+/* Everything made for one graph. After the first failure nothing more is done, and `why` says
+   what it was; so only the end of a sequence has to look. */
 enum { CUDNN_DESCRIPTORS = 256, CUDNN_OPERATIONS = 32 };
 typedef struct {
     CudnnDescriptor made[CUDNN_DESCRIPTORS], operations[CUDNN_OPERATIONS];
@@ -515,7 +519,8 @@ static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *confi
     return g->failed ? 0 : n < most ? n : most;
 }
 
-/* Reads the number and the notes of the engine behind a configuration; both stay 0 where cuDNN is silent. */
+/* Reads the number and the notes of the engine behind a configuration; both stay 0 where cuDNN
+   is silent. */
 static inline void cudnn_inspect(CudnnGraph *g, CudnnProposal *p) {
     int notes[64];
     int64_t n = 0, most = (int64_t)(sizeof notes / sizeof notes[0]);
@@ -554,9 +559,10 @@ static inline CudnnDescriptor cudnn_plan_config(CudnnGraph *g, CudnnDescriptor c
     return g->failed ? NULL : plan;
 }
 
-/* Makes the plan of the first proposal that can be carried out. Where equal runs have to give equal bits, engines
-   that note of themselves that they do not come last. But no engine is refused for its notes, and none is trusted:
-   cuDNN 9.19 and 9.28 note the same of both backward passes. attention_compare looks at the bits. */
+/* Makes the plan of the first proposal that can be carried out. Where equal runs have to give
+   equal bits, engines that note of themselves that they do not come last. But no engine is
+   refused for its notes, and none is trusted: cuDNN 9.19 and 9.28 note the same of both backward
+   passes. attention_compare looks at the bits. */
 static inline void cudnn_plan_make(CudnnPlan *p) {
     enum { MOST = 8 };
     CudnnGraph *g = &p->graph;
@@ -601,7 +607,8 @@ static inline int cudnn_same_heads(const CudnnPlan *p, int T, int NH, int NKV, i
     return g->T == T && g->NH == NH && g->NKV == NKV && g->HS == HS && p->pass == pass;
 }
 
-/* The plan, made if need be; NULL where there is none. Refused ones are kept too, to be refused again. */
+/* The plan, made if need be; NULL where there is none. Refused ones are kept too, to be refused
+   again. */
 static inline CudnnPlan *cudnn_plan(int B, int T, int NH, int NKV, int HS, int pass, char *why,
                                     size_t size) {
     if (cudnn_check_shape(T, NH, NKV, HS, why, size)) return NULL;
@@ -646,8 +653,8 @@ static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, ch
     return 0;
 }
 
-/* "engine 8 forward, 12 backward (nondeterministic)" of the last plans; "" where there is none. In parentheses
-   what cuDNN notes, but for the use of tensor cores. */
+/* "engine 8 forward, 12 backward (nondeterministic)" of the last plans; "" where there is none.
+   In parentheses what cuDNN notes, but for the use of tensor cores. */
 static inline void cudnn_engines(char *text, size_t size) {
     static const char *const names[] = {NULL, "converts inputs down", "reduced-precision sums",
                                         "FFT", "nondeterministic"};
@@ -674,8 +681,8 @@ static inline void cudnn_engines(char *text, size_t size) {
 /* ---------------------------------------------------------------------------------------------- */
 /* attention */
 
-/* Bytes of D (B,NH,T) and of dq_sum (B,NH,T,HS), which lie in this order before the plan's own workspace in the
-   scratch of a backward pass. */
+/* Bytes of D (B,NH,T) and of dq_sum (B,NH,T,HS), which lie in this order before the plan's own
+   workspace in the scratch of a backward pass. */
 static inline size_t cudnn_row_bytes(int B, int T, int NH) {
     return ((size_t)B * T * NH * sizeof(float) + 255) / 256 * 256;
 }
@@ -699,8 +706,9 @@ static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, in
     return most;
 }
 
-/* Carries out a plan on n tensors; -1: cuDNN refuses, and cudnn_failure says why. A CUDA graph that records the
-   call keeps this plan, these addresses and the numbers that are given by value. */
+/* Carries out a plan on n tensors; -1: cuDNN refuses, and cudnn_failure says why. A CUDA graph
+   that records the call keeps this plan, these addresses and the numbers that are given by
+   value. */
 static inline int cudnn_execute(CudnnPlan *p, int n, const int64_t *ids, void *const *pointers,
                                 void *workspace) {
     CudnnGraph run; /* of one descriptor */

@@ -1,9 +1,10 @@
 /*
-What this program uses of cuDNN 9: functions of its backend interface, and the numbers that stand for
-descriptors, attributes, types and operations in it. So no header of cuDNN is needed to build the program,
-and no cuDNN to start it. The source is cuDNN's documentation, "Backend API"; a number NAME here is called
-CUDNN_NAME there. Numbers and signatures are part of the library's binary interface, which all of cuDNN 9
-shares; dev/test/cuda/test_cudnn_api.cu compares them with cuDNN's header where there is one.
+What this program uses of cuDNN 9: functions of its backend interface, and the numbers that stand
+for descriptors, attributes, types and operations in it. So no header of cuDNN is needed to build
+the program, and no cuDNN to start it. The source is cuDNN's documentation, "Backend API"; a number
+NAME here is called CUDNN_NAME there. Numbers and signatures are part of the library's binary
+interface, which all of cuDNN 9 shares; dev/test/cuda/test_cudnn_api.cu compares them with cuDNN's
+header where there is one.
 */
 #ifndef CM_CUDA_CUDNN_API_H
 #define CM_CUDA_CUDNN_API_H

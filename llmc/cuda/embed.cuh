@@ -1,5 +1,5 @@
 /*
-The embedding on CUDA: forward, and backward over the positions that tokens_sort has put in order.
+The embedding on CUDA: forward, and backward over the positions in the order of tokens_sort.
 */
 #ifndef CM_CUDA_EMBED_CUH
 #define CM_CUDA_EMBED_CUH
@@ -39,8 +39,9 @@ static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte
     else embed_forward_by<1>(x, tokens, wte, wpe, B * T, T, C);
 }
 
-/* sorted (N) = the positions 0..N-1 in the order of their tokens, equal tokens in order of position. -1 and a
-   recorded failure for a token outside of the vocabulary, or without memory. */
+/* sorted (N) = the positions 0..N-1 by token, positions of equal tokens in ascending order.
+   Returns 0; or -1 and a recorded failure if a token is outside of the vocabulary or if there is
+   no memory. */
 static inline int tokens_sort(int *sorted, const int *tokens, int N, int vocab) {
     if (vocab >= cm_gpu.token_starts_room) {
         free(cm_gpu.token_starts);
@@ -62,10 +63,11 @@ static inline int tokens_sort(int *sorted, const int *tokens, int N, int vocab) 
     return 0;
 }
 
-/* The gradient of wte is a sum over runs of equal tokens, some of one row, some of thousands. Every warp
-   takes EMBED_CHUNK rows in sorted order, however the runs fall, and 32 W columns. It adds a run within its
-   chunk to dwte. Of a run that crosses into another chunk it leaves its part: in the chunk's first row of
-   partials (chunks,2,C) if the run has begun before, in the second if it begins here. */
+/* The gradient of wte is a sum over runs of equal tokens. Some runs have one row, others
+   thousands. A warp takes EMBED_CHUNK rows in sorted order, wherever the runs begin, and 32 W
+   columns. It adds a run that lies within its chunk to dwte. Of a run that crosses into another
+   chunk it stores its part in partials (chunks,2,C): in the chunk's first row if the run began
+   in an earlier chunk, in the second if it begins here. */
 template <int W>
 __global__ static void __launch_bounds__(32 * EMBED_WARPS)
     embed_chunks_kernel(floatM *dwte, float *partials, const floatX *__restrict__ dx,
@@ -79,7 +81,8 @@ __global__ static void __launch_bounds__(32 * EMBED_WARPS)
     int before = first ? tokens[sorted[first - 1]] : -1;
     int after = first + count < N ? tokens[sorted[first + count]] : -1;
     int begun =
-        __shfl_sync(FULL_WARP, token, 0) != before; /* whether the run under way began here */
+        /* whether the current run began in this chunk */
+        __shfl_sync(FULL_WARP, token, 0) != before;
     float sum[W] = {0};
     for (int first_ahead = 0; first_ahead < count; first_ahead += EMBED_AHEAD) {
         Raw<W> ahead[EMBED_AHEAD];
@@ -94,7 +97,7 @@ __global__ static void __launch_bounds__(32 * EMBED_WARPS)
             float row[W];
             if (last) next = after;
             unpack(row, ahead[k]);
-            UNROLLED_FOR (int j = 0; j < W; j++) sum[j] += row[j]; /* zero past the end */
+            UNROLLED_FOR (int j = 0; j < W; j++) sum[j] += row[j]; /* rows past the end are zero */
             if (i >= count || (t == next && !last)) continue;
             if (c < C) {
                 if (begun && t != next) add_floats(dwte + (size_t)t * C + c, sum);
@@ -106,7 +109,8 @@ __global__ static void __launch_bounds__(32 * EMBED_WARPS)
     }
 }
 
-/* Adds the runs that cross chunks: the warp of the chunk in which one begins gathers the parts. */
+/* Adds the runs that cross chunks: the warp of the chunk in which a run begins gathers its
+   parts. */
 template <int W>
 __global__ static void __launch_bounds__(32 * EMBED_WARPS)
     embed_runs_kernel(floatM *dwte, const float *__restrict__ partials,
@@ -114,10 +118,10 @@ __global__ static void __launch_bounds__(32 * EMBED_WARPS)
     const int *sorted = tokens + N;
     int chunk = (int)(blockIdx.x * EMBED_WARPS + threadIdx.y), first = chunk * EMBED_CHUNK;
     int lane = (int)threadIdx.x, c = ((int)blockIdx.y * 32 + lane) * W;
-    if (N - first <= EMBED_CHUNK) return; /* there is no chunk after this one */
+    if (N - first <= EMBED_CHUNK) return; /* this is the last chunk */
     int t = tokens[sorted[first + EMBED_CHUNK - 1]];
     if (tokens[sorted[first + EMBED_CHUNK]] != t) return;
-    if (first && tokens[sorted[first - 1]] == t) return; /* began before */
+    if (first && tokens[sorted[first - 1]] == t) return; /* the run began in an earlier chunk */
     float sum[W] = {0};
     if (c < C) load_floats(sum, partials + (2 * (size_t)chunk + 1) * C + c);
     for (int k = chunk + 1, more = 32; more == 32; k += 32) {
@@ -174,7 +178,8 @@ static inline void embed_backward_by(floatM *dwte, floatM *dwpe, const floatX *d
     if (dwpe) LAUNCH(embed_positions_kernel<W>, grid, block, 0, dwpe, dx, B, T, C);
 }
 
-/* tokens holds N tokens and then their positions as tokens_sort leaves them. */
+/* dwte, dwpe += dx (B,T,C), each unless it is NULL. `tokens` holds N tokens and then their
+   positions in the order of tokens_sort. */
 static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens,
                                   int B, int T, int C) {
     if (all_wide(C, dwte, dwpe) && all_wide(C, dx))

@@ -1,9 +1,10 @@
 /*
 Plans of matrix products, one for each kind of call, and the choice of their algorithms.
 
-The algorithm is what a choice read from text says; else, with cm_gpu.gemm_measure, the fastest of the library's
-proposals; else its first proposal. Measured choices are kept and can be written as one line of text, because
-other algorithms give other bits: who continues a run has to read its choices before the first product.
+The algorithm is the one that was read from text; else, with cm_gpu.gemm_measure, the fastest of the
+library's proposals; else the first proposal. Measured choices are kept and can be written as one
+line of text: another algorithm gives other bits, so a program that continues a run has to read the
+run's choices before the first product.
 */
 #ifndef CM_CUDA_GEMM_CHOICE_CUH
 #define CM_CUDA_GEMM_CHOICE_CUH
@@ -16,10 +17,11 @@ other algorithms give other bits: who continues a run has to read its choices be
 #endif
 
 enum { GEMM_PROPOSALS = 16 };
-#define GEMM_MEASURE_MS                                                                            \
-    50.0 /* no further proposal is tried after so much time on one kind of call */
-#define GEMM_GAIN                                                                                  \
-    0.98 /* the first proposal is kept unless another takes less than this of its time */
+/* After this many milliseconds on one kind of call, no further proposal is tried. */
+#define GEMM_MEASURE_MS 50.0
+/* The first proposal is kept unless another takes less than this part of its time: 2 % is within the
+   noise. */
+#define GEMM_GAIN 0.98
 
 struct GemmPlan {
     GemmCall call;
@@ -32,13 +34,13 @@ struct GemmPlan {
 struct GemmChoice {
     GemmCall call;
     GemmAlgo algo;
-    int own; /* 1: this run measured it, used it, or read it as its own */
+    int own; /* this run has measured it, used it, or read it as its own */
 };
 
 /* ---------------------------------------------------------------------------------------------- */
 /* choices */
 
-/* Where the choice for a kind of call is, or where it belongs. */
+/* The index of the choice for a kind of call, or the index where it belongs. */
 static inline size_t gemm_choice_place(const GemmCall *c) {
     size_t low = 0, high = cm_gpu.gemm_choice_count;
     while (low < high) {
@@ -56,7 +58,7 @@ static inline GemmChoice *gemm_choice_find(const GemmCall *c) {
     return &cm_gpu.gemm_choices[i];
 }
 
-/* Makes room for one more choice; -1 and a recorded failure where there is no memory. */
+/* Makes room for one more choice. Returns 0, or -1 and a recorded failure if there is no memory. */
 static inline int gemm_choices_grow(void) {
     if (cm_gpu.gemm_choice_count < cm_gpu.gemm_choice_room) return 0;
     size_t room = 2 * cm_gpu.gemm_choice_room + 32;
@@ -81,10 +83,10 @@ static inline void gemm_choice_keep(const GemmCall *c, const GemmAlgo *algo, int
     cm_gpu.gemm_choices[i].own = own;
 }
 
-/* The index of the fastest of n > 1 proposals on these operands. D is overwritten, but not where the product
-   adds to C: then D is temporary memory for the time. Where there is no room for that, and where the gain is
-   within the noise, the answer is 0. The winner has to win twice, because the least of many noisy times is
-   too small, and because the first proposal may have been measured at a lower clock. */
+/* The index of the fastest of n > 1 proposals on these operands. D is overwritten; where the
+   product adds to C, temporary memory takes the place of D. The answer is 0 if there is no such
+   memory, or if the gain is within the noise. The winner has to win twice: the least of many
+   noisy times is too small, and the first proposal may have been measured at a lower clock. */
 static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOperands o) {
     void *room = NULL;
     int best = 0;
@@ -107,9 +109,9 @@ static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOpe
     return best;
 }
 
-/* Sets the plan's algorithm; possible stays 0 if there is none. While the stream is captured nothing is
-   measured. What was chosen without measuring is kept too where measuring is on, so that the next run need
-   not meet the kinds of calls in the same places. */
+/* Sets the plan's algorithm; `possible` stays 0 if there is none. Nothing is measured while the
+   stream is captured. With measuring on, a choice that was made without it is kept too, so that
+   the next run need not meet the kinds of calls in the same order. */
 static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
     GemmAlgo algo[GEMM_PROPOSALS];
     GemmChoice *stored = gemm_choice_find(&p->call);
@@ -132,14 +134,15 @@ static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
 /* ---------------------------------------------------------------------------------------------- */
 /* plans */
 
-/* The plan of a kind of call in a table of `room` places, or the free place where it belongs. */
+/* The place of a kind of call in a table of `room` plans: its plan, or the free place where it
+   belongs. */
 static inline GemmPlan *gemm_plan_place(GemmPlan *table, size_t room, const GemmCall *c) {
     size_t i = fnv1a(FNV_BASIS, c, sizeof *c) % room;
     while (table[i].used && memcmp(&table[i].call, c, sizeof *c)) i = (i + 1) % room;
     return &table[i];
 }
 
-/* Doubles the table; -1 and a recorded failure where there is no memory. */
+/* Doubles the table. Returns 0, or -1 and a recorded failure if there is no memory. */
 static inline int gemm_plans_grow(void) {
     size_t room = cm_gpu.gemm_plan_room ? 2 * cm_gpu.gemm_plan_room : 256;
     GemmPlan *table = (GemmPlan *)calloc(room, sizeof *table);
@@ -155,7 +158,8 @@ static inline int gemm_plans_grow(void) {
     return 0;
 }
 
-/* The plan of a kind of call, made at the first call; NULL and a recorded failure where there is no memory. */
+/* The plan of a kind of call, made at its first call. NULL and a recorded failure if there is no
+   memory. */
 static inline GemmPlan *gemm_plan(const GemmCall *c, const GemmOperands *o) {
     if (2 * (cm_gpu.gemm_plan_count + 1) > cm_gpu.gemm_plan_room && gemm_plans_grow()) return NULL;
     GemmPlan *p = gemm_plan_place(cm_gpu.gemm_plans, cm_gpu.gemm_plan_room, c);
@@ -169,7 +173,7 @@ static inline GemmPlan *gemm_plan(const GemmCall *c, const GemmOperands *o) {
     return p;
 }
 
-/* Forgets the plans, so that the next calls choose anew. */
+/* Frees the plans, so that the next calls choose again. */
 static inline void gemm_plans_clear(void) {
     for (size_t i = 0; i < cm_gpu.gemm_plan_room; i++)
         if (cm_gpu.gemm_plans[i].used) gemm_forget(&cm_gpu.gemm_plans[i].descriptors);
@@ -183,9 +187,9 @@ static inline void gemm_plans_clear(void) {
 
 enum { GEMM_KEY_DIGITS = 2 * sizeof(GemmCall), GEMM_ALGO_DIGITS = 2 * sizeof(GemmAlgo) };
 enum { GEMM_ENTRY = GEMM_KEY_DIGITS + 1 + GEMM_ALGO_DIGITS + 1, GEMM_SUM_DIGITS = 16 };
-enum { GEMM_HEADER = 320 }; /* its room */
+enum { GEMM_HEADER = 320 }; /* bytes for the header */
 
-/* The library's version and the GPU in letters, digits, '_', '-' and '.'. */
+/* Writes the header: the library's version, and the GPU in letters, digits, '_', '-' and '.'. */
 static inline void gemm_header(char *text) {
     char device[GEMM_HEADER - 64];
     gemm_device(device, sizeof device);
@@ -203,7 +207,7 @@ static inline char *gemm_put_hex(char *to, const void *bytes, size_t n) {
     return to;
 }
 
-/* Reads n bytes; 0 if these are not 2 n lower-case hexadecimal digits. */
+/* Reads n bytes from 2 n lower-case hexadecimal digits. Returns 0 if the text is something else. */
 static inline int gemm_get_hex(void *bytes, const char *from, size_t n) {
     static const char digits[] = "0123456789abcdef";
     for (size_t i = 0; i < 2 * n; i++) {
@@ -215,9 +219,9 @@ static inline int gemm_get_hex(void *bytes, const char *from, size_t n) {
     return 1;
 }
 
-/* The choices of this run, or with `all` also those that were taken and not met since, in one line of printable
-   characters without '=' or quotes; the caller frees it. NULL if there are none. The same choices make the same
-   text. */
+/* The choices as one line of printable characters without '=' and quotes: those of this run, or
+   with `all` also those that were read and not used since. Equal choices make equal text. The
+   caller frees it. NULL if there are no choices. */
 static inline char *gemm_choices_text(int all) {
     size_t n = 0;
     for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) n += all || cm_gpu.gemm_choices[i].own;
@@ -241,7 +245,8 @@ static inline char *gemm_choices_text(int all) {
     return text;
 }
 
-/* Reads the entries of a text whose sum is right into n choices; 0 if they are damaged or out of order. */
+/* Reads n choices from the entries of a text whose checksum is right. Returns 0 if they are
+   damaged or out of order. */
 static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n) {
     for (size_t i = 0; i < n; i++, from += GEMM_ENTRY)
         if (!gemm_get_hex(&to[i].call, from, sizeof(GemmCall)) || from[GEMM_KEY_DIGITS] != ':' ||
@@ -252,8 +257,8 @@ static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n)
     return 1;
 }
 
-/* Splits a text into its header, entries and sum, and checks the sum: *entries is the first, *length how many
-   characters they are. */
+/* Splits a text into header, entries and checksum, and verifies the checksum. *entries is the
+   first entry, *length the number of characters in all. Returns 0, or -1 and err. */
 static inline int gemm_choices_split(const char *text, const char **entries, size_t *length,
                                      char *err) {
     uint64_t sum = 0;
@@ -277,10 +282,11 @@ static inline int gemm_choices_split(const char *text, const char **entries, siz
     return 0;
 }
 
-/* Takes the choices of a text of gemm_choices_text over those there are, and forgets the plans: from now on they
-   win over measurement. own: they are those of this run, which goes on. Returns 0; 1 where the text is of another
-   version of the library or of this program, or of another GPU: then nothing changes and err says so; -1 where
-   it is damaged: nothing changes and err says how. Call it before the first product, and never while the stream is captured. */
+/* Reads the choices of a text of gemm_choices_text and frees the plans. The choices replace
+   those of equal kinds and win over measurement. `own`: they are this run's. Returns 0. Returns
+   1 and err if the text is of another version of the library or of this program, or of another
+   GPU; -1 and err if it is damaged. In both cases nothing changes. Call it before the first
+   product, and never while the stream is captured. */
 static inline int gemm_choices_take(const char *text, int own, char *err) {
     char header[GEMM_HEADER];
     const char *entries = NULL;
@@ -311,7 +317,7 @@ static inline int gemm_choices_take(const char *text, int own, char *err) {
     return 0;
 }
 
-/* Forgets plans and choices. */
+/* Frees plans and choices. */
 static inline void gemm_choices_clear(void) {
     gemm_plans_clear();
     free(cm_gpu.gemm_choices);

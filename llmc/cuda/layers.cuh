@@ -1,7 +1,7 @@
 /*
-The model's layers on CUDA, forward and backward: the twins of llmc/cpu/layers.h, with the same names,
-arguments and contracts. N = B T tokens. All are bound by memory, save the matrix products. Embedding, norms
-and loss have files of their own; see rows.cuh for how they read.
+The model's layers on CUDA, forward and backward: the twins of llmc/cpu/layers.h, with its names,
+arguments and contracts. N = B T tokens. All but the matrix products are bound by memory. Embedding,
+norms and loss have files of their own. rows.cuh explains how kernels read rows.
 */
 #ifndef CM_CUDA_LAYERS_CUH
 #define CM_CUDA_LAYERS_CUH
@@ -22,7 +22,8 @@ static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, c
     gemm(0, 1, N, O, I, 1, x, (size_t)I, w, (size_t)I, 0, y, (size_t)O, b);
 }
 
-/* Sets dw, or with `add` adds to it; db is added to. */
+/* dw (O,I) is set, or added to with `add`; db is added to. dx, dw and db are skipped if they are
+   NULL. */
 static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
                                    const floatX *x, const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm(0, 0, N, I, O, 1, dy, (size_t)O, w, (size_t)I, 0, dx, (size_t)I);
@@ -33,9 +34,9 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
 /* ---------------------------------------------------------------------------------------------- */
 /* queries and keys */
 
-/* A block has a token and goes through its heads, G lanes a head, G a power of two. Elements j and
-   j + HS/2, which turn together, are one lane's: a is of the first half, b of the second, and lane l has
-   the vectors l, l + G, ... of W elements, V at most. */
+/* A block has a token and walks along its heads, with G lanes (a power of two) for a head.
+   Elements j and j + HS/2, which rotate together, belong to one lane: a holds the first half, b
+   the second. Lane l has the vectors l, l + G, ... of W elements, at most V of them. */
 template <int W, int V>
 __global__ static void __launch_bounds__(256)
     qk_forward_kernel(floatX *qkv, floatM *rstd, const floatM *__restrict__ cosine,
@@ -44,7 +45,8 @@ __global__ static void __launch_bounds__(256)
     int n = (int)blockIdx.x, half = HS / 2, lane = (int)threadIdx.x % G;
     size_t angle = (size_t)(first + n % T) * half;
     float inverse = 1 / (float)HS;
-    for (int h0 = 0; h0 < heads; h0 += (int)blockDim.x / G) { /* all lanes stay for the shuffles */
+    /* no lane leaves before the shuffles */
+    for (int h0 = 0; h0 < heads; h0 += (int)blockDim.x / G) {
         int h = h0 + (int)threadIdx.x / G;
         floatX *x = qkv + (size_t)n * stride + (size_t)h * HS;
         Raw<W> a_ahead[V], b_ahead[V];
@@ -81,7 +83,8 @@ __global__ static void __launch_bounds__(256)
     }
 }
 
-/* Laid out as above. The inner product of gradient and value is the same before and after a rotation. */
+/* Heads and lanes are shared out as in qk_forward_kernel. A rotation does not change the inner
+   product of gradient and value. */
 template <int W, int V>
 __global__ static void __launch_bounds__(256)
     qk_backward_kernel(floatX *dqkv, const floatX *__restrict__ qkv,
@@ -133,9 +136,9 @@ __global__ static void __launch_bounds__(256)
     }
 }
 
-/* How the kernels above share a token's heads out. */
+/* How the two kernels share out the heads of a token. */
 typedef struct {
-    int W, vectors, G; /* vectors of W elements in half a head, lanes a head */
+    int W, vectors, G; /* vectors of W elements in half a head; lanes for a head */
     unsigned threads;
 } QkShape;
 static inline QkShape qk_shape(int wide, int heads, int HS) {
@@ -182,7 +185,7 @@ static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rs
 /* ---------------------------------------------------------------------------------------------- */
 /* activations */
 
-/* act_is_gated, which device code may not call, as a constant. */
+/* act_is_gated as a constant, because device code cannot call it. */
 template <ActKind ACT> constexpr int act_gated = act_is_gated(ACT);
 
 template <ActKind ACT> __device__ static inline float act_value(float x, float up) {
@@ -212,7 +215,8 @@ __global__ static void __launch_bounds__(256)
     store(y + n * F + i, x);
 }
 
-/* d, the gradient of act(x) (for SwiGLU of silu(x) up), becomes that of x, and *up that of up. */
+/* d is the gradient of act(x), or of act(x) up with a gate. Returns the gradient of x, and sets
+   *up to the gradient of up. */
 template <ActKind ACT> __device__ static inline float act_slope(float d, float x, float *up) {
     float s, rest, gate;
     switch (ACT) {
@@ -245,8 +249,9 @@ __global__ static void __launch_bounds__(256)
     if constexpr (gated) store(dh + at + F, up);
 }
 
-/* The same gradient, and partials (P,H) of its sum over N, laid out as in column_sums_kernel: a warp has 32 W
-   columns of F; grid (columns, P), block (32, SUM_ROWS). */
+/* act_backward_kernel that also sums: partials (P,H) = the sums of dh over the rows of each
+   part, as in column_sums_kernel. A warp has 32 W columns of F. Grid (columns, P), block (32,
+   SUM_ROWS). */
 constexpr int act_ahead = 2; /* rows that a warp reads at a time */
 template <int W, ActKind ACT>
 __global__ static void __launch_bounds__(32 * SUM_ROWS)
@@ -349,7 +354,7 @@ static inline void act_backward_sums_by(floatX *dh, floatM *db, const floatX *dy
     add_partials({{db}}, partials, grid.y, H);
 }
 
-/* act_backward, and db (H) += the sum of dh over N. */
+/* act_backward with db (H) += the sum of dh over N. */
 static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, const floatX *h,
                                      int N, int F, int act) {
     if (all_wide(F, dh, dy, h)) act_backward_sums_by<XW>(dh, db, dy, h, N, F, act);
@@ -359,8 +364,9 @@ static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, c
 /* ---------------------------------------------------------------------------------------------- */
 /* a linear layer and the activation after it */
 
-/* GELU and its derivative may be computed in the product's epilogue, from sums that have not been rounded: one
-   tensor (N,F) less is written and read forward, two backward. 1: wherever the library can. */
+/* With cm_gpu.gelu_fused, GELU and its derivative are computed in the epilogue of the product,
+   from sums that are not rounded yet, wherever the library can. This saves writing and reading
+   one tensor (N,F) forward and two backward. */
 static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                       const floatX *b, int N, int I, int F, int act) {
     size_t i = (size_t)I, f = (size_t)F;
@@ -371,7 +377,8 @@ static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, con
     act_forward(y, h, N, F, act);
 }
 
-/* What an epilogue has computed from unrounded sums needs these again. */
+/* y once more, to the bit. An epilogue has computed it from unrounded sums, which takes the
+   product again. */
 static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                     const floatX *b, int N, int I, int F, int act) {
     if (act == ACT_GELU && cm_gpu.gelu_fused) linear_act_forward(y, h, x, w, b, N, I, F, act);
@@ -410,18 +417,18 @@ __global__ static void __launch_bounds__(256)
     }
 }
 
-/* The parameters as the layers read them. */
+/* w (n) = the parameters p as the layers read them. */
 static inline void cast_weights(floatX *w, const floatM *p, size_t n) {
     int W = wide_rows(w, 0) && wide_rows(p, 0) ? XW : 1;
     size_t blocks = (n + 256 * (size_t)W - 1) / (256 * (size_t)W);
-    unsigned grid = (unsigned)min_size(blocks, 1024); /* about what runs at a time */
+    unsigned grid = (unsigned)min_size(blocks, 1024); /* about as many blocks as run at a time */
     if (W > 1) LAUNCH(cast_kernel<XW>, grid, 256, 0, w, p, n);
     else LAUNCH(cast_kernel<1>, grid, 256, 0, w, p, n);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 
-/* Bytes of cuda_scratch that training a model takes here, with R rows of logits at a time. */
+/* Bytes of cuda_scratch that training takes in the layers, with R rows of logits at a time. */
 static inline size_t layers_scratch(const Shape *s, int R) {
     const size_t needs[] = {embed_scratch(s->N, s->C),  norm_scratch(s->N, s->C),
                             bias_scratch(s->N, s->QKV), bias_scratch(s->N, s->C),

@@ -1,6 +1,7 @@
 /*
-Finds a shared library when the program runs, wherever people have it: the CUDA toolkit, a distribution's
-package, or the `nvidia-*` wheels that PyTorch brings into a Python environment. Needs no CUDA.
+Finds a shared library when the program runs, wherever people have it: the CUDA toolkit, a
+distribution's package, or the `nvidia-*` wheels that PyTorch brings into a Python environment.
+Needs no CUDA.
 
 The places, in this order; the first file that loads is taken:
 
@@ -77,7 +78,8 @@ static inline int library_loaded_at(struct dl_phdr_info *info, size_t size, void
     return 1;
 }
 
-/* Path of the first loaded library whose file name starts so ("libcublasLt.so"); "" if there is none. */
+/* Path of the first loaded library whose file name starts so ("libcublasLt.so"); "" if there is
+   none. */
 static inline void library_loaded(const char *start, char *path, size_t size) {
     LibraryLoaded l = {start, path, size};
     if (size) path[0] = 0;
@@ -118,7 +120,8 @@ static inline void library_try_packages(LibraryFinder *f, const char *packages) 
     }
 }
 
-/* A Python environment, or the prefix of an interpreter: its packages, then its own libraries (conda's). */
+/* A Python environment, or the prefix of an interpreter: its packages, then its own libraries
+   (conda's). */
 static inline void library_try_python(LibraryFinder *f, const char *prefix) {
     static const char *const packages[] = {
         "lib/python3*/site-packages", "lib64/python3*/site-packages", "lib/python3*/dist-packages",
@@ -162,8 +165,8 @@ static inline void library_try_path(LibraryFinder *f) {
     }
 }
 
-/* Beside a library that is loaded: its folder; and where that is a wheel's, PACKAGES/nvidia/WHEEL/lib/FILE,
-   the other wheels of PACKAGES. */
+/* Beside a library that is loaded: its folder; and where that is a wheel's,
+   PACKAGES/nvidia/WHEEL/lib/FILE, the other wheels of PACKAGES. */
 static inline void library_try_beside(LibraryFinder *f) {
     char folder[PATH_MAX];
     if (!f->search->beside || !f->search->beside[0]) return;
@@ -214,8 +217,8 @@ static inline void library_try_pythons(LibraryFinder *f) {
     }
 }
 
-/* Loads a library: the handle, and where it lies in `path`. NULL: none loads, and `why` says what was wrong
-   with the last file that exists, or that there is none. */
+/* Loads a library: the handle, and where it lies in `path`. NULL: none loads, and `why` says
+   what was wrong with the last file that exists, or that there is none. */
 static inline void *library_open(const LibrarySearch *search, char *path, size_t size, char *why,
                                  size_t why_size) {
     static const char *const toolkits[] = {"CUDA_HOME", "CUDA_PATH", NULL};

@@ -1,8 +1,8 @@
 /*
-The operations of linalg.h on a GPU, on device memory. Element by element: one grid walks all views of an
-operation together. Products: cuBLASLt, batched. What is done to a small matrix in one piece stands in
-small.cuh. Nothing waits for the device but la_sum_squares. Sums are taken in an order that the shapes alone
-decide.
+The operations of linalg.h on a GPU, on device memory. Element by element: one grid walks all views
+of an operation together. Products: cuBLASLt, batched. What is done to a small matrix in one piece
+stands in small.cuh. Nothing waits for the device but la_sum_squares. Sums are taken in an order
+that the shapes alone decide.
 */
 #ifndef CM_CUDA_LINALG_CUH
 #define CM_CUDA_LINALG_CUH
@@ -24,16 +24,17 @@ static inline int la_fast(int on) { return cm_gpu.la_fast = on && cm_gpu.allow_t
 /* ---------------------------------------------------------------------------------------------- */
 /* Walking views                                                                                  */
 
-/* How a thread meets elements of a tile: one; four side by side, by 16-byte accesses; or, where views
-   differ in which of rows and columns are contiguous, four of a 32 x 32 tile that goes through shared
-   memory, so that every view is read and written along its own lines. */
+/* How a thread meets elements of a tile: one; four side by side, by 16-byte accesses; or, where
+   views differ in which of rows and columns are contiguous, four of a 32 x 32 tile that goes
+   through shared memory, so that every view is read and written along its own lines. */
 enum { LA_SINGLE = 1, LA_WIDE = 4, LA_TURNED = 0 };
 template <int MODE> struct LaShare {
     enum { N = MODE == LA_TURNED ? 4 : MODE };
 };
 
-/* N views over the same elements, view 0 with cs = 1, and the tiles of an item: `across` by `down`, of
-   `lanes` threads (each LA_WIDE or LA_SINGLE columns) by as many rows as the block has. */
+/* N views over the same elements, view 0 with cs = 1, and the tiles of an item: `across` by
+   `down`, of `lanes` threads (each LA_WIDE or LA_SINGLE columns) by as many rows as the block
+   has. */
 template <int N> struct LaWalk {
     Mat m[N];
     unsigned turned; /* bit v: view v has rs = 1 instead */
@@ -41,8 +42,8 @@ template <int N> struct LaWalk {
     unsigned across, down;
 };
 
-/* What the indices of an element are needed for: nothing, its item's number, or all three. The fewer,
-   the more lines that follow each other in memory become one. */
+/* What the indices of an element are needed for: nothing, its item's number, or all three. The
+   fewer, the more lines that follow each other in memory become one. */
 enum { LA_PLAIN, LA_BY_ITEM, LA_BY_ROW };
 
 template <int N> static inline void la_merge(Mat (&m)[N], int need) {
@@ -100,8 +101,8 @@ template <int N> static inline unsigned la_tiles(const LaWalk<N> &w) {
     return w.across * w.down * (unsigned)mat_count(w.m[0]);
 }
 
-/* A tile, and in it the first element of this thread; the others of four lie beside it, or, where views
-   are turned, 8 rows apart. */
+/* A tile, and in it the first element of this thread; the others of four lie beside it, or,
+   where views are turned, 8 rows apart. */
 typedef struct {
     unsigned item;
     int row, col; /* of the tile */
@@ -199,7 +200,8 @@ __device__ static inline void la_put(const float (&x)[N][LaShare<MODE>::N], cons
     }
 }
 
-/* N numbers as consecutive elements of T, by one access of N sizeof(T) bytes, for which p is aligned. */
+/* N numbers as consecutive elements of T, by one access of N sizeof(T) bytes, for which p is
+   aligned. */
 template <int N, typename T> __device__ static inline void la_pack(T *p, const float (&x)[N]) {
     if constexpr (N == 4 && sizeof(T) == 2) {
         T t[N];
@@ -222,7 +224,8 @@ template <int N, typename T> __device__ static inline void la_unpack(float (&x)[
     }
 }
 
-/* This thread's elements x of view 0 to a copy that is laid out as that view, from its first element on. */
+/* This thread's elements x of view 0 to a copy that is laid out as that view, from its first
+   element on. */
 template <int MODE, typename T, int N>
 __device__ static inline void la_put_copy(T *copy, const float (&x)[LaShare<MODE>::N],
                                           const LaWalk<N> &w, const LaSpot &at) {
@@ -240,8 +243,9 @@ __device__ static inline void la_put_copy(T *copy, const float (&x)[LaShare<MODE
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Element by element: F says how many views, which it reads and writes, and what it does with one
-   element x of each, which is (r, c) of an item. If it has a `copy`, view 0 is written there too   */
+/* Element by element: F says how many views, which it reads and writes, and what it does with
+   one element x of each, which is (r, c) of an item. If it has a `copy`, view 0 is written there
+   too */
 
 template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F::N> w) {
     BLOCK_SHARED(room, , LaRoom<MODE, F::N>);
@@ -330,7 +334,8 @@ struct LaRoundBf16 {
     }
 };
 
-/* Adam's moments m, v of the gradient g; APPLY: a step of the parameter, else the direction itself. */
+/* Adam's moments m, v of the gradient g; APPLY: a step of the parameter, else the direction
+   itself. */
 template <int APPLY> struct LaAdam {
     enum { N = 4, READS = APPLY ? 15 : 14, WRITES = 13, NEED = LA_PLAIN };
     float scale, b1, b2, rate, root, eps, keep;
@@ -399,7 +404,8 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Sums in double: a block sums every `pieces`-th tile of a group, then one block a group sums those  */
+/* Sums in double: a block sums every `pieces`-th tile of a group, then one block a group sums
+   those */
 
 enum { LA_PARTS = 4096 }; /* doubles in cm_gpu.la_parts */
 
@@ -512,8 +518,8 @@ static inline double la_sum_squares(const floatM *x, size_t n) {
 
 static inline double la_identity_gap(Mat X) { return (void)X, INFINITY; }
 
-/* Norms of 32 rows, or of 8: one warp a row that is contiguous; else 32 rows side by side, every eighth
-   column a thread. */
+/* Norms of 32 rows, or of 8: one warp a row that is contiguous; else 32 rows side by side, every
+   eighth column a thread. */
 template <int ACROSS>
 __global__ static void la_row_norms_kernel(float *norms, Mat X, unsigned tiles) {
     BLOCK_SHARED(part, [8][33], double);
@@ -627,8 +633,8 @@ static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, con
 /* ---------------------------------------------------------------------------------------------- */
 /* Symmetric matrices                                                                             */
 
-/* A 32 x 32 tile above the diagonal, and the one it mirrors: both get their mean, or the lower gets the
-   upper. */
+/* A 32 x 32 tile above the diagonal, and the one it mirrors: both get their mean, or the lower
+   gets the upper. */
 template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned tiles) {
     BLOCK_SHARED(upper, [32][33], float);
     BLOCK_SHARED(lower, [32][33], float);
@@ -677,7 +683,8 @@ static inline void la_mirror(Mat X) {
 static inline int la_level(Mat m) { return m.n0 == 1 || m.n1 == 1 || m.s0 == (size_t)m.n1 * m.s1; }
 static inline int64_t la_stride(Mat m) { return (int64_t)(m.n1 == 1 ? m.s0 : m.s1); }
 
-/* The row stride of a view as stored; of a single line it means nothing, but has to be a possible one. */
+/* The row stride of a view as stored; of a single line it means nothing, but has to be a
+   possible one. */
 static inline size_t la_lead(Mat m) {
     size_t ld = m.cs != 1 ? m.cs : m.rs, width = (size_t)(m.cs != 1 ? m.rows : m.cols);
     return ld > width ? ld : width;
@@ -699,7 +706,8 @@ static inline Mat la_inner_items(Mat m, int first, int n) {
     return m;
 }
 
-/* The items of m in the levels of another batch of as many, which those at equal distances can be in. */
+/* The items of m in the levels of another batch of as many, which those at equal distances can
+   be in. */
 static inline Mat la_regroup(Mat m, const Mat &like) {
     if (m.n1 == like.n1) return m;
     if (!la_level(m)) device_fail("internal error: a product of batches in different levels");
@@ -715,8 +723,8 @@ static inline int la_alike(Mat X, Mat Y) {
     return items && X.rows == Y.rows && X.cols == Y.cols && X.rs == Y.rs && X.cs == Y.cs;
 }
 
-/* One call for all items if they lie evenly; else one for each of the shorter level. An addend that lies in
-   another way than D is brought there first. */
+/* One call for all items if they lie evenly; else one for each of the shorter level. An addend
+   that lies in another way than D is brought there first. */
 enum { LA_ADD_FREE = 1 };
 static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     if (!mat_size(D)) return;
@@ -746,8 +754,8 @@ static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_add(C, a, A, B, b, C);
 }
 
-/* Beside rounding to ten bits the triangles' difference is nothing, and mirroring as long as a tenth of the
-   product. */
+/* Beside rounding to ten bits the triangles' difference is nothing, and mirroring as long as a
+   tenth of the product. */
 static inline void la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     la_gemm_add(D, a, A, B, b, C);
     if (!cm_gpu.la_fast) la_mirror(D);
@@ -767,8 +775,8 @@ static inline void la_gram(Mat G, Mat A, double b) {
 /* ---------------------------------------------------------------------------------------------- */
 /* The sign in bf16                                                                               */
 
-/* What --msign-compute auto means: bf16 where the layers compute in it, unless --tf32 off asks for exact
-   products of fp32. */
+/* What --msign-compute auto means: bf16 where the layers compute in it, unless --tf32 off asks
+   for exact products of fp32. */
 static inline int la_sign_in_bf16(int compute) {
     if (compute == COMPUTE_AUTO) return sizeof(floatX) == 2 && cm_gpu.allow_tf32;
     return compute == COMPUTE_BF16;
@@ -823,7 +831,8 @@ template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X
     else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
 }
 
-/* D (M,N) = a op(A) op(B) + b C for n items in bf16, which follow each other at pitches lda, ldb, ldc. */
+/* D (M,N) = a op(A) op(B) + b C for n items in bf16, which follow each other at pitches lda,
+   ldb, ldc. */
 static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, double a,
                                 const __nv_bfloat16 *A, size_t lda, const __nv_bfloat16 *B,
                                 size_t ldb, double b, const __nv_bfloat16 *C, __nv_bfloat16 *D,
@@ -837,7 +846,8 @@ static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, doub
     gemm_call(c, a, A, B, b, C, D, NULL);
 }
 
-/* Tall items are multiplied from the right: A = X^T X, X <- X P' + a X, so that nothing is transposed. */
+/* Tall items are multiplied from the right: A = X^T X, X <- X P' + a X, so that nothing is
+   transposed. */
 static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
                                Arena *arena) {
     const int n = mat_count(X), rows = X.rows, cols = X.cols, tall = rows > cols,

@@ -1,8 +1,8 @@
 /*
-What a warp computes with: matrix products on the tensor cores (mma.sync m16n8k16), the fragments they
-take, their loading from tiles in shared memory (ldmatrix), copies to shared memory that the threads need
-not wait for (cp.async), and how one block hands numbers to another (acquire and release). All the inline
-PTX of the backend is here; compute capability 8.0 and up.
+What a warp computes with: matrix products on the tensor cores (mma.sync m16n8k16), the fragments
+they take, their loading from tiles in shared memory (ldmatrix), copies to shared memory that the
+threads need not wait for (cp.async), and how one block hands numbers to another (acquire and
+release). All the inline PTX of the backend is here; compute capability 8.0 and up.
 
     C (16,8) += A (16,16) B (16,8)        A and B bf16, C float
 
@@ -13,13 +13,13 @@ A fragment is a lane's part of such a matrix. With g = lane / 4 and t = lane % 4
     B   row 2 t + e % 2 + 8 (e / 2)     column g                     e < 4
     C   row g + 8 (e / 2)         column 2 t + e % 2                 e < 4
 
-so that two C side by side are an A, element by element: a product's result is the next one's left side
-without leaving the registers. For float the same fragments hold float, and mma adds up products in fp32:
-slow, exact, and the same kernels.
+so that two C side by side are an A, element by element: a product's result is the next one's left
+side without leaving the registers. For float the same fragments hold float, and mma adds up
+products in fp32: slow, exact, and the same kernels.
 
-Under the emulator a fragment has the same layout, ldmatrix takes the same addresses, and all of it is a
-collective operation of the warp. Its blocks run one after another: a block that would have to wait ends the
-test.
+Under the emulator a fragment has the same layout, ldmatrix takes the same addresses, and all of it
+is a collective operation of the warp. Its blocks run one after another: a block that would have to
+wait ends the test.
 */
 #ifndef CM_CUDA_MMA_CUH
 #define CM_CUDA_MMA_CUH
@@ -46,9 +46,10 @@ __device__ static inline int frag_col(int e, int lane = warp_lane()) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Tiles: rows of D elements of T in shared memory. ldmatrix and 16-byte copies touch 8 rows at the same
-   columns at a time; so that these lie in different banks, the 16-byte pieces of a row are permuted:
-   piece c of row r is at c ^ r % 8 (with shorter rows, r / 2 % 4: two make up the 128 bytes of a turn). */
+/* Tiles: rows of D elements of T in shared memory. ldmatrix and 16-byte copies touch 8 rows at
+   the same columns at a time; so that these lie in different banks, the 16-byte pieces of a row
+   are permuted: piece c of row r is at c ^ r % 8 (with shorter rows, r / 2 % 4: two make up the
+   128 bytes of a turn). */
 
 template <typename T, int D> struct Tile {
     T *p;
@@ -56,8 +57,8 @@ template <typename T, int D> struct Tile {
 
     /* Where (row, col) is; the elements of its piece follow. */
     __device__ T *at(unsigned row, unsigned col) const { return p + place(row, col); }
-    /* Where (row + r, col + c) is, if row is a multiple of 8 and no bit is in both col and c: then a
-       compiler that knows row and col has little to compute. */
+    /* Where (row + r, col + c) is, if row is a multiple of 8 and no bit is in both col and c:
+       then a compiler that knows row and col has little to compute. */
     __device__ T *at(unsigned row, unsigned col, unsigned r, unsigned c) const {
         return p + row * D + (place(r, c) ^ col);
     }
@@ -158,8 +159,8 @@ __device__ static inline float fast_exp2(float x) {
     return y;
 }
 
-/* threadIdx.x, read anew: what is computed from it in a loop is computed there, and not kept in registers
-   around the loop. */
+/* threadIdx.x, read anew: what is computed from it in a loop is computed there, and not kept in
+   registers around the loop. */
 __device__ static inline int fresh_thread(void) {
     int thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -170,8 +171,9 @@ __device__ static inline unsigned shared_address(const void *p) {
     return (unsigned)__cvta_generic_to_shared(p);
 }
 
-/* Copies BYTES (4 or 16; both addresses aligned to it) from global to shared memory. The thread has them
-   when it has waited for the group in which they were committed, the others after the next barrier. */
+/* Copies BYTES (4 or 16; both addresses aligned to it) from global to shared memory. The thread
+   has them when it has waited for the group in which they were committed, the others after the
+   next barrier. */
 template <int BYTES> __device__ static inline void cp_async(void *to, const void *from) {
     if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
@@ -190,10 +192,11 @@ __device__ static inline void cp_async_wait(void) { /* until LEFT groups are und
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-/* How a block hands numbers in global memory to another that runs beside it. The giver: all threads store,
-   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count (and gets what it
-   saw, which may be more), __syncthreads(), all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
-   blocks ("Causality order" of the PTX manual), so that the other threads need no fence. A kernel that
+/* How a block hands numbers in global memory to another that runs beside it. The giver: all
+   threads store, __syncthreads(), one thread publishes a count. The taker: one thread awaits
+   that count (and gets what it saw, which may be more), __syncthreads(), all threads load.
+   Release and acquire at the scope of the GPU are transitive through the barriers of the blocks
+   ("Causality order" of the PTX manual), so that the other threads need no fence. A kernel that
    awaits must make sure that the giver is running or done. */
 __device__ static inline void publish_count(int *count, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(value) : "memory");
@@ -206,8 +209,8 @@ __device__ static inline int await_count(const int *count, int least) {
         __nanosleep(40);
     }
 }
-/* Loads and stores of such numbers: in the L2 cache, which all blocks share (an L1 cache may hold old lines);
-   volatile, so that no compiler moves them across the barriers. */
+/* Loads and stores of such numbers: in the L2 cache, which all blocks share (an L1 cache may
+   hold old lines); volatile, so that no compiler moves them across the barriers. */
 __device__ static inline float4 load_l2(const float4 *p) {
     float4 x;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -278,8 +281,8 @@ __device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a,
     ldmatrix<1>(a.x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 }
 
-/* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows row.. of
-   the tile, and along them run the terms of the sums, from col on. */
+/* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows
+   row.. of the tile, and along them run the terms of the sums, from col on. */
 template <int D>
 __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile,
                                      int row, int col, int lane = warp_lane()) {

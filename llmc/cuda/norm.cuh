@@ -1,5 +1,6 @@
 /*
-LayerNorm and RMSNorm on CUDA, forward with the residual sum on the way in, and backward.
+LayerNorm and RMSNorm on CUDA: forward, which first adds a branch to the residual stream, and
+backward.
 */
 #ifndef CM_CUDA_NORM_CUH
 #define CM_CUDA_NORM_CUH
@@ -7,9 +8,9 @@ LayerNorm and RMSNorm on CUDA, forward with the residual sum on the way in, and 
 #include "../shape.h"
 #include "rows.cuh"
 
-enum { NORM_ROWS = 8 }; /* of a block, one a warp */
+enum { NORM_ROWS = 8 }; /* rows of a block, one for each warp */
 
-/* A warp has a row, which it keeps in registers: V times 32 W elements of it or fewer. */
+/* A warp has a row and keeps it in registers: at most V times 32 W elements. */
 template <int W, int V>
 __global__ static void __launch_bounds__(32 * NORM_ROWS)
     norm_forward_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
@@ -57,7 +58,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
-/* The same for rows of any length, read again for each sum. */
+/* norm_forward_kernel for rows of any length, which are read again for each sum. */
 template <int W>
 __global__ static void __launch_bounds__(32 * NORM_ROWS)
     norm_forward_long_kernel(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
@@ -100,7 +101,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
     if (lane == 0) mean[n] = m, rstd[n] = r;
 }
 
-/* y must be none of the others. */
+/* y may not overlap any input. */
 static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
                                 const floatX *residual, const floatX *delta, const floatM *gain,
                                 const floatM *bias, int N, int C, int kind, double eps) {
@@ -119,11 +120,12 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
 #undef NORM_FORWARD
 }
 
-/* With dxhat = dy gain, dx = dres + rstd (dxhat - mean(dxhat) - xhat mean(dxhat xhat)), the first mean for
-   LayerNorm only. A block walks some rows, R at a time so that several loads are under way and one barrier
-   serves 2 R sums; a thread has W columns, whose parts of dgain, dbias and, with SUM, of the sum of dx it keeps
-   and leaves in partials: (blocks,C) of dgain, then of dbias, then of the sum. */
-enum { NORM_WARPS = 18 }; /* at most */
+/* With dxhat = dy gain:  dx = dres + rstd (dxhat - mean(dxhat) - xhat mean(dxhat xhat)); RMSNorm
+   has no first mean. A block walks along some rows, R at a time, so that several loads are in
+   flight and one barrier serves 2 R sums. A thread has W columns. It keeps its parts of dgain,
+   of dbias and, with SUM, of the sum of dx, and stores them in partials: (blocks,C) of dgain,
+   then of dbias, then of the sum. */
+enum { NORM_WARPS = 18 }; /* most warps of a block */
 template <int W, int R, int SUM>
 __global__ static void __launch_bounds__(32 * NORM_WARPS)
     norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy,
@@ -147,7 +149,7 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
         }
         UNROLLED_FOR (int k = 0; k < R; k++) {
             float m = n + k < end ? mean[n + k] : 0;
-            r[k] = n + k < end ? rstd[n + k] : 0; /* so that what is not there adds nothing */
+            r[k] = n + k < end ? rstd[n + k] : 0; /* rows that do not exist add nothing */
             unpack(xhat[k], x_ahead[k]);
             unpack(d[k], d_ahead[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
@@ -164,7 +166,8 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
             if (threadIdx.x % 32 == 0) room[turn][threadIdx.x / 32][k] = sum;
             sums[k] = 0;
         }
-        __syncthreads(); /* which this half of room, used again in two turns, needs no second time */
+        /* this half of room is used again after two turns, so one barrier is enough */
+        __syncthreads();
         for (int w = 0; w < warps; w++)
             UNROLLED_FOR (int k = 0; k < 2 * R; k += 4) {
                 load_floats(part, &room[turn][w][k]);
@@ -188,7 +191,7 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
     if constexpr (SUM) store_floats(partials + (2 * blocks + block) * C + c, dsum);
 }
 
-/* dx alone, a row to a warp, for what the kernel above cannot do. */
+/* dx alone, a row to a warp, for rows that norm_backward_kernel cannot do. */
 template <int W>
 __global__ static void __launch_bounds__(32 * NORM_ROWS)
     norm_dx_kernel(floatX *dx, const floatX *dy, const floatX *dres, const floatX *__restrict__ x,
@@ -221,8 +224,9 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
     }
 }
 
-/* Threads of a block of norm_backward_kernel, and how many blocks: as many as the 108 SMs of an A100 run at a
-   time, 21 warps each, which is also enough for an H100's memory; but at least 8 rows each. */
+/* Threads of a block of norm_backward_kernel, and the number of blocks: as many as the 108
+   multiprocessors of an A100 run at a time with 21 warps each, which also saturates the memory
+   of an H100; but at least 8 rows a block. */
 static inline unsigned norm_threads(int C) { return 32 * ceil_div((size_t)C, 32 * XW); }
 static inline unsigned norm_blocks(int N, int C) {
     unsigned most = ceil_div((size_t)N, 8), each = 21 * 32 / norm_threads(C),
@@ -246,12 +250,12 @@ static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias, f
     LAUNCH((column_sums_kernel<W, 1>), grid, block, 0, partials, dy, x, mean, rstd, N, C);
     add_partials({{dbias, dgain}}, partials, parts, C);
     grid = dim3(ceil_div((size_t)N, NORM_ROWS)),
-    block = dim3(32, NORM_ROWS); /* last, as dx may be dy */
+    block = dim3(32, NORM_ROWS); /* last, because dx may be dy */
     LAUNCH(norm_dx_kernel<W>, grid, block, 0, dx, dy, dres, x, gain, mean, rstd, N, C, centred);
     if (dsum) bias_backward(dsum, dx, N, C);
 }
 
-/* dx may be dy, dres or both. */
+/* dx may be dy, dres or both. dgain, dbias and dsum (C) are added to, each unless it is NULL. */
 static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
                                  const floatX *dy, const floatX *dres, const floatX *x,
                                  const floatM *gain, const floatM *mean, const floatM *rstd, int N,

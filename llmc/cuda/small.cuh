@@ -1,7 +1,7 @@
 /*
-Small matrices, one block of threads each: of up to 128 rows Grams of heads, and from the first product to
-the last in shared memory the inverse root's iteration and the sign's run on a Gram; and eigenvalues by
-Jacobi. Part of linalg.cuh.
+Small matrices, one block of threads each: of up to 128 rows Grams of heads, and from the first
+product to the last in shared memory the inverse root's iteration and the sign's run on a Gram; and
+eigenvalues by Jacobi. Part of linalg.cuh.
 */
 #ifndef CM_CUDA_SMALL_CUH
 #define CM_CUDA_SMALL_CUH
@@ -15,12 +15,12 @@ __device__ static inline floatM *la_at(const Mat &m, unsigned i) {
     return m.p + (size_t)(i / n1) * m.s0 + (size_t)(i % n1) * m.s1;
 }
 
-/* One block computes a matrix of up to K rows: SIDE x SIDE threads, each T x T of its elements, padded by
-   zeros to K = SIDE T. */
+/* One block computes a matrix of up to K rows: SIDE x SIDE threads, each T x T of its elements,
+   padded by zeros to K = SIDE T. */
 enum { LA_SMALL = 128 };
 template <int K> struct LaBlock {
-    /* In shared memory a thread's T rows of tile (i, j) are V consecutive ones in each of T / V groups. PITCH
-       keeps 16-byte accesses possible, and rows in different banks. */
+    /* In shared memory a thread's T rows of tile (i, j) are V consecutive ones in each of T / V
+       groups. PITCH keeps 16-byte accesses possible, and rows in different banks. */
     enum {
         SIDE = K <= 32 ? 8 : 16,
         T = K / SIDE,
@@ -45,15 +45,15 @@ template <int K> struct LaBlock {
 /* ---------------------------------------------------------------------------------------------- */
 /* Grams                                                                                          */
 
-/* Gram matrices of heads, wherever those lie: one block each. cuBLASLt would need a call for every layer.
-   (r,c) and (c,r) are the same sums in the same order, so the result is symmetric. */
+/* Gram matrices of heads, wherever those lie: one block each. cuBLASLt would need a call for
+   every layer. (r,c) and (c,r) are the same sums in the same order, so the result is symmetric. */
 enum { LA_GRAM_COLS = 32, LA_GRAM_PITCH = 36 };
 template <int K> struct LaGramShare {
     enum { N = K * LA_GRAM_COLS / LaBlock<K>::THREADS };
 };
 
-/* Where in a chunk of 32 columns element e of this thread lies: threads that are neighbours read neighbours
-   in memory, along the rows, or with ACROSS along the columns. */
+/* Where in a chunk of 32 columns element e of this thread lies: threads that are neighbours read
+   neighbours in memory, along the rows, or with ACROSS along the columns. */
 template <int K, int ACROSS> __device__ static inline int la_gram_row(int e) {
     int t = (int)threadIdx.x;
     return ACROSS ? t % 16 + 16 * (e % (K / 16)) : t / 32 + LaBlock<K>::THREADS / 32 * e;
@@ -124,7 +124,8 @@ static inline void la_small_gram(Mat G, Mat A, double b) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Iterations on small matrices: three of them in the shared memory of a block, from first to last step  */
+/* Iterations on small matrices: three of them in the shared memory of a block, from first to
+   last step */
 
 template <int K> static inline size_t la_block_bytes(void) {
     return 32 * sizeof(double) + 3 * LaBlock<K>::SIZE * sizeof(float);
@@ -146,8 +147,8 @@ __device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const flo
     }
 }
 
-/* sum = tile (up, left) of A B for k x k matrices. SYMMETRIC: A is, so that its columns are read as rows,
-   which lie side by side. */
+/* sum = tile (up, left) of A B for k x k matrices. SYMMETRIC: A is, so that its columns are read
+   as rows, which lie side by side. */
 template <int K, int SYMMETRIC, int T>
 __device__ static inline void la_block_product(float (&sum)[T][T], const float *A, const float *B,
                                                int up, int left, int k) {
@@ -172,7 +173,8 @@ __device__ static inline void la_block_product(float (&sum)[T][T], const float *
     }
 }
 
-/* The tiles on and above the diagonal in order, about half of them; this thread's, or none: up = SIDE. */
+/* The tiles on and above the diagonal in order, about half of them; this thread's, or none: up =
+   SIDE. */
 template <int K> __device__ static inline void la_upper_tile(int *up, int *left) {
     enum { SIDE = LaBlock<K>::SIDE };
     int t = (int)threadIdx.x;
@@ -250,7 +252,8 @@ __device__ static inline double la_gap_part(const float (&p)[T][T], int up, int 
     return sum;
 }
 
-/* Y = scale (G + damping I) for a norm below 1, and the first step from Z = I, P = Y. Returns the scale. */
+/* Y = scale (G + damping I) for a norm below 1, and the first step from Z = I, P = Y. Returns
+   the scale. */
 template <int K>
 __device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G,
                                              float damping, float a, float b, int up, int left) {
@@ -455,8 +458,8 @@ __device__ static inline void la_rotate_block(double *a, int m, int round, int i
     a[q * m + s] = a[s * m + q] = f * z + e * w;
 }
 
-/* Diagonalises a (m,m), m even, of which rows and columns from n on are zero; eigenvectors in the rows of
-   v. turns: shared memory for 3 m / 2 doubles. */
+/* Diagonalises a (m,m), m even, of which rows and columns from n on are zero; eigenvectors in
+   the rows of v. turns: shared memory for 3 m / 2 doubles. */
 __device__ static inline void la_jacobi_block(double *a, double *v, double *turns, double *sums,
                                               int m) {
     const int half = m / 2, t = (int)threadIdx.x, threads = (int)blockDim.x;

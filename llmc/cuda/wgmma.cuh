@@ -1,14 +1,17 @@
 /*
-What four warps, a warpgroup, compute with on compute capability 9.0 (sm_90a): wgmma.mma_async, asynchronous matrix
-products whose right side, and perhaps left side, the tensor cores read from shared memory.
+What four warps, a warpgroup, compute with on compute capability 9.0 (sm_90a): wgmma.mma_async,
+asynchronous matrix products whose right side, and perhaps left side, the tensor cores read from
+shared memory.
 
     C (64,N) += A (64,16) B (16,N)        A and B bf16, C float, N = 64 or 128
 
-C is in registers: warp w of the group has rows 16 w.. 16 w + 15 of it as N / 8 FragC of mma.cuh side by side. A in
-registers is a FragA of each warp's 16 rows. So a product's result is the next one's left side, as with mma.sync.
-("Register Fragments and Shared Memory Matrix Layouts" for wgmma .k16, PTX manual.)
+C is in registers: warp w of the group has rows 16 w.. 16 w + 15 of it as N / 8 FragC of mma.cuh
+side by side. A in registers is a FragA of each warp's 16 rows. So a product's result is the next
+one's left side, as with mma.sync. ("Register Fragments and Shared Memory Matrix Layouts" for wgmma
+.k16, PTX manual.)
 
-A matrix in shared memory is given by a descriptor, 64 bits ("Matrix Descriptor Format", all addresses >> 4):
+A matrix in shared memory is given by a descriptor, 64 bits ("Matrix Descriptor Format", all
+addresses >> 4):
 
     bits  0-13    where the matrix starts in shared memory
     bits 16-29    leading-dimension byte offset, LBO
@@ -16,9 +19,10 @@ A matrix in shared memory is given by a descriptor, 64 bits ("Matrix Descriptor 
     bits 49-51    base offset: 0, for the pattern of 8 rows of 128 bytes starts at multiples of 1024 bytes
     bits 62-63    swizzle: 1 is that of 128 bytes
 
-Only that swizzle is used: the 16-byte piece at address x lies at x ^ (x / 128 % 8) * 16, which is where Tile<bf16,64>
-puts it if it starts at a multiple of 1024. Which offsets mean what depends on the direction in which the matrix lies
-("Strides"; m is the row of A or the column of B, k the index of the sums, in elements of 2 bytes):
+Only that swizzle is used: the 16-byte piece at address x lies at x ^ (x / 128 % 8) * 16, which is
+where Tile<bf16,64> puts it if it starts at a multiple of 1024. Which offsets mean what depends on
+the direction in which the matrix lies ("Strides"; m is the row of A or the column of B, k the index
+of the sums, in elements of 2 bytes):
 
     K-major:   (m, k) at start + m / 8 SBO + m % 8 * 128 + 2 k
                SBO = 1024 where rows follow each other. LBO is not used: 16 k are within a row of 128 bytes. The next
@@ -28,21 +32,22 @@ puts it if it starts at a multiple of 1024. Which offsets mean what depends on t
                (transposed: rows of memory are k.) SBO = 1024; LBO is the distance of the next 64 columns. The next
                16 k start 2048 bytes further.
 
-A product is issued, committed with others to a group, and done when the group has been waited for. Until then its
-accumulators and the fragments of A must not be touched. The tensor cores are another proxy to memory: what threads
-have written to shared memory (stores, cp.async that was waited for) they see after wgmma_publish of the writers and
-a barrier. Order of a use:
+A product is issued, committed with others to a group, and done when the group has been waited for.
+Until then its accumulators and the fragments of A must not be touched. The tensor cores are another
+proxy to memory: what threads have written to shared memory (stores, cp.async that was waited for)
+they see after wgmma_publish of the writers and a barrier. Order of a use:
 
     stores or cp_async_wait; wgmma_publish; __syncthreads;
     wgmma_hold of all registers that take part; wgmma_fence; wgmma...; wgmma_commit;
     wgmma_wait; wgmma_hold of the result
 
-wgmma_hold makes no instruction: it keeps the compiler from moving what it knows of these registers across the other
-calls, whose asynchronous effect it does not know.
+wgmma_hold makes no instruction: it keeps the compiler from moving what it knows of these registers
+across the other calls, whose asynchronous effect it does not know.
 
-Under the emulator descriptors are decoded as above, addresses count from a base that is no multiple of 1024, and a
-product is done when it is waited for, from what registers hold then, and shared memory, which must be as all threads
-last published it. The four warps have to issue the same products in the same order.
+Under the emulator descriptors are decoded as above, addresses count from a base that is no multiple
+of 1024, and a product is done when it is waited for, from what registers hold then, and shared
+memory, which must be as all threads last published it. The four warps have to issue the same
+products in the same order.
 */
 #ifndef CM_CUDA_WGMMA_CUH
 #define CM_CUDA_WGMMA_CUH
@@ -243,11 +248,13 @@ __device__ static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &
                        "n"(TRANS_B));
 }
 
-/* A barrier of the threads of one warpgroup, the group-th of the block. Barrier 0 is __syncthreads. */
+/* A barrier of the threads of one warpgroup, the group-th of the block. Barrier 0 is
+   __syncthreads. */
 __device__ static inline void warpgroup_barrier(int group) {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"((int)WARPGROUP) : "memory");
 }
-/* What this thread has written to shared memory is seen by products that are issued after the next barrier. */
+/* What this thread has written to shared memory is seen by products that are issued after the
+   next barrier. */
 __device__ static inline void wgmma_publish(void) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -300,8 +307,8 @@ template <int N> __device__ static inline void wgmma_hold(FragA<__nv_bfloat16> (
 
 /* ---------------------------------------------------------------------------------------------- */
 
-/* A matrix of ROWS rows of D bf16 in shared memory, from a multiple of 1024 bytes on: panels of 64 columns, each a
-   Tile<bf16,64>, one after the other. */
+/* A matrix of ROWS rows of D bf16 in shared memory, from a multiple of 1024 bytes on: panels of
+   64 columns, each a Tile<bf16,64>, one after the other. */
 template <int ROWS, int D> struct Panels {
     __nv_bfloat16 *p;
     static constexpr int PANEL = ROWS * 64; /* elements */
@@ -310,12 +317,13 @@ template <int ROWS, int D> struct Panels {
     __device__ __nv_bfloat16 *at(unsigned row, unsigned col) const {
         return p + col / 64 * PANEL + Tile<__nv_bfloat16, 64>::place(row, col % 64);
     }
-    /* Rows row.. of it (a multiple of 8) and columns col.. to col + 15 (a multiple of 16) as a side of a product
-       whose sums run along the columns: K-major. */
+    /* Rows row.. of it (a multiple of 8) and columns col.. to col + 15 (a multiple of 16) as a
+       side of a product whose sums run along the columns: K-major. */
     __device__ uint64_t along(int row, int col) const {
         return describe(col / 64 * PANEL + row * 64 + col % 64, 16);
     }
-    /* Rows row.. to row + 15 and columns col.. (a multiple of 64), where the sums run along the rows: MN-major. */
+    /* Rows row.. to row + 15 and columns col.. (a multiple of 64), where the sums run along the
+       rows: MN-major. */
     __device__ uint64_t down(int row, int col) const {
         return describe(col / 64 * PANEL + row * 64, PANEL * (int)sizeof *p);
     }
