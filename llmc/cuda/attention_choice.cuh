@@ -1,13 +1,13 @@
 /*
-Who computes attention: our portable kernels (attention.cuh), those for Hopper (attention_sm90.cuh),
-or cuDNN's (cudnn.cuh), by --attention and by a trial at start. The trial runs a candidate and the
-portable kernels on random numbers of the run's own shape, and asks that the candidate agrees with
-them, that its repetitions give equal bits, and, where the choice is ours, that it is faster. The
-fastest candidate is taken.
+Which kernels compute attention: our portable ones (attention.cuh), ours for Hopper
+(attention_sm90.cuh), or cuDNN's (cudnn.cuh). --attention and a trial at start decide. The trial
+runs a candidate and the portable kernels on random numbers of the run's shape. It requires that the
+candidate agrees with the portable kernels, that its repetitions give equal bits, and, with
+--attention auto, that it is faster. Auto takes the fastest candidate.
 
-After the trial nothing is chosen again: a run that went over to other kernels in the middle would
-go on in other bits than the same run uninterrupted. So a pass that cuDNN then refuses ends the
-program.
+After the trial the choice stays: a run that changed kernels in the middle would have other bits
+than an uninterrupted run. So if cuDNN refuses a pass later, that is a recorded failure, which ends
+the run.
 */
 #ifndef CM_CUDA_ATTENTION_CHOICE_CUH
 #define CM_CUDA_ATTENTION_CHOICE_CUH
@@ -17,7 +17,7 @@ program.
 #include "cudnn.cuh"
 #include "noise.cuh"
 
-/* Whose attention. */
+/* The kernels that a trial runs. */
 typedef enum { TRIAL_FLASH, TRIAL_HOPPER, TRIAL_CUDNN } TrialKind;
 static inline const char *trial_name(TrialKind who) {
     switch (who) {
@@ -28,34 +28,34 @@ static inline const char *trial_name(TrialKind who) {
     return "";
 }
 
-/* The attention of a run's largest batch: B sequences of T tokens, NH query heads, NKV key
-   heads, HS columns each; scale multiplies q . k. */
+/* The attention of a run's largest batch: B sequences of T tokens, NH query heads and NKV key
+   heads of HS columns. scale multiplies q . k. */
 typedef struct {
     int B, T, NH, NKV, HS;
     double scale;
 } AttentionShape;
 
-/* Results of one forward and backward pass, on the device. */
+/* Results of one forward and backward pass, in device memory. */
 typedef struct {
     floatX *out, *dqkv;
     floatM *lse;
 } AttentionResult;
 
-/* One batch of random numbers, and what is made of it. */
+/* One batch of random numbers and its results. */
 typedef struct {
     int B, T, NH, NKV, HS;
     double scale;
     floatX *qkv, *dout;
-    AttentionResult now, first; /* of this run, and of the candidate's first */
+    AttentionResult now, first; /* results of the latest run; of the candidate's first run */
     int *differs;
     char *memory;
     size_t results; /* bytes from now.out to the end of now.lse */
 } AttentionTrial;
 
-/* Sequences of a trial whose numbers are compared on the host. */
+/* The first sequences of a trial, whose numbers are compared on the host. */
 enum { TRIAL_SEQUENCES = 4 };
 
-/* Elements of out, of dqkv and of lse of B sequences. */
+/* Elements of out, of dqkv and of lse for B sequences. */
 static inline size_t trial_out(const AttentionTrial *t, int B) {
     return (size_t)B * (size_t)t->T * (size_t)(t->NH * t->HS);
 }
@@ -66,15 +66,15 @@ static inline size_t trial_rows(const AttentionTrial *t, int B) {
     return (size_t)B * (size_t)t->T * (size_t)t->NH;
 }
 
-/* *differs = 1 where n words of a and b are not all the same. Every thread that writes writes 1. */
+/* Sets *differs to 1 if n words of a and b are not equal. Several threads may write the 1. */
 __global__ static void attention_differs(const unsigned *a, const unsigned *b, size_t n,
                                          int *differs) {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n && a[i] != b[i]) *differs = 1;
 }
 
-/* Divides one allocation among the arrays of a trial of t->B sequences; NULL: returns its size
-   in bytes. */
+/* Divides one allocation among the arrays of a trial of t->B sequences. Returns its size in
+   bytes; with memory NULL that is all it does. */
 static inline size_t trial_layout(AttentionTrial *t, char *memory) {
     size_t out = trial_out(t, t->B) * sizeof(floatX), qkv = trial_qkv(t, t->B) * sizeof(floatX);
     size_t lse = trial_rows(t, t->B) * sizeof(floatM);
@@ -97,8 +97,8 @@ static inline void trial_free(AttentionTrial *t) {
     t->memory = NULL;
 }
 
-/* Plans t->B sequences and takes the memory for them, with the scratch of both kinds of
-   attention. Returns 1 where there is too little, -1 where cuDNN has no plan. */
+/* Plans t->B sequences and allocates their memory, and scratch for both candidates. Returns 0; 1
+   if there is too little memory; -1 and `why` if cuDNN has no plan. */
 static inline int trial_take(AttentionTrial *t, TrialKind who, char *why, size_t size) {
     char *memory = NULL;
     if (who == TRIAL_CUDNN && cudnn_attention_plan(t->B, t->T, t->NH, t->NKV, t->HS, why, size))
@@ -113,8 +113,9 @@ static inline int trial_take(AttentionTrial *t, TrialKind who, char *why, size_t
     return 1;
 }
 
-/* A trial of the run's batch, or of the largest half, quarter... of it that the memory has room
-   for: two sums that race for one place are likelier to be seen in a full grid. */
+/* Makes a trial of the run's batch, or of the largest half, quarter... of it that fits in
+   memory: a race between two sums is likelier to show in a full grid. Returns 0, or -1 and
+   `why`. */
 static inline int trial_start(AttentionTrial *t, const AttentionShape *s, TrialKind who, char *why,
                               size_t size) {
     memset(t, 0, sizeof *t);
@@ -131,12 +132,12 @@ static inline int trial_start(AttentionTrial *t, const AttentionShape *s, TrialK
     if (status < 0) return -1;
     if (status) return cudnn_refuse(why, size, "no room to try %s", trial_name(who));
     size_t qkv = trial_qkv(t, t->B), out = trial_out(t, t->B);
-    device_noise(t->qkv, qkv, sqrt(3), 1); /* of variance 1 */
+    device_noise(t->qkv, qkv, sqrt(3), 1); /* variance 1 */
     device_noise(t->dout, out, sqrt(3), 77777);
     return 0;
 }
 
-/* Forward and backward by one of them; -1: it refuses. */
+/* Forward and backward pass by `who`. Returns 0, or -1 if these kernels refuse. */
 static inline int trial_run(const AttentionTrial *t, TrialKind who) {
     const AttentionResult *r = &t->now;
     AttentionForward forward = NULL;
@@ -161,13 +162,14 @@ static inline int trial_run(const AttentionTrial *t, TrialKind who) {
                     t->scale);
 }
 
-/* The same into memory that holds NaN, so that what is not written is noticed. */
+/* trial_run into memory full of NaN, so that a missing write is noticed. */
 static inline int trial_run_anew(const AttentionTrial *t, TrialKind who) {
     CUDA_CHECK(cudaMemsetAsync(t->now.out, 0xff, t->results, cm_gpu.stream));
     return trial_run(t, who);
 }
 
-/* Copies the results of the first TRIAL_SEQUENCES to the host; free r->out. -1: no memory. */
+/* Copies the results of the first TRIAL_SEQUENCES to the host. The caller frees r->out. Returns
+   0, or -1 if there is no memory. */
 static inline int trial_download(const AttentionTrial *t, AttentionResult *r) {
     int B = min_int(t->B, TRIAL_SEQUENCES);
     size_t out = trial_out(t, B) * sizeof(floatX), qkv = trial_qkv(t, B) * sizeof(floatX);
@@ -183,7 +185,7 @@ static inline int trial_download(const AttentionTrial *t, AttentionResult *r) {
     return 0;
 }
 
-/* ||a - b|| / ||b|| over columns first .. first + count of rows of `width` elements; infinity
+/* ||a - b|| / ||b|| over columns [first, first + count) of rows of `width` elements; infinity
    for NaN. */
 template <typename T>
 static inline double attention_distance(const T *a, const T *b, size_t rows, int width, int first,
@@ -199,9 +201,9 @@ static inline double attention_distance(const T *a, const T *b, size_t rows, int
     return r == r ? r : INFINITY;
 }
 
-/* Whether the candidate computes what the portable kernels do. Both round p and ds to bf16, so
-   that results differ by some 2^-9 of their size, gradients by some more. dq, dk and dv are
-   compared one by one: the largest would hide errors of the others. */
+/* Returns 0 if the candidate agrees with the portable kernels, else -1 and `why`. Both round p
+   and ds to bf16, so results differ by some 2^-9 of their size, gradients by more. dq, dk and dv
+   are compared separately, because the largest would hide the errors of the others. */
 static inline int trial_agrees(const AttentionTrial *t, TrialKind who, const AttentionResult *own,
                                const AttentionResult *theirs, char *why, size_t size) {
     size_t rows = (size_t)min_int(t->B, TRIAL_SEQUENCES) * (size_t)t->T;
@@ -219,7 +221,7 @@ static inline int trial_agrees(const AttentionTrial *t, TrialKind who, const Att
         trial_name(who), out, lse, dq, dk, dv);
 }
 
-/* Whether the last results have the bits of the candidate's first. */
+/* Whether the latest results have the bits of the candidate's first run. */
 static inline int trial_same_bits(const AttentionTrial *t) {
     const void *const now[3] = {t->now.out, t->now.dqkv, t->now.lse};
     const void *const first[3] = {t->first.out, t->first.dqkv, t->first.lse};
@@ -237,13 +239,13 @@ static inline int trial_same_bits(const AttentionTrial *t) {
     return !differs;
 }
 
-/* Why a candidate did not run. */
+/* Why a candidate's run failed. */
 static inline const char *trial_failure(TrialKind who) {
     return who == TRIAL_CUDNN && cudnn_failure()[0] ? cudnn_failure() : "out of memory: a trial";
 }
 
-/* Whether the candidate agrees with the portable kernels, and, but for cm_gpu.cudnn_fast, gives
-   equal bits in three runs. */
+/* Returns 0 if the candidate agrees with the portable kernels and, unless cudnn_fast is on,
+   gives equal bits in three runs; else -1 and `why`. */
 static inline int attention_compare(const AttentionTrial *t, TrialKind who, char *why,
                                     size_t size) {
     AttentionResult own = {NULL, NULL, NULL}, theirs = {NULL, NULL, NULL};
@@ -267,7 +269,7 @@ static inline int attention_compare(const AttentionTrial *t, TrialKind who, char
     return 0;
 }
 
-/* Milliseconds of forward and backward, the median of five. */
+/* Milliseconds of forward and backward pass: the median of five runs. */
 static inline float attention_ms(const AttentionTrial *t, TrialKind who) {
     enum { ROUNDS = 5 };
     float ms[ROUNDS] = {0};
@@ -293,24 +295,24 @@ static inline float attention_ms(const AttentionTrial *t, TrialKind who) {
     return ms[ROUNDS / 2];
 }
 
-/* The shortest sequences that auto runs trials for. cuDNN's plans take some seconds to compile,
-   and the attention of shorter sequences takes next to no time. */
+/* auto tries no candidate for sequences shorter than this: cuDNN's plans take seconds to
+   compile, and short attention takes hardly any time. */
 enum { ATTENTION_WORTH_IT = 512 };
 
-/* auto takes a candidate that is faster by more than this: a tenth is beyond the noise of five
-   timings, and less is not worth other kernels. */
+/* auto takes a candidate only if it is more than this many times faster. A tenth is more than
+   the noise of five timings, and less would not justify other kernels. */
 #define ATTENTION_GAIN 1.1
 
-/* auto leaves cuDNN more workspace than this part of the free memory to whoever names cuDNN: ds
-   of all heads, (B,NH,T,T) in bf16, would take the memory of the activations. */
+/* auto refuses cuDNN if its workspace takes more than this part of the free memory. ds of all
+   heads, (B,NH,T,T) in bf16, would crowd out the activations. */
 enum { CUDNN_WORKSPACE_PART = 8 };
 
-/* Whether auto tries the kernels for Hopper. Not before a device has run their tests: an illegal
-   access or a hang in the trial would end a run that did not ask for them. The help of
-   --attention says so too. */
+/* Whether auto tries the kernels for Hopper: not before their tests have run on a device,
+   because an illegal access or a hang in the trial would end a run that did not ask for them.
+   The help of --attention says so. */
 enum { HOPPER_BY_ITSELF = 0 };
 
-/* Whether a trial of a candidate is to be had: its plan, its device, its memory. */
+/* Returns 0 if a candidate can be tried: it has a plan, a device and memory. Else -1 and `why`. */
 static inline int attention_can(const AttentionShape *s, int automatic, TrialKind who, char *why,
                                 size_t size) {
     size_t room = 0, all = 0;
@@ -326,8 +328,9 @@ static inline int attention_can(const AttentionShape *s, int automatic, TrialKin
     return 0;
 }
 
-/* Whether a candidate can do this run's attention; *faster: the time of the portable kernels
-   over its own, 0 where times mean nothing. Leaves the plans, and no memory of the device. */
+/* Tries a candidate. Returns 0 if it can do the run's attention, else -1 and `why`. *faster is
+   the time of the portable kernels over its time; 0 if times mean nothing. Keeps cuDNN's plans
+   and frees all device memory. */
 static inline int attention_try(const AttentionShape *s, int automatic, TrialKind who,
                                 double *faster, char *why, size_t size) {
     AttentionTrial t;
@@ -346,8 +349,8 @@ static inline int attention_try(const AttentionShape *s, int automatic, TrialKin
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* cuDNN's passes after the choice. What a CUDA graph has recorded of them stays as it is, and is
-   not asked again. */
+/* cuDNN's passes after the choice. A CUDA graph replays the passes that it has recorded and does
+   not ask again. */
 
 static inline void attention_ends(void) {
     device_fail("%s. The run cannot change to other kernels of attention in the middle, which "
@@ -368,21 +371,21 @@ static inline int attention_cudnn_backward(floatX *dqkv, const floatX *dout, con
     return 0;
 }
 
-/* What a trial has said of a candidate. */
+/* The result of a candidate's trial. */
 typedef struct {
-    int status;    /* 0: it can */
-    double faster; /* than the portable kernels, as a factor */
-    char why[384]; /* it cannot, or its time */
+    int status;    /* 0: the candidate can do the run's attention */
+    double faster; /* how many times faster than the portable kernels */
+    char why[384]; /* why it cannot */
 } Candidate;
 
-/* Adds as much of a text as there is room for. */
+/* Appends as much of a text as there is room for. */
 static inline void note_add(char *note, size_t size, const char *text) {
     size_t n = strlen(note);
     for (; *text && n + 1 < size; n++) note[n] = *text++;
     note[n] = 0;
 }
 
-/* Adds what was said of a candidate that was not taken: a reason, or its time. */
+/* Appends why a candidate was not taken: its reason, or its time. */
 static inline void candidate_note(char *note, size_t size, const Candidate *a, const char *name) {
     char time[64];
     double times = a->faster < 1 ? 1 / a->faster : a->faster;
@@ -390,7 +393,7 @@ static inline void candidate_note(char *note, size_t size, const Candidate *a, c
     note_add(note, size, a->status ? a->why : time);
 }
 
-/* Leaves attention to a candidate, and says so in the note. */
+/* Makes a candidate the run's attention, and describes it in `note`. */
 static inline void attention_take(TrialKind who, double faster, char *note, size_t size) {
     char name[32] = "hopper", engines[128] = "", than[64] = "";
     double times = faster < 1 ? 1 / faster : faster;
@@ -411,7 +414,8 @@ static inline void attention_take(TrialKind who, double faster, char *note, size
              cm_gpu.cudnn_fast ? "; equal runs may differ in bits" : "", engines);
 }
 
-/* Takes the candidate that --attention names; -1 and err: it cannot do this run. */
+/* Makes the candidate that --attention names the run's attention. Returns 0, or -1 and err if it
+   cannot do the shape. */
 static inline int attention_named(TrialKind who, const AttentionShape *s, char *note, size_t size,
                                   char *err) {
     const char *flag = who == TRIAL_HOPPER ? "hopper" : cm_gpu.cudnn_fast ? "cudnn-fast" : "cudnn";
@@ -426,8 +430,7 @@ static inline int attention_named(TrialKind who, const AttentionShape *s, char *
     return 0;
 }
 
-/* The note of a run that keeps the portable kernels: what the candidates said, or how long they
-   took. */
+/* The note of a run that keeps the portable kernels: why each candidate was not taken. */
 static inline void attention_note_flash(const Candidate *hopper, const Candidate *dnn, char *note,
                                         size_t size) {
     char name[32];
@@ -442,8 +445,8 @@ static inline void attention_note_flash(const Candidate *hopper, const Candidate
     note_add(note, size, ")");
 }
 
-/* Tries the candidates and takes the fastest one, if it is faster than the portable kernels by
-   more than ATTENTION_GAIN. Returns the choice. */
+/* Tries the candidates, and takes the fastest if it is ATTENTION_GAIN times faster than the
+   portable kernels. Returns the choice. */
 static inline AttentionKind attention_fastest(const AttentionShape *s, char *note, size_t size) {
     static const TrialKind tried[] = {TRIAL_HOPPER, TRIAL_CUDNN};
     Candidate a[TRIAL_CUDNN + 1];
@@ -467,9 +470,9 @@ static inline AttentionKind attention_fastest(const AttentionShape *s, char *not
     return ATTENTION_FLASH;
 }
 
-/* Chooses the kernels behind attention_forward and attention_backward by *kind, makes an auto in
-   it flash, hopper or cudnn (never cudnn-fast), and says in `note` why. Returns 0, or -1 and err
-   where the kernels that were named cannot do this shape. */
+/* Sets the kernels behind attention_forward and attention_backward by *kind. ATTENTION_AUTO
+   becomes flash, hopper or cudnn, never cudnn-fast. `note` says what was chosen and why. Returns
+   0, or -1 and err if the kernels that were named cannot do this shape. */
 static inline int attention_choose(AttentionKind *kind, const AttentionShape *s, char *note,
                                    size_t size, char *err) {
     cm_gpu.attention_faster = 0;

@@ -1,27 +1,27 @@
 /*
-Attention for compute capability 9.0 (Hopper), bf16, heads of 64 or 128: the contract, the formulas
-and the order of dq's sums of attention.cuh, with the products of wgmma.cuh. Everything else takes
-the kernels there.
+Attention for compute capability 9.0 (Hopper), in bf16, for heads of 64 or 128 columns. Contract,
+formulas and the order of dq's sums are those of attention.cuh; the products are those of wgmma.cuh.
+All other shapes use the kernels of attention.cuh.
 
-A block is two warpgroups; each has 64 rows of the block's 128 as the left side of its products.
+A block is two warpgroups. Each keeps 64 of the block's 128 rows as the left side of its products.
 
-    forward     has queries, walks along keys:      s = q k^T                               out += p v
-    backward    has keys, walks along queries:      s^T = k q^T,  dp^T = v dout^T           dv += p^T dout
-                                                                                            dk += ds^T q
-                                                                                            dq += ds k
+    forward   keeps queries, walks along keys:    s = q k^T                         out += p v
+    backward  keeps keys, walks along queries:    s^T = k q^T,  dp^T = v dout^T     dv += p^T dout
+                                                                                    dk += ds^T q
+                                                                                    dq += ds k
 
-Forward, after Shah et al., "FlashAttention-3" (2024): the scores of the next keys are under way
-during the softmax of these, and so is the product with the values. At D = 64 queries are in
-registers, with two blocks on a multiprocessor; at D = 128 in shared memory, with one. Keys arrive
-one step ahead of values.
+Forward, after Shah et al., "FlashAttention-3" (2024): the scores of the next keys, and the product
+with the values, are computed during the softmax of the current keys. At D = 64 queries are in
+registers and a multiprocessor has two blocks; at D = 128 queries are in shared memory and it has
+one. Keys arrive one step ahead of values.
 
-Backward: p and ds go from registers into dv and dk, ds^T through shared memory into dq, of which
-each warpgroup computes (64,64) from all keys of the block. The parts of dq are added up in scratch
-in the order of the tiles of keys, by tickets and counts as in attention.cuh; each warpgroup has its
-own counts. The scores of the next queries are under way while a part is added (D = 64; at 128 there
-are no registers left for them).
+Backward: p and ds go from registers into dv and dk. ds^T goes through shared memory into dq, of
+which each warpgroup computes (64,64) from all keys of the block. The contributions to dq are added
+up in scratch in the order of the tiles of keys, by tickets and counts as in attention.cuh; each
+warpgroup has counts of its own. At D = 64 the scores of the next queries are computed while a
+contribution is added; at D = 128 there are no registers left for that.
 
-Whether it is used is decided by a trial at start (attention_choice.cuh).
+A trial at start decides on the use of these kernels (attention_choice.cuh).
 */
 #ifndef CM_CUDA_ATTENTION_SM90_CUH
 #define CM_CUDA_ATTENTION_SM90_CUH
@@ -29,20 +29,20 @@ Whether it is used is decided by a trial at start (attention_choice.cuh).
 #include "attention.cuh"
 #include "wgmma.cuh"
 
-/* 1 from a device whose code was compiled with wgmma. */
+/* Sets *answer to 1 if the device's code was compiled with wgmma. */
 __global__ static void hopper_probe(int *answer) { *answer = wgmma_compiled; }
 
 #ifndef CM_FP32
 
 enum { HOPPER_ROWS = 128, HOPPER_THREADS = 2 * WARPGROUP };
 
-/* Sizes for heads of D columns. NT, DT: fragments side by side, of scores and of a sum. BLOCKS
-   are together on a multiprocessor. Shared memory has WGMMA_ALIGN bytes more than its matrices,
-   which it begins somewhere in. */
+/* Sizes for heads of D columns. NT and DT are the fragments side by side in scores and in a sum.
+   BLOCKS run on a multiprocessor together. Shared memory is WGMMA_ALIGN bytes larger than its
+   matrices, so that these can be aligned. */
 template <int D> struct HopperForward {
     static constexpr int STEP = D == 64 ? 64 : 128, BLOCKS = D == 64 ? 2 : 1;
     static constexpr int NT = STEP / 8, DT = D / 8;
-    /* Shared memory: the queries, two times STEP keys, two times STEP values. */
+    /* Shared memory: the queries, twice STEP keys, twice STEP values. */
     static constexpr int STAY = HOPPER_ROWS * D, HALF = STEP * D;
     static constexpr size_t BYTES = (STAY + 4 * HALF) * sizeof(floatX) + WGMMA_ALIGN;
     static_assert(BLOCKS * (BYTES + 1024) <= 228 << 10,
@@ -51,11 +51,11 @@ template <int D> struct HopperForward {
 
 template <int D> struct HopperBackward {
     static constexpr int STEP = D == 64 ? 128 : 64;
-    static constexpr int PART = 64; /* queries that a warpgroup has scores of at a time */
+    static constexpr int PART = 64; /* queries that a warpgroup computes scores of at a time */
     static constexpr int NT = PART / 8, DT = D / 8;
     static constexpr int AHEAD = D == 64; /* registers suffice for the next scores beside dq */
-    /* Shared memory: keys and values; of two steps STEP queries and their dout, a pair, and ds;
-       lse and D of two. */
+    /* Shared memory: keys and values; for two steps a pair of STEP queries and their dout, ds,
+       and lse and D. */
     static constexpr int STAGES = 2, STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D,
                          DS = HOPPER_ROWS * STEP;
     static constexpr size_t BYTES = (STAY + STAGES * PAIR + 2 * DS) * sizeof(floatX) +
@@ -69,13 +69,14 @@ template <int D> struct HopperBackward {
 /* ---------------------------------------------------------------------------------------------- */
 /* parts of the kernels */
 
-/* Number of this thread's warpgroup, which the compiler knows to be that of all lanes. */
+/* The number of this thread's warpgroup. The shuffle tells the compiler that all lanes have the
+   same. */
 __device__ static inline int hopper_group(void) {
     return __shfl_sync(FULL_WARP, (int)threadIdx.x / WARPGROUP, 0);
 }
 
-/* `rows` rows of D elements at p, ld apart and aligned to 16 bytes, into a matrix of ROWS rows;
-   its rest becomes 0. */
+/* Loads `rows` rows of D elements, ld apart and aligned to 16 bytes, from p into a matrix of
+   ROWS rows; the rest of the matrix becomes 0. */
 template <int ROWS, int D>
 __device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *p, int ld, int rows,
                                           int thread) {
@@ -91,9 +92,9 @@ __device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *
     }
 }
 
-/* Writes o, the warp's rows row.. of a matrix, to `rows` rows of D elements at p, ld apart. The
-   matrix is used to bring the elements of a piece together; nobody reads these rows of it any
-   more. */
+/* Writes o, the warp's rows of a matrix from `row` on, to at most `rows` rows of D elements at
+   p, ld apart. The elements of a 16-byte piece come together in the matrix; no thread reads
+   these rows of it any more. */
 template <int ROWS, int D>
 __device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panels<ROWS, D> matrix,
                                            int row, const FragC (&o)[1][D / 8]) {
@@ -111,14 +112,14 @@ __device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panel
     }
 }
 
-/* Rows that have arrived by cp.async become visible to all threads and to the tensor cores. */
+/* Makes rows that cp.async has copied visible to all threads and to the tensor cores. */
 __device__ static inline void hopper_arrive(void) {
     cp_async_wait<0>();
     wgmma_publish();
     __syncthreads();
 }
 
-/* c (64, 8 NT) = X Y^T: rows row.. of X by rows from.. of Y. */
+/* c (64, 8 NT) = X Y^T, of rows of X from `row` on and rows of Y from `from` on. */
 template <int NT, int D, int ROWS, int STEP>
 __device__ static inline void hopper_scores(FragC (&c)[NT], Panels<ROWS, D> X, int row,
                                             Panels<STEP, D> Y, int from) {
@@ -126,7 +127,7 @@ __device__ static inline void hopper_scores(FragC (&c)[NT], Panels<ROWS, D> X, i
         wgmma<0, 0>(c, X.along(row, k), Y.along(from, k), k > 0);
 }
 
-/* c (64, D) += A Y: rows from.. of Y, weighted by A. */
+/* c (64, D) += A Y, of rows of Y from `from` on. */
 template <int K, int D, int STEP>
 __device__ static inline void hopper_weigh(FragC (&c)[D / 8], const FragA<floatX> (&a)[K],
                                            Panels<STEP, D> Y, int from) {
@@ -141,7 +142,7 @@ __device__ static inline void hopper_make_a(FragA<floatX> (&a)[NT / 2], const Fr
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
-/* flash_softmax without the sums in o: these have to be multiplied by `factor`, of each of the
+/* flash_softmax without rescaling o: o has to be multiplied by factor[0] and factor[1] in the
    lane's two rows. */
 template <int NT>
 __device__ static inline void hopper_softmax(FragC (&s)[NT], float (&top)[2], float (&sum)[2],
@@ -192,8 +193,8 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
     auto values = [&](int n) {
         return Panels<STEP, D>{shared + F::STAY + (2 + (n & 1)) * F::HALF};
     };
-    /* Step n may begin: its values and the keys of the next are there, those that come after
-       them are called. */
+    /* Begins step n: its values and the next keys have arrived, and the loads of the following
+       ones start. */
     auto turn = [&](int n) {
         hopper_arrive();
         int j0 = (n + 2) * STEP;
@@ -213,12 +214,12 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
         else hopper_scores(s[0], Q, 64 * group, keys(n), 0);
         wgmma_commit();
     };
-    /* p times the values of step n */
+    /* o += p times the values of step n */
     auto weigh = [&](int n) {
         hopper_weigh(o[0], p, values(n), 0);
         wgmma_commit();
     };
-    /* s becomes p of step n */
+    /* s of step n becomes p */
     auto soften = [&](int n) {
         wgmma_hold(s[0]);
         if ((n + 1) * STEP - 1 > first) flash_mask<0>(s, first, n * STEP);
@@ -268,7 +269,7 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
         UNROLLED_FOR (int n = 0; n < F::DT; n++)
             o[0][n].x[half] *= inverse, o[0][n].x[half + 1] *= inverse;
     }
-    /* The queries were last read before the barrier of turn(own - 1). */
+    /* The last read of the queries was before the barrier of turn(own - 1). */
     hopper_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o);
 }
 
@@ -276,13 +277,13 @@ template <int D>
 __global__ static void __launch_bounds__(HOPPER_THREADS, HopperForward<D>::BLOCKS)
     hopper_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
     if constexpr (wgmma_compiled) hopper_forward_block<D>(out, lse, qkv, f);
-    else wgmma_publish(); /* which stops it */
+    else wgmma_publish(); /* which stops the kernel */
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
-/* s becomes p = 2^(scale2 s - log2(e) lse) of keys (rows) and queries (columns), whose lse is at
+/* s becomes p = 2^(scale2 s - log2(e) lse). Rows are keys, columns are queries, whose lse is at
    l. */
 template <int NT>
 __device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *l, float scale2) {
@@ -293,8 +294,8 @@ __device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *
     }
 }
 
-/* dp becomes ds = p (dp - D), with D of the queries at d; ds^T also goes to rows row.. and
-   columns col.. of dS. */
+/* dp becomes ds = p (dp - D), with D of the queries at d. ds^T also goes to dS, from row `row`
+   and column `col` on. */
 template <int NT, int STEP>
 __device__ static inline void hopper_differences(FragC (&dp)[NT], const FragC (&p)[NT],
                                                  const float *d, Panels<HOPPER_ROWS, STEP> dS,
@@ -341,7 +342,7 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         return Panels<STEP, D>{shared + F::STAY + n % F::STAGES * F::PAIR};
     };
     auto douts = [&](int n) { return Panels<STEP, D>{queries(n).p + F::PAIR / 2}; };
-    /* the rows of step n, if there is one, to its stage */
+    /* loads the rows of step n, if there is one, into its stage */
     auto bring = [&](int n) {
         int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
         if (n >= steps) return;
@@ -365,15 +366,15 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         hopper_scores(s[0], K, 64 * group, queries(n), part);
         wgmma_commit();
     };
-    /* dp of these */
+    /* dp of some queries of step n */
     auto project = [&](int n, int part) {
         wgmma_hold(dp[0]);
         wgmma_fence();
         hopper_scores(dp[0], V, 64 * group, douts(n), part);
         wgmma_commit();
     };
-    /* After score and project: adds to dv and dk, by two groups that are under way at the end,
-       and leaves ds^T in shared memory. */
+    /* Adds to dv and dk after score and project, by two groups of products that are still in
+       flight at the end, and stores ds^T in shared memory. */
     auto differentiate = [&](int n, int part) {
         int i0 = chunk_of(n) * STEP + part;
         const float *stat = stats + n % F::STAGES * 2 * STEP + part;
@@ -406,8 +407,8 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
                         K.down(i, D == 64 ? 0 : 64 * group), i > 0);
         wgmma_commit();
     };
-    /* Where the sum of dq is in scratch that the warpgroup's part of step n belongs to, and the
-       count of its parts. */
+    /* The place in scratch of the sum of dq that the warpgroup's part of step n belongs to, and
+       its count. */
     auto place_of = [&](int n) {
         int chunk = chunk_of(n);
         return chunk < ROWS / STEP
@@ -418,16 +419,17 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         return sums + place_of(n) * (STEP * D / 4) + fresh_thread() / 32 * 32 * 8;
     };
     auto count_of = [&](int n) { return counts + 2 * place_of(n) + group; };
-    /* until the parts before this one are there; seen by all after the next barrier */
+    /* waits for the contributions of the tiles before this one; all threads see them after the
+       next barrier */
     auto await_q = [&](int n) {
         if (tile > 0 && fresh_thread() % WARPGROUP == 0) await_count(count_of(n), tile);
     };
-    /* on its way during the product */
+    /* reads the sum so far, which arrives during the product */
     auto take_q = [&](int n) {
         flash_zero(before);
         if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
     };
-    /* dq and what was before it become the next block's, or, at the last part, dq itself */
+    /* adds dq to the sum, for the next block; the last contribution completes dq and writes it */
     auto add_q = [&](int n) {
         int lane = fresh_thread() % 32, warp = fresh_thread() / 32, i0 = chunk_of(n) * STEP;
         wgmma_hold(dq[0]);
@@ -464,9 +466,9 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         cp_async_wait<0>();
         wgmma_publish();
         wgmma_wait<0>();
-        /* ds of this step is there, so are the rows of the next and the sum of the tiles before,
-           and this step's rows have been read. The ds of the step before has been read, too: the
-           next step's goes to its place. */
+        /* After this barrier ds of this step, the rows of the next step and the sum of the tiles
+           before are there. The rows of this step and ds of the step before have been read, so
+           their places are free. */
         __syncthreads();
         bring(n + 2);
         take_q(n);
@@ -488,21 +490,21 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     add_q(steps - 1);
     wgmma_hold(dk[0]);
     wgmma_hold(dv[0]);
-    __syncthreads(); /* K is no longer read by the other warpgroup */
+    __syncthreads(); /* the other warpgroup no longer reads K */
     flash_scale(dk, f.scale);
     row = fresh_thread() / 32 * 16;
     hopper_store(dqkv + k, f.C3, T - j0, K, row, dk);
     hopper_store(dqkv + v, f.C3, T - j0, V, row, dv);
 }
 
-/* All gradients; the arguments of flash_backward_kernel. */
+/* All gradients, with the arguments of flash_backward_kernel. */
 template <int D>
 __global__ static void __launch_bounds__(HOPPER_THREADS, 1)
     hopper_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
                            const float *dots, float4 *sums, int *ticket, FlashShape f) {
     if constexpr (wgmma_compiled)
         hopper_backward_block<D>(dqkv, dout, qkv, lse, dots, sums, ticket, f);
-    else wgmma_publish(); /* which stops it */
+    else wgmma_publish(); /* which stops the kernel */
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -551,7 +553,7 @@ static void hopper_backward_width(floatX *dqkv, const floatX *dout, const floatX
 
 #endif
 
-/* Bytes of scratch that the backward pass takes. */
+/* Bytes of scratch of the backward pass. */
 static inline size_t hopper_scratch(int B, int T, int NH, int HS) {
 #ifndef CM_FP32
     if (HS == 64) return hopper_scratch_width<64>(B, T, NH).bytes;
@@ -561,8 +563,9 @@ static inline size_t hopper_scratch(int B, int T, int NH, int HS) {
     return 0;
 }
 
-/* -1: rows that do not begin at multiples of 16 bytes, or other head widths. The caller goes to
-   flash_forward. */
+/* flash_forward and flash_backward by the kernels for Hopper. Return 0; or -1 if rows do not
+   begin at multiples of 16 bytes, or for other head widths: then the caller uses the portable
+   kernels. */
 static inline int hopper_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
                                  int NKV, int HS, double scale) {
 #ifndef CM_FP32
@@ -591,7 +594,7 @@ static inline int hopper_backward(floatX *dqkv, const floatX *dout, const floatX
     return -1;
 }
 
-/* Whether this is a device that code for sm_90a runs on. */
+/* Whether the device runs code for sm_90a. */
 static inline int hopper_device(void) {
     int device = 0, major = 0, minor = 0;
     CUDA_CHECK(cudaGetDevice(&device));
@@ -600,8 +603,8 @@ static inline int hopper_device(void) {
     return major == 9 && minor == 0;
 }
 
-/* Whether this device, this build and this shape allow hopper_forward and hopper_backward; -1
-   and `why` if not. */
+/* Returns 0 if device, build and head width allow hopper_forward and hopper_backward, else -1
+   and `why`. */
 static inline int hopper_supports(int HS, char *why, size_t size) {
     int answer = 0, *probe = NULL;
     if (sizeof(floatX) != 2) return snprintf(why, size, "it is for bf16"), -1;
