@@ -1,2 +1,2 @@
-/* Found instead of CUDA's header where a build says -Idev/emu: the emulator has the run-time library. */
+/* Builds with -Idev/emu find this file instead of CUDA's: emu.h has the run-time library. */
 #include "emu.h"

@@ -19,8 +19,8 @@ run's choices before the first product.
 enum { GEMM_PROPOSALS = 16 };
 /* After this many milliseconds on one kind of call, no further proposal is tried. */
 #define GEMM_MEASURE_MS 50.0
-/* The first proposal is kept unless another takes less than this part of its time: 2 % is within the
-   noise. */
+/* The first proposal is kept unless another takes less than this part of its time: 2 % is within
+   the noise. */
 #define GEMM_GAIN 0.98
 
 struct GemmPlan {
