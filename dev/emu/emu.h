@@ -339,8 +339,10 @@ static inline void emu_run_block(int threads, int backwards) {
         for (int i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
             done += t->state == EMU_DONE;
-            any |= t->vote, count += t->vote != 0;
-            published += t->published, t->published = 0;
+            any |= t->vote;
+            count += t->vote != 0;
+            published += t->published;
+            t->published = 0;
         }
         if (published == threads) memcpy(emu.seen, emu.shared, emu.dynamic_bytes);
         if (done == threads) return;
@@ -385,14 +387,17 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
     if (!grid.x || !grid.y || !grid.z) emu_die("an empty grid");
     if (grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) emu_die("the grid is too large");
     if (shared > EMU_SHARED_LIMIT) emu_die("too much shared memory");
-    emu.dynamic_bytes = shared, emu.static_bytes = 0;
+    emu.dynamic_bytes = shared;
+    emu.static_bytes = 0;
     if (!emu.stacks) {
         emu.stacks = (char *)mmap(NULL, (size_t)EMU_STACK * EMU_MAX_THREADS, PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (emu.stacks == MAP_FAILED) emu_die("out of memory: stacks");
     }
-    emu.grid = grid, emu.block = block;
-    emu.body = body, emu.arguments = arguments;
+    emu.grid = grid;
+    emu.block = block;
+    emu.body = body;
+    emu.arguments = arguments;
     emu.shared = NULL;
     size_t blocks = (size_t)grid.x * grid.y * grid.z;
     for (size_t n = 0; n < blocks; n++) {
@@ -412,13 +417,17 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
             EmuThread *t = &emu.thread[i];
             t->index = dim3((unsigned)(i % block.x), (unsigned)(i / block.x % block.y),
                             (unsigned)(i / block.x / block.y));
-            t->lane = (int)(i % 32), t->warp = (int)(i / 32);
-            t->state = EMU_READY, t->operations = t->copies = t->group = t->vote = 0;
-            t->products = t->product_group = t->fenced = t->published = 0, t->issued = 0;
+            t->lane = (int)(i % 32);
+            t->warp = (int)(i / 32);
+            t->state = EMU_READY;
+            t->operations = t->copies = t->group = t->vote = 0;
+            t->products = t->product_group = t->fenced = t->published = 0;
+            t->issued = 0;
             t->sp = emu_prepare(emu_stack(t), EMU_STACK);
         }
         emu_run_block((int)threads, (int)((n + emu.launches / 2) % 2));
-        free(emu.shared), free(emu.seen);
+        free(emu.shared);
+        free(emu.seen);
     }
     emu.current = NULL;
     emu.launches++;

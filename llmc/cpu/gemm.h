@@ -481,8 +481,10 @@ typedef dnnl_memory_desc_t GemmLayout;
 static int gemm_layout(GemmLayout *layout, dnnl_data_type_t type, int rows, int cols,
                        size_t row_stride, size_t col_stride) {
     dnnl_dims_t dims, strides;
-    dims[0] = rows, dims[1] = cols;
-    strides[0] = (dnnl_dim_t)row_stride, strides[1] = (dnnl_dim_t)col_stride;
+    dims[0] = rows;
+    dims[1] = cols;
+    strides[0] = (dnnl_dim_t)row_stride;
+    strides[1] = (dnnl_dim_t)col_stride;
 #if DNNL_VERSION_MAJOR >= 3
     return dnnl_memory_desc_create_with_strides(layout, 2, dims, type, strides) != dnnl_success;
 #else
@@ -570,9 +572,12 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
         dnnl_memory_set_data_handle(p->C, C))
         return -1;
     dnnl_exec_arg_t args[3];
-    args[0].arg = DNNL_ARG_SRC, args[0].memory = p->A;
-    args[1].arg = DNNL_ARG_WEIGHTS, args[1].memory = p->B;
-    args[2].arg = DNNL_ARG_DST, args[2].memory = p->C;
+    args[0].arg = DNNL_ARG_SRC;
+    args[0].memory = p->A;
+    args[1].arg = DNNL_ARG_WEIGHTS;
+    args[1].memory = p->B;
+    args[2].arg = DNNL_ARG_DST;
+    args[2].memory = p->C;
     return dnnl_primitive_execute(p->primitive, cm_cpu.stream, 3, args) ||
                    dnnl_stream_wait(cm_cpu.stream)
                ? -1
@@ -611,7 +616,8 @@ __attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int
         A = gemm_round_bf16(GEMM_SCRATCH_A, A, ta ? K : M, ta ? M : K, lda);
         B = gemm_round_bf16(GEMM_SCRATCH_B, B, tb ? N : K, tb ? K : N, ldb);
         if (!A || !B) return;
-        lda = (size_t)(ta ? M : K), ldb = (size_t)(tb ? K : N);
+        lda = (size_t)(ta ? M : K);
+        ldb = (size_t)(tb ? K : N);
     }
 #endif
     gemm(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);

@@ -161,8 +161,10 @@ __device__ static inline void flash_scores_of(FragC (&s)[MT][NT], const FragA<fl
     UNROLLED_FOR (int n = 0; n < NT; n += 2) {
         FragB<floatX> b[2];
         load_b(b, Y, 8 * n, k, lane);
-        UNROLLED_FOR (int m = 0; m < MT; m++)
-            mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
+        UNROLLED_FOR (int m = 0; m < MT; m++) {
+            mma(s[m][n], a[m], b[0]);
+            mma(s[m][n + 1], a[m], b[1]);
+        }
     }
 }
 
@@ -195,8 +197,10 @@ __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s
         UNROLLED_FOR (int n = 0; n < D / 8; n += 2) {
             FragB<floatX> b[2];
             load_b_plain(b, Y, 8 * k, 8 * n, lane);
-            UNROLLED_FOR (int m = 0; m < MT; m++)
-                mma(o[m][n], a[m], b[0]), mma(o[m][n + 1], a[m], b[1]);
+            UNROLLED_FOR (int m = 0; m < MT; m++) {
+                mma(o[m][n], a[m], b[0]);
+                mma(o[m][n + 1], a[m], b[1]);
+            }
         }
     }
 }
@@ -238,14 +242,22 @@ __device__ static inline void flash_softmax(FragC (&s)[MT][NT], FragC (&o)[MT][D
             UNROLLED_FOR (int n = 0; n < NT; n++)
                 max = fmaxf(max, fmaxf(s[m][n].x[half], s[m][n].x[half + 1]));
             max = scale * quad_max(max);
-            if (max > t + 8) factor = fast_exp2(t - max), t = max;
+            if (max > t + 8) {
+                factor = fast_exp2(t - max);
+                t = max;
+            }
             UNROLLED_FOR (int n = 0; n < NT; n++)
-                UNROLLED_FOR (int e = half; e < half + 2; e++)
-                    part += s[m][n].x[e] = fast_exp2(scale * s[m][n].x[e] - t);
+                UNROLLED_FOR (int e = half; e < half + 2; e++) {
+                    float p = fast_exp2(scale * s[m][n].x[e] - t);
+                    s[m][n].x[e] = p;
+                    part += p;
+                }
             sum[m][half / 2] = factor * sum[m][half / 2] + part;
             if (!__any_sync(FULL_WARP, factor != 1)) continue;
-            UNROLLED_FOR (int n = 0; n < DT; n++)
-                o[m][n].x[half] *= factor, o[m][n].x[half + 1] *= factor;
+            UNROLLED_FOR (int n = 0; n < DT; n++) {
+                o[m][n].x[half] *= factor;
+                o[m][n].x[half + 1] *= factor;
+            }
         }
 }
 
@@ -302,8 +314,10 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
     FragC o[MT][F::DT];
     float top[MT][2], sum[MT][2];
     flash_zero(o);
-    UNROLLED_FOR (int m = 0; m < MT; m++)
-        top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
+    UNROLLED_FOR (int m = 0; m < MT; m++) {
+        top[m][0] = top[m][1] = -INFINITY;
+        sum[m][0] = sum[m][1] = 0;
+    }
 
     /* loads the rows of step n */
     auto bring = [&](int n) {
@@ -347,8 +361,10 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
             int i = first + 16 * m + frag_row(half);
             if (i < T && frag_col(0) == 0)
                 lse[(size_t)head * T + i] = FLASH_LN2 * (top[m][half / 2] + log2f(total));
-            UNROLLED_FOR (int n = 0; n < F::DT; n++)
-                o[m][n].x[half] *= inverse, o[m][n].x[half + 1] *= inverse;
+            UNROLLED_FOR (int n = 0; n < F::DT; n++) {
+                o[m][n].x[half] *= inverse;
+                o[m][n].x[half + 1] *= inverse;
+            }
         }
     flash_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o, f);
 }
@@ -429,8 +445,10 @@ __device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, 
             UNROLLED_FOR (int n = 0; n < QN; n += 2) {
                 FragB<floatX> b[2];
                 load_b_plain(b, K, k, col + 8 * n, lane);
-                UNROLLED_FOR (int m = 0; m < QM; m++)
-                    mma(dq[m][n], a[m], b[0]), mma(dq[m][n + 1], a[m], b[1]);
+                UNROLLED_FOR (int m = 0; m < QM; m++) {
+                    mma(dq[m][n], a[m], b[0]);
+                    mma(dq[m][n + 1], a[m], b[1]);
+                }
             }
         }
 }
@@ -442,7 +460,10 @@ __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int 
     UNROLLED_FOR (int m = 0; m < M; m++)
         UNROLLED_FOR (int n = 0; n < N; n++) {
             float4 x = load_l2(p + 32 * (N * m + n) + lane);
-            c[m][n].x[0] = x.x, c[m][n].x[1] = x.y, c[m][n].x[2] = x.z, c[m][n].x[3] = x.w;
+            c[m][n].x[0] = x.x;
+            c[m][n].x[1] = x.y;
+            c[m][n].x[2] = x.z;
+            c[m][n].x[3] = x.w;
         }
 }
 template <int M, int N>
@@ -732,12 +753,16 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
         if (!valid) continue;
         float max = fmaxf(top, scale * s), factor = fast_exp2(top - max),
               p = fast_exp2(scale * s - max);
-        top = max, sum = factor * sum + p;
+        top = max;
+        sum = factor * sum + p;
         UNROLLED_FOR (int i = 0; i < LOADS; i++)
             UNROLLED_FOR (int e = 0; e < N; e++)
                 if ((8 * i + lane) * N < HS) o[i][e] = factor * o[i][e] + p * v[i][e];
     }
-    if (lane == 0) tops[team] = top, sums[team] = sum;
+    if (lane == 0) {
+        tops[team] = top;
+        sums[team] = sum;
+    }
     UNROLLED_FOR (int i = 0; i < LOADS; i++)
         UNROLLED_FOR (int e = 0; e < N; e++) parts[team][(8 * i + lane) * N + e] = o[i][e];
     __syncthreads();
@@ -747,7 +772,8 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
     for (int i = 0; i < DECODE_TEAMS; i++) top = fmaxf(top, tops[i]);
     for (int i = 0; i < DECODE_TEAMS; i++) {
         float factor = fast_exp2(tops[i] - top);
-        total += factor * sums[i], result += factor * parts[i][threadIdx.x];
+        total += factor * sums[i];
+        result += factor * parts[i][threadIdx.x];
     }
     out[(size_t)h * HS + threadIdx.x] = from_float<floatX>(result / total);
 }

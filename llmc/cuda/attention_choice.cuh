@@ -82,8 +82,10 @@ static inline size_t trial_layout(AttentionTrial *t, char *memory) {
     size_t at[10] = {0};
     for (int i = 0; i < 9; i++) at[i + 1] = at[i] + (sizes[i] + 255) / 256 * 256;
     if (!memory) return at[9];
-    t->memory = memory, t->results = at[4] + lse - at[2];
-    t->qkv = (floatX *)(void *)memory, t->dout = (floatX *)(void *)(memory + at[1]);
+    t->memory = memory;
+    t->results = at[4] + lse - at[2];
+    t->qkv = (floatX *)(void *)memory;
+    t->dout = (floatX *)(void *)(memory + at[1]);
     t->now = {(floatX *)(void *)(memory + at[2]), (floatX *)(void *)(memory + at[3]),
               (floatM *)(void *)(memory + at[4])};
     t->first = {(floatX *)(void *)(memory + at[5]), (floatX *)(void *)(memory + at[6]),
@@ -130,7 +132,7 @@ static inline int trial_start(AttentionTrial *t, const AttentionShape *s, TrialK
         if (status != 1) break;
     }
     if (status < 0) return -1;
-    if (status) return cudnn_refuse(why, size, "no room to try %s", trial_name(who));
+    if (status) return refuse(why, size, "no room to try %s", trial_name(who));
     size_t qkv = trial_qkv(t, t->B), out = trial_out(t, t->B);
     device_noise(t->qkv, qkv, sqrt(3), 1); /* variance 1 */
     device_noise(t->dout, out, sqrt(3), 77777);
@@ -214,11 +216,10 @@ static inline int trial_agrees(const AttentionTrial *t, TrialKind who, const Att
     double dk = attention_distance(theirs->dqkv, own->dqkv, rows, width, C, KV);
     double dv = attention_distance(theirs->dqkv, own->dqkv, rows, width, C + KV, KV);
     if (out <= 2e-2 && lse <= 5e-3 && dq <= 4e-2 && dk <= 4e-2 && dv <= 4e-2) return 0;
-    return cudnn_refuse(
-        why, size,
-        "%s's attention differs from ours: out by %.1e, lse by %.1e, dq by %.1e, dk by "
-        "%.1e, dv by %.1e",
-        trial_name(who), out, lse, dq, dk, dv);
+    return refuse(why, size,
+                  "%s's attention differs from ours: out by %.1e, lse by %.1e, dq by %.1e, dk by "
+                  "%.1e, dv by %.1e",
+                  trial_name(who), out, lse, dq, dk, dv);
 }
 
 /* Whether the latest results have the bits of the candidate's first run. */
@@ -252,19 +253,19 @@ static inline int attention_compare(const AttentionTrial *t, TrialKind who, char
     int status = 0;
     if (trial_run_anew(t, TRIAL_FLASH) || trial_download(t, &own) || trial_run_anew(t, who) ||
         trial_download(t, &theirs))
-        status = cudnn_refuse(why, size, "%s", trial_failure(who));
+        status = refuse(why, size, "%s", trial_failure(who));
     else status = trial_agrees(t, who, &own, &theirs, why, size);
     free(own.out);
     free(theirs.out);
-    if (device_failure()) return cudnn_refuse(why, size, "%s", device_failure());
+    if (device_failure()) return refuse(why, size, "%s", device_failure());
     if (status || (who == TRIAL_CUDNN && cm_gpu.cudnn_fast)) return status;
     CUDA_CHECK(cudaMemcpyAsync(t->first.out, t->now.out, t->results, cudaMemcpyDeviceToDevice,
                                cm_gpu.stream));
     for (int again = 0; again < 2; again++) {
-        if (trial_run_anew(t, who)) return cudnn_refuse(why, size, "%s", trial_failure(who));
+        if (trial_run_anew(t, who)) return refuse(why, size, "%s", trial_failure(who));
         if (!trial_same_bits(t))
-            return cudnn_refuse(why, size, "%s's attention gives other bits when repeated",
-                                trial_name(who));
+            return refuse(why, size, "%s's attention gives other bits when repeated",
+                          trial_name(who));
     }
     return 0;
 }
@@ -317,14 +318,14 @@ static inline int attention_can(const AttentionShape *s, int automatic, TrialKin
                                 size_t size) {
     size_t room = 0, all = 0;
     if (who == TRIAL_HOPPER) {
-        if (automatic && !HOPPER_BY_ITSELF) return cudnn_refuse(why, size, "only when it is named");
+        if (automatic && !HOPPER_BY_ITSELF) return refuse(why, size, "only when it is named");
         return hopper_supports(s->HS, why, size);
     }
     if (cudnn_attention_plan(s->B, s->T, s->NH, s->NKV, s->HS, why, size)) return -1;
     size_t need = cudnn_attention_workspace(s->B, s->T, s->NH, s->NKV, s->HS);
     CUDA_CHECK(cudaMemGetInfo(&room, &all));
     if (automatic && need > room / CUDNN_WORKSPACE_PART)
-        return cudnn_refuse(why, size, "cuDNN wants %.1f GB to work in", (double)need * 1e-9);
+        return refuse(why, size, "cuDNN wants %.1f GB to work in", (double)need * 1e-9);
     return 0;
 }
 

@@ -153,10 +153,16 @@ __device__ static inline void hopper_softmax(FragC (&s)[NT], float (&top)[2], fl
             max = fmaxf(max, fmaxf(s[n].x[2 * half], s[n].x[2 * half + 1]));
         max = scale * quad_max(max);
         factor[half] = 1;
-        if (max > t + 8) factor[half] = fast_exp2(t - max), t = max;
+        if (max > t + 8) {
+            factor[half] = fast_exp2(t - max);
+            t = max;
+        }
         UNROLLED_FOR (int n = 0; n < NT; n++)
-            UNROLLED_FOR (int e = 2 * half; e < 2 * half + 2; e++)
-                part += s[n].x[e] = fast_exp2(scale * s[n].x[e] - t);
+            UNROLLED_FOR (int e = 2 * half; e < 2 * half + 2; e++) {
+                float p = fast_exp2(scale * s[n].x[e] - t);
+                s[n].x[e] = p;
+                part += p;
+            }
         sum[half] = factor[half] * sum[half] + part;
     }
 }
@@ -266,8 +272,10 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
         int i = first + frag_row(half);
         if (i < T && frag_col(0) == 0)
             lse[(size_t)head * T + i] = FLASH_LN2 * (top[half / 2] + log2f(total));
-        UNROLLED_FOR (int n = 0; n < F::DT; n++)
-            o[0][n].x[half] *= inverse, o[0][n].x[half + 1] *= inverse;
+        UNROLLED_FOR (int n = 0; n < F::DT; n++) {
+            o[0][n].x[half] *= inverse;
+            o[0][n].x[half + 1] *= inverse;
+        }
     }
     /* The last read of the queries was before the barrier of turn(own - 1). */
     hopper_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o);
@@ -570,8 +578,14 @@ static inline int hopper_forward(floatX *out, floatM *lse, const floatX *qkv, in
                                  int NKV, int HS, double scale) {
 #ifndef CM_FP32
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(out, (size_t)HS);
-    if (wide && HS == 64) return hopper_forward_width<64>(out, lse, qkv, B, T, NH, NKV, scale), 0;
-    if (wide && HS == 128) return hopper_forward_width<128>(out, lse, qkv, B, T, NH, NKV, scale), 0;
+    if (wide && HS == 64) {
+        hopper_forward_width<64>(out, lse, qkv, B, T, NH, NKV, scale);
+        return 0;
+    }
+    if (wide && HS == 128) {
+        hopper_forward_width<128>(out, lse, qkv, B, T, NH, NKV, scale);
+        return 0;
+    }
 #endif
     (void)out, (void)lse, (void)qkv, (void)B, (void)T, (void)NH, (void)NKV, (void)HS, (void)scale;
     return -1;
@@ -583,10 +597,14 @@ static inline int hopper_backward(floatX *dqkv, const floatX *dout, const floatX
 #ifndef CM_FP32
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) &&
                wide_rows(dout, (size_t)HS) && wide_rows(out, (size_t)HS);
-    if (wide && HS == 64)
-        return hopper_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
-    if (wide && HS == 128)
-        return hopper_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
+    if (wide && HS == 64) {
+        hopper_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale);
+        return 0;
+    }
+    if (wide && HS == 128) {
+        hopper_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale);
+        return 0;
+    }
 #endif
     (void)dqkv, (void)dout, (void)qkv, (void)out, (void)lse, (void)B, (void)T, (void)NH, (void)NKV,
         (void)HS;
@@ -607,19 +625,18 @@ static inline int hopper_device(void) {
    and `why`. */
 static inline int hopper_supports(int HS, char *why, size_t size) {
     int answer = 0, *probe = NULL;
-    if (sizeof(floatX) != 2) return snprintf(why, size, "it is for bf16"), -1;
+    if (sizeof(floatX) != 2) return refuse(why, size, "it is for bf16");
     if (HS != 64 && HS != 128)
-        return snprintf(why, size, "it takes head widths of 64 and 128, not %d", HS), -1;
-    if (!hopper_device())
-        return snprintf(why, size, "this GPU is not of compute capability 9.0"), -1;
+        return refuse(why, size, "it takes head widths of 64 and 128, not %d", HS);
+    if (!hopper_device()) return refuse(why, size, "this GPU is not of compute capability 9.0");
     if (cuda_try_malloc((void **)&probe, sizeof *probe))
-        return snprintf(why, size, "there is no GPU memory to try it"), -1;
+        return refuse(why, size, "there is no GPU memory to try it");
     LAUNCH(hopper_probe, 1, 1, 0, probe);
     CUDA_CHECK(
         cudaMemcpyAsync(&answer, probe, sizeof answer, cudaMemcpyDeviceToHost, cm_gpu.stream));
     CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     CUDA_CHECK(cudaFree(probe));
-    if (!answer) return snprintf(why, size, "this program was not compiled for sm_90a"), -1;
+    if (!answer) return refuse(why, size, "this program was not compiled for sm_90a");
     return 0;
 }
 

@@ -280,28 +280,34 @@ static inline double device_gelu_ms(int fused, const Config *c, floatX *y, float
 static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x,
                                       const floatX *w, const floatX *b, floatX *dh, floatX *dy,
                                       floatM *db, floatX *dz, const floatX *w2) {
-    static const char *const names[] = {"fused", "unfused"};
-    char key[256];
     size_t N = (size_t)c->batch_size * (size_t)c->seq_len, C = (size_t)c->width;
-    int chosen = c->gelu == GELU_FUSED ? 0 : 1;
+    char key[256];
+    int fused = 0;
     device_choice_key(key, "gelu", ", %zu tokens of %d, MLP %d, %zu bytes", N, c->width,
                       c->ff_width, sizeof(floatX));
     const char *known = choices_recall(run, key);
-    if (c->gelu == GELU_AUTO && c->act == ACT_GELU && known) {
-        chosen = strcmp(known, names[0]) != 0;
-    } else if (c->gelu == GELU_AUTO && c->act == ACT_GELU && !emulated_time) {
-        device_noise(x, N * C, 1, 1);
-        device_noise(dz, N * C, 1, 2);
-        double fused = device_gelu_ms(1, c, y, h, x, w, b, dh, dy, db, dz, w2);
-        double unfused = device_gelu_ms(0, c, y, h, x, w, b, dh, dy, db, dz, w2);
-        chosen = !(fused < unfused);
-        choices_set(run, key, names[chosen]);
-        choices_set(run ? run->from : NULL, key, names[chosen]);
-        printf("gelu     %s: %.3f ms a layer in the product's epilogue, %.3f ms apart\n",
-               names[chosen], fused, unfused);
+    switch ((GeluWay)c->gelu) {
+    case GELU_FUSED: fused = 1; break;
+    case GELU_UNFUSED: break;
+    case GELU_AUTO:
+        if (c->act != ACT_GELU) break;
+        if (known) {
+            fused = !strcmp(known, "fused");
+        } else if (!emulated_time) {
+            device_noise(x, N * C, 1, 1);
+            device_noise(dz, N * C, 1, 2);
+            double one = device_gelu_ms(1, c, y, h, x, w, b, dh, dy, db, dz, w2);
+            double two = device_gelu_ms(0, c, y, h, x, w, b, dh, dy, db, dz, w2);
+            fused = one < two;
+            const char *name = fused ? "fused" : "unfused";
+            choices_set(run, key, name);
+            choices_set(run ? run->from : NULL, key, name);
+            printf("gelu     %s: %.3f ms a layer in the product's epilogue, %.3f ms apart\n", name,
+                   one, two);
+        }
     }
-    c->gelu = chosen ? GELU_UNFUSED : GELU_FUSED;
-    cm_gpu.gelu_fused = !chosen;
+    c->gelu = fused ? GELU_FUSED : GELU_UNFUSED;
+    cm_gpu.gelu_fused = fused;
 }
 
 /* Names under which choices.h keeps a kind of attention. */
@@ -477,7 +483,8 @@ static inline void device_peak(double *measured, double *stated) {
         rate[i] = 2.0 * n * n * n / (1e-3 * (double)ms);
         for (int j = i; j > 0 && rate[j - 1] > rate[j]; j--) {
             double swap = rate[j];
-            rate[j] = rate[j - 1], rate[j - 1] = swap;
+            rate[j] = rate[j - 1];
+            rate[j - 1] = swap;
         }
     }
     if (!device_failure()) *measured = rate[ROUNDS / 2];

@@ -33,20 +33,10 @@ The graph promises that the addresses of all tensors are multiples of 16 bytes. 
 #include "cudnn_api.h"
 #include "library.h"
 
-/* Puts the reason for a refusal into `why` and returns -1. */
-__attribute__((format(printf, 3, 4))) static inline int cudnn_refuse(char *why, size_t size,
-                                                                     const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    if (size) vsnprintf(why, size, format, args);
-    va_end(args);
-    return -1;
-}
-
 #ifdef CM_FP32
 
 static inline int cudnn_start(char *why, size_t size) {
-    return cudnn_refuse(why, size, "cuDNN's attention is for bf16");
+    return refuse(why, size, "cuDNN's attention is for bf16");
 }
 static inline int cudnn_attention_plan(int, int, int, int, int, char *why, size_t size) {
     return cudnn_start(why, size);
@@ -106,7 +96,7 @@ static inline int cudnn_load(char *why, size_t size) {
     CUDNN_FUNCTIONS(CUDNN_SYMBOL)
 #undef CUDNN_SYMBOL
     if (missing) {
-        cudnn_refuse(why, size, "%s has no %s", cm_gpu.cudnn.path, missing);
+        refuse(why, size, "%s has no %s", cm_gpu.cudnn.path, missing);
         cm_gpu.cudnn.path[0] = 0;
         dlclose(library);
         return -1;
@@ -121,8 +111,7 @@ static inline int cudnn_load(char *why, size_t size) {
 
 /* The emulator has no library. A test puts functions into cm_gpu.cudnn_api. */
 static inline int cudnn_load(char *why, size_t size) {
-    if (!cm_gpu.cudnn_api.BackendExecute)
-        return cudnn_refuse(why, size, "no cuDNN under the emulator");
+    if (!cm_gpu.cudnn_api.BackendExecute) return refuse(why, size, "no cuDNN under the emulator");
     cm_gpu.cudnn.version = (int)cm_gpu.cudnn_api.GetVersion();
     return 0;
 }
@@ -154,8 +143,8 @@ static inline int cudnn_explain(CudnnStatus status, const char *what, char *why,
     text[sizeof text - 1] = 0;
     for (char *c = text; *c; c++)
         if (*c == '\n' || *c == '"') *c = ' ';
-    return cudnn_refuse(why, size, "%s: %s: %s%s%s", name, what,
-                        cm_gpu.cudnn_api.GetErrorString(status), text[0] ? ": " : "", text);
+    return refuse(why, size, "%s: %s: %s%s%s", name, what, cm_gpu.cudnn_api.GetErrorString(status),
+                  text[0] ? ": " : "", text);
 }
 
 /* Loads the library and makes its handle on the backend's stream. Returns 0, or -1 and `why`. */
@@ -164,11 +153,10 @@ static inline int cudnn_start(char *why, size_t size) {
     if (cudnn_load(why, size)) return -1;
     char name[32];
     cudnn_name(name, sizeof name);
-    if (cm_gpu.cudnn.version / 10000 != 9)
-        return cudnn_refuse(why, size, "%s is not cuDNN 9", name);
+    if (cm_gpu.cudnn.version / 10000 != 9) return refuse(why, size, "%s is not cuDNN 9", name);
     if (cm_gpu.cudnn.version == 91000 || cm_gpu.cudnn.version == 91001)
-        return cudnn_refuse(why, size, "%s.%d has known mistakes in attention", name,
-                            cm_gpu.cudnn.version % 100);
+        return refuse(why, size, "%s.%d has known mistakes in attention", name,
+                      cm_gpu.cudnn.version % 100);
     CudnnStatus status = cm_gpu.cudnn_api.Create(&cm_gpu.cudnn.handle);
     if (status != DNN_STATUS_SUCCESS) return cudnn_explain(status, "cudnnCreate", why, size);
     status = cm_gpu.cudnn_api.SetStream(cm_gpu.cudnn.handle, cm_gpu.stream);
@@ -204,7 +192,7 @@ static inline CudnnDescriptor cudnn_make(CudnnGraph *g, int type) {
     if (g->failed) return NULL;
     if (g->count == CUDNN_DESCRIPTORS) {
         g->failed = 1;
-        cudnn_refuse(g->why, sizeof g->why, "internal error: too many descriptors");
+        refuse(g->why, sizeof g->why, "internal error: too many descriptors");
         return NULL;
     }
     CudnnStatus status = cm_gpu.cudnn_api.BackendCreateDescriptor(type, &d);
@@ -587,10 +575,11 @@ static inline void cudnn_plan_make(CudnnPlan *p) {
             if (unordered != last) continue;
             g->failed = 0; /* forget the failure of the previous proposal */
             p->plan = cudnn_plan_config(g, configs[i], &p->workspace);
-            p->engine = proposals[i].engine, p->notes = proposals[i].notes;
+            p->engine = proposals[i].engine;
+            p->notes = proposals[i].notes;
         }
     g->failed = !p->plan;
-    if (!n) cudnn_refuse(g->why, sizeof g->why, "cuDNN has no kernel for this");
+    if (!n) refuse(g->why, sizeof g->why, "cuDNN has no kernel for this");
 }
 
 /* Returns 0; or -1 and `why` for shapes that are known to fail or to be wrong. */
@@ -598,11 +587,11 @@ static inline int cudnn_check_shape(int T, int NH, int NKV, int HS, char *why, s
     char name[32];
     cudnn_name(name, sizeof name);
     if (HS % 8 || HS > 128)
-        return cudnn_refuse(why, size, "%s takes head widths of 8, 16 .. 128, not %d", name, HS);
-    if (NH % NKV) return cudnn_refuse(why, size, "%s: %d heads do not share %d", name, NH, NKV);
-    if (T < 2) return cudnn_refuse(why, size, "%s needs more than one position", name);
+        return refuse(why, size, "%s takes head widths of 8, 16 .. 128, not %d", name, HS);
+    if (NH % NKV) return refuse(why, size, "%s: %d heads do not share %d", name, NH, NKV);
+    if (T < 2) return refuse(why, size, "%s needs more than one position", name);
     if (T % 128 && cm_gpu.cudnn.version <= 91500)
-        return cudnn_refuse(why, size, "%s needs a multiple of 128 positions", name);
+        return refuse(why, size, "%s needs a multiple of 128 positions", name);
     return 0;
 }
 
@@ -624,19 +613,23 @@ static inline CudnnPlan *cudnn_plan(int B, int T, int NH, int NKV, int HS, int p
     if (!p) {
         p = cm_gpu.cudnn_plan_count < CUDNN_PLANS ? (CudnnPlan *)calloc(1, sizeof *p) : NULL;
         if (!p) {
-            cudnn_refuse(why, size, "no room for a plan");
+            refuse(why, size, "no room for a plan");
             return NULL;
         }
         cm_gpu.cudnn_plans[cm_gpu.cudnn_plan_count++] = p;
         p->pass = pass;
-        p->graph.B = B, p->graph.T = T, p->graph.NH = NH, p->graph.NKV = NKV, p->graph.HS = HS;
+        p->graph.B = B;
+        p->graph.T = T;
+        p->graph.NH = NH;
+        p->graph.NKV = NKV;
+        p->graph.HS = HS;
         cudnn_plan_make(p);
         if (p->graph.failed) {
             cudnn_free_graph(&p->graph);
             p->plan = NULL;
         }
     }
-    if (!p->plan) cudnn_refuse(why, size, "%s", p->graph.why);
+    if (!p->plan) refuse(why, size, "%s", p->graph.why);
     return p->plan ? p : NULL;
 }
 
@@ -726,7 +719,7 @@ static inline int cudnn_execute(CudnnPlan *p, int n, const int64_t *ids, void *c
         if (status != DNN_STATUS_SUCCESS) cudnn_fail(&run, status, "attention");
     }
     cudnn_free_graph(&run);
-    return run.failed ? cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "%s", run.why) : 0;
+    return run.failed ? refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "%s", run.why) : 0;
 }
 
 /* The plan for a batch of a shape that cudnn_attention_plan has planned, with any batch size;
@@ -737,7 +730,7 @@ static inline CudnnPlan *cudnn_planned(int B, int T, int NH, int NKV, int HS, in
             cudnn_same_heads(cm_gpu.cudnn_plans[i], T, NH, NKV, HS, cudnn_pass(backward)))
             return cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), cm_gpu.cudnn.why,
                               sizeof cm_gpu.cudnn.why);
-    cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "no plan for sequences of %d", T);
+    refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "no plan for sequences of %d", T);
     return NULL;
 }
 
@@ -745,8 +738,8 @@ static inline CudnnPlan *cudnn_planned(int B, int T, int NH, int NKV, int HS, in
 static inline int cudnn_check_alignment(const void *const *addresses) {
     for (; *addresses; addresses++)
         if ((uintptr_t)*addresses % 16)
-            return cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why,
-                                "an address is no multiple of 16 bytes");
+            return refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why,
+                          "an address is no multiple of 16 bytes");
     return 0;
 }
 /* The score of a masked pair. cuDNN before 9.10 wants the lowest float instead of -infinity. */
@@ -768,7 +761,7 @@ static inline int cudnn_attention_forward(floatX *out, floatM *lse, const floatX
     void *const pointers[] = {q, k, v, out, lse, &factor, &masked};
     void *workspace = p->workspace ? cuda_scratch(p->workspace) : NULL;
     if (p->workspace && !workspace)
-        return cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
+        return refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
     return cudnn_execute(p, 7, ids, pointers, workspace);
 }
 
@@ -783,8 +776,7 @@ static inline int cudnn_attention_backward(floatX *dqkv, const floatX *dout, con
     floatX *dk = dqkv + (size_t)NH * HS, *dv = dk + (size_t)NKV * HS;
     size_t rows = cudnn_row_bytes(B, T, NH), sums = cudnn_sum_bytes(B, T, NH, HS);
     char *scratch = (char *)cuda_scratch(rows + sums + p->workspace);
-    if (!scratch)
-        return cudnn_refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
+    if (!scratch) return refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
     if (sums && cm_gpu.cudnn.version < 90600)
         CUDA_CHECK(cudaMemsetAsync(scratch + rows, 0, sums, cm_gpu.stream));
     float factor = (float)scale, masked = cudnn_masked(), one = 1;

@@ -91,8 +91,10 @@ static inline int gemm_items_apart(GemmCall c, GemmOperands o) {
     c.batch = 1;
     for (int i = 0; i < n; i++) {
         if (gemm_one(c, o)) return -1;
-        o.A = (const char *)o.A + (size_t)c.sa * in, o.B = (const char *)o.B + (size_t)c.sb * in;
-        o.C = (const char *)o.C + (size_t)c.sc * out, o.D = (char *)o.D + (size_t)c.sc * out;
+        o.A = (const char *)o.A + (size_t)c.sa * in;
+        o.B = (const char *)o.B + (size_t)c.sb * in;
+        o.C = (const char *)o.C + (size_t)c.sc * out;
+        o.D = (char *)o.D + (size_t)c.sc * out;
         if (o.aux) o.aux = (char *)o.aux + (size_t)c.saux * out;
     }
     return 0;

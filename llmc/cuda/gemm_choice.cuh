@@ -278,7 +278,8 @@ static inline int gemm_choices_split(const char *text, const char **entries, siz
     if (sum != fnv1a(FNV_BASIS, text, (size_t)(end - text)))
         return fail(err,
                     "the choices of matrix products are damaged: the sum does not fit the text");
-    *entries = header_end + 1, *length = (size_t)(end - *entries);
+    *entries = header_end + 1;
+    *length = (size_t)(end - *entries);
     return 0;
 }
 

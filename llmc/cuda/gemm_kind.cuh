@@ -48,9 +48,17 @@ static inline GemmCall gemm_kind(int ta, int tb, int M, int N, int K, size_t lda
                                  size_t ldc) {
     GemmCall c;
     memset(&c, 0, sizeof c);
-    c.ta = ta, c.tb = tb, c.M = M, c.N = N, c.K = K, c.batch = 1;
-    c.in = GemmType<IN>::ID, c.out = GemmType<OUT>::ID;
-    c.lda = (int64_t)lda, c.ldb = (int64_t)ldb, c.ldc = (int64_t)ldc;
+    c.ta = ta;
+    c.tb = tb;
+    c.M = M;
+    c.N = N;
+    c.K = K;
+    c.batch = 1;
+    c.in = GemmType<IN>::ID;
+    c.out = GemmType<OUT>::ID;
+    c.lda = (int64_t)lda;
+    c.ldb = (int64_t)ldb;
+    c.ldc = (int64_t)ldc;
     return c;
 }
 

@@ -35,9 +35,8 @@ These places are searched in order, and the first file that loads is taken:
 /* What to search for. Lists end with NULL; a list that is NULL is empty. */
 typedef struct {
     const char *const *names; /* file names, the best first: "libcudnn.so.9" */
-    const char *const
-        /* environment variables, each of which names a folder: "CUDNN_PATH" */
-        *variables;
+    /* Environment variables, each of which names a folder: "CUDNN_PATH". */
+    const char *const *variables;
     const char *const *wheels; /* folders below site-packages/nvidia: "cudnn/lib" */
     const char *beside;        /* path of a library that is loaded already, or NULL */
     int beside_first;          /* whether `beside` is searched before all other places */

@@ -16,10 +16,14 @@ order of a sum.
 
 static inline int la_chunk(int n) { return n; }
 static inline int la_workers(int chunks, size_t elements) {
-    return (void)chunks, (void)elements, 1;
+    (void)chunks, (void)elements;
+    return 1;
 }
 
-static inline int la_fast(int on) { return cm_gpu.la_fast = on && cm_gpu.allow_tf32; }
+static inline int la_fast(int on) {
+    cm_gpu.la_fast = on && cm_gpu.allow_tf32;
+    return cm_gpu.la_fast;
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Walking views                                                                                  */
@@ -60,9 +64,17 @@ template <int N> static inline void la_merge(Mat (&m)[N], int need) {
     for (int v = 0; v < N; v++) inner &= n1 == 1 || m[v].s1 == cols;
     for (int v = 0; v < N; v++) outer &= inner && (n0 == 1 || m[v].s0 == n1 * cols);
     for (int v = 0; v < N; v++) {
-        m[v].rows = 1, m[v].cols = (int)cols, m[v].rs = cols;
-        if (inner) m[v].n1 = 1, m[v].cols *= (int)n1;
-        if (outer) m[v].n0 = 1, m[v].cols *= (int)n0;
+        m[v].rows = 1;
+        m[v].cols = (int)cols;
+        m[v].rs = cols;
+        if (inner) {
+            m[v].n1 = 1;
+            m[v].cols *= (int)n1;
+        }
+        if (outer) {
+            m[v].n0 = 1;
+            m[v].cols *= (int)n0;
+        }
     }
 }
 
@@ -119,8 +131,10 @@ __device__ static inline LaSpot la_spot(const LaWalk<N> &w, unsigned tile) {
              wide = MODE == LA_TURNED ? 1 : MODE;
     LaSpot at;
     at.item = tile / each;
-    at.row = (int)(tile % each / w.across * deep), at.col = (int)(tile % w.across * lanes * wide);
-    at.r = at.row + (int)(t / lanes), at.c = at.col + (int)(t % lanes * wide);
+    at.row = (int)(tile % each / w.across * deep);
+    at.col = (int)(tile % w.across * lanes * wide);
+    at.r = at.row + (int)(t / lanes);
+    at.c = at.col + (int)(t % lanes * wide);
     return at;
 }
 
@@ -347,7 +361,8 @@ template <int APPLY> struct LaAdam {
     __device__ void operator()(float *y, unsigned, int, int) const {
         float g = scale * y[1], m = b1 * y[2] + (1 - b1) * g, v = b2 * y[3] + (1 - b2) * g * g;
         float step = rate * m / (sqrtf(v) * root + eps);
-        y[2] = m, y[3] = v;
+        y[2] = m;
+        y[3] = v;
         y[0] = APPLY ? keep * y[0] - step : step;
     }
 };
@@ -520,7 +535,10 @@ static inline double la_sum_squares(const floatM *x, size_t n) {
     return device_failure() ? NAN : sum;
 }
 
-static inline double la_identity_gap(Mat X) { return (void)X, INFINITY; }
+static inline double la_identity_gap(Mat X) {
+    (void)X; /* the gap is on the device; the host does not wait for it */
+    return INFINITY;
+}
 
 /* Norms of rows. Contiguous rows: a warp for each, 8 rows a block. Else 32 rows side by side,
    and every thread has every eighth column. */
@@ -659,7 +677,8 @@ template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned t
             c = left + lane; /* element (e, lane) of the lower tile is (left + e, up + lane) */
         if (MEAN && r < n && c < n && r < c)
             x[(size_t)r * X.rs + (size_t)c] = 0.5f * (upper[e][lane] + lower[lane][e]);
-        r = left + e, c = up + lane;
+        r = left + e;
+        c = up + lane;
         if (r < n && c < n && r > c)
             x[(size_t)r * X.rs + (size_t)c] =
                 MEAN ? 0.5f * (upper[lane][e] + lower[e][lane]) : upper[lane][e];
@@ -699,7 +718,11 @@ static inline void la_gemm_batch(Mat D, double a, Mat A, Mat B, double b, const 
                                          la_lead(B), la_lead(D));
     c.tf32 = cm_gpu.la_fast;
     c.batch = mat_count(D);
-    if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(D);
+    if (c.batch > 1) {
+        c.sa = la_stride(A);
+        c.sb = la_stride(B);
+        c.sc = la_stride(D);
+    }
     gemm_call(c, a, A.p, B.p, b, C, D.p, NULL);
 }
 
@@ -715,8 +738,10 @@ static inline Mat la_inner_items(Mat m, int first, int n) {
 static inline Mat la_regroup(Mat m, const Mat &like) {
     if (m.n1 == like.n1) return m;
     if (!la_level(m)) device_fail("internal error: a product of batches in different levels");
-    m.s1 = (size_t)la_stride(m), m.s0 = m.s1 * (size_t)like.n1;
-    m.n0 = like.n0, m.n1 = like.n1;
+    m.s1 = (size_t)la_stride(m);
+    m.s0 = m.s1 * (size_t)like.n1;
+    m.n0 = like.n0;
+    m.n1 = like.n1;
     return m;
 }
 
@@ -735,12 +760,20 @@ static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     if (b == 0) C = D;
     if (D.cs != 1) {
         Mat swap = mat_t(A);
-        A = mat_t(B), B = swap, D = mat_t(D), C = mat_t(C);
+        A = mat_t(B);
+        B = swap;
+        D = mat_t(D);
+        C = mat_t(C);
     }
     const Mat levels = !la_level(A) ? A : !la_level(B) ? B : !la_level(C) ? C : D;
-    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels),
+    A = la_regroup(A, levels);
+    B = la_regroup(B, levels);
+    C = la_regroup(C, levels);
     D = la_regroup(D, levels);
-    if (!la_alike(C, D)) la_copy(D, C), C = D;
+    if (!la_alike(C, D)) {
+        la_copy(D, C);
+        C = D;
+    }
     if (la_level(levels)) {
         la_gemm_batch(D, a, A, B, b, C.p);
     } else if (D.n0 < D.n1) {
@@ -844,7 +877,8 @@ static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, doub
     GemmCall c = gemm_kind<__nv_bfloat16, __nv_bfloat16>(ta, tb, M, N, K, lda, ldb, ldc);
     c.batch = n;
     if (n > 1) {
-        c.sa = (int64_t)lda * (ta ? K : M), c.sb = (int64_t)ldb * (tb ? N : K);
+        c.sa = (int64_t)lda * (ta ? K : M);
+        c.sb = (int64_t)ldb * (tb ? N : K);
         c.sc = (int64_t)ldc * M;
     }
     gemm_call(c, a, A, B, b, C, D, NULL);
@@ -868,7 +902,8 @@ static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], i
         if (tall) la_bf16_gemm(n, 0, 0, rows, m, m, 1, x, ld, P, lm, k[0], x, y, ld);
         else la_bf16_gemm(n, 0, 0, m, cols, m, 1, P, lm, x, ld, k[0], x, y, ld);
         __nv_bfloat16 *swap = x;
-        x = y, y = swap;
+        x = y;
+        y = swap;
     }
     la_bf16_convert<0>(x, X, NULL);
     arena->used = mark;

@@ -101,8 +101,8 @@ struct CudaMachine {
     cudaEvent_t gemm_events[2]; /* start and end of a measurement */
     GemmPlan *gemm_plans;       /* a hash table with open addressing, at most half full */
     size_t gemm_plan_count, gemm_plan_room;
-    GemmChoice
-        *gemm_choices; /* ascending by the bytes of the call, so that equal sets make equal text */
+    /* Choices, ascending by the bytes of the call, so that equal sets make equal text. */
+    GemmChoice *gemm_choices;
     size_t gemm_choice_count, gemm_choice_room;
 
     /* layers and linear algebra */
@@ -111,14 +111,13 @@ struct CudaMachine {
     double *la_parts; /* device memory for partial sums, see la_parts_memory */
 
     /* attention (attention.cuh, attention_choice.cuh, cudnn.cuh) */
-    size_t flash_cache =
-        16 << 20; /* bytes of the L2 cache for the rows that blocks walk along, see flash_shape */
+    /* Bytes of the L2 cache for the rows that blocks walk along, see flash_shape. */
+    size_t flash_cache = 16 << 20;
     /* set by attention_choose; NULL: the kernels of attention.cuh */
     AttentionForward attention_forward;
     AttentionBackward attention_backward;
-    double
-        /* how many times faster the best candidate is than attention.cuh; 0: unknown */
-        attention_faster;
+    /* How many times faster the best candidate is than attention.cuh; 0: unknown. */
+    double attention_faster;
     char attention_note[256]; /* what was chosen, and why, for device_describe */
     int cudnn_wanted;         /* cuDNN was looked for at start */
     int cudnn_fast; /* cuDNN may sum dq in any order; a plan is for one way or the other */
@@ -138,6 +137,16 @@ static inline const char *device_failure(void) { return cm_gpu.failure[0] ? cm_g
    step ends. */
 static inline int device_check(char *err) {
     return device_failure() ? fail(err, "%s", device_failure()) : 0;
+}
+
+/* Puts the reason for a refusal into `why` and returns -1. */
+__attribute__((format(printf, 3, 4))) static inline int refuse(char *why, size_t size,
+                                                               const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    if (size) vsnprintf(why, size, format, args);
+    va_end(args);
+    return -1;
 }
 
 /* Records a failure that no caller can be told of, and returns -1. Only the first failure is

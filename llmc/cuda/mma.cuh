@@ -147,8 +147,10 @@ template <typename T> static inline void mma(FragC &c, const FragA<T> &a, const 
         float a1 = emu_element<T>(all, row + t, 0, k % 2 + 4 * high + 2);
         float b0 = emu_element<T>(all, col + t, sizeof mine.a, k % 2 + 2 * high);
         float b1 = emu_element<T>(all, col + 4 + t, sizeof mine.a, k % 2 + 2 * high);
-        c.x[0] += a0 * b0, c.x[1] += a0 * b1;
-        c.x[2] += a1 * b0, c.x[3] += a1 * b1;
+        c.x[0] += a0 * b0;
+        c.x[1] += a0 * b1;
+        c.x[2] += a1 * b0;
+        c.x[3] += a1 * b1;
     }
 }
 
@@ -260,8 +262,10 @@ __device__ static inline void mma(FragC &c, const FragA<float> &a, const FragB<f
         float a1 = __shfl_sync(FULL_WARP, a.x[k % 2 + 4 * high + 2], row + t);
         float b0 = __shfl_sync(FULL_WARP, b.x[k % 2 + 2 * high], col + t);
         float b1 = __shfl_sync(FULL_WARP, b.x[k % 2 + 2 * high], col + 4 + t);
-        c.x[0] += a0 * b0, c.x[1] += a0 * b1;
-        c.x[2] += a1 * b0, c.x[3] += a1 * b1;
+        c.x[0] += a0 * b0;
+        c.x[1] += a0 * b1;
+        c.x[2] += a1 * b0;
+        c.x[3] += a1 * b1;
     }
 }
 
@@ -292,7 +296,10 @@ __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfl
                                      int row, int col, int lane = warp_lane()) {
     unsigned x[4];
     ldmatrix<0>(x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
-    b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
+    b[0].x[0] = x[0];
+    b[0].x[1] = x[1];
+    b[1].x[0] = x[2];
+    b[1].x[1] = x[3];
 }
 
 /* Two B side by side, (16,16), that the tile holds untransposed from (row, col) on. */
@@ -302,7 +309,10 @@ __device__ static inline void load_b_plain(FragB<__nv_bfloat16> (&b)[2],
                                            int lane = warp_lane()) {
     unsigned x[4];
     ldmatrix<1>(x, tile.at(row, col, lane % 16, lane / 16 * 8));
-    b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
+    b[0].x[0] = x[0];
+    b[0].x[1] = x[1];
+    b[1].x[0] = x[2];
+    b[1].x[1] = x[3];
 }
 
 template <int D>
@@ -337,11 +347,16 @@ __device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> 
 /* A = two results side by side, (16,16), rounded to A's type: the left side of the next product. */
 __device__ static inline void make_a(FragA<__nv_bfloat16> &a, const FragC &left,
                                      const FragC &right) {
-    a.x[0] = pack_pair(left.x[0], left.x[1]), a.x[1] = pack_pair(left.x[2], left.x[3]);
-    a.x[2] = pack_pair(right.x[0], right.x[1]), a.x[3] = pack_pair(right.x[2], right.x[3]);
+    a.x[0] = pack_pair(left.x[0], left.x[1]);
+    a.x[1] = pack_pair(left.x[2], left.x[3]);
+    a.x[2] = pack_pair(right.x[0], right.x[1]);
+    a.x[3] = pack_pair(right.x[2], right.x[3]);
 }
 __device__ static inline void make_a(FragA<float> &a, const FragC &left, const FragC &right) {
-    UNROLLED_FOR (int e = 0; e < 4; e++) a.x[e] = left.x[e], a.x[4 + e] = right.x[e];
+    UNROLLED_FOR (int e = 0; e < 4; e++) {
+        a.x[e] = left.x[e];
+        a.x[4 + e] = right.x[e];
+    }
 }
 
 #endif

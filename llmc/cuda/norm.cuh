@@ -55,7 +55,10 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
         UNROLLED_FOR (int i = 0; i < W; i++) x[v][i] = g[i] * ((x[v][i] - m) * r) + b[i];
         store(y + row + c, x[v]);
     }
-    if (lane == 0) mean[n] = m, rstd[n] = r;
+    if (lane == 0) {
+        mean[n] = m;
+        rstd[n] = r;
+    }
 }
 
 /* norm_forward_kernel for rows of any length, which are read again for each sum. */
@@ -98,7 +101,10 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
         UNROLLED_FOR (int i = 0; i < W; i++) x[i] = g[i] * ((x[i] - m) * r) + b[i];
         store(y + row + c, x);
     }
-    if (lane == 0) mean[n] = m, rstd[n] = r;
+    if (lane == 0) {
+        mean[n] = m;
+        rstd[n] = r;
+    }
 }
 
 /* y may not overlap any input. */
@@ -249,7 +255,7 @@ static inline void norm_backward_any(floatX *dx, floatM *dgain, floatM *dbias, f
     dim3 grid(ceil_div((size_t)C, 32 * W), parts), block(32, SUM_ROWS);
     LAUNCH((column_sums_kernel<W, 1>), grid, block, 0, partials, dy, x, mean, rstd, N, C);
     add_partials({{dbias, dgain}}, partials, parts, C);
-    grid = dim3(ceil_div((size_t)N, NORM_ROWS)),
+    grid = dim3(ceil_div((size_t)N, NORM_ROWS));
     block = dim3(32, NORM_ROWS); /* last, because dx may be dy */
     LAUNCH(norm_dx_kernel<W>, grid, block, 0, dx, dy, dres, x, gain, mean, rstd, N, C, centred);
     if (dsum) bias_backward(dsum, dx, N, C);

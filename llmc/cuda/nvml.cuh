@@ -18,14 +18,18 @@ static inline void nvml_cached(NvmlCache *cache, double now, void (*query)(char 
                                char *text, size_t size) {
     if (!cache->asked || now - cache->time >= 1) {
         query(cache->text, sizeof cache->text);
-        cache->time = now, cache->asked = 1;
+        cache->time = now;
+        cache->asked = 1;
     }
     if ((size_t)snprintf(text, size, "%s", cache->text) >= size && size) text[0] = 0;
 }
 
 #ifdef CM_EMU
 
-static inline int nvml_start(int device) { return (void)device, -1; }
+static inline int nvml_start(int device) {
+    (void)device;
+    return -1;
+}
 static inline void nvml_state(char *text, size_t size) { (void)size, text[0] = 0; }
 
 #else

@@ -43,7 +43,10 @@ template <int N> __device__ static inline void load_floats(float (&x)[N], const 
     if constexpr (N % 4 == 0) {
         UNROLLED_FOR (int i = 0; i < N; i += 4) {
             float4 part = *(const float4 *)(const void *)(p + i);
-            x[i] = part.x, x[i + 1] = part.y, x[i + 2] = part.z, x[i + 3] = part.w;
+            x[i] = part.x;
+            x[i + 1] = part.y;
+            x[i + 2] = part.z;
+            x[i + 3] = part.w;
         }
     } else {
         load(x, p);
@@ -117,7 +120,10 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
             unpack(d, ahead[k]);
             if constexpr (NORM) {
                 unpack(v, x_ahead[k]);
-                if (n < end) m = mean[n], r = rstd[n];
+                if (n < end) {
+                    m = mean[n];
+                    r = rstd[n];
+                }
             }
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 sum[i] += d[i];

@@ -139,10 +139,14 @@ __device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const flo
         const float *p = row + LaBlock<K>::row(tile, i);
         if constexpr (V == 4) {
             float4 y = *(const float4 *)(const void *)p;
-            x[i] = y.x, x[i + 1] = y.y, x[i + 2] = y.z, x[i + 3] = y.w;
+            x[i] = y.x;
+            x[i + 1] = y.y;
+            x[i + 2] = y.z;
+            x[i + 3] = y.w;
         } else {
             float2 y = *(const float2 *)(const void *)p;
-            x[i] = y.x, x[i + 1] = y.y;
+            x[i] = y.x;
+            x[i + 1] = y.y;
         }
     }
 }
@@ -160,7 +164,10 @@ __device__ static inline void la_block_product(float (&sum)[T][T], const float *
         if (!SYMMETRIC) {
             UNROLLED_FOR (int i = 0; i < T; i++) {
                 float4 y = *(const float4 *)(const void *)(A + LaBlock<K>::row(up, i) * PITCH + c);
-                a[0][i] = y.x, a[1][i] = y.y, a[2][i] = y.z, a[3][i] = y.w;
+                a[0][i] = y.x;
+                a[1][i] = y.y;
+                a[2][i] = y.z;
+                a[3][i] = y.w;
             }
         }
         UNROLLED_FOR (int q = 0; q < 4; q++) {
@@ -335,10 +342,13 @@ static inline int la_root_iteration(Mat R, Mat G, double damping, const double (
                                     int watch) {
     LaRootTable table;
     memset(&table, 0, sizeof table);
-    table.steps = steps, table.watch = watch;
+    table.steps = steps;
+    table.watch = watch;
     if (steps < 2 || steps > LA_ROOT_STEPS || G.rows > LA_SMALL) return 0;
-    for (int i = 0; i < steps; i++)
-        table.ab[i][0] = (float)ab[i][0], table.ab[i][1] = (float)ab[i][1];
+    for (int i = 0; i < steps; i++) {
+        table.ab[i][0] = (float)ab[i][0];
+        table.ab[i][1] = (float)ab[i][1];
+    }
     if (!mat_size(G)) return 1;
     const unsigned n = (unsigned)mat_count(G);
 #define CALL(K)                                                                                    \
@@ -429,7 +439,8 @@ static inline size_t la_eigh_scratch(int n) {
    once in n - 1 rounds. */
 __device__ static inline void la_pair(int n, int round, int i, int *p, int *q) {
     int a = i ? (round + i) % (n - 1) : n - 1, b = (round + n - 1 - i) % (n - 1);
-    *p = a < b ? a : b, *q = a < b ? b : a;
+    *p = a < b ? a : b;
+    *q = a < b ? b : a;
 }
 
 /* Tangent, cosine and sine of the rotation of rows and columns p, q that zeroes x = a_pq. */
@@ -437,7 +448,9 @@ __device__ static inline void la_rotation(double *out, double app, double aqq, d
     double theta = (aqq - app) / (2 * x),
            t = (theta >= 0 ? 1 : -1) / (fabs(theta) + sqrt(theta * theta + 1));
     if (x == 0) t = 0;
-    out[0] = t, out[1] = 1 / sqrt(t * t + 1), out[2] = t * out[1];
+    out[0] = t;
+    out[1] = 1 / sqrt(t * t + 1);
+    out[2] = t * out[1];
 }
 
 /* a <- J^T a J for all rotations of a round. A thread has the 2 x 2 block of two pairs. */
@@ -448,7 +461,8 @@ __device__ static inline void la_rotate_block(double *a, int m, int round, int i
     la_pair(m, round, j, &r, &s);
     if (i == j) {
         double x = turns[3 * i] * a[p * m + q];
-        a[p * m + p] -= x, a[q * m + q] += x;
+        a[p * m + p] -= x;
+        a[q * m + q] += x;
         a[p * m + q] = a[q * m + p] = 0;
         return;
     }
@@ -493,7 +507,8 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
                 la_pair(m, round, i / m, &p, &q);
                 double c = turns[3 * (i / m) + 1], d = turns[3 * (i / m) + 2];
                 double x = v[p * m + k], y = v[q * m + k];
-                v[p * m + k] = c * x - d * y, v[q * m + k] = d * x + c * y;
+                v[p * m + k] = c * x - d * y;
+                v[q * m + k] = d * x + c * y;
             }
         }
         __syncthreads();

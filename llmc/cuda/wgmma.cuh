@@ -105,7 +105,8 @@ static inline float emu_matrix_element(uint64_t descriptor, int transposed, int 
         emu_die("wgmma reads outside of shared memory");
     at -= EMU_SHARED_BASE;
     unsigned short now, seen;
-    memcpy(&now, emu.shared + at, 2), memcpy(&seen, emu.seen + at, 2);
+    memcpy(&now, emu.shared + at, 2);
+    memcpy(&seen, emu.seen + at, 2);
     if (now != seen)
         emu_die("wgmma reads shared memory that was written without fence.proxy.async and a "
                 "barrier, or too early");
@@ -133,9 +134,11 @@ static inline void emu_do_product(const EmuProduct *p) {
             float sum[2] = {p->add ? p->c[n].x[e] : 0, p->add ? p->c[n].x[e + 2] : 0};
             for (int k = 0; k < 16; k++) {
                 float right = emu_matrix_element(p->b, p->trans_b, 8 * n + 2 * t + e, k);
-                sum[0] += left[0][k] * right, sum[1] += left[1][k] * right;
+                sum[0] += left[0][k] * right;
+                sum[1] += left[1][k] * right;
             }
-            p->c[n].x[e] = sum[0], p->c[n].x[e + 2] = sum[1];
+            p->c[n].x[e] = sum[0];
+            p->c[n].x[e + 2] = sum[1];
         }
 }
 
@@ -144,12 +147,15 @@ static inline void emu_agree(const EmuProduct *p) {
     EmuThread *t = emu.current;
     int group = t->warp / 4;
     long &issued = emu_warpgroup_issued[group];
-    if (emu_warpgroup_block[group] != emu.blocks)
-        emu_warpgroup_block[group] = emu.blocks, issued = 0;
+    if (emu_warpgroup_block[group] != emu.blocks) {
+        emu_warpgroup_block[group] = emu.blocks;
+        issued = 0;
+    }
     long n = t->issued++;
     EmuProduct *q = &emu_warpgroup[group][n % EMU_KEPT];
     if (n == issued) {
-        *q = *p, issued++;
+        *q = *p;
+        issued++;
         return;
     }
     if (n < issued - EMU_KEPT) emu_die("wgmma: the warps of a warpgroup are far apart");
