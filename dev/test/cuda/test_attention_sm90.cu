@@ -1,8 +1,9 @@
 /*
-Tests of llmc/cuda/wgmma.cuh and attention_sm90.cuh: the products of a warpgroup, element by element, for every kind of
-operand and every place in the swizzle's pattern; then attention by these kernels against the CPU twin and against the
-portable kernels over shapes around the tiles' edges. Runs under the emulator and on GPUs of compute capability 9.0;
-others are left out, by name. Tolerances are those of test_attention.cu.
+Tests of llmc/cuda/wgmma.cuh and attention_sm90.cuh: the products of a warpgroup element by element,
+for every kind of operand and every place in the swizzle's pattern; then attention by these kernels
+against the CPU twin and against the portable kernels, over shapes around the edges of tiles. Runs
+under the emulator and on GPUs of compute capability 9.0; on other GPUs it says that it is skipped.
+Tolerances are those of test_attention.cu.
 */
 #include "../../../llmc/cuda/attention_choice.cuh"
 #include "attention_cases.h"
@@ -10,14 +11,14 @@ others are left out, by name. Tolerances are those of test_attention.cu.
 #ifndef CM_FP32
 
 /* ---------------------------------------------------------------------------------------------- */
-/* products of a warpgroup */
+/* Products of a warpgroup */
 
 enum { TEST_ROWS = 144, TEST_COLS = 128, TEST_SIZE = TEST_ROWS * TEST_COLS };
-enum { IN_REGISTERS = 2 }; /* a left side's TRANS_A */
+enum { IN_REGISTERS = 2 }; /* TRANS_A of a left side */
 
-/* out (2,64,8 NT) = sums over two times 16 k of A B for each of two warpgroups. A and B are at rows and columns ra, ca
-   and rb, cb of x and y (TEST_ROWS,TEST_COLS), as they are or (TRANS) transposed; the second warpgroup's A and the
-   second 16 k follow the first. */
+/* out (2,64,8 NT) = sums over two times 16 k of A B, for each of two warpgroups. A is at row ra
+   and column ca of x, B at row rb and column cb of y (TEST_ROWS,TEST_COLS), untransposed or
+   (TRANS) transposed. The A of the second warpgroup and the second 16 k follow the first. */
 template <int TRANS_A, int TRANS_B, int NT>
 __global__ static void group_products(float *out, const __nv_bfloat16 *x, const __nv_bfloat16 *y,
                                       int ra, int ca, int rb, int cb) {
@@ -87,7 +88,8 @@ static void test_product(const float *x, const float *y, const __nv_bfloat16 *dx
           ra, ca, TRANS_B ? "MN-major" : "K-major", rb, cb, N, wrong);
 }
 
-/* One kind of operands, at places of every row of 8, column of 16 and panel. Small integers: all sums are exact. */
+/* One kind of operands, at every row that is a multiple of 8, every column that is a multiple of
+   16, and every panel. Small integers: all sums are exact. */
 template <int TRANS_A, int TRANS_B, int NT> static void test_kind(void) {
     for (int place = 0; place < 4; place++) {
         float *x = host_array(TEST_SIZE), *y = host_array(TEST_SIZE);
@@ -95,7 +97,7 @@ template <int TRANS_A, int TRANS_B, int NT> static void test_kind(void) {
             x[i] = (float)floor(4 * draw()), y[i] = (float)floor(4 * draw());
         __nv_bfloat16 *dx = on_device<__nv_bfloat16>(x, TEST_SIZE),
                       *dy = on_device<__nv_bfloat16>(y, TEST_SIZE);
-        /* transposed: any multiple of 8 rows, the first column of a panel (the last 128 columns are all) */
+        /* transposed: any multiple of 8 rows, the first column of a panel */
         int ra = TRANS_A == 1 ? 40 * place % 112 : 8 * (place % 3);
         int ca = TRANS_A == 1 ? 0 : place * 32 - place % 2 * 16;
         int rb = TRANS_B ? 24 * place : NT == 16 ? 8 * (place % 3) : 24 * place;
@@ -114,8 +116,8 @@ template <int NT> static void test_kinds(void) {
     test_kind<IN_REGISTERS, 1, NT>();
 }
 
-/* Warpgroups that meet at barriers of their own, one three times, the other once: each thread reads what another of
-   its warpgroup has written before. */
+/* Warpgroups with barriers of their own: one passes three, the other one. Each thread reads what
+   another thread of its warpgroup has written. */
 __global__ static void group_meetings(int *out) {
     SHARED(int, room);
     int thread = (int)threadIdx.x, group = thread / WARPGROUP, sum = thread,
@@ -146,7 +148,7 @@ static void test_meetings(void) {
 }
 
 #ifdef CM_EMU
-/* Before it is waited for, a product's result is not there. */
+/* The result of a product is not there before it is waited for. */
 __global__ static void early_reader(float *early, float *late) {
     SHARED(__nv_bfloat16, memory);
     Panels<64, 64> X = {wgmma_aligned(memory)};
@@ -174,9 +176,9 @@ static void test_early(void) {
 #endif
 
 /* ---------------------------------------------------------------------------------------------- */
-/* attention */
+/* Attention */
 
-/* How often the portable kernels had to do it. */
+/* How often the portable kernels were called instead. */
 static int declined;
 static int forward_here(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
                         int HS, double scale) {
@@ -213,7 +215,7 @@ static void test_cases(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_hopper_case(&cases[i], 0);
 }
 
-/* Lengths around the sizes of tiles and steps, heads in groups of all sizes. */
+/* Lengths around the sizes of tiles and steps, groups of all sizes. */
 static void test_lengths(void) {
     static const int lengths[] = {15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 193, 255, 256, 257};
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++)
@@ -226,7 +228,7 @@ static void test_lengths(void) {
         }
 }
 
-/* What these kernels do not take. */
+/* Shapes that these kernels refuse. */
 static void test_declined(void) {
     static const Case cases[] = {{1, 33, 1, 1, 64, 0.125, 2, 1},
                                  {1, 33, 2, 1, 32, 0.18, 2, 0},
@@ -234,7 +236,7 @@ static void test_declined(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_hopper_case(&cases[i], 1);
 }
 
-/* Beside the portable kernels, with lse and out of each for its own backward pass. */
+/* Against the portable kernels. Each backward pass reads its own lse and out. */
 static void test_beside_portable(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS,
            KV = (size_t)c.NKV * (size_t)c.HS;
@@ -259,7 +261,7 @@ static void test_beside_portable(const Case c) {
     release();
 }
 
-/* The order in which blocks are run is no business of theirs. */
+/* The order of the blocks does not change the results. */
 static void test_order(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = cm_gpu.flash_cache;
     floatX *qkv = on_device<floatX>(make_qkv(&c), N * W),
@@ -279,7 +281,7 @@ static void test_order(const Case c) {
     release();
 }
 
-/* What comes later changes nothing before it, not a bit. */
+/* Later tokens do not change earlier outputs, not a bit. */
 static void test_causality(const Case c, int t) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, before = (size_t)t * C;
     float *x = make_qkv(&c);
@@ -297,7 +299,7 @@ static void test_causality(const Case c, int t) {
     release();
 }
 
-/* Scratch is what hopper_scratch says, whatever it holds. */
+/* The scratch used is exactly what hopper_scratch returns, whatever it holds before. */
 static void test_scratch(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
     size_t used = hopper_scratch(c.B, c.T, c.NH, c.HS);
@@ -309,7 +311,7 @@ static void test_scratch(const Case c) {
     size_t bytes = cm_gpu.scratch_bytes;
     unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, qkv, &c);
-    for (int fill = 0; fill < 2; fill++) { /* NaN; as the last call has left it */
+    for (int fill = 0; fill < 2; fill++) { /* NaN; what the last call has left */
         if (!fill) MUST(cudaMemsetAsync(scratch, 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, qkv, out, lse, &c);
         check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
@@ -324,7 +326,8 @@ static void test_scratch(const Case c) {
     release();
 }
 
-/* After a backward pass the counts of both warpgroups' parts of dq say how many tiles of keys have left one. */
+/* After a backward pass the counts of both warpgroups' parts of dq are the numbers of tiles that
+   contributed. */
 template <int D> static void test_counts(const Case c) {
     using F = HopperBackward<D>;
     test_scratch(c);
@@ -342,8 +345,8 @@ template <int D> static void test_counts(const Case c) {
     release();
 }
 
-/* --attention hopper is tried beside the portable kernels and taken, or refused with a reason; a difference in one
-   gradient is seen. Under the emulator nothing is chosen by time. */
+/* --attention hopper is tried against the portable kernels and taken, or refused with a reason.
+   A difference in one gradient is noticed. Under the emulator nothing is chosen by time. */
 static void test_choice(void) {
     AttentionShape s = {2, 130, 4, 2, 64, 0.125};
     AttentionKind kind = ATTENTION_HOPPER;
@@ -370,7 +373,8 @@ static void test_choice(void) {
     AttentionTrial t;
     memset(&t, 0, sizeof t);
     t.B = 1, t.T = 2, t.NH = t.NKV = 1, t.HS = 2;
-    for (int part = 0; part < 6; part++) { /* nothing; out, lse, dq, dk, dv of token 1 */
+    /* which differs: nothing; out, lse, dq, dk, dv of token 1 */
+    for (int part = 0; part < 6; part++) {
         floatX out[2][4], dqkv[2][12];
         floatM lse[2][2];
         AttentionResult r[2] = {{out[0], dqkv[0], lse[0]}, {out[1], dqkv[1], lse[1]}};

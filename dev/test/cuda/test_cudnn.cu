@@ -1,8 +1,8 @@
 /*
-Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, and of the choice between it and ours
-(llmc/cuda/attention_choice.cuh): with the real cuDNN where there is one and a GPU, and under the emulator with
-one that carries out the graph on the CPU (fake_cudnn.h). What happens where there is none is tested everywhere;
-and how often NVML is asked (llmc/cuda/nvml.cuh).
+Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, and of the choice between
+cuDNN's and ours (llmc/cuda/attention_choice.cuh). On a GPU with a cuDNN they use the real one;
+under the emulator one that executes the graph on the CPU (fake_cudnn.h). Tested everywhere: what
+happens without cuDNN, and how often NVML is asked (llmc/cuda/nvml.cuh).
 */
 #include "../../../llmc/cuda/attention_choice.cuh"
 #include "../../../llmc/cuda/nvml.cuh"
@@ -16,7 +16,8 @@ static AttentionShape shape_of(int B, int T, int NH, int NKV, int HS) {
     return {B, T, NH, NKV, HS, 1 / sqrt((double)HS)};
 }
 
-/* Inputs and outputs are rounded to bf16, and p and ds before they are multiplied: 2^-9 each. */
+/* Against the CPU. Inputs and outputs are rounded to bf16, and so are p and ds before they are
+   multiplied: 2^-9 each. */
 static void test_shape(AttentionShape s) {
     int B = s.B, T = s.T, NH = s.NH, NKV = s.NKV, HS = s.HS;
     size_t N = (size_t)B * T, row = (size_t)((NH + 2 * NKV) * HS), kv = (size_t)(NKV * HS);
@@ -48,7 +49,7 @@ static void test_shape(AttentionShape s) {
     check(e < 6e-3, "%s: out differs by %g", name, e);
     check(l < 1e-4, "%s: lse differs by %g", name, l);
 
-    /* The backward pass reads out in bf16: give the CPU the same. */
+    /* The backward pass reads out in bf16, so the CPU reads that too. */
     put(out_d, out, A);
     put(lse_d, lse, R);
     cpu_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
@@ -58,7 +59,7 @@ static void test_shape(AttentionShape s) {
     float *d = on_host(dqkv_d, Q), *parts[2] = {host_array(Q), host_array(Q)};
     size_t first[4] = {0, row - 2 * kv, row - kv, row};
     for (int part = 0; part < 3;
-         part++) { /* q, k, v: errors of one must not hide behind the others */
+         part++) { /* q, k, v separately, so that errors of one do not hide behind the others */
         size_t n = 0;
         for (size_t i = 0; i < N; i++)
             for (size_t k = first[part]; k < first[part + 1]; k++, n++)
@@ -75,7 +76,7 @@ static void test_shape(AttentionShape s) {
     release();
 }
 
-/* A smaller batch of a shape that is planned works; one position more does not, and says so. */
+/* A smaller batch of a planned shape works. One more position does not, and the reason is given. */
 static void test_unplanned(AttentionShape s) {
     size_t N = (size_t)s.B * (size_t)(s.T + 8), Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
     floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
@@ -97,7 +98,7 @@ static void count_query(char *text, size_t size) {
     snprintf(text, size, "\"gpu_w\": %d", ++nvml_queries);
 }
 
-/* The device's state is asked once a second, and a text that does not fit is left out. */
+/* NVML is asked once a second, and a text that does not fit is left out. */
 static void test_state(void) {
     NvmlCache cache;
     char text[32], small[8] = "?";
@@ -112,7 +113,7 @@ static void test_state(void) {
     check(!small[0], "half a text: %s", small);
 }
 
-/* The choice, which must never fail but where cuDNN is demanded. */
+/* The choice. It may fail only if cuDNN is demanded. */
 static void test_choice(int available, AttentionShape s) {
     char note[256] = "", err[ERR_LEN] = "";
     cuda_scratch_free();
@@ -150,7 +151,7 @@ static void test_choice(int available, AttentionShape s) {
 
 #ifdef CM_EMU
 
-/* attention_choose with the fake; the error or the note. */
+/* Runs attention_choose with the fake. Returns the error or the note. */
 static const char *chosen(AttentionShape s, AttentionKind attention, int *status) {
     static char note[256], err[ERR_LEN];
     note[0] = err[0] = 0;
@@ -158,7 +159,7 @@ static const char *chosen(AttentionShape s, AttentionKind attention, int *status
     return *status ? err : note;
 }
 
-/* A sequence that is long enough for a trial of auto, which must not take what is not told to be in order. */
+/* auto tries sequences that are long enough, and never takes kernels that give other bits. */
 static void test_auto(void) {
     AttentionShape s = shape_of(1, 512, 1, 1, 8);
     int status;
@@ -173,7 +174,8 @@ static void test_auto(void) {
     check(!cm_gpu.cudnn_fast && !cm_gpu.attention_forward, "auto is fast");
 }
 
-/* Engines whose notes and plans differ: notes sort, and nothing but bits and numbers refuses. */
+/* Engines with different notes and plans: notes decide the order, but only bits and numbers
+   refuse an engine. */
 static void test_engines(AttentionShape s) {
     int status;
     fake_install(91900);
@@ -215,8 +217,8 @@ static void test_engines(AttentionShape s) {
     check(status && strstr(text, "known mistakes"), "9.10.1: %s", text);
 }
 
-/* A pass that fails after the choice is a recorded failure that says how to go on. From then on nothing is
-   computed, and what is downloaded is not a number. */
+/* A pass that fails after the choice is a recorded failure that says how to go on. From then on
+   no kernel starts and no call is made. */
 static void test_failure(AttentionShape s) {
     int status;
     fake_install(91900);
@@ -254,7 +256,7 @@ int main(void) {
     check(absent && strstr(why, "emulator"), "there is a cuDNN: %s", why);
     test_choice(0, shapes[1]);
     for (int version = 0; version < 2;
-         version++) { /* one that starts dq_sum at 0 itself, and one that does not */
+         version++) { /* cuDNN that clears dq_sum itself, and cuDNN that does not */
         fake_install(version ? 90501 : 91900);
         for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
             for (size_t i = 0; i < 3; i++)
@@ -278,7 +280,7 @@ int main(void) {
 
 #else
 
-/* Where the libraries lie, and that a cuDNN without a device says so. */
+/* Where the libraries are, and that cuDNN without a device says so. */
 static void test_where(int available, const char *why) {
     char text[2400] = "?";
     cudnn_where(text, sizeof text);
@@ -294,7 +296,7 @@ static void test_where(int available, const char *why) {
 int main(void) {
     char why[384] = "";
     const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 64), shape_of(2, 384, 4, 1, 128),
-                                     shape_of(1, 1024, 6, 2, 64)}; /* plans take seconds */
+                                     shape_of(1, 1024, 6, 2, 64)}; /* a plan takes seconds */
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
     test_state();
     test_where(available, why);

@@ -1,6 +1,6 @@
 /*
-Tests of the emulator itself (dev/emu): that kernels run as CUDA says, and that what is wrong in a kernel
-is found. A mistake ends the program, so each is made in a child process.
+Tests of the emulator itself (dev/emu): kernels run as CUDA defines, and mistakes in a kernel are
+found. A mistake ends the program, so each is made in a child process.
 */
 #include "../check.h"
 #include "device.h"
@@ -24,7 +24,7 @@ static void test_coordinates(void) {
     check(!wrong, "%d of %d threads have not run once a launch", wrong, n);
 }
 
-/* Sums of a block by a tree in shared memory, the textbook's use of barriers. */
+/* A block's sum by a tree in shared memory, the textbook's use of barriers. */
 __global__ void tree(float *out, const float *x) {
     SHARED(float, s);
     int t = (int)threadIdx.x, n = (int)blockDim.x;
@@ -111,7 +111,7 @@ __global__ void copies(int *out, const int4 *x) {
     emu_cp_async_commit();
     emu_cp_async_wait(1);
     first = s[t].x;
-    out[2 * t] = first == x[t].x && s[32 + t].x == -1; /* the second is not there yet */
+    out[2 * t] = first == x[t].x && s[32 + t].x == -1; /* the second copy has not arrived */
     emu_cp_async_wait(0);
     __syncthreads();
     out[2 * t + 1] = s[32 + (t + 1) % 32].w == x[32 + (t + 1) % 32].w;
@@ -142,7 +142,8 @@ static void test_bf16(void) {
           "bf16 of NaN, infinity");
 }
 
-/* A captured stream does nothing until it is replayed, with the arguments it was given. */
+/* A captured stream does nothing until it is replayed, and then with the arguments of the
+   capture. */
 __global__ void add_number(int *out, int n) {
     if (threadIdx.x == 0) *out += n;
 }
@@ -170,7 +171,7 @@ static void test_graph(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* mistakes */
+/* Mistakes */
 
 __global__ void static_and_dynamic(float *out) {
     BLOCK_SHARED(room, [4096], float);
@@ -221,7 +222,7 @@ static float *device_memory(size_t n) {
     return (float *)p;
 }
 
-/* The way a child process ends that makes the mistake. */
+/* The wait status of a child process that makes the mistake. */
 static int mistake(int which) {
     fflush(stdout);
     pid_t child = fork();
@@ -275,7 +276,7 @@ static void test_mistakes(void) {
 #ifdef EMU_ASAN
     const int sanitized = 1;
 #else
-    const int sanitized = 0; /* accesses out of bounds are found by AddressSanitizer alone */
+    const int sanitized = 0; /* only AddressSanitizer finds accesses out of bounds */
 #endif
     for (int i = 0; i < 14; i++)
         if (sanitized || i < 9 || i > 11) check(mistake(i), "%s is not found", names[i]);

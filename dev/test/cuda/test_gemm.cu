@@ -1,7 +1,8 @@
 /*
-The matrix product against sums in double precision: every epilogue, transposes, odd shapes, strides and
-alignments, separate C and D, batches; the plans, the choice of algorithms and the text of choices. Runs on a
-GPU and on the emulator, where two algorithms and pretended times make choices that can be foreseen.
+The matrix product against sums in double precision: every epilogue, transposes, odd shapes, strides
+and alignments, separate C and D, batches; the plans, the choice of algorithms and the text of
+choices. Runs on a GPU and under the emulator, whose two algorithms and pretended times make choices
+predictable.
 */
 #include "../../../llmc/cuda/gemm.cuh"
 #include "device.h"
@@ -15,12 +16,13 @@ static const int emulated = 0;
 /* ---------------------------------------------------------------------------------------------- */
 /* Limits                                                                                         */
 
-/* Relative errors of one operation. An fp32 addition errs by 2^-24. The adders of tensor cores truncate, and
-   drop bits where they align their terms, for which two bits are allowed. */
+/* Relative errors of one operation. An fp32 addition errs by 2^-24. The adders of tensor cores
+   truncate and drop bits where they align their terms; two bits are allowed for that. */
 static double unit(void) { return emulated ? 0x1p-24 : 0x1p-22; }
 
-/* Each factor rounded to TF32's ten bits errs by up to 2^-11, truncated by up to 2^-10; the product of two by
-   twice that and a square. Which of them a GPU does, its kernels decide. */
+/* Each factor rounded to TF32's ten bits errs by up to 2^-11, truncated by up to 2^-10; the
+   product of two errs by twice that and a square. The kernels of a GPU decide whether it rounds
+   or truncates. */
 static double tf32_unit(void) {
 #ifdef CM_EMU
     if (!gemm_emu.truncate) return 0x1p-10 + 0x1p-22;
@@ -28,7 +30,7 @@ static double tf32_unit(void) {
     return 0x1p-9 + 0x1p-20;
 }
 
-/* Half of the last place: bf16 has seven bits behind the point, fp32 has 23. */
+/* Half of the last place. bf16 has seven bits after the point, fp32 has 23. */
 template <typename T> static double storage(void) { return sizeof(T) == 2 ? 0x1p-8 : 0x1p-24; }
 
 static double gelu_exact(double x) {
@@ -42,10 +44,10 @@ static double gelu_slope_exact(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * gelu_u(x);
 }
 
-/* Errors of GELU and of its slope at x. Ours come from the rounding of u by a few units of |u|, which moves
-   t = tanh u by as much. How the library takes tanh is not documented. The least exact way on a GPU is
-   tanh.approx.f32, which errs by t 2^-11 (PTX ISA): 1/2 x (1 + t) moves by 1/2 |x| of that, and
-   1/2 (1 + t) + 1/2 x (1 - t^2) u' by 1/2 + |x| u' of it. */
+/* Errors of GELU and of its slope at x. Ours come from rounding u by a few units of |u|, which
+   moves t = tanh u by as much. The library's way to tanh is not documented. The least exact way
+   on a GPU is tanh.approx.f32, which errs by t 2^-11 (PTX ISA): 1/2 x (1 + t) moves by 1/2 |x|
+   of that, and 1/2 (1 + t) + 1/2 x (1 - t^2) u' by 1/2 + |x| u' of it. */
 static double gelu_error(double x) {
     return emulated ? fabs(x) * (4 + x * x) * 0x1p-22 : fabs(x) * 0x1p-12;
 }
@@ -55,12 +57,13 @@ static double gelu_slope_error(double x) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* One product                                                                                    */
+/* One product */
 
 typedef struct {
     int ta, tb, M, N, K, batch;
-    int pad, shift;                          /* elements between rows, and before the first */
-    int bias, tf32, apart, epilogue, shared; /* shared: all items have the first B */
+    /* elements from row to row; elements before the first */
+    int pad, shift;
+    int bias, tf32, apart, epilogue, shared; /* shared: all items have the first item's B */
     double alpha, beta;
 } Case;
 
@@ -75,7 +78,7 @@ static const char *describe(const Case &t) {
     return text;
 }
 
-/* A batch of matrices with NaN around the elements, as floats here and as T on the device. */
+/* A batch of matrices with NaN around the elements: as floats on the host, as T on the device. */
 template <typename T> struct Matrix {
     size_t rows, cols, ld, step, size, shift;
     float *h;
@@ -119,7 +122,8 @@ template <typename IN, typename OUT> static Operands<IN, OUT> operands(const Cas
     return o;
 }
 
-/* Runs the case; -1 where the library has no algorithm, which only epilogues are allowed. */
+/* Runs the case. Returns -1 if the library has no algorithm, which is allowed for epilogues
+   only. */
 template <typename IN, typename OUT> static int product(const Case &t, const Operands<IN, OUT> &o) {
     GemmCall c = gemm_kind<IN, OUT>(t.ta, t.tb, t.M, t.N, t.K, o.A.ld, o.B.ld, o.C.ld);
     c.tf32 = t.tf32, c.bias = t.bias, c.epilogue = t.epilogue, c.batch = t.batch;
@@ -131,7 +135,7 @@ template <typename IN, typename OUT> static int product(const Case &t, const Ope
     GemmOperands p = {o.A.d + t.shift, o.B.d + t.shift, o.C.d + t.shift, o.dbias + t.shift,
                       o.D.d + t.shift, o.aux.d,         (float)t.alpha,  (float)t.beta};
 #ifdef CM_EMU
-    int apart = gemm_emu.refuse & GEMM_EMU_BATCH; /* item by item, which is gemm_call's */
+    int apart = gemm_emu.refuse & GEMM_EMU_BATCH; /* item by item, as gemm_call does */
 #else
     int apart = 0;
 #endif
@@ -143,7 +147,7 @@ template <typename IN, typename OUT> static int product(const Case &t, const Ope
 
 typedef struct {
     double value, room;
-} Bounded; /* a number and how far off it may be, before storing */
+} Bounded; /* a number and its possible error, before it is stored */
 
 template <typename IN, typename OUT>
 static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item, size_t i,
@@ -163,13 +167,13 @@ static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item,
             size += fabs((double)o.bias[(size_t)t.shift + j]);
     double room = (2 * t.K + 6) * unit() * (terms + size);
     if (t.tf32 && sizeof(IN) == 4) room += tf32_unit() * terms;
-    /* Where the library cannot add a bias, it is added to the stored sum. */
+    /* Where the library cannot add a bias, the bias is added to the stored sum. */
     if (t.bias && !t.epilogue && !emulated) room += storage<OUT>() * (fabs(sum) + size);
     return {sum + rest, room};
 }
 
-/* What D should be, of the product's value and, for GELU's gradient, of aux. On a GPU, GELU may be taken of
-   its stored argument. */
+/* The expected D, from the value of the product and, for GELU's gradient, from aux. A GPU may
+   take GELU of its stored argument. */
 template <typename OUT> static Bounded expected(const Case &t, Bounded h, double aux) {
     if (t.epilogue == GEMM_GELU) {
         double moved = h.room + (emulated ? 0 : storage<OUT>() * fabs(h.value));
@@ -191,7 +195,7 @@ static int within(float got, Bounded want, double rounding, double *excess) {
     return off <= room;
 }
 
-/* Compares the outputs, and that nothing else was written. */
+/* Compares the outputs, and checks that nothing else was written. */
 template <typename IN, typename OUT>
 static void compare(const Case &t, const Operands<IN, OUT> &o) {
     const float *D = on_host(o.D.d, o.D.size), *aux = on_host(o.aux.d, o.aux.size);
@@ -221,7 +225,7 @@ template <typename IN, typename OUT> static int run_case(const Case &t) {
     Operands<IN, OUT> o = operands<IN, OUT>(t);
     int none = product(t, o);
     if (!none) compare(t, o);
-    if (!none && t.beta == 0) { /* equal bits the second time */
+    if (!none && t.beta == 0) { /* a second run gives equal bits */
         const float *once = on_host(o.D.d, o.D.size);
         product(t, o);
         check(!memcmp(once, on_host(o.D.d, o.D.size), o.D.size * sizeof *once),
@@ -239,7 +243,8 @@ static const int shapes[][3] = {{1, 1, 1},    {1, 7, 3},    {5, 1, 2},   {3, 2, 
                                 {8, 64, 129}, {65, 67, 33}};
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
-/* Shapes, transposes, alignment, scalars and C's place in turns, so that every pair of these meets. */
+/* Shapes, transposes, alignment, scalars and the place of C, in turns, so that every pair of
+   these occurs. */
 template <typename IN, typename OUT> static void test_plain(int tf32) {
     static const double alphas[] = {1, -0.75, 2}, betas[] = {0, 1, -0.5};
     int turn = 0;
@@ -271,9 +276,9 @@ template <typename IN, typename OUT> static void test_batches(void) {
         }
 }
 
-/* GELU and its gradient. What the layers ask for, x w^T and dy w with even rows, a library has to have; the
-   emulated one has everything. */
-/* The library must have what a model in bf16 takes; in other types the layers can do without. */
+/* GELU and its gradient. A library has to have what the layers need, x w^T and dy w with even
+   rows; the emulated one has everything. */
+/* The library must have what a bf16 model uses. In other types the layers can do without. */
 template <typename IN, typename OUT> static void test_epilogues(int tf32) {
     const int all_bf16 = sizeof(IN) == 2 && sizeof(OUT) == 2;
     int done = 0, tried = 0, missing = 0;
@@ -337,7 +342,7 @@ template <typename T> static void test_calls(void) {
     check(right[0], "gemm with a bias is wrong");
     check(!there || (right[1] && right[2]), "gemm_gelu is wrong: H %d, Y %d", right[1], right[2]);
     check(!there || right[3], "gemm_dgelu is wrong");
-    /* What the library does not take is refused before anything is written. */
+    /* What the library refuses, it refuses before anything is written. */
     T *untouched = device_array<T>(N * F);
     check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, untouched, F, h, F + 4, db) == -1,
           "rows of aux at multiples of 4");
@@ -354,7 +359,7 @@ template <typename T> static void test_calls(void) {
     check(gemm_gelu_possible(8, (void *)16) && !gemm_gelu_possible(12, (void *)16) &&
               !gemm_gelu_possible(8, (void *)8),
           "gemm_gelu_possible");
-    /* Nothing to compute. */
+    /* Empty products. */
     gemm(0, 1, 0, F, I, 1, dx, I, dw, I, 0, untouched, F);
     check(gemm_gelu(0, 1, 0, F, I, dx, I, dw, I, untouched, F, h, F) == 0,
           "a product without rows");
@@ -373,8 +378,8 @@ static void test_alignment(void) {
     check(gemm_align_items((void *)256, 12, GEMM_BF16, 1) == 16 &&
               gemm_align_items((void *)256, 12, GEMM_BF16, 2) == 8,
           "the distance of items does not count in their alignment");
-    /* Each operand in turn is moved. What is aligned to 16 and more shares a plan and its bits. 8, 4 and 2 do
-       not share it. */
+    /* Each operand in turn is moved. Addresses aligned to 16 or more share a plan and its bits.
+       8, 4 and 2 do not share it. */
     static const int sizes[4] = {M * K, N * K, M * N, N};
     float *x[4];
     __nv_bfloat16 *d[4];
@@ -399,7 +404,7 @@ static void test_alignment(void) {
         }
         put(d[moved], x[moved], (size_t)sizes[moved]);
     }
-    /* Where beta is 0 it does not matter where C is. */
+    /* With beta = 0 the address of C does not matter. */
     GemmCall c = gemm_kind<__nv_bfloat16, __nv_bfloat16>(0, 1, M, N, K, K, K, N);
     gemm_plans_clear();
     gemm_call(c, 1, d[0], d[1], 0, d[2], d[2], NULL);
@@ -409,7 +414,7 @@ static void test_alignment(void) {
     release();
 }
 
-/* More kinds of calls than the table has at first; each gets its own result. */
+/* More kinds of calls than the table has room for at first. Each gets its own result. */
 static void test_many_plans(void) {
     enum { KINDS = 300 };
     float *x = random_array(KINDS + 1, 1), *y = random_array(KINDS + 1, 1);
@@ -451,7 +456,7 @@ static Small small_operands(void) {
     return s;
 }
 
-/* C + 0.5 x y, once, from the initial C. */
+/* C + 0.5 x y, from the initial C. */
 static const float *small_product(const Small &s) {
     put(s.dz, s.C, SM * SN);
     gemm(0, 0, SM, SN, SK, 0.5, s.dx, SK, s.dy, SN, 1, s.dz, SN);
@@ -471,13 +476,13 @@ static void small_check(const Small &s, const float *z, const char *when) {
 }
 static int equal_bits(const float *a, const float *b) { return !memcmp(a, b, SM * SN * sizeof *a); }
 
-/* As a new process starts. */
+/* Resets everything, as in a new process. */
 
 /* Which algorithm the emulated library pretends to be the fastest. */
 static void set_fastest(const char *index) { setenv("CM_EMU_FASTEST", index, 1); }
 
-/* A measured product is right though its D was written many times, its choice goes through text, and the run
-   that takes the text has the same bits although it would measure otherwise. */
+/* A measured product is right although its D was written many times. Its choice goes through
+   text, and the run that reads the text has equal bits although it would measure otherwise. */
 static void test_choice(void) {
     Small s = small_operands();
     char err[ERR_LEN] = "";
@@ -510,13 +515,13 @@ static void test_choice(void) {
     check(again && !strcmp(text, again), "the text changes on the way");
     free(again);
 
-    set_fastest("0"); /* plans made before do not outlive the taking of choices */
+    set_fastest("0"); /* plans made before are dropped when choices are read */
     gemm_choices_clear();
     small_product(s);
     check(gemm_choices_take(text, 1, err) == 0 && equal_bits(measured, small_product(s)),
           "an old plan is kept");
 
-    cm_gpu.gemm_measure = 0; /* nor does the run that reads choices need to measure */
+    cm_gpu.gemm_measure = 0; /* nor need the run that reads choices measure */
     gemm_choices_clear();
     check(gemm_choices_take(text, 1, err) == 0, "the text is not taken: %s", err);
     check(equal_bits(measured, small_product(s)),
@@ -525,7 +530,7 @@ static void test_choice(void) {
     check(again && !strcmp(text, again), "the text changes where nothing is measured");
     free(again);
 
-    cm_gpu.gemm_measure = 1; /* in another order of first use, the same text */
+    cm_gpu.gemm_measure = 1; /* another order of first use gives the same text */
     set_fastest("1");
     gemm_choices_clear();
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN);
@@ -544,7 +549,8 @@ static void test_choice(void) {
     release();
 }
 
-/* Measuring leaves alone what is not D: C apart from D, and aux of the gradient; and takes every epilogue. */
+/* Measuring writes only D: neither a C apart from D nor the gradient's aux. It works with every
+   epilogue. */
 static void test_measured_cases(void) {
     cm_gpu.gemm_measure = 1;
     gemm_choices_clear();
@@ -569,7 +575,7 @@ static void test_measured_cases(void) {
     gemm_choices_clear();
 }
 
-/* Damages of a text of two choices. */
+/* Damage to a text of two choices. */
 static void test_damage(void) {
     Small s = small_operands();
     char err[ERR_LEN];
@@ -613,7 +619,8 @@ static void test_damage(void) {
     free(huge);
     check(cm_gpu.gemm_choice_count == 2, "a damaged text changes the choices");
 
-    /* Texts with the right sum: entries that are none, entries twice, another library, another GPU. */
+    /* Texts with a right checksum: entries that are not entries, entries twice, another library,
+       another GPU. */
     char header[GEMM_HEADER], *made = (char *)malloc(2 * n + GEMM_HEADER);
     gemm_header(header);
     size_t start = strlen(header);
@@ -649,7 +656,7 @@ static void test_damage(void) {
     check(cm_gpu.gemm_choice_count == 2, "a text of two choices leaves %zu",
           cm_gpu.gemm_choice_count);
 
-    /* Choices of other runs are this run's only once it has met the product. */
+    /* Choices of other runs become this run's own only when it has used the product. */
     gemm_choices_clear();
     check(!gemm_choices_take(text, 0, err) && !gemm_choices_text(0),
           "choices of others are the run's own");
@@ -670,7 +677,7 @@ static void test_damage(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* What only the emulator can pretend                                                             */
+/* What only the emulator can pretend */
 
 #ifdef CM_EMU
 static void test_pretended(void) {
@@ -679,7 +686,7 @@ static void test_pretended(void) {
     gemm_choices_clear();
     const float *first = small_product(s);
 
-    /* While the stream is captured, nothing is run but the product itself; its choice is kept. */
+    /* While the stream is captured, only the product itself is run, and its choice is kept. */
     cm_gpu.gemm_measure = 1, gemm_emu.capturing = 1;
     set_fastest("1");
     gemm_choices_clear();
@@ -691,7 +698,7 @@ static void test_pretended(void) {
           "another choice after capturing");
     char *text = gemm_choices_text(1), err[ERR_LEN];
 
-    /* A choice is measured once, by four runs: of each algorithm, and of both again. */
+    /* A choice takes four runs, once: one of each algorithm, and both again. */
     gemm_choices_clear();
     runs = gemm_emu.runs;
     const float *second = small_product(s);
@@ -702,14 +709,15 @@ static void test_pretended(void) {
     gemm_choices_clear();
     check(equal_bits(first, small_product(s)), "the fastest is not taken");
 
-    /* A stored choice wins while capturing, too. */
+    /* A stored choice also wins during a capture. */
     set_fastest("1");
     gemm_emu.capturing = 1;
     check(gemm_choices_take(text, 1, err) == 0 && equal_bits(first, small_product(s)),
           "the stored choice");
     gemm_emu.capturing = 0;
 
-    /* A stored algorithm that is none is not run: the library's own is, and a note on stderr says so. */
+    /* A stored algorithm that does not exist is not run. The library's own is run, and a note on
+       stderr says so. */
     cm_gpu.gemm_measure = 0;
     cm_gpu.gemm_choices[0].algo.data[7] = 1;
     gemm_plans_clear();
@@ -723,8 +731,9 @@ static void test_pretended(void) {
     release();
 }
 
-/* A measured gain decides if it is more than 2 %, twice. What does not run is left out, and nothing is tried
-   after too long a time. Times are in the order of the measurements: proposals 0 and 1, then both again. */
+/* A measured gain decides if it is more than 2 %, twice. An algorithm that does not run is left
+   out, and after too long a time nothing more is tried. Times are in the order of the
+   measurements: proposals 0 and 1, then both again. */
 static void test_times(void) {
     static const struct {
         double ms[5];
@@ -759,8 +768,8 @@ static void test_times(void) {
     release();
 }
 
-/* A library without some algorithms: GELU is refused, a bias is added apart, a batch is computed item by
-   item. */
+/* A library without some algorithms: GELU is refused, a bias is added separately, a batch is
+   computed item by item. */
 static void test_without(void) {
     float *x = random_array(64, 1), *d = on_device<float>(x, 64), *y = device_array<float>(64);
     float *h = device_array<float>(64);
@@ -807,7 +816,7 @@ static void test_without(void) {
     gemm_plans_clear();
 }
 
-/* 1 + 2^-11 is in the middle of two numbers of ten bits, 1 + 3 2^-12 above the middle. */
+/* 1 + 2^-11 is in the middle between two numbers of ten bits, 1 + 3 2^-12 above the middle. */
 static void test_tf32(void) {
     const float x[] = {1 + 0x1p-11f, 1 + 0x1p-12f, -1 - 0x1.8p-11f, 3, 0x1p-149f, 0};
     const float rounded[] = {1 + 0x1p-10f, 1, -1 - 0x1p-10f, 3, 0, 0}, cut[] = {1, 1, -1, 3, 0, 0};

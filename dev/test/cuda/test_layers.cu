@@ -1,11 +1,11 @@
 /*
-Tests of llmc/cuda/layers.cuh: each layer against its CPU twin, over shapes that take every path of the
-kernels, with the numbers the twin gets rounded as the device's are. Runs on a GPU and under the emulator.
+Tests of llmc/cuda/layers.cuh: each layer against its CPU twin, over shapes that take every path of
+the kernels. The twin reads numbers rounded like the device's. Runs on a GPU and under the emulator.
 
-Tolerances, relative to the norm of the result. SUMS: of numbers in floatM, where the order of sums differs
-and the twin's, one number after the other, errs most; and __expf and rsqrtf err by a few units in the last
-place. VALUES: of n numbers in floatX, each rounded once, which for bf16 is 2^-8 at most and 1.5e-3 in the
-mean.
+Tolerances, relative to the norm of the result. SUMS: for numbers in floatM, where the order of sums
+differs; the twin's sums, one number after the other, err most; __expf and rsqrtf err by a few units
+in the last place. VALUES: for n numbers in floatX, each rounded once, in bf16 by at most 2^-8 and
+by 1.5e-3 in the mean.
 */
 #include "../../../llmc/cuda/layers.cuh"
 #include "device.h"
@@ -14,14 +14,14 @@ mean.
 #define SUMS 1e-5
 #define VALUES(N) (sizeof(floatX) == 4 ? SUMS : (N) < 1000 ? 4e-3 : 2.5e-3)
 
-/* What a failing test says of its case, which has random numbers of its own. */
+/* Names the case in messages. Each name has a stream of random numbers of its own. */
 #define LABEL(...)                                                                                 \
     char what[160];                                                                                \
     snprintf(what, sizeof what, __VA_ARGS__);                                                      \
     draw_for(what)
 
-/* Compares n device numbers with the twin's; `terms` is the norm of what was added up to make them, which
-   counts where it is more than theirs. */
+/* Compares n device numbers with the twin's. `terms` is the norm of the terms that were added
+   up; it counts where it is larger than the norm of the twin's numbers. */
 template <typename T>
 static void like(const char *what, const T *ours, const float *theirs, size_t n, double allowed,
                  double terms = 1e-3) {
@@ -55,7 +55,7 @@ static float *host_copy(const float *p, size_t n) {
     return (float *)memcpy(host_array(n), p, n * sizeof *p);
 }
 
-/* Host numbers on the device `shift` elements past an aligned address. */
+/* Host numbers on the device, `shift` elements after an aligned address. */
 template <typename T> static T *shifted(float *from, size_t n, int shift) {
     T *p = device_array<T>(n + (size_t)shift) + shift;
     put(p, from, n);
@@ -81,12 +81,12 @@ static void make_tokens(int *tokens, int N, int kind) {
         else if (kind == TOKENS_EQUAL) tokens[n] = N + 2;
         else if (kind == TOKENS_ONCE) tokens[n] = N - 1 - n;
         else if (kind == TOKENS_RUNS)
-            tokens[n] = n / 32 % 3; /* runs that end with a chunk, if sorted */
+            tokens[n] = n / 32 % 3; /* sorted, the runs end with a chunk */
         else tokens[n] = below(10) ? 1 : below(3);
     }
 }
 
-/* The device's form: tokens, then their sorted positions. */
+/* Tokens in the device's form: tokens, then their sorted positions. */
 static int *tokens_on_device(const int *tokens, int N, int vocab) {
     int *both = (int *)malloc(2 * (size_t)N * sizeof *both);
     if (!both) die("test: out of memory");
@@ -179,7 +179,7 @@ static void norm_forward_case(int N, int C, int kind, int with_delta, int in_pla
     float *x = random_array(n, 2), *delta = random_array(n, 1), *gain = random_array((size_t)C, 1);
     float *b = random_array((size_t)C, 1), *y = host_array(n), *sum = host_array(n);
     float *mean = host_array((size_t)N), *rstd = host_array((size_t)N);
-    for (size_t i = 0; i < n; i++) x[i] += 3; /* so that a mean matters */
+    for (size_t i = 0; i < n; i++) x[i] += 3; /* so that the mean matters */
     floatX *x_d = shifted<floatX>(x, n, shift), *delta_d = on_device<floatX>(delta, n);
     floatX *y_d = device_array<floatX>(n),
            *out_d = in_place ? x_d : device_array<floatX>(n + 1) + shift;
@@ -188,7 +188,7 @@ static void norm_forward_case(int N, int C, int kind, int with_delta, int in_pla
     floatM *mean_d = device_array<floatM>((size_t)N), *rstd_d = device_array<floatM>((size_t)N);
     norm_forward(y_d, mean_d, rstd_d, out_d, x_d, with_delta ? delta_d : NULL, gain_d,
                  bias ? b_d : NULL, N, C, kind, eps);
-    if (with_delta) { /* then y must follow from the sum as it was stored, to the bit */
+    if (with_delta) { /* then y must follow from the stored sum, to the bit */
         cpu_norm_forward(y, mean, rstd, sum, x, delta, gain, bias ? b : NULL, N, C, kind, eps);
         like(what, out_d, sum, n);
         floatM *m = device_array<floatM>((size_t)N), *r = device_array<floatM>((size_t)N);
@@ -205,12 +205,12 @@ static void norm_forward_case(int N, int C, int kind, int with_delta, int in_pla
     cpu_norm_forward(y, mean, rstd, NULL, x, NULL, gain, bias ? b : NULL, N, C, kind, eps);
     like(what, y_d, y, n);
     like(what, mean_d, mean, (size_t)N, SUMS,
-         sqrt((double)N)); /* of numbers of size 1, and by chance near 0 */
+         sqrt((double)N)); /* of numbers of size 1, whose mean may be near 0 by chance */
     like(what, rstd_d, rstd, (size_t)N, SUMS);
     release();
 }
 
-/* alias: 0 none, 1 dres is dx, 2 dy is dx, 3 both, 4 no dres, 5 no dres and dy is dx. */
+/* alias: 0 none; 1 dres is dx; 2 dy is dx; 3 both; 4 no dres; 5 no dres, and dy is dx. */
 static void norm_backward_case(int N, int C, int kind, int alias, int shift) {
     size_t n = (size_t)N * C, c = (size_t)C;
     LABEL("norm_backward N %d C %d kind %d alias %d shift %d", N, C, kind, alias, shift);
@@ -277,7 +277,7 @@ static void test_norm(void) {
     norm_backward_case(2200, 8, NORM_LAYERNORM, 0, 0); /* 275 partial sums */
 }
 
-/* NaN in one row makes that row NaN, and no other. */
+/* A NaN in a row makes that row NaN, and no other row. */
 static void test_norm_nan(void) {
     enum { N = 4, C = 64 };
     float *x = random_array(N * C, 1), *ones = random_array(C, 1);
@@ -317,13 +317,14 @@ static void linear_case(int N, int I, int O, int bias, int shift) {
     like(what, dw_d, dw, nw, SUMS);
     like(what, db_d, db, o, SUMS);
     if (bias) {
-        linear_backward(NULL, dw_d, db_2, dy_d, x_d, w_d, N, I, O, 1); /* dx is not wanted */
+        linear_backward(NULL, dw_d, db_2, dy_d, x_d, w_d, N, I, O, 1); /* without dx */
         check(same_bits(db_d, db_2, o), "%s: two runs differ", what);
         cpu_linear_backward(NULL, dw, db, dy, x, w, N, I, O, 1);
-        like(what, dw_d, dw, nw, SUMS); /* twice added to */
+        like(what, dw_d, dw, nw, SUMS); /* added to twice */
     }
     MUST(
-        cudaMemsetAsync(dw_d, 0xff, nw * sizeof *dw_d, cm_gpu.stream)); /* NaN, which is not read */
+        /* NaN, which must not be read */
+        cudaMemsetAsync(dw_d, 0xff, nw * sizeof *dw_d, cm_gpu.stream));
     linear_backward(NULL, dw_d, NULL, dy_d, x_d, w_d, N, I, O, 0);
     cpu_linear_backward(NULL, dw, NULL, dy, x, w, N, I, O, 0);
     like(what, dw_d, dw, nw, SUMS);
@@ -367,7 +368,7 @@ static void qk_case(int B, int T, int NH, int NKV, int HS, int qk_norm, int rope
     for (size_t i = 0; i < n; i++)
         same &= i % (size_t)row < (size_t)heads * HS || after[i] == before[i];
     check(same, "%s: values changed", what);
-    if (first) { /* backward has no use for it */
+    if (first) { /* the backward pass does not use it */
         release();
         return;
     }
@@ -390,7 +391,7 @@ static void test_qk(void) {
     for (int i = 0; i < 12; i++)
         for (int mode = 1; mode < 4; mode++)
             qk_case(1, 3, 2, 1, sizes[i], mode & 1, mode >> 1, 0, 0);
-    qk_case(2, 3, 40, 4, 64, 1, 1, 0, 0); /* more heads than a block has lanes for */
+    qk_case(2, 3, 40, 4, 64, 1, 1, 0, 0); /* more heads than a block has lanes */
     qk_case(2, 3, 70, 70, 16, 1, 1, 0, 0);
     qk_case(2, 2, 30, 1, 24, 1, 1, 0, 0);
     qk_case(3, 5, 3, 3, 64, 0, 0, 0, 0); /* nothing to do */
@@ -460,7 +461,7 @@ static void act_case(int N, int F, int act, int shift) {
     put(h_d, h, nh);
     act_forward(y_d, h_d, N, F, act);
     act_backward(dh_d, dy_d, h_d, N, F, act);
-    if (act != ACT_RELU2) /* whose max(x, 0) is 0 for NaN */
+    if (act != ACT_RELU2) /* max(x, 0) is 0 for NaN */
         check(isnan(on_host(y_d, 1)[0]) && isnan(on_host(dh_d, 1)[0]), "%s: NaN vanishes", what);
     release();
 }
@@ -488,7 +489,7 @@ static void linear_act_case(int N, int I, int F, int O, int act, int bias) {
     check(same_bits(again, y_d, ny), "%s: computed again, the activations differ", what);
     cpu_linear_act_forward(y, h, x, w, bias ? b : NULL, N, I, F, act);
     like(what, h_d, h, nh);
-    like(what, y_d, y, ny, 2 * VALUES(ny)); /* of h, which is rounded as well */
+    like(what, y_d, y, ny, 2 * VALUES(ny)); /* of h, which is rounded too */
     put(h_d, h, nh);
     linear_act_backward(dh_d, dy_d, bias ? db_d : no, dz_d, w2_d, h_d, N, F, O, act);
     cpu_linear_act_backward(dh, dy, bias ? db : NULL, dz, w2, h, N, F, O, act);
@@ -538,9 +539,9 @@ static void classifier_case(int N, int V, int Vp, double softcap, double spread,
     check(same_bits(z_d, again, n), "%s: two runs differ", what);
     float *z_cpu = host_copy(z, n), *gradient = on_host(z_d, n);
     cpu_classifier(losses, z_cpu, targets, N, V, Vp, softcap, 0.25);
-    /* A logit of size z, and so its exponent, is known to 2^-24 z, a few times over; a probability relative to
-       itself by as much. What is left of the target's, p - 1, and of a small loss has the errors of p and of the
-       logits, however small it is. A gradient is rounded once. */
+    /* A logit z, and so its exponent, is known to a few times 2^-24 z; a probability is known to
+       as much of itself. What is left of the target's, p - 1, and a small loss have the errors
+       of p and of the logits, however small they are. A gradient is rounded once. */
     double size = softcap > 0 ? fmin(spread, softcap) : spread,
            exponent = SUMS + 8 * 0x1p-24 * size;
     double rounding = sizeof(floatX) == 2 ? 0x1p-8 : 0, most = 0;
@@ -570,7 +571,7 @@ static void classifier_case(int N, int V, int Vp, double softcap, double spread,
     release();
 }
 
-/* Logits of -infinity are probabilities of zero; NaN makes the loss NaN. */
+/* Logits of -infinity have probability zero. A NaN makes the loss NaN. */
 static void test_classifier_odd(void) {
     enum { V = 24 };
     float z[V], *losses = host_array(3);
@@ -647,8 +648,8 @@ static void test_cast(void) {
         }
 }
 
-/* A gradient that is NULL, as a frozen tensor's, is skipped: the other results have the bits that they have
-   beside it. C takes the fused kernel of norms, or the others. */
+/* A gradient that is NULL, as of a frozen tensor, is skipped. The other results have the bits
+   that they have with it. C selects the fused kernel of norms, or the others. */
 static void test_frozen(int C) {
     enum { B = 2, T = 37, N = B * T, V = 11 };
     size_t n = (size_t)N * (size_t)C, c = (size_t)C, w = c * c;
@@ -699,7 +700,8 @@ static void test_frozen(int C) {
     release();
 }
 
-/* layers_scratch is enough for every layer of a model: nothing has to grow. First of all tests. */
+/* layers_scratch is enough for every layer of a model: the scratch need not grow. Runs before
+   the other tests. */
 static void test_scratch(void) {
     /* B T C V R */
     static const int models[][5] = {
@@ -710,7 +712,7 @@ static void test_scratch(void) {
         int B = models[i][0], T = models[i][1], C = models[i][2], N = B * T, R = models[i][4];
         s.N = N;
         s.C = C;
-        s.QKV = 8 * (i == 2 ? 2 * C : C / 4); /* in the last model the largest layer is another */
+        s.QKV = 8 * (i == 2 ? 2 * C : C / 4); /* in the last model another layer is the largest */
         s.F = i == 2 ? 8 : 3 * C;
         s.H = 2 * s.F;
         s.Vp = round_up(models[i][3], 64);
