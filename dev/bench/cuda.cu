@@ -1,18 +1,20 @@
 /*
-What each part of a training step costs on a GPU: matrix products, attention, the layers' kernels, the
-optimizers. A Markdown table for each, on stdout; --json FILE keeps the numbers.
+What each part of a training step costs on a GPU: matrix products, attention, the kernels of layers,
+the optimizers. Prints a Markdown table for each; --json FILE keeps the numbers.
 
-    make build/cuda/bench_cuda && build/cuda/bench_cuda [--only gemm|attention|layers|optimizer] [--json FILE]
+    make build/cuda/bench_cuda
+    build/cuda/bench_cuda [--only gemm|attention|layers|optimizer] [--json FILE]
 
-Shapes are those of GPT-2 124M on 16 x 1024 tokens; the optimizers' also of 340M and 1B. Times are of CUDA
-events, the median of several after a warm-up; the layers' kernels find an empty L2 cache, the others
-what they left there. --smoke runs tiny shapes, which is all that can be asked of the emulator.
+Shapes are those of GPT-2 124M on 16 x 1024 tokens, for optimizers also those of 340M and 1B. Times
+are of CUDA events, the median of several after a warm-up. Kernels of layers start with an empty L2
+cache, the others with what the previous call left there. --smoke runs tiny shapes, the only ones
+for the emulator.
 */
 #include "../../llmc/cuda/backend.cuh"
 #include "../../llmc/optim/plan.h"
 #include "../../llmc/params.h"
 
-/* Makes a call of the run-time library; the benchmark ends where it fails. */
+/* Makes a call of the run-time library. The benchmark ends if it fails. */
 #define MUST(CALL) must((CALL), #CALL, __LINE__)
 static inline void must(cudaError_t status, const char *call, int line) {
     if (status != cudaSuccess) die("cuda.cu:%d: %s: %s", line, call, cudaGetErrorString(status));
@@ -45,7 +47,7 @@ static FILE *json;
 static int json_rows;
 static const char *section;
 
-/* A section and the head of its table. */
+/* Prints a section and the head of its table. */
 static void table(const char *name, const char *title, const char *columns) {
     section = name;
     printf("\n### %s\n\n%s\n|", title, columns);
@@ -55,7 +57,7 @@ static void table(const char *name, const char *title, const char *columns) {
     fflush(stdout);
 }
 
-/* A member of each row of the JSON file: {"section": "gemm", "name": "...", "ms": 1.5, "tflops": 600}. */
+/* Adds a row to the JSON file: {"section": "gemm", "name": "...", "ms": 1.5, "tflops": 600}. */
 static void json_row(const char *name, double ms, const char *unit, double rate) {
     if (!json) return;
     fprintf(json, "%s\n  {\"section\": ", json_rows++ ? "," : "");
@@ -70,7 +72,7 @@ static void json_row(const char *name, double ms, const char *unit, double rate)
 
 static int smoke;
 static cudaEvent_t event_start, event_end;
-static void *flush_memory; /* written to in order to empty the L2 cache */
+static void *flush_memory; /* written in order to empty the L2 cache */
 enum { FLUSH = 256 << 20, ROUNDS = 9 };
 
 static int ascending(const void *a, const void *b) {
@@ -90,7 +92,7 @@ template <typename F> static double event_ms(const F &work, int repeat, int cold
     return (double)ms / repeat;
 }
 
-/* Milliseconds of one call: the median of rounds of 2 ms or more; of single calls with cold. */
+/* Milliseconds of one call: the median of rounds of at least 2 ms; with `cold`, of single calls. */
 template <typename F> static double time_ms(const F &work, int cold) {
     double ms[ROUNDS];
     int rounds = smoke ? 1 : ROUNDS, repeat = 1;
@@ -104,7 +106,7 @@ template <typename F> static double time_ms(const F &work, int cold) {
     return fmax(ms[rounds / 2], 1e-6);
 }
 
-/* Zeroed device memory of one table, and random numbers; NULL where there is not enough. */
+/* Zeroed device memory for one table, and random numbers. NULL if there is too little memory. */
 static void *taken[64];
 static int taken_count;
 static void *take(size_t bytes) {
@@ -132,7 +134,7 @@ static void give_back(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* matrix products */
 
-static double peak; /* FLOP/s that the maker states for floatX, 0: not known */
+static double peak; /* FLOP/s that the maker states for floatX; 0: not known */
 
 static void gemm_row(const char *name, int M, int N, int K, double items, double most, double ms) {
     double rate = 2 * items * M * N * K / ms * 1e-9;
@@ -144,7 +146,7 @@ static void gemm_row(const char *name, int M, int N, int K, double items, double
 }
 
 typedef struct {
-    int B, T, L, C, NH, V, F, R; /* R rows of logits at a time */
+    int B, T, L, C, NH, V, F, R; /* rows of logits at a time */
 } Shape;
 
 static void bench_linear(const char *name, int N, int I, int O) {
@@ -164,7 +166,7 @@ static void bench_linear(const char *name, int N, int I, int O) {
     give_back();
 }
 
-/* The products a sign consists of, on all layers at once, in fp32 and with TF32. */
+/* The products of a sign, on all layers at once, in fp32 and with TF32. */
 static void bench_fp32(const char *name, int count, int rows, int cols) {
     Mat X = mat_dense(masters((size_t)count * rows * cols), count, rows, cols);
     Mat G = mat_dense(masters((size_t)count * rows * rows), count, rows, rows);
@@ -189,8 +191,8 @@ static void bench_fp32(const char *name, int count, int rows, int cols) {
     give_back();
 }
 
-/* The MLP with GELU in the epilogues, and with kernels of its own: forward of the first layer with its activation,
-   and the way back from the second layer to the first one's output. */
+/* The MLP with GELU in the epilogues and with kernels of its own: forward through the first
+   layer and its activation, and backward from the second layer to the output of the first. */
 static void bench_gelu(int N, int C, int F) {
     floatX *x = reals((size_t)N * C), *y = reals((size_t)N * F), *h = reals((size_t)N * F),
            *dh = reals((size_t)N * F);
@@ -221,7 +223,7 @@ static void bench_gemm(const Shape *s) {
     bench_linear("W_fc", N, C, s->F);
     bench_linear("W_proj", N, s->F, C);
     bench_gelu(N, C, s->F);
-    const int rows[] = {667, 4096, s->R}; /* of logits at a time */
+    const int rows[] = {667, 4096, s->R}; /* rows of logits at a time */
     for (int i = smoke ? 2 : 0; i < 3; i++) bench_linear("head", rows[i], C, Vp);
     bench_fp32("W_Q", s->L, C, C);
     bench_fp32("W_fc^T", s->L, C, s->F);
@@ -315,7 +317,7 @@ static void bench_attention(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* the layers' kernels */
 
-static double copy_rate; /* GB/s of a copy, read and written */
+static double copy_rate; /* GB/s of a copy, read plus written */
 
 static void layer_row(const char *name, double bytes, double ms) {
     double rate = bytes / ms * 1e-6;
@@ -375,24 +377,26 @@ static void bench_embedding(const Shape *s) {
     int *tokens = (int *)must(take(DEVICE_TOKENS(N) * sizeof(int))), used = 0;
     char *seen = (char *)calloc((size_t)Vp, 1);
     if (!host || !seen) die("out of memory");
-    for (int i = 0; i < N; i++) { /* about as text: token k comes as often as 1 / (k + 1) */
+    for (int i = 0; i < N; i++) { /* roughly like text: token k has frequency 1 / (k + 1) */
         double u = (double)((unsigned)i * 2654435761u >> 8) / 16777216.0;
         host[i] = min_int(s->V - 1, (int)(exp(u * log((double)s->V)) - 1));
-        used += !seen[host[i]], seen[host[i]] = 1;
+        used += !seen[host[i]];
+        seen[host[i]] = 1;
     }
     tokens_upload(tokens, host, N, Vp);
     layer_row("embedding forward", 2 * x + (double)s->T * C * sizeof(floatX),
               time_ms([&] { embed_forward(dx, tokens, wte, wpe, s->B, s->T, C); }, 1));
     layer_row("embedding backward", 2 * x + 2 * m * C * (used + s->T),
               time_ms([&] { embed_backward(dwte, dwpe, dx, tokens, s->B, s->T, C); }, 1));
-    free(host), free(seen);
+    free(host);
+    free(seen);
     give_back();
 }
 
 static void bench_heads_in_place(const Shape *s) {
     int N = s->B * s->T, HS = s->C / s->NH;
     size_t n = (size_t)N * 3 * s->C, angles = (size_t)s->T * (HS / 2);
-    double x = (double)N * s->C * sizeof(floatX); /* of queries, or of keys */
+    double x = (double)N * s->C * sizeof(floatX); /* elements of queries; of keys */
     floatX *qkv = reals(n), *dqkv = reals(n);
     floatM *rstd = masters((size_t)N * 2 * s->NH), *cosine = masters(angles),
            *sine = masters(angles);
@@ -414,7 +418,7 @@ static void bench_activations(const Shape *s) {
     double x = (double)n * sizeof(floatX);
     floatX *y = reals(n), *h = reals(2 * n), *dh = reals(2 * n);
     for (int act = ACT_GELU; act <= ACT_SWIGLU; act++) {
-        int in = act == ACT_SWIGLU ? 2 : 1; /* tensors read */
+        int in = act == ACT_SWIGLU ? 2 : 1; /* tensors that are read */
         char label[64];
         snprintf(label, sizeof label, "%s forward", names[act]);
         layer_row(label, (1 + in) * x, time_ms([&] { act_forward(y, h, N, F, act); }, 1));
@@ -530,7 +534,7 @@ static void update_build(Update *u, const Model *m, const char *rule) {
 
 static const struct {
     const char *name, *flags;
-} updates[] = {{"muon", "--optimizer muon"}, /* what the others are compared with */
+} updates[] = {{"muon", "--optimizer muon"}, /* the others are compared with it */
                {"muon, signs in fp32", "--optimizer muon --msign-compute fp32"},
                {"muon per head", "--optimizer muon --qk muon-head --ov muon-head"},
                {"cm full, hybrid", "--optimizer cm"},
@@ -562,7 +566,8 @@ static void bench_model(const Model *m) {
     for (int i = 0; i < UPDATES; i++) {
         double ms[PARTS];
         char label[96];
-        u[i].arena.p = room, u[i].arena.size = arena;
+        u[i].arena.p = room;
+        u[i].arena.size = arena;
         PlanState s = {p, g, first, second, &u[i].arena, 1e-3, 0.95, 1, 10, NULL};
         u[i].s = s;
         for (int part = 0; part < PARTS; part++) {

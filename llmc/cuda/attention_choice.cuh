@@ -132,7 +132,7 @@ static inline int trial_start(AttentionTrial *t, const AttentionShape *s, TrialK
         if (status != 1) break;
     }
     if (status < 0) return -1;
-    if (status) return refuse(why, size, "no room to try %s", trial_name(who));
+    if (status) return refuse(why, size, "too little GPU memory to try %s", trial_name(who));
     size_t qkv = trial_qkv(t, t->B), out = trial_out(t, t->B);
     device_noise(t->qkv, qkv, sqrt(3), 1); /* variance 1 */
     device_noise(t->dout, out, sqrt(3), 77777);

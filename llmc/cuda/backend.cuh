@@ -226,9 +226,10 @@ static inline int device_take_products(Choices *run, char *err) {
     const char *all = cm_gpu.gemm_measure ? choices_get(run->from, key) : NULL,
                *own = choices_get(run, key);
     if (all && gemm_choices_take(all, 0, why) < 0)
-        fprintf(stderr, "note: %s: measured anew\n", why);
+        fprintf(stderr, "note: %s; the products are measured again\n", why);
     int status = own ? gemm_choices_take(own, 1, why) : 0;
-    if (status > 0) fprintf(stderr, "note: %s: from here on the run's last bits are others\n", why);
+    if (status > 0)
+        fprintf(stderr, "note: %s; from here on the last bits of the run differ\n", why);
     return status < 0 ? fail(err, "--resume: %s", why) : 0;
 }
 
@@ -380,11 +381,11 @@ static inline int device_setup(Config *c, Choices *run, char *err) {
     CUDA_CHECK(cudaGetDeviceProperties(&cm_gpu.properties, c->device));
     const cudaDeviceProp *p = &cm_gpu.properties;
     if (p->major < 8)
-        return fail(err,
-                    "--device %d is a %.80s of compute capability %d.%d, and 8.0 (A100) is the "
-                    "least that this "
-                    "program runs on",
-                    c->device, p->name, p->major, p->minor);
+        return fail(
+            err,
+            "--device %d is a %.80s of compute capability %d.%d, and this program needs 8.0 "
+            "(A100) or higher",
+            c->device, p->name, p->major, p->minor);
     if (attention_supports(c->head_dim, err)) return -1;
     if (!cm_gpu.stream) CUDA_CHECK(cudaStreamCreate(&cm_gpu.stream));
     cm_gpu.shared_limit = p->sharedMemPerBlockOptin;

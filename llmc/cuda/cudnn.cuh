@@ -111,7 +111,7 @@ static inline int cudnn_load(char *why, size_t size) {
 
 /* The emulator has no library. A test puts functions into cm_gpu.cudnn_api. */
 static inline int cudnn_load(char *why, size_t size) {
-    if (!cm_gpu.cudnn_api.BackendExecute) return refuse(why, size, "no cuDNN under the emulator");
+    if (!cm_gpu.cudnn_api.BackendExecute) return refuse(why, size, "the emulator has no cuDNN");
     cm_gpu.cudnn.version = (int)cm_gpu.cudnn_api.GetVersion();
     return 0;
 }
@@ -588,7 +588,8 @@ static inline int cudnn_check_shape(int T, int NH, int NKV, int HS, char *why, s
     cudnn_name(name, sizeof name);
     if (HS % 8 || HS > 128)
         return refuse(why, size, "%s takes head widths of 8, 16 .. 128, not %d", name, HS);
-    if (NH % NKV) return refuse(why, size, "%s: %d heads do not share %d", name, NH, NKV);
+    if (NH % NKV)
+        return refuse(why, size, "%s: %d query heads cannot share %d key heads", name, NH, NKV);
     if (T < 2) return refuse(why, size, "%s needs more than one position", name);
     if (T % 128 && cm_gpu.cudnn.version <= 91500)
         return refuse(why, size, "%s needs a multiple of 128 positions", name);
@@ -739,7 +740,7 @@ static inline int cudnn_check_alignment(const void *const *addresses) {
     for (; *addresses; addresses++)
         if ((uintptr_t)*addresses % 16)
             return refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why,
-                          "an address is no multiple of 16 bytes");
+                          "an address is not a multiple of 16 bytes");
     return 0;
 }
 /* The score of a masked pair. cuDNN before 9.10 wants the lowest float instead of -infinity. */

@@ -272,12 +272,14 @@ static inline int gemm_choices_split(const char *text, const char **entries, siz
         const char pair[2] = {'0', end[i]};
         if (!gemm_get_hex(&digit, pair, 1))
             return fail(
-                err, "the choices of matrix products are damaged: the text does not end in a sum");
+                err,
+                "the choices of matrix products are damaged: the text does not end in a checksum");
         sum = sum << 4 | digit;
     }
     if (sum != fnv1a(FNV_BASIS, text, (size_t)(end - text)))
-        return fail(err,
-                    "the choices of matrix products are damaged: the sum does not fit the text");
+        return fail(
+            err,
+            "the choices of matrix products are damaged: the checksum does not match the text");
     *entries = header_end + 1;
     *length = (size_t)(end - *entries);
     return 0;
@@ -302,15 +304,17 @@ static inline int gemm_choices_take(const char *text, int own, char *err) {
     }
     size_t n = length / GEMM_ENTRY;
     if (length % GEMM_ENTRY)
-        return fail(
-            err, "the choices of matrix products are damaged: %zu characters are no whole entries",
-            length);
+        return fail(err,
+                    "the choices of matrix products are damaged: %zu characters are not a whole "
+                    "number of entries",
+                    length);
     GemmChoice *taken = (GemmChoice *)malloc((n + 1) * sizeof *taken);
     if (!taken) return fail(err, "out of memory: %zu choices of matrix products", n);
     if (!gemm_choices_parse(taken, entries, n)) {
         free(taken);
-        return fail(err,
-                    "the choices of matrix products are damaged: an entry is no key and algorithm");
+        return fail(
+            err,
+            "the choices of matrix products are damaged: an entry is not a key with an algorithm");
     }
     gemm_plans_clear();
     for (size_t i = 0; i < n; i++) gemm_choice_keep(&taken[i].call, &taken[i].algo, own);

@@ -70,7 +70,8 @@ static void like(const Case *c, const char *what, const float *ours, const float
     for (size_t i = 0; i < n * W; i++) {
         if (i % W < from || i % W >= to) continue;
         double e = (double)ours[i] - (double)theirs[i];
-        error += e * e, norm += (double)theirs[i] * (double)theirs[i];
+        error += e * e;
+        norm += (double)theirs[i] * (double)theirs[i];
     }
     double e = sqrt(error) / fmax(sqrt(norm), 0.05 * sqrt(count));
     check(e <= allowed,

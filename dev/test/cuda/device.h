@@ -23,7 +23,8 @@ static uint64_t device_drawn, device_stream, device_seed = 7;
 static inline void draw_for(const char *name) {
     const char *seed = getenv("CM_TEST_SEED");
     if (seed) device_seed = strtoull(seed, NULL, 10);
-    device_stream = rng_stream(name), device_drawn = 0;
+    device_stream = rng_stream(name);
+    device_drawn = 0;
 }
 static inline double draw(void) {
     return 2 * rng_uniform(device_seed, device_stream, device_drawn++) - 1;

@@ -100,7 +100,8 @@ static CudnnStatus fake_read(const CudnnDescriptor descriptor, int attribute, in
             FakeDescriptor *config = ((FakeDescriptor **)values)[i];
             if (config->kind != DNN_BACKEND_ENGINECFG_DESCRIPTOR)
                 return fake_fail("not a configuration");
-            config->engine = i, config->finalized = 1;
+            config->engine = i;
+            config->finalized = 1;
             config->graph = fake_tensor(d, DNN_ATTR_ENGINEHEUR_OPERATION_GRAPH);
         }
     } else if (attribute == DNN_ATTR_ENGINECFG_ENGINE) {
@@ -124,7 +125,8 @@ static CudnnStatus fake_finalize(CudnnDescriptor descriptor) {
     if (d->finalized) return fake_fail("finalized twice");
     if (d->kind == DNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR) {
         const FakeDescriptor *config = fake_tensor(d, DNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
-        d->engine = config->engine, d->graph = config->graph;
+        d->engine = config->engine;
+        d->graph = config->graph;
         if (fake.engines[(size_t)d->engine].fails) return fake_fail("this engine does not compile");
     }
     return d->finalized = 1, 0;
@@ -156,7 +158,8 @@ static FakeTensor fake_open(FakeRun *run, const FakeDescriptor *d) {
         last += (t.size[i] - 1) * t.stride[i];
     }
     t.type = fake_get<int>(d, DNN_ATTR_TENSOR_DATA_TYPE);
-    t.memory = NULL, t.elements = NULL;
+    t.memory = NULL;
+    t.elements = NULL;
     if (fake_get<char>(d, DNN_ATTR_TENSOR_IS_VIRTUAL)) {
         t.elements = &run->elements[id];
         t.elements->resize((size_t)last, NAN);

@@ -379,7 +379,8 @@ static void test_order_of(const Case c) {
     floatX *out[3], *dqkv[3];
     for (int i = 0; i < 3; i++) { /* one head at a time, two, all */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-        out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
+        out[i] = device_array<floatX>(N * C);
+        dqkv[i] = device_array<floatX>(N * W);
         cm_gpu.flash_cache = i == 2 ? cache : (size_t)(i + 1) * head;
         forward(out[i], lse, d_qkv, &c);
         backward(dqkv[i], d_dout, d_qkv, out[i], lse, &c);
@@ -509,7 +510,8 @@ static void test_library(void) {
     floatX *d_qkv = on_device<floatX>(make_qkv(&c), N * W), *out = device_array<floatX>(N * C);
     floatX *dqkv = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N);
-    cm_gpu.attention_forward = library_forward, cm_gpu.attention_backward = library_backward;
+    cm_gpu.attention_forward = library_forward;
+    cm_gpu.attention_backward = library_backward;
     forward(out, lse, d_qkv, &c);
     backward(dqkv, out, d_qkv, out, lse, &c);
     check(library_calls == 2 && untouched(out, N * C) && untouched(dqkv, N * W),
@@ -519,7 +521,8 @@ static void test_library(void) {
     backward(dqkv, out, d_qkv, out, lse, &c);
     check(library_calls == 4 && !count_nan(out, N * C) && !count_nan(dqkv, N * W),
           "nobody does it");
-    cm_gpu.attention_forward = NULL, cm_gpu.attention_backward = NULL;
+    cm_gpu.attention_forward = NULL;
+    cm_gpu.attention_backward = NULL;
     release();
 }
 

@@ -93,8 +93,10 @@ static void test_product(const float *x, const float *y, const __nv_bfloat16 *dx
 template <int TRANS_A, int TRANS_B, int NT> static void test_kind(void) {
     for (int place = 0; place < 4; place++) {
         float *x = host_array(TEST_SIZE), *y = host_array(TEST_SIZE);
-        for (int i = 0; i < TEST_SIZE; i++)
-            x[i] = (float)floor(4 * draw()), y[i] = (float)floor(4 * draw());
+        for (int i = 0; i < TEST_SIZE; i++) {
+            x[i] = (float)floor(4 * draw());
+            y[i] = (float)floor(4 * draw());
+        }
         __nv_bfloat16 *dx = on_device<__nv_bfloat16>(x, TEST_SIZE),
                       *dy = on_device<__nv_bfloat16>(y, TEST_SIZE);
         /* transposed: any multiple of 8 rows, the first column of a panel */
@@ -249,7 +251,8 @@ static void test_beside_portable(const Case c) {
         use_hopper(hopper);
         forward(o, l, qkv, &c);
         backward(d, dout, qkv, o, l, &c);
-        out[hopper] = on_host(o, N * C), lse[hopper] = on_host(l, N * (size_t)c.NH),
+        out[hopper] = on_host(o, N * C);
+        lse[hopper] = on_host(l, N * (size_t)c.NH);
         dqkv[hopper] = on_host(d, N * W);
     }
     double allowed = 2 * tolerance(&c);
@@ -269,7 +272,8 @@ static void test_order(const Case c) {
     floatX *out[2], *dqkv[2];
     for (int i = 0; i < 2; i++) { /* one head at a time, all */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-        out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
+        out[i] = device_array<floatX>(N * C);
+        dqkv[i] = device_array<floatX>(N * W);
         cm_gpu.flash_cache = i ? cache : 1;
         forward(out[i], lse, qkv, &c);
         backward(dqkv[i], dout, qkv, out[i], lse, &c);
@@ -372,7 +376,10 @@ static void test_choice(void) {
 #endif
     AttentionTrial t;
     memset(&t, 0, sizeof t);
-    t.B = 1, t.T = 2, t.NH = t.NKV = 1, t.HS = 2;
+    t.B = 1;
+    t.T = 2;
+    t.NH = t.NKV = 1;
+    t.HS = 2;
     /* which differs: nothing; out, lse, dq, dk, dv of token 1 */
     for (int part = 0; part < 6; part++) {
         floatX out[2][4], dqkv[2][12];
@@ -380,7 +387,10 @@ static void test_choice(void) {
         AttentionResult r[2] = {{out[0], dqkv[0], lse[0]}, {out[1], dqkv[1], lse[1]}};
         for (int i = 0; i < 2; i++) {
             for (int k = 0; k < 12; k++) dqkv[i][k] = floatX(1.0f);
-            for (int k = 0; k < 4; k++) out[i][k] = floatX(1.0f), lse[i][k % 2] = 1;
+            for (int k = 0; k < 4; k++) {
+                out[i][k] = floatX(1.0f);
+                lse[i][k % 2] = 1;
+            }
         }
         if (part == 1) out[1][3] = floatX(1.5f);
         if (part == 2) lse[1][1] = 1.5f;

@@ -62,8 +62,10 @@ static void test_shape(AttentionShape s) {
          part++) { /* q, k, v separately, so that errors of one do not hide behind the others */
         size_t n = 0;
         for (size_t i = 0; i < N; i++)
-            for (size_t k = first[part]; k < first[part + 1]; k++, n++)
-                parts[0][n] = d[i * row + k], parts[1][n] = dqkv[i * row + k];
+            for (size_t k = first[part]; k < first[part + 1]; k++, n++) {
+                parts[0][n] = d[i * row + k];
+                parts[1][n] = dqkv[i * row + k];
+            }
         e = relative_l2_ff(parts[0], parts[1], n, 1e-6);
         check(e < 1e-2, "%s: gradient of %c differs by %g", name, "qkv"[part], e);
     }
@@ -196,12 +198,14 @@ static void test_engines(AttentionShape s) {
           text);
     text = chosen(s, ATTENTION_CUDNN_FAST, &status);
     check(!status && strstr(text, "equal runs may differ"), "a race that is allowed: %s", text);
-    fake.racing = 0, fake.wrong = 1;
+    fake.racing = 0;
+    fake.wrong = 1;
     for (AttentionKind attention : {ATTENTION_CUDNN, ATTENTION_CUDNN_FAST}) {
         text = chosen(s, attention, &status);
         check(status && strstr(text, "differs from ours"), "another dk: %s", text);
     }
-    fake.wrong = 0, fake.refuse = 1;
+    fake.wrong = 0;
+    fake.refuse = 1;
     text = chosen(s, ATTENTION_CUDNN, &status);
     check(status && strstr(text, "the device is tired"), "a refusal: %s", text);
     fake.refuse = 0, fake.engines = {{9, 0, 1}};

@@ -47,7 +47,11 @@ __global__ void reductions(float *out, const float *x) {
     int many = __syncthreads_count(x[i] > 0), any = __syncthreads_or(x[i] > 100);
     if (threadIdx.x == 5) {
         float *o = out + 5 * (int)blockIdx.x;
-        o[0] = sum, o[1] = max, o[2] = (float)squares, o[3] = (float)many, o[4] = (float)any;
+        o[0] = sum;
+        o[1] = max;
+        o[2] = (float)squares;
+        o[3] = (float)many;
+        o[4] = (float)any;
     }
 }
 
@@ -62,7 +66,9 @@ static void test_reductions(void) {
         double sum = 0, max = -1e9, squares = 0;
         int many = 0;
         for (int i = b * N; i < (b + 1) * N; i++) {
-            sum += x[i], squares += x[i] * x[i], many += x[i] > 0;
+            sum += x[i];
+            squares += x[i] * x[i];
+            many += x[i] > 0;
             max = fmax(max, x[i]);
         }
         const float *o = out + 5 * b;

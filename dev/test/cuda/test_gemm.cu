@@ -90,7 +90,9 @@ static Matrix<T> matrix(int batch, int rows, int cols, int pad, int shift, int m
                         double scale) {
     Matrix<T> m;
     size_t unit_ = (size_t)multiple;
-    m.rows = (size_t)rows, m.cols = (size_t)cols, m.shift = (size_t)shift;
+    m.rows = (size_t)rows;
+    m.cols = (size_t)cols;
+    m.shift = (size_t)shift;
     m.ld = (m.cols + (size_t)pad + unit_ - 1) / unit_ * unit_;
     m.step = m.rows * m.ld + (size_t)pad * unit_;
     m.size = m.shift + (size_t)batch * m.step;
@@ -117,7 +119,10 @@ template <typename IN, typename OUT> static Operands<IN, OUT> operands(const Cas
     if (t.apart) o.D.d = device_array<OUT>(o.D.size);
     o.aux = matrix<OUT>(t.batch, t.M, t.N, t.pad, 0, 8, t.epilogue == GEMM_GELU ? NAN : 4);
     o.bias = random_array((size_t)t.N + (size_t)t.shift, 1);
-    if (t.N > 2) o.bias[t.shift] = 30, o.bias[t.shift + 1] = -30; /* where GELU is flat */
+    if (t.N > 2) {
+        o.bias[t.shift] = 30;
+        o.bias[t.shift + 1] = -30;
+    } /* where GELU is flat */
     o.dbias = on_device<OUT>(o.bias, (size_t)t.N + (size_t)t.shift);
     return o;
 }
@@ -126,10 +131,15 @@ template <typename IN, typename OUT> static Operands<IN, OUT> operands(const Cas
    only. */
 template <typename IN, typename OUT> static int product(const Case &t, const Operands<IN, OUT> &o) {
     GemmCall c = gemm_kind<IN, OUT>(t.ta, t.tb, t.M, t.N, t.K, o.A.ld, o.B.ld, o.C.ld);
-    c.tf32 = t.tf32, c.bias = t.bias, c.epilogue = t.epilogue, c.batch = t.batch;
+    c.tf32 = t.tf32;
+    c.bias = t.bias;
+    c.epilogue = t.epilogue;
+    c.batch = t.batch;
     if (t.epilogue) c.ldaux = (int64_t)o.aux.ld;
     if (t.batch > 1) {
-        c.sa = (int64_t)o.A.step, c.sb = t.shared ? 0 : (int64_t)o.B.step, c.sc = (int64_t)o.C.step;
+        c.sa = (int64_t)o.A.step;
+        c.sb = t.shared ? 0 : (int64_t)o.B.step;
+        c.sc = (int64_t)o.C.step;
         if (t.epilogue) c.saux = (int64_t)o.aux.step;
     }
     GemmOperands p = {o.A.d + t.shift, o.B.d + t.shift, o.C.d + t.shift, o.dbias + t.shift,
@@ -157,14 +167,20 @@ static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item,
         double a = (double)o.A.h[t.ta ? o.A.at(item, k, i) : o.A.at(item, i, k)];
         size_t from = t.shared ? 0 : item;
         double b = (double)o.B.h[t.tb ? o.B.at(from, j, k) : o.B.at(from, k, j)];
-        sum += a * b, terms += fabs(a * b);
+        sum += a * b;
+        terms += fabs(a * b);
     }
     double alpha = (double)(float)t.alpha, beta = (double)(float)t.beta;
-    sum *= alpha, terms *= fabs(alpha);
-    if (t.beta != 0) rest += beta * (double)o.C.h[o.C.at(item, i, j)], size += fabs(rest);
-    if (t.bias)
-        rest += (double)o.bias[(size_t)t.shift + j],
-            size += fabs((double)o.bias[(size_t)t.shift + j]);
+    sum *= alpha;
+    terms *= fabs(alpha);
+    if (t.beta != 0) {
+        rest += beta * (double)o.C.h[o.C.at(item, i, j)];
+        size += fabs(rest);
+    }
+    if (t.bias) {
+        rest += (double)o.bias[(size_t)t.shift + j];
+        size += fabs((double)o.bias[(size_t)t.shift + j]);
+    }
     double room = (2 * t.K + 6) * unit() * (terms + size);
     if (t.tf32 && sizeof(IN) == 4) room += tf32_unit() * terms;
     /* Where the library cannot add a bias, the bias is added to the stored sum. */
@@ -253,12 +269,19 @@ template <typename IN, typename OUT> static void test_plain(int tf32) {
             for (int bias = 0; bias < 2; bias++)
                 for (int b = 0; b < 3; b++, turn++) {
                     Case c = {};
-                    c.ta = t & 1, c.tb = t >> 1, c.M = shapes[s][0], c.N = shapes[s][1],
+                    c.ta = t & 1;
+                    c.tb = t >> 1;
+                    c.M = shapes[s][0];
+                    c.N = shapes[s][1];
                     c.K = shapes[s][2];
-                    c.batch = 1, c.bias = bias, c.tf32 = tf32;
+                    c.batch = 1;
+                    c.bias = bias;
+                    c.tf32 = tf32;
                     c.pad = turn % 5 == 0 ? 8 : turn % 5 == 1 ? 3 : 0;
                     c.shift = turn % 7 == 0 ? 8 : turn % 7 == 1;
-                    c.alpha = alphas[turn / 3 % 3], c.beta = betas[b], c.apart = turn / 2 % 2;
+                    c.alpha = alphas[turn / 3 % 3];
+                    c.beta = betas[b];
+                    c.apart = turn / 2 % 2;
                     run_case<IN, OUT>(c);
                 }
 }
@@ -267,11 +290,19 @@ template <typename IN, typename OUT> static void test_batches(void) {
     for (int t = 0; t < 4; t++)
         for (int turn = 0; turn < 12; turn++) {
             Case c = {};
-            c.ta = t & 1, c.tb = t >> 1, c.M = 7, c.N = turn % 2 ? 24 : 9, c.K = 13,
+            c.ta = t & 1;
+            c.tb = t >> 1;
+            c.M = 7;
+            c.N = turn % 2 ? 24 : 9;
+            c.K = 13;
             c.batch = 2 + turn % 3;
-            c.pad = turn % 4, c.shift = turn / 2 % 3, c.apart = turn / 3 % 2,
+            c.pad = turn % 4;
+            c.shift = turn / 2 % 3;
+            c.apart = turn / 3 % 2;
             c.shared = turn % 5 == 0;
-            c.bias = turn / 4 % 2, c.alpha = 1.5, c.beta = turn % 3 == 0 ? 0.5 : 0;
+            c.bias = turn / 4 % 2;
+            c.alpha = 1.5;
+            c.beta = turn % 3 == 0 ? 0.5 : 0;
             run_case<IN, OUT>(c);
         }
 }
@@ -286,16 +317,30 @@ template <typename IN, typename OUT> static void test_epilogues(int tf32) {
         for (int s = 0; s < SHAPES; s++)
             for (int t = 0; t < 8; t++, tried += 2) {
                 Case c = {};
-                c.ta = t & 1, c.tb = t >> 1 & 1, c.bias = epilogue == GEMM_GELU && t & 4;
-                c.batch = t == 3 ? 3 : 1, c.epilogue = epilogue, c.tf32 = tf32;
-                c.M = shapes[s][0], c.N = shapes[s][1], c.K = shapes[s][2];
-                c.pad = s % 3 == 2 ? 8 : s % 3, c.shift = s % 4 == 3, c.alpha = t == 5 ? 0.5 : 1;
-                done += run_case<IN, OUT>(c);
-                c.M = 64, c.N = 8 * (1 + s), c.K = 8 * (2 + t), c.pad = 8 * (s % 2), c.shift = 0,
+                c.ta = t & 1;
+                c.tb = t >> 1 & 1;
+                c.bias = epilogue == GEMM_GELU && t & 4;
+                c.batch = t == 3 ? 3 : 1;
+                c.epilogue = epilogue;
+                c.tf32 = tf32;
+                c.M = shapes[s][0];
+                c.N = shapes[s][1];
+                c.K = shapes[s][2];
+                c.pad = s % 3 == 2 ? 8 : s % 3;
+                c.shift = s % 4 == 3;
+                c.alpha = t == 5 ? 0.5 : 1;
+                done += run_case < IN;
+                OUT > (c);
+                c.M = 64;
+                c.N = 8 * (1 + s);
+                c.K = 8 * (2 + t);
+                c.pad = 8 * (s % 2);
+                c.shift = 0;
                 c.batch = 1;
                 int there = run_case<IN, OUT>(c),
                     needed = all_bf16 && !c.ta && c.tb == (epilogue == GEMM_GELU);
-                done += there, missing += needed && !there;
+                done += there;
+                missing += needed && !there;
             }
     check(!missing, "the library has no GELU for %d ordinary products", missing);
     if (emulated) check(done == tried, "GELU in %d of %d products", done, tried);
@@ -383,8 +428,10 @@ static void test_alignment(void) {
     static const int sizes[4] = {M * K, N * K, M * N, N};
     float *x[4];
     __nv_bfloat16 *d[4];
-    for (int p = 0; p < 4; p++)
-        x[p] = random_array(ROOM, 1), d[p] = on_device<__nv_bfloat16>(x[p], ROOM);
+    for (int p = 0; p < 4; p++) {
+        x[p] = random_array(ROOM, 1);
+        d[p] = on_device<__nv_bfloat16>(x[p], ROOM);
+    }
     gemm_plans_clear();
     gemm(0, 1, M, N, K, 1, d[0], K, d[1], K, 0, d[2], N, d[3]);
     const float *first = on_host(d[2], M * N);
@@ -431,7 +478,8 @@ static void test_many_plans(void) {
         const float *z = on_host(dz, KINDS);
         double sum = 0, terms = 0;
         for (int k = 0; k < KINDS; k++) {
-            sum += (double)x[k] * (double)y[k], terms += fabs((double)x[k] * (double)y[k]);
+            sum += (double)x[k] * (double)y[k];
+            terms += fabs((double)x[k] * (double)y[k]);
             right &= fabs((double)z[k] - sum) <= (2 * k + 6) * unit() * terms;
         }
     }
@@ -450,8 +498,11 @@ enum { SM = 24, SN = 40, SK = 200 };
 
 static Small small_operands(void) {
     Small s;
-    s.C = random_array(SM * SN, 1), s.x = random_array(SM * SK, 1), s.y = random_array(SK * SN, 1);
-    s.dx = on_device<float>(s.x, SM * SK), s.dy = on_device<float>(s.y, SK * SN);
+    s.C = random_array(SM * SN, 1);
+    s.x = random_array(SM * SK, 1);
+    s.y = random_array(SK * SN, 1);
+    s.dx = on_device<float>(s.x, SM * SK);
+    s.dy = on_device<float>(s.y, SK * SN);
     s.dz = on_device<float>(s.C, SM * SN);
     return s;
 }
@@ -468,7 +519,8 @@ static void small_check(const Small &s, const float *z, const char *when) {
         double sum = (double)s.C[i], terms = fabs(sum);
         for (int k = 0; k < SK; k++) {
             double p = 0.5 * (double)s.x[i / SN * SK + k] * (double)s.y[k * SN + i % SN];
-            sum += p, terms += fabs(p);
+            sum += p;
+            terms += fabs(p);
         }
         right &= fabs((double)z[i] - sum) <= (2 * SK + 6) * unit() * terms;
     }
@@ -559,14 +611,23 @@ static void test_measured_cases(void) {
         gemm_choices_clear();
         for (int t = 0; t < 8; t++) {
             Case c = {};
-            c.ta = t & 1, c.tb = t >> 1 & 1, c.M = 24, c.N = 32, c.K = 40, c.batch = 1 + t % 3,
+            c.ta = t & 1;
+            c.tb = t >> 1 & 1;
+            c.M = 24;
+            c.N = 32;
+            c.K = 40;
+            c.batch = 1 + t % 3;
             c.alpha = 1;
-            c.apart = t >> 2, c.bias = t & 1, c.beta = t == 2 ? 0 : -1.5;
+            c.apart = t >> 2;
+            c.bias = t & 1;
+            c.beta = t == 2 ? 0 : -1.5;
             run_case<floatX, floatX>(c);
             run_case<floatX, float>(c);
-            c.beta = 0, c.epilogue = GEMM_GELU;
+            c.beta = 0;
+            c.epilogue = GEMM_GELU;
             run_case<floatX, floatX>(c);
-            c.bias = 0, c.epilogue = GEMM_DGELU;
+            c.bias = 0;
+            c.epilogue = GEMM_DGELU;
             run_case<floatX, floatX>(c);
         }
     }
@@ -614,7 +675,8 @@ static void test_damage(void) {
         check(gemm_choices_take(texts[i], 1, err) == -1, "damaged text %d is taken", i);
     char *huge = (char *)malloc((8 << 20) + 1);
     memset(huge, '7', 8 << 20);
-    huge[8 << 20] = 0, huge[5] = ';';
+    huge[8 << 20] = 0;
+    huge[5] = ';';
     check(gemm_choices_take(huge, 1, err) == -1, "8 MB of sevens are taken");
     free(huge);
     check(cm_gpu.gemm_choice_count == 2, "a damaged text changes the choices");
@@ -687,7 +749,8 @@ static void test_pretended(void) {
     const float *first = small_product(s);
 
     /* While the stream is captured, only the product itself is run, and its choice is kept. */
-    cm_gpu.gemm_measure = 1, gemm_emu.capturing = 1;
+    cm_gpu.gemm_measure = 1;
+    gemm_emu.capturing = 1;
     set_fastest("1");
     gemm_choices_clear();
     long runs = gemm_emu.runs;
@@ -786,8 +849,14 @@ static void test_without(void) {
         Case c = {};
         gemm_emu.refuse = GEMM_EMU_BIAS | (turn < 6 ? 0 : GEMM_EMU_BATCH);
         gemm_plans_clear();
-        c.M = 5, c.N = 9, c.K = 7, c.batch = 1 + turn % 3, c.pad = turn % 2, c.shift = 1,
-        c.bias = 1, c.alpha = 1;
+        c.M = 5;
+        c.N = 9;
+        c.K = 7;
+        c.batch = 1 + turn % 3;
+        c.pad = turn % 2;
+        c.shift = 1;
+        c.bias = 1;
+        c.alpha = 1;
         c.beta = turn % 2;
         Operands<floatX, floatX> o = operands<floatX, floatX>(c);
         product(c, o);
@@ -808,7 +877,13 @@ static void test_without(void) {
     gemm_emu.refuse = GEMM_EMU_BATCH;
     for (int epilogue = GEMM_GELU; epilogue <= GEMM_DGELU; epilogue++) {
         Case c = {};
-        c.M = 5, c.N = 9, c.K = 7, c.batch = 3, c.pad = 1, c.alpha = 1, c.epilogue = epilogue;
+        c.M = 5;
+        c.N = 9;
+        c.K = 7;
+        c.batch = 3;
+        c.pad = 1;
+        c.alpha = 1;
+        c.epilogue = epilogue;
         c.bias = epilogue == GEMM_GELU;
         run_case<floatX, floatX>(c);
     }

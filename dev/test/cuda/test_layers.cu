@@ -444,7 +444,10 @@ static void act_case(int N, int F, int act, int shift) {
     for (size_t i = 0; i < nh; i++) db[i % H] += rows[i];
     like(what, db_d, db, H, SUMS);
 
-    for (size_t i = 0; i < n; i++) h[i] = hard[i % 12], dy[i] = 1; /* number by number */
+    for (size_t i = 0; i < n; i++) {
+        h[i] = hard[i % 12];
+        dy[i] = 1;
+    } /* number by number */
     put(h_d, h, nh);
     put(dy_d, dy, n);
     act_forward(y_d, h_d, N, F, act);

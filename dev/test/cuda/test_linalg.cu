@@ -53,12 +53,22 @@ static View *view_of(int kind, int turned, int even, int n0, int n1, int rows, i
     size_t width = (size_t)(kind == COLUMN_BLOCKS ? n1 * c : c), ld = width, s1, s0;
     if (kind != DENSE) ld += (size_t)gap;
     if (even && kind != DENSE) ld = (ld + 3) / 4 * 4;
-    s1 = (size_t)r * ld, s0 = (size_t)n1 * s1;
+    s1 = (size_t)r * ld;
+    s0 = (size_t)n1 * s1;
     if (even == 2) gap = 3;
-    if (kind == APART) s1 += (size_t)gap, s0 = (size_t)n1 * s1 + (size_t)gap;
+    if (kind == APART) {
+        s1 += (size_t)gap;
+        s0 = (size_t)n1 * s1 + (size_t)gap;
+    }
     if (kind == ROW_BLOCKS) s0 += 2 * (size_t)gap;
-    if (kind == COLUMN_BLOCKS) s1 = (size_t)c, s0 = (size_t)r * ld + (size_t)gap;
-    if (kind == REPEATED) s1 = 0, s0 = (size_t)r * ld + (size_t)gap;
+    if (kind == COLUMN_BLOCKS) {
+        s1 = (size_t)c;
+        s0 = (size_t)r * ld + (size_t)gap;
+    }
+    if (kind == REPEATED) {
+        s1 = 0;
+        s0 = (size_t)r * ld + (size_t)gap;
+    }
     View *v = &views[view_count++];
     v->size = (size_t)n0 * s0 + (size_t)n1 * s1 + 16;
     v->h = random_array(v->size, 1);
@@ -81,9 +91,11 @@ static View *vector(size_t n) { return view_of(DENSE, 0, 1, 1, 1, 1, (int)n); }
 static View *view_like(const View *v) {
     View *w = &views[view_count++];
     *w = *v;
-    w->h = random_array(v->size, 1), w->before = host_array(v->size),
+    w->h = random_array(v->size, 1);
+    w->before = host_array(v->size);
     w->d = device_array<float>(v->size);
-    w->host.p = w->h + (v->host.p - v->h), w->dev.p = w->d + (v->host.p - v->h);
+    w->host.p = w->h + (v->host.p - v->h);
+    w->dev.p = w->d + (v->host.p - v->h);
     return w;
 }
 
@@ -211,7 +223,9 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
 
     stream({3, n0, n1, rows, cols, trial});
     View *P = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols), *V;
-    G = view_like(P), M = view_like(P), V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
+    G = view_like(P);
+    M = view_like(P);
+    V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
     COMPARE(adamw, EACH, 13,
             (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99, NULL));
@@ -251,9 +265,14 @@ static void test_all_elements(void) {
     forget();
     /* No items: no kernel starts. */
     Mat none = mat_dense(NULL, 0, 3, 4);
-    la_copy(none, none), la_scale(none, NULL, 1), la_norms(NULL, none, 1), la_gram(none, none, 0);
-    la_gemm(none, 1, none, none, 0), la_symmetrize(none), la_row_norms(NULL, none),
-        la_vec_mul(NULL, 0, 1);
+    la_copy(none, none);
+    la_scale(none, NULL, 1);
+    la_norms(NULL, none, 1);
+    la_gram(none, none, 0);
+    la_gemm(none, 1, none, none, 0);
+    la_symmetrize(none);
+    la_row_norms(NULL, none);
+    la_vec_mul(NULL, 0, 1);
 }
 
 static void test_vectors(void) {
@@ -326,9 +345,11 @@ static double cancellation(const View *A, const View *B) {
                 for (int k = 0; k < A->host.cols; k++) {
                     double x =
                         (double)A->h[element(A, i, r, k)] * (double)B->h[element(B, i, k, c)];
-                    sum += x, size += fabs(x);
+                    sum += x;
+                    size += fabs(x);
                 }
-                largest = fmax(largest, fabs(sum)), sizes = fmax(sizes, size);
+                largest = fmax(largest, fabs(sum));
+                sizes = fmax(sizes, size);
             }
     return sizes / largest;
 }
@@ -421,7 +442,10 @@ static void symmetric_from(View *v, const double *s) {
         for (int e = 0; e < k * k; e++) A[e] = e % (k + 1) ? 0 : s[e / k] * (i + 1);
         for (int reflection = 0; reflection < 3; reflection++) {
             double norm = 0;
-            for (int r = 0; r < k; r++) u[r] = draw(), norm += u[r] * u[r];
+            for (int r = 0; r < k; r++) {
+                u[r] = draw();
+                norm += u[r] * u[r];
+            }
             for (int side = 0; side < 2; side++)
                 for (int r = 0; r < k; r++) {
                     double dot = 0;
@@ -634,10 +658,12 @@ static double eigen_error(const View *G, int item, const float *q, const float *
             double sum = 0, dot = 0, g = (double)G->h[element(G, item, r, c)];
             for (int j = 0; j < k; j++) {
                 double x = (double)q[r * k + j] * (double)q[c * k + j];
-                sum += x * (double)w[j], dot += x;
+                sum += x * (double)w[j];
+                dot += x;
             }
             g = 0.5 * (g + (double)G->h[element(G, item, c, r)]);
-            product += (sum - g) * (sum - g), norm += g * g;
+            product += (sum - g) * (sum - g);
+            norm += g * g;
             unit += (dot - (r == c)) * (dot - (r == c));
         }
     double e = norm > 0 ? sqrt(product / norm) : sqrt(product);
@@ -764,9 +790,12 @@ static void check_singular_values(const float *y, int n, int rows, int cols, dou
         cpu_la_gram(G, mat_dense(widened(y + (size_t)item * size, rows, cols), 1, m, d), 0);
         cpu_la_eigh(Q, w, G, scratch);
         double least = INFINITY, most = 0;
-        for (int i = 0; i < m; i++)
-            least = fmin(least, (double)w[i]), most = fmax(most, (double)w[i]);
-        least = sqrt(fmax(least, 0)), most = sqrt(most);
+        for (int i = 0; i < m; i++) {
+            least = fmin(least, (double)w[i]);
+            most = fmax(most, (double)w[i]);
+        }
+        least = sqrt(fmax(least, 0));
+        most = sqrt(most);
         check(least >= lo && most <= hi, "%s of %d x %d: singular values from %g to %g", what, rows,
               cols, least, most);
     }
@@ -821,7 +850,10 @@ static const float *sign_by_rounding(View *X, const MsignTable *table) {
     la_norms(s, x, 1);
     la_vec_recip(s, n, MSIGN_EPS);
     la_scale(x, s, 1);
-    if (tall) x = mat_t(x), Y = mat_t(Y);
+    if (tall) {
+        x = mat_t(x);
+        Y = mat_t(Y);
+    }
     msign_bf16(&x, &Y, table, &arena);
     return on_host(x.p, mat_size(x));
 }
