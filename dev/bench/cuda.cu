@@ -147,7 +147,7 @@ static void gemm_row(const char *name, int M, int N, int K, double items, double
 
 typedef struct {
     int B, T, L, C, NH, V, F, R; /* rows of logits at a time */
-} Shape;
+} BenchShape;
 
 static void bench_linear(const char *name, int N, int I, int O) {
     floatX *x = reals((size_t)N * I), *y = reals((size_t)N * O);
@@ -215,7 +215,7 @@ static void bench_gelu(int N, int C, int F) {
     give_back();
 }
 
-static void bench_gemm(const Shape *s) {
+static void bench_gemm(const BenchShape *s) {
     int N = s->B * s->T, C = s->C, Vp = round_up(s->V, 64);
     table("gemm", "Matrix products", "| product | M x N x K | ms | TFLOP/s | of the stated peak |");
     bench_linear("W_QKV", N, C, 3 * C);
@@ -327,7 +327,7 @@ static void layer_row(const char *name, double bytes, double ms) {
     json_row(name, ms, "gb_s", rate);
 }
 
-static void bench_norms(const Shape *s) {
+static void bench_norms(const BenchShape *s) {
     int N = s->B * s->T, C = s->C;
     size_t n = (size_t)N * C;
     double x = (double)n * sizeof(floatX);
@@ -368,7 +368,7 @@ static void bench_norms(const Shape *s) {
     give_back();
 }
 
-static void bench_embedding(const Shape *s) {
+static void bench_embedding(const BenchShape *s) {
     int N = s->B * s->T, C = s->C, Vp = round_up(s->V, 64),
         *host = (int *)malloc((size_t)N * sizeof(int));
     double x = (double)N * C * sizeof(floatX), m = (double)sizeof(floatM);
@@ -393,7 +393,7 @@ static void bench_embedding(const Shape *s) {
     give_back();
 }
 
-static void bench_heads_in_place(const Shape *s) {
+static void bench_heads_in_place(const BenchShape *s) {
     int N = s->B * s->T, HS = s->C / s->NH;
     size_t n = (size_t)N * 3 * s->C, angles = (size_t)s->T * (HS / 2);
     double x = (double)N * s->C * sizeof(floatX); /* elements of queries; of keys */
@@ -411,7 +411,7 @@ static void bench_heads_in_place(const Shape *s) {
     give_back();
 }
 
-static void bench_activations(const Shape *s) {
+static void bench_activations(const BenchShape *s) {
     static const char *const names[] = {"GELU", "ReLU^2", "SwiGLU"};
     int N = s->B * s->T, F = s->F;
     size_t n = (size_t)N * F;
@@ -432,7 +432,7 @@ static void bench_activations(const Shape *s) {
     give_back();
 }
 
-static void bench_classifier(const Shape *s) {
+static void bench_classifier(const BenchShape *s) {
     int R = s->R, Vp = round_up(s->V, 64);
     double x = (double)R * Vp * sizeof(floatX);
     floatX *logits = reals((size_t)R * Vp);
@@ -448,7 +448,7 @@ static void bench_classifier(const Shape *s) {
     give_back();
 }
 
-static void bench_parameters(const Shape *s) {
+static void bench_parameters(const BenchShape *s) {
     size_t n = 12 * (size_t)s->L * s->C * s->C + (size_t)s->V * s->C;
     double m = (double)n * sizeof(floatM);
     floatM *p = masters(n), *g = masters(n), *first = masters(n), *second = masters(n);
@@ -465,7 +465,7 @@ static void bench_parameters(const Shape *s) {
     give_back();
 }
 
-static void bench_layers(const Shape *s) {
+static void bench_layers(const BenchShape *s) {
     size_t bytes = smoke ? 4096 : (size_t)512 << 20;
     flush_memory = must(device_alloc(smoke ? 1 : FLUSH));
     char *from = (char *)must(take(bytes)), *to = (char *)must(take(bytes));
@@ -639,9 +639,9 @@ int main(int argc, char **argv) {
     smoke = c.smoke;
     setup(&c);
     const int rows = device_logit_rows(16 * 1024, 50304 * sizeof(floatX));
-    const Shape big = {16, 1024, 12, 768, 12, 50257, 3072, rows},
-                tiny = {2, 24, 2, 32, 2, 100, 64, 40};
-    const Shape *s = smoke ? &tiny : &big;
+    const BenchShape big = {16, 1024, 12, 768, 12, 50257, 3072, rows},
+                     tiny = {2, 24, 2, 32, 2, 100, 64, 40};
+    const BenchShape *s = smoke ? &tiny : &big;
     if (c.only == ONLY_ALL || c.only == ONLY_GEMM) bench_gemm(s);
     if (c.only == ONLY_ALL || c.only == ONLY_ATTENTION) bench_attention();
     if (c.only == ONLY_ALL || c.only == ONLY_LAYERS) bench_layers(s);

@@ -186,7 +186,8 @@ struct EmuState {
     long launches, blocks;              /* started so far */
     size_t dynamic_bytes, static_bytes; /* of shared memory, in the current launch */
     std::vector<std::function<void()>>
-        *recording; /* work of a captured stream; NULL: there is none */
+        *recording;   /* work of a captured stream; NULL: there is none */
+    pthread_t driver; /* a thread such as a driver starts, see cudaGetDeviceCount */
 };
 inline EmuState emu;
 
@@ -211,7 +212,7 @@ inline EmuState emu;
 extern "C" void emu_switch(void **save, void *to);
 extern "C" void emu_entry(void);
 #if defined(__x86_64__)
-__asm__(".text\n.globl emu_switch\n.type emu_switch,@function\nemu_switch:\n"
+__asm__(".text\n.weak emu_switch\n.type emu_switch,@function\nemu_switch:\n"
         "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
         "movq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
         "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n"
@@ -224,7 +225,7 @@ static inline void *emu_prepare(char *stack, size_t size) {
     return sp;
 }
 #elif defined(__aarch64__)
-__asm__(".text\n.globl emu_switch\n.type emu_switch,%function\nemu_switch:\n"
+__asm__(".text\n.weak emu_switch\n.type emu_switch,%function\nemu_switch:\n"
         "sub sp,sp,#160\nstp x19,x20,[sp]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\n"
         "stp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp x29,x30,[sp,#80]\nstp d8,d9,[sp,#96]\n"
         "stp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\n"
@@ -650,9 +651,9 @@ static inline void *emu_driver_thread(void *) {
     return NULL;
 }
 static inline cudaError_t cudaGetDeviceCount(int *n) {
-    static pthread_t thread;
     *n = 1;
-    if (!thread && !pthread_create(&thread, NULL, emu_driver_thread, NULL)) pthread_detach(thread);
+    if (!emu.driver && !pthread_create(&emu.driver, NULL, emu_driver_thread, NULL))
+        pthread_detach(emu.driver);
     return cudaSuccess;
 }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }

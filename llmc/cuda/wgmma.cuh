@@ -77,10 +77,13 @@ struct EmuProduct {
     FragC *c;
 };
 enum { EMU_PRODUCTS = 128, EMU_KEPT = 512, EMU_GROUPS = 8 };
-inline EmuProduct emu_products[EMU_MAX_THREADS][EMU_PRODUCTS]; /* products in flight */
-/* The latest products of each warpgroup. Its other warps have to issue equal ones. */
-inline EmuProduct emu_warpgroup[EMU_GROUPS][EMU_KEPT];
-inline long emu_warpgroup_issued[EMU_GROUPS], emu_warpgroup_block[EMU_GROUPS];
+struct EmuWgmma {
+    EmuProduct products[EMU_MAX_THREADS][EMU_PRODUCTS]; /* in flight */
+    /* The latest products of each warpgroup. Its other warps have to issue equal ones. */
+    EmuProduct latest[EMU_GROUPS][EMU_KEPT];
+    long issued[EMU_GROUPS], block[EMU_GROUPS]; /* how many, and in which block */
+};
+inline EmuWgmma emu_wgmma;
 
 static inline float emu_bf16(const unsigned char *p) {
     __nv_bfloat16 x;
@@ -146,13 +149,13 @@ static inline void emu_do_product(const EmuProduct *p) {
 static inline void emu_agree(const EmuProduct *p) {
     EmuThread *t = emu.current;
     int group = t->warp / 4;
-    long &issued = emu_warpgroup_issued[group];
-    if (emu_warpgroup_block[group] != emu.blocks) {
-        emu_warpgroup_block[group] = emu.blocks;
+    long &issued = emu_wgmma.issued[group];
+    if (emu_wgmma.block[group] != emu.blocks) {
+        emu_wgmma.block[group] = emu.blocks;
         issued = 0;
     }
     long n = t->issued++;
-    EmuProduct *q = &emu_warpgroup[group][n % EMU_KEPT];
+    EmuProduct *q = &emu_wgmma.latest[group][n % EMU_KEPT];
     if (n == issued) {
         *q = *p;
         issued++;
@@ -171,7 +174,7 @@ static inline void emu_issue(EmuProduct p) {
     emu_agree(&p);
     if (!p.add)
         for (int n = 0; n < p.N / 8; n++) p.c[n] = {{NAN, NAN, NAN, NAN}};
-    emu_products[t - emu.thread][t->products++] = p;
+    emu_wgmma.products[t - emu.thread][t->products++] = p;
 }
 
 template <int TRANS_A, int TRANS_B, int NT>
@@ -187,7 +190,7 @@ static inline void wgmma_fence(void) { emu.current->fenced = 1; }
 static inline void wgmma_commit(void) { emu.current->product_group++; }
 template <int LEFT> static inline void wgmma_wait(void) {
     EmuThread *t = emu.current;
-    EmuProduct *all = emu_products[t - emu.thread];
+    EmuProduct *all = emu_wgmma.products[t - emu.thread];
     int kept = 0, n = t->products;
     for (int i = 0; i < n; i++) {
         if (all[i].group < t->product_group - LEFT) emu_do_product(&all[i]);

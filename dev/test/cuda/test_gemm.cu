@@ -329,8 +329,7 @@ template <typename IN, typename OUT> static void test_epilogues(int tf32) {
                 c.pad = s % 3 == 2 ? 8 : s % 3;
                 c.shift = s % 4 == 3;
                 c.alpha = t == 5 ? 0.5 : 1;
-                done += run_case < IN;
-                OUT > (c);
+                done += run_case<IN, OUT>(c);
                 c.M = 64;
                 c.N = 8 * (1 + s);
                 c.K = 8 * (2 + t);
