@@ -168,11 +168,11 @@ static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, 
 }
 
 static inline void la_gemm_items(Mat C, double a, Mat A, Mat B, double b, int symmetric) {
-    int n = mat_count(C), alone = in_parallel(), threads = alone ? 1 : thread_count();
+    int n = mat_count(C), serial = in_parallel(), threads = serial ? 1 : thread_count();
     int whole = threads > 1 && n >= threads &&
                 /* each product whole, by one thread */
                 2.0 * C.rows * C.cols * A.cols < LA_SHARED_PRODUCT;
-    LA_ITEMS(whole, n, la_gemm_item(C, a, A, B, b, i, whole || alone, symmetric));
+    LA_ITEMS(whole, n, la_gemm_item(C, a, A, B, b, i, whole || serial, symmetric));
 }
 
 static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {

@@ -92,8 +92,8 @@ typedef struct {
     int heads,
         /* heads of all sequences; tiles of ROWS rows in one: a block for each tile of each head */
         tiles;
-    int together; /* heads that are worked on at a time */
-    int wide;     /* rows begin at multiples of 16 bytes */
+    int wave; /* heads that are worked on at a time */
+    int wide; /* rows begin at multiples of 16 bytes */
     /* chunks of STEP queries in a sequence; chunks with sums of dq in scratch */
     int chunks, kept;
     float scale, scale2; /* factor of q . k; factor for exponentials to base 2 */
@@ -107,11 +107,11 @@ typedef struct {
 /* parts of the kernels */
 
 /* The head and the tile of block n. Long tiles go first, so that the last blocks to end are
-   short ones; but only of f.together heads at a time, so that the rows that their blocks walk
+   short ones; but only of f.wave heads at a time, so that the rows that their blocks walk
    along stay in the L2 cache. */
 __device__ static inline void flash_place(int *head, int *tile, int n, const FlashShape &f) {
-    int first = n / (f.together * f.tiles) * f.together;
-    int heads = f.heads - first < f.together ? f.heads - first : f.together;
+    int first = n / (f.wave * f.tiles) * f.wave;
+    int heads = f.heads - first < f.wave ? f.heads - first : f.wave;
     n -= first * f.tiles;
     *tile = n / heads;
     *head = first + n % heads;
@@ -210,12 +210,12 @@ __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s
 template <int TRANSPOSED, int MT, int NT>
 __device__ static inline void flash_mask(FragC (&s)[MT][NT], int row, int col) {
     /* column minus row, for element 0 of the first fragment */
-    int ahead = col + frag_col(0) - row - frag_row(0);
+    int offset = col + frag_col(0) - row - frag_row(0);
     UNROLLED_FOR (int m = 0; m < MT; m++)
         UNROLLED_FOR (int n = 0; n < NT; n++)
             UNROLLED_FOR (int e = 0; e < 4; e++) {
                 int limit = 16 * m + 8 * (e / 2) - 8 * n - e % 2;
-                if (TRANSPOSED ? ahead < limit : ahead > limit) s[m][n].x[e] = -INFINITY;
+                if (TRANSPOSED ? offset < limit : offset > limit) s[m][n].x[e] = -INFINITY;
             }
 }
 
@@ -506,14 +506,14 @@ __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
     using F = FlashBackward<D>;
     int thread = fresh_thread(), lane = thread % 32, warp = thread / 32;
     int row = warp / F::ACROSS * 16 * F::QM, col = warp % F::ACROSS * 8 * F::QN;
-    FragC dq[F::QM][F::QN], before[F::QM][F::QN];
+    FragC dq[F::QM][F::QN], previous[F::QM][F::QN];
     sum += warp * 32 * F::QM * F::QN;
-    flash_zero(before);
-    if (!first) flash_take(before, sum, lane); /* arrives during the product */
+    flash_zero(previous);
+    if (!first) flash_take(previous, sum, lane); /* arrives during the product */
     flash_product_q(dq, dS, row, K, col, keys < F::ROWS ? keys : F::ROWS, lane);
     UNROLLED_FOR (int m = 0; m < F::QM; m++)
         UNROLLED_FOR (int n = 0; n < F::QN; n++)
-            UNROLLED_FOR (int e = 0; e < 4; e++) dq[m][n].x[e] += before[m][n].x[e];
+            UNROLLED_FOR (int e = 0; e < 4; e++) dq[m][n].x[e] += previous[m][n].x[e];
     if (!last) {
         flash_leave(sum, dq, lane);
         return;
@@ -613,7 +613,7 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
 
 /* The shape for a kernel whose blocks keep `rows` rows of one of `heads` heads of a sequence,
    and walk along two matrices of `walked` heads, `step` rows at a time. cm_gpu.flash_cache
-   bounds the rows that the blocks of f.together heads walk along: a third of an H100's L2 cache.
+   bounds the rows that the blocks of f.wave heads walk along: a third of an H100's L2 cache.
    Beside them the backward pass has sums of dq: as many bytes, or with float half as many. */
 static inline FlashShape flash_shape(int rows, int step, int heads, int walked, int B, int T,
                                      int NH, int NKV, int HS, double scale, int wide) {
@@ -627,7 +627,7 @@ static inline FlashShape flash_shape(int rows, int step, int heads, int walked, 
             .group = NH / NKV,
             .heads = (int)all,
             .tiles = (int)ceil_div((size_t)T, (size_t)rows),
-            .together = (int)min_size(fit, all),
+            .wave = (int)min_size(fit, all),
             .wide = wide,
             .chunks = chunks,
             .kept = max_int(chunks - own, 0),

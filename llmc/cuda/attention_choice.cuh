@@ -261,7 +261,7 @@ static inline int attention_compare(const AttentionTrial *t, TrialKind who, char
     if (status || (who == TRIAL_CUDNN && cm_gpu.cudnn_fast)) return status;
     CUDA_CHECK(cudaMemcpyAsync(t->first.out, t->now.out, t->results, cudaMemcpyDeviceToDevice,
                                cm_gpu.stream));
-    for (int again = 0; again < 2; again++) {
+    for (int repeat = 0; repeat < 2; repeat++) {
         if (trial_run_anew(t, who)) return refuse(why, size, "%s", trial_failure(who));
         if (!trial_same_bits(t))
             return refuse(why, size, "%s's attention gives other bits when repeated",

@@ -339,7 +339,7 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     int steps = f.group * (f.chunks - j0 / STEP);
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS,
            v = k + (size_t)f.NKV * f.HS;
-    FragC dk[1][F::DT], dv[1][F::DT], s[1][NT], dp[1][NT], dq[1][8], before[1][8];
+    FragC dk[1][F::DT], dv[1][F::DT], s[1][NT], dp[1][NT], dq[1][8], previous[1][8];
     FragA<floatX> p[NT / 2], ds[NT / 2];
     flash_zero(dk);
     flash_zero(dv);
@@ -434,15 +434,15 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     };
     /* reads the sum so far, which arrives during the product */
     auto take_q = [&](int n) {
-        flash_zero(before);
-        if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
+        flash_zero(previous);
+        if (tile > 0) flash_take(previous, sum_of(n), fresh_thread() % 32);
     };
     /* adds dq to the sum, for the next block; the last contribution completes dq and writes it */
     auto add_q = [&](int n) {
         int lane = fresh_thread() % 32, warp = fresh_thread() / 32, i0 = chunk_of(n) * STEP;
         wgmma_hold(dq[0]);
         UNROLLED_FOR (int i = 0; i < 8; i++)
-            UNROLLED_FOR (int e = 0; e < 4; e++) dq[0][i].x[e] += before[0][i].x[e];
+            UNROLLED_FOR (int e = 0; e < 4; e++) dq[0][i].x[e] += previous[0][i].x[e];
         if (i0 < j0 + ROWS) {
             flash_scale(dq, f.scale);
             flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)query_head(n) * f.HS, f.C3,

@@ -78,25 +78,24 @@ __global__ static void __launch_bounds__(32 * EMBED_WARPS)
     if (first >= N) return;
     int count = N - first < EMBED_CHUNK ? N - first : EMBED_CHUNK;
     int position = sorted[first + (lane < count ? lane : count - 1)], token = tokens[position];
-    int before = first ? tokens[sorted[first - 1]] : -1;
-    int after = first + count < N ? tokens[sorted[first + count]] : -1;
-    int begun =
-        /* whether the current run began in this chunk */
-        __shfl_sync(FULL_WARP, token, 0) != before;
+    int token_before = first ? tokens[sorted[first - 1]] : -1;
+    int token_after = first + count < N ? tokens[sorted[first + count]] : -1;
+    /* whether the current run began in this chunk */
+    int begun = __shfl_sync(FULL_WARP, token, 0) != token_before;
     float sum[W] = {0};
-    for (int first_ahead = 0; first_ahead < count; first_ahead += EMBED_AHEAD) {
-        Raw<W> ahead[EMBED_AHEAD];
+    for (int at = 0; at < count; at += EMBED_AHEAD) {
+        Raw<W> loaded[EMBED_AHEAD];
         UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++) {
-            size_t n = (size_t)__shfl_sync(FULL_WARP, position, first_ahead + k);
-            ahead[k] = fetch<W>(dx, n * C + c, c < C && first_ahead + k < count);
+            size_t n = (size_t)__shfl_sync(FULL_WARP, position, at + k);
+            loaded[k] = fetch<W>(dx, n * C + c, c < C && at + k < count);
         }
         UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++) {
-            int i = first_ahead + k, last = i + 1 == count;
+            int i = at + k, last = i + 1 == count;
             int t = __shfl_sync(FULL_WARP, token, i),
                 next = __shfl_sync(FULL_WARP, token, (i + 1) % 32);
             float row[W];
-            if (last) next = after;
-            unpack(row, ahead[k]);
+            if (last) next = token_after;
+            unpack(row, loaded[k]);
             UNROLLED_FOR (int j = 0; j < W; j++) sum[j] += row[j]; /* rows past the end are zero */
             if (i >= count || (t == next && !last)) continue;
             if (c < C) {
@@ -129,11 +128,12 @@ __global__ static void __launch_bounds__(32 * EMBED_WARPS)
         unsigned ends = ~__ballot_sync(FULL_WARP, begin < (size_t)N && tokens[sorted[begin]] == t);
         more = ends ? __ffs((int)ends) - 1 : 32;
         for (int i = 0; i < more && c < C; i += 4) {
-            float ahead[4][W] = {};
+            float loaded[4][W] = {};
             UNROLLED_FOR (int j = 0; j < 4; j++)
-                if (i + j < more) load_floats(ahead[j], partials + 2 * (size_t)(k + i + j) * C + c);
+                if (i + j < more)
+                    load_floats(loaded[j], partials + 2 * (size_t)(k + i + j) * C + c);
             UNROLLED_FOR (int j = 0; j < 4; j++)
-                UNROLLED_FOR (int e = 0; e < W; e++) sum[e] += ahead[j][e];
+                UNROLLED_FOR (int e = 0; e < W; e++) sum[e] += loaded[j][e];
         }
     }
     if (c < C) add_floats(dwte + (size_t)t * C + c, sum);
@@ -147,12 +147,12 @@ __global__ static void __launch_bounds__(32 * EMBED_WARPS)
     if (t >= T || c >= C) return;
     float sum[W] = {0};
     for (int first = 0; first < B; first += EMBED_AHEAD) {
-        Raw<W> ahead[EMBED_AHEAD];
+        Raw<W> loaded[EMBED_AHEAD];
         UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++)
-            ahead[k] = fetch<W>(dx, ((size_t)(first + k) * T + t) * C + c, first + k < B);
+            loaded[k] = fetch<W>(dx, ((size_t)(first + k) * T + t) * C + c, first + k < B);
         UNROLLED_FOR (int k = 0; k < EMBED_AHEAD; k++) {
             float d[W];
-            unpack(d, ahead[k]);
+            unpack(d, loaded[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) sum[i] += d[i];
         }
     }

@@ -102,8 +102,8 @@ static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOpe
     if (best && ms[0] >= 0 && ms[best] >= GEMM_GAIN * ms[0]) best = 0;
     if (best && ms[0] >= 0) {
         double first = gemm_time(&p->descriptors, &p->call, &algo[0], &o, &spent);
-        double again = gemm_time(&p->descriptors, &p->call, &algo[best], &o, &spent);
-        if (again < 0 || again >= GEMM_GAIN * first) best = 0;
+        double second = gemm_time(&p->descriptors, &p->call, &algo[best], &o, &spent);
+        if (second < 0 || second >= GEMM_GAIN * first) best = 0;
     }
     if (room) CUDA_CHECK(cudaFree(room));
     return best;

@@ -49,16 +49,16 @@ __global__ static void __launch_bounds__(256)
     for (int h0 = 0; h0 < heads; h0 += (int)blockDim.x / G) {
         int h = h0 + (int)threadIdx.x / G;
         floatX *x = qkv + (size_t)n * stride + (size_t)h * HS;
-        Raw<W> a_ahead[V], b_ahead[V];
+        Raw<W> a_raw[V], b_raw[V];
         float a[V][W], b[V][W], s = 0, r = 1;
         UNROLLED_FOR (int v = 0; v < V; v++) {
-            int j = (v * G + lane) * W, there = h < heads && j < half;
-            a_ahead[v] = fetch<W>(x, j, there);
-            b_ahead[v] = fetch<W>(x, half + j, there);
+            int j = (v * G + lane) * W, in_bounds = h < heads && j < half;
+            a_raw[v] = fetch<W>(x, j, in_bounds);
+            b_raw[v] = fetch<W>(x, half + j, in_bounds);
         }
         UNROLLED_FOR (int v = 0; v < V; v++) {
-            unpack(a[v], a_ahead[v]);
-            unpack(b[v], b_ahead[v]);
+            unpack(a[v], a_raw[v]);
+            unpack(b[v], b_raw[v]);
             UNROLLED_FOR (int i = 0; i < W; i++) s += a[v][i] * a[v][i] + b[v][i] * b[v][i];
         }
         if (qk_norm) {
@@ -97,21 +97,21 @@ __global__ static void __launch_bounds__(256)
     for (int h0 = 0; h0 < heads; h0 += (int)blockDim.x / G) {
         int h = h0 + (int)threadIdx.x / G;
         size_t at = (size_t)n * stride + (size_t)h * HS;
-        Raw<W> a_ahead[V], b_ahead[V], ya_ahead[V], yb_ahead[V];
+        Raw<W> a_raw[V], b_raw[V], ya_raw[V], yb_raw[V];
         float a[V][W], b[V][W], ya[W], yb[W], dot = 0, r = 1;
         UNROLLED_FOR (int v = 0; v < V; v++) {
-            int j = (v * G + lane) * W, there = h < heads && j < half;
-            a_ahead[v] = fetch<W>(dqkv, at + j, there);
-            b_ahead[v] = fetch<W>(dqkv, at + half + j, there);
-            ya_ahead[v] = fetch<W>(qkv, at + j, there && qk_norm);
-            yb_ahead[v] = fetch<W>(qkv, at + half + j, there && qk_norm);
+            int j = (v * G + lane) * W, in_bounds = h < heads && j < half;
+            a_raw[v] = fetch<W>(dqkv, at + j, in_bounds);
+            b_raw[v] = fetch<W>(dqkv, at + half + j, in_bounds);
+            ya_raw[v] = fetch<W>(qkv, at + j, in_bounds && qk_norm);
+            yb_raw[v] = fetch<W>(qkv, at + half + j, in_bounds && qk_norm);
         }
         if (qk_norm && h < heads) r = rstd[(size_t)n * heads + h];
         UNROLLED_FOR (int v = 0; v < V; v++) {
-            unpack(a[v], a_ahead[v]);
-            unpack(b[v], b_ahead[v]);
-            unpack(ya, ya_ahead[v]);
-            unpack(yb, yb_ahead[v]);
+            unpack(a[v], a_raw[v]);
+            unpack(b[v], b_raw[v]);
+            unpack(ya, ya_raw[v]);
+            unpack(yb, yb_raw[v]);
             UNROLLED_FOR (int i = 0; i < W; i++) dot += a[v][i] * ya[i] + b[v][i] * yb[i];
         }
         if (qk_norm)
@@ -123,8 +123,8 @@ __global__ static void __launch_bounds__(256)
             float co[W], si[W], p[W], q[W];
             if (cosine) load_floats(co, cosine + angle + j);
             if (cosine) load_floats(si, sine + angle + j);
-            unpack(ya, ya_ahead[v]);
-            unpack(yb, yb_ahead[v]);
+            unpack(ya, ya_raw[v]);
+            unpack(yb, yb_raw[v]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 float d1 = r * (a[v][i] - ya[i] * dot), d2 = r * (b[v][i] - yb[i] * dot);
                 p[i] = cosine ? d1 * co[i] + d2 * si[i] : d1;
@@ -265,21 +265,21 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
     float sum[W] = {0}, up_sum[W] = {0};
     for (size_t first = (size_t)N * part / P + threadIdx.y; first < end;
          first += act_ahead * SUM_ROWS) {
-        Raw<W> d_ahead[act_ahead], x_ahead[act_ahead], up_ahead[act_ahead];
+        Raw<W> d_raw[act_ahead], x_raw[act_ahead], up_raw[act_ahead];
         UNROLLED_FOR (int k = 0; k < act_ahead; k++) {
             size_t n = first + k * SUM_ROWS;
-            int there = c < F && n < end;
-            d_ahead[k] = fetch<W>(dy, n * F + c, there);
-            x_ahead[k] = fetch<W>(h, n * H + c, there);
-            if constexpr (GATED) up_ahead[k] = fetch<W>(h, n * H + F + c, there);
+            int in_bounds = c < F && n < end;
+            d_raw[k] = fetch<W>(dy, n * F + c, in_bounds);
+            x_raw[k] = fetch<W>(h, n * H + c, in_bounds);
+            if constexpr (GATED) up_raw[k] = fetch<W>(h, n * H + F + c, in_bounds);
         }
         UNROLLED_FOR (int k = 0; k < act_ahead; k++) {
             size_t n = first + k * SUM_ROWS;
             if (c >= F || n >= end) continue;
             float d[W], x[W], up[W] = {0};
-            unpack(d, d_ahead[k]);
-            unpack(x, x_ahead[k]);
-            if constexpr (GATED) unpack(up, up_ahead[k]);
+            unpack(d, d_raw[k]);
+            unpack(x, x_raw[k]);
+            if constexpr (GATED) unpack(up, up_raw[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 d[i] = act_slope<ACT>(d[i], x[i], &up[i]);
                 sum[i] += to_float(from_float<floatX>(d[i]));

@@ -67,14 +67,14 @@ __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
     }
     float zt = to_float(z[target]), ut = cap_factor<CAP>(zt, inverse);
     for (int first = begin; first < full; first += CLASSIFIER_AHEAD * step) {
-        Raw<W> ahead[CLASSIFIER_AHEAD];
+        Raw<W> loaded[CLASSIFIER_AHEAD];
         UNROLLED_FOR (int k = 0; k < CLASSIFIER_AHEAD; k++)
-            ahead[k] = fetch<W>(z, first + k * step, first + k * step < full);
+            loaded[k] = fetch<W>(z, first + k * step, first + k * step < full);
         UNROLLED_FOR (int k = 0; k < CLASSIFIER_AHEAD; k++) {
             int v = first + k * step;
             if (v >= full) continue;
-            if (v / W < keep) kept[v / W] = ahead[k];
-            unpack(w, ahead[k]);
+            if (v / W < keep) kept[v / W] = loaded[k];
+            unpack(w, loaded[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) w[i] *= cap_factor<CAP>(w[i], inverse);
             online_softmax(&max, &sum, w);
         }

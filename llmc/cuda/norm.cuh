@@ -20,18 +20,18 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
     int n = (int)(blockIdx.x * NORM_ROWS + threadIdx.y), lane = (int)threadIdx.x;
     if (n >= N) return;
     size_t row = (size_t)n * C;
-    Raw<W> x_ahead[V], d_ahead[V];
+    Raw<W> x_raw[V], d_raw[V];
     float x[V][W], d[W], m = 0, s = 0, inverse = 1 / (float)C;
     UNROLLED_FOR (int v = 0; v < V; v++) {
         int c = (v * 32 + lane) * W;
-        x_ahead[v] = fetch<W>(residual, row + c, c < C);
-        d_ahead[v] = fetch<W>(delta, row + c, delta && c < C);
+        x_raw[v] = fetch<W>(residual, row + c, c < C);
+        d_raw[v] = fetch<W>(delta, row + c, delta && c < C);
     }
     UNROLLED_FOR (int v = 0; v < V; v++) {
         int c = (v * 32 + lane) * W;
-        unpack(x[v], x_ahead[v]);
+        unpack(x[v], x_raw[v]);
         if (!delta) continue;
-        unpack(d, d_ahead[v]);
+        unpack(d, d_raw[v]);
         add_rounded(x[v], d);
         if (c < C) store(x_out + row + c, x[v]);
     }
@@ -144,20 +144,20 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
     float g[W] = {0}, dgain[W] = {0}, dbias[W] = {0}, dsum[W] = {0}, inverse = 1 / (float)C;
     if (c < C) load_floats(g, gain + c);
     for (size_t n = (size_t)N * block / blocks; n < end; n += R, turn ^= 1) {
-        Raw<W> x_ahead[R], d_ahead[R], res_ahead[R];
+        Raw<W> x_raw[R], d_raw[R], res_raw[R];
         float xhat[R][W], d[R][W], r[R], sums[2 * R] = {0}, part[4];
         UNROLLED_FOR (int k = 0; k < R; k++) {
             size_t at = (n + k) * C + c;
-            int there = c < C && n + k < end;
-            x_ahead[k] = fetch<W>(x, at, there);
-            d_ahead[k] = fetch<W>(dy, at, there);
-            res_ahead[k] = fetch<W>(dres, at, there && dres);
+            int in_bounds = c < C && n + k < end;
+            x_raw[k] = fetch<W>(x, at, in_bounds);
+            d_raw[k] = fetch<W>(dy, at, in_bounds);
+            res_raw[k] = fetch<W>(dres, at, in_bounds && dres);
         }
         UNROLLED_FOR (int k = 0; k < R; k++) {
             float m = n + k < end ? mean[n + k] : 0;
             r[k] = n + k < end ? rstd[n + k] : 0; /* rows that do not exist add nothing */
-            unpack(xhat[k], x_ahead[k]);
-            unpack(d[k], d_ahead[k]);
+            unpack(xhat[k], x_raw[k]);
+            unpack(d[k], d_raw[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 xhat[k][i] = (xhat[k][i] - m) * r[k];
                 dgain[i] += d[k][i] * xhat[k][i];
@@ -182,7 +182,7 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
         UNROLLED_FOR (int k = 0; k < R; k++) {
             float a = centred ? sums[2 * k] * inverse : 0, b = sums[2 * k + 1] * inverse;
             float out[W];
-            unpack(out, res_ahead[k]);
+            unpack(out, res_raw[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 out[i] += r[k] * (d[k][i] - a - xhat[k][i] * b);
                 if constexpr (SUM)

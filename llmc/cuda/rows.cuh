@@ -24,12 +24,12 @@ template <typename... P> static inline int all_wide(int n, const P *...p) {
    an access ahead of a branch or a store. */
 template <int W> struct Raw { uint4 bits; };
 template <> struct Raw<1> { floatX bits; };
-template <int W> __device__ static inline Raw<W> fetch(const floatX *p, size_t i, int there) {
+template <int W> __device__ static inline Raw<W> fetch(const floatX *p, size_t i, int in_bounds) {
     Raw<W> raw = {};
     if constexpr (W == 1) {
-        if (there) raw.bits = p[i];
+        if (in_bounds) raw.bits = p[i];
     } else {
-        if (there) raw.bits = *(const uint4 *)(const void *)(p + i);
+        if (in_bounds) raw.bits = *(const uint4 *)(const void *)(p + i);
     }
     return raw;
 }
@@ -108,18 +108,18 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
     float sum[W] = {0}, products[W] = {0};
     for (size_t first = (size_t)N * part / P + threadIdx.y; first < end;
          first += SUM_AHEAD * SUM_ROWS) {
-        Raw<W> ahead[SUM_AHEAD], x_ahead[SUM_AHEAD];
+        Raw<W> loaded[SUM_AHEAD], x_raw[SUM_AHEAD];
         UNROLLED_FOR (int k = 0; k < SUM_AHEAD; k++) {
             size_t n = first + k * SUM_ROWS;
-            ahead[k] = fetch<W>(dy, n * C + c, c < C && n < end);
-            if constexpr (NORM) x_ahead[k] = fetch<W>(x, n * C + c, c < C && n < end);
+            loaded[k] = fetch<W>(dy, n * C + c, c < C && n < end);
+            if constexpr (NORM) x_raw[k] = fetch<W>(x, n * C + c, c < C && n < end);
         }
         UNROLLED_FOR (int k = 0; k < SUM_AHEAD; k++) {
             size_t n = first + k * SUM_ROWS;
             float d[W], v[W], m = 0, r = 0;
-            unpack(d, ahead[k]);
+            unpack(d, loaded[k]);
             if constexpr (NORM) {
-                unpack(v, x_ahead[k]);
+                unpack(v, x_raw[k]);
                 if (n < end) {
                     m = mean[n];
                     r = rstd[n];
@@ -159,12 +159,12 @@ __global__ static void __launch_bounds__(1024)
     float sum = 0;
     if (!to) return;
     for (int first = (int)threadIdx.y; first < P; first += 8 * 32) {
-        float ahead[8];
+        float loaded[8];
         UNROLLED_FOR (int k = 0; k < 8; k++) {
             int p = first + 32 * k;
-            ahead[k] = c < C && p < P ? part[(size_t)p * C] : 0;
+            loaded[k] = c < C && p < P ? part[(size_t)p * C] : 0;
         }
-        UNROLLED_FOR (int k = 0; k < 8; k++) sum += ahead[k];
+        UNROLLED_FOR (int k = 0; k < 8; k++) sum += loaded[k];
     }
     room[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();

@@ -315,9 +315,9 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
         la_block_product<K, 1>(sum, Z, Y, ty, tx, k);
         last = step == table.steps - 1;
         if (step >= table.watch && !last) {
-            double before = gap;
+            double previous = gap;
             gap = sqrt(block_sum(la_gap_part<K>(sum, ty, tx, k), sums)) / sqrt((double)k);
-            last = LA_ROOT_DONE(gap, before);
+            last = LA_ROOT_DONE(gap, previous);
         }
         la_block_write<K>(P, sum, ty, tx, 0);
         __syncthreads();
