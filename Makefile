@@ -132,7 +132,7 @@ ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
   $(info note: no $(CXX), so the tests of the CUDA kernels are left out (Debian: apt-get install g++))
 endif
 EMU_OPT ?= -O1
-EMU_FLAGS = -std=c++20 $(EMU_OPT) -I. -Wall -Wextra -Wshadow $(WERROR) -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
+EMU_FLAGS = -std=c++20 $(EMU_OPT) -I. -Idev/emu -Wall -Wextra -Wshadow $(WERROR) -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
             -DCM_CUDA -DCM_EMU
 emu_precision = $(if $(findstring _fp32,$@),-DCM_FP32)
 emu_build = $(CXX) $(EMU_FLAGS) $(emu_precision) -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)

@@ -388,7 +388,8 @@ static int write_tokens(Program *p, int sample, char *err) {
     for (int i = 0; i < o->tokens; i++) {
         int token = 0;
         size_t length;
-        device_download(p->raw, p->model.a.logits, (size_t)p->limit * sizeof(floatX));
+        if (device_download(p->raw, p->model.a.logits, (size_t)p->limit * sizeof(floatX)))
+            return device_check(err);
         for (int v = 0; v < p->limit; v++) p->logits[v] = (floatM)p->raw[v];
         if (sampler_next(&sampler, p->logits, p->limit, (uint64_t)sample, (uint64_t)i, p->scratch,
                          &token, err))

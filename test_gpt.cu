@@ -200,15 +200,15 @@ static void test_memory(void) {
         "--preset gpt2 --layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100",
         "");
     static Model m;
-    size_t before = device_used;
+    size_t before = cm_gpu.used;
     create(&m, &c);
     Memory report = model_memory(&c, &m.p.r, &m.plan, 1);
-    check(report.total - report.workspace == device_used - before,
+    check(report.total - report.workspace == cm_gpu.used - before,
           "%zu bytes reported, %zu allocated", report.total - report.workspace,
-          device_used - before);
-    check(device_used_most >= device_used, "the peak %zu is below %zu", device_used_most,
-          device_used);
-    size_t scratch = cuda_scratch_bytes;
+          cm_gpu.used - before);
+    check(cm_gpu.used_most >= cm_gpu.used, "the peak %zu is below %zu", cm_gpu.used_most,
+          cm_gpu.used);
+    size_t scratch = cm_gpu.scratch_bytes;
     check(scratch + GEMM_WORKSPACE >= report.workspace, "%zu bytes of workspace, %zu announced",
           scratch, report.workspace);
     if (model_init(&m, err)) die("%s", err);
@@ -216,10 +216,11 @@ static void test_memory(void) {
     for (int i = 0; i < 64; i++) x[i] = i, y[i] = (7 * i) % 100;
     loss_and_gradient(&m, x, y, 2);
     optimizer_step(&m, 0, 1);
-    check(cuda_scratch_bytes == scratch,
-          "a step needs %zu bytes of scratch, and %zu were announced", cuda_scratch_bytes, scratch);
+    check(cm_gpu.scratch_bytes == scratch,
+          "a step needs %zu bytes of scratch, and %zu were announced", cm_gpu.scratch_bytes,
+          scratch);
     model_free(&m);
-    check(device_used == before, "%zu bytes are not freed", device_used - before);
+    check(cm_gpu.used == before, "%zu bytes are not freed", cm_gpu.used - before);
 }
 
 /* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory,
@@ -236,14 +237,14 @@ static void test_logit_rows(void) {
                  {8193, 512, (size_t)80 << 30, 8192},
                  {300, 1 << 20, (size_t)1 << 30, 256},
                  {32768, 201216, 0, 8192}};
-    size_t kept = device_properties.totalGlobalMem;
+    size_t kept = cm_gpu.properties.totalGlobalMem;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        device_properties.totalGlobalMem = cases[i].memory;
+        cm_gpu.properties.totalGlobalMem = cases[i].memory;
         int rows = device_logit_rows(cases[i].N, cases[i].bytes);
         check(rows == cases[i].rows, "%d rows of %zu bytes in %zu: %d at a time, not %d",
               cases[i].N, cases[i].bytes, cases[i].memory, rows, cases[i].rows);
     }
-    device_properties.totalGlobalMem = kept;
+    cm_gpu.properties.totalGlobalMem = kept;
 }
 
 /* The gradients that clear_gradients leaves are those that a fresh micro-batch sets: whatever was
@@ -259,7 +260,7 @@ static void test_fresh(const char *flags) {
     loss_and_gradient(&m, x, y, 2);
     float *want = fetch(m.p.grad, elements(&m));
     CUDA_CHECK(
-        cudaMemsetAsync(m.p.grad, 0xff, elements(&m) * sizeof(floatM), cuda_stream)); /* NaN */
+        cudaMemsetAsync(m.p.grad, 0xff, elements(&m) * sizeof(floatM), cm_gpu.stream)); /* NaN */
     clear_gradients(&m);
     m.fresh = 1;
     accumulate_gradient(&m, x, y, 1.0 / 64);

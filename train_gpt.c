@@ -359,6 +359,7 @@ static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *l
         head_loss(m, s, 0);
     }
     *loss = take_loss(m) / (double)count;
+    if (device_check(err)) return -1;
     return 0;
 }
 
@@ -381,6 +382,7 @@ static int train_step(Run *run, Model *m, double *loss, double *norm, char *err)
     /* The one place where a step waits for the device. */
     *norm = sqrt(la_sum_squares(m->p.grad, m->p.r.size[SLOT_GRAD]));
     *loss = take_loss(m) / tokens;
+    if (device_check(err)) return -1;
     if (!isfinite(*loss) || !isfinite(*norm))
         return guard_diverged(&m->p, run->step + 1, *loss, *norm, run->log.checkpoints, err);
     optimizer_step(m, run->step,
@@ -610,7 +612,8 @@ static int run_program(Program *p, const char *name, char *err) {
         return 128 + stopped;
     }
     signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is reported as a failed write */
-    if (begin(p, err) || train_loop(&p->run, &p->model, &stopped, err)) return -1;
+    if (begin(p, err) || train_loop(&p->run, &p->model, &stopped, err) || device_check(err))
+        return -1;
     return finish(p, name, stopped);
 }
 

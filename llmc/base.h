@@ -1,12 +1,12 @@
 /*
-Numeric types, errors, memory and time: what every other header stands on.
+Numeric types, errors, memory and time: what every other header includes.
 
-floatX  the type of activations and of the weights the matrix products read
-floatM  the "master" type: parameters, gradients, optimizer state, statistics
+floatX  the type of activations and of the weights that matrix products read
+floatM  the master type: parameters, gradients, optimizer state, statistics
 
-On a CPU both are float. A build with -DCM_DOUBLE makes both double, which is what the finite
-difference tests use. With -DCM_CUDA floatX is bf16, or float with -DCM_FP32; floatM stays float.
-The code is C11 that is also valid C++20 (nvcc compiles it): cast what malloc returns.
+On a CPU both are float. A build with -DCM_DOUBLE makes both double, for the finite difference
+tests. With -DCM_CUDA floatX is bf16, or float with -DCM_FP32; floatM is float. The code is C11 that
+is also C++20, because nvcc compiles it: results of malloc are cast.
 */
 #ifndef CM_BASE_H
 #define CM_BASE_H
@@ -27,11 +27,7 @@ The code is C11 that is also valid C++20 (nvcc compiles it): cast what malloc re
 typedef double floatX;
 typedef double floatM;
 #elif defined(CM_CUDA) && !defined(CM_FP32)
-#ifdef CM_EMU
-#include "../dev/emu/emu.h"
-#else
 #include <cuda_bf16.h>
-#endif
 typedef __nv_bfloat16 floatX;
 typedef float floatM;
 #else
@@ -39,15 +35,54 @@ typedef float floatX;
 typedef float floatM;
 #endif
 
-/* Precision of the model's matrix products; auto is fp32 on a CPU, floatX's on CUDA. */
+/* A switch over a kind (ActKind, NormKind, ...) has no default. Then the compiler names a value
+   that the switch forgets, and it does so as an error even where other warnings are not errors. */
+#if !defined(__CUDACC__) && (defined(__GNUC__) || defined(__clang__))
+#pragma GCC diagnostic error "-Wswitch"
+#endif
+
+/* CM_STATE declares a variable of which a program has one, in however many translation units. Every
+   unit that includes the header defines the variable, and the linker keeps one definition:
+
+       CM_STATE CpuMachine cm_cpu = {...};      C: a weak definition      C++: an inline variable
+
+   A library that is linked into other programs defines CM_STATE as `static` before it includes
+   anything. Its state is then its own. */
+#ifndef CM_STATE
+#ifdef __cplusplus
+#define CM_STATE inline
+#else
+#define CM_STATE __attribute__((weak))
+#endif
+#endif
+
+/* Marks a function that C++ may evaluate while it compiles, for example as an argument of a
+   template. */
+#ifdef __cplusplus
+#define CM_CONSTEXPR constexpr
+#else
+#define CM_CONSTEXPR
+#endif
+
+/* Square root in the precision of floatM. */
+#ifdef CM_DOUBLE
+#define CM_SQRT sqrt
+#else
+#define CM_SQRT sqrtf
+#endif
+
+/* Precision of the model's matrix products. Auto means fp32 on a CPU, and floatX's precision on
+   CUDA. */
 typedef enum { COMPUTE_FP32, COMPUTE_BF16, COMPUTE_AUTO } Compute;
 
-/* Length of every error message buffer. Functions that can fail for the user's reasons take a
-   `char *err` of this size, fill it with one sentence (what failed, on which file or flag, what to
-   do) and return -1; they return 0 on success and never exit. */
+/* Length of every buffer for an error message. A function that can fail for the user's reasons
+   takes a `char *err` of this size. It returns 0 on success; on failure it fills err with one
+   sentence (what failed, on which file or flag, what to do) and returns -1. It never ends the
+   program. */
 #define ERR_LEN 1024
 
-/* Writes a message into err and returns -1, so that a failing function can `return fail(...)`. */
+/* Writes a message into err, which may be NULL, and returns -1, so that a function can `return
+   fail(...)`. */
 __attribute__((format(printf, 2, 3))) static inline int fail(char *err, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -56,8 +91,8 @@ __attribute__((format(printf, 2, 3))) static inline int fail(char *err, const ch
     return -1;
 }
 
-/* For programs, never for libraries: prints "error: " and the message to stderr, exits with status
-   1. */
+/* Ends a program: "error: message" on stderr, exit status 1. Only programs call this; everything in
+   llmc/cpu and llmc/cuda returns an error or records it. */
 __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -67,6 +102,20 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void die(const cha
     fprintf(stderr, "\n");
     va_end(args);
     exit(1);
+}
+
+/* Parallel loops for macros, which cannot contain a #pragma. PARALLEL_FOR_2 shares out two
+   nested loops. */
+#define PARALLEL_FOR _Pragma("omp parallel for") for
+#define PARALLEL_FOR_2 _Pragma("omp parallel for collapse(2)") for
+
+/* FNV-1a (Fowler, Noll and Vo), a 64-bit hash of n bytes. `hash` is FNV_BASIS, or the hash of
+   the bytes that come before these. */
+#define FNV_BASIS 14695981039346656037u
+static inline uint64_t fnv1a(uint64_t hash, const void *bytes, size_t n) {
+    const unsigned char *p = (const unsigned char *)bytes;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ p[i]) * 1099511628211u;
+    return hash;
 }
 
 /* Monotonic seconds. */

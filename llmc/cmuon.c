@@ -10,6 +10,7 @@ the same bits for any number of threads, and cannot fail in the middle of a step
 #error "libcmuon is float32: build it without -DCM_DOUBLE"
 #endif
 #undef CM_USE_ONEDNN
+#define CM_STATE static /* no state is shared with the program that links the library */
 
 #include "optim/rule.h"
 

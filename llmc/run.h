@@ -13,7 +13,7 @@ in the data, and by name
 Random numbers need no state: they are counted by (seed, step). Version 1 had all state of the rules
 in one record "v", in the plan's order and without names.
 
-Needs a backend's device_upload, device_download, device_zero and device_choices.
+Needs a backend's device_upload, device_download, device_zero, device_choices and device_check.
 */
 #ifndef CM_RUN_H
 #define CM_RUN_H
@@ -210,7 +210,7 @@ static inline int save_checkpoint(const Run *run, const Params *p, const Plan *p
     int status = ckpt_begin(&w, path, header, err);
     free(header);
     if (status) return -1;
-    if (save_tensors(&w, p, plan, err)) {
+    if (save_tensors(&w, p, plan, err) || device_check(err)) {
         ckpt_abort(&w);
         return -1;
     }
@@ -325,7 +325,8 @@ static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
    anew. */
 static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
                               NameList *anew) {
-    if (ckpt->version == 1 && load_record(ckpt, 'v', "", p->state, plan->state_size) == RECORD_TAKEN)
+    if (ckpt->version == 1 &&
+        load_record(ckpt, 'v', "", p->state, plan->state_size) == RECORD_TAKEN)
         return;
     for (int i = 0; i < plan->states; i++) {
         StateTensor *s = &plan->state[i];

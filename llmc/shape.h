@@ -65,11 +65,20 @@ typedef enum { ATTENTIONS(KIND_ENUMERATOR) } AttentionKind;
 #define NAME_OF(LIST, which) (((const char *const[]){LIST(KIND_NAME)})[which])
 
 /* Whether the first matrix of the MLP has rows of a gate before the rows that are gated. */
-static inline int act_is_gated(ActKind act) {
+CM_CONSTEXPR static inline int act_is_gated(ActKind act) {
     switch (act) {
     case ACT_SWIGLU: return 1;
     case ACT_GELU:
     case ACT_RELU2: return 0;
+    }
+    return 0;
+}
+
+/* Whether a norm subtracts the mean before it scales. */
+static inline int norm_is_centred(NormKind norm) {
+    switch (norm) {
+    case NORM_LAYERNORM: return 1;
+    case NORM_RMSNORM: return 0;
     }
     return 0;
 }

@@ -29,7 +29,7 @@ static int time_step(Run *run, Model *m, double *micro_batch, double *update, ch
         *update = fmin(*update, end - middle);
         if (end - start > enough) break;
     }
-    return 0;
+    return device_check(err);
 }
 
 /* --gelu: measured on layer 0, in tensors that the first micro-batch overwrites. A resumed run

@@ -1,6 +1,6 @@
 /*
-Milliseconds and GFLOP/s of attention, counting only the work below the diagonal: two products
-forward, five backward, each 2 HS B NH T (T + 1) / 2. Beside it the GFLOP/s of a square product.
+Milliseconds and GFLOP/s of attention. Only the work below the diagonal counts: two products
+forward, five backward, each 2 HS B NH T (T + 1) / 2. Beside it, the GFLOP/s of a square product.
 
     make build/bench_attention && build/bench_attention
 */
@@ -22,7 +22,8 @@ static double square_product_gflops(void) {
         gemm_builtin(0, 1, N, N, N, 1, A, N, A, N, 0, C, N);
         best = fmax(best, 2e-9 * (double)(N * N * N) / (now_seconds() - seconds));
     }
-    free(A), free(C);
+    free(A);
+    free(C);
     return best;
 }
 
@@ -52,7 +53,7 @@ int main(void) {
                     if (what == 0) attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale);
                     if (what == 1)
                         attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
-                    if (what == 2) /* any T rows will do as caches */
+                    if (what == 2) /* any T rows can be the caches */
                         attention_decode(out, qkv, dqkv, dqkv + (size_t)T * NKV * HS, T - 1, NH,
                                          NKV, HS, scale);
                 }
@@ -61,7 +62,11 @@ int main(void) {
         printf("%3d %5d %3d %3d %3d | %10.2f %8.1f | %11.2f %8.1f | %9.1f\n", B, T, NH, NKV, HS,
                best[0] * 1e3, 2e-9 * flops / best[0], best[1] * 1e3, 5e-9 * flops / best[1],
                best[2] * 1e6);
-        free(qkv), free(dqkv), free(out), free(dout), free(lse);
+        free(qkv);
+        free(dqkv);
+        free(out);
+        free(dout);
+        free(lse);
     }
     return 0;
 }

@@ -1,5 +1,5 @@
-"""Counts what changes to the CUDA side save, from shapes alone: bytes of memory traffic and floating-point
-operations. Nothing is measured here; a device has to say what the counts are worth.
+"""Counts what changes to the CUDA backend save: bytes of memory traffic and floating-point operations, from
+shapes alone. Nothing is measured; only a device can show what the counts are worth in time.
 
     python3 dev/bench/counts.py [124m|350m|774m] [--batch 32]
 """
@@ -8,7 +8,7 @@ import argparse
 
 MODELS = {"124m": (12, 768, 12), "350m": (24, 1024, 16), "774m": (36, 1280, 20)}
 T, VOCAB = 1024, 50304
-ROWS, STEP = 128, 64  # of attention's backward pass: keys a block, queries a step
+ROWS, STEP = 128, 64  # attention's backward pass: keys of a block, queries of a step
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("model", nargs="?", choices=MODELS, default="124m")
@@ -16,7 +16,7 @@ parser.add_argument("--batch", type=int, default=32)
 args = parser.parse_args()
 L, C, NH = MODELS[args.model]
 B, HS, F, N = args.batch, C // NH, 4 * C, args.batch * T
-matrices = 12 * L * C * C  # of the blocks
+matrices = 12 * L * C * C  # elements of the blocks' matrices
 u = 2 * N * C              # bytes of (N,C) in bf16
 
 
@@ -30,10 +30,10 @@ def row(what, per, count, unit):
 
 print(f"GPT-2 {args.model}, {B} sequences of {T}, bf16; u = {u / 1e6:.1f} MB, the size of (N,C).\n")
 print("| change | per | saved |\n|---|---|---|")
-head = 2 * 4 * VOCAB * C  # the head's fp32 gradient, read and written
+head = 2 * 4 * VOCAB * C  # bytes of the head's fp32 gradient, read and written
 row(f"8192 rows of logits, not 667: {chunks(667)} chunks become {chunks(8192)}, each reads and writes the head's gradient",
     "micro-batch", (chunks(667) - chunks(8192)) * head / 1e9, "GB")
-product = 2 * B * NH * HS * T * (T + 1) / 2  # of a causal triangle
+product = 2 * B * NH * HS * T * (T + 1) / 2  # FLOP of a product over a causal triangle
 row("attention backward in five products, not seven", "micro-batch", 2 * L * product / 1e12, "TFLOP")
 row("and one exponential a score, not two", "micro-batch", L * product / (2 * HS) / 1e9, "G exp")
 tiles = T // ROWS

@@ -1,16 +1,25 @@
 /*
-What each part of a training step costs on a GPU: matrix products, attention, the layers' kernels, the
-optimizers. A Markdown table for each, on stdout; --json FILE keeps the numbers.
+What each part of a training step costs on a GPU: matrix products, attention, the kernels of layers,
+the optimizers. Prints a Markdown table for each; --json FILE keeps the numbers.
 
-    make build/cuda/bench_cuda && build/cuda/bench_cuda [--only gemm|attention|layers|optimizer] [--json FILE]
+    make build/cuda/bench_cuda
+    build/cuda/bench_cuda [--only gemm|attention|layers|optimizer] [--json FILE]
 
-Shapes are those of GPT-2 124M on 16 x 1024 tokens; the optimizers' also of 340M and 1B. Times are of CUDA
-events, the median of several after a warm-up; the layers' kernels find an empty L2 cache, the others
-what they left there. --smoke runs tiny shapes, which is all that can be asked of the emulator.
+Shapes are those of GPT-2 124M on 16 x 1024 tokens, for optimizers also those of 340M and 1B. Times
+are of CUDA events, the median of several after a warm-up. Kernels of layers start with an empty L2
+cache, the others with what the previous call left there. --smoke runs tiny shapes, the only ones
+for the emulator.
 */
 #include "../../llmc/cuda/backend.cuh"
 #include "../../llmc/optim/plan.h"
 #include "../../llmc/params.h"
+
+/* Makes a call of the run-time library. The benchmark ends if it fails. */
+#define MUST(CALL) must((CALL), #CALL, __LINE__)
+static inline void must(cudaError_t status, const char *call, int line) {
+    if (status != cudaSuccess) die("cuda.cu:%d: %s: %s", line, call, cudaGetErrorString(status));
+    if (device_failure()) die("%s", device_failure());
+}
 
 enum { ONLY_ALL, ONLY_GEMM, ONLY_ATTENTION, ONLY_LAYERS, ONLY_OPTIMIZER };
 
@@ -38,7 +47,7 @@ static FILE *json;
 static int json_rows;
 static const char *section;
 
-/* A section and the head of its table. */
+/* Prints a section and the head of its table. */
 static void table(const char *name, const char *title, const char *columns) {
     section = name;
     printf("\n### %s\n\n%s\n|", title, columns);
@@ -48,7 +57,7 @@ static void table(const char *name, const char *title, const char *columns) {
     fflush(stdout);
 }
 
-/* A member of each row of the JSON file: {"section": "gemm", "name": "...", "ms": 1.5, "tflops": 600}. */
+/* Adds a row to the JSON file: {"section": "gemm", "name": "...", "ms": 1.5, "tflops": 600}. */
 static void json_row(const char *name, double ms, const char *unit, double rate) {
     if (!json) return;
     fprintf(json, "%s\n  {\"section\": ", json_rows++ ? "," : "");
@@ -63,7 +72,7 @@ static void json_row(const char *name, double ms, const char *unit, double rate)
 
 static int smoke;
 static cudaEvent_t event_start, event_end;
-static void *flush_memory; /* written to in order to empty the L2 cache */
+static void *flush_memory; /* written in order to empty the L2 cache */
 enum { FLUSH = 256 << 20, ROUNDS = 9 };
 
 static int ascending(const void *a, const void *b) {
@@ -74,16 +83,16 @@ static int ascending(const void *a, const void *b) {
 /* Milliseconds of `repeat` calls. */
 template <typename F> static double event_ms(const F &work, int repeat, int cold) {
     float ms;
-    if (cold) CUDA_CHECK(cudaMemsetAsync(flush_memory, json_rows, smoke ? 1 : FLUSH, cuda_stream));
-    CUDA_CHECK(cudaEventRecord(event_start, cuda_stream));
+    if (cold) MUST(cudaMemsetAsync(flush_memory, json_rows, smoke ? 1 : FLUSH, cm_gpu.stream));
+    MUST(cudaEventRecord(event_start, cm_gpu.stream));
     for (int i = 0; i < repeat; i++) work();
-    CUDA_CHECK(cudaEventRecord(event_end, cuda_stream));
-    CUDA_CHECK(cudaEventSynchronize(event_end));
-    CUDA_CHECK(cudaEventElapsedTime(&ms, event_start, event_end));
+    MUST(cudaEventRecord(event_end, cm_gpu.stream));
+    MUST(cudaEventSynchronize(event_end));
+    MUST(cudaEventElapsedTime(&ms, event_start, event_end));
     return (double)ms / repeat;
 }
 
-/* Milliseconds of one call: the median of rounds of 2 ms or more; of single calls with cold. */
+/* Milliseconds of one call: the median of rounds of at least 2 ms; with `cold`, of single calls. */
 template <typename F> static double time_ms(const F &work, int cold) {
     double ms[ROUNDS];
     int rounds = smoke ? 1 : ROUNDS, repeat = 1;
@@ -97,7 +106,7 @@ template <typename F> static double time_ms(const F &work, int cold) {
     return fmax(ms[rounds / 2], 1e-6);
 }
 
-/* Zeroed device memory of one table, and random numbers; NULL where there is not enough. */
+/* Zeroed device memory for one table, and random numbers. NULL if there is too little memory. */
 static void *taken[64];
 static int taken_count;
 static void *take(size_t bytes) {
@@ -125,7 +134,7 @@ static void give_back(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* matrix products */
 
-static double peak; /* FLOP/s that the maker states for floatX, 0: not known */
+static double peak; /* FLOP/s that the maker states for floatX; 0: not known */
 
 static void gemm_row(const char *name, int M, int N, int K, double items, double most, double ms) {
     double rate = 2 * items * M * N * K / ms * 1e-9;
@@ -137,8 +146,8 @@ static void gemm_row(const char *name, int M, int N, int K, double items, double
 }
 
 typedef struct {
-    int B, T, L, C, NH, V, F, R; /* R rows of logits at a time */
-} Shape;
+    int B, T, L, C, NH, V, F, R; /* rows of logits at a time */
+} BenchShape;
 
 static void bench_linear(const char *name, int N, int I, int O) {
     floatX *x = reals((size_t)N * I), *y = reals((size_t)N * O);
@@ -157,17 +166,17 @@ static void bench_linear(const char *name, int N, int I, int O) {
     give_back();
 }
 
-/* The products a sign consists of, on all layers at once, in fp32 and with TF32. */
+/* The products of a sign, on all layers at once, in fp32 and with TF32. */
 static void bench_fp32(const char *name, int count, int rows, int cols) {
     Mat X = mat_dense(masters((size_t)count * rows * cols), count, rows, cols);
     Mat G = mat_dense(masters((size_t)count * rows * rows), count, rows, rows);
     Mat Y = mat_dense(masters((size_t)count * rows * cols), count, rows, cols);
     Mat H = mat_dense(masters((size_t)count * rows * rows), count, rows, rows);
-    int allowed = gemm_allow_tf32;
+    int allowed = cm_gpu.allow_tf32;
     for (int tf32 = 0; tf32 < 2; tf32++) {
         char label[96];
         double most = tf32 ? (sizeof(floatX) == 2 ? peak / 2 : peak) : 0;
-        gemm_allow_tf32 = tf32;
+        cm_gpu.allow_tf32 = tf32;
         la_fast(tf32);
         snprintf(label, sizeof label, "%d x %s, X X^T, %s", count, name, tf32 ? "TF32" : "fp32");
         gemm_row(label, rows, rows, cols, count, most, time_ms([&] { la_gram(G, X, 0); }, 0));
@@ -178,21 +187,21 @@ static void bench_fp32(const char *name, int count, int rows, int cols) {
         gemm_row(label, rows, cols, rows, count, most, time_ms([&] { la_gemm(Y, 1, G, X, 0); }, 0));
     }
     la_fast(0);
-    gemm_allow_tf32 = allowed;
+    cm_gpu.allow_tf32 = allowed;
     give_back();
 }
 
-/* The MLP with GELU in the epilogues, and with kernels of its own: forward of the first layer with its activation,
-   and the way back from the second layer to the first one's output. */
+/* The MLP with GELU in the epilogues and with kernels of its own: forward through the first
+   layer and its activation, and backward from the second layer to the output of the first. */
 static void bench_gelu(int N, int C, int F) {
     floatX *x = reals((size_t)N * C), *y = reals((size_t)N * F), *h = reals((size_t)N * F),
            *dh = reals((size_t)N * F);
     floatX *w = reals((size_t)F * C), *b = reals((size_t)F), *dy = reals((size_t)N * F);
     floatM *db = masters((size_t)F);
-    int kept = linear_gelu_fused;
+    int kept = cm_gpu.gelu_fused;
     for (int fused = 0; fused < 2; fused++) {
         char label[96];
-        linear_gelu_fused = fused;
+        cm_gpu.gelu_fused = fused;
         snprintf(label, sizeof label, "W_fc and GELU, %s, forward",
                  fused ? "one kernel" : "two kernels");
         gemm_row(label, N, F, C, 1, peak,
@@ -202,11 +211,11 @@ static void bench_gelu(int N, int C, int F) {
         gemm_row(label, N, F, C, 1, peak,
                  time_ms([&] { linear_act_backward(dh, dy, db, x, w, h, N, F, C, ACT_GELU); }, 0));
     }
-    linear_gelu_fused = kept;
+    cm_gpu.gelu_fused = kept;
     give_back();
 }
 
-static void bench_gemm(const Shape *s) {
+static void bench_gemm(const BenchShape *s) {
     int N = s->B * s->T, C = s->C, Vp = round_up(s->V, 64);
     table("gemm", "Matrix products", "| product | M x N x K | ms | TFLOP/s | of the stated peak |");
     bench_linear("W_QKV", N, C, 3 * C);
@@ -214,7 +223,7 @@ static void bench_gemm(const Shape *s) {
     bench_linear("W_fc", N, C, s->F);
     bench_linear("W_proj", N, s->F, C);
     bench_gelu(N, C, s->F);
-    const int rows[] = {667, 4096, s->R}; /* of logits at a time */
+    const int rows[] = {667, 4096, s->R}; /* rows of logits at a time */
     for (int i = smoke ? 2 : 0; i < 3; i++) bench_linear("head", rows[i], C, Vp);
     bench_fp32("W_Q", s->L, C, C);
     bench_fp32("W_fc^T", s->L, C, s->F);
@@ -265,10 +274,10 @@ static void bench_heads(const Heads *h) {
         attention_row("hopper", h, forward, backward, "");
     }
     why[0] = 0;
-    for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++) {
-        int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
+    for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++) {
+        int status = cudnn_attention_plan(B, T, NH, NKV, HS, why, sizeof why);
         cudnn_name(name, sizeof name);
-        if (cudnn_fast)
+        if (cm_gpu.cudnn_fast)
             snprintf(name + strlen(name), sizeof name - strlen(name), ", dq in any order");
         if (status || cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) ||
             cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale)) {
@@ -278,7 +287,7 @@ static void bench_heads(const Heads *h) {
         }
         cudnn_engines(engines, sizeof engines);
         snprintf(note, sizeof note, "%.0f MB to work in; %s",
-                 (double)cudnn_attention_workspace(B, T, NH, NKV, HS, scale) * 1e-6, engines);
+                 (double)cudnn_attention_workspace(B, T, NH, NKV, HS) * 1e-6, engines);
         forward =
             time_ms([&] { cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale); }, 0);
         backward = time_ms(
@@ -286,7 +295,7 @@ static void bench_heads(const Heads *h) {
             0);
         attention_row(name, h, forward, backward, note);
     }
-    cudnn_fast = 0;
+    cm_gpu.cudnn_fast = 0;
     cudnn_free_plans();
     give_back();
     cuda_scratch_free();
@@ -308,7 +317,7 @@ static void bench_attention(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* the layers' kernels */
 
-static double copy_rate; /* GB/s of a copy, read and written */
+static double copy_rate; /* GB/s of a copy, read plus written */
 
 static void layer_row(const char *name, double bytes, double ms) {
     double rate = bytes / ms * 1e-6;
@@ -318,7 +327,7 @@ static void layer_row(const char *name, double bytes, double ms) {
     json_row(name, ms, "gb_s", rate);
 }
 
-static void bench_norms(const Shape *s) {
+static void bench_norms(const BenchShape *s) {
     int N = s->B * s->T, C = s->C;
     size_t n = (size_t)N * C;
     double x = (double)n * sizeof(floatX);
@@ -359,7 +368,7 @@ static void bench_norms(const Shape *s) {
     give_back();
 }
 
-static void bench_embedding(const Shape *s) {
+static void bench_embedding(const BenchShape *s) {
     int N = s->B * s->T, C = s->C, Vp = round_up(s->V, 64),
         *host = (int *)malloc((size_t)N * sizeof(int));
     double x = (double)N * C * sizeof(floatX), m = (double)sizeof(floatM);
@@ -368,24 +377,26 @@ static void bench_embedding(const Shape *s) {
     int *tokens = (int *)must(take(DEVICE_TOKENS(N) * sizeof(int))), used = 0;
     char *seen = (char *)calloc((size_t)Vp, 1);
     if (!host || !seen) die("out of memory");
-    for (int i = 0; i < N; i++) { /* about as text: token k comes as often as 1 / (k + 1) */
+    for (int i = 0; i < N; i++) { /* roughly like text: token k has frequency 1 / (k + 1) */
         double u = (double)((unsigned)i * 2654435761u >> 8) / 16777216.0;
         host[i] = min_int(s->V - 1, (int)(exp(u * log((double)s->V)) - 1));
-        used += !seen[host[i]], seen[host[i]] = 1;
+        used += !seen[host[i]];
+        seen[host[i]] = 1;
     }
     tokens_upload(tokens, host, N, Vp);
     layer_row("embedding forward", 2 * x + (double)s->T * C * sizeof(floatX),
               time_ms([&] { embed_forward(dx, tokens, wte, wpe, s->B, s->T, C); }, 1));
     layer_row("embedding backward", 2 * x + 2 * m * C * (used + s->T),
               time_ms([&] { embed_backward(dwte, dwpe, dx, tokens, s->B, s->T, C); }, 1));
-    free(host), free(seen);
+    free(host);
+    free(seen);
     give_back();
 }
 
-static void bench_heads_in_place(const Shape *s) {
+static void bench_heads_in_place(const BenchShape *s) {
     int N = s->B * s->T, HS = s->C / s->NH;
     size_t n = (size_t)N * 3 * s->C, angles = (size_t)s->T * (HS / 2);
-    double x = (double)N * s->C * sizeof(floatX); /* of queries, or of keys */
+    double x = (double)N * s->C * sizeof(floatX); /* elements of queries; of keys */
     floatX *qkv = reals(n), *dqkv = reals(n);
     floatM *rstd = masters((size_t)N * 2 * s->NH), *cosine = masters(angles),
            *sine = masters(angles);
@@ -400,14 +411,14 @@ static void bench_heads_in_place(const Shape *s) {
     give_back();
 }
 
-static void bench_activations(const Shape *s) {
+static void bench_activations(const BenchShape *s) {
     static const char *const names[] = {"GELU", "ReLU^2", "SwiGLU"};
     int N = s->B * s->T, F = s->F;
     size_t n = (size_t)N * F;
     double x = (double)n * sizeof(floatX);
     floatX *y = reals(n), *h = reals(2 * n), *dh = reals(2 * n);
     for (int act = ACT_GELU; act <= ACT_SWIGLU; act++) {
-        int in = act == ACT_SWIGLU ? 2 : 1; /* tensors read */
+        int in = act == ACT_SWIGLU ? 2 : 1; /* tensors that are read */
         char label[64];
         snprintf(label, sizeof label, "%s forward", names[act]);
         layer_row(label, (1 + in) * x, time_ms([&] { act_forward(y, h, N, F, act); }, 1));
@@ -421,7 +432,7 @@ static void bench_activations(const Shape *s) {
     give_back();
 }
 
-static void bench_classifier(const Shape *s) {
+static void bench_classifier(const BenchShape *s) {
     int R = s->R, Vp = round_up(s->V, 64);
     double x = (double)R * Vp * sizeof(floatX);
     floatX *logits = reals((size_t)R * Vp);
@@ -437,7 +448,7 @@ static void bench_classifier(const Shape *s) {
     give_back();
 }
 
-static void bench_parameters(const Shape *s) {
+static void bench_parameters(const BenchShape *s) {
     size_t n = 12 * (size_t)s->L * s->C * s->C + (size_t)s->V * s->C;
     double m = (double)n * sizeof(floatM);
     floatM *p = masters(n), *g = masters(n), *first = masters(n), *second = masters(n);
@@ -461,14 +472,12 @@ static void bench_parameters(const Shape *s) {
     give_back();
 }
 
-static void bench_layers(const Shape *s) {
+static void bench_layers(const BenchShape *s) {
     size_t bytes = smoke ? 4096 : (size_t)512 << 20;
     flush_memory = must(device_alloc(smoke ? 1 : FLUSH));
     char *from = (char *)must(take(bytes)), *to = (char *)must(take(bytes));
     double ms = time_ms(
-        [&] {
-            CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_stream));
-        },
+        [&] { MUST(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cm_gpu.stream)); },
         1);
     copy_rate = 2 * (double)bytes / ms * 1e-6;
     give_back();
@@ -532,7 +541,7 @@ static void update_build(Update *u, const Model *m, const char *rule) {
 
 static const struct {
     const char *name, *flags;
-} updates[] = {{"muon", "--optimizer muon"}, /* what the others are compared with */
+} updates[] = {{"muon", "--optimizer muon"}, /* the others are compared with it */
                {"muon, signs in fp32", "--optimizer muon --msign-compute fp32"},
                {"muon per head", "--optimizer muon --qk muon-head --ov muon-head"},
                {"cm full, hybrid", "--optimizer cm"},
@@ -564,7 +573,8 @@ static void bench_model(const Model *m) {
     for (int i = 0; i < UPDATES; i++) {
         double ms[PARTS];
         char label[96];
-        u[i].arena.p = room, u[i].arena.size = arena;
+        u[i].arena.p = room;
+        u[i].arena.size = arena;
         PlanState s = {p, g, first, second, &u[i].arena, 1e-3, 0.95, 1, 10, NULL};
         u[i].s = s;
         for (int part = 0; part < PARTS; part++) {
@@ -607,8 +617,8 @@ static void setup(const BenchConfig *b) {
     device_describe(text, sizeof text);
     if (b->json[0] && !(json = fopen(b->json, "w")))
         die("cannot write %s: %s", b->json, strerror(errno));
-    CUDA_CHECK(cudaEventCreate(&event_start));
-    CUDA_CHECK(cudaEventCreate(&event_end));
+    MUST(cudaEventCreate(&event_start));
+    MUST(cudaEventCreate(&event_end));
     device_peak(&measured, &peak);
     printf("## %s\n", text);
     if (measured > 0)
@@ -636,9 +646,9 @@ int main(int argc, char **argv) {
     smoke = c.smoke;
     setup(&c);
     const int rows = device_logit_rows(16 * 1024, 50304 * sizeof(floatX));
-    const Shape big = {16, 1024, 12, 768, 12, 50257, 3072, rows},
-                tiny = {2, 24, 2, 32, 2, 100, 64, 40};
-    const Shape *s = smoke ? &tiny : &big;
+    const BenchShape big = {16, 1024, 12, 768, 12, 50257, 3072, rows},
+                     tiny = {2, 24, 2, 32, 2, 100, 64, 40};
+    const BenchShape *s = smoke ? &tiny : &big;
     if (c.only == ONLY_ALL || c.only == ONLY_GEMM) bench_gemm(s);
     if (c.only == ONLY_ALL || c.only == ONLY_ATTENTION) bench_attention();
     if (c.only == ONLY_ALL || c.only == ONLY_LAYERS) bench_layers(s);

@@ -1,13 +1,14 @@
 /*
-GFLOP/s of the matrix products at the shapes that training meets: the built-in, and where the build
-has oneDNN its fp32 and bf16. Best of several rounds; % is of what the threads' registers can do.
+GFLOP/s of the matrix products at the shapes of training: the built-in product, and in a build with
+oneDNN its fp32 and bf16. The best of several rounds. % is relative to what the threads reach in
+registers.
 
     make build/bench_gemm && build/bench_gemm
 */
 #include "../../llmc/cpu/gemm.h"
 
-/* Multiply-adds per second of all threads with every operand in a register, as GFLOP/s: the speed
-   of light for this compiler's vectors. */
+/* GFLOP/s of multiply-adds in all threads with every operand in a register: the upper bound for
+   this compiler's vectors. */
 static double gemm_flops_peak(void) {
     const int CHAINS = 12, ROUNDS = 400000;
     double best = 0;
@@ -100,6 +101,8 @@ int main(void) {
         printf("%-18s %5d %5d %5d  %8.1f  %4.0f %8.1f  %4.0f %8.1f\n", shapes[i].what, M, N, K, own,
                100 * own / peak, any, 100 * any / peak, low);
     }
-    free(A), free(B), free(C);
+    free(A);
+    free(B);
+    free(C);
     return 0;
 }

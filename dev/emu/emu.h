@@ -1,19 +1,22 @@
 /*
-Runs our CUDA kernels on a CPU, so that they can be tested where there is no GPU. Included by
-llmc/cuda/runtime.cuh instead of the CUDA headers when CM_EMU is defined; compile with g++ or clang++.
+Runs our CUDA kernels on a CPU, so that they can be tested without a GPU. A build with -DCM_CUDA
+-DCM_EMU and -Idev/emu finds cuda_runtime.h and cuda_bf16.h in this folder, and they include this
+file. Compile with g++ or clang++.
 
-A grid is run block by block, the threads of a block as fibers: each runs until it meets the others at
-a barrier (of the block, of a warpgroup, a shuffle, a vote), then the next one runs. That is one of the orders a GPU may
-choose, and an unkind one: what one thread writes before a barrier, the others have not seen. Blocks and
-the threads within them run in turns forwards and backwards. A captured stream records copies of what it is
-asked to do, and replays them.
+A grid runs block by block, the threads of a block as fibers: a fiber runs until it reaches a
+barrier (of the block, of a warpgroup, a shuffle, a vote), then the next fiber runs. A GPU may
+choose this order too, and it is an unkind one: what a thread writes before a barrier, the others
+have not seen. Launches alternate between running blocks, and the threads within them, forwards and
+backwards. A captured stream records copies of what it is asked to do, and replays them.
 
-What is checked: every barrier is reached by all threads of the block, every warp operation by its whole
-warp, with the same operation; launches respect the limits of a GPU; shared memory, static and dynamic
-together, fits; device memory (plain malloc) and shared memory are bounded, to the byte under AddressSanitizer. Device memory and
-dynamic shared memory start as NaN. Copies by cp.async happen only when they are waited for. Accesses of 16
-bytes by load and store are aligned. Products by wgmma happen only when they are waited for. What is not: races
-that this order does not show, the alignment of other accesses beyond that of their types, and time.
+These mistakes end the test:
+    a barrier that not all threads of the block reach; a warp operation without the whole warp, or
+    with different operations; a launch or a size of shared memory beyond the limits of a GPU;
+    cp.async and wgmma that nobody waits for; an unaligned 16-byte access by load and store; under
+    AddressSanitizer an access outside of device memory (malloc's) or of shared memory, to the byte.
+Device memory and dynamic shared memory start as NaN. cp.async and wgmma take effect only when they
+are waited for. Not checked are races that this order does not show, the alignment of other accesses
+beyond that of their types, and time.
 */
 #ifndef CM_EMU_H
 #define CM_EMU_H
@@ -48,8 +51,6 @@ that this order does not show, the alignment of other accesses beyond that of th
 
 #define __global__
 #define __device__
-#define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static /* one block runs at a time */
 #define __align__(N) alignas(N)
@@ -58,16 +59,13 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
-/* Through which kernels read and write memory of other types, as nvcc allows. */
+/* Vector types: kernels access memory of other types through them, which nvcc allows. */
 #define EMU_VECTOR(BYTES) __attribute__((aligned(BYTES), may_alias))
 struct EMU_VECTOR(8) float2 {
     float x, y;
 };
 struct EMU_VECTOR(16) float4 {
     float x, y, z, w;
-};
-struct EMU_VECTOR(8) int2 {
-    int x, y;
 };
 struct EMU_VECTOR(16) int4 {
     int x, y, z, w;
@@ -78,18 +76,15 @@ struct EMU_VECTOR(8) uint2 {
 struct EMU_VECTOR(16) uint4 {
     unsigned x, y, z, w;
 };
-struct EMU_VECTOR(16) double2 {
-    double x, y;
-};
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
     return {x, y, z, w};
 }
 
-/* bfloat16 is the upper half of a float; conversion rounds to nearest, ties to even, NaN stays NaN. */
+/* bf16 is the upper half of a float. Conversion rounds to nearest, ties to even; a NaN stays
+   NaN. */
 struct __nv_bfloat16 {
     uint16_t bits;
     __nv_bfloat16() = default;
@@ -110,20 +105,14 @@ struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
 };
 static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f); }
-static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
 static inline float __bfloat162float(__nv_bfloat16 b) { return (float)b; }
 static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
     return {__nv_bfloat16(x), __nv_bfloat16(y)};
 }
-static inline float2 __bfloat1622float2(__nv_bfloat162 b) { return {(float)b.x, (float)b.y}; }
 
-#define __expf expf /* the C library has hidden functions of these names */
-#define __logf logf
+#define __expf expf /* the C library has a hidden function of this name */
 static inline float __fdividef(float x, float y) { return x / y; }
-static inline float __frcp_rn(float x) { return 1 / x; }
-static inline float __fsqrt_rn(float x) { return sqrtf(x); }
 static inline float rsqrtf(float x) { return 1 / sqrtf(x); }
-static inline double rsqrt(double x) { return 1 / sqrt(x); }
 static inline float __int_as_float(int i) {
     float f;
     memcpy(&f, &i, 4);
@@ -134,36 +123,12 @@ static inline int __float_as_int(float f) {
     memcpy(&i, &f, 4);
     return i;
 }
-static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
-template <typename T> static inline T __ldg(const T *p) { return *p; }
-template <typename T> static inline T __ldcs(const T *p) { return *p; }
-template <typename T> static inline void __stcs(T *p, T v) { *p = v; }
 
-/* Atomics of integers and maxima only: float sums would depend on the order. */
+/* For integers only: sums of floats would depend on the order. */
 static inline int atomicAdd(int *p, int v) {
     int old = *p;
     *p += v;
-    return old;
-}
-static inline unsigned atomicAdd(unsigned *p, unsigned v) {
-    unsigned old = *p;
-    *p += v;
-    return old;
-}
-static inline int atomicMax(int *p, int v) {
-    int old = *p;
-    if (v > old) *p = v;
-    return old;
-}
-static inline int atomicMin(int *p, int v) {
-    int old = *p;
-    if (v < old) *p = v;
-    return old;
-}
-static inline int atomicOr(int *p, int v) {
-    int old = *p;
-    *p |= v;
     return old;
 }
 
@@ -180,22 +145,22 @@ enum { EMU_STACK = 64 << 10 };
 
 struct EmuThread {
     dim3 index;
-    void *sp; /* where it was left */
+    void *sp; /* where the thread was suspended */
     int state, lane, warp;
-    int operations;    /* warp operations so far, which picks the half of the exchange */
-    const char *where; /* name of the barrier it waits at */
-    int vote;          /* what it brought to __syncthreads_or and the like */
-    void *fake_stack;  /* AddressSanitizer's */
+    int operations;    /* warp operations so far, which select the half of the exchange */
+    const char *where; /* name of the barrier where it waits */
+    int vote;          /* its vote in __syncthreads_or and __syncthreads_count */
+    void *fake_stack;  /* used by AddressSanitizer */
     struct {
         void *to;
         const void *from;
         int bytes, group;
-    } copy[EMU_COPIES]; /* cp.async not yet done */
+    } copy[EMU_COPIES]; /* copies by cp.async that are in flight */
     int copies, group;
-    /* wgmma (llmc/cuda/wgmma.cuh): products not yet done, groups committed; after wgmma.fence; after
-       fence.proxy.async and before the block's next barrier */
+    /* wgmma (llmc/cuda/wgmma.cuh): products in flight; groups committed; whether wgmma.fence
+       came after the last wait; whether fence.proxy.async came after the block's last barrier. */
     int products, product_group, fenced, published;
-    long issued; /* so far in this block */
+    long issued; /* products issued in this block */
 };
 
 struct EmuWarp {
@@ -215,13 +180,14 @@ struct EmuState {
     const void *arguments;
     unsigned char *shared;
     unsigned char
-        *seen; /* what of it the tensor cores see: as it was when last all threads published it */
+        *seen; /* `shared` as the tensor cores see it: when all threads last published it */
     const char *kernel;
     int votes_or, votes_count;
     long launches, blocks;              /* started so far */
-    size_t dynamic_bytes, static_bytes; /* of shared memory, in the launch under way */
+    size_t dynamic_bytes, static_bytes; /* of shared memory, in the current launch */
     std::vector<std::function<void()>>
-        *recording; /* where a stream capture puts its work, else NULL */
+        *recording;   /* work of a captured stream; NULL: there is none */
+    pthread_t driver; /* a thread such as a driver starts, see cudaGetDeviceCount */
 };
 inline EmuState emu;
 
@@ -229,7 +195,6 @@ inline EmuState emu;
 #define blockIdx (emu.index)
 #define blockDim (emu.block)
 #define gridDim (emu.grid)
-#define warpSize 32
 
 [[noreturn]] static void emu_die(const char *what) {
     const EmuThread *t = emu.current;
@@ -241,25 +206,26 @@ inline EmuState emu;
     abort();
 }
 
-/* emu_switch(save, to): pushes what a callee must keep, stores the stack pointer in *save, goes on where
-   `to` was stored. emu_prepare lays out a stack from which it starts emu_entry. */
+/* emu_switch(save, to) pushes the registers that a callee must keep, stores the stack pointer in
+   *save, and continues where `to` was stored. emu_prepare lays out a stack that starts in
+   emu_entry. */
 extern "C" void emu_switch(void **save, void *to);
 extern "C" void emu_entry(void);
 #if defined(__x86_64__)
-__asm__(".text\n.globl emu_switch\n.type emu_switch,@function\nemu_switch:\n"
+__asm__(".text\n.weak emu_switch\n.type emu_switch,@function\nemu_switch:\n"
         "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
         "movq %rsp,(%rdi)\nmovq %rsi,%rsp\n"
         "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n"
         ".size emu_switch,.-emu_switch\n");
 static inline void *emu_prepare(char *stack, size_t size) {
     void **sp = (void **)(void *)(stack + size) - 2;
-    *sp = (void *)emu_entry; /* the function starts as if called: stack 8 below a multiple of 16 */
+    *sp = (void *)emu_entry; /* as if called: the stack is 8 below a multiple of 16 */
     sp -= 6;
     memset(sp, 0, 6 * sizeof *sp);
     return sp;
 }
 #elif defined(__aarch64__)
-__asm__(".text\n.globl emu_switch\n.type emu_switch,%function\nemu_switch:\n"
+__asm__(".text\n.weak emu_switch\n.type emu_switch,%function\nemu_switch:\n"
         "sub sp,sp,#160\nstp x19,x20,[sp]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\n"
         "stp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp x29,x30,[sp,#80]\nstp d8,d9,[sp,#96]\n"
         "stp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\n"
@@ -281,7 +247,7 @@ static inline char *emu_stack(const EmuThread *t) {
     return emu.stacks + (size_t)(t - emu.thread) * EMU_STACK;
 }
 
-/* From a thread to the scheduler. */
+/* Switches from a thread to the scheduler. */
 static inline void emu_yield(int state, const char *where) {
     EmuThread *t = emu.current;
     t->state = state;
@@ -309,7 +275,7 @@ extern "C" __attribute__((used)) inline void emu_entry(void) {
     abort();
 }
 
-/* From the scheduler to a thread, until it yields. */
+/* Switches from the scheduler to a thread, until it yields. */
 static inline void emu_resume(EmuThread *t) {
     emu.current = t;
 #ifdef EMU_ASAN
@@ -323,7 +289,7 @@ static inline void emu_resume(EmuThread *t) {
 
 static inline int emu_same(const char *a, const char *b) { return a == b || !strcmp(a, b); }
 
-/* Runs one warp's threads until all are at a barrier of the block or done. */
+/* Runs the threads of a warp until all are at a barrier of the block or have ended. */
 static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
     for (;;) {
         int waiting = 0;
@@ -346,7 +312,8 @@ static inline void emu_run_warp(EmuThread *first, int n, int backwards) {
     }
 }
 
-/* Lets warpgroups go on whose 128 threads are all at a barrier of theirs (bar.sync id, 128); how many do. */
+/* Releases warpgroups whose 128 threads are all at a barrier of the warpgroup (bar.sync id,
+   128). Returns how many. */
 static inline int emu_release_groups(int threads) {
     int released = 0;
     for (int first = 0; first < threads; first += 128) {
@@ -373,8 +340,10 @@ static inline void emu_run_block(int threads, int backwards) {
         for (int i = 0; i < threads; i++) {
             EmuThread *t = &emu.thread[i];
             done += t->state == EMU_DONE;
-            any |= t->vote, count += t->vote != 0;
-            published += t->published, t->published = 0;
+            any |= t->vote;
+            count += t->vote != 0;
+            published += t->published;
+            t->published = 0;
         }
         if (published == threads) memcpy(emu.seen, emu.shared, emu.dynamic_bytes);
         if (done == threads) return;
@@ -395,12 +364,13 @@ static inline void emu_wide_access(const void *p) {
     if ((uintptr_t)p % 16) emu_die("a 16-byte access of memory that is not aligned to 16 bytes");
 }
 
-/* Shared memory of a block: that of compute capability 9.0; 8.0 has 163 KB, 8.6 and 8.9 have 99. */
+/* Shared memory of a block on compute capability 9.0. 8.0 has 163 KiB, 8.6 and 8.9 have 99. */
 #ifndef EMU_SHARED_LIMIT
 #define EMU_SHARED_LIMIT (227 << 10)
 #endif
 
-/* Counts a kernel's static shared memory against the block's limit; `counted` is the variable's own. */
+/* Counts a kernel's static shared memory against the limit of a block. `counted` is the
+   variable's own: the launch that has counted it. */
 static inline void emu_static_shared(long *counted, size_t bytes) {
     if (*counted == emu.launches + 1) return;
     *counted = emu.launches + 1;
@@ -418,14 +388,17 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
     if (!grid.x || !grid.y || !grid.z) emu_die("an empty grid");
     if (grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) emu_die("the grid is too large");
     if (shared > EMU_SHARED_LIMIT) emu_die("too much shared memory");
-    emu.dynamic_bytes = shared, emu.static_bytes = 0;
+    emu.dynamic_bytes = shared;
+    emu.static_bytes = 0;
     if (!emu.stacks) {
         emu.stacks = (char *)mmap(NULL, (size_t)EMU_STACK * EMU_MAX_THREADS, PROT_READ | PROT_WRITE,
                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (emu.stacks == MAP_FAILED) emu_die("out of memory: stacks");
     }
-    emu.grid = grid, emu.block = block;
-    emu.body = body, emu.arguments = arguments;
+    emu.grid = grid;
+    emu.block = block;
+    emu.body = body;
+    emu.arguments = arguments;
     emu.shared = NULL;
     size_t blocks = (size_t)grid.x * grid.y * grid.z;
     for (size_t n = 0; n < blocks; n++) {
@@ -445,25 +418,29 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
             EmuThread *t = &emu.thread[i];
             t->index = dim3((unsigned)(i % block.x), (unsigned)(i / block.x % block.y),
                             (unsigned)(i / block.x / block.y));
-            t->lane = (int)(i % 32), t->warp = (int)(i / 32);
-            t->state = EMU_READY, t->operations = t->copies = t->group = t->vote = 0;
-            t->products = t->product_group = t->fenced = t->published = 0, t->issued = 0;
+            t->lane = (int)(i % 32);
+            t->warp = (int)(i / 32);
+            t->state = EMU_READY;
+            t->operations = t->copies = t->group = t->vote = 0;
+            t->products = t->product_group = t->fenced = t->published = 0;
+            t->issued = 0;
             t->sp = emu_prepare(emu_stack(t), EMU_STACK);
         }
         emu_run_block((int)threads, (int)((n + emu.launches / 2) % 2));
-        free(emu.shared), free(emu.seen);
+        free(emu.shared);
+        free(emu.seen);
     }
     emu.current = NULL;
     emu.launches++;
 }
 
-/* Does a piece of work of the stream now, or records it where the stream is being captured. */
+/* Does a piece of the stream's work now, or records it if the stream is being captured. */
 template <typename F> static inline void emu_do(const F &f) {
     if (emu.recording) emu.recording->push_back(f);
     else f();
 }
 
-/* The arguments are copied now, as a launch does. */
+/* The arguments are copied at once, as by a launch. */
 template <typename... P>
 static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared,
                               void (*kernel)(P...), std::type_identity_t<P>... a) {
@@ -475,7 +452,7 @@ static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t sh
     });
 }
 
-/* What a GPU refuses to do while a stream is being captured. */
+/* Ends the test for a call that a GPU refuses while a stream is being captured. */
 static inline void emu_not_captured(const char *call) {
     if (!emu.recording) return;
     fprintf(stderr, "emulator: %s while the stream is being captured\n", call);
@@ -501,8 +478,8 @@ static inline int __syncthreads_count(int vote) {
     return emu.votes_count;
 }
 
-/* Every lane hands in `bytes` and gets the 32 lanes' contributions, EMU_EXCHANGE_BYTES apart. They stay
-   valid until the lane's next warp operation but one. */
+/* Every lane hands in `bytes` bytes and gets those of all 32 lanes, EMU_EXCHANGE_BYTES apart.
+   They stay valid until the lane's second next warp operation. */
 static inline const unsigned char *emu_exchange(const void *mine, size_t bytes, const char *where) {
     EmuThread *t = emu.current;
     unsigned char(*slots)[EMU_EXCHANGE_BYTES] = emu.warp[t->warp].exchange[t->operations++ % 2];
@@ -564,7 +541,7 @@ static inline int __all_sync(unsigned mask, int vote) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* asynchronous copies to shared memory: done when waited for, not before */
+/* Asynchronous copies to shared memory take effect when they are waited for */
 
 static inline void emu_cp_async(void *to, const void *from, int bytes) {
     EmuThread *t = emu.current;
@@ -574,7 +551,7 @@ static inline void emu_cp_async(void *to, const void *from, int bytes) {
     t->copy[t->copies++] = {to, from, bytes, t->group};
 }
 static inline void emu_cp_async_commit(void) { emu.current->group++; }
-/* Until at most `left` of the latest groups are under way. */
+/* Completes all but the latest `left` groups. */
 static inline void emu_cp_async_wait(int left) {
     EmuThread *t = emu.current;
     int kept = 0;
@@ -587,7 +564,7 @@ static inline void emu_cp_async_wait(int left) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* run-time library: the device is this process, every call is done when it returns */
+/* The run-time library: the device is this process, and every call is done when it returns */
 
 typedef int cudaError_t;
 enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
@@ -639,7 +616,7 @@ static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
     *e = NULL;
     return cudaSuccess;
 }
-/* Events with timing hold the host's milliseconds. */
+/* An event with timing holds the host's milliseconds. */
 static inline cudaError_t cudaEventCreate(cudaEvent_t *e) {
     *e = calloc(1, sizeof(double));
     return *e ? cudaSuccess : cudaErrorMemoryAllocation;
@@ -657,7 +634,7 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t *s) {
     return cudaSuccess;
 }
 
-/* One device of 1 GB, or of CM_EMU_MEMORY bytes, which programs under test may find too small. */
+/* One device with 1 GiB, or with CM_EMU_MEMORY bytes, which a test may make too small. */
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
@@ -667,16 +644,16 @@ static inline size_t emu_memory(void) {
     const char *text = getenv("CM_EMU_MEMORY");
     return text ? (size_t)strtoull(text, NULL, 10) : (size_t)1 << 30;
 }
-/* A driver starts threads at the first call, which inherit the signals that are blocked then: a program that
-   blocks them later is ended by one that such a thread gets. */
+/* A driver starts threads at the first call. They inherit the signals that are blocked at that
+   time, so a program that blocks signals later can be ended by a signal that such a thread gets. */
 static inline void *emu_driver_thread(void *) {
     for (;;) pause();
     return NULL;
 }
 static inline cudaError_t cudaGetDeviceCount(int *n) {
-    static pthread_t thread;
     *n = 1;
-    if (!thread && !pthread_create(&thread, NULL, emu_driver_thread, NULL)) pthread_detach(thread);
+    if (!emu.driver && !pthread_create(&emu.driver, NULL, emu_driver_thread, NULL))
+        pthread_detach(emu.driver);
     return cudaSuccess;
 }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
@@ -705,10 +682,6 @@ static inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
     emu_not_captured("cudaStreamSynchronize");
     return cudaSuccess;
 }
-static inline cudaError_t cudaDeviceSynchronize(void) {
-    emu_not_captured("cudaDeviceSynchronize");
-    return cudaSuccess;
-}
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
     emu_not_captured("cudaEventSynchronize");
     return cudaSuccess;
@@ -721,8 +694,9 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* graphs: what is asked of the stream between begin and end is kept, with copies of the arguments, and not
-   done; a launch does it. Blocks run in the order of the launches, which differs from replay to replay. */
+/* Graphs: work between begin and end of a capture is recorded with copies of its arguments and
+   not done; a launch of the graph does it. Blocks run in the order of the launches, which
+   differs from replay to replay. */
 
 typedef std::vector<std::function<void()>> *cudaGraph_t;
 typedef std::vector<std::function<void()>> *cudaGraphExec_t;

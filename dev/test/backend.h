@@ -1,16 +1,16 @@
 /*
-What the tests of the optimizers ask of the matrix product itself, on either backend. On CUDA they run
-under the emulator, where device memory is plain memory, compiled as C++:
+What the tests of the optimizers need of the matrix product itself, on both backends. On CUDA they
+run under the emulator, where device memory is plain memory, compiled as C++:
 
-    g++ -std=c++20 -x c++ -DCM_CUDA -DCM_EMU -DCM_FP32 ... dev/test/test_optim.c
+    g++ -std=c++20 -Idev/emu -DCM_CUDA -DCM_EMU -DCM_FP32 ... -x c++ dev/test/test_optim.c
 */
 #ifndef CM_TEST_BACKEND_H
 #define CM_TEST_BACKEND_H
 
 #include "../../llmc/linalg.h"
 
-/* The longest enumerations of cases take one in SPARSE. Momenta hold to MOMENTUM_TOL; on CUDA sums have no
-   more than one accumulator. */
+/* The longest enumerations run one case in SPARSE. Momenta are accurate to MOMENTUM_TOL; on CUDA
+   a sum has only one accumulator. */
 #ifdef CM_CUDA
 enum { SPARSE = 5 };
 #define MOMENTUM_TOL 2e-6
@@ -21,9 +21,11 @@ enum { SPARSE = 1 };
 
 #ifdef CM_CUDA
 
-/* Exact fp32, which the tolerances are for; before main, for tests that set nothing up. */
+/* Selects exact fp32, which the tolerances assume. Runs before main, for tests without a set-up. */
 static inline int gemm_setup(Compute compute, char *err) {
-    return (void)compute, (void)err, gemm_allow_tf32 = 0;
+    (void)compute, (void)err;
+    cm_gpu.allow_tf32 = 0;
+    return 0;
 }
 __attribute__((unused)) static const int backend_exact = gemm_setup(COMPUTE_FP32, NULL);
 

@@ -1,4 +1,6 @@
-/* llmc/cpu/attention.h against a naive attention in double, and llmc/cpu/simd.h. */
+/*
+Tests of llmc/cpu/attention.h against a naive attention in double, and of llmc/cpu/simd.h.
+*/
 #include "../../llmc/cpu/attention.h"
 #include "check.h"
 
@@ -18,7 +20,7 @@ typedef struct {
     int B, T, NH, NKV, HS;
 } Shape;
 
-/* The definition, one query at a time; dout NULL: forward only. */
+/* Attention by its definition, one query at a time. dout NULL: the forward pass only. */
 static void naive_attention(double *out, double *lse, double *dqkv, const floatX *qkv,
                             const floatX *dout, Shape x, double scale) {
     size_t C3 = (size_t)(x.NH + 2 * x.NKV) * x.HS, C = (size_t)x.NH * x.HS;
@@ -34,7 +36,8 @@ static void naive_attention(double *out, double *lse, double *dqkv, const floatX
                 for (int j = 0; j <= i; j++) {
                     double s = 0;
                     for (int c = 0; c < x.HS; c++) s += (double)qkv[qi + c] * qkv[k + j * C3 + c];
-                    sum += p[j] = exp(scale * s); /* inputs are in [-1,1): no overflow */
+                    /* inputs are in [-1,1), so exp does not overflow */
+                    sum += p[j] = exp(scale * s);
                 }
                 lse[((size_t)b * x.NH + h) * x.T + i] = log(sum);
                 for (int c = 0; c < x.HS; c++) {
@@ -92,7 +95,8 @@ static void test_shape(Shape x) {
     double *dqkv_ref = (double *)malloc(n3 * 8);
     char text[100];
     snprintf(text, sizeof text, "B %d T %d NH %d NKV %d HS %d", x.B, x.T, x.NH, x.NKV, x.HS);
-    for (size_t i = 0; i < n; i++) out[i] = (floatX)NAN; /* every output is set, none added to */
+    /* every output is set, and none is added to */
+    for (size_t i = 0; i < n; i++) out[i] = (floatX)NAN;
     for (size_t i = 0; i < n3; i++) dqkv[i] = (floatX)NAN;
     naive_attention(out_ref, lse_ref, dqkv_ref, qkv, dout, x, scale);
 
@@ -105,7 +109,7 @@ static void test_shape(Shape x) {
     e = error_of(dqkv, dqkv_ref, n3);
     check(e < 3 * tolerance, "%s: dqkv is off by %g", text, e);
 
-    /* 5 threads cut few heads into pieces: still the same bits. */
+    /* 5 threads cut a few heads into pieces, and the bits stay. */
     for (int t = 1; t < 6; t += 4) {
         set_threads(t);
         attention_forward(out2, lse, qkv, x.B, x.T, x.NH, x.NKV, x.HS, scale);
@@ -115,7 +119,7 @@ static void test_shape(Shape x) {
     }
     set_threads(threads);
 
-    /* One position at a time from caches equals the last row of each sequence. */
+    /* Decoding one position from caches equals the last row of each sequence. */
     size_t CKV = (size_t)x.NKV * x.HS;
     floatX *kc = random_vector((size_t)x.T * CKV), *vc = random_vector((size_t)x.T * CKV);
     for (int b = 0; b < x.B; b++) {
@@ -128,8 +132,18 @@ static void test_shape(Shape x) {
         e = error_of(out2, out_ref + ((size_t)(b + 1) * x.T - 1) * C, C);
         check(e < tolerance, "%s: decode is off by %g", text, e);
     }
-    free(qkv), free(dout), free(out), free(dqkv), free(out2), free(dqkv2), free(lse);
-    free(out_ref), free(lse_ref), free(dqkv_ref), free(kc), free(vc);
+    free(qkv);
+    free(dout);
+    free(out);
+    free(dqkv);
+    free(out2);
+    free(dqkv2);
+    free(lse);
+    free(out_ref);
+    free(lse_ref);
+    free(dqkv_ref);
+    free(kc);
+    free(vc);
 }
 
 /* d sum(dout . out) / d qkv by central differences, in the double build only. */
@@ -154,11 +168,12 @@ static void test_finite_differences(void) {
         check(relative_error(dqkv[i], slope, 0.01) < 1e-7, "element %d: %g, differences give %g", i,
               dqkv[i], slope);
     }
-    free(qkv), free(dout);
+    free(qkv);
+    free(dout);
 #endif
 }
 
-/* Scores of some hundreds: the maximum is taken out before exp. */
+/* With scores of some hundreds the maximum has to be subtracted before exp. */
 static void test_large_scores(void) {
     enum { T = 40, HS = 16, C3 = 3 * HS };
     floatX *qkv = random_vector(T * C3), *out = random_vector(T * HS);
@@ -172,7 +187,10 @@ static void test_large_scores(void) {
     for (int i = 0; i < T * HS; i++) bounded &= fabs((double)out[i]) <= 30.001;
     check(finite, "a gradient is not finite");
     check(bounded, "an output is no average of values");
-    free(qkv), free(out), free(dqkv), free(dout);
+    free(qkv);
+    free(out);
+    free(dqkv);
+    free(dout);
 }
 
 static void test_simd(void) {
@@ -196,7 +214,9 @@ static void test_simd(void) {
     check(fast_exp(-inf) == 0 && fast_exp(inf) == inf && fast_exp(0) == 1, "fast_exp at its ends");
     check(fast_tanh(-inf) == -1 && fast_tanh(inf) == 1 && fast_tanh(0) == 0, "fast_tanh's ends");
     check(fast_exp(nan) != fast_exp(nan) && fast_tanh(nan) != fast_tanh(nan), "NaN was lost");
-    free(x), free(y), free(z);
+    free(x);
+    free(y);
+    free(z);
 }
 
 int main(void) {

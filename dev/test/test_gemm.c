@@ -1,4 +1,6 @@
-/* The matrix products of llmc/cpu/gemm.h against a naive product in double. */
+/*
+Tests of the matrix products of llmc/cpu/gemm.h against a naive product in double.
+*/
 #include "../../llmc/cpu/gemm.h"
 #include "check.h"
 
@@ -17,8 +19,9 @@ static floatX *random_matrix(size_t n) {
     return p;
 }
 
-/* Relative L2 error of the C that `product` makes; infinite when it writes outside C or, with
-   beta = 0, lets the NaN that C starts as through. `rounded`: the inputs become bf16 first. */
+/* Relative L2 error of the C that `product` computes. Infinity if it writes outside of C or,
+   with beta = 0, reads C, which is NaN at first. `rounded`: the inputs are rounded to bf16
+   first. */
 static double product_error(Product *product, int rounded, int ta, int tb, int M, int N, int K,
                             double alpha, double beta, int pad) {
     size_t lda = (size_t)((ta ? M : K) + pad), ldb = (size_t)((tb ? K : N) + 2 * pad);
@@ -55,7 +58,10 @@ static double product_error(Product *product, int rounded, int ta, int tb, int M
             d += e * e;
             s += expected[(size_t)i * ldc + j] * expected[(size_t)i * ldc + j];
         }
-    free(A), free(B), free(C), free(expected);
+    free(A);
+    free(B);
+    free(C);
+    free(expected);
     double r = sqrt(d) / fmax(sqrt(s), 1e-30);
     return r == r ? r : INFINITY;
 }
@@ -89,7 +95,8 @@ static void test_product(const char *name, Product *product, int rounded) {
           name);
 }
 
-/* The built-in gives the same bits for every number of threads, others for the same number. */
+/* The built-in product gives equal bits for every number of threads, other products for one
+   number. */
 static void test_determinism(void) {
     int M = 300, N = 200, K = 700;
     floatX *A = random_matrix((size_t)M * K), *B = random_matrix((size_t)N * K);
@@ -112,7 +119,10 @@ static void test_determinism(void) {
         gemm(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, D, (size_t)N);
         check(memcmp(C, D, (size_t)M * N * sizeof *C) == 0, "gemm repeated, other bits");
     }
-    free(A), free(B), free(C), free(D);
+    free(A);
+    free(B);
+    free(C);
+    free(D);
 }
 
 static void test_inside_parallel(void) {
@@ -125,7 +135,10 @@ static void test_inside_parallel(void) {
     for (int i = 0; i < COUNT; i++)
         gemm_serial(0, 0, M, N, K, 1, A + i * M * K, K, B, N, 0, D + i * M * N, N);
     check(memcmp(C, D, COUNT * M * N * sizeof *C) == 0, "gemm inside a parallel region");
-    free(A), free(B), free(C), free(D);
+    free(A);
+    free(B);
+    free(C);
+    free(D);
 }
 
 static void test_bf16(void) {
@@ -139,7 +152,7 @@ static void test_bf16(void) {
     double rounding = product_error(gemm_model, 0, 0, 1, 64, 64, 256, 1, 0, 0);
     check(rounding > 1e-4 && rounding < 1e-2, "bf16 against exact inputs: %g", rounding);
     test_product("gemm_model, bf16", gemm_model, 1);
-    double inside = 0; /* inside a parallel region: the same rounding by another way */
+    double inside = 0; /* inside a parallel region the rounding takes another path */
 #pragma omp parallel num_threads(2)
 #pragma omp critical
     inside = fmax(inside, product_error(gemm_model, 1, 1, 0, 40, 50, 300, 1, 1, 3));

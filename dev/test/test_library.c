@@ -1,7 +1,7 @@
 /*
-llmc/cuda/library.h: a library is found in every place where people have one. A tiny library is compiled into
-folders laid out as toolkits, wheels and environments are, below a folder of its own; its one function tells
-where it lies.
+Tests of llmc/cuda/library.h: a library is found in every place where people have one. A tiny
+library is compiled into folders that are laid out like toolkits, wheels and environments, below a
+folder of the test. The library's one function returns where it is.
 */
 #include "../../llmc/cuda/library.h"
 
@@ -11,7 +11,7 @@ where it lies.
 
 #define NAME "libcm_test_library.so.9"
 
-static char root[256], tools[4096]; /* PATH as it was */
+static char root[256], tools[4096]; /* PATH at start */
 static const char *const names[] = {NAME, NULL}, *const variables[] = {"CM_TEST_LIBRARY_PATH",
                                                                        NULL};
 static const char *const wheels[] = {"cm_test/lib", "cu13/lib", NULL};
@@ -29,13 +29,14 @@ static void shell(const char *format, ...) {
     }
 }
 
-/* A copy of the library at root/folder. */
+/* Copies the library to root/folder. */
 static void put_library(const char *folder) {
     shell("mkdir -p '%s/%s' && cp '%s/built.so' '%s/%s/" NAME "'", root, folder, root, root,
           folder);
 }
 
-/* Environment variables that the search reads, all gone but what a test sets; PATH without a python3. */
+/* Clears the environment variables that the search reads, and sets PATH to folders without
+   python3. */
 static void clear(void) {
     static const char *const set[] = {"VIRTUAL_ENV", "CONDA_PREFIX", "CUDA_HOME",
                                       "CUDA_PATH",   "PYENV_ROOT",   "CM_TEST_LIBRARY_PATH"};
@@ -51,7 +52,8 @@ static void set(const char *name, const char *below) {
     setenv(name, text, 1);
 }
 
-/* Finds the library, compares where with root/folder/NAME (NULL: nowhere), and unloads it. */
+/* Searches, compares the path with root/folder/NAME (NULL: nothing may be found), and unloads
+   the library. */
 static void expect_at(const char *folder, const char *beside, int first, const char *what) {
     char path[PATH_MAX] = "?", why[512] = "?", wanted[1024];
     LibrarySearch s = {names, variables, wheels, beside, first, 0};
@@ -81,7 +83,8 @@ static void expect(const char *folder, const char *beside, const char *what) {
     expect_at(folder, beside, 0, what);
 }
 
-/* One place after the other, from the last looked at to the first: each has to win over all before. */
+/* Fills one place after the other, from the last in the search order to the first. Each has to
+   win over all before it. */
 static void test_places(void) {
     char beside[512];
     clear();
@@ -98,7 +101,8 @@ static void test_places(void) {
     put_library("home/.local/lib/python3.12/site-packages/nvidia/cm_test/lib");
     expect("home/.local/lib/python3.12/site-packages/nvidia/cm_test/lib", NULL, "the user's own");
 
-    /* /.../real/bin/python3 has the packages; /.../venv/bin/python3 is a link to it, and has some later */
+    /* /.../real/bin/python3 has the packages; /.../venv/bin/python3 is a link to it, and gets
+       some later. */
     put_library("real/lib/python3.12/dist-packages/nvidia/cm_test/lib");
     shell("mkdir -p '%s/real/bin' '%s/venv/bin' && printf '#!/bin/sh\\n' >'%s/real/bin/python3' && "
           "chmod +x '%s/real/bin/python3' && ln -s '%s/real/bin/python3' '%s/venv/bin/python3'",
@@ -146,7 +150,7 @@ static void test_places(void) {
     expect_at("other/site-packages/nvidia/cublas/lib", beside, 1, "beside a loaded one before all");
 }
 
-/* A file that does not load is passed over, and named where nothing else is found. */
+/* A file that does not load is skipped, and named if nothing else is found. */
 static void test_broken(void) {
     clear();
     set("CM_TEST_LIBRARY_PATH", "broken");

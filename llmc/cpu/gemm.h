@@ -1,36 +1,32 @@
 /*
-The CPU matrix product: C (M,N) = alpha op(A) op(B) + beta C, everything row-major.
+The CPU matrix product: C (M,N) = alpha op(A) op(B) + beta C, all matrices row-major.
 
-ta = 0: A is stored (M,K) with row stride lda; ta = 1: A is stored (K,M), op(A) = A^T. Likewise B is
-stored (K,N), or (N,K) when tb = 1. beta = 0 never reads C. K = 0 or alpha = 0 gives beta C.
+ta = 0: A is stored (M,K) with row stride lda. ta = 1: A is stored (K,M) and op(A) = A^T.
+tb = 0: B is stored (K,N) with row stride ldb. tb = 1: B is stored (N,K) and op(B) = B^T.
+With beta = 0, C is not read. K = 0 or alpha = 0 gives beta C.
 
-gemm          all threads, floatX precision; inside a parallel region it is gemm_serial
-gemm_serial   the calling thread only; cheap enough for the blocks inside attention
-gemm_symmetric  a product known to be symmetric (A A^T, or of matrices that commute): computes one
-              triangle and mirrors it, half the work; the built-in kernel in every build
-gemm_model    what the model's layers call: gemm, or bf16 inputs with fp32 sums (--compute bf16)
-gemm_builtin  our own kernel, which is what gemm is without oneDNN and in the double build
+gemm            all threads, in the precision of floatX; inside a parallel region it is gemm_serial
+gemm_serial     the calling thread only; cheap enough for the blocks inside attention
+gemm_symmetric  a product known to be symmetric (A A^T, or matrices that commute): computes one
+                triangle and mirrors it, which is half the work; the built-in kernel in every build
+gemm_model      what the model's layers call: gemm, or bf16 inputs with fp32 sums (--compute bf16)
+gemm_builtin    our own kernel, which gemm uses without oneDNN and in the double build
 
-The built-in follows Goto and van de Geijn, "Anatomy of high-performance matrix multiplication"
-(ACM TOMS 2008), with one change: A is read in place where its rows are contiguous. A block of B,
-KC x NC, is packed into the L2 cache as panels of NR columns; a tile of C, MR x NR, lives in
-registers while the kernel runs along K. Every element of C is summed in the same order whatever
-the tiling, so the built-in gives the same bits for every number of threads. Its scratch is a
-convenience: without memory it packs one panel at a time on the stack, so it cannot fail.
+The built-in product follows Goto and van de Geijn, "Anatomy of high-performance matrix
+multiplication" (ACM TOMS 2008), with one change: A is read in place where its rows are contiguous.
+A block of B, KC x NC, is packed into the L2 cache as panels of NR columns. A tile of C, MR x NR,
+lives in registers while the kernel runs along K. Every element of C is summed in one order whatever
+the tiling, so the bits do not depend on the number of threads. Without memory for scratch the
+product packs one panel at a time on the stack, so it cannot fail.
 */
 #ifndef CM_GEMM_H
 #define CM_GEMM_H
 
-#include "../base.h"
-#include <pthread.h>
-#if defined(CM_USE_ONEDNN) && !defined(CM_DOUBLE)
-#define GEMM_ONEDNN
-#include <dnnl.h>
-#endif
+#include "machine.h"
 
-/* Vectors of the widest kind the compiler may use; loads and stores need no alignment. MR x 2
-   accumulators, 2 vectors of B and one of A have to fit the registers: 32 of them, or 16 on x86
-   before AVX-512. */
+/* Vectors of the widest kind that the compiler may use. Loads and stores need no alignment. MR x
+   2 accumulators, two vectors of B and one of A have to fit in the registers: 32 of them, or 16
+   on x86 before AVX-512. */
 #if defined(__AVX512F__)
 #define GEMM_VEC_BYTES 64
 #define GEMM_MR 8
@@ -52,19 +48,19 @@ typedef floatX gemm_vec4
 #define GEMM_VL (GEMM_VEC_BYTES / (int)sizeof(floatX))
 #define GEMM_NR (2 * GEMM_VL)
 #define GEMM_KC 256
-#define GEMM_NC ((1 << 19) / (GEMM_KC * (int)sizeof(floatX))) /* KC x NC is half a megabyte */
+#define GEMM_NC ((1 << 19) / (GEMM_KC * (int)sizeof(floatX))) /* KC x NC is 512 KiB */
+
+/* Below this many multiplications, M N K, a product is over before other threads are awake. */
+#define GEMM_PARALLEL_WORK 1e5
+/* Below this many the built-in product is quicker than oneDNN, whose calls cost some
+   microseconds. */
+#define GEMM_ONEDNN_WORK 1e6
+/* Converting fewer numbers than this to bf16 is quicker on one thread. */
+#define GEMM_PARALLEL_CONVERT 1e5
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Scratch: one buffer per thread and use, grown when needed, freed when the thread ends. */
-
-enum { GEMM_SCRATCH_PACK, GEMM_SCRATCH_A, GEMM_SCRATCH_B, GEMM_SCRATCH_CALLER, GEMM_SCRATCHES };
-typedef struct {
-    void *data[GEMM_SCRATCHES];
-    size_t bytes[GEMM_SCRATCHES];
-} GemmScratch;
-
-static pthread_key_t gemm_scratch_key;
-static pthread_once_t gemm_scratch_once = PTHREAD_ONCE_INIT;
+/* Scratch: one buffer for each thread and each use. It grows on demand and is freed when its
+   thread ends. */
 
 static void gemm_scratch_free(void *p) {
     GemmScratch *s = (GemmScratch *)p;
@@ -72,16 +68,16 @@ static void gemm_scratch_free(void *p) {
     free(s);
 }
 
-static void gemm_scratch_init(void) { pthread_key_create(&gemm_scratch_key, gemm_scratch_free); }
+static void gemm_scratch_init(void) { pthread_key_create(&cm_cpu.scratch_key, gemm_scratch_free); }
 
-/* `bytes` of 64-byte aligned memory, valid until the thread asks for the same `use` again; NULL if
-   there is none. */
+/* Returns `bytes` of memory aligned to 64 bytes, valid until the thread asks for `use` again;
+   NULL if there is no memory. */
 __attribute__((unused)) static void *gemm_scratch_try(int use, size_t bytes) {
-    static __thread GemmScratch *s;
+    GemmScratch *s = cm_cpu_scratch;
     if (!s) {
-        pthread_once(&gemm_scratch_once, gemm_scratch_init);
-        s = (GemmScratch *)calloc(1, sizeof *s);
-        if (s) pthread_setspecific(gemm_scratch_key, s);
+        pthread_once(&cm_cpu.once, gemm_scratch_init);
+        s = cm_cpu_scratch = (GemmScratch *)calloc(1, sizeof *s);
+        if (s) pthread_setspecific(cm_cpu.scratch_key, s);
     }
     if (!s) return NULL;
     if (s->bytes[use] < bytes) {
@@ -90,27 +86,29 @@ __attribute__((unused)) static void *gemm_scratch_try(int use, size_t bytes) {
         s->data[use] = NULL;
         bytes += bytes / 4;
         void *p;
-        if (posix_memalign(&p, 64, bytes) == 0) s->data[use] = p, s->bytes[use] = bytes;
+        if (posix_memalign(&p, 64, bytes) == 0) {
+            s->data[use] = p;
+            s->bytes[use] = bytes;
+        }
     }
     return s->data[use];
 }
 
+/* Returns what gemm_scratch_try returns, and records a failure if that is NULL. The caller then
+   leaves its output as it is. */
 __attribute__((unused)) static void *gemm_scratch(int use, size_t bytes) {
     void *p = gemm_scratch_try(use, bytes);
-    if (!p) {
-        fprintf(stderr, "error: out of memory (%zu bytes of matrix scratch)\n", bytes);
-        abort();
-    }
+    if (!p) device_fail("out of memory (%zu bytes of matrix scratch)", bytes);
     return p;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* The built-in product. */
+/* The built-in product */
 
 static inline gemm_vec gemm_load(const floatX *p) { return *(const gemm_vec *)p; }
 static inline void gemm_store(floatX *p, gemm_vec v) { *(gemm_vec *)p = v; }
 
-/* dst[c*ldd + r] = src[r*lds + c] for a 4 x 4 block. */
+/* Transposes a 4 x 4 block: dst[c*ldd + r] = src[r*lds + c]. */
 static inline void gemm_transpose4(floatX *dst, size_t ldd, const floatX *src, size_t lds) {
     gemm_vec4 a = *(const gemm_vec4 *)src, b = *(const gemm_vec4 *)(src + lds);
     gemm_vec4 c = *(const gemm_vec4 *)(src + 2 * lds), d = *(const gemm_vec4 *)(src + 3 * lds);
@@ -131,7 +129,7 @@ static inline void gemm_transpose4(floatX *dst, size_t ldd, const floatX *src, s
 #endif
 }
 
-/* Packs n <= NR columns of op(B), rows 0..K-1, into a panel (K,NR); columns n..NR-1 become 0. */
+/* Packs n <= NR columns of op(B), rows 0..K-1, into a panel (K,NR). Columns n..NR-1 become 0. */
 static inline void gemm_pack_panel(floatX *panel, int tb, int K, int n, const floatX *B,
                                    size_t ldb) {
     if (!tb) {
@@ -158,7 +156,7 @@ static inline void gemm_pack_panel(floatX *panel, int tb, int K, int n, const fl
     }
 }
 
-/* Packs m <= MR rows of A^T, A stored (K,M), into (K,MR); rows m..MR-1 become 0. */
+/* Packs m <= MR rows of A^T, where A is stored (K,M), into (K,MR). Rows m..MR-1 become 0. */
 static inline void gemm_pack_at(floatX *tile, int K, int m, const floatX *A, size_t lda) {
     if (m == GEMM_MR) {
         for (int k = 0; k < K; k++)
@@ -170,9 +168,9 @@ static inline void gemm_pack_at(floatX *tile, int K, int m, const floatX *A, siz
     }
 }
 
-/* One tile in registers, C (m,n) = alpha A B + beta C with m <= MR and n <= nv VL. A is a packed
-   tile (K,MR) or, in place, rows of stride lda; B has row stride ldb and nv VL readable columns.
-   packed and nv are constants where this is inlined. Rows past m repeat the last one. */
+/* Computes one tile in registers: C (m,n) = alpha A B + beta C with m <= MR and n <= nv VL. A is
+   a packed tile (K,MR) or, in place, rows of stride lda. B has row stride ldb and nv VL readable
+   columns. The compiler knows `packed` and `nv` at every call. Rows past m repeat the last row. */
 __attribute__((always_inline)) static inline void
 gemm_tile(const int packed, const int nv, int K, int m, int n, floatX alpha, const floatX *A,
           size_t lda, const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
@@ -192,8 +190,8 @@ gemm_tile(const int packed, const int nv, int K, int m, int n, floatX alpha, con
             if (nv > 1) c[i][1] += a * b1;
         }
     }
-    /* A partial tile takes a detour through `edge` but the same instructions: which tiles are partial
-       depends on the split among threads, and the rounding must not. */
+    /* A partial tile goes through `edge`, with the instructions of a whole tile. Which tiles are
+       partial depends on how the threads share the work, and the rounding must not. */
     int whole = m == GEMM_MR && n == nv * GEMM_VL;
     floatX edge[GEMM_MR * GEMM_NR], *out = whole ? C : edge;
     size_t ldo = whole ? ldc : GEMM_NR;
@@ -226,9 +224,10 @@ GEMM_DEFINE_TILE(gemm_tile_rows_1, 0, 1)
 GEMM_DEFINE_TILE(gemm_tile_packed_2, 1, 2)
 GEMM_DEFINE_TILE(gemm_tile_packed_1, 1, 1)
 
-/* All the row tiles of C (M,n), n <= NC, over one block of K <= KC, B already in panels: panel p
-   starts at B + p * panel_stride and has row stride ldb. Row i needs only its columns up to i + reach:
-   GEMM_ALL, or where the diagonal lies when only the lower triangle is wanted. */
+/* Computes all row tiles of C (M,n), n <= NC, over one block of K <= KC. B is already in panels:
+   panel p starts at B + p * panel_stride and has row stride ldb. Row i needs only its columns up
+   to i + reach. `reach` is GEMM_ALL, or the column of row 0's diagonal element where only the
+   lower triangle is wanted. */
 #define GEMM_ALL (1 << 30)
 static inline void gemm_block_reach(int ta, int M, int n, int K, floatX alpha, const floatX *A,
                                     size_t lda, const floatX *B, size_t ldb, size_t panel_stride,
@@ -237,7 +236,7 @@ static inline void gemm_block_reach(int ta, int M, int n, int K, floatX alpha, c
     for (int i = 0, columns = n; i < M; i += GEMM_MR) {
         int m = min_int(GEMM_MR, M - i);
         if (reach < n) {
-            int last = i + m + reach; /* whole vectors up to the last row's diagonal */
+            int last = i + m + reach; /* whole vectors up to the diagonal of the last row */
             columns = last <= 0 ? 0 : min_int(n, (last + GEMM_VL - 1) / GEMM_VL * GEMM_VL);
             if (!columns) continue;
         }
@@ -266,9 +265,9 @@ static inline void gemm_scale(int M, int N, floatX beta, floatX *C, size_t ldc) 
         for (int j = 0; j < N; j++) C[j] = beta != 0 ? beta * C[j] : 0;
 }
 
-/* Few rows of A against B stored (N,K), as when a single token is generated: packing B would cost
-   more than the product, so each element is a dot product along the rows of both. -1 without memory
-   for the rows of A^T. */
+/* Few rows of A against B stored (N,K), as when a single token is generated. Packing B would
+   cost more than the product, so each element is a dot product along a row of A and a row of B.
+   Returns -1 if there is no memory for the rows of A^T. */
 #define GEMM_DOT_ROWS 3
 static inline int gemm_dots(int ta, int M, int N, int K, floatX alpha, const floatX *A, size_t lda,
                             const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc) {
@@ -305,7 +304,8 @@ static inline int gemm_dots(int ta, int M, int N, int K, floatX alpha, const flo
     return 0;
 }
 
-/* The rows of C from the row-th of a matrix on; only their lower triangle if `lower`. */
+/* Computes M rows of C, the first of which is row `row` of the whole matrix; with `lower`, only
+   the part of these rows in the lower triangle. */
 static void gemm_rows(int ta, int tb, int M, int N, int K, floatX alpha, const floatX *A,
                       size_t lda, const floatX *B, size_t ldb, floatX beta, floatX *C, size_t ldc,
                       int lower, int row) {
@@ -331,7 +331,7 @@ static void gemm_rows(int ta, int tb, int M, int N, int K, floatX alpha, const f
             floatX b = k == 0 ? beta : 1;
             const floatX *a = ta ? A + (size_t)k * lda : A + k;
             floatX *c = C + j;
-            int in_place = 0; /* columns of B read where they lie: too few rows to repay packing */
+            int in_place = 0; /* B is read in place: there are too few rows to repay packing */
             if (!tb && M <= 2 * GEMM_MR) {
                 in_place = n / GEMM_NR * GEMM_NR;
                 gemm_block_reach(ta, M, in_place, kc, alpha, a, lda, B + (size_t)k * ldb + j, ldb,
@@ -357,7 +357,7 @@ __attribute__((unused)) static void gemm_serial(int ta, int tb, int M, int N, in
     gemm_rows(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc, 0, 0);
 }
 
-/* Copies the lower triangle of rows [first, last) to the columns above the diagonal. */
+/* Mirrors the lower triangle of rows [first, last) to the columns above the diagonal. */
 static inline void gemm_mirror(floatX *C, size_t ldc, int first, int last) {
     enum { BLOCK = 32 };
     for (int j = 0; j < last; j += BLOCK)
@@ -376,12 +376,12 @@ static inline void gemm_mirror(floatX *C, size_t ldc, int first, int last) {
         }
 }
 
-/* C (N,N) = alpha op(A) op(B) + beta C, which the caller knows to be symmetric. Bands of rows over the
-   threads, the longest first; the bits do not depend on the split. */
+/* C (N,N) = alpha op(A) op(B) + beta C, which the caller knows to be symmetric. The threads
+   share bands of rows, the longest first. The bits do not depend on the bands. */
 __attribute__((unused)) static void gemm_symmetric(int ta, int tb, int N, int K, floatX alpha,
                                                    const floatX *A, size_t lda, const floatX *B,
                                                    size_t ldb, floatX beta, floatX *C, size_t ldc) {
-    int threads = in_parallel() || (double)N * N * K < 1e5 ? 1 : thread_count();
+    int threads = in_parallel() || (double)N * N * K < GEMM_PARALLEL_WORK ? 1 : thread_count();
     if (threads == 1) {
         gemm_rows(ta, tb, N, N, K, alpha, A, lda, B, ldb, beta, C, ldc, 1, 0);
         gemm_mirror(C, ldc, 0, N);
@@ -399,19 +399,20 @@ __attribute__((unused)) static void gemm_symmetric(int ta, int tb, int N, int K,
     }
 }
 
-/* Tiles of C over the threads. The split never changes the order of a sum. */
+/* The threads share tiles of C. How C is split never changes the order of a sum. */
 __attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, int K, floatX alpha,
                                                  const floatX *A, size_t lda, const floatX *B,
                                                  size_t ldb, floatX beta, floatX *C, size_t ldc) {
     int threads = in_parallel() ? 1 : thread_count();
-    if (threads == 1 || (double)M * N * K < 1e5) {
+    if (threads == 1 || (double)M * N * K < GEMM_PARALLEL_WORK) {
         gemm_serial(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
         return;
     }
     int dots = tb && M <= GEMM_DOT_ROWS;
     int unit_m = dots ? M : GEMM_MR, unit_n = dots ? 1 : GEMM_NR;
     int most_m = (M + unit_m - 1) / unit_m, most_n = (N + unit_n - 1) / unit_n;
-    /* Rows first, at least 256 a tile so that packing B pays; then whatever leaves tiles square. */
+    /* Rows are split first, into tiles of at least 256 so that packing B pays; then columns and
+       rows, so that tiles stay square. */
     int tm = max_int(1, min_int(M / 256, 4 * threads)), tn = 1;
     if (tm > threads) tm = (tm + threads - 1) / threads * threads;
     while (tm * tn < threads && (tm < most_m || tn < most_n)) {
@@ -431,11 +432,11 @@ __attribute__((unused)) static void gemm_builtin(int ta, int tb, int M, int N, i
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* oneDNN: its sgemm for fp32, its matmul primitive for bf16 inputs with fp32 sums. */
+/* oneDNN: sgemm for fp32, the matmul primitive for bf16 inputs with fp32 sums */
 
 #ifdef GEMM_ONEDNN
 
-/* fp32 to bf16, round to nearest even; a NaN stays a (quiet) NaN. */
+/* fp32 to bf16, rounded to nearest, ties to even. A NaN becomes a quiet NaN. */
 static inline uint16_t gemm_to_bf16(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
@@ -443,9 +444,9 @@ static inline uint16_t gemm_to_bf16(float x) {
     return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
-/* dst (rows,cols), dense, from src of row stride ld. */
+/* dst (rows,cols), dense, is src (rows,cols) of row stride ld in bf16. */
 static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int cols, size_t ld) {
-#pragma omp parallel for schedule(static) if ((double)rows * cols > 1e5)
+#pragma omp parallel for schedule(static) if ((double)rows * cols > GEMM_PARALLEL_CONVERT)
     for (int i = 0; i < rows; i++) {
         uint16_t *d = dst + (size_t)i * cols;
         const float *s = src + (size_t)i * ld;
@@ -454,9 +455,11 @@ static void gemm_convert_bf16(uint16_t *dst, const float *src, int rows, int col
     }
 }
 
-/* The same, but what comes out is fp32 with bf16 values. */
+/* Returns src (rows,cols) of row stride ld as a dense fp32 matrix of bf16 values, in scratch
+   `use`; NULL and a recorded failure if there is no memory. */
 static const float *gemm_round_bf16(int use, const float *src, int rows, int cols, size_t ld) {
     float *dst = (float *)gemm_scratch(use, (size_t)rows * cols * sizeof *dst);
+    if (!dst) return NULL;
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < cols; j++) {
             uint32_t u = (uint32_t)gemm_to_bf16(src[(size_t)i * ld + j]) << 16;
@@ -465,24 +468,8 @@ static const float *gemm_round_bf16(int use, const float *src, int rows, int col
     return dst;
 }
 
-/* Building a primitive compiles code, so each shape is built once and kept. One program thread at
-   a time may call gemm_model in bf16. */
-typedef struct {
-    int ta, tb, M, N, K;
-    float alpha, beta;
-    size_t ldc;
-} GemmKey;
-
-typedef struct {
-    GemmKey key;
-    dnnl_primitive_t primitive;
-    dnnl_memory_t A, B, C;
-} GemmPrimitive;
-
-static dnnl_engine_t gemm_engine;
-static dnnl_stream_t gemm_stream;
-static GemmPrimitive gemm_primitives[256];
-
+/* Building a primitive compiles code, so each shape is built once and kept. gemm_model in bf16
+   may run in one thread of the program at a time. */
 #if DNNL_VERSION_MAJOR >= 3
 typedef dnnl_memory_desc_t GemmLayout;
 #define GEMM_LAYOUT(layout) (layout)
@@ -494,8 +481,10 @@ typedef dnnl_memory_desc_t GemmLayout;
 static int gemm_layout(GemmLayout *layout, dnnl_data_type_t type, int rows, int cols,
                        size_t row_stride, size_t col_stride) {
     dnnl_dims_t dims, strides;
-    dims[0] = rows, dims[1] = cols;
-    strides[0] = (dnnl_dim_t)row_stride, strides[1] = (dnnl_dim_t)col_stride;
+    dims[0] = rows;
+    dims[1] = cols;
+    strides[0] = (dnnl_dim_t)row_stride;
+    strides[1] = (dnnl_dim_t)col_stride;
 #if DNNL_VERSION_MAJOR >= 3
     return dnnl_memory_desc_create_with_strides(layout, 2, dims, type, strides) != dnnl_success;
 #else
@@ -503,7 +492,8 @@ static int gemm_layout(GemmLayout *layout, dnnl_data_type_t type, int rows, int 
 #endif
 }
 
-/* alpha and beta become operations after the sum: C_new = alpha sum, then + beta C_old. */
+/* Builds the primitive for a key; returns nonzero if oneDNN cannot. alpha and beta become
+   operations after the sum: C_new = alpha sum, then + beta C_old. */
 static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     GemmLayout A, B, C;
     dnnl_primitive_attr_t attr = NULL;
@@ -520,7 +510,7 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     if (!bad && key->beta != 0)
         bad = dnnl_post_ops_append_sum(ops, key->beta, 0, dnnl_data_type_undef);
     bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
-          dnnl_matmul_primitive_desc_create(&desc, gemm_engine, A, B, NULL, C, attr);
+          dnnl_matmul_primitive_desc_create(&desc, cm_cpu.engine, A, B, NULL, C, attr);
 #else
     dnnl_matmul_desc_t matmul;
     if (!bad && key->alpha != 1)
@@ -528,12 +518,12 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     if (!bad && key->beta != 0) bad = dnnl_post_ops_append_sum(ops, key->beta);
     bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
           dnnl_matmul_desc_init(&matmul, &A, &B, NULL, &C) ||
-          dnnl_primitive_desc_create(&desc, &matmul, attr, gemm_engine, NULL);
+          dnnl_primitive_desc_create(&desc, &matmul, attr, cm_cpu.engine, NULL);
 #endif
     bad = bad || dnnl_primitive_create(&p->primitive, desc) ||
-          dnnl_memory_create(&p->A, GEMM_LAYOUT(A), gemm_engine, DNNL_MEMORY_NONE) ||
-          dnnl_memory_create(&p->B, GEMM_LAYOUT(B), gemm_engine, DNNL_MEMORY_NONE) ||
-          dnnl_memory_create(&p->C, GEMM_LAYOUT(C), gemm_engine, DNNL_MEMORY_NONE);
+          dnnl_memory_create(&p->A, GEMM_LAYOUT(A), cm_cpu.engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->B, GEMM_LAYOUT(B), cm_cpu.engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->C, GEMM_LAYOUT(C), cm_cpu.engine, DNNL_MEMORY_NONE);
     if (desc) dnnl_primitive_desc_destroy(desc);
     if (ops) dnnl_post_ops_destroy(ops);
     if (attr) dnnl_primitive_attr_destroy(attr);
@@ -546,21 +536,15 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     return bad;
 }
 
-/* The primitive for a shape, from the table or built into its slot. */
+/* Returns the primitive for a shape, from the table or built into its slot; NULL if oneDNN
+   cannot build it. */
 static GemmPrimitive *gemm_find(const GemmKey *key) {
-    uint64_t h = 1469598103934665603u; /* FNV-1a over the words of the key */
-    uint64_t words[8] = {(uint64_t)key->ta,
-                         (uint64_t)key->tb,
-                         (uint64_t)key->M,
-                         (uint64_t)key->N,
-                         (uint64_t)key->K,
-                         key->ldc,
-                         0,
-                         0};
-    memcpy(&words[6], &key->alpha, sizeof key->alpha);
-    memcpy(&words[7], &key->beta, sizeof key->beta);
-    for (int i = 0; i < 8; i++) h = (h ^ words[i]) * 1099511628211u;
-    GemmPrimitive *p = &gemm_primitives[(h >> 32) % 256];
+    int sizes[5] = {key->ta, key->tb, key->M, key->N, key->K};
+    uint64_t hash = fnv1a(FNV_BASIS, sizes, sizeof sizes);
+    hash = fnv1a(hash, &key->ldc, sizeof key->ldc);
+    hash = fnv1a(hash, &key->alpha, sizeof key->alpha);
+    hash = fnv1a(hash, &key->beta, sizeof key->beta);
+    GemmPrimitive *p = &cm_cpu.primitives[(hash >> 32) % GEMM_PRIMITIVES];
     const GemmKey *q = &p->key;
     if (p->primitive && q->ta == key->ta && q->tb == key->tb && q->M == key->M && q->N == key->N &&
         q->K == key->K && q->ldc == key->ldc && q->alpha == key->alpha && q->beta == key->beta)
@@ -573,7 +557,7 @@ static GemmPrimitive *gemm_find(const GemmKey *key) {
     return gemm_build(p, key) ? NULL : p;
 }
 
-/* 0, or -1 when oneDNN cannot do this product. */
+/* Returns 0, or -1 if oneDNN cannot do this product. */
 static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const float *A, size_t lda,
                      const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     GemmKey key = {ta, tb, M, N, K, alpha, beta, ldc};
@@ -581,17 +565,21 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
     if (!p) return -1;
     uint16_t *a = (uint16_t *)gemm_scratch(GEMM_SCRATCH_A, (size_t)M * K * sizeof *a);
     uint16_t *b = (uint16_t *)gemm_scratch(GEMM_SCRATCH_B, (size_t)N * K * sizeof *b);
+    if (!a || !b) return -1;
     gemm_convert_bf16(a, A, ta ? K : M, ta ? M : K, lda);
     gemm_convert_bf16(b, B, tb ? N : K, tb ? K : N, ldb);
     if (dnnl_memory_set_data_handle(p->A, a) || dnnl_memory_set_data_handle(p->B, b) ||
         dnnl_memory_set_data_handle(p->C, C))
         return -1;
     dnnl_exec_arg_t args[3];
-    args[0].arg = DNNL_ARG_SRC, args[0].memory = p->A;
-    args[1].arg = DNNL_ARG_WEIGHTS, args[1].memory = p->B;
-    args[2].arg = DNNL_ARG_DST, args[2].memory = p->C;
-    return dnnl_primitive_execute(p->primitive, gemm_stream, 3, args) ||
-                   dnnl_stream_wait(gemm_stream)
+    args[0].arg = DNNL_ARG_SRC;
+    args[0].memory = p->A;
+    args[1].arg = DNNL_ARG_WEIGHTS;
+    args[1].memory = p->B;
+    args[2].arg = DNNL_ARG_DST;
+    args[2].memory = p->C;
+    return dnnl_primitive_execute(p->primitive, cm_cpu.stream, 3, args) ||
+                   dnnl_stream_wait(cm_cpu.stream)
                ? -1
                : 0;
 }
@@ -599,17 +587,15 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
 #endif
 
 /* ---------------------------------------------------------------------------------------------- */
-/* The front doors. */
-
-static Compute gemm_compute = COMPUTE_FP32;
+/* The products that others call */
 
 __attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, floatX alpha,
                                          const floatX *A, size_t lda, const floatX *B, size_t ldb,
                                          floatX beta, floatX *C, size_t ldc) {
     if (M <= 0 || N <= 0) return;
 #ifdef GEMM_ONEDNN
-    /* Below this size the built-in is quicker; inside a parallel region it is the only one. */
-    if (!in_parallel() && K > 0 && (double)M * N * K > 1e6 &&
+    /* Inside a parallel region only the built-in product uses one thread. */
+    if (!in_parallel() && K > 0 && (double)M * N * K > GEMM_ONEDNN_WORK &&
         dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K, alpha, A, (dnnl_dim_t)lda, B,
                    (dnnl_dim_t)ldb, beta, C, (dnnl_dim_t)ldc) == dnnl_success)
         return;
@@ -617,24 +603,28 @@ __attribute__((unused)) static void gemm(int ta, int tb, int M, int N, int K, fl
     gemm_builtin(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
 }
 
-/* After gemm_setup(COMPUTE_BF16): A and B rounded to bf16, sums and C in fp32. Where oneDNN cannot
-   serve (inside a parallel region) the rounded inputs go through gemm. */
+/* gemm, and after gemm_setup(COMPUTE_BF16) a product of A and B rounded to bf16, with sums and C
+   in fp32. Where oneDNN cannot do it (inside a parallel region) gemm multiplies the rounded
+   inputs. */
 __attribute__((unused)) static void gemm_model(int ta, int tb, int M, int N, int K, floatX alpha,
                                                const floatX *A, size_t lda, const floatX *B,
                                                size_t ldb, floatX beta, floatX *C, size_t ldc) {
 #ifdef GEMM_ONEDNN
-    if (gemm_compute == COMPUTE_BF16 && M > 0 && N > 0 && K > 0) {
+    if (cm_cpu.compute == COMPUTE_BF16 && M > 0 && N > 0 && K > 0) {
         if (!in_parallel() && gemm_bf16(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc) == 0)
             return;
         A = gemm_round_bf16(GEMM_SCRATCH_A, A, ta ? K : M, ta ? M : K, lda);
         B = gemm_round_bf16(GEMM_SCRATCH_B, B, tb ? N : K, tb ? K : N, ldb);
-        lda = (size_t)(ta ? M : K), ldb = (size_t)(tb ? K : N);
+        if (!A || !B) return;
+        lda = (size_t)(ta ? M : K);
+        ldb = (size_t)(tb ? K : N);
     }
 #endif
     gemm(ta, tb, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
 }
 
-/* Chooses what gemm_model computes in; -1 when this build or CPU cannot. */
+/* Chooses the precision of gemm_model. Returns 0, or -1 and err if this build or this CPU lacks
+   it. */
 __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
     if (compute == COMPUTE_BF16) {
 #ifdef GEMM_ONEDNN
@@ -642,11 +632,11 @@ __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
         if ((isa & dnnl_cpu_isa_avx512_core_bf16) != dnnl_cpu_isa_avx512_core_bf16)
             return fail(err, "--compute bf16 needs a CPU with AVX512_BF16 or AMX, and this one has "
                              "neither (or DNNL_MAX_CPU_ISA hides it); use --compute fp32");
-        if (!gemm_engine && dnnl_engine_create(&gemm_engine, dnnl_cpu, 0) != dnnl_success)
+        if (!cm_cpu.engine && dnnl_engine_create(&cm_cpu.engine, dnnl_cpu, 0) != dnnl_success)
             return fail(err, "--compute bf16: oneDNN cannot create a CPU engine; "
                              "use --compute fp32");
-        if (!gemm_stream && dnnl_stream_create(&gemm_stream, gemm_engine,
-                                               dnnl_stream_default_flags) != dnnl_success)
+        if (!cm_cpu.stream && dnnl_stream_create(&cm_cpu.stream, cm_cpu.engine,
+                                                 dnnl_stream_default_flags) != dnnl_success)
             return fail(err, "--compute bf16: oneDNN cannot create a stream; use --compute fp32");
 #elif defined(CM_DOUBLE)
         return fail(err, "--compute bf16 is not in the double build; use --compute fp32");
@@ -655,18 +645,21 @@ __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
                          "clean && make; or use --compute fp32");
 #endif
     }
-    gemm_compute = compute == COMPUTE_BF16 ? COMPUTE_BF16 : COMPUTE_FP32;
+    switch (compute) {
+    case COMPUTE_BF16: cm_cpu.compute = COMPUTE_BF16; break;
+    case COMPUTE_FP32:
+    case COMPUTE_AUTO: cm_cpu.compute = COMPUTE_FP32; break;
+    }
     return 0;
 }
 
-/* One line for the log: which library, and what gemm_model computes in. */
+/* Names the library and the precision of gemm_model, in one line for the log. */
 __attribute__((unused)) static const char *gemm_describe(void) {
 #ifdef GEMM_ONEDNN
-    static char text[64];
     const dnnl_version_t *v = dnnl_version();
-    snprintf(text, sizeof text, "oneDNN %d.%d.%d, %s", v->major, v->minor, v->patch,
-             gemm_compute == COMPUTE_BF16 ? "bf16" : "fp32");
-    return text;
+    snprintf(cm_cpu.gemm_text, sizeof cm_cpu.gemm_text, "oneDNN %d.%d.%d, %s", v->major, v->minor,
+             v->patch, cm_cpu.compute == COMPUTE_BF16 ? "bf16" : "fp32");
+    return cm_cpu.gemm_text;
 #elif defined(CM_DOUBLE)
     return "built-in, fp64";
 #else

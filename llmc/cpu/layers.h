@@ -1,25 +1,20 @@
 /*
-The model's layers on the CPU, forward and backward. Outputs come first, shapes stand in comments.
-A backward function adds to parameter gradients and sets input gradients. N = B T tokens.
-Every reduction runs in an order fixed by the number of threads, so equal runs give equal bits.
-Attention and the matrix products have files of their own.
+The model's layers on the CPU, forward and backward. Outputs come first, shapes are in the comments.
+A backward function adds to parameter gradients and sets input gradients. A parameter gradient that
+is NULL is skipped: its tensor is frozen. N = B T tokens. Every reduction has an order that the
+number of threads fixes, so equal runs give equal bits. Attention and the matrix products have files
+of their own.
 */
 #ifndef CM_CPU_LAYERS_H
 #define CM_CPU_LAYERS_H
 
 #include "../base.h"
-#include "../config.h"
 #include "../rope.h"
+#include "../shape.h"
 #include "gemm.h"
 #include "simd.h"
 
-#ifdef CM_DOUBLE
-#define CM_SQRT sqrt
-#else
-#define CM_SQRT sqrtf
-#endif
-
-/* This thread's part [lo, hi) of n items; call inside a parallel region. */
+/* The calling thread's part [lo, hi) of n items, inside a parallel region. */
 static inline void thread_part(size_t n, size_t *lo, size_t *hi) {
 #ifdef _OPENMP
     size_t k = (size_t)omp_get_num_threads(), i = (size_t)omp_get_thread_num();
@@ -30,29 +25,33 @@ static inline void thread_part(size_t n, size_t *lo, size_t *hi) {
     *hi = n * (i + 1) / k;
 }
 
-/* Room for n sums per thread, zeroed; one thread's are `layers_sums + thread n`. */
-static floatM *layers_sums;
-static size_t layers_sums_size;
-
-static inline void sums_reserve(size_t n) {
+/* Makes zeroed room for n sums of every thread; those of thread t begin at sums_of(n, t).
+   Returns 0, or -1 and a recorded failure if there is no memory. */
+static inline int sums_reserve(size_t n) {
     size_t need = n * (size_t)thread_count();
-    if (need > layers_sums_size) {
-        free(layers_sums);
-        layers_sums = (floatM *)malloc(need * sizeof(floatM));
-        if (!layers_sums)
-            die("out of memory: %zu bytes of reduction scratch", need * sizeof(floatM));
-        layers_sums_size = need;
+    if (need > cm_cpu.sums_size) {
+        free(cm_cpu.sums);
+        cm_cpu.sums_size = 0;
+        cm_cpu.sums = (floatM *)malloc(need * sizeof(floatM));
+        if (!cm_cpu.sums)
+            return device_fail("out of memory: %zu bytes of reduction scratch",
+                               need * sizeof(floatM));
+        cm_cpu.sums_size = need;
     }
-    memset(layers_sums, 0, need * sizeof(floatM));
+    memset(cm_cpu.sums, 0, need * sizeof(floatM));
+    return 0;
 }
 
-/* out[i] += the threads' sums, in thread order. */
+static inline floatM *sums_of(size_t n, int thread) { return cm_cpu.sums + n * (size_t)thread; }
+
+/* out[i] += sum number first + i of every thread, in the order of the threads; a thread has
+   `stride` sums. */
 static inline void sums_add(floatM *out, size_t stride, size_t first, size_t n) {
     for (int t = 0; t < thread_count(); t++)
-        for (size_t i = 0; i < n; i++) out[i] += layers_sums[(size_t)t * stride + first + i];
+        for (size_t i = 0; i < n; i++) out[i] += sums_of(stride, t)[first + i];
 }
 
-/* x (B,T,C) = wte[token] (+ wpe[position] if wpe). */
+/* x (B,T,C) = wte[token], plus wpe[position] unless wpe is NULL. */
 static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte, const floatX *wpe,
                                  int B, int T, int C) {
 #pragma omp parallel for
@@ -63,7 +62,7 @@ static inline void embed_forward(floatX *x, const int *tokens, const floatX *wte
     }
 }
 
-/* dwte and dwpe, each unless NULL, += dx (B,T,C). Threads own columns, so that equal tokens never
+/* dwte, dwpe += dx (B,T,C), each unless it is NULL. A thread owns columns, so equal tokens never
    race. */
 static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, const int *tokens,
                                   int B, int T, int C) {
@@ -72,8 +71,8 @@ static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, 
         size_t lo, hi;
         thread_part((size_t)C, &lo, &hi);
         for (int n = 0; n < B * T; n++) {
-            floatM *e = dwte ? dwte + (size_t)tokens[n] * C : NULL,
-                   *p = dwpe ? dwpe + (size_t)(n % T) * C : NULL;
+            floatM *e = dwte ? dwte + (size_t)tokens[n] * C : NULL;
+            floatM *p = dwpe ? dwpe + (size_t)(n % T) * C : NULL;
             const floatX *row = dx + (size_t)n * C;
             if (e)
                 for (size_t c = lo; c < hi; c++) e[c] += row[c];
@@ -83,12 +82,13 @@ static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, 
     }
 }
 
-/* y (N,C) = gain (x - mean) rstd + bias, rstd = 1 / sqrt(mean((x - mean)^2) + eps). RMSNorm has
-   mean = 0 and no bias. Where delta is given, x = residual + delta is formed first and written to
-   x_out (which may be residual). mean and rstd (N) are kept for the backward pass. */
+/* y (N,C) = gain (x - mean) rstd + bias with rstd = 1 / sqrt(mean((x - mean)^2) + eps). RMSNorm
+   has mean = 0 and no bias. If delta is not NULL, x = residual + delta, which is written to
+   x_out (may be residual). mean and rstd (N) are kept for the backward pass. */
 static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x_out,
                                 const floatX *residual, const floatX *delta, const floatM *gain,
                                 const floatM *bias, int N, int C, int kind, double eps) {
+    int centred = norm_is_centred((NormKind)kind);
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         const floatX *x = residual + (size_t)n * C;
@@ -101,7 +101,7 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
             x = sum;
         }
         floatM m = 0, s = 0;
-        if (kind == NORM_LAYERNORM) {
+        if (centred) {
 #pragma omp simd reduction(+ : m)
             for (int c = 0; c < C; c++) m += x[c];
             m /= C;
@@ -118,20 +118,20 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
     }
 }
 
-/* dx (N,C) = dres + gradient through the norm of dy; dres may be NULL or dx itself.
-   dgain and dbias (C, each unless NULL) are added to, and to dsum (C, if not NULL) the sum of dx over N: the bias
-   gradient of a linear layer whose output gradient dx is. */
+/* dx (N,C) = dres + the gradient of dy through the norm. dres may be NULL, or dx. dgain, dbias
+   and dsum (C) are added to, each unless it is NULL. dsum gets the sum of dx over N: the bias
+   gradient of a linear layer whose output gradient is dx. */
 static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, floatM *dsum,
                                  const floatX *dy, const floatX *dres, const floatX *x,
                                  const floatM *gain, const floatM *mean, const floatM *rstd, int N,
                                  int C, int kind) {
-    sums_reserve(3 * (size_t)C);
+    int centred = norm_is_centred((NormKind)kind);
+    if (sums_reserve(3 * (size_t)C)) return;
 #pragma omp parallel
     {
         size_t lo, hi;
         thread_part((size_t)N, &lo, &hi);
-        floatM *dg = layers_sums + 3 * (size_t)C * (size_t)thread_index(), *db = dg + C,
-               *ds = db + C;
+        floatM *dg = sums_of(3 * (size_t)C, thread_index()), *db = dg + C, *ds = db + C;
         for (size_t n = lo; n < hi; n++) {
             const floatX *row = x + n * C, *g = dy + n * C;
             floatX *out = dx + n * C;
@@ -145,7 +145,7 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
             }
             if (dbias)
                 for (int c = 0; c < C; c++) db[c] += g[c];
-            a = kind == NORM_LAYERNORM ? a / C : 0;
+            a = centred ? a / C : 0;
             b /= C;
             const floatX *d = dres ? dres + n * C : NULL;
             if (d) {
@@ -166,7 +166,7 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
     if (dsum) sums_add(dsum, 3 * (size_t)C, 2 * (size_t)C, (size_t)C);
 }
 
-/* y (N,O) = x (N,I) w^T + b, w (O,I), b (O) or NULL. */
+/* y (N,O) = x (N,I) w^T + b, with w (O,I) and b (O) or NULL. */
 static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, const floatX *b,
                                   int N, int I, int O) {
     if (b) {
@@ -178,20 +178,20 @@ static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, c
 
 /* db (O) += the sum of dy (N,O) over N. */
 static inline void bias_backward(floatM *db, const floatX *dy, int N, int O) {
-    sums_reserve((size_t)O);
+    if (sums_reserve((size_t)O)) return;
 #pragma omp parallel
     {
         size_t lo, hi;
         thread_part((size_t)N, &lo, &hi);
-        floatM *sum = layers_sums + (size_t)O * (size_t)thread_index();
+        floatM *sum = sums_of((size_t)O, thread_index());
         for (size_t n = lo; n < hi; n++)
             for (int o = 0; o < O; o++) sum[o] += dy[n * O + o];
     }
     sums_add(db, (size_t)O, 0, (size_t)O);
 }
 
-/* dx (N,I) = dy w (unless NULL); dw (O,I) = dy^T x (unless NULL), added to what is there with `add`;
-   db (O) += the sum of dy over N (unless NULL). */
+/* dx (N,I) = dy w. dw (O,I) = dy^T x, or += with `add`. db (O) += the sum of dy over N. Each of
+   the three is skipped if it is NULL. */
 static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const floatX *dy,
                                    const floatX *x, const floatX *w, int N, int I, int O, int add) {
     if (dx) gemm_model(0, 0, N, I, O, 1, dy, O, w, I, 0, dx, I);
@@ -199,9 +199,9 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
     if (db) bias_backward(db, dy, N, O);
 }
 
-/* Per head of the queries and keys in qkv (N, (NH + 2 NKV) HS), in place: RMS-normalise without gain
-   (if qk_norm; rstd (N, NH + NKV) is kept), then rotate (if cosine) by the angles of position
-   first + n % T. */
+/* Queries and keys in qkv (N, (NH + 2 NKV) HS), in place, head by head: with qk_norm
+   RMS-normalised without a gain (rstd (N, NH + NKV) is kept), then, unless cosine is NULL,
+   rotated by the angles of position first + n % T. */
 static inline void qk_forward(floatX *qkv, floatM *rstd, const floatM *cosine, const floatM *sine,
                               int N, int T, int first, int NH, int NKV, int HS, int qk_norm,
                               double eps) {
@@ -232,8 +232,8 @@ static inline void qk_forward(floatX *qkv, floatM *rstd, const floatM *cosine, c
         }
 }
 
-/* dqkv in place, from the gradient of the rotated, normalised heads to that of the projections.
-   qkv holds what qk_forward left there: turning it back gives the normalised vector. */
+/* dqkv in place: from the gradient of normalised, rotated heads to the gradient of the
+   projections. qkv holds the output of qk_forward. Rotating it back gives the normalised vector. */
 static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rstd,
                                const floatM *cosine, const floatM *sine, int N, int T, int NH,
                                int NKV, int HS, int qk_norm) {
@@ -245,7 +245,7 @@ static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rs
             size_t at = ((size_t)n * (heads + NKV) + h) * HS;
             floatX *d = dqkv + at;
             const floatX *y = qkv + at;
-            /* The inner product of gradient and value is the same before and after a rotation. */
+            /* A rotation does not change the inner product of gradient and value. */
             floatM dot = 0;
             if (qk_norm) {
 #pragma omp simd reduction(+ : dot)
@@ -270,87 +270,98 @@ static inline void qk_backward(floatX *dqkv, const floatX *qkv, const floatM *rs
 #define GELU_A ((floatM)0.7978845608028654) /* sqrt(2 / pi) */
 #define GELU_B ((floatM)0.044715)
 
-/* y (N,F) = act(h). h is (N,F), for swiglu (N,2F): the gate, then the value it multiplies. */
+/* y (N,F) = act(h). h is (N,F); with a gate it is (N,2F), the gate first, then the values that
+   it multiplies. */
 static inline void act_forward(floatX *y, const floatX *h, int N, int F, int act) {
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         floatX *out = y + (size_t)n * F;
-        const floatX *in = h + (size_t)n * F * (act == ACT_SWIGLU ? 2 : 1);
-        if (act == ACT_GELU) {
+        const floatX *in = h + (size_t)n * F * (1 + act_is_gated((ActKind)act));
+        switch ((ActKind)act) {
+        case ACT_GELU:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM x = in[i], u = GELU_A * (x + GELU_B * x * x * x);
                 out[i] = (floatM)0.5 * x * (1 + fast_tanh(u));
             }
-        } else if (act == ACT_RELU2) {
+            break;
+        case ACT_RELU2:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM x = in[i] > 0 ? in[i] : 0;
                 out[i] = x * x;
             }
-        } else {
+            break;
+        case ACT_SWIGLU:
 #pragma omp simd
             for (int i = 0; i < F; i++) out[i] = in[i] / (1 + fast_exp(-in[i])) * in[F + i];
+            break;
         }
     }
 }
 
-/* dh = dy act'(h), shapes as above. */
+/* dh = dy act'(h), with the shapes of act_forward. */
 static inline void act_backward(floatX *dh, const floatX *dy, const floatX *h, int N, int F,
                                 int act) {
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         const floatX *g = dy + (size_t)n * F;
-        size_t at = (size_t)n * F * (act == ACT_SWIGLU ? 2 : 1);
+        size_t at = (size_t)n * F * (1 + act_is_gated((ActKind)act));
         const floatX *in = h + at;
         floatX *out = dh + at;
-        if (act == ACT_GELU) {
+        switch ((ActKind)act) {
+        case ACT_GELU:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM x = in[i], t = fast_tanh(GELU_A * (x + GELU_B * x * x * x));
                 floatM du = GELU_A * (1 + 3 * GELU_B * x * x);
                 out[i] = g[i] * (floatM)0.5 * (1 + t + x * (1 - t * t) * du);
             }
-        } else if (act == ACT_RELU2) {
+            break;
+        case ACT_RELU2:
 #pragma omp simd
             for (int i = 0; i < F; i++) out[i] = in[i] > 0 ? 2 * in[i] * g[i] : 0;
-        } else {
+            break;
+        case ACT_SWIGLU:
 #pragma omp simd
             for (int i = 0; i < F; i++) {
                 floatM s = 1 / (1 + fast_exp(-in[i])), gate = in[i] * s;
                 out[i] = g[i] * in[F + i] * (s + gate * (1 - s));
                 out[F + i] = g[i] * gate;
             }
+            break;
         }
     }
 }
 
-/* A linear layer and the activation after it: h (N,H) = x (N,I) w^T + b and y (N,F) = act(h), H = F, or 2F for
-   swiglu. b may be NULL. */
+/* A linear layer and its activation: h (N,H) = x (N,I) w^T + b, y (N,F) = act(h). H is F, or 2F
+   with a gate. b may be NULL. */
 static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                       const floatX *b, int N, int I, int F, int act) {
-    linear_forward(h, x, w, b, N, I, act == ACT_SWIGLU ? 2 * F : F);
+    linear_forward(h, x, w, b, N, I, act_is_gated((ActKind)act) ? 2 * F : F);
     act_forward(y, h, N, F, act);
 }
 
-/* y once more, to the bit, from the arguments of linear_act_forward, h among them. */
+/* Recomputes y to the bit, from the arguments of linear_act_forward and the h that it has
+   computed. */
 static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                     const floatX *b, int N, int I, int F, int act) {
     (void)x, (void)w, (void)b, (void)I;
     act_forward(y, h, N, F, act);
 }
 
-/* From dz (N,O), the gradient of the linear layer z = act(h) w^T with w (O,F), back to h: dh (N,H) = (dz w)
-   act'(h). dy (N,F) is room for dz w. db (H) += the sum of dh over N (unless NULL). */
+/* From dz (N,O), the gradient of z = act(h) w^T with w (O,F), to dh (N,H) = (dz w) act'(h). dy
+   (N,F) is room for dz w. db (H) += the sum of dh over N, unless db is NULL. */
 static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz,
                                        const floatX *w, const floatX *h, int N, int F, int O,
                                        int act) {
     gemm_model(0, 0, N, F, O, 1, dz, O, w, F, 0, dy, F);
     act_backward(dh, dy, h, N, F, act);
-    if (db) bias_backward(db, dh, N, act == ACT_SWIGLU ? 2 * F : F);
+    if (db) bias_backward(db, dh, N, act_is_gated((ActKind)act) ? 2 * F : F);
 }
 
-/* logits (N,V of Vp) -> softcap(logits) in place: c z / sqrt(z^2 + c^2); nothing for c = 0. */
+/* Caps logits (N,Vp) in place, columns [0, V): z becomes c z / sqrt(z^2 + c^2). c = 0 means no
+   cap. */
 static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double softcap) {
     floatM c = (floatM)softcap;
     if (softcap <= 0) return;
@@ -361,9 +372,10 @@ static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double 
     }
 }
 
-/* Softmax cross entropy of each row against its target; rows with target -1 do not count.
-   losses (N) is set. Unless scale is 0, logits (N,Vp), before the softcap, are replaced by their
-   gradient times scale; columns from V to Vp are padding: never read, gradient zero. */
+/* Softmax cross entropy of each row against its target. Rows with target -1 have loss 0 and no
+   gradient. Sets losses (N). Unless scale is 0, replaces logits (N,Vp), which are not capped
+   yet, by their gradient times scale. Columns from V to Vp are padding: they are not read, and
+   their gradient is 0. */
 static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V,
                               int Vp, double softcap, double scale) {
     floatM inverse = softcap > 0 ? (floatM)(1 / softcap) : 0;
@@ -377,7 +389,7 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
             continue;
         }
         /* With u = 1 / sqrt(1 + (z/c)^2), the capped logit is z u and its derivative u^3. */
-        floatM max = simd_max(z, V); /* capping is monotone */
+        floatM max = simd_max(z, V); /* capping does not change which logit is the largest */
         if (inverse > 0) max /= CM_SQRT(1 + max * inverse * max * inverse);
         floatM sum = 0, zt = z[target], ut = 1;
         if (inverse > 0) {
@@ -416,7 +428,7 @@ static inline void losses_add(double *total, const floatM *losses, int N) {
     *total += sum;
 }
 
-/* The parameters as the layers read them; only called where the types differ. */
+/* w (n) = the parameters p as the layers read them. Called only where floatX and floatM differ. */
 static inline void cast_weights(floatX *w, const floatM *p, size_t n) {
     for (size_t i = 0; i < n; i++) w[i] = (floatX)p[i];
 }

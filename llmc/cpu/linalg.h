@@ -1,6 +1,6 @@
 /*
-The operations of linalg.h on the CPU. Many small matrices are spread over threads, one each; few
-large ones are worked on by all threads together.
+The operations of linalg.h on the CPU. Many small matrices are spread over the threads, one matrix
+to a thread; a few large ones are worked on by all threads together.
 */
 #ifndef CM_CPU_LINALG_H
 #define CM_CPU_LINALG_H
@@ -8,68 +8,93 @@ large ones are worked on by all threads together.
 #include "../linalg.h"
 #include "gemm.h"
 
-#ifdef CM_DOUBLE
-#define LA_SQRT sqrt
-#else
-#define LA_SQRT sqrtf
-#endif
-
-/* Elements of scratch that a rule may spread over layers: 32 MB. */
+/* Elements of scratch that a rule may spread over layers: 32 MiB of float, about the last level
+   of a CPU's cache. */
 #define LA_SCRATCH_BUDGET ((size_t)8 << 20)
 
-/* Row r of item i as pointer; elements are cs apart. */
+/* Fewer elements than this are done before the other threads are awake. */
+#define LA_PARALLEL_SIZE 16384
+
+/* A matrix of at most this many elements (1 MiB of float) stays in one core's cache during an
+   iteration. */
+#define LA_CORE_SIZE ((size_t)1 << 18)
+
+/* Products of a batch that take fewer floating-point operations than this each, about a
+   millisecond of one core, are given to the threads whole. All threads work on a larger product
+   together. */
+#define LA_SHARED_PRODUCT 3e7
+
+/* Pointer to row r of item i. The elements of the row are m.cs apart. */
 static inline floatM *la_row(Mat m, int i, int r) { return mat_item(m, i) + (size_t)r * m.rs; }
 
-/* A view whose rows are contiguous, if m has one: walking memory in order matters more than which
-   way round the matrix is named. */
+/* A view of m or m^T with contiguous rows, if there is one: walking memory in order matters more
+   than the orientation. */
 static inline Mat la_upright(Mat m) { return m.cs == 1 ? m : mat_t(m); }
 
-/* Threads are worth waking for this many elements, unless every thread has its own matrix already. */
+/* Whether an operation on this many elements should wake the threads. Not inside a parallel
+   region, where every thread has a matrix of its own. */
 static inline int la_wide(size_t elements) {
-    return elements > 16384 && !in_parallel() && thread_count() > 1;
+    return elements > LA_PARALLEL_SIZE && !in_parallel() && thread_count() > 1;
 }
 
-/* STATEMENT for every item i and row r of X. */
+/* Runs STATEMENT for every i below N, on all threads if WIDE. */
+#define LA_ITEMS(WIDE, N, STATEMENT)                                                               \
+    do {                                                                                           \
+        const int items_ = (N);                                                                    \
+        if (WIDE) {                                                                                \
+            PARALLEL_FOR (int i = 0; i < items_; i++) STATEMENT;                                   \
+        } else {                                                                                   \
+            for (int i = 0; i < items_; i++) STATEMENT;                                            \
+        }                                                                                          \
+    } while (0)
+
+/* Runs STATEMENT for every item i and row r of X, on all threads if X is large. */
 #define LA_ROWS(X, STATEMENT)                                                                      \
     do {                                                                                           \
         const int items_ = mat_count(X), rows_ = (X).rows;                                         \
         if (la_wide(mat_size(X))) {                                                                \
-            _Pragma("omp parallel for collapse(2)") for (int i = 0; i < items_;                    \
-                                                         i++) for (int r = 0; r < rows_; r++)      \
-                STATEMENT;                                                                         \
+            PARALLEL_FOR_2 (int i = 0; i < items_; i++)                                            \
+                for (int r = 0; r < rows_; r++) STATEMENT;                                         \
         } else {                                                                                   \
             for (int i = 0; i < items_; i++)                                                       \
                 for (int r = 0; r < rows_; r++) STATEMENT;                                         \
         }                                                                                          \
     } while (0)
 
-/* Items that a rule takes through a long iteration together: one here, which stays in its thread's
-   cache from the first product to the last. */
+/* How many of n items a rule takes through a long iteration together: one, which stays in its
+   thread's cache from the first product to the last. */
 static inline int la_chunk(int n) { return n < 1 ? n : 1; }
 
-/* Threads to give `chunks` iterations to, each with a thread of its own; 1: one after the other, all
-   threads on each, when there are few or they are too large for a core's cache. */
+/* How many of `chunks` iterations run at once, a thread for each. 1: one iteration after the
+   other, with all threads on each, because there are few or because their `elements` exceed a
+   core's cache. */
 static inline int la_workers(int chunks, size_t elements) {
     int threads = in_parallel() ? 1 : thread_count();
-    int few = chunks < threads || (elements > ((size_t)1 << 18) && chunks < 4 * threads);
+    int few = chunks < threads || (elements > LA_CORE_SIZE && chunks < 4 * threads);
     return few ? 1 : threads;
 }
 
-/* Products are as precise as numbers are stored, and iterations are not done in one piece. */
-static inline int la_fast(int on) { return (void)on, 0; }
+/* Products are computed in the precision of floatM, and no iteration is done in one piece. */
+static inline int la_fast(int on) {
+    (void)on;
+    return 0;
+}
 static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps,
                                     int watch) {
-    return (void)R, (void)G, (void)damping, (void)ab, (void)steps, (void)watch, 0;
+    (void)R, (void)G, (void)damping, (void)ab, (void)steps, (void)watch;
+    return 0;
 }
 static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
-    return (void)Q, (void)A, (void)abc, (void)steps, 0;
+    (void)Q, (void)A, (void)abc, (void)steps;
+    return 0;
 }
 
-/* bf16 is emulated here, which is slower than fp32: for those who ask for it. */
+/* bf16 is emulated on a CPU and slower than fp32. It is there for those who ask for it. */
 static inline int la_sign_in_bf16(int compute) { return compute == COMPUTE_BF16; }
 static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
                                Arena *arena) {
-    return (void)X, (void)s, (void)abc, (void)steps, (void)arena, 0;
+    (void)X, (void)s, (void)abc, (void)steps, (void)arena;
+    return 0;
 }
 
 static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs, floatM b,
@@ -86,7 +111,10 @@ static inline void la_axpby_row(floatM *y, floatM a, const floatM *x, size_t cs,
 
 static inline void la_axpby(Mat Y, double a, Mat X, double b) {
     if (!Y.p || !X.p) return;
-    if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
+    if (Y.cs != 1) {
+        Y = mat_t(Y);
+        X = mat_t(X);
+    }
     LA_ROWS(Y, la_axpby_row(la_row(Y, i, r), (floatM)a, la_row(X, i, r), X.cs, (floatM)b, Y.cols));
 }
 
@@ -111,12 +139,16 @@ static inline void la_momentum_row(floatM *u, size_t cs, floatM *m, const floatM
 
 static inline void la_momentum(Mat U, Mat M, Mat G, double beta, double gain, int nesterov) {
     if (!U.p || !M.p || !G.p) return;
-    if (M.cs != 1) U = mat_t(U), M = mat_t(M), G = mat_t(G);
+    if (M.cs != 1) {
+        U = mat_t(U);
+        M = mat_t(M);
+        G = mat_t(G);
+    }
     LA_ROWS(M, la_momentum_row(la_row(U, i, r), U.cs, la_row(M, i, r), la_row(G, i, r),
                                (floatM)beta, (floatM)gain, nesterov, M.cols));
 }
 
-/* One product; symmetric: the result is known to be. */
+/* One product of a batch. With `symmetric` the result is known to be symmetric. */
 static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, int serial,
                                 int symmetric) {
     int ta = A.cs != 1, tb = B.cs != 1;
@@ -125,20 +157,21 @@ static inline void la_gemm_item(Mat C, double a, Mat A, Mat B, double b, int i, 
     if (symmetric)
         gemm_symmetric(ta, tb, C.rows, A.cols, (floatM)a, x, lda, y, ldb, (floatM)b, mat_item(C, i),
                        C.rs);
+    else if (serial)
+        gemm_serial(ta, tb, C.rows, C.cols, A.cols, (floatM)a, x, lda, y, ldb, (floatM)b,
+                    mat_item(C, i), C.rs);
     else
-        (serial ? gemm_serial : gemm)(ta, tb, C.rows, C.cols, A.cols, (floatM)a, x, lda, y, ldb,
-                                      (floatM)b, mat_item(C, i), C.rs);
+        gemm(ta, tb, C.rows, C.cols, A.cols, (floatM)a, x, lda, y, ldb, (floatM)b, mat_item(C, i),
+             C.rs);
 }
 
 static inline void la_gemm_items(Mat C, double a, Mat A, Mat B, double b, int symmetric) {
     if (!C.p || !A.p || !B.p) return;
-    int n = mat_count(C), alone = in_parallel(), threads = alone ? 1 : thread_count();
-    if (threads > 1 && n >= threads && 2.0 * C.rows * C.cols * A.cols < 3e7) {
-#pragma omp parallel for schedule(static)
-        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, 1, symmetric);
-    } else {
-        for (int i = 0; i < n; i++) la_gemm_item(C, a, A, B, b, i, alone, symmetric);
-    }
+    int n = mat_count(C), serial = in_parallel(), threads = serial ? 1 : thread_count();
+    int whole = threads > 1 && n >= threads &&
+                /* each product whole, by one thread */
+                2.0 * C.rows * C.cols * A.cols < LA_SHARED_PRODUCT;
+    LA_ITEMS(whole, n, la_gemm_item(C, a, A, B, b, i, whole || serial, symmetric));
 }
 
 static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
@@ -150,7 +183,7 @@ static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_items(C.cs != 1 ? mat_t(C) : C, a, A, B, b, 1);
 }
 
-/* The product accumulates in place, so the addend is brought there first. */
+/* The product accumulates in place, so the addend is copied to D first. */
 enum { LA_ADD_FREE = 0 };
 static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     if (b != 0 && D.p != C.p) la_copy(D, C);
@@ -162,7 +195,7 @@ static inline void la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b
     la_gemm_symmetric(D, a, A, B, b);
 }
 
-/* With b the old G counts, which a caller need not keep symmetric. */
+/* With b != 0 the old G enters, which a caller need not keep symmetric. */
 static inline void la_gram(Mat G, Mat A, double b) {
     if (b == 0) la_gemm_symmetric(G, 1, A, mat_t(A), 0);
     else la_gemm(G, 1, A, mat_t(A), b);
@@ -180,7 +213,7 @@ static inline void la_polynomial(Mat Y, double a, double b, Mat X, double c, Mat
                                  la_row(Z, i, r), Y.cols, r));
 }
 
-/* The largest ||X_i - I||_F of the batch; NaN if one is NaN. */
+/* The largest ||X_i - I||_F of the batch; NaN if one of them is NaN. */
 static inline double la_identity_gap(Mat X) {
     if (!X.p) return 0;
     double largest = 0;
@@ -209,18 +242,11 @@ static inline void la_symmetrize_item(Mat X, int i) {
 
 static inline void la_symmetrize(Mat X) {
     if (!X.p) return;
-    int n = mat_count(X);
-    if (la_wide(mat_size(X))) {
-#pragma omp parallel for
-        for (int i = 0; i < n; i++) la_symmetrize_item(X, i);
-    } else {
-        for (int i = 0; i < n; i++) la_symmetrize_item(X, i);
-    }
+    LA_ITEMS(la_wide(mat_size(X)), mat_count(X), la_symmetrize_item(X, i));
 }
 
-/* Sum of squares of items [first, last) in double, row by row in order, so that the result does not
-   depend on the threads; nor on where it is called from, as compilers contract each inlined copy their own
-   way. */
+/* Sum of squares of items [first, last) in double, row by row in order: the result does not
+   depend on the threads. noinline, because a compiler contracts each inlined copy differently. */
 __attribute__((noinline, unused)) static double la_squares(Mat X, int first, int last) {
     double total = 0;
     for (int j = first; j < last; j++)
@@ -238,15 +264,12 @@ static inline void la_norms(floatM *s, Mat X, int group) {
     if (!s || !X.p) return;
     X = la_upright(X);
     int n = mat_count(X) / group;
-    if (la_wide(mat_size(X))) {
-#pragma omp parallel for
-        for (int i = 0; i < n; i++) s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group));
-    } else {
-        for (int i = 0; i < n; i++) s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group));
-    }
+    LA_ITEMS(la_wide(mat_size(X)), n,
+             s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group)));
 }
 
-/* Sum of squares of n numbers in double, in 256 fixed pieces: the same for any number of threads. */
+/* Sum of squares of n numbers in double, in 256 fixed pieces, so that the result does not depend
+   on the number of threads. */
 static inline double la_sum_squares(const floatM *x, size_t n) {
     double part[256], total = 0;
 #pragma omp parallel for
@@ -271,7 +294,7 @@ static inline void la_scale(Mat X, const floatM *s, int group) {
     LA_ROWS(X, la_scale_row(la_row(X, i, r), s[i / group], X.cols));
 }
 
-/* A bf16 is the upper half of a float. A NaN stays one. */
+/* Rounds to bf16, the upper half of a float: to nearest, ties to even. A NaN stays NaN. */
 static inline void la_round_bf16_row(floatM *x, int cols) {
     for (int c = 0; c < cols; c++) {
         float y = (float)x[c];
@@ -330,7 +353,7 @@ static inline void la_vec_sqrt(floatM *s, int n) {
     for (int i = 0; i < n; i++) s[i] = (floatM)sqrt((double)s[i]);
 }
 
-/* One element-wise AdamW step of P, see optim/adamw.h for the constants. */
+/* One element-wise AdamW step of P. optim/adamw.h defines the constants. */
 static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                             double rate, double root, double eps, double keep, floatX *copy) {
     if (!P.p || !G.p || !M.p || !V.p) return;
@@ -346,20 +369,25 @@ static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double be
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                p[c] = shrink * p[c] - step * m[c] / (LA_SQRT(v[c]) * correct + e);
+                p[c] = shrink * p[c] - step * m[c] / (CM_SQRT(v[c]) * correct + e);
             }
             if (copy) memcpy(copy + (p - P.p), p, (size_t)P.cols * sizeof *p);
         }
 }
 
-/* Cyclic Jacobi on a symmetric matrix in double: eigenvalues in w, eigenvectors in the columns of v. */
+/* Cyclic Jacobi on a symmetric matrix (n,n) in double: eigenvalues in w, eigenvectors in the
+   columns of v. */
 static inline void la_jacobi(double *a, double *v, double *w, int n) {
     for (int i = 0; i < n; i++)
         for (int j = 0; j < n; j++) v[i * n + j] = i == j;
     for (int sweep = 0; sweep < 60; sweep++) {
         double off = 0, diagonal = 0;
         for (int i = 0; i < n; i++)
-            for (int j = 0; j < n; j++) *(i == j ? &diagonal : &off) += a[i * n + j] * a[i * n + j];
+            for (int j = 0; j < n; j++) {
+                double square = a[i * n + j] * a[i * n + j];
+                if (i == j) diagonal += square;
+                else off += square;
+            }
         if (off <= 1e-30 * diagonal || off == 0) break;
         for (int p = 0; p < n; p++)
             for (int q = p + 1; q < n; q++) {
@@ -377,7 +405,8 @@ static inline void la_jacobi(double *a, double *v, double *w, int n) {
                     double x = a[p * n + k], y = a[q * n + k];
                     a[p * n + k] = c * x - s * y;
                     a[q * n + k] = s * x + c * y;
-                    x = v[k * n + p], y = v[k * n + q];
+                    x = v[k * n + p];
+                    y = v[k * n + q];
                     v[k * n + p] = c * x - s * y;
                     v[k * n + q] = s * x + c * y;
                 }
@@ -386,9 +415,25 @@ static inline void la_jacobi(double *a, double *v, double *w, int n) {
     for (int i = 0; i < n; i++) w[i] = a[i * n + i];
 }
 
-/* Elements that la_eigh_rroot works in, per matrix: two matrices and a vector in double. */
+/* Elements of scratch that la_eigen takes for a matrix: two matrices and a vector in double. */
 static inline size_t la_eigh_scratch(int n) {
     return arena_round((2 * (size_t)n * n + n) * (sizeof(double) / sizeof(floatM)));
+}
+
+/* Eigenvalues *values (n) and, in the columns of *vectors (n,n), eigenvectors of item i of G +
+   damping I. Both lie in scratch, la_eigh_scratch(n) elements. */
+static inline void la_eigen(double **vectors, double **values, Mat G, int i, double damping,
+                            floatM *scratch) {
+    int n = G.rows;
+    double *a = (double *)(void *)scratch;
+    *vectors = a + (size_t)n * n;
+    *values = *vectors + (size_t)n * n;
+    for (int r = 0; r < n; r++)
+        for (int c = 0; c < n; c++) {
+            double mean = 0.5 * ((double)la_row(G, i, r)[c] + (double)la_row(G, i, c)[r]);
+            a[r * n + c] = mean + (r == c ? damping : 0);
+        }
+    la_jacobi(a, *vectors, *values, n);
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
@@ -396,13 +441,8 @@ static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) 
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
-        double *a = (double *)(void *)(scratch + (size_t)i * la_eigh_scratch(n));
-        double *v = a + (size_t)n * n, *w = v + (size_t)n * n;
-        for (int r = 0; r < n; r++)
-            for (int c = 0; c < n; c++)
-                a[r * n + c] = 0.5 * ((double)la_row(G, i, r)[c] + (double)la_row(G, i, c)[r]) +
-                               (r == c ? damping : 0);
-        la_jacobi(a, v, w, n);
+        double *v, *w;
+        la_eigen(&v, &w, G, i, damping, scratch + (size_t)i * la_eigh_scratch(n));
         for (int k = 0; k < n; k++) w[k] = 1 / sqrt(w[k] > 1e-12 ? w[k] : 1e-12);
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++) {
@@ -416,7 +456,7 @@ static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) 
 /* ---------------------------------------------------------------------------------------------- */
 /* Operations of the gauge connections and of the controls                                        */
 
-/* Sum over one row of x_c y_c, the columns of y cs apart, in double. */
+/* Sum of x_c y_c over one row in double. The columns of y are cs apart. */
 static inline double la_dot(const floatM *x, const floatM *y, size_t cs, int cols) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -426,7 +466,10 @@ static inline double la_dot(const floatM *x, const floatM *y, size_t cs, int col
 
 static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
     if (!s || !X.p || !Y.p) return;
-    if (X.cs != 1) X = mat_t(X), Y = mat_t(Y);
+    if (X.cs != 1) {
+        X = mat_t(X);
+        Y = mat_t(Y);
+    }
     int n = mat_count(X) / group;
 #pragma omp parallel for
     for (int i = 0; i < n; i++) {
@@ -440,7 +483,10 @@ static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
 
 static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int group) {
     if (!Y.p || !X.p || !s) return;
-    if (Y.cs != 1) Y = mat_t(Y), X = mat_t(X);
+    if (Y.cs != 1) {
+        Y = mat_t(Y);
+        X = mat_t(X);
+    }
 #pragma omp parallel for collapse(2)
     for (int i = 0; i < mat_count(Y); i++)
         for (int r = 0; r < Y.rows; r++) {
@@ -453,7 +499,7 @@ static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int gr
 
 static inline void la_row_norms(floatM *norms, Mat X) {
     if (!norms || !X.p) return;
-    enum { BLOCK = 64 }; /* rows side by side in memory are summed together */
+    enum { BLOCK = 64 }; /* rows that are side by side in memory are summed together */
     int blocks = (X.rows + BLOCK - 1) / BLOCK;
 #pragma omp parallel for collapse(2)
     for (int i = 0; i < mat_count(X); i++)
@@ -475,7 +521,7 @@ static inline void la_row_norms(floatM *norms, Mat X) {
 
 static inline void la_scale_rows(Mat Y, const floatM *s, Mat X) {
     if (!Y.p || !X.p || !s) return;
-    int across = Y.cs != 1; /* then walk along the columns */
+    int across = Y.cs != 1; /* walk along the columns */
     Mat A = across ? mat_t(Y) : Y, B = across ? mat_t(X) : X;
 #pragma omp parallel for collapse(2)
     for (int i = 0; i < mat_count(A); i++)
@@ -502,7 +548,7 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                u[c] = size * m[c] / (LA_SQRT(v[c]) * correct + e);
+                u[c] = size * m[c] / (CM_SQRT(v[c]) * correct + e);
             }
         }
 }
@@ -512,25 +558,22 @@ static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
-        double *a = (double *)(void *)(scratch + (size_t)i * la_eigh_scratch(n));
-        double *v = a + (size_t)n * n, *w = v + (size_t)n * n;
-        for (int r = 0; r < n; r++)
-            for (int c = 0; c < n; c++)
-                a[r * n + c] = 0.5 * ((double)la_row(G, i, r)[c] + (double)la_row(G, i, c)[r]);
-        la_jacobi(a, v, w, n);
+        double *v, *w;
+        la_eigen(&v, &w, G, i, 0, scratch + (size_t)i * la_eigh_scratch(n));
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++) la_row(Q, i, r)[c] = (floatM)v[r * n + c];
         for (int k = 0; k < n; k++) values[(size_t)i * n + k] = (floatM)w[k];
     }
 }
 
-/* An eigenvalue of G + damping I from one of the Gram G, which rounding may leave below zero. */
+/* Eigenvalue of G + damping I, from an eigenvalue of the Gram G that rounding may have left
+   below zero. */
 static inline double la_damped(floatM value, double damping) {
     return ((double)value < 0 ? 0 : (double)value) + damping;
 }
 
-/* The sum of n of them. *zero is the size below which one is what rounding leaves of a singular Gram,
-   which stands for zero; damping lifts all above it. */
+/* Sum of n damped eigenvalues. *zero is the size up to which an eigenvalue counts as zero: what
+   rounding leaves of a singular Gram. With damping no eigenvalue is that small, and *zero is 0. */
 static inline double la_damped_trace(const floatM *values, int n, double damping, double *zero) {
     double largest = 0, sum = 0;
     for (int k = 0; k < n; k++) {

@@ -1,45 +1,47 @@
 /*
-Causal multi-head attention on a GPU, exact, with memory linear in T; the contract is that of
+Causal multi-head attention on a GPU, exact, with memory linear in T. The contract is that of
 llmc/cpu/attention.h.
 
-qkv (B,T,(NH + 2 NKV) HS): in each row the NH query heads, then NKV key heads, then NKV value heads.
+A row of qkv (B,T,(NH + 2 NKV) HS) has NH query heads, then NKV key heads, then NKV value heads.
 Query head h reads key and value head h / (NH / NKV). With s_ij = scale q_i . k_j for j <= i:
 lse_i = log sum_j exp s_ij, p_ij = exp(s_ij - lse_i), out_i = sum_j p_ij v_j, and backward
 
     D_i = dout_i . out_i      dp_ij = dout_i . v_j      ds_ij = p_ij (dp_ij - D_i)
     dq_i = scale sum_j ds_ij k_j      dk_j = scale sum_i ds_ij q_i      dv_j = sum_i p_ij dout_i
 
-After Dao, "FlashAttention-2" (2023): scores exist in registers only. The two large kernels have one shape. A
-block has ROWS rows of one matrix (queries, or keys) in shared memory, 16 MT of them for each of its four
-warps, and walks along the rows of the other, STEP at a time; the next STEP rows are on their way (cp.async)
-while it works on these. A warp computes scores, turns them into p or ds, rounds them to floatX, and
-multiplies them by the STEP rows into sums that stay in its registers:
+After Dao, "FlashAttention-2" (2023): scores exist in registers only. The two large kernels are
+built alike. A block keeps ROWS rows of one matrix (queries, or keys) in shared memory, 16 MT of
+them for each of its four warps, and walks along the rows of the other matrix, STEP rows at a time.
+cp.async loads the next STEP rows while the block works on the current ones. A warp computes scores,
+turns them into p or ds, rounds them to floatX, and multiplies them by the STEP rows into sums that
+stay in its registers:
 
-    forward     has queries, walks along keys:    s = q k^T                            out += p v
-    backward    has keys, walks along queries:    s^T = k q^T,  dp^T = v dout^T        dv += p^T dout
-                                                                                       dk += ds^T q
-                                                                                       dq += ds k
+    forward   keeps queries, walks along keys:    s = q k^T                         out += p v
+    backward  keeps keys, walks along queries:    s^T = k q^T,  dp^T = v dout^T     dv += p^T dout
+                                                                                    dk += ds^T q
+                                                                                    dq += ds k
 
-ds of a step goes to shared memory, from where the four warps share the last product, (STEP, D) of dq from
-all ROWS keys of the block. Every tile of keys has such a part of the dq of every query after it. These parts
-are added up in fp32 in scratch, in the order of the tiles: tile 0 writes, the others read, add and write,
-and the one on the diagonal, the last, scales the sum and writes dq itself. One order of all sums: equal runs
-give equal bits.
+ds of a step goes to shared memory. From there the four warps share the last product, which is
+(STEP, D) of dq from all ROWS keys of the block. Every tile of keys contributes to dq of every query
+after it. The contributions are added up in fp32 in scratch, in the order of the tiles: tile 0
+writes, later tiles read, add and write, and the tile on the diagonal, the last one, scales the sum
+and writes dq. All sums have one order: equal runs give equal bits.
 
-Blocks walk along the queries from the end of the sequence, and along the query heads of a group at each
-STEP: step n of all tiles of a head is about the same queries. Each block counts its steps in global memory,
-and does step n after the tile before it has. They go at the same pace, so that a block waits at its first
-step, if at all, until it is behind. No wait can last for ever: blocks take their tiles in the order
-in which they start (a ticket), the tiles of a head in ascending order, and what a block waits for, a lower
-tile of the same head, belongs to a block that started before and that waits for still lower tiles only.
-Tile 0, the longest, goes first, which also keeps the end of the kernel short.
+Blocks walk along the queries from the end of the sequence, and along the query heads of a group at
+each STEP, so that step n of all tiles of a head concerns about the same queries. A block counts its
+steps in global memory, and starts step n after the tile before it has finished step n. All blocks
+are equally fast, so a block waits at its first step, if at all. No wait lasts for ever: a block
+takes its tile by the order in which it starts (a ticket), the tiles of a head in ascending order,
+and it waits only for a lower tile of its head, whose block started earlier and waits only for still
+lower tiles. Tile 0, the longest, goes first, which also keeps the end of the kernel short.
 
-A warp of the forward pass keeps its queries in registers where there is room. Exponentials are to base 2 and
-sums are fp32. What the mask removes is multiplied as zeros: a NaN in a value reaches outputs before it too,
-and a NaN in a key or a value the dq of queries before it, by less than ROWS; a NaN in a query or in dout
-reaches the dk and dv of keys after it, by less than STEP.
+A warp of the forward pass keeps its queries in registers if there is room. Exponentials are to base
+2, sums are fp32. What the mask removes is multiplied as zero. So a NaN in a value also reaches
+outputs before it, and a NaN in a key or a value also reaches dq of queries before it, at a distance
+below ROWS; a NaN in a query or in dout also reaches dk and dv of keys after it, at a distance below
+STEP.
 
-HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in shared memory.
+HS is at most 128. Heads are padded with zeros to 32, 64 or 128 columns in shared memory.
 */
 #ifndef CM_CUDA_ATTENTION_CUH
 #define CM_CUDA_ATTENTION_CUH
@@ -48,15 +50,16 @@ HS is at most 128; heads are padded with zeros to 32, 64 or 128 columns in share
 
 enum { FLASH_THREADS = 128, FLASH_WARPS = FLASH_THREADS / 32 };
 
-/* Sizes for heads of D columns: what fits into registers with two blocks on a multiprocessor, and into
-   99 KB of shared memory. NT, DT: fragments side by side, of scores and of a sum. */
+/* Sizes for heads of D columns: what fits into the registers with two blocks on a
+   multiprocessor, and into 99 KiB of shared memory. NT and DT are the fragments side by side in
+   scores and in a sum. */
 template <int D> struct FlashForward {
     static constexpr int FP32 = sizeof(floatX) == 4;
     static constexpr int MT = FP32 ? 1 : 2, ROWS = 16 * FLASH_WARPS * MT;
     static constexpr int STEP = (D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
     static constexpr int NT = STEP / 8, DT = D / 8;
     static constexpr int HELD = D < 128; /* a warp's queries stay in registers */
-    /* Shared memory: the queries, and STEP keys and values, a pair, twice. */
+    /* Shared memory: the queries, and twice a pair of STEP keys and values. */
     static constexpr int STAY = ROWS * D, PAIR = 2 * STEP * D;
     static constexpr size_t BYTES = (STAY + 2 * PAIR) * sizeof(floatX);
     static_assert(BYTES <= 99 << 10, "more shared memory than every GPU has");
@@ -67,13 +70,13 @@ template <int D> struct FlashBackward {
     static constexpr int MT = FP32 || D == 128 ? 1 : 2, ROWS = 16 * FLASH_WARPS * MT;
     static constexpr int STEP = (D < 128 ? 64 : 32) / (FP32 ? 2 : 1);
     static constexpr int PART =
-        STEP < 32 ? STEP : 32; /* queries that a warp has scores of at a time */
+        STEP < 32 ? STEP : 32; /* queries that a warp computes scores of at a time */
     static constexpr int NT = PART / 8, DT = D / 8;
-    /* Of the (STEP, D) of dq a warp has (16 QM, 8 QN), ACROSS warps side by side. */
+    /* Of the (STEP, D) of dq a warp computes (16 QM, 8 QN). ACROSS warps are side by side. */
     static constexpr int ACROSS = D < 128 ? 2 : 4, QM = STEP * ACROSS / FLASH_WARPS / 16,
                          QN = DT / ACROSS;
-    /* Shared memory: keys and values; STEP queries and their dout, a pair, and lse and D of these, twice
-       where there is room; ds of a step. */
+    /* Shared memory: keys and values; a pair of STEP queries and their dout, and lse and D of
+       these queries, all twice if there is room; ds of a step. */
     static constexpr int STAGES = FP32 && D == 128 ? 1 : 2;
     static constexpr int STAY = 2 * ROWS * D, PAIR = 2 * STEP * D, DS = ROWS * STEP;
     static constexpr size_t BYTES =
@@ -85,14 +88,16 @@ template <int D> struct FlashBackward {
 
 typedef struct {
     int T, NH, NKV, HS;
-    int group; /* query heads that read the same key head */
+    int group; /* query heads that read one key head */
     int heads,
-        tiles;    /* of all sequences; of ROWS rows in one: a block for each tile of each head */
-    int together; /* heads worked on at a time */
-    int wide;     /* rows begin at multiples of 16 bytes */
-    int chunks, kept;    /* of STEP queries in a sequence; of these, with sums of dq in scratch */
-    float scale, scale2; /* of q . k, and for exponentials to base 2 */
-    int C, C3;           /* elements of a row of out, and of qkv */
+        /* heads of all sequences; tiles of ROWS rows in one: a block for each tile of each head */
+        tiles;
+    int wave; /* heads that are worked on at a time */
+    int wide; /* rows begin at multiples of 16 bytes */
+    /* chunks of STEP queries in a sequence; chunks with sums of dq in scratch */
+    int chunks, kept;
+    float scale, scale2; /* factor of q . k; factor for exponentials to base 2 */
+    int C, C3;           /* elements of a row of out; elements of a row of qkv */
 } FlashShape;
 
 #define FLASH_LOG2E 1.4426950408889634f
@@ -101,18 +106,19 @@ typedef struct {
 /* ---------------------------------------------------------------------------------------------- */
 /* parts of the kernels */
 
-/* The head and the tile of block n. Long tiles go first, so that the last blocks to end are short ones; but
-   only of as many heads at a time as the L2 cache holds the rows of that blocks walk along. */
+/* The head and the tile of block n. Long tiles go first, so that the last blocks to end are
+   short ones; but only of f.wave heads at a time, so that the rows that their blocks walk
+   along stay in the L2 cache. */
 __device__ static inline void flash_place(int *head, int *tile, int n, const FlashShape &f) {
-    int first = n / (f.together * f.tiles) * f.together;
-    int heads = f.heads - first < f.together ? f.heads - first : f.together;
+    int first = n / (f.wave * f.tiles) * f.wave;
+    int heads = f.heads - first < f.wave ? f.heads - first : f.wave;
     n -= first * f.tiles;
     *tile = n / heads;
     *head = first + n % heads;
 }
 
-/* `rows` rows of HS elements at p, ld apart, into a tile of ROWS rows; the rest of it becomes 0. They are
-   there after a wait for the copies and a barrier. */
+/* Loads `rows` rows of HS elements, ld apart, from p into a tile of ROWS rows; the rest of the
+   tile becomes 0. The rows have arrived after a wait for the copies and a barrier. */
 template <int ROWS, int D>
 __device__ static inline void flash_load(Tile<floatX, D> tile, const floatX *p, int ld, int rows,
                                          const FlashShape &f, int thread = (int)threadIdx.x) {
@@ -147,15 +153,18 @@ template <int M, int N> __device__ static inline void flash_scale(FragC (&c)[M][
             UNROLLED_FOR (int e = 0; e < 4; e++) c[m][n].x[e] *= scale;
 }
 
-/* s (16 MT, 8 NT) += the part of X Y^T that comes from columns k.. k + 15: a has those of X. */
+/* s (16 MT, 8 NT) += the part of X Y^T that comes from columns [k, k + 16). `a` holds these
+   columns of X. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_scores_of(FragC (&s)[MT][NT], const FragA<floatX> (&a)[MT],
                                               Tile<floatX, D> Y, int k, int lane) {
     UNROLLED_FOR (int n = 0; n < NT; n += 2) {
         FragB<floatX> b[2];
         load_b(b, Y, 8 * n, k, lane);
-        UNROLLED_FOR (int m = 0; m < MT; m++)
-            mma(s[m][n], a[m], b[0]), mma(s[m][n + 1], a[m], b[1]);
+        UNROLLED_FOR (int m = 0; m < MT; m++) {
+            mma(s[m][n], a[m], b[0]);
+            mma(s[m][n + 1], a[m], b[1]);
+        }
     }
 }
 
@@ -165,7 +174,8 @@ __device__ static inline void flash_columns(FragA<floatX> (&a)[MT], Tile<floatX,
     UNROLLED_FOR (int m = 0; m < MT; m++) load_a(a[m], X, row + 16 * m, k, lane);
 }
 
-/* s (16 MT, 8 NT) = X Y^T: rows row.. of X by the rows of Y, tiles of D columns. */
+/* s (16 MT, 8 NT) = X Y^T, of 16 MT rows of X from `row` on and 8 NT rows of Y. Tiles have D
+   columns. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X, int row,
                                            Tile<floatX, D> Y, int lane = warp_lane()) {
@@ -177,7 +187,7 @@ __device__ static inline void flash_scores(FragC (&s)[MT][NT], Tile<floatX, D> X
     }
 }
 
-/* o (16 MT, D) += s Y: the 8 NT rows of Y, weighted by s (16 MT, 8 NT) rounded to floatX. */
+/* o (16 MT, D) += s Y, with s (16 MT, 8 NT) rounded to floatX and 8 NT rows of Y. */
 template <int MT, int NT, int D>
 __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s)[MT][NT],
                                           Tile<floatX, D> Y, int lane = warp_lane()) {
@@ -187,26 +197,29 @@ __device__ static inline void flash_weigh(FragC (&o)[MT][D / 8], const FragC (&s
         UNROLLED_FOR (int n = 0; n < D / 8; n += 2) {
             FragB<floatX> b[2];
             load_b_plain(b, Y, 8 * k, 8 * n, lane);
-            UNROLLED_FOR (int m = 0; m < MT; m++)
-                mma(o[m][n], a[m], b[0]), mma(o[m][n + 1], a[m], b[1]);
+            UNROLLED_FOR (int m = 0; m < MT; m++) {
+                mma(o[m][n], a[m], b[0]);
+                mma(o[m][n + 1], a[m], b[1]);
+            }
         }
     }
 }
 
-/* Drops the scores of keys after their query. s holds those of rows row.. and columns col..: queries
-   and keys, or with TRANSPOSED keys and queries. */
+/* Masks the scores of keys after their query. s begins at row `row` and column `col`. Rows are
+   queries and columns are keys; with TRANSPOSED the other way round. */
 template <int TRANSPOSED, int MT, int NT>
 __device__ static inline void flash_mask(FragC (&s)[MT][NT], int row, int col) {
-    int ahead = col + frag_col(0) - row - frag_row(0); /* of element 0 of the first fragment */
+    /* column minus row, for element 0 of the first fragment */
+    int offset = col + frag_col(0) - row - frag_row(0);
     UNROLLED_FOR (int m = 0; m < MT; m++)
         UNROLLED_FOR (int n = 0; n < NT; n++)
             UNROLLED_FOR (int e = 0; e < 4; e++) {
                 int limit = 16 * m + 8 * (e / 2) - 8 * n - e % 2;
-                if (TRANSPOSED ? ahead < limit : ahead > limit) s[m][n].x[e] = -INFINITY;
+                if (TRANSPOSED ? offset < limit : offset > limit) s[m][n].x[e] = -INFINITY;
             }
 }
 
-/* Of the four lanes that have a row of a fragment. */
+/* Sum and maximum over the four lanes that share a row of a fragment. */
 __device__ static inline float quad_sum(float x) {
     x += __shfl_xor_sync(FULL_WARP, x, 1);
     return x + __shfl_xor_sync(FULL_WARP, x, 2);
@@ -216,9 +229,9 @@ __device__ static inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 2));
 }
 
-/* One step of the softmax of rows that come in pieces (Milakov and Gimelshein, 2018): s becomes
-   2^(scale s - top), and what was summed before, o and this lane's part of sum, is brought to the same
-   top. That need not be the maximum, and is left alone while it is within 2^8 of it. */
+/* One step of a softmax whose rows come in pieces (Milakov and Gimelshein, 2018): s becomes
+   2^(scale s - top), and the earlier sums, o and this lane's part of sum, are rescaled to the
+   new top. top need not be the maximum: it is kept as long as the maximum is below 2^8 times it. */
 template <int MT, int NT, int DT>
 __device__ static inline void flash_softmax(FragC (&s)[MT][NT], FragC (&o)[MT][DT],
                                             float (&top)[MT][2], float (&sum)[MT][2], float scale) {
@@ -229,18 +242,26 @@ __device__ static inline void flash_softmax(FragC (&s)[MT][NT], FragC (&o)[MT][D
             UNROLLED_FOR (int n = 0; n < NT; n++)
                 max = fmaxf(max, fmaxf(s[m][n].x[half], s[m][n].x[half + 1]));
             max = scale * quad_max(max);
-            if (max > t + 8) factor = fast_exp2(t - max), t = max;
+            if (max > t + 8) {
+                factor = fast_exp2(t - max);
+                t = max;
+            }
             UNROLLED_FOR (int n = 0; n < NT; n++)
-                UNROLLED_FOR (int e = half; e < half + 2; e++)
-                    part += s[m][n].x[e] = fast_exp2(scale * s[m][n].x[e] - t);
+                UNROLLED_FOR (int e = half; e < half + 2; e++) {
+                    float p = fast_exp2(scale * s[m][n].x[e] - t);
+                    s[m][n].x[e] = p;
+                    part += p;
+                }
             sum[m][half / 2] = factor * sum[m][half / 2] + part;
             if (!__any_sync(FULL_WARP, factor != 1)) continue;
-            UNROLLED_FOR (int n = 0; n < DT; n++)
-                o[m][n].x[half] *= factor, o[m][n].x[half + 1] *= factor;
+            UNROLLED_FOR (int n = 0; n < DT; n++) {
+                o[m][n].x[half] *= factor;
+                o[m][n].x[half + 1] *= factor;
+            }
         }
 }
 
-/* Puts c (16 M, 8 N), rounded to floatX, at rows row.. and columns col.. of the tile. */
+/* Stores c (16 M, 8 N), rounded to floatX, in the tile from row `row` and column `col` on. */
 template <int M, int N, int D>
 __device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col,
                                         const FragC (&c)[M][N], int lane = warp_lane()) {
@@ -251,8 +272,9 @@ __device__ static inline void flash_put(Tile<floatX, D> tile, int row, int col,
                            c[m][n].x[e], c[m][n].x[e + 1]);
 }
 
-/* Writes o, the warp's rows row.. of a tile, to `rows` rows of HS elements at p, ld apart. The tile is
-   used to bring the elements of a piece together; these rows of it have been this warp's alone. */
+/* Writes o, the warp's rows of a tile from `row` on, to at most `rows` rows of HS elements at p,
+   ld apart. The elements of a 16-byte piece come together in the tile; no other warp uses these
+   rows of it. */
 template <int MT, int D>
 __device__ static inline void flash_store(floatX *p, size_t ld, int rows, Tile<floatX, D> tile,
                                           int row, const FragC (&o)[MT][D / 8],
@@ -292,16 +314,18 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
     FragC o[MT][F::DT];
     float top[MT][2], sum[MT][2];
     flash_zero(o);
-    UNROLLED_FOR (int m = 0; m < MT; m++)
-        top[m][0] = top[m][1] = -INFINITY, sum[m][0] = sum[m][1] = 0;
+    UNROLLED_FOR (int m = 0; m < MT; m++) {
+        top[m][0] = top[m][1] = -INFINITY;
+        sum[m][0] = sum[m][1] = 0;
+    }
 
-    auto bring = [&](int n) { /* the rows of step n */
-                              int j0 = n * STEP;
-                              Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR},
-                                              V = {K.p + F::PAIR / 2};
-                              flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
-                              flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
-                              cp_async_commit();
+    /* loads the rows of step n */
+    auto bring = [&](int n) {
+        int j0 = n * STEP;
+        Tile<floatX, D> K = {shared + F::STAY + (n & 1) * F::PAIR}, V = {K.p + F::PAIR / 2};
+        flash_load<STEP>(K, k + (size_t)j0 * f.C3, f.C3, T - j0, f);
+        flash_load<STEP>(V, v + (size_t)j0 * f.C3, f.C3, T - j0, f);
+        cp_async_commit();
     };
     flash_load<ROWS>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f);
     cp_async_commit();
@@ -309,13 +333,14 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
     FragA<floatX> q[F::HELD ? D / 16 : 1][MT];
     if (F::HELD) {
         cp_async_wait<1>();
-        __syncthreads(); /* the queries are there */
+        __syncthreads(); /* the queries have arrived */
         UNROLLED_FOR (int c = 0; c < (F::HELD ? D / 16 : 1); c++)
             flash_columns(q[c], Q, row, 16 * c, warp_lane());
     }
     for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
-        __syncthreads(); /* the rows of this step are there, and those of the last are free */
+        /* the rows of this step have arrived, and those of the last step are free */
+        __syncthreads();
         if (n + 1 < steps) bring(n + 1);
         int j0 = n * STEP;
         if (j0 > first + 16 * MT - 1) continue;
@@ -336,8 +361,10 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
             int i = first + 16 * m + frag_row(half);
             if (i < T && frag_col(0) == 0)
                 lse[(size_t)head * T + i] = FLASH_LN2 * (top[m][half / 2] + log2f(total));
-            UNROLLED_FOR (int n = 0; n < F::DT; n++)
-                o[m][n].x[half] *= inverse, o[m][n].x[half + 1] *= inverse;
+            UNROLLED_FOR (int n = 0; n < F::DT; n++) {
+                o[m][n].x[half] *= inverse;
+                o[m][n].x[half + 1] *= inverse;
+            }
         }
     flash_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o, f);
 }
@@ -345,8 +372,9 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
-/* dots (B,NH,T) = D: dot products of the rows of dout and out (B,T,NH,HS), a row to eight lanes. Also sets
-   the `n_counts` numbers at counts to 0 for the kernel that comes next; these are fewer than the threads. */
+/* dots (B,NH,T) = D, the dot products of the rows of dout and out (B,T,NH,HS), eight lanes to a
+   row. Also clears the n_counts numbers at counts for the next kernel; there are fewer of them
+   than threads. */
 template <int N>
 __global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_counts,
                                          const floatX *dout, const floatX *out, size_t rows, int T,
@@ -365,9 +393,10 @@ __global__ static void flash_dots_kernel(float *dots, int *counts, size_t n_coun
     if (n < rows && threadIdx.x % 8 == 0) dots[(n / NH / T * NH + n % NH) * T + n / NH % T] = sum;
 }
 
-/* What 8 NT queries from i0 on, in Q, with their dout in dO, lse in l and D in d, add to the gradients of the
-   warp's rows of K and V, keys from j0 on. Their ds^T goes to the warp's rows of dS, at columns col.. The
-   lane is read anew twice (fresh_thread): addresses would take the registers that the fragments need. */
+/* Adds to dk and dv of the warp's rows of K and V, keys from j0 on, what 8 NT queries from i0 on
+   contribute: Q, with their dout in dO, lse in l and D in d. Stores their ds^T in the warp's
+   rows of dS from column `col` on. The lane is read again twice (fresh_thread), because
+   addresses would take the registers that the fragments need. */
 template <int MT, int NT, int D, int STEP>
 __device__ static inline void
 flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8], Tile<floatX, STEP> dS, int col,
@@ -375,7 +404,7 @@ flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8], Tile<floatX,
                     const float *l, const float *d, int j0, int i0, float scale2) {
     FragC s[MT][NT], dp[MT][NT];
     int thread = fresh_thread(), lane = thread % 32, row = thread / 32 * 16 * MT, first = j0 + row;
-    if (i0 + 8 * NT - 1 < first) { /* none of these queries sees one of these keys */
+    if (i0 + 8 * NT - 1 < first) { /* none of these queries sees any of these keys */
         flash_zero(dp);
         flash_put(dS, row, col, dp, lane);
         return;
@@ -399,12 +428,13 @@ flash_backward_part(FragC (&dk)[MT][D / 8], FragC (&dv)[MT][D / 8], Tile<floatX,
     flash_weigh(dk, dp, Q, lane);
 }
 
-/* dq (16 QM, 8 QN) = ds K: rows row.. and columns col.. of the product of the first `keys` rows of dS, which
-   has ds^T, and of K; `keys` is a multiple of STEP. */
+/* dq (16 QM, 8 QN) = the rows from `row` on and the columns from `col` on of ds K. dS holds
+   ds^T. The product runs over the first `keys` rows of dS and K, a multiple of STEP. */
 template <int QM, int QN, int STEP, int D>
 __device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, STEP> dS, int row,
                                               Tile<floatX, D> K, int col, int keys, int lane) {
-    constexpr int DEEP = D < 128 ? STEP : 16; /* what is unrolled: with more registers get short */
+    /* columns to unroll; fewer where registers get short */
+    constexpr int DEEP = D < 128 ? STEP : 16;
     flash_zero(dq);
 #pragma unroll 1
     for (int start = 0; start < keys; start += DEEP)
@@ -415,19 +445,25 @@ __device__ static inline void flash_product_q(FragC (&dq)[QM][QN], Tile<floatX, 
             UNROLLED_FOR (int n = 0; n < QN; n += 2) {
                 FragB<floatX> b[2];
                 load_b_plain(b, K, k, col + 8 * n, lane);
-                UNROLLED_FOR (int m = 0; m < QM; m++)
-                    mma(dq[m][n], a[m], b[0]), mma(dq[m][n + 1], a[m], b[1]);
+                UNROLLED_FOR (int m = 0; m < QM; m++) {
+                    mma(dq[m][n], a[m], b[0]);
+                    mma(dq[m][n + 1], a[m], b[1]);
+                }
             }
         }
 }
 
-/* Fragments in scratch: element e of all is element e of a float4, and a warp's float4 are side by side. */
+/* Fragments in scratch. The four elements of a fragment are one float4, and a warp's float4 are
+   side by side. */
 template <int M, int N>
 __device__ static inline void flash_take(FragC (&c)[M][N], const float4 *p, int lane) {
     UNROLLED_FOR (int m = 0; m < M; m++)
         UNROLLED_FOR (int n = 0; n < N; n++) {
             float4 x = load_l2(p + 32 * (N * m + n) + lane);
-            c[m][n].x[0] = x.x, c[m][n].x[1] = x.y, c[m][n].x[2] = x.z, c[m][n].x[3] = x.w;
+            c[m][n].x[0] = x.x;
+            c[m][n].x[1] = x.y;
+            c[m][n].x[2] = x.z;
+            c[m][n].x[3] = x.w;
         }
 }
 template <int M, int N>
@@ -439,7 +475,8 @@ __device__ static inline void flash_leave(float4 *p, const FragC (&c)[M][N], int
         }
 }
 
-/* Writes rows row.. and columns col.. of dq to `rows` rows of HS elements at p, ld apart. */
+/* Writes dq from row `row` and column `col` on to at most `rows` rows of HS elements at p, ld
+   apart. */
 template <int M, int N>
 __device__ static inline void flash_write_q(floatX *p, size_t ld, int rows, int row, int col,
                                             const FragC (&dq)[M][N], int lane,
@@ -459,9 +496,9 @@ __device__ static inline void flash_write_q(floatX *p, size_t ld, int rows, int 
         }
 }
 
-/* This warp's share of what the keys of a block add to the gradients of STEP queries, once their ds^T is in
-   dS: the first block leaves it in `sum`, the next ones add theirs to that, the last one writes `rows` rows
-   at p. No query sees one of the block's keys from `keys` on. */
+/* The warp's share of what the keys of a block add to dq of STEP queries, whose ds^T is in dS.
+   The first block stores its share in `sum`, later blocks add theirs, the last block writes
+   `rows` rows at p. No query sees the block's keys from `keys` on. */
 template <int D, int STEP>
 __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
                                                Tile<floatX, STEP> dS, Tile<floatX, D> K, int keys,
@@ -469,14 +506,14 @@ __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
     using F = FlashBackward<D>;
     int thread = fresh_thread(), lane = thread % 32, warp = thread / 32;
     int row = warp / F::ACROSS * 16 * F::QM, col = warp % F::ACROSS * 8 * F::QN;
-    FragC dq[F::QM][F::QN], before[F::QM][F::QN];
+    FragC dq[F::QM][F::QN], previous[F::QM][F::QN];
     sum += warp * 32 * F::QM * F::QN;
-    flash_zero(before);
-    if (!first) flash_take(before, sum, lane); /* on its way during the product */
+    flash_zero(previous);
+    if (!first) flash_take(previous, sum, lane); /* arrives during the product */
     flash_product_q(dq, dS, row, K, col, keys < F::ROWS ? keys : F::ROWS, lane);
     UNROLLED_FOR (int m = 0; m < F::QM; m++)
         UNROLLED_FOR (int n = 0; n < F::QN; n++)
-            UNROLLED_FOR (int e = 0; e < 4; e++) dq[m][n].x[e] += before[m][n].x[e];
+            UNROLLED_FOR (int e = 0; e < 4; e++) dq[m][n].x[e] += previous[m][n].x[e];
     if (!last) {
         flash_leave(sum, dq, lane);
         return;
@@ -485,8 +522,9 @@ __device__ static inline void flash_backward_q(floatX *p, int rows, float4 *sum,
     flash_write_q(p, f.C3, rows, row, col, dq, lane, f);
 }
 
-/* All gradients. sums: of dq, f.kept chunks of (STEP, D) for each query head of each sequence. ticket: what
-   the next block draws; after it the steps that each tile but the last of each key head has done. */
+/* All gradients. `sums` has f.kept chunks of (STEP, D) of dq for each query head of each
+   sequence. `ticket` is what the next block draws; behind it are counts: the steps that each
+   tile of each key head, except the last, has done. */
 template <int D>
 __global__ static void __launch_bounds__(FLASH_THREADS)
     flash_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
@@ -497,7 +535,7 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
     Tile<floatX, D> K = {shared}, V = {shared + ROWS * D};
     Tile<floatX, STEP> dS = {shared + F::STAY + F::STAGES * F::PAIR};
     float *stats =
-        (float *)(void *)(dS.p + F::DS); /* lse and D of the queries of a step, for each stage */
+        (float *)(void *)(dS.p + F::DS); /* lse and D of a step's queries, for each stage */
     int head, tile, T = f.T, *drawn = (int *)(void *)dS.p;
     if (threadIdx.x == 0) *drawn = atomicAdd(ticket, 1);
     __syncthreads();
@@ -505,41 +543,41 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
     int b = head / f.NKV, g = head % f.NKV;
     int j0 = tile * ROWS, *done = ticket + 1 + head * (f.tiles - 1) + tile;
     int steps =
-        f.group * (f.chunks - j0 / STEP); /* in the last ROWS / STEP chunks it is the last */
+        f.group * (f.chunks - j0 / STEP); /* in the last ROWS / STEP chunks this tile is the last */
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS,
            v = k + (size_t)f.NKV * f.HS;
     FragC dk[MT][F::DT], dv[MT][F::DT];
     flash_zero(dk);
     flash_zero(dv);
 
-    auto bring =
-        [&](int n) { /* the rows of step n, to its stage */
-                     int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP,
-                         stage = n % F::STAGES;
-                     int thread = fresh_thread();
-                     Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR},
-                                     dO = {Q.p + F::PAIR / 2};
-                     flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3,
-                                      T - i0, f, thread);
-                     flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C,
-                                      T - i0, f, thread);
-                     int r = thread % STEP;
-                     if (thread < 2 * STEP) {
-                         const float *from =
-                             (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-                         float *to = stats + stage * 2 * STEP + thread;
-                         if (r < T - i0) cp_async<4>(to, from);
-                         else *to = 0;
-                     }
-                     cp_async_commit();
-        };
+    /* loads the rows of step n into its stage */
+    auto bring = [&](int n) {
+        int h = g * f.group + n % f.group, i0 = (f.chunks - 1 - n / f.group) * STEP,
+            stage = n % F::STAGES;
+        int thread = fresh_thread();
+        Tile<floatX, D> Q = {shared + F::STAY + stage * F::PAIR}, dO = {Q.p + F::PAIR / 2};
+        flash_load<STEP>(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, f,
+                         thread);
+        flash_load<STEP>(dO, dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, f,
+                         thread);
+        int r = thread % STEP;
+        if (thread < 2 * STEP) {
+            const float *from = (thread < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+            float *to = stats + stage * 2 * STEP + thread;
+            if (r < T - i0) cp_async<4>(to, from);
+            else *to = 0;
+        }
+        cp_async_commit();
+    };
     flash_load<ROWS>(K, qkv + k, f.C3, T - j0, f);
     flash_load<ROWS>(V, qkv + v, f.C3, T - j0, f);
     bring(0);
-    int seen = 0; /* steps that the tile before has done, as far as thread 0 knows */
+    int seen = 0; /* steps of the tile before this one that thread 0 knows to be done */
     for (int n = 0; n < steps; n++) {
         cp_async_wait<0>();
-        __syncthreads(); /* the rows of this step are there, those of the last are free, its dq is written */
+        /* The rows of this step have arrived, those of the last step are free, its dq is
+           written. */
+        __syncthreads();
         if (n > 0 && n <= steps - f.group * (ROWS / STEP) && fresh_thread() == FLASH_THREADS - 32)
             publish_count(done, n);
         if (F::STAGES > 1 && n + 1 < steps) bring(n + 1);
@@ -556,13 +594,14 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
         size_t place =
             chunk < ROWS / STEP ? 0 : ((size_t)b * f.NH + h) * f.kept + chunk - ROWS / STEP;
         if (tile > 0 && seen <= n && fresh_thread() == 0) seen = await_count(done - 1, n + 1);
-        __syncthreads(); /* ds of this step is there, so is the sum of the tiles before; Q and dO are free */
+        /* ds of this step and the sum of the tiles before are there. Q and dO are free. */
+        __syncthreads();
         if (F::STAGES == 1 && n + 1 < steps) bring(n + 1);
         flash_backward_q<D>(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, T - i0,
                             sums + place * (STEP * D / 4), dS, K, i0 + STEP - j0, tile == 0,
                             i0 < j0 + ROWS, f);
     }
-    __syncthreads(); /* K is no longer read by other warps */
+    __syncthreads(); /* no warp reads K any more */
     int row = fresh_thread() / 32 * 16 * MT;
     flash_scale(dk, f.scale);
     flash_store(dqkv + k, f.C3, T - j0, K, row, dk, f);
@@ -572,33 +611,30 @@ __global__ static void __launch_bounds__(FLASH_THREADS)
 /* ---------------------------------------------------------------------------------------------- */
 /* on the host */
 
-/* Bytes of the rows that blocks walk along, of the heads that are worked on at a time: a third of an H100's
-   L2 cache. The backward pass has as many bytes of sums of dq beside them, or with float half as many. */
-inline size_t flash_cache = 16 << 20;
-
-/* Of a kernel whose blocks have `rows` rows of one of `heads` heads of a sequence, and walk along two
-   matrices of `walked` heads, `step` rows at a time. */
+/* The shape for a kernel whose blocks keep `rows` rows of one of `heads` heads of a sequence,
+   and walk along two matrices of `walked` heads, `step` rows at a time. cm_gpu.flash_cache
+   bounds the rows that the blocks of f.wave heads walk along: a third of an H100's L2 cache.
+   Beside them the backward pass has sums of dq: as many bytes, or with float half as many. */
 static inline FlashShape flash_shape(int rows, int step, int heads, int walked, int B, int T,
                                      int NH, int NKV, int HS, double scale, int wide) {
     size_t bytes = 2 * (size_t)T * (size_t)HS * (size_t)walked * sizeof(floatX) / (size_t)heads + 1;
-    size_t fit = flash_cache / bytes + 1, all = (size_t)B * (size_t)heads;
+    size_t fit = cm_gpu.flash_cache / bytes + 1, all = (size_t)B * (size_t)heads;
     int chunks = (int)ceil_div((size_t)T, (size_t)step), own = rows / step;
-    FlashShape f = {T,
-                    NH,
-                    NKV,
-                    HS,
-                    NH / NKV,
-                    (int)all,
-                    (int)ceil_div((size_t)T, (size_t)rows),
-                    (int)(fit < all ? fit : all),
-                    wide,
-                    chunks,
-                    chunks > own ? chunks - own : 0,
-                    (float)scale,
-                    FLASH_LOG2E * (float)scale,
-                    NH * HS,
-                    (NH + 2 * NKV) * HS};
-    return f;
+    return {.T = T,
+            .NH = NH,
+            .NKV = NKV,
+            .HS = HS,
+            .group = NH / NKV,
+            .heads = (int)all,
+            .tiles = (int)ceil_div((size_t)T, (size_t)rows),
+            .wave = (int)min_size(fit, all),
+            .wide = wide,
+            .chunks = chunks,
+            .kept = max_int(chunks - own, 0),
+            .scale = (float)scale,
+            .scale2 = FLASH_LOG2E * (float)scale,
+            .C = NH * HS,
+            .C3 = (NH + 2 * NKV) * HS};
 }
 
 template <int D>
@@ -618,11 +654,11 @@ static inline void flash_forward(floatX *out, floatM *lse, const floatX *qkv, in
     else flash_forward_width<128>(out, lse, qkv, B, T, NH, NKV, HS, scale);
 }
 
-/* What the backward pass has in scratch: where it begins, and how much there is of it. The first ROWS queries
-   belong to tile 0 of the keys alone: no sums of theirs. */
+/* Offsets and sizes in the scratch of the backward pass; dots are at 0. The first ROWS queries
+   have no sums, because only tile 0 contributes to them. */
 typedef struct {
-    size_t n_counts; /* a ticket, and the steps of each tile but the last of each key head */
-    size_t sums, counts, bytes; /* dots are at 0 */
+    size_t n_counts; /* a ticket, and the steps of each tile of each key head but the last */
+    size_t sums, counts, bytes;
 } FlashScratch;
 
 template <int D> static FlashScratch flash_scratch(int B, int T, int NH, int NKV) {
@@ -638,7 +674,7 @@ template <int D> static FlashScratch flash_scratch(int B, int T, int NH, int NKV
     return s;
 }
 
-/* Bytes of scratch that the backward pass takes. */
+/* Bytes of scratch of the backward pass. */
 static inline size_t attention_scratch(int B, int T, int NH, int NKV, int HS) {
     if (HS <= 32) return flash_scratch<32>(B, T, NH, NKV).bytes;
     if (HS <= 64) return flash_scratch<64>(B, T, NH, NKV).bytes;
@@ -682,14 +718,14 @@ static inline void flash_backward(floatX *dqkv, const floatX *dout, const floatX
 
 enum { DECODE_THREADS = 512, DECODE_TEAMS = DECODE_THREADS / 8 };
 
-/* A block for each head. Eight lanes are a team; each team has every DECODE_TEAMS-th key, its own softmax
-   and its own sum, and lane c of it the columns c N..., (8 + c) N ... of these. At the end the teams'
-   sums are added up in their order. */
+/* A block for each head. Eight lanes are a team. A team takes every DECODE_TEAMS-th key, with a
+   softmax and a sum of its own; lane c of it has columns c N..., (8 + c) N... of these. At the
+   end the sums of the teams are added in order. */
 template <int N>
 __global__ static void __launch_bounds__(DECODE_THREADS)
     flash_decode_kernel(floatX *out, const floatX *q, const floatX *k_cache, const floatX *v_cache,
                         int t, int NH, int NKV, int HS, float scale) {
-    constexpr int LOADS = 16 / N; /* of a lane, to cover 128 columns */
+    constexpr int LOADS = 16 / N; /* loads of a lane that cover 128 columns */
     BLOCK_SHARED(tops, [DECODE_TEAMS], float);
     BLOCK_SHARED(sums, [DECODE_TEAMS], float);
     BLOCK_SHARED(parts, [DECODE_TEAMS][128], float);
@@ -702,7 +738,7 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
         if (c < HS) load<N>(x[i], q + (size_t)h * HS + c);
     }
     for (int first = team / 4 * 4; first <= t;
-         first += DECODE_TEAMS) { /* a warp's four teams together */
+         first += DECODE_TEAMS) { /* the four teams of a warp step together */
         int j = first + team % 4, valid = j <= t;
         float s = 0, v[LOADS][N];
         UNROLLED_FOR (int i = 0; i < LOADS; i++) {
@@ -717,12 +753,16 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
         if (!valid) continue;
         float max = fmaxf(top, scale * s), factor = fast_exp2(top - max),
               p = fast_exp2(scale * s - max);
-        top = max, sum = factor * sum + p;
+        top = max;
+        sum = factor * sum + p;
         UNROLLED_FOR (int i = 0; i < LOADS; i++)
             UNROLLED_FOR (int e = 0; e < N; e++)
                 if ((8 * i + lane) * N < HS) o[i][e] = factor * o[i][e] + p * v[i][e];
     }
-    if (lane == 0) tops[team] = top, sums[team] = sum;
+    if (lane == 0) {
+        tops[team] = top;
+        sums[team] = sum;
+    }
     UNROLLED_FOR (int i = 0; i < LOADS; i++)
         UNROLLED_FOR (int e = 0; e < N; e++) parts[team][(8 * i + lane) * N + e] = o[i][e];
     __syncthreads();
@@ -732,7 +772,8 @@ __global__ static void __launch_bounds__(DECODE_THREADS)
     for (int i = 0; i < DECODE_TEAMS; i++) top = fmaxf(top, tops[i]);
     for (int i = 0; i < DECODE_TEAMS; i++) {
         float factor = fast_exp2(tops[i] - top);
-        total += factor * sums[i], result += factor * parts[i][threadIdx.x];
+        total += factor * sums[i];
+        result += factor * parts[i][threadIdx.x];
     }
     out[(size_t)h * HS + threadIdx.x] = from_float<floatX>(result / total);
 }
@@ -755,42 +796,34 @@ static inline void flash_decode(floatX *out, const floatX *q, const floatX *k_ca
 
 /* ---------------------------------------------------------------------------------------------- */
 
-/* Whether heads of this width can be computed. */
+/* Returns 0 if attention can have heads of this width, else -1 and err. */
 static inline int attention_supports(int HS, char *err) {
     if (HS > 128)
         return fail(err, "--head-dim %d: attention on a GPU takes head widths up to 128", HS);
     return 0;
 }
 
-/* A library's attention that is faster here (attention_choose of cudnn.cuh), else NULL. Both return -1 where
-   they cannot do it. */
-inline int (*attention_library_forward)(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
-                                        int NH, int NKV, int HS, double scale);
-inline int (*attention_library_backward)(floatX *dqkv, const floatX *dout, const floatX *qkv,
-                                         const floatX *out, const floatM *lse, int B, int T, int NH,
-                                         int NKV, int HS, double scale);
-
-/* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS); scale > 0 multiplies q . k. */
+/* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS). scale > 0 multiplies q . k. */
 static inline void attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
                                      int NH, int NKV, int HS, double scale) {
-    if (attention_library_forward &&
-        attention_library_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) == 0)
+    if (cm_gpu.attention_forward &&
+        cm_gpu.attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale) == 0)
         return;
     flash_forward(out, lse, qkv, B, T, NH, NKV, HS, scale);
 }
 
-/* Sets dqkv (B,T,(NH+2*NKV)*HS), all three parts. */
+/* Sets all of dqkv (B,T,(NH+2*NKV)*HS). */
 static inline void attention_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
                                       const floatX *out, const floatM *lse, int B, int T, int NH,
                                       int NKV, int HS, double scale) {
-    if (attention_library_backward &&
-        attention_library_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale) == 0)
+    if (cm_gpu.attention_backward &&
+        cm_gpu.attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale) == 0)
         return;
     flash_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
 }
 
-/* One new position t for generation: out (NH*HS) from q (NH*HS) and the caches (max_T,NKV*HS), of
-   which positions 0..t hold keys and values. */
+/* Attention of one new position t, for generation: out (NH*HS) from q (NH*HS) and the caches
+   (max_T,NKV*HS), which hold the keys and values of positions 0..t. */
 static inline void attention_decode(floatX *out, const floatX *q, const floatX *k_cache,
                                     const floatX *v_cache, int t, int NH, int NKV, int HS,
                                     double scale) {

@@ -1,24 +1,27 @@
 /*
-Attention for compute capability 9.0 (Hopper), bf16, heads of 64 or 128: the contract, the formulas and the order of
-dq's sums of attention.cuh, with the products of wgmma.cuh. Everything else takes the kernels there.
+Attention for compute capability 9.0 (Hopper), in bf16, for heads of 64 or 128 columns. Contract,
+formulas and the order of dq's sums are those of attention.cuh; the products are those of wgmma.cuh.
+All other shapes use the kernels of attention.cuh.
 
-A block is two warpgroups; each has 64 rows of the block's 128 as the left side of its products.
+A block is two warpgroups. Each keeps 64 of the block's 128 rows as the left side of its products.
 
-    forward     has queries, walks along keys:      s = q k^T                               out += p v
-    backward    has keys, walks along queries:      s^T = k q^T,  dp^T = v dout^T           dv += p^T dout
-                                                                                            dk += ds^T q
-                                                                                            dq += ds k
+    forward   keeps queries, walks along keys:    s = q k^T                         out += p v
+    backward  keeps keys, walks along queries:    s^T = k q^T,  dp^T = v dout^T     dv += p^T dout
+                                                                                    dk += ds^T q
+                                                                                    dq += ds k
 
-Forward, after Shah et al., "FlashAttention-3" (2024): the scores of the next keys are under way during the softmax of
-these, and so is the product with the values. At D = 64 queries are in registers, with two blocks on a multiprocessor;
-at D = 128 in shared memory, with one. Keys arrive one step ahead of values.
+Forward, after Shah et al., "FlashAttention-3" (2024): the scores of the next keys, and the product
+with the values, are computed during the softmax of the current keys. At D = 64 queries are in
+registers and a multiprocessor has two blocks; at D = 128 queries are in shared memory and it has
+one. Keys arrive one step ahead of values.
 
-Backward: p and ds go from registers into dv and dk, ds^T through shared memory into dq, of which each warpgroup
-computes (64,64) from all keys of the block. The parts of dq are added up in scratch in the order of the tiles of
-keys, by tickets and counts as in attention.cuh; each warpgroup has its own counts. The scores of the next queries
-are under way while a part is added (D = 64; at 128 there are no registers left for them).
+Backward: p and ds go from registers into dv and dk. ds^T goes through shared memory into dq, of
+which each warpgroup computes (64,64) from all keys of the block. The contributions to dq are added
+up in scratch in the order of the tiles of keys, by tickets and counts as in attention.cuh; each
+warpgroup has counts of its own. At D = 64 the scores of the next queries are computed while a
+contribution is added; at D = 128 there are no registers left for that.
 
-Whether it is used is decided by a trial at start (attention_choice.cuh).
+A trial at start decides on the use of these kernels (attention_choice.cuh).
 */
 #ifndef CM_CUDA_ATTENTION_SM90_CUH
 #define CM_CUDA_ATTENTION_SM90_CUH
@@ -26,19 +29,20 @@ Whether it is used is decided by a trial at start (attention_choice.cuh).
 #include "attention.cuh"
 #include "wgmma.cuh"
 
-/* 1 from a device whose code was compiled with wgmma. */
+/* Sets *answer to 1 if the device's code was compiled with wgmma. */
 __global__ static void hopper_probe(int *answer) { *answer = wgmma_compiled; }
 
 #ifndef CM_FP32
 
 enum { HOPPER_ROWS = 128, HOPPER_THREADS = 2 * WARPGROUP };
 
-/* Sizes for heads of D columns. NT, DT: fragments side by side, of scores and of a sum. BLOCKS are together on a
-   multiprocessor. Shared memory has WGMMA_ALIGN bytes more than its matrices, which it begins somewhere in. */
+/* Sizes for heads of D columns. NT and DT are the fragments side by side in scores and in a sum.
+   BLOCKS run on a multiprocessor together. Shared memory is WGMMA_ALIGN bytes larger than its
+   matrices, so that these can be aligned. */
 template <int D> struct HopperForward {
     static constexpr int STEP = D == 64 ? 64 : 128, BLOCKS = D == 64 ? 2 : 1;
     static constexpr int NT = STEP / 8, DT = D / 8;
-    /* Shared memory: the queries, two times STEP keys, two times STEP values. */
+    /* Shared memory: the queries, twice STEP keys, twice STEP values. */
     static constexpr int STAY = HOPPER_ROWS * D, HALF = STEP * D;
     static constexpr size_t BYTES = (STAY + 4 * HALF) * sizeof(floatX) + WGMMA_ALIGN;
     static_assert(BLOCKS * (BYTES + 1024) <= 228 << 10,
@@ -47,10 +51,11 @@ template <int D> struct HopperForward {
 
 template <int D> struct HopperBackward {
     static constexpr int STEP = D == 64 ? 128 : 64;
-    static constexpr int PART = 64; /* queries that a warpgroup has scores of at a time */
+    static constexpr int PART = 64; /* queries that a warpgroup computes scores of at a time */
     static constexpr int NT = PART / 8, DT = D / 8;
     static constexpr int AHEAD = D == 64; /* registers suffice for the next scores beside dq */
-    /* Shared memory: keys and values; of two steps STEP queries and their dout, a pair, and ds; lse and D of two. */
+    /* Shared memory: keys and values; for two steps a pair of STEP queries and their dout, ds,
+       and lse and D. */
     static constexpr int STAGES = 2, STAY = 2 * HOPPER_ROWS * D, PAIR = 2 * STEP * D,
                          DS = HOPPER_ROWS * STEP;
     static constexpr size_t BYTES = (STAY + STAGES * PAIR + 2 * DS) * sizeof(floatX) +
@@ -64,13 +69,14 @@ template <int D> struct HopperBackward {
 /* ---------------------------------------------------------------------------------------------- */
 /* parts of the kernels */
 
-/* Number of this thread's warpgroup, which the compiler knows to be that of all lanes. */
+/* The number of this thread's warpgroup. The shuffle tells the compiler that all lanes have the
+   same. */
 __device__ static inline int hopper_group(void) {
     return __shfl_sync(FULL_WARP, (int)threadIdx.x / WARPGROUP, 0);
 }
 
-/* `rows` rows of D elements at p, ld apart and aligned to 16 bytes, into a matrix of ROWS rows; its rest
-   becomes 0. */
+/* Loads `rows` rows of D elements, ld apart and aligned to 16 bytes, from p into a matrix of
+   ROWS rows; the rest of the matrix becomes 0. */
 template <int ROWS, int D>
 __device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *p, int ld, int rows,
                                           int thread) {
@@ -86,8 +92,9 @@ __device__ static inline void hopper_load(Panels<ROWS, D> matrix, const floatX *
     }
 }
 
-/* Writes o, the warp's rows row.. of a matrix, to `rows` rows of D elements at p, ld apart. The matrix is used to
-   bring the elements of a piece together; nobody reads these rows of it any more. */
+/* Writes o, the warp's rows of a matrix from `row` on, to at most `rows` rows of D elements at
+   p, ld apart. The elements of a 16-byte piece come together in the matrix; no thread reads
+   these rows of it any more. */
 template <int ROWS, int D>
 __device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panels<ROWS, D> matrix,
                                            int row, const FragC (&o)[1][D / 8]) {
@@ -105,14 +112,14 @@ __device__ static inline void hopper_store(floatX *p, size_t ld, int rows, Panel
     }
 }
 
-/* Rows that have arrived by cp.async become visible to all threads and to the tensor cores. */
+/* Makes rows that cp.async has copied visible to all threads and to the tensor cores. */
 __device__ static inline void hopper_arrive(void) {
     cp_async_wait<0>();
     wgmma_publish();
     __syncthreads();
 }
 
-/* c (64, 8 NT) = X Y^T: rows row.. of X by rows from.. of Y. */
+/* c (64, 8 NT) = X Y^T, of rows of X from `row` on and rows of Y from `from` on. */
 template <int NT, int D, int ROWS, int STEP>
 __device__ static inline void hopper_scores(FragC (&c)[NT], Panels<ROWS, D> X, int row,
                                             Panels<STEP, D> Y, int from) {
@@ -120,7 +127,7 @@ __device__ static inline void hopper_scores(FragC (&c)[NT], Panels<ROWS, D> X, i
         wgmma<0, 0>(c, X.along(row, k), Y.along(from, k), k > 0);
 }
 
-/* c (64, D) += A Y: rows from.. of Y, weighted by A. */
+/* c (64, D) += A Y, of rows of Y from `from` on. */
 template <int K, int D, int STEP>
 __device__ static inline void hopper_weigh(FragC (&c)[D / 8], const FragA<floatX> (&a)[K],
                                            Panels<STEP, D> Y, int from) {
@@ -135,7 +142,8 @@ __device__ static inline void hopper_make_a(FragA<floatX> (&a)[NT / 2], const Fr
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
-/* flash_softmax without the sums in o: these have to be multiplied by `factor`, of each of the lane's two rows. */
+/* flash_softmax without rescaling o: o has to be multiplied by factor[0] and factor[1] in the
+   lane's two rows. */
 template <int NT>
 __device__ static inline void hopper_softmax(FragC (&s)[NT], float (&top)[2], float (&sum)[2],
                                              float (&factor)[2], float scale) {
@@ -145,10 +153,16 @@ __device__ static inline void hopper_softmax(FragC (&s)[NT], float (&top)[2], fl
             max = fmaxf(max, fmaxf(s[n].x[2 * half], s[n].x[2 * half + 1]));
         max = scale * quad_max(max);
         factor[half] = 1;
-        if (max > t + 8) factor[half] = fast_exp2(t - max), t = max;
+        if (max > t + 8) {
+            factor[half] = fast_exp2(t - max);
+            t = max;
+        }
         UNROLLED_FOR (int n = 0; n < NT; n++)
-            UNROLLED_FOR (int e = 2 * half; e < 2 * half + 2; e++)
-                part += s[n].x[e] = fast_exp2(scale * s[n].x[e] - t);
+            UNROLLED_FOR (int e = 2 * half; e < 2 * half + 2; e++) {
+                float p = fast_exp2(scale * s[n].x[e] - t);
+                s[n].x[e] = p;
+                part += p;
+            }
         sum[half] = factor[half] * sum[half] + part;
     }
 }
@@ -185,7 +199,8 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
     auto values = [&](int n) {
         return Panels<STEP, D>{shared + F::STAY + (2 + (n & 1)) * F::HALF};
     };
-    /* Step n may begin: its values and the keys of the next are there, those that come after them are called. */
+    /* Begins step n: its values and the next keys have arrived, and the loads of the following
+       ones start. */
     auto turn = [&](int n) {
         hopper_arrive();
         int j0 = (n + 2) * STEP;
@@ -194,24 +209,27 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
         if (n + 1 < steps) hopper_load(values(n + 1), v + (size_t)j0 * f.C3, f.C3, T - j0, thread);
         cp_async_commit();
     };
-    auto score = [&](int n) { /* s of step n */
-                              wgmma_hold(s[0]);
-                              wgmma_hold(q);
-                              wgmma_fence();
-                              if constexpr (D == 64)
-                                  UNROLLED_FOR (int i = 0; i < D / 16; i++)
-                                      wgmma<0>(s[0], q[i], keys(n).along(0, 16 * i), i > 0);
-                              else hopper_scores(s[0], Q, 64 * group, keys(n), 0);
-                              wgmma_commit();
+    /* s of step n */
+    auto score = [&](int n) {
+        wgmma_hold(s[0]);
+        wgmma_hold(q);
+        wgmma_fence();
+        if constexpr (D == 64)
+            UNROLLED_FOR (int i = 0; i < D / 16; i++)
+                wgmma<0>(s[0], q[i], keys(n).along(0, 16 * i), i > 0);
+        else hopper_scores(s[0], Q, 64 * group, keys(n), 0);
+        wgmma_commit();
     };
-    auto weigh = [&](int n) { /* p times the values of step n */
-                              hopper_weigh(o[0], p, values(n), 0);
-                              wgmma_commit();
+    /* o += p times the values of step n */
+    auto weigh = [&](int n) {
+        hopper_weigh(o[0], p, values(n), 0);
+        wgmma_commit();
     };
-    auto soften = [&](int n) { /* s becomes p of step n */
-                               wgmma_hold(s[0]);
-                               if ((n + 1) * STEP - 1 > first) flash_mask<0>(s, first, n * STEP);
-                               hopper_softmax(s[0], top, sum, factor, f.scale2);
+    /* s of step n becomes p */
+    auto soften = [&](int n) {
+        wgmma_hold(s[0]);
+        if ((n + 1) * STEP - 1 > first) flash_mask<0>(s, first, n * STEP);
+        hopper_softmax(s[0], top, sum, factor, f.scale2);
     };
 
     hopper_load(Q, qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0, thread);
@@ -254,10 +272,12 @@ __device__ static inline void hopper_forward_block(floatX *out, floatM *lse, con
         int i = first + frag_row(half);
         if (i < T && frag_col(0) == 0)
             lse[(size_t)head * T + i] = FLASH_LN2 * (top[half / 2] + log2f(total));
-        UNROLLED_FOR (int n = 0; n < F::DT; n++)
-            o[0][n].x[half] *= inverse, o[0][n].x[half + 1] *= inverse;
+        UNROLLED_FOR (int n = 0; n < F::DT; n++) {
+            o[0][n].x[half] *= inverse;
+            o[0][n].x[half + 1] *= inverse;
+        }
     }
-    /* The queries were last read before the barrier of turn(own - 1). */
+    /* The last read of the queries was before the barrier of turn(own - 1). */
     hopper_store(out + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0, Q, row, o);
 }
 
@@ -265,13 +285,14 @@ template <int D>
 __global__ static void __launch_bounds__(HOPPER_THREADS, HopperForward<D>::BLOCKS)
     hopper_forward_kernel(floatX *out, floatM *lse, const floatX *qkv, FlashShape f) {
     if constexpr (wgmma_compiled) hopper_forward_block<D>(out, lse, qkv, f);
-    else wgmma_publish(); /* which stops it */
+    else wgmma_publish(); /* which stops the kernel */
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
-/* s becomes p = 2^(scale2 s - log2(e) lse) of keys (rows) and queries (columns), whose lse is at l. */
+/* s becomes p = 2^(scale2 s - log2(e) lse). Rows are keys, columns are queries, whose lse is at
+   l. */
 template <int NT>
 __device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *l, float scale2) {
     UNROLLED_FOR (int n = 0; n < NT; n++) {
@@ -281,7 +302,8 @@ __device__ static inline void hopper_probabilities(FragC (&s)[NT], const float *
     }
 }
 
-/* dp becomes ds = p (dp - D), with D of the queries at d; ds^T also goes to rows row.. and columns col.. of dS. */
+/* dp becomes ds = p (dp - D), with D of the queries at d. ds^T also goes to dS, from row `row`
+   and column `col` on. */
 template <int NT, int STEP>
 __device__ static inline void hopper_differences(FragC (&dp)[NT], const FragC (&p)[NT],
                                                  const float *d, Panels<HOPPER_ROWS, STEP> dS,
@@ -317,7 +339,7 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     int steps = f.group * (f.chunks - j0 / STEP);
     size_t k = ((size_t)b * T + j0) * f.C3 + (size_t)(f.NH + g) * f.HS,
            v = k + (size_t)f.NKV * f.HS;
-    FragC dk[1][F::DT], dv[1][F::DT], s[1][NT], dp[1][NT], dq[1][8], before[1][8];
+    FragC dk[1][F::DT], dv[1][F::DT], s[1][NT], dp[1][NT], dq[1][8], previous[1][8];
     FragA<floatX> p[NT / 2], ds[NT / 2];
     flash_zero(dk);
     flash_zero(dv);
@@ -328,38 +350,39 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         return Panels<STEP, D>{shared + F::STAY + n % F::STAGES * F::PAIR};
     };
     auto douts = [&](int n) { return Panels<STEP, D>{queries(n).p + F::PAIR / 2}; };
-    auto bring =
-        [&](int n) { /* the rows of step n, if there is one, to its stage */
-                     int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
-                     if (n >= steps) return;
-                     hopper_load(queries(n), qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS,
-                                 f.C3, T - i0, own);
-                     hopper_load(douts(n), dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS,
-                                 f.C, T - i0, own);
-                     int r = own % STEP;
-                     if (own < 2 * STEP) {
-                         const float *from =
-                             (own < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
-                         float *to = stats + n % F::STAGES * 2 * STEP + own;
-                         if (r < T - i0) cp_async<4>(to, from);
-                         else *to = 0;
-                     }
-                     cp_async_commit();
-        };
-    auto score = [&](int n, int part) { /* s of some queries of step n */
-                                        wgmma_hold(s[0]);
-                                        wgmma_fence();
-                                        hopper_scores(s[0], K, 64 * group, queries(n), part);
-                                        wgmma_commit();
+    /* loads the rows of step n, if there is one, into its stage */
+    auto bring = [&](int n) {
+        int h = query_head(n), i0 = chunk_of(n) * STEP, own = fresh_thread();
+        if (n >= steps) return;
+        hopper_load(queries(n), qkv + ((size_t)b * T + i0) * f.C3 + (size_t)h * f.HS, f.C3, T - i0,
+                    own);
+        hopper_load(douts(n), dout + ((size_t)b * T + i0) * f.C + (size_t)h * f.HS, f.C, T - i0,
+                    own);
+        int r = own % STEP;
+        if (own < 2 * STEP) {
+            const float *from = (own < STEP ? lse : dots) + ((size_t)b * f.NH + h) * T + i0 + r;
+            float *to = stats + n % F::STAGES * 2 * STEP + own;
+            if (r < T - i0) cp_async<4>(to, from);
+            else *to = 0;
+        }
+        cp_async_commit();
     };
-    auto project = [&](int n, int part) { /* dp of these */
-                                          wgmma_hold(dp[0]);
-                                          wgmma_fence();
-                                          hopper_scores(dp[0], V, 64 * group, douts(n), part);
-                                          wgmma_commit();
+    /* s of some queries of step n */
+    auto score = [&](int n, int part) {
+        wgmma_hold(s[0]);
+        wgmma_fence();
+        hopper_scores(s[0], K, 64 * group, queries(n), part);
+        wgmma_commit();
     };
-    /* After score and project: adds to dv and dk, by two groups that are under way at the end, and leaves ds^T in
-       shared memory. */
+    /* dp of some queries of step n */
+    auto project = [&](int n, int part) {
+        wgmma_hold(dp[0]);
+        wgmma_fence();
+        hopper_scores(dp[0], V, 64 * group, douts(n), part);
+        wgmma_commit();
+    };
+    /* Adds to dv and dk after score and project, by two groups of products that are still in
+       flight at the end, and stores ds^T in shared memory. */
     auto differentiate = [&](int n, int part) {
         int i0 = chunk_of(n) * STEP + part;
         const float *stat = stats + n % F::STAGES * 2 * STEP + part;
@@ -382,17 +405,18 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         hopper_weigh(dk[0], ds, queries(n), part);
         wgmma_commit();
     };
-    auto product_q =
-        [&](int n) { /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns */
-                     Panels<ROWS, STEP> dS = {differences + n % 2 * F::DS};
-                     wgmma_hold(dq[0]);
-                     wgmma_fence();
-                     UNROLLED_FOR (int i = 0; i < ROWS; i += 16)
-                         wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0),
-                                     K.down(i, D == 64 ? 0 : 64 * group), i > 0);
-                     wgmma_commit();
-        };
-    /* Where the sum of dq is in scratch that the warpgroup's part of step n belongs to, and the count of its parts. */
+    /* dq (64,64) = ds K: of a warpgroup's 64 queries, or of its 64 columns */
+    auto product_q = [&](int n) {
+        Panels<ROWS, STEP> dS = {differences + n % 2 * F::DS};
+        wgmma_hold(dq[0]);
+        wgmma_fence();
+        UNROLLED_FOR (int i = 0; i < ROWS; i += 16)
+            wgmma<1, 1>(dq[0], dS.down(i, D == 64 ? 64 * group : 0),
+                        K.down(i, D == 64 ? 0 : 64 * group), i > 0);
+        wgmma_commit();
+    };
+    /* The place in scratch of the sum of dq that the warpgroup's part of step n belongs to, and
+       its count. */
     auto place_of = [&](int n) {
         int chunk = chunk_of(n);
         return chunk < ROWS / STEP
@@ -403,35 +427,33 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         return sums + place_of(n) * (STEP * D / 4) + fresh_thread() / 32 * 32 * 8;
     };
     auto count_of = [&](int n) { return counts + 2 * place_of(n) + group; };
-    auto await_q =
-        [&](int n) { /* until the parts before this one are there; seen by all after the next barrier */
-                     if (tile > 0 && fresh_thread() % WARPGROUP == 0)
-                         await_count(count_of(n), tile);
-        };
-    auto take_q = [&](int n) { /* on its way during the product */
-                               flash_zero(before);
-                               if (tile > 0) flash_take(before, sum_of(n), fresh_thread() % 32);
+    /* waits for the contributions of the tiles before this one; all threads see them after the
+       next barrier */
+    auto await_q = [&](int n) {
+        if (tile > 0 && fresh_thread() % WARPGROUP == 0) await_count(count_of(n), tile);
     };
-    auto add_q =
-        [&](int n) { /* dq and what was before it become the next block's, or, at the last part, dq itself */
-                     int lane = fresh_thread() % 32, warp = fresh_thread() / 32,
-                         i0 = chunk_of(n) * STEP;
-                     wgmma_hold(dq[0]);
-                     UNROLLED_FOR (int i = 0; i < 8; i++)
-                         UNROLLED_FOR (int e = 0; e < 4; e++) dq[0][i].x[e] += before[0][i].x[e];
-                     if (i0 < j0 + ROWS) {
-                         flash_scale(dq, f.scale);
-                         flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 +
-                                           (size_t)query_head(n) * f.HS,
-                                       f.C3, T - i0, D == 64 ? 16 * warp : 16 * (warp % 4),
-                                       D == 64 ? 0 : 64 * group, dq, lane, f);
-                     } else {
-                         flash_leave(sum_of(n), dq, lane);
-                         warpgroup_barrier(group);
-                         if (fresh_thread() % WARPGROUP == WARPGROUP - 32)
-                             publish_count(count_of(n), tile + 1);
-                     }
-        };
+    /* reads the sum so far, which arrives during the product */
+    auto take_q = [&](int n) {
+        flash_zero(previous);
+        if (tile > 0) flash_take(previous, sum_of(n), fresh_thread() % 32);
+    };
+    /* adds dq to the sum, for the next block; the last contribution completes dq and writes it */
+    auto add_q = [&](int n) {
+        int lane = fresh_thread() % 32, warp = fresh_thread() / 32, i0 = chunk_of(n) * STEP;
+        wgmma_hold(dq[0]);
+        UNROLLED_FOR (int i = 0; i < 8; i++)
+            UNROLLED_FOR (int e = 0; e < 4; e++) dq[0][i].x[e] += previous[0][i].x[e];
+        if (i0 < j0 + ROWS) {
+            flash_scale(dq, f.scale);
+            flash_write_q(dqkv + ((size_t)b * T + i0) * f.C3 + (size_t)query_head(n) * f.HS, f.C3,
+                          T - i0, D == 64 ? 16 * warp : 16 * (warp % 4), D == 64 ? 0 : 64 * group,
+                          dq, lane, f);
+        } else {
+            flash_leave(sum_of(n), dq, lane);
+            warpgroup_barrier(group);
+            if (fresh_thread() % WARPGROUP == WARPGROUP - 32) publish_count(count_of(n), tile + 1);
+        }
+    };
 
     hopper_load(K, qkv + k, f.C3, T - j0, thread);
     hopper_load(V, qkv + v, f.C3, T - j0, thread);
@@ -452,8 +474,9 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
         cp_async_wait<0>();
         wgmma_publish();
         wgmma_wait<0>();
-        /* ds of this step is there, so are the rows of the next and the sum of the tiles before, and this step's rows
-           have been read. The ds of the step before has been read, too: the next step's goes to its place. */
+        /* After this barrier ds of this step, the rows of the next step and the sum of the tiles
+           before are there. The rows of this step and ds of the step before have been read, so
+           their places are free. */
         __syncthreads();
         bring(n + 2);
         take_q(n);
@@ -475,21 +498,21 @@ hopper_backward_block(floatX *dqkv, const floatX *dout, const floatX *qkv, const
     add_q(steps - 1);
     wgmma_hold(dk[0]);
     wgmma_hold(dv[0]);
-    __syncthreads(); /* K is no longer read by the other warpgroup */
+    __syncthreads(); /* the other warpgroup no longer reads K */
     flash_scale(dk, f.scale);
     row = fresh_thread() / 32 * 16;
     hopper_store(dqkv + k, f.C3, T - j0, K, row, dk);
     hopper_store(dqkv + v, f.C3, T - j0, V, row, dv);
 }
 
-/* All gradients; the arguments of flash_backward_kernel. */
+/* All gradients, with the arguments of flash_backward_kernel. */
 template <int D>
 __global__ static void __launch_bounds__(HOPPER_THREADS, 1)
     hopper_backward_kernel(floatX *dqkv, const floatX *dout, const floatX *qkv, const floatM *lse,
                            const float *dots, float4 *sums, int *ticket, FlashShape f) {
     if constexpr (wgmma_compiled)
         hopper_backward_block<D>(dqkv, dout, qkv, lse, dots, sums, ticket, f);
-    else wgmma_publish(); /* which stops it */
+    else wgmma_publish(); /* which stops the kernel */
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -538,7 +561,7 @@ static void hopper_backward_width(floatX *dqkv, const floatX *dout, const floatX
 
 #endif
 
-/* Bytes of scratch that the backward pass takes. */
+/* Bytes of scratch of the backward pass. */
 static inline size_t hopper_scratch(int B, int T, int NH, int HS) {
 #ifndef CM_FP32
     if (HS == 64) return hopper_scratch_width<64>(B, T, NH).bytes;
@@ -548,13 +571,21 @@ static inline size_t hopper_scratch(int B, int T, int NH, int HS) {
     return 0;
 }
 
-/* -1: rows that do not begin at multiples of 16 bytes, or other head widths. The caller goes to flash_forward. */
+/* flash_forward and flash_backward by the kernels for Hopper. Return 0; or -1 if rows do not
+   begin at multiples of 16 bytes, or for other head widths: then the caller uses the portable
+   kernels. */
 static inline int hopper_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH,
                                  int NKV, int HS, double scale) {
 #ifndef CM_FP32
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(out, (size_t)HS);
-    if (wide && HS == 64) return hopper_forward_width<64>(out, lse, qkv, B, T, NH, NKV, scale), 0;
-    if (wide && HS == 128) return hopper_forward_width<128>(out, lse, qkv, B, T, NH, NKV, scale), 0;
+    if (wide && HS == 64) {
+        hopper_forward_width<64>(out, lse, qkv, B, T, NH, NKV, scale);
+        return 0;
+    }
+    if (wide && HS == 128) {
+        hopper_forward_width<128>(out, lse, qkv, B, T, NH, NKV, scale);
+        return 0;
+    }
 #endif
     (void)out, (void)lse, (void)qkv, (void)B, (void)T, (void)NH, (void)NKV, (void)HS, (void)scale;
     return -1;
@@ -566,10 +597,14 @@ static inline int hopper_backward(floatX *dqkv, const floatX *dout, const floatX
 #ifndef CM_FP32
     int wide = wide_rows(qkv, (size_t)HS) && wide_rows(dqkv, (size_t)HS) &&
                wide_rows(dout, (size_t)HS) && wide_rows(out, (size_t)HS);
-    if (wide && HS == 64)
-        return hopper_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
-    if (wide && HS == 128)
-        return hopper_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale), 0;
+    if (wide && HS == 64) {
+        hopper_backward_width<64>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale);
+        return 0;
+    }
+    if (wide && HS == 128) {
+        hopper_backward_width<128>(dqkv, dout, qkv, out, lse, B, T, NH, NKV, scale);
+        return 0;
+    }
 #endif
     (void)dqkv, (void)dout, (void)qkv, (void)out, (void)lse, (void)B, (void)T, (void)NH, (void)NKV,
         (void)HS;
@@ -577,7 +612,7 @@ static inline int hopper_backward(floatX *dqkv, const floatX *dout, const floatX
     return -1;
 }
 
-/* Whether this is a device that code for sm_90a runs on. */
+/* Whether the device runs code for sm_90a. */
 static inline int hopper_device(void) {
     int device = 0, major = 0, minor = 0;
     CUDA_CHECK(cudaGetDevice(&device));
@@ -586,20 +621,22 @@ static inline int hopper_device(void) {
     return major == 9 && minor == 0;
 }
 
-/* Whether this device, this build and this shape allow hopper_forward and hopper_backward; -1 and `why` if not. */
+/* Returns 0 if device, build and head width allow hopper_forward and hopper_backward, else -1
+   and `why`. */
 static inline int hopper_supports(int HS, char *why, size_t size) {
     int answer = 0, *probe = NULL;
-    if (sizeof(floatX) != 2) return snprintf(why, size, "it is for bf16"), -1;
+    if (sizeof(floatX) != 2) return refuse(why, size, "it is for bf16");
     if (HS != 64 && HS != 128)
-        return snprintf(why, size, "it takes head widths of 64 and 128, not %d", HS), -1;
-    if (!hopper_device())
-        return snprintf(why, size, "this GPU is not of compute capability 9.0"), -1;
-    CUDA_CHECK(cudaMalloc((void **)&probe, sizeof *probe));
+        return refuse(why, size, "it takes head widths of 64 and 128, not %d", HS);
+    if (!hopper_device()) return refuse(why, size, "this GPU is not of compute capability 9.0");
+    if (cuda_try_malloc((void **)&probe, sizeof *probe))
+        return refuse(why, size, "there is no GPU memory to try it");
     LAUNCH(hopper_probe, 1, 1, 0, probe);
-    CUDA_CHECK(cudaMemcpyAsync(&answer, probe, sizeof answer, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    CUDA_CHECK(
+        cudaMemcpyAsync(&answer, probe, sizeof answer, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     CUDA_CHECK(cudaFree(probe));
-    if (!answer) return snprintf(why, size, "this program was not compiled for sm_90a"), -1;
+    if (!answer) return refuse(why, size, "this program was not compiled for sm_90a");
     return 0;
 }
 

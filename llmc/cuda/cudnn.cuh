@@ -1,27 +1,28 @@
 /*
 cuDNN's fused attention, where there is a cuDNN: causal, bf16, grouped heads, forward and backward.
 
-Only the backend interface of cuDNN is used, as llmc/cuda/cudnn_api.h declares it, and the library is found
-when the program runs (llmc/cuda/library.h): the program needs no cuDNN to be built or started. Whatever goes
-wrong in cuDNN means "not available", with its own words for it; llmc/cuda/attention.cuh works everywhere, and
-llmc/cuda/attention_choice.cuh chooses.
+Only cuDNN's backend interface is used, as llmc/cuda/cudnn_api.h declares it. The library is found
+when the program runs (llmc/cuda/library.h), so the program can be built and started without cuDNN.
+Whatever goes wrong in cuDNN means "not available", with cuDNN's own message.
+llmc/cuda/attention.cuh works everywhere, and llmc/cuda/attention_choice.cuh chooses.
 
-cuDNN is told what attention is as a graph of operations on tensors (B,NH,T,HS) and on virtual ones
-(B,NH,T,T), which have no memory, and finds a kernel that does all of it. The one operation that it calls
-attention has no causal mask before cuDNN 9.21, and none backward. The graph is, after its documentation,
+cuDNN gets attention as a graph of operations on tensors (B,NH,T,HS) and on virtual tensors
+(B,NH,T,T), which have no memory, and finds one kernel for the whole graph. The operation that cuDNN
+itself calls attention has no causal mask before cuDNN 9.21, and no backward pass. The graph follows
+cuDNN's documentation:
 
     forward    s = scale q k^T; s = row >= column ? s : -inf; m = max s; e = exp(s - m); z = sum e
                lse = m + log z; out = (e / z) v
-    backward   D = sum dout out; s = row >= column ? scale q k^T - lse : -inf; p = exp(s); dv = p^T dout
-               ds = scale p (dout v^T - D); dk = ds^T q; dq = ds k
+    backward   D = sum dout out; s = row >= column ? scale q k^T - lse : -inf; p = exp(s)
+               dv = p^T dout; ds = scale p (dout v^T - D); dk = ds^T q; dq = ds k
 
-With dq the product itself cuDNN keeps ds, B NH T T numbers of bf16, in its workspace and multiplies them in a
-kernel of its own, in a fixed order. With cudnn_fast the product is a float tensor `dq_sum` (B,NH,T,HS) of
-which dq is a copy in bf16: then ds is never stored, blocks of keys add their parts to dq_sum in any order,
-and equal runs may differ in the last bits. With fewer key heads than query heads, dk and dv are sums over the
-heads of a group.
+If dq is the product itself, cuDNN keeps ds, B NH T T numbers of bf16, in its workspace and
+multiplies them in a kernel of its own, in a fixed order. With cudnn_fast the product is a float
+tensor `dq_sum` (B,NH,T,HS), and dq is its copy in bf16. Then ds is never stored, blocks of keys add
+their parts to dq_sum in any order, and equal runs may differ in the last bits. With fewer key heads
+than query heads, dk and dv are sums over the heads of a group.
 
-Addresses of all tensors are multiples of 16 bytes, which is what the graph promises; no tensor is ragged.
+The graph promises that the addresses of all tensors are multiples of 16 bytes. No tensor is ragged.
 */
 #ifndef CM_CUDA_CUDNN_CUH
 #define CM_CUDA_CUDNN_CUH
@@ -32,28 +33,15 @@ Addresses of all tensors are multiples of 16 bytes, which is what the graph prom
 #include "cudnn_api.h"
 #include "library.h"
 
-/* Says why not, and returns -1. */
-__attribute__((format(printf, 3, 4))) static inline int cudnn_refuse(char *why, size_t size,
-                                                                     const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    if (size) vsnprintf(why, size, format, args);
-    va_end(args);
-    return -1;
-}
-
-/* Whether dq may be summed in any order. Plans are made for the one or the other. */
-inline int cudnn_fast;
-
 #ifdef CM_FP32
 
 static inline int cudnn_start(char *why, size_t size) {
-    return cudnn_refuse(why, size, "cuDNN's attention is for bf16");
+    return refuse(why, size, "cuDNN's attention is for bf16");
 }
-static inline int cudnn_attention_plan(int, int, int, int, int, double, char *why, size_t size) {
+static inline int cudnn_attention_plan(int, int, int, int, int, char *why, size_t size) {
     return cudnn_start(why, size);
 }
-static inline size_t cudnn_attention_workspace(int, int, int, int, int, double) { return 0; }
+static inline size_t cudnn_attention_workspace(int, int, int, int, int) { return 0; }
 static inline int cudnn_attention_forward(floatX *, floatM *, const floatX *, int, int, int, int,
                                           int, double) {
     return -1;
@@ -73,39 +61,32 @@ static inline void cudnn_free_plans(void) {}
 /* ---------------------------------------------------------------------------------------------- */
 /* the library */
 
-typedef struct {
-    CudnnHandle handle;
-    int started, version;         /* 91900: 9.19.0 */
-    char path[1024], nvrtc[1024]; /* of the libraries; "" where there is none */
-    char why[320];                /* the last failure of a pass */
-} Cudnn;
-inline Cudnn cudnn;
-inline CudnnFunctions cudnn_api;
-
 #ifndef CM_EMU
 
-/* NVRTC compiles cuDNN's kernels of attention. cuDNN looks for it by name, libnvrtc.so.13 where cuDNN was
-   built for CUDA 13, in its own folder, in the wheels beside, and where the dynamic linker looks; a library of
-   that name that is loaded already is the one it gets. So NVRTC is loaded here, from more places. */
+/* Loads NVRTC, which compiles cuDNN's kernels of attention. cuDNN looks for it by name
+   (libnvrtc.so.13 if cuDNN was built for CUDA 13) in cuDNN's folder, in the wheels beside it,
+   and where the dynamic linker looks; it takes a library of that name that is loaded already. So
+   NVRTC is loaded here, from more places. */
 static inline void cudnn_load_nvrtc(void) {
     static const char *const wheels[] = {"cuda_nvrtc/lib", "cu13/lib", NULL};
     char name[32], why[256];
     const char *names[] = {name, NULL};
-    snprintf(name, sizeof name, "libnvrtc.so.%d", (int)(cudnn_api.GetCudartVersion() / 1000));
-    LibrarySearch search = {names, NULL, wheels, cudnn.path, 1, 1};
-    library_open(&search, cudnn.nvrtc, sizeof cudnn.nvrtc, why, sizeof why);
+    snprintf(name, sizeof name, "libnvrtc.so.%d",
+             (int)(cm_gpu.cudnn_api.GetCudartVersion() / 1000));
+    LibrarySearch search = {names, NULL, wheels, cm_gpu.cudnn.path, 1, 1};
+    library_open(&search, cm_gpu.cudnn.nvrtc, sizeof cm_gpu.cudnn.nvrtc, why, sizeof why);
 }
 
-/* Finds the library and its functions. */
+/* Finds the library and its functions. Returns 0, or -1 and `why`. */
 static inline int cudnn_load(char *why, size_t size) {
     static const char *const names[] = {"libcudnn.so.9", NULL}, *const wheels[] = {
                                                                     "cudnn/lib", "cu13/lib", NULL};
     static const char *const variables[] = {"CUDNN_PATH", "CUDNN_HOME", NULL};
     char beside[1024];
-    if (cudnn_api.BackendExecute) return 0;
+    if (cm_gpu.cudnn_api.BackendExecute) return 0;
     library_loaded("libcublasLt.so", beside, sizeof beside);
     LibrarySearch search = {names, variables, wheels, beside, 0, 0};
-    void *library = library_open(&search, cudnn.path, sizeof cudnn.path, why, size);
+    void *library = library_open(&search, cm_gpu.cudnn.path, sizeof cm_gpu.cudnn.path, why, size);
     if (!library) return -1;
     CudnnFunctions found;
     const char *missing = NULL;
@@ -115,83 +96,84 @@ static inline int cudnn_load(char *why, size_t size) {
     CUDNN_FUNCTIONS(CUDNN_SYMBOL)
 #undef CUDNN_SYMBOL
     if (missing) {
-        cudnn_refuse(why, size, "%s has no %s", cudnn.path, missing);
-        cudnn.path[0] = 0;
+        refuse(why, size, "%s has no %s", cm_gpu.cudnn.path, missing);
+        cm_gpu.cudnn.path[0] = 0;
         dlclose(library);
         return -1;
     }
-    cudnn_api = found;
-    cudnn.version = (int)cudnn_api.GetVersion();
+    cm_gpu.cudnn_api = found;
+    cm_gpu.cudnn.version = (int)cm_gpu.cudnn_api.GetVersion();
     cudnn_load_nvrtc();
     return 0;
 }
 
 #else
 
-/* There is no library under the emulator; a test puts functions into cudnn_api. */
+/* The emulator has no library. A test puts functions into cm_gpu.cudnn_api. */
 static inline int cudnn_load(char *why, size_t size) {
-    if (!cudnn_api.BackendExecute) return cudnn_refuse(why, size, "no cuDNN under the emulator");
-    cudnn.version = (int)cudnn_api.GetVersion();
+    if (!cm_gpu.cudnn_api.BackendExecute) return refuse(why, size, "the emulator has no cuDNN");
+    cm_gpu.cudnn.version = (int)cm_gpu.cudnn_api.GetVersion();
     return 0;
 }
 
 #endif
 
 static inline void cudnn_name(char *text, size_t size) {
-    snprintf(text, size, "cuDNN %d.%d", cudnn.version / 10000, cudnn.version / 100 % 100);
+    snprintf(text, size, "cuDNN %d.%d", cm_gpu.cudnn.version / 10000,
+             cm_gpu.cudnn.version / 100 % 100);
 }
 
-/* "cuDNN 9.19.0 (/usr/lib/libcudnn.so.9), NVRTC /usr/lib/libnvrtc.so.13"; "" while none is loaded. */
+/* "cuDNN 9.19.0 (/usr/lib/libcudnn.so.9), NVRTC /usr/lib/libnvrtc.so.13"; "" if none is loaded. */
 static inline void cudnn_where(char *text, size_t size) {
     text[0] = 0;
-    if (!cudnn.version) return;
-    snprintf(text, size, "cuDNN %d.%d.%d (%s), %s%s", cudnn.version / 10000,
-             cudnn.version / 100 % 100, cudnn.version % 100, cudnn.path,
-             cudnn.nvrtc[0] ? "NVRTC " : "no NVRTC", cudnn.nvrtc);
+    if (!cm_gpu.cudnn.version) return;
+    snprintf(text, size, "cuDNN %d.%d.%d (%s), %s%s", cm_gpu.cudnn.version / 10000,
+             cm_gpu.cudnn.version / 100 % 100, cm_gpu.cudnn.version % 100, cm_gpu.cudnn.path,
+             cm_gpu.cudnn.nvrtc[0] ? "NVRTC " : "no NVRTC", cm_gpu.cudnn.nvrtc);
 }
 
-/* Why the last pass was not done. */
-static inline const char *cudnn_failure(void) { return cudnn.why; }
+/* Why the last pass failed. */
+static inline const char *cudnn_failure(void) { return cm_gpu.cudnn.why; }
 
-/* cuDNN's words for the last failure. */
+/* Puts cuDNN's own message for a failure into `why` and returns -1. */
 static inline int cudnn_explain(CudnnStatus status, const char *what, char *why, size_t size) {
     char name[32], text[256] = "";
     cudnn_name(name, sizeof name);
-    cudnn_api.GetLastErrorString(text, sizeof text);
+    cm_gpu.cudnn_api.GetLastErrorString(text, sizeof text);
     text[sizeof text - 1] = 0;
     for (char *c = text; *c; c++)
         if (*c == '\n' || *c == '"') *c = ' ';
-    return cudnn_refuse(why, size, "%s: %s: %s%s%s", name, what, cudnn_api.GetErrorString(status),
-                        text[0] ? ": " : "", text);
+    return refuse(why, size, "%s: %s: %s%s%s", name, what, cm_gpu.cudnn_api.GetErrorString(status),
+                  text[0] ? ": " : "", text);
 }
 
-/* Loads the library and makes its handle on cuda_stream. */
+/* Loads the library and makes its handle on the backend's stream. Returns 0, or -1 and `why`. */
 static inline int cudnn_start(char *why, size_t size) {
-    if (cudnn.started) return 0;
+    if (cm_gpu.cudnn.started) return 0;
     if (cudnn_load(why, size)) return -1;
     char name[32];
     cudnn_name(name, sizeof name);
-    if (cudnn.version / 10000 != 9) return cudnn_refuse(why, size, "%s is not cuDNN 9", name);
-    if (cudnn.version == 91000 || cudnn.version == 91001)
-        return cudnn_refuse(why, size, "%s.%d has known mistakes in attention", name,
-                            cudnn.version % 100);
-    CudnnStatus status = cudnn_api.Create(&cudnn.handle);
+    if (cm_gpu.cudnn.version / 10000 != 9) return refuse(why, size, "%s is not cuDNN 9", name);
+    if (cm_gpu.cudnn.version == 91000 || cm_gpu.cudnn.version == 91001)
+        return refuse(why, size, "%s.%d has known mistakes in attention", name,
+                      cm_gpu.cudnn.version % 100);
+    CudnnStatus status = cm_gpu.cudnn_api.Create(&cm_gpu.cudnn.handle);
     if (status != DNN_STATUS_SUCCESS) return cudnn_explain(status, "cudnnCreate", why, size);
-    status = cudnn_api.SetStream(cudnn.handle, cuda_stream);
+    status = cm_gpu.cudnn_api.SetStream(cm_gpu.cudnn.handle, cm_gpu.stream);
     if (status != DNN_STATUS_SUCCESS) {
         cudnn_explain(status, "cudnnSetStream", why, size);
-        cudnn_api.Destroy(cudnn.handle);
+        cm_gpu.cudnn_api.Destroy(cm_gpu.cudnn.handle);
         return -1;
     }
-    cudnn.started = 1;
+    cm_gpu.cudnn.started = 1;
     return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* graphs */
 
-/* Everything made for one graph. After the first failure nothing more is done, and `why` says what it
-   was; so only the end of a sequence has to look. */
+/* All descriptors of one graph. After the first failure the functions below do nothing, and
+   `why` keeps its reason, so only the end of a sequence has to check. */
 enum { CUDNN_DESCRIPTORS = 256, CUDNN_OPERATIONS = 32 };
 typedef struct {
     CudnnDescriptor made[CUDNN_DESCRIPTORS], operations[CUDNN_OPERATIONS];
@@ -210,10 +192,10 @@ static inline CudnnDescriptor cudnn_make(CudnnGraph *g, int type) {
     if (g->failed) return NULL;
     if (g->count == CUDNN_DESCRIPTORS) {
         g->failed = 1;
-        cudnn_refuse(g->why, sizeof g->why, "internal error: too many descriptors");
+        refuse(g->why, sizeof g->why, "internal error: too many descriptors");
         return NULL;
     }
-    CudnnStatus status = cudnn_api.BackendCreateDescriptor(type, &d);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendCreateDescriptor(type, &d);
     if (status != DNN_STATUS_SUCCESS) {
         cudnn_fail(g, status, "a descriptor");
         return NULL;
@@ -224,7 +206,7 @@ static inline CudnnDescriptor cudnn_make(CudnnGraph *g, int type) {
 static inline void cudnn_set(CudnnGraph *g, CudnnDescriptor d, int name, int type, int64_t n,
                              const void *values) {
     if (g->failed) return;
-    CudnnStatus status = cudnn_api.BackendSetAttribute(d, name, type, n, values);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendSetAttribute(d, name, type, n, values);
     if (status == DNN_STATUS_SUCCESS) return;
     char what[40];
     snprintf(what, sizeof what, "attribute %d", (int)name);
@@ -238,16 +220,17 @@ static inline void cudnn_set_descriptor(CudnnGraph *g, CudnnDescriptor d, int na
 
 static inline void cudnn_finalize(CudnnGraph *g, CudnnDescriptor d, const char *what) {
     if (g->failed) return;
-    CudnnStatus status = cudnn_api.BackendFinalize(d);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendFinalize(d);
     if (status != DNN_STATUS_SUCCESS) cudnn_fail(g, status, what);
 }
 
 static inline void cudnn_free_graph(CudnnGraph *g) {
-    while (g->count) cudnn_api.BackendDestroyDescriptor(g->made[--g->count]);
+    while (g->count) cm_gpu.cudnn_api.BackendDestroyDescriptor(g->made[--g->count]);
     g->operation_count = 0;
 }
 
-/* Names of the tensors that are not virtual. SCALE and the others by value are read on the host. */
+/* Ids of the tensors that are not virtual. Those from SCALE on are numbers given by value, which
+   are read on the host. */
 enum {
     CUDNN_Q = 1,
     CUDNN_K,
@@ -266,7 +249,8 @@ enum {
     CUDNN_VIRTUAL
 };
 
-/* id CUDNN_VIRTUAL: a tensor without memory. Sizes and strides are in elements. */
+/* A tensor of n dimensions. Sizes and strides are in elements. With id CUDNN_VIRTUAL it has no
+   memory. */
 static inline CudnnDescriptor cudnn_tensor(CudnnGraph *g, int64_t id, int type, int n,
                                            const int64_t *sizes, const int64_t *strides) {
     CudnnDescriptor d = cudnn_make(g, DNN_BACKEND_TENSOR_DESCRIPTOR);
@@ -290,14 +274,14 @@ static inline CudnnDescriptor cudnn_dense(CudnnGraph *g, int64_t id, int type, i
     const int64_t sizes[4] = {g->B, g->NH, a, b}, strides[4] = {g->NH * a * b, a * b, b, 1};
     return cudnn_tensor(g, id, type, 4, sizes, strides);
 }
-/* Virtual: scores (B,NH,T,T), and one number a row (B,NH,T,1). */
+/* A virtual tensor of scores (B,NH,T,T), and a tensor with one number for each row (B,NH,T,1). */
 static inline CudnnDescriptor cudnn_scores(CudnnGraph *g) {
     return cudnn_dense(g, CUDNN_VIRTUAL, DNN_DATA_FLOAT, g->T, g->T);
 }
 static inline CudnnDescriptor cudnn_rows(CudnnGraph *g, int64_t id) {
     return cudnn_dense(g, id, DNN_DATA_FLOAT, g->T, 1);
 }
-/* Virtual, scores read column by column: (B,NH,T,T) again, in bf16. */
+/* A virtual tensor of scores (B,NH,T,T) in bf16, read column by column. */
 static inline CudnnDescriptor cudnn_scores_t(CudnnGraph *g) {
     const int64_t sizes[4] = {g->B, g->NH, g->T, g->T};
     const int64_t strides[4] = {g->NH * g->T * g->T, g->T * g->T, 1, g->T};
@@ -318,10 +302,11 @@ static inline CudnnDescriptor cudnn_number(CudnnGraph *g, int64_t id) {
 
 static inline void cudnn_operation(CudnnGraph *g, CudnnDescriptor op, const char *what) {
     cudnn_finalize(g, op, what);
-    if (!g->failed) g->operations[g->operation_count++] = op; /* fewer than 32 by construction */
+    /* there are fewer than 32 operations */
+    if (!g->failed) g->operations[g->operation_count++] = op;
 }
 
-/* c = a b, of the last two dimensions. */
+/* c = a b, a matrix product over the last two dimensions. Returns c. */
 static inline CudnnDescriptor cudnn_matmul(CudnnGraph *g, CudnnDescriptor a, CudnnDescriptor b,
                                            CudnnDescriptor c) {
     int precision = DNN_DATA_FLOAT;
@@ -337,7 +322,7 @@ static inline CudnnDescriptor cudnn_matmul(CudnnGraph *g, CudnnDescriptor a, Cud
     return c;
 }
 
-/* y = mode(x, b, t), element by element; b and t may be NULL. */
+/* y = mode(x, b, t), element by element. b and t may be NULL. Returns y. */
 static inline CudnnDescriptor cudnn_pointwise(CudnnGraph *g, int mode, int precision,
                                               CudnnDescriptor x, CudnnDescriptor b,
                                               CudnnDescriptor t, CudnnDescriptor y, int64_t axis) {
@@ -357,13 +342,13 @@ static inline CudnnDescriptor cudnn_pointwise(CudnnGraph *g, int mode, int preci
     return y;
 }
 
-/* The same in float. */
+/* y = mode(x, b) in float. b may be NULL. Returns y. */
 static inline CudnnDescriptor cudnn_map(CudnnGraph *g, int mode, CudnnDescriptor x,
                                         CudnnDescriptor b, CudnnDescriptor y) {
     return cudnn_pointwise(g, mode, DNN_DATA_FLOAT, x, b, NULL, y, 0);
 }
 
-/* y = x summed, or its maximum, over the dimensions that are 1, or smaller, in y. */
+/* y = the sum or the maximum of x over the dimensions that are smaller in y. Returns y. */
 static inline CudnnDescriptor cudnn_reduce(CudnnGraph *g, int mode, CudnnDescriptor x,
                                            CudnnDescriptor y) {
     int precision = DNN_DATA_FLOAT;
@@ -379,7 +364,7 @@ static inline CudnnDescriptor cudnn_reduce(CudnnGraph *g, int mode, CudnnDescrip
     return y;
 }
 
-/* y = x with other sizes or strides: a transpose. */
+/* y = x with other sizes or strides, for a transpose. Returns y. */
 static inline CudnnDescriptor cudnn_reshape(CudnnGraph *g, CudnnDescriptor x, CudnnDescriptor y) {
     CudnnDescriptor op = cudnn_make(g, DNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR);
     cudnn_set_descriptor(g, op, DNN_ATTR_OPERATION_RESHAPE_XDESC, x);
@@ -388,7 +373,8 @@ static inline CudnnDescriptor cudnn_reshape(CudnnGraph *g, CudnnDescriptor x, Cu
     return y;
 }
 
-/* s where the key's column is at most the query's row, else the number `masked`. */
+/* The causal mask: s where the key's column is at most the query's row, else the number
+   CUDNN_MASKED. */
 static inline CudnnDescriptor cudnn_causal(CudnnGraph *g, CudnnDescriptor s) {
     CudnnDescriptor row = cudnn_dense(g, CUDNN_VIRTUAL, DNN_DATA_INT32, g->T, g->T);
     CudnnDescriptor column = cudnn_dense(g, CUDNN_VIRTUAL, DNN_DATA_INT32, g->T, g->T);
@@ -401,7 +387,7 @@ static inline CudnnDescriptor cudnn_causal(CudnnGraph *g, CudnnDescriptor s) {
     return cudnn_pointwise(g, DNN_POINTWISE_BINARY_SELECT, DNN_DATA_FLOAT, s, masked, keep, y, 0);
 }
 
-/* scale q k^T from q and the transposed k. */
+/* scale q k^T, from q and the transposed k. */
 static inline CudnnDescriptor cudnn_scaled_scores(CudnnGraph *g, CudnnDescriptor q,
                                                   CudnnDescriptor kt, CudnnDescriptor scale) {
     return cudnn_map(g, DNN_POINTWISE_MUL, cudnn_matmul(g, q, kt, cudnn_scores(g)), scale,
@@ -428,7 +414,7 @@ static inline void cudnn_forward_graph(CudnnGraph *g) {
     cudnn_matmul(g, cudnn_map(g, DNN_POINTWISE_DIV, e, z, p), v, out);
 }
 
-/* x^T y into `out`; with grouped heads by way of the sums of all query heads. */
+/* out = x^T y. With grouped heads, the products of all query heads are summed over each group. */
 static inline void cudnn_key_gradient(CudnnGraph *g, CudnnDescriptor x, CudnnDescriptor y,
                                       CudnnDescriptor out) {
     CudnnDescriptor xt = cudnn_reshape(g, x, cudnn_scores_t(g));
@@ -454,7 +440,7 @@ static inline void cudnn_backward_graph(CudnnGraph *g, int fast) {
     CudnnDescriptor sum =
         cudnn_reduce(g, DNN_REDUCE_TENSOR_ADD, both, cudnn_rows(g, CUDNN_VIRTUAL));
     cudnn_map(g, DNN_POINTWISE_MUL, sum, cudnn_number(g, CUDNN_ONE),
-              D); /* cuDNN looks for a factor here */
+              D); /* cuDNN expects a factor here */
 
     CudnnDescriptor s = cudnn_scaled_scores(g, q, kt, scale);
     s = cudnn_causal(g, cudnn_map(g, DNN_POINTWISE_SUB, s, lse, cudnn_scores(g)));
@@ -479,41 +465,39 @@ static inline void cudnn_backward_graph(CudnnGraph *g, int fast) {
 /* ---------------------------------------------------------------------------------------------- */
 /* plans */
 
-/* What is planned; FAST is the backward pass of cudnn_fast. */
+/* The passes that are planned. FAST is the backward pass with cudnn_fast. */
 enum { CUDNN_FORWARD, CUDNN_BACKWARD, CUDNN_BACKWARD_FAST };
 static inline int cudnn_pass(int backward) {
-    return !backward ? CUDNN_FORWARD : cudnn_fast ? CUDNN_BACKWARD_FAST : CUDNN_BACKWARD;
+    return !backward ? CUDNN_FORWARD : cm_gpu.cudnn_fast ? CUDNN_BACKWARD_FAST : CUDNN_BACKWARD;
 }
 
-/* One pass of attention at one shape. The graph's descriptors live as long as the plan. */
-typedef struct {
+/* A plan of one pass of attention at one shape. The descriptors of the graph live as long as the
+   plan. */
+struct CudnnPlan {
     CudnnGraph graph;
     CudnnDescriptor plan;
     int pass;
     size_t workspace; /* bytes */
-    int64_t engine;   /* cuDNN's number of the kernel's maker */
-    unsigned notes;   /* what cuDNN notes of its arithmetic, a bit a note */
-} CudnnPlan;
+    int64_t engine;   /* cuDNN's number of the engine that makes the kernel */
+    unsigned notes;   /* bit n: cuDNN notes n about the engine's arithmetic */
+};
 
-/* A way to carry out a graph. */
+/* A way to execute a graph. */
 typedef struct {
     CudnnDescriptor config;
     int64_t engine;
     unsigned notes;
 } CudnnProposal;
 
-enum { CUDNN_PLANS = 16 };
-inline CudnnPlan *cudnn_plans[CUDNN_PLANS];
-inline int cudnn_plan_count;
-
-/* The operations as one graph, and cuDNN's proposals for it, the best first; returns how many. */
+/* Makes one graph of the operations and asks cuDNN for configurations of it, the best first.
+   Returns how many there are; 0 if something has failed. */
 static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *configs, int64_t most) {
     int mode = DNN_HEUR_MODE_A;
     int64_t n = 0;
     CudnnDescriptor whole = cudnn_make(g, DNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_OPS, DNN_TYPE_BACKEND_DESCRIPTOR,
               g->operation_count, g->operations);
-    cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_HANDLE, DNN_TYPE_HANDLE, 1, &cudnn.handle);
+    cudnn_set(g, whole, DNN_ATTR_OPERATIONGRAPH_HANDLE, DNN_TYPE_HANDLE, 1, &cm_gpu.cudnn.handle);
     cudnn_finalize(g, whole, "its graph");
     CudnnDescriptor search = cudnn_make(g, DNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     cudnn_set_descriptor(g, search, DNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, whole);
@@ -521,25 +505,27 @@ static inline int64_t cudnn_configurations(CudnnGraph *g, CudnnDescriptor *confi
     cudnn_finalize(g, search, "a kernel for it");
     for (int64_t i = 0; i < most; i++) configs[i] = cudnn_make(g, DNN_BACKEND_ENGINECFG_DESCRIPTOR);
     if (g->failed) return 0;
-    CudnnStatus status = cudnn_api.BackendGetAttribute(
+    CudnnStatus status = cm_gpu.cudnn_api.BackendGetAttribute(
         search, DNN_ATTR_ENGINEHEUR_RESULTS, DNN_TYPE_BACKEND_DESCRIPTOR, most, &n, configs);
     if (status != DNN_STATUS_SUCCESS) cudnn_fail(g, status, "its kernels");
     return g->failed ? 0 : n < most ? n : most;
 }
 
-/* Reads the number and the notes of the engine behind a configuration; both stay 0 where cuDNN is silent. */
+/* Reads the number and the notes of a configuration's engine. Both stay 0 if cuDNN does not
+   tell. */
 static inline void cudnn_inspect(CudnnGraph *g, CudnnProposal *p) {
     int notes[64];
     int64_t n = 0, most = (int64_t)(sizeof notes / sizeof notes[0]);
     CudnnDescriptor engine = cudnn_make(g, DNN_BACKEND_ENGINE_DESCRIPTOR);
-    if (g->failed || cudnn_api.BackendGetAttribute(p->config, DNN_ATTR_ENGINECFG_ENGINE,
-                                                   DNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
+    if (g->failed ||
+        cm_gpu.cudnn_api.BackendGetAttribute(p->config, DNN_ATTR_ENGINECFG_ENGINE,
+                                             DNN_TYPE_BACKEND_DESCRIPTOR, 1, &n, &engine))
         return;
-    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_GLOBAL_INDEX, DNN_TYPE_INT64, 1, &n,
-                                      &p->engine))
+    if (cm_gpu.cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_GLOBAL_INDEX, DNN_TYPE_INT64,
+                                             1, &n, &p->engine))
         p->engine = 0;
-    if (cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_NUMERICAL_NOTE,
-                                      DNN_TYPE_NUMERICAL_NOTE, most, &n, notes))
+    if (cm_gpu.cudnn_api.BackendGetAttribute(engine, DNN_ATTR_ENGINE_NUMERICAL_NOTE,
+                                             DNN_TYPE_NUMERICAL_NOTE, most, &n, notes))
         return;
     for (int64_t i = 0; i < n && i < most; i++)
         if (notes[i] >= 0 && notes[i] < 32) p->notes |= 1u << notes[i];
@@ -549,25 +535,26 @@ static inline int cudnn_noted_unordered(unsigned notes) {
     return notes >> DNN_NUMERICAL_NOTE_NONDETERMINISTIC & 1;
 }
 
-/* A plan of one configuration, which compiles its kernels; NULL where that fails. */
+/* The plan of one configuration, whose kernels are compiled here; NULL if that fails. */
 static inline CudnnDescriptor cudnn_plan_config(CudnnGraph *g, CudnnDescriptor config,
                                                 size_t *workspace) {
     int64_t bytes = 0, count = 0;
     CudnnDescriptor plan = cudnn_make(g, DNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
     cudnn_set_descriptor(g, plan, DNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
-    cudnn_set(g, plan, DNN_ATTR_EXECUTION_PLAN_HANDLE, DNN_TYPE_HANDLE, 1, &cudnn.handle);
+    cudnn_set(g, plan, DNN_ATTR_EXECUTION_PLAN_HANDLE, DNN_TYPE_HANDLE, 1, &cm_gpu.cudnn.handle);
     cudnn_finalize(g, plan, "a plan");
     if (g->failed) return NULL;
-    CudnnStatus status = cudnn_api.BackendGetAttribute(plan, DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
-                                                       DNN_TYPE_INT64, 1, &count, &bytes);
+    CudnnStatus status = cm_gpu.cudnn_api.BackendGetAttribute(
+        plan, DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, DNN_TYPE_INT64, 1, &count, &bytes);
     if (status != DNN_STATUS_SUCCESS || bytes < 0) cudnn_fail(g, status, "the workspace");
     *workspace = (size_t)bytes;
     return g->failed ? NULL : plan;
 }
 
-/* Makes the plan of the first proposal that can be carried out. Where equal runs have to give equal bits, engines
-   that note of themselves that they do not come last. But no engine is refused for its notes, and none is trusted:
-   cuDNN 9.19 and 9.28 note the same of both backward passes. attention_compare looks at the bits. */
+/* Makes the plan of the first proposal that works. Where equal runs have to give equal bits,
+   engines with the note "nondeterministic" come last. But no engine is refused for its notes,
+   and none is trusted for them: cuDNN 9.19 and 9.28 give both backward passes that note.
+   attention_compare compares bits. */
 static inline void cudnn_plan_make(CudnnPlan *p) {
     enum { MOST = 8 };
     CudnnGraph *g = &p->graph;
@@ -586,24 +573,26 @@ static inline void cudnn_plan_make(CudnnPlan *p) {
             int unordered =
                 p->pass != CUDNN_BACKWARD_FAST && cudnn_noted_unordered(proposals[i].notes);
             if (unordered != last) continue;
-            g->failed = 0; /* the one before this */
+            g->failed = 0; /* forget the failure of the previous proposal */
             p->plan = cudnn_plan_config(g, configs[i], &p->workspace);
-            p->engine = proposals[i].engine, p->notes = proposals[i].notes;
+            p->engine = proposals[i].engine;
+            p->notes = proposals[i].notes;
         }
     g->failed = !p->plan;
-    if (!n) cudnn_refuse(g->why, sizeof g->why, "cuDNN has no kernel for this");
+    if (!n) refuse(g->why, sizeof g->why, "cuDNN has no kernel for this");
 }
 
-/* What is known not to work, or not to be right. */
+/* Returns 0; or -1 and `why` for shapes that are known to fail or to be wrong. */
 static inline int cudnn_check_shape(int T, int NH, int NKV, int HS, char *why, size_t size) {
     char name[32];
     cudnn_name(name, sizeof name);
     if (HS % 8 || HS > 128)
-        return cudnn_refuse(why, size, "%s takes head widths of 8, 16 .. 128, not %d", name, HS);
-    if (NH % NKV) return cudnn_refuse(why, size, "%s: %d heads do not share %d", name, NH, NKV);
-    if (T < 2) return cudnn_refuse(why, size, "%s needs more than one position", name);
-    if (T % 128 && cudnn.version <= 91500)
-        return cudnn_refuse(why, size, "%s needs a multiple of 128 positions", name);
+        return refuse(why, size, "%s takes head widths of 8, 16 .. 128, not %d", name, HS);
+    if (NH % NKV)
+        return refuse(why, size, "%s: %d query heads cannot share %d key heads", name, NH, NKV);
+    if (T < 2) return refuse(why, size, "%s needs more than one position", name);
+    if (T % 128 && cm_gpu.cudnn.version <= 91500)
+        return refuse(why, size, "%s needs a multiple of 128 positions", name);
     return 0;
 }
 
@@ -612,59 +601,65 @@ static inline int cudnn_same_heads(const CudnnPlan *p, int T, int NH, int NKV, i
     return g->T == T && g->NH == NH && g->NKV == NKV && g->HS == HS && p->pass == pass;
 }
 
-/* The plan, made if need be; NULL where there is none. Refused ones are kept too, to be refused again. */
+/* The plan of a pass at a shape, made on demand; NULL and `why` if there is none. Refused plans
+   are kept too, to be refused again. */
 static inline CudnnPlan *cudnn_plan(int B, int T, int NH, int NKV, int HS, int pass, char *why,
                                     size_t size) {
     if (cudnn_check_shape(T, NH, NKV, HS, why, size)) return NULL;
     CudnnPlan *p = NULL;
-    for (int i = 0; i < cudnn_plan_count && !p; i++)
-        if (cudnn_same_heads(cudnn_plans[i], T, NH, NKV, HS, pass) && cudnn_plans[i]->graph.B == B)
-            p = cudnn_plans[i];
+    for (int i = 0; i < cm_gpu.cudnn_plan_count && !p; i++)
+        if (cudnn_same_heads(cm_gpu.cudnn_plans[i], T, NH, NKV, HS, pass) &&
+            cm_gpu.cudnn_plans[i]->graph.B == B)
+            p = cm_gpu.cudnn_plans[i];
     if (!p) {
-        p = cudnn_plan_count < CUDNN_PLANS ? (CudnnPlan *)calloc(1, sizeof *p) : NULL;
+        p = cm_gpu.cudnn_plan_count < CUDNN_PLANS ? (CudnnPlan *)calloc(1, sizeof *p) : NULL;
         if (!p) {
-            cudnn_refuse(why, size, "no room for a plan");
+            refuse(why, size, "no room for a plan");
             return NULL;
         }
-        cudnn_plans[cudnn_plan_count++] = p;
+        cm_gpu.cudnn_plans[cm_gpu.cudnn_plan_count++] = p;
         p->pass = pass;
-        p->graph.B = B, p->graph.T = T, p->graph.NH = NH, p->graph.NKV = NKV, p->graph.HS = HS;
+        p->graph.B = B;
+        p->graph.T = T;
+        p->graph.NH = NH;
+        p->graph.NKV = NKV;
+        p->graph.HS = HS;
         cudnn_plan_make(p);
         if (p->graph.failed) {
             cudnn_free_graph(&p->graph);
             p->plan = NULL;
         }
     }
-    if (!p->plan) cudnn_refuse(why, size, "%s", p->graph.why);
+    if (!p->plan) refuse(why, size, "%s", p->graph.why);
     return p->plan ? p : NULL;
 }
 
 static inline void cudnn_free_plans(void) {
-    while (cudnn_plan_count) {
-        CudnnPlan *p = cudnn_plans[--cudnn_plan_count];
+    while (cm_gpu.cudnn_plan_count) {
+        CudnnPlan *p = cm_gpu.cudnn_plans[--cm_gpu.cudnn_plan_count];
         cudnn_free_graph(&p->graph);
         free(p);
     }
 }
 
-/* Makes the plans of both directions; -1 and why not. */
-static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, double scale,
-                                       char *why, size_t size) {
-    (void)scale; /* is a number that the kernels read */
+/* Makes the plans of both passes. Returns 0, or -1 and `why`. */
+static inline int cudnn_attention_plan(int B, int T, int NH, int NKV, int HS, char *why,
+                                       size_t size) {
     if (cudnn_start(why, size)) return -1;
     for (int backward = 0; backward < 2; backward++)
         if (!cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), why, size)) return -1;
     return 0;
 }
 
-/* "engine 8 forward, 12 backward (nondeterministic)" of the last plans; "" where there is none. In parentheses
-   what cuDNN notes, but for the use of tensor cores. */
+/* "engine 8 forward, 12 backward (nondeterministic)", of the latest plans; "" if there are none.
+   The parentheses hold cuDNN's notes, except that on the use of tensor cores. */
 static inline void cudnn_engines(char *text, size_t size) {
     static const char *const names[] = {NULL, "converts inputs down", "reduced-precision sums",
                                         "FFT", "nondeterministic"};
     const CudnnPlan *last[2] = {NULL, NULL};
-    for (int i = 0; i < cudnn_plan_count; i++)
-        if (cudnn_plans[i]->plan) last[cudnn_plans[i]->pass != CUDNN_FORWARD] = cudnn_plans[i];
+    for (int i = 0; i < cm_gpu.cudnn_plan_count; i++)
+        if (cm_gpu.cudnn_plans[i]->plan)
+            last[cm_gpu.cudnn_plans[i]->pass != CUDNN_FORWARD] = cm_gpu.cudnn_plans[i];
     size_t at = 0;
     text[0] = 0;
     for (int k = 0; k < 2 && last[0] && last[1]; k++) {
@@ -684,24 +679,22 @@ static inline void cudnn_engines(char *text, size_t size) {
 /* ---------------------------------------------------------------------------------------------- */
 /* attention */
 
-/* Bytes of D (B,NH,T) and of dq_sum (B,NH,T,HS), which lie in this order before the plan's own workspace in the
-   scratch of a backward pass. */
+/* Bytes of D (B,NH,T) and of dq_sum (B,NH,T,HS). In the scratch of a backward pass they come
+   first, in this order, and then the plan's workspace. */
 static inline size_t cudnn_row_bytes(int B, int T, int NH) {
     return ((size_t)B * T * NH * sizeof(float) + 255) / 256 * 256;
 }
 static inline size_t cudnn_sum_bytes(int B, int T, int NH, int HS) {
-    return cudnn_fast ? ((size_t)B * T * NH * HS * sizeof(float) + 255) / 256 * 256 : 0;
+    return cm_gpu.cudnn_fast ? ((size_t)B * T * NH * HS * sizeof(float) + 255) / 256 * 256 : 0;
 }
 
-/* Bytes of scratch that both passes need, 0 where nothing of this shape is planned. Of a batch that
-   is not planned, in proportion to one that is. */
-static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, int HS,
-                                               double scale) {
+/* Bytes of scratch for both passes; 0 if this shape has no plan. For another batch size they are
+   in proportion to the planned one. */
+static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, int HS) {
     size_t most = 0;
-    (void)scale;
-    for (int i = 0; i < cudnn_plan_count; i++)
+    for (int i = 0; i < cm_gpu.cudnn_plan_count; i++)
         for (int backward = 0; backward < 2; backward++) {
-            const CudnnPlan *p = cudnn_plans[i];
+            const CudnnPlan *p = cm_gpu.cudnn_plans[i];
             if (!p->plan || !cudnn_same_heads(p, T, NH, NKV, HS, cudnn_pass(backward))) continue;
             size_t planned = (size_t)p->graph.B,
                    bytes = (p->workspace + planned - 1) / planned * (size_t)B;
@@ -711,11 +704,11 @@ static inline size_t cudnn_attention_workspace(int B, int T, int NH, int NKV, in
     return most;
 }
 
-/* Carries out a plan on n tensors; -1: cuDNN refuses, and cudnn_failure says why. A CUDA graph that records the
-   call keeps this plan, these addresses and the numbers that are given by value. */
+/* Executes a plan on n tensors. Returns 0; or -1 if cuDNN refuses, and cudnn_failure says why. A
+   CUDA graph that records the call keeps the plan, the addresses and the numbers given by value. */
 static inline int cudnn_execute(CudnnPlan *p, int n, const int64_t *ids, void *const *pointers,
                                 void *workspace) {
-    CudnnGraph run; /* of one descriptor */
+    CudnnGraph run; /* holds one descriptor */
     memset(&run, 0, sizeof run);
     CudnnDescriptor pack = cudnn_make(&run, DNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
     cudnn_set(&run, pack, DNN_ATTR_VARIANT_PACK_DATA_POINTERS, DNN_TYPE_VOID_PTR, n, pointers);
@@ -723,35 +716,40 @@ static inline int cudnn_execute(CudnnPlan *p, int n, const int64_t *ids, void *c
     cudnn_set(&run, pack, DNN_ATTR_VARIANT_PACK_WORKSPACE, DNN_TYPE_VOID_PTR, 1, &workspace);
     cudnn_finalize(&run, pack, "its arguments");
     if (!run.failed) {
-        CudnnStatus status = cudnn_api.BackendExecute(cudnn.handle, p->plan, pack);
+        CudnnStatus status = cm_gpu.cudnn_api.BackendExecute(cm_gpu.cudnn.handle, p->plan, pack);
         if (status != DNN_STATUS_SUCCESS) cudnn_fail(&run, status, "attention");
     }
     cudnn_free_graph(&run);
-    return run.failed ? cudnn_refuse(cudnn.why, sizeof cudnn.why, "%s", run.why) : 0;
+    return run.failed ? refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "%s", run.why) : 0;
 }
 
-/* The plan for a batch of a shape that cudnn_attention_plan has planned; of no other. */
+/* The plan for a batch of a shape that cudnn_attention_plan has planned, with any batch size;
+   NULL for other shapes. */
 static inline CudnnPlan *cudnn_planned(int B, int T, int NH, int NKV, int HS, int backward) {
-    for (int i = 0; i < cudnn_plan_count; i++)
-        if (cudnn_plans[i]->plan &&
-            cudnn_same_heads(cudnn_plans[i], T, NH, NKV, HS, cudnn_pass(backward)))
-            return cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), cudnn.why, sizeof cudnn.why);
-    cudnn_refuse(cudnn.why, sizeof cudnn.why, "no plan for sequences of %d", T);
+    for (int i = 0; i < cm_gpu.cudnn_plan_count; i++)
+        if (cm_gpu.cudnn_plans[i]->plan &&
+            cudnn_same_heads(cm_gpu.cudnn_plans[i], T, NH, NKV, HS, cudnn_pass(backward)))
+            return cudnn_plan(B, T, NH, NKV, HS, cudnn_pass(backward), cm_gpu.cudnn.why,
+                              sizeof cm_gpu.cudnn.why);
+    refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "no plan for sequences of %d", T);
     return NULL;
 }
 
-/* -1 unless every address of a list that ends with NULL is a multiple of 16. */
+/* Returns 0 if every address of a NULL-terminated list is a multiple of 16, else -1. */
 static inline int cudnn_check_alignment(const void *const *addresses) {
     for (; *addresses; addresses++)
         if ((uintptr_t)*addresses % 16)
-            return cudnn_refuse(cudnn.why, sizeof cudnn.why,
-                                "an address is no multiple of 16 bytes");
+            return refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why,
+                          "an address is not a multiple of 16 bytes");
     return 0;
 }
-/* The score of a masked pair: before 9.10 cuDNN wants the lowest float for it. */
-static inline float cudnn_masked(void) { return cudnn.version < 91000 ? -FLT_MAX : -INFINITY; }
+/* The score of a masked pair. cuDNN before 9.10 wants the lowest float instead of -infinity. */
+static inline float cudnn_masked(void) {
+    return cm_gpu.cudnn.version < 91000 ? -FLT_MAX : -INFINITY;
+}
 
-/* out (B,T,NH*HS), lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS), as flash_forward; -1: not done. */
+/* out (B,T,NH*HS) and lse (B,NH,T) from qkv (B,T,(NH+2*NKV)*HS), as flash_forward. Returns 0, or
+   -1 if cuDNN cannot. */
 static inline int cudnn_attention_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
                                           int NH, int NKV, int HS, double scale) {
     CudnnPlan *p = cudnn_planned(B, T, NH, NKV, HS, 0);
@@ -762,10 +760,13 @@ static inline int cudnn_attention_forward(floatX *out, floatM *lse, const floatX
     const int64_t ids[] = {CUDNN_Q,   CUDNN_K,     CUDNN_V,     CUDNN_OUT,
                            CUDNN_LSE, CUDNN_SCALE, CUDNN_MASKED};
     void *const pointers[] = {q, k, v, out, lse, &factor, &masked};
-    return cudnn_execute(p, 7, ids, pointers, p->workspace ? cuda_scratch(p->workspace) : NULL);
+    void *workspace = p->workspace ? cuda_scratch(p->workspace) : NULL;
+    if (p->workspace && !workspace)
+        return refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
+    return cudnn_execute(p, 7, ids, pointers, workspace);
 }
 
-/* Sets all of dqkv, as flash_backward; -1: not done. */
+/* Sets all of dqkv (B,T,(NH+2*NKV)*HS), as flash_backward. Returns 0, or -1 if cuDNN cannot. */
 static inline int cudnn_attention_backward(floatX *dqkv, const floatX *dout, const floatX *qkv,
                                            const floatX *out, const floatM *lse, int B, int T,
                                            int NH, int NKV, int HS, double scale) {
@@ -776,8 +777,9 @@ static inline int cudnn_attention_backward(floatX *dqkv, const floatX *dout, con
     floatX *dk = dqkv + (size_t)NH * HS, *dv = dk + (size_t)NKV * HS;
     size_t rows = cudnn_row_bytes(B, T, NH), sums = cudnn_sum_bytes(B, T, NH, HS);
     char *scratch = (char *)cuda_scratch(rows + sums + p->workspace);
-    if (sums && cudnn.version < 90600)
-        CUDA_CHECK(cudaMemsetAsync(scratch + rows, 0, sums, cuda_stream));
+    if (!scratch) return refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "out of GPU memory");
+    if (sums && cm_gpu.cudnn.version < 90600)
+        CUDA_CHECK(cudaMemsetAsync(scratch + rows, 0, sums, cm_gpu.stream));
     float factor = (float)scale, masked = cudnn_masked(), one = 1;
     const int64_t ids[] = {CUDNN_Q,     CUDNN_K,      CUDNN_V,   CUDNN_OUT,   CUDNN_LSE,
                            CUDNN_DOUT,  CUDNN_DQ,     CUDNN_DK,  CUDNN_DV,    CUDNN_D,

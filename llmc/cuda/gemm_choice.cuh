@@ -1,9 +1,10 @@
 /*
 Plans of matrix products, one for each kind of call, and the choice of their algorithms.
 
-The algorithm is what a choice read from text says; else, with gemm_measure, the fastest of the library's
-proposals; else its first proposal. Measured choices are kept and can be written as one line of text, because
-other algorithms give other bits: who continues a run has to read its choices before the first product.
+The algorithm is the one that was read from text; else, with cm_gpu.gemm_measure, the fastest of the
+library's proposals; else the first proposal. Measured choices are kept and can be written as one
+line of text: another algorithm gives other bits, so a program that continues a run has to read the
+run's choices before the first product.
 */
 #ifndef CM_CUDA_GEMM_CHOICE_CUH
 #define CM_CUDA_GEMM_CHOICE_CUH
@@ -15,45 +16,36 @@ other algorithms give other bits: who continues a run has to read its choices be
 #include "gemm_lt.cuh"
 #endif
 
-/* Whether the first call of a kind measures. */
-inline int gemm_measure;
-
 enum { GEMM_PROPOSALS = 16 };
-#define GEMM_MEASURE_MS                                                                            \
-    50.0 /* no further proposal is tried after so much time on one kind of call */
-#define GEMM_GAIN                                                                                  \
-    0.98 /* the first proposal is kept unless another takes less than this of its time */
+/* After this many milliseconds on one kind of call, no further proposal is tried. */
+#define GEMM_MEASURE_MS 50.0
+/* The first proposal is kept unless another takes less than this part of its time: 2 % is within
+   the noise. */
+#define GEMM_GAIN 0.98
 
-typedef struct {
+struct GemmPlan {
     GemmCall call;
     GemmAlgo algo;
     GemmDescriptors descriptors;
     int used;
     int possible; /* 0: the library has no algorithm */
-} GemmPlan;
+};
 
-typedef struct {
+struct GemmChoice {
     GemmCall call;
     GemmAlgo algo;
-    int own; /* of this run: measured, used, or taken as its own */
-} GemmChoice;
-
-inline GemmPlan *gemm_plans; /* a hash table, open addressing, at most half full */
-inline size_t gemm_plan_count, gemm_plan_room;
-
-inline GemmChoice
-    *gemm_choices; /* in ascending order of the call's bytes, so equal sets make equal text */
-inline size_t gemm_choice_count, gemm_choice_room;
+    int own; /* this run has measured it, used it, or read it as its own */
+};
 
 /* ---------------------------------------------------------------------------------------------- */
 /* choices */
 
-/* Where the choice for a kind of call is, or where it belongs. */
+/* The index of the choice for a kind of call, or the index where it belongs. */
 static inline size_t gemm_choice_place(const GemmCall *c) {
-    size_t low = 0, high = gemm_choice_count;
+    size_t low = 0, high = cm_gpu.gemm_choice_count;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (memcmp(&gemm_choices[middle].call, c, sizeof *c) < 0) low = middle + 1;
+        if (memcmp(&cm_gpu.gemm_choices[middle].call, c, sizeof *c) < 0) low = middle + 1;
         else high = middle;
     }
     return low;
@@ -61,41 +53,46 @@ static inline size_t gemm_choice_place(const GemmCall *c) {
 
 static inline GemmChoice *gemm_choice_find(const GemmCall *c) {
     size_t i = gemm_choice_place(c);
-    if (i == gemm_choice_count || memcmp(&gemm_choices[i].call, c, sizeof *c)) return NULL;
-    return &gemm_choices[i];
+    if (i == cm_gpu.gemm_choice_count || memcmp(&cm_gpu.gemm_choices[i].call, c, sizeof *c))
+        return NULL;
+    return &cm_gpu.gemm_choices[i];
+}
+
+/* Makes room for one more choice. Returns 0, or -1 and a recorded failure if there is no memory. */
+static inline int gemm_choices_grow(void) {
+    if (cm_gpu.gemm_choice_count < cm_gpu.gemm_choice_room) return 0;
+    size_t room = 2 * cm_gpu.gemm_choice_room + 32;
+    GemmChoice *larger =
+        (GemmChoice *)realloc(cm_gpu.gemm_choices, room * sizeof *cm_gpu.gemm_choices);
+    if (!larger) return device_fail("out of memory: choices of algorithms of matrix products");
+    cm_gpu.gemm_choices = larger;
+    cm_gpu.gemm_choice_room = room;
+    return 0;
 }
 
 /* Adds a choice or replaces the one for this kind of call. */
 static inline void gemm_choice_keep(const GemmCall *c, const GemmAlgo *algo, int own) {
     size_t i = gemm_choice_place(c);
     if (!gemm_choice_find(c)) {
-        if (gemm_choice_count == gemm_choice_room) {
-            gemm_choice_room = 2 * gemm_choice_room + 32;
-            gemm_choices =
-                (GemmChoice *)realloc(gemm_choices, gemm_choice_room * sizeof *gemm_choices);
-            if (!gemm_choices) die("out of memory: choices of algorithms of matrix products");
-        }
-        memmove(gemm_choices + i + 1, gemm_choices + i,
-                (gemm_choice_count++ - i) * sizeof *gemm_choices);
-        gemm_choices[i].call = *c;
+        if (gemm_choices_grow()) return;
+        memmove(cm_gpu.gemm_choices + i + 1, cm_gpu.gemm_choices + i,
+                (cm_gpu.gemm_choice_count++ - i) * sizeof *cm_gpu.gemm_choices);
+        cm_gpu.gemm_choices[i].call = *c;
     }
-    gemm_choices[i].algo = *algo;
-    gemm_choices[i].own = own;
+    cm_gpu.gemm_choices[i].algo = *algo;
+    cm_gpu.gemm_choices[i].own = own;
 }
 
-/* The index of the fastest of n > 1 proposals on these operands. D is overwritten, but not where the product
-   adds to C: then D is temporary memory for the time. Where there is no room for that, and where the gain is
-   within the noise, the answer is 0. The winner has to win twice, because the least of many noisy times is
-   too small, and because the first proposal may have been measured at a lower clock. */
+/* The index of the fastest of n > 1 proposals on these operands. D is overwritten; where the
+   product adds to C, temporary memory takes the place of D. The answer is 0 if there is no such
+   memory, or if the gain is within the noise. The winner has to win twice: the least of many
+   noisy times is too small, and the first proposal may have been measured at a lower clock. */
 static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOperands o) {
     void *room = NULL;
     int best = 0;
     double ms[GEMM_PROPOSALS], spent = 0;
     if (p->call.adds) {
-        if (cudaMalloc(&room, gemm_output_bytes(&p->call)) != cudaSuccess) {
-            cudaGetLastError(); /* forget it */
-            return 0;
-        }
+        if (cuda_try_malloc(&room, gemm_output_bytes(&p->call))) return 0;
         o.D = room;
     }
     for (int i = 0; i < n && spent < GEMM_MEASURE_MS; i++) {
@@ -105,16 +102,16 @@ static inline int gemm_fastest(GemmPlan *p, const GemmAlgo *algo, int n, GemmOpe
     if (best && ms[0] >= 0 && ms[best] >= GEMM_GAIN * ms[0]) best = 0;
     if (best && ms[0] >= 0) {
         double first = gemm_time(&p->descriptors, &p->call, &algo[0], &o, &spent);
-        double again = gemm_time(&p->descriptors, &p->call, &algo[best], &o, &spent);
-        if (again < 0 || again >= GEMM_GAIN * first) best = 0;
+        double second = gemm_time(&p->descriptors, &p->call, &algo[best], &o, &spent);
+        if (second < 0 || second >= GEMM_GAIN * first) best = 0;
     }
     if (room) CUDA_CHECK(cudaFree(room));
     return best;
 }
 
-/* Sets the plan's algorithm; possible stays 0 if there is none. While the stream is captured nothing is
-   measured. What was chosen without measuring is kept too where measuring is on, so that the next run need
-   not meet the kinds of calls in the same places. */
+/* Sets the plan's algorithm; `possible` stays 0 if there is none. Nothing is measured while the
+   stream is captured. With measuring on, a choice that was made without it is kept too, so that
+   the next run need not meet the kinds of calls in the same order. */
 static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
     GemmAlgo algo[GEMM_PROPOSALS];
     GemmChoice *stored = gemm_choice_find(&p->call);
@@ -125,48 +122,49 @@ static inline void gemm_choose(GemmPlan *p, const GemmOperands *o) {
     }
     if (stored)
         fprintf(stderr, "note: the algorithm stored for %s does not run here\n",
-                gemm_name(&p->call));
+                gemm_name(&p->call).text);
     int n = gemm_propose(&p->descriptors, &p->call, algo, GEMM_PROPOSALS);
     if (!n) return;
-    p->algo = algo[gemm_measure && n > 1 && !gemm_capturing() ? gemm_fastest(p, algo, n, *o) : 0];
+    p->algo =
+        algo[cm_gpu.gemm_measure && n > 1 && !gemm_capturing() ? gemm_fastest(p, algo, n, *o) : 0];
     p->possible = 1;
-    if (gemm_measure || stored) gemm_choice_keep(&p->call, &p->algo, 1);
+    if (cm_gpu.gemm_measure || stored) gemm_choice_keep(&p->call, &p->algo, 1);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* plans */
 
-static inline uint64_t gemm_hash(const void *bytes, size_t n) {
-    uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    for (size_t i = 0; i < n; i++)
-        hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
-    return hash;
-}
-
-/* The plan of a kind of call in a table of `room` places, or the free place where it belongs. */
+/* The place of a kind of call in a table of `room` plans: its plan, or the free place where it
+   belongs. */
 static inline GemmPlan *gemm_plan_place(GemmPlan *table, size_t room, const GemmCall *c) {
-    size_t i = gemm_hash(c, sizeof *c) % room;
+    size_t i = fnv1a(FNV_BASIS, c, sizeof *c) % room;
     while (table[i].used && memcmp(&table[i].call, c, sizeof *c)) i = (i + 1) % room;
     return &table[i];
 }
 
-/* Doubles the table. */
-static inline void gemm_plans_grow(void) {
-    size_t room = gemm_plan_room ? 2 * gemm_plan_room : 256;
+/* Doubles the table. Returns 0, or -1 and a recorded failure if there is no memory. */
+static inline int gemm_plans_grow(void) {
+    size_t room = cm_gpu.gemm_plan_room ? 2 * cm_gpu.gemm_plan_room : 256;
     GemmPlan *table = (GemmPlan *)calloc(room, sizeof *table);
-    if (!table) die("out of memory: plans of %zu kinds of matrix products", gemm_plan_count);
-    for (size_t i = 0; i < gemm_plan_room; i++)
-        if (gemm_plans[i].used) *gemm_plan_place(table, room, &gemm_plans[i].call) = gemm_plans[i];
-    free(gemm_plans);
-    gemm_plans = table, gemm_plan_room = room;
+    if (!table)
+        return device_fail("out of memory: plans of %zu kinds of matrix products",
+                           cm_gpu.gemm_plan_count);
+    for (size_t i = 0; i < cm_gpu.gemm_plan_room; i++)
+        if (cm_gpu.gemm_plans[i].used)
+            *gemm_plan_place(table, room, &cm_gpu.gemm_plans[i].call) = cm_gpu.gemm_plans[i];
+    free(cm_gpu.gemm_plans);
+    cm_gpu.gemm_plans = table;
+    cm_gpu.gemm_plan_room = room;
+    return 0;
 }
 
-/* The plan of a kind of call, made if it is the first. */
+/* The plan of a kind of call, made at its first call. NULL and a recorded failure if there is no
+   memory. */
 static inline GemmPlan *gemm_plan(const GemmCall *c, const GemmOperands *o) {
-    if (2 * (gemm_plan_count + 1) > gemm_plan_room) gemm_plans_grow();
-    GemmPlan *p = gemm_plan_place(gemm_plans, gemm_plan_room, c);
+    if (2 * (cm_gpu.gemm_plan_count + 1) > cm_gpu.gemm_plan_room && gemm_plans_grow()) return NULL;
+    GemmPlan *p = gemm_plan_place(cm_gpu.gemm_plans, cm_gpu.gemm_plan_room, c);
     if (!p->used) {
-        gemm_plan_count++;
+        cm_gpu.gemm_plan_count++;
         p->call = *c;
         p->used = 1;
         gemm_describe(&p->descriptors, c);
@@ -175,13 +173,13 @@ static inline GemmPlan *gemm_plan(const GemmCall *c, const GemmOperands *o) {
     return p;
 }
 
-/* Forgets the plans, so that the next calls choose anew. */
+/* Frees the plans, so that the next calls choose again. */
 static inline void gemm_plans_clear(void) {
-    for (size_t i = 0; i < gemm_plan_room; i++)
-        if (gemm_plans[i].used) gemm_forget(&gemm_plans[i].descriptors);
-    free(gemm_plans);
-    gemm_plans = NULL;
-    gemm_plan_count = gemm_plan_room = 0;
+    for (size_t i = 0; i < cm_gpu.gemm_plan_room; i++)
+        if (cm_gpu.gemm_plans[i].used) gemm_forget(&cm_gpu.gemm_plans[i].descriptors);
+    free(cm_gpu.gemm_plans);
+    cm_gpu.gemm_plans = NULL;
+    cm_gpu.gemm_plan_count = cm_gpu.gemm_plan_room = 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -189,9 +187,9 @@ static inline void gemm_plans_clear(void) {
 
 enum { GEMM_KEY_DIGITS = 2 * sizeof(GemmCall), GEMM_ALGO_DIGITS = 2 * sizeof(GemmAlgo) };
 enum { GEMM_ENTRY = GEMM_KEY_DIGITS + 1 + GEMM_ALGO_DIGITS + 1, GEMM_SUM_DIGITS = 16 };
-enum { GEMM_HEADER = 320 }; /* its room */
+enum { GEMM_HEADER = 320 }; /* bytes for the header */
 
-/* The library's version and the GPU in letters, digits, '_', '-' and '.'. */
+/* Writes the header: the library's version, and the GPU in letters, digits, '_', '-' and '.'. */
 static inline void gemm_header(char *text) {
     char device[GEMM_HEADER - 64];
     gemm_device(device, sizeof device);
@@ -209,7 +207,7 @@ static inline char *gemm_put_hex(char *to, const void *bytes, size_t n) {
     return to;
 }
 
-/* Reads n bytes; 0 if these are not 2 n lower-case hexadecimal digits. */
+/* Reads n bytes from 2 n lower-case hexadecimal digits. Returns 0 if the text is something else. */
 static inline int gemm_get_hex(void *bytes, const char *from, size_t n) {
     static const char digits[] = "0123456789abcdef";
     for (size_t i = 0; i < 2 * n; i++) {
@@ -221,30 +219,34 @@ static inline int gemm_get_hex(void *bytes, const char *from, size_t n) {
     return 1;
 }
 
-/* The choices of this run, or with `all` also those that were taken and not met since, in one line of printable
-   characters without '=' or quotes; the caller frees it. NULL if there are none. The same choices make the same
-   text. */
+/* The choices as one line of printable characters without '=' and quotes: those of this run, or
+   with `all` also those that were read and not used since. Equal choices make equal text. The
+   caller frees it. NULL if there are no choices. */
 static inline char *gemm_choices_text(int all) {
     size_t n = 0;
-    for (size_t i = 0; i < gemm_choice_count; i++) n += all || gemm_choices[i].own;
+    for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) n += all || cm_gpu.gemm_choices[i].own;
     if (!n) return NULL;
     char *text = (char *)malloc(GEMM_HEADER + n * GEMM_ENTRY + GEMM_SUM_DIGITS + 1);
-    if (!text) die("out of memory: choices of algorithms of matrix products");
+    if (!text) {
+        device_fail("out of memory: choices of algorithms of matrix products");
+        return NULL;
+    }
     gemm_header(text);
     char *p = text + strlen(text);
-    for (size_t i = 0; i < gemm_choice_count; i++) {
-        if (!all && !gemm_choices[i].own) continue;
-        p = gemm_put_hex(p, &gemm_choices[i].call, sizeof(GemmCall));
+    for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) {
+        if (!all && !cm_gpu.gemm_choices[i].own) continue;
+        p = gemm_put_hex(p, &cm_gpu.gemm_choices[i].call, sizeof(GemmCall));
         *p++ = ':';
-        p = gemm_put_hex(p, &gemm_choices[i].algo, sizeof(GemmAlgo));
+        p = gemm_put_hex(p, &cm_gpu.gemm_choices[i].algo, sizeof(GemmAlgo));
         *p++ = ';';
     }
     snprintf(p, GEMM_SUM_DIGITS + 1, "%016llx",
-             (unsigned long long)gemm_hash(text, (size_t)(p - text)));
+             (unsigned long long)fnv1a(FNV_BASIS, text, (size_t)(p - text)));
     return text;
 }
 
-/* Reads the entries of a text whose sum is right into n choices; 0 if they are damaged or out of order. */
+/* Reads n choices from the entries of a text whose checksum is right. Returns 0 if they are
+   damaged or out of order. */
 static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n) {
     for (size_t i = 0; i < n; i++, from += GEMM_ENTRY)
         if (!gemm_get_hex(&to[i].call, from, sizeof(GemmCall)) || from[GEMM_KEY_DIGITS] != ':' ||
@@ -255,8 +257,8 @@ static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n)
     return 1;
 }
 
-/* Splits a text into its header, entries and sum, and checks the sum: *entries is the first, *length how many
-   characters they are. */
+/* Splits a text into header, entries and checksum, and verifies the checksum. *entries is the
+   first entry, *length the number of characters in all. Returns 0, or -1 and err. */
 static inline int gemm_choices_split(const char *text, const char **entries, size_t *length,
                                      char *err) {
     uint64_t sum = 0;
@@ -270,20 +272,24 @@ static inline int gemm_choices_split(const char *text, const char **entries, siz
         const char pair[2] = {'0', end[i]};
         if (!gemm_get_hex(&digit, pair, 1))
             return fail(
-                err, "the choices of matrix products are damaged: the text does not end in a sum");
+                err,
+                "the choices of matrix products are damaged: the text does not end in a checksum");
         sum = sum << 4 | digit;
     }
-    if (sum != gemm_hash(text, (size_t)(end - text)))
-        return fail(err,
-                    "the choices of matrix products are damaged: the sum does not fit the text");
-    *entries = header_end + 1, *length = (size_t)(end - *entries);
+    if (sum != fnv1a(FNV_BASIS, text, (size_t)(end - text)))
+        return fail(
+            err,
+            "the choices of matrix products are damaged: the checksum does not match the text");
+    *entries = header_end + 1;
+    *length = (size_t)(end - *entries);
     return 0;
 }
 
-/* Takes the choices of a text of gemm_choices_text over those there are, and forgets the plans: from now on they
-   win over measurement. own: they are those of this run, which goes on. Returns 0; 1 where the text is of another
-   version of the library or of this program, or of another GPU: then nothing changes and err says so; -1 where
-   it is damaged: nothing changes and err says how. Call it before the first product, and never while the stream is captured. */
+/* Reads the choices of a text of gemm_choices_text and frees the plans. The choices replace
+   those of equal kinds and win over measurement. `own`: they are this run's. Returns 0. Returns
+   1 and err if the text is of another version of the library or of this program, or of another
+   GPU; -1 and err if it is damaged. In both cases nothing changes. Call it before the first
+   product, and never while the stream is captured. */
 static inline int gemm_choices_take(const char *text, int own, char *err) {
     char header[GEMM_HEADER];
     const char *entries = NULL;
@@ -298,15 +304,17 @@ static inline int gemm_choices_take(const char *text, int own, char *err) {
     }
     size_t n = length / GEMM_ENTRY;
     if (length % GEMM_ENTRY)
-        return fail(
-            err, "the choices of matrix products are damaged: %zu characters are no whole entries",
-            length);
+        return fail(err,
+                    "the choices of matrix products are damaged: %zu characters are not a whole "
+                    "number of entries",
+                    length);
     GemmChoice *taken = (GemmChoice *)malloc((n + 1) * sizeof *taken);
     if (!taken) return fail(err, "out of memory: %zu choices of matrix products", n);
     if (!gemm_choices_parse(taken, entries, n)) {
         free(taken);
-        return fail(err,
-                    "the choices of matrix products are damaged: an entry is no key and algorithm");
+        return fail(
+            err,
+            "the choices of matrix products are damaged: an entry is not a key with an algorithm");
     }
     gemm_plans_clear();
     for (size_t i = 0; i < n; i++) gemm_choice_keep(&taken[i].call, &taken[i].algo, own);
@@ -314,12 +322,12 @@ static inline int gemm_choices_take(const char *text, int own, char *err) {
     return 0;
 }
 
-/* Forgets plans and choices. */
+/* Frees plans and choices. */
 static inline void gemm_choices_clear(void) {
     gemm_plans_clear();
-    free(gemm_choices);
-    gemm_choices = NULL;
-    gemm_choice_count = gemm_choice_room = 0;
+    free(cm_gpu.gemm_choices);
+    cm_gpu.gemm_choices = NULL;
+    cm_gpu.gemm_choice_count = cm_gpu.gemm_choice_room = 0;
 }
 
 #endif

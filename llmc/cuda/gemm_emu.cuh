@@ -1,6 +1,6 @@
 /*
-The matrix product without a GPU, behind the same functions as gemm_lt.cuh, for the emulator: two
-algorithms, so that there is a choice to make, to store and to take back.
+The matrix product without a GPU, for the emulator, behind the functions of gemm_lt.cuh. It has two
+algorithms, so that there is a choice to make, to store and to read.
 */
 #ifndef CM_CUDA_GEMM_EMU_CUH
 #define CM_CUDA_GEMM_EMU_CUH
@@ -8,7 +8,8 @@ algorithms, so that there is a choice to make, to store and to take back.
 #include "gelu.cuh"
 #include "gemm_kind.cuh"
 
-/* data[0] = 0: the sum over k in order; 1: the sums over the first and the second half of k, then added. */
+/* data[0] = 0: the sum over k in order. data[0] = 1: the sums over the two halves of k, then
+   added. */
 typedef struct {
     uint64_t data[8];
 } GemmAlgo;
@@ -16,19 +17,21 @@ typedef struct {
     int unused;
 } GemmDescriptors;
 
-/* What a test can pretend: that the stream is being captured; that there is no algorithm for these
-   epilogues (bit 1 << GEMM_GELU and so on) or for any bias or batch; that the tensor cores drop the lower
-   bits of fp32 input instead of rounding it to TF32. */
+/* What a test can pretend. capturing: the stream is being captured. refuse: there is no
+   algorithm for these epilogues (bit 1 << GEMM_GELU and so on), for any bias or for any batch.
+   truncate: the tensor cores drop the lower bits of fp32 input instead of rounding it to TF32. */
 enum { GEMM_EMU_BIAS = 1 << 8, GEMM_EMU_BATCH = 1 << 9 };
-inline int gemm_emu_capturing, gemm_emu_refuse, gemm_emu_truncate;
-inline long gemm_emu_runs; /* products computed so far, those for measuring included */
-inline const double
-    *gemm_emu_times; /* if not NULL, what the next measurements find, -1: it does not run */
+typedef struct {
+    int capturing, refuse, truncate;
+    long runs;           /* products computed so far, including those that were timed */
+    const double *times; /* what the next measurements find, unless NULL; -1: it does not run */
+} GemmEmu;
+inline GemmEmu gemm_emu;
 
 static inline void gemm_device(char *text, size_t size) { snprintf(text, size, "emulator"); }
 static inline size_t gemm_version(void) { return 1; }
 static inline void gemm_start(void) {}
-static inline int gemm_capturing(void) { return gemm_emu_capturing || emu.recording; }
+static inline int gemm_capturing(void) { return gemm_emu.capturing || emu.recording; }
 static inline void gemm_describe(GemmDescriptors *, const GemmCall *) {}
 static inline void gemm_forget(GemmDescriptors *) {}
 
@@ -37,7 +40,7 @@ static inline int gemm_algo_runs(const GemmDescriptors *, const GemmCall *c, con
         if (algo->data[i]) return 0;
     int asked =
         1 << c->epilogue | (c->bias ? GEMM_EMU_BIAS : 0) | (c->batch > 1 ? GEMM_EMU_BATCH : 0);
-    return algo->data[0] < 2 && !(gemm_emu_refuse & asked);
+    return algo->data[0] < 2 && !(gemm_emu.refuse & asked);
 }
 
 static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo,
@@ -59,14 +62,15 @@ static inline void gemm_write(void *p, size_t i, int type, float x) {
     else ((float *)p)[i] = x;
 }
 
-/* TF32 has ten bits of mantissa: an error of up to 2^-11 of x when rounded to nearest (ties away from
-   zero), of up to 2^-10 when truncated. */
+/* TF32 has ten bits of mantissa. Rounding to nearest (ties away from zero) errs by up to 2^-11
+   of x, truncation by up to 2^-10. */
 static inline float gemm_to_tf32(float x) {
-    unsigned bits = (unsigned)__float_as_int(x), half = gemm_emu_truncate ? 0 : 0x1000u;
+    unsigned bits = (unsigned)__float_as_int(x), half = gemm_emu.truncate ? 0 : 0x1000u;
     return isfinite(x) ? __int_as_float((int)((bits + half) & ~0x1fffu)) : x;
 }
 
-/* out (rows, cols) = the stored matrix, or the transpose of the (cols, rows) stored, as the product reads. */
+/* out (rows,cols) = the stored matrix, or, if transposed, the transpose of the stored
+   (cols,rows). fp32 is rounded to TF32 if the call asks for it. */
 static inline void gemm_gather(float *out, const void *p, size_t at, size_t ld, int transposed,
                                size_t rows, size_t cols, const GemmCall *c) {
     int tf32 = c->tf32 && c->in == GEMM_FP32;
@@ -77,7 +81,7 @@ static inline void gemm_gather(float *out, const void *p, size_t at, size_t ld, 
         }
 }
 
-/* sum (N) += a[k] b[k,:] for k in [from, to). */
+/* sum (N) = the sum of a[k] b[k,:] over k in [from, to). */
 static inline void gemm_row_sum(float *sum, const float *a, const float *b, size_t from, size_t to,
                                 size_t N) {
     for (size_t n = 0; n < N; n++) sum[n] = 0;
@@ -85,9 +89,10 @@ static inline void gemm_row_sum(float *sum, const float *a, const float *b, size
         for (size_t n = 0; n < N; n++) sum[n] += a[k] * b[k * N + n];
 }
 
-/* Row m of an item from its sums. The input of GELU is stored rounded, but GELU is taken of the number before
-   rounding. cuBLASLt's manual defines both outputs (section "Tensorwide Scaling", Aux_temp and
-   D_temp = Epilogue(Aux_temp)) by the number in the compute type, which is taken to hold for bf16 too. */
+/* Stores row m of an item from its sums. GELU's argument is stored rounded, but GELU is taken of
+   the number before rounding. cuBLASLt's manual defines both outputs by the number in the
+   compute type (section "Tensorwide Scaling", Aux_temp and D_temp = Epilogue(Aux_temp)); that is
+   taken to hold for bf16 too. */
 static inline void gemm_store_row(const GemmCall *c, const GemmOperands *o, size_t item, size_t m,
                                   const float *sum) {
     size_t row = item * (size_t)c->sc + m * (size_t)c->ldc;
@@ -110,9 +115,10 @@ static inline void gemm_compute(const GemmCall *c, const GemmAlgo *algo, const G
     size_t M = (size_t)c->M, N = (size_t)c->N, K = (size_t)c->K, half = algo->data[0] ? K / 2 : K;
     float *a = (float *)malloc(M * K * sizeof *a), *b = (float *)malloc(K * N * sizeof *b);
     float *sum = (float *)malloc(N * sizeof *sum), *rest = (float *)malloc(N * sizeof *rest);
-    if (!a || !b || !sum || !rest) die("out of memory: an emulated matrix product");
-    gemm_emu_runs++;
-    for (size_t item = 0; item < (size_t)c->batch; item++) {
+    int room = a && b && sum && rest;
+    if (!room) device_fail("out of memory: an emulated matrix product");
+    gemm_emu.runs++;
+    for (size_t item = 0; room && item < (size_t)c->batch; item++) {
         gemm_gather(a, o->A, item * (size_t)c->sa, (size_t)c->lda, c->ta, M, K, c);
         gemm_gather(b, o->B, item * (size_t)c->sb, (size_t)c->ldb, c->tb, K, N, c);
         for (size_t m = 0; m < M; m++) {
@@ -130,19 +136,20 @@ static inline void gemm_compute(const GemmCall *c, const GemmAlgo *algo, const G
     free(rest);
 }
 
-/* On the stream, with copies of the arguments. */
+/* Queues a product, with copies of the arguments. */
 static inline const char *gemm_run(GemmDescriptors *, const GemmCall *call, const GemmAlgo *chosen,
                                    const GemmOperands *operands) {
     emu_do([c = *call, algo = *chosen, o = *operands] { gemm_compute(&c, &algo, &o); });
     return NULL;
 }
 
-/* Milliseconds of one run: pretended. CM_EMU_FASTEST in the environment names the fastest algorithm. */
+/* Milliseconds of one run, which are pretended: the algorithm that CM_EMU_FASTEST names in the
+   environment is the fastest. */
 static inline double gemm_time(GemmDescriptors *d, const GemmCall *c, const GemmAlgo *algo,
                                const GemmOperands *o, double *spent) {
     const char *fastest = getenv("CM_EMU_FASTEST");
     double ms = algo->data[0] == (fastest ? strtoull(fastest, NULL, 10) : 0) ? 1 : 2;
-    if (gemm_emu_times) ms = *gemm_emu_times++;
+    if (gemm_emu.times) ms = *gemm_emu.times++;
     if (ms < 0 || gemm_run(d, c, algo, o)) return -1;
     *spent += ms;
     return ms;

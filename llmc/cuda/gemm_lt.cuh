@@ -1,6 +1,6 @@
 /*
-The matrix product by cuBLASLt: descriptors, proposals, timing, and the call. cuBLAS is column-major, in
-which our matrices are their transposes: D^T = op(B)^T op(A)^T, so B comes first.
+The matrix product by cuBLASLt: descriptors, proposals, timing, and the call. cuBLAS is
+column-major, and reads our matrices as their transposes: D^T = op(B)^T op(A)^T, so B comes first.
 */
 #ifndef CM_CUDA_GEMM_LT_CUH
 #define CM_CUDA_GEMM_LT_CUH
@@ -14,19 +14,20 @@ typedef struct {
     cublasLtMatrixLayout_t a, b, c;
 } GemmDescriptors;
 
-inline cublasLtHandle_t gemm_handle;
-inline void *gemm_workspace;
-
-#define GEMM_CHECK(CALL) gemm_check((CALL), #CALL, __LINE__)
-static inline void gemm_check(cublasStatus_t status, const char *call, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS)
-        die("gemm_lt.cuh:%d: %s: %s", line, call, cublasLtGetStatusString(status));
+/* Makes a call of cuBLASLt. Returns 0; or, if the call fails, records the failure and returns
+   -1. After a failure no further call is made. */
+#define GEMM_CHECK(CALL)                                                                           \
+    gemm_check(device_failure() ? CUBLAS_STATUS_SUCCESS : (CALL), #CALL, __LINE__)
+static inline int gemm_check(cublasStatus_t status, const char *call, int line) {
+    if (status == CUBLAS_STATUS_SUCCESS) return device_failure() ? -1 : 0;
+    return device_fail("gemm_lt.cuh:%d: %s: %s", line, call, cublasLtGetStatusString(status));
 }
 
-/* The GPU that calls go to: its name and how many SMs it has. */
+/* Describes the GPU: its name and its number of multiprocessors. */
 static inline void gemm_device(char *text, size_t size) {
-    int device;
+    int device = 0;
     cudaDeviceProp p;
+    memset(&p, 0, sizeof p);
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaGetDeviceProperties(&p, device));
     snprintf(text, size, "%.200s %d", p.name, p.multiProcessorCount);
@@ -35,15 +36,15 @@ static inline size_t gemm_version(void) { return cublasLtGetVersion(); }
 
 /* Creates the handle and the workspace. */
 static inline void gemm_start(void) {
-    if (gemm_handle) return;
-    GEMM_CHECK(cublasLtCreate(&gemm_handle));
-    CUDA_CHECK(cudaMalloc(&gemm_workspace, GEMM_WORKSPACE));
+    if (cm_gpu.gemm_handle) return;
+    GEMM_CHECK(cublasLtCreate(&cm_gpu.gemm_handle));
+    CUDA_CHECK(cudaMalloc(&cm_gpu.gemm_workspace, GEMM_WORKSPACE));
 }
 
-/* Whether the stream is being captured: then nothing may be allocated or waited for. */
+/* Whether the stream is being captured. Then nothing may be allocated or waited for. */
 static inline int gemm_capturing(void) {
-    cudaStreamCaptureStatus status;
-    CUDA_CHECK(cudaStreamIsCapturing(cuda_stream, &status));
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    CUDA_CHECK(cudaStreamIsCapturing(cm_gpu.stream, &status));
     return status != cudaStreamCaptureStatusNone;
 }
 
@@ -57,7 +58,7 @@ static inline void gemm_set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes
 
 static inline cublasLtMatrixLayout_t gemm_layout(int type, int rows, int cols, int64_t ld,
                                                  int batch, int64_t stride) {
-    cublasLtMatrixLayout_t layout;
+    cublasLtMatrixLayout_t layout = NULL;
     cudaDataType_t cuda_type = type == GEMM_BF16 ? CUDA_R_16BF : CUDA_R_32F;
     GEMM_CHECK(cublasLtMatrixLayoutCreate(&layout, cuda_type, (uint64_t)rows, (uint64_t)cols, ld));
     GEMM_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
@@ -74,9 +75,10 @@ static inline cublasLtEpilogue_t gemm_epilogue(const GemmCall *c) {
     return c->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
-/* The library reads from the values of the bias and aux pointers how they are aligned when it is asked for
-   algorithms, and does not follow them then. So they are set before, to places in the workspace (aligned to
-   256) that are aligned exactly as the key says, whatever the addresses of this call are. The types of bias
+/* Makes the descriptors of a kind of call. When the library is asked for algorithms, it reads
+   the alignment of bias and aux from the values of their pointers, and does not follow the
+   pointers. So they first point into the workspace (aligned to 256 bytes), at places with
+   exactly the alignment of the key, whatever the addresses of this call are. The types of bias
    and aux are D's by default. */
 static inline void gemm_describe(GemmDescriptors *d, const GemmCall *c) {
     int tf32 = c->tf32 && c->in == GEMM_FP32;
@@ -87,10 +89,10 @@ static inline void gemm_describe(GemmDescriptors *d, const GemmCall *c) {
     gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)gemm_epilogue(c));
     if (c->bias)
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                 (const void *)((char *)gemm_workspace + c->align[3]));
+                 (const void *)((char *)cm_gpu.gemm_workspace + c->align[3]));
     if (c->epilogue != GEMM_PLAIN) {
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
-                 (void *)((char *)gemm_workspace + 16));
+                 (void *)((char *)cm_gpu.gemm_workspace + 16));
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, c->ldaux);
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, c->saux);
     }
@@ -109,15 +111,16 @@ static inline void gemm_forget(GemmDescriptors *d) {
 /* ---------------------------------------------------------------------------------------------- */
 /* algorithms */
 
-/* Which ways of adding up the parts of a sum over k (split-K) are allowed, beside none at all. Parts may be
-   kept in fp32 in the workspace and added in a step of their own. Not allowed: adding in place, where blocks
-   take turns, and parts rounded to bf16. */
+/* Which ways of adding up the parts of a sum over k (split-K) are allowed, besides not
+   splitting: parts in fp32 in the workspace that a separate step adds, and, where the output is
+   fp32, parts in the output type. Not allowed are adding in place, where blocks take turns in
+   any order, and parts rounded to bf16. */
 static inline uint32_t gemm_reductions(const GemmCall *c) {
     uint32_t mask = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     return c->out == GEMM_FP32 ? mask | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE : mask;
 }
 
-/* Whether an algorithm keeps our rules: room, reductions, a C that is not D. */
+/* Whether an algorithm keeps our rules on workspace, on split sums, and on a C that is not D. */
 static inline int gemm_allowed(const GemmCall *c, const GemmAlgo *algo, size_t workspace) {
     uint32_t scheme = 0;
     int32_t apart = 0;
@@ -134,13 +137,14 @@ static inline int gemm_allowed(const GemmCall *c, const GemmAlgo *algo, size_t w
            apart;
 }
 
-/* Whether an algorithm, perhaps one from a file, can compute this product here. */
+/* Whether an algorithm, which may come from a file, can compute this product here. */
 static inline int gemm_algo_runs(const GemmDescriptors *d, const GemmCall *c,
                                  const GemmAlgo *algo) {
+    if (device_failure()) return 0;
     cublasLtMatmulHeuristicResult_t result;
     memset(&result, 0, sizeof result);
-    cublasStatus_t status =
-        cublasLtMatmulAlgoCheck(gemm_handle, d->matmul, d->a, d->b, d->c, d->c, algo, &result);
+    cublasStatus_t status = cublasLtMatmulAlgoCheck(cm_gpu.gemm_handle, d->matmul, d->a, d->b, d->c,
+                                                    d->c, algo, &result);
     return status == CUBLAS_STATUS_SUCCESS && gemm_allowed(c, algo, result.workspaceSize);
 }
 
@@ -150,7 +154,7 @@ static inline cublasLtMatmulPreference_t gemm_preference(const GemmCall *c, uint
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     const uint32_t of[4] = {(uint32_t)c->align[1], (uint32_t)c->align[0], (uint32_t)c->align[2],
                             (uint32_t)c->align[2]};
-    cublasLtMatmulPreference_t p;
+    cublasLtMatmulPreference_t p = NULL;
     uint64_t workspace = GEMM_WORKSPACE;
     GEMM_CHECK(cublasLtMatmulPreferenceCreate(&p));
     GEMM_CHECK(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -162,22 +166,23 @@ static inline cublasLtMatmulPreference_t gemm_preference(const GemmCall *c, uint
     return p;
 }
 
-/* Fills in up to `most` (at most 16) algorithms, the library's best guess first, and returns how many. Where
-   the library finds none within the allowed reductions it is asked once more for all, of which those that
-   are not allowed are left out here. */
+/* Fills in up to `most` (at most 16) algorithms, the library's best guess first, and returns how
+   many. If the library finds none within the allowed split sums, it is asked for all, and those
+   that are not allowed are dropped. */
 static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, GemmAlgo *algo,
                                int most) {
     cublasLtMatmulHeuristicResult_t results[16];
     int n = 0;
+    if (device_failure()) return 0;
     for (int all = 0; all < 2 && !n; all++) {
         int found = 0;
         cublasLtMatmulPreference_t preference =
             gemm_preference(c, all ? (uint32_t)CUBLASLT_REDUCTION_SCHEME_MASK : gemm_reductions(c));
         cublasStatus_t status =
-            cublasLtMatmulAlgoGetHeuristic(gemm_handle, d->matmul, d->a, d->b, d->c, d->c,
+            cublasLtMatmulAlgoGetHeuristic(cm_gpu.gemm_handle, d->matmul, d->a, d->b, d->c, d->c,
                                            preference, min_int(most, 16), results, &found);
         GEMM_CHECK(cublasLtMatmulPreferenceDestroy(preference));
-        if (status != CUBLAS_STATUS_SUCCESS) continue; /* as when there is none */
+        if (status != CUBLAS_STATUS_SUCCESS) continue; /* the library has none */
         for (int i = 0; i < found; i++)
             if (results[i].state == CUBLAS_STATUS_SUCCESS &&
                 gemm_allowed(c, &results[i].algo, results[i].workspaceSize))
@@ -189,41 +194,44 @@ static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, Gemm
 /* ---------------------------------------------------------------------------------------------- */
 /* calls */
 
-/* Queues a product; returns the library's message if it refuses. Scalars are on the host. */
+/* Queues a product. Returns NULL, or the library's message if it refuses. Scalars are on the
+   host. */
 static inline const char *gemm_run(GemmDescriptors *d, const GemmCall *c, const GemmAlgo *algo,
                                    const GemmOperands *o) {
+    if (device_failure()) return "the device has failed before";
     if (c->bias) gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, o->bias);
     if (c->epilogue != GEMM_PLAIN)
         gemm_set(d->matmul, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, o->aux);
-    cublasStatus_t status =
-        cublasLtMatmul(gemm_handle, d->matmul, &o->alpha, o->B, d->a, o->A, d->b, &o->beta, o->C,
-                       d->c, o->D, d->c, algo, gemm_workspace, GEMM_WORKSPACE, cuda_stream);
+    cublasStatus_t status = cublasLtMatmul(cm_gpu.gemm_handle, d->matmul, &o->alpha, o->B, d->a,
+                                           o->A, d->b, &o->beta, o->C, d->c, o->D, d->c, algo,
+                                           cm_gpu.gemm_workspace, GEMM_WORKSPACE, cm_gpu.stream);
     return status == CUBLAS_STATUS_SUCCESS ? NULL : cublasLtGetStatusString(status);
 }
 
-/* Milliseconds of one of n runs in turn, or -1 if it does not run; the events are the caller's. */
+/* Milliseconds of one of n consecutive runs, or -1 if the algorithm does not run. `event`: two
+   events. */
 static inline double gemm_time_runs(GemmDescriptors *d, const GemmCall *c, const GemmAlgo *algo,
                                     const GemmOperands *o, int n, cudaEvent_t *event) {
-    float ms;
-    CUDA_CHECK(cudaEventRecord(event[0], cuda_stream));
+    float ms = 0;
+    CUDA_CHECK(cudaEventRecord(event[0], cm_gpu.stream));
     for (int i = 0; i < n; i++)
         if (gemm_run(d, c, algo, o)) return -1;
-    CUDA_CHECK(cudaEventRecord(event[1], cuda_stream));
+    CUDA_CHECK(cudaEventRecord(event[1], cm_gpu.stream));
     CUDA_CHECK(cudaEventSynchronize(event[1]));
     CUDA_CHECK(cudaEventElapsedTime(&ms, event[0], event[1]));
-    return (double)ms / n;
+    return device_failure() ? -1 : (double)ms / n;
 }
 
-/* Milliseconds of one run, or -1 if the algorithm does not run: the median of three measurements after a run
-   that loads the kernel, of several runs each where one is short, or one measurement of a long one. Adds the
-   time it took to *spent. */
+/* Milliseconds of one run, or -1 if the algorithm does not run. A first run loads the kernel.
+   Then the median of three measurements counts, of several runs each where one run is short; or
+   one measurement of a run that takes more than 3 ms. Adds the time of all runs to *spent. */
 static inline double gemm_time(GemmDescriptors *d, const GemmCall *c, const GemmAlgo *algo,
                                const GemmOperands *o, double *spent) {
-    static cudaEvent_t event[2];
+    cudaEvent_t *event = cm_gpu.gemm_events;
     for (int i = 0; i < 2; i++)
         if (!event[i]) CUDA_CHECK(cudaEventCreate(&event[i]));
     if (gemm_run(d, c, algo, o)) {
-        cudaGetLastError(); /* forget it */
+        cudaGetLastError(); /* clears the error */
         return -1;
     }
     double ms[3];

@@ -1,21 +1,23 @@
 /*
-Finds a shared library when the program runs, wherever people have it: the CUDA toolkit, a distribution's
-package, or the `nvidia-*` wheels that PyTorch brings into a Python environment. Needs no CUDA.
+Finds a shared library when the program runs, wherever people have it: the CUDA toolkit, a
+distribution's package, or the `nvidia-*` wheels that PyTorch brings into a Python environment.
+Needs no CUDA.
 
-The places, in this order; the first file that loads is taken:
+These places are searched in order, and the first file that loads is taken:
 
-    1. folders that environment variables name (CUDNN_PATH), and lib64, lib in them
-    2. the dynamic linker's own: LD_LIBRARY_PATH, the program's rpath, /etc/ld.so.conf
-    3. CUDA_HOME, CUDA_PATH: lib64, lib
+    1. folders that environment variables name (CUDNN_PATH), and lib64 and lib in them
+    2. the dynamic linker's places: LD_LIBRARY_PATH, the program's rpath, /etc/ld.so.conf
+    3. lib64 and lib in CUDA_HOME and CUDA_PATH
     4. the folder of another library that is loaded already, and the wheels beside it
     5. the usual folders of systems and toolkits
-    6. Python environments: VIRTUAL_ENV, CONDA_PREFIX, the python3 of PATH, the system's, the user's, pyenv's
+    6. Python environments: VIRTUAL_ENV, CONDA_PREFIX, python3 in PATH, the system's, the user's,
+       pyenv's
 */
 #ifndef CM_CUDA_LIBRARY_H
 #define CM_CUDA_LIBRARY_H
 
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* dladdr, dlinfo */
+#define _GNU_SOURCE /* for dladdr and dlinfo */
 #endif
 #include <dlfcn.h>
 #include <glob.h>
@@ -30,33 +32,33 @@ The places, in this order; the first file that loads is taken:
 #define PATH_MAX 4096
 #endif
 
-/* Lists end with NULL; a list that is NULL is empty. */
+/* What to search for. Lists end with NULL; a list that is NULL is empty. */
 typedef struct {
-    const char *const *names; /* of the file, the best first: "libcudnn.so.9" */
-    const char *const
-        *variables;            /* of the environment, each of which names a folder: "CUDNN_PATH" */
+    const char *const *names; /* file names, the best first: "libcudnn.so.9" */
+    /* Environment variables, each of which names a folder: "CUDNN_PATH". */
+    const char *const *variables;
     const char *const *wheels; /* folders below site-packages/nvidia: "cudnn/lib" */
-    const char *beside;        /* path of a library that is loaded, or NULL */
-    int beside_first;          /* whether `beside` comes before all other places */
-    int global;                /* whether libraries that are loaded later see its symbols */
+    const char *beside;        /* path of a library that is loaded already, or NULL */
+    int beside_first;          /* whether `beside` is searched before all other places */
+    int global;                /* whether libraries that are loaded later see this one's symbols */
 } LibrarySearch;
 
-/* A search under way. */
+/* The state of a search. */
 typedef struct {
     const LibrarySearch *search;
-    void *found; /* the handle, NULL so far */
-    char *why;   /* what the dynamic linker said of a file that exists and does not load */
+    void *found; /* the handle; NULL until a file loads */
+    char *why;   /* the dynamic linker's message for a file that exists but does not load */
     size_t why_size;
 } LibraryFinder;
 
-/* Path of a library that dlopen has returned. */
+/* The path of a library that dlopen has returned. */
 static inline void library_path(void *library, char *path, size_t size) {
     struct link_map *map = NULL;
     snprintf(path, size, "%s",
              library && !dlinfo(library, RTLD_DI_LINKMAP, &map) && map ? map->l_name : "");
 }
 
-/* Path of the loaded library that a function or a variable is in; "" if it is in none. */
+/* The path of the loaded library that contains a function or variable; "" if none does. */
 static inline void library_path_of(const void *symbol, char *path, size_t size) {
     Dl_info info;
     snprintf(path, size, "%s", dladdr(symbol, &info) && info.dli_fname ? info.dli_fname : "");
@@ -77,25 +79,27 @@ static inline int library_loaded_at(struct dl_phdr_info *info, size_t size, void
     return 1;
 }
 
-/* Path of the first loaded library whose file name starts so ("libcublasLt.so"); "" if there is none. */
+/* The path of the first loaded library whose file name begins with `start` ("libcublasLt.so");
+   "" if there is none. */
 static inline void library_loaded(const char *start, char *path, size_t size) {
     LibraryLoaded l = {start, path, size};
     if (size) path[0] = 0;
     dl_iterate_phdr(library_loaded_at, &l);
 }
 
-/* Loads `file`, a path or a name that the dynamic linker looks for. */
+/* Loads `file`: a path, or a name that the dynamic linker searches for. */
 static inline void library_try_file(LibraryFinder *f, const char *file) {
     int path = strchr(file, '/') != NULL;
     if (f->found || (path && access(file, R_OK))) return;
     f->found = dlopen(file, RTLD_NOW | (f->search->global ? RTLD_GLOBAL : RTLD_LOCAL));
     const char *said = f->found ? NULL : dlerror();
-    /* "No such file" of a plain name is no news; of a path, what is missing is another library */
+    /* For a plain name, "No such file" is expected. For a path it means that another library is
+       missing. */
     if (said && f->why && (path || !strstr(said, "cannot open shared object")))
         snprintf(f->why, f->why_size, "%s", said);
 }
 
-/* All names in one folder, then in folders below it, both of which may be patterns of glob. */
+/* Tries all names in folder/below. `folder` and `below` may be patterns of glob. */
 static inline void library_try_folder(LibraryFinder *f, const char *folder, const char *below) {
     char pattern[PATH_MAX];
     for (const char *const *name = f->search->names; *name && !f->found; name++) {
@@ -109,7 +113,7 @@ static inline void library_try_folder(LibraryFinder *f, const char *folder, cons
     }
 }
 
-/* The wheels in a folder of Python packages. */
+/* Tries the wheels in a folder of Python packages. */
 static inline void library_try_packages(LibraryFinder *f, const char *packages) {
     char below[PATH_MAX];
     for (const char *const *wheel = f->search->wheels; wheel && *wheel && !f->found; wheel++) {
@@ -118,7 +122,8 @@ static inline void library_try_packages(LibraryFinder *f, const char *packages) 
     }
 }
 
-/* A Python environment, or the prefix of an interpreter: its packages, then its own libraries (conda's). */
+/* Tries a Python environment or an interpreter's prefix: its packages, then its own libraries
+   (conda's). */
 static inline void library_try_python(LibraryFinder *f, const char *prefix) {
     static const char *const packages[] = {
         "lib/python3*/site-packages", "lib64/python3*/site-packages", "lib/python3*/dist-packages",
@@ -132,7 +137,7 @@ static inline void library_try_python(LibraryFinder *f, const char *prefix) {
     library_try_folder(f, prefix, "lib");
 }
 
-/* The folder of a file, one level or more above it; "" where there is none. */
+/* The folder `levels` levels above a file; "" if there is none. */
 static inline void library_above(const char *file, int levels, char *folder, size_t size) {
     snprintf(folder, size, "%s", file);
     for (; levels; levels--) {
@@ -145,7 +150,8 @@ static inline void library_above(const char *file, int levels, char *folder, siz
     }
 }
 
-/* The first python3 of PATH. In a virtual environment it is a link; both ends may have packages. */
+/* Tries the packages of the first python3 in PATH. In a virtual environment python3 is a link,
+   and both ends may have packages. */
 static inline void library_try_path(LibraryFinder *f) {
     char file[PATH_MAX], real[PATH_MAX], prefix[PATH_MAX];
     for (const char *at = getenv("PATH"); at && *at && !f->found;) {
@@ -162,8 +168,8 @@ static inline void library_try_path(LibraryFinder *f) {
     }
 }
 
-/* Beside a library that is loaded: its folder; and where that is a wheel's, PACKAGES/nvidia/WHEEL/lib/FILE,
-   the other wheels of PACKAGES. */
+/* Tries the folder of a library that is loaded already. If that is a wheel's,
+   PACKAGES/nvidia/WHEEL/lib/FILE, also tries the other wheels of PACKAGES. */
 static inline void library_try_beside(LibraryFinder *f) {
     char folder[PATH_MAX];
     if (!f->search->beside || !f->search->beside[0]) return;
@@ -214,8 +220,8 @@ static inline void library_try_pythons(LibraryFinder *f) {
     }
 }
 
-/* Loads a library: the handle, and where it lies in `path`. NULL: none loads, and `why` says what was wrong
-   with the last file that exists, or that there is none. */
+/* Loads a library. Returns its handle, and its path in `path`. If none loads, returns NULL;
+   `why` then has the message for the last file that exists, or says that there is none. */
 static inline void *library_open(const LibrarySearch *search, char *path, size_t size, char *why,
                                  size_t why_size) {
     static const char *const toolkits[] = {"CUDA_HOME", "CUDA_PATH", NULL};

@@ -1,8 +1,8 @@
 /*
-The operations of linalg.h on a GPU, on device memory. Element by element: one grid walks all views of an
-operation together. Products: cuBLASLt, batched. What is done to a small matrix in one piece stands in
-small.cuh. Nothing waits for the device but la_sum_squares. Sums are taken in an order that the shapes alone
-decide.
+The operations of linalg.h on a GPU, on device memory. Element-wise operations: one grid walks along
+all views of an operation together. Products: cuBLASLt, batched. small.cuh has what is done to a
+small matrix in one piece. Only la_sum_squares waits for the device. The shapes alone decide the
+order of a sum.
 */
 #ifndef CM_CUDA_LINALG_CUH
 #define CM_CUDA_LINALG_CUH
@@ -11,39 +11,45 @@ decide.
 #include "gemm.cuh"
 #include "small.cuh"
 
-/* Elements of scratch that a rule may spread over layers: 512 MB. */
+/* Elements of scratch that a rule may spread over layers: 512 MiB of float. */
 #define LA_SCRATCH_BUDGET ((size_t)128 << 20)
 
 static inline int la_chunk(int n) { return n; }
 static inline int la_workers(int chunks, size_t elements) {
-    return (void)chunks, (void)elements, 1;
+    (void)chunks, (void)elements;
+    return 1;
 }
 
-inline int la_fast_on;
-static inline int la_fast(int on) { return la_fast_on = on && gemm_allow_tf32; }
+static inline int la_fast(int on) {
+    cm_gpu.la_fast = on && cm_gpu.allow_tf32;
+    return cm_gpu.la_fast;
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Walking views                                                                                  */
 
-/* How a thread meets elements of a tile: one; four side by side, by 16-byte accesses; or, where views
-   differ in which of rows and columns are contiguous, four of a 32 x 32 tile that goes through shared
-   memory, so that every view is read and written along its own lines. */
+/* The elements of a tile that a thread gets: one; four side by side, by 16-byte accesses; or,
+   where some views have contiguous rows and others contiguous columns, four of a 32 x 32 tile
+   that goes through shared memory, so that every view is read and written along its contiguous
+   direction. */
 enum { LA_SINGLE = 1, LA_WIDE = 4, LA_TURNED = 0 };
 template <int MODE> struct LaShare {
     enum { N = MODE == LA_TURNED ? 4 : MODE };
 };
 
-/* N views over the same elements, view 0 with cs = 1, and the tiles of an item: `across` by `down`, of
-   `lanes` threads (each LA_WIDE or LA_SINGLE columns) by as many rows as the block has. */
+/* N views of the same elements; view 0 has cs = 1. An item is divided into across x down tiles.
+   A row of a tile has `lanes` threads, each with LA_WIDE or LA_SINGLE columns; a tile has as
+   many rows as fit in the block. */
 template <int N> struct LaWalk {
     Mat m[N];
-    unsigned turned; /* bit v: view v has rs = 1 instead */
+    unsigned turned; /* bit v: view v has rs = 1 */
     int mode, lanes, threads;
     unsigned across, down;
 };
 
-/* What the indices of an element are needed for: nothing, its item's number, or all three. The fewer,
-   the more lines that follow each other in memory become one. */
+/* Which indices of an element an operation needs: none; the number of its item; or item, row and
+   column. The fewer it needs, the more lines that follow each other in memory are merged into
+   one. */
 enum { LA_PLAIN, LA_BY_ITEM, LA_BY_ROW };
 
 template <int N> static inline void la_merge(Mat (&m)[N], int need) {
@@ -58,9 +64,17 @@ template <int N> static inline void la_merge(Mat (&m)[N], int need) {
     for (int v = 0; v < N; v++) inner &= n1 == 1 || m[v].s1 == cols;
     for (int v = 0; v < N; v++) outer &= inner && (n0 == 1 || m[v].s0 == n1 * cols);
     for (int v = 0; v < N; v++) {
-        m[v].rows = 1, m[v].cols = (int)cols, m[v].rs = cols;
-        if (inner) m[v].n1 = 1, m[v].cols *= (int)n1;
-        if (outer) m[v].n0 = 1, m[v].cols *= (int)n0;
+        m[v].rows = 1;
+        m[v].cols = (int)cols;
+        m[v].rs = cols;
+        if (inner) {
+            m[v].n1 = 1;
+            m[v].cols *= (int)n1;
+        }
+        if (outer) {
+            m[v].n0 = 1;
+            m[v].cols *= (int)n0;
+        }
     }
 }
 
@@ -101,12 +115,12 @@ template <int N> static inline unsigned la_tiles(const LaWalk<N> &w) {
     return w.across * w.down * (unsigned)mat_count(w.m[0]);
 }
 
-/* A tile, and in it the first element of this thread; the others of four lie beside it, or, where views
-   are turned, 8 rows apart. */
+/* A tile and the thread's first element in it. The other three of four are beside it, or, in
+   LA_TURNED, 8 rows apart. */
 typedef struct {
     unsigned item;
-    int row, col; /* of the tile */
-    int r, c;     /* of the element */
+    int row, col; /* where the tile begins */
+    int r, c;     /* where the element is */
 } LaSpot;
 
 template <int MODE, int N>
@@ -117,8 +131,10 @@ __device__ static inline LaSpot la_spot(const LaWalk<N> &w, unsigned tile) {
              wide = MODE == LA_TURNED ? 1 : MODE;
     LaSpot at;
     at.item = tile / each;
-    at.row = (int)(tile % each / w.across * deep), at.col = (int)(tile % w.across * lanes * wide);
-    at.r = at.row + (int)(t / lanes), at.c = at.col + (int)(t % lanes * wide);
+    at.row = (int)(tile % each / w.across * deep);
+    at.col = (int)(tile % w.across * lanes * wide);
+    at.r = at.row + (int)(t / lanes);
+    at.c = at.col + (int)(t % lanes * wide);
     return at;
 }
 
@@ -134,7 +150,8 @@ template <int MODE, int N> struct LaRoom {
     float x[N][LINES][PITCH];
 };
 
-/* x[v] = this thread's elements of every view v in READS; of those beyond the edge nothing. */
+/* x[v] = the thread's elements of every view v in READS. Elements outside of the matrix are not
+   touched. */
 template <int MODE, unsigned READS, int N>
 __device__ static inline void la_fetch(float (&x)[N][LaShare<MODE>::N], const LaWalk<N> &w,
                                        const LaSpot &at, LaRoom<MODE, N> &room) {
@@ -168,7 +185,7 @@ __device__ static inline void la_fetch(float (&x)[N][LaShare<MODE>::N], const La
     }
 }
 
-/* The way back, of the views in WRITES. */
+/* Writes the thread's elements x[v] to every view v in WRITES. */
 template <int MODE, unsigned WRITES, int N>
 __device__ static inline void la_put(const float (&x)[N][LaShare<MODE>::N], const LaWalk<N> &w,
                                      const LaSpot &at, LaRoom<MODE, N> &room) {
@@ -200,7 +217,8 @@ __device__ static inline void la_put(const float (&x)[N][LaShare<MODE>::N], cons
     }
 }
 
-/* N numbers as consecutive elements of T, by one access of N sizeof(T) bytes, for which p is aligned. */
+/* Store and load of N numbers as consecutive elements of T, in one access of N sizeof(T) bytes.
+   p is aligned to that. */
 template <int N, typename T> __device__ static inline void la_pack(T *p, const float (&x)[N]) {
     if constexpr (N == 4 && sizeof(T) == 2) {
         T t[N];
@@ -223,7 +241,8 @@ template <int N, typename T> __device__ static inline void la_unpack(float (&x)[
     }
 }
 
-/* This thread's elements x of view 0 to a copy that is laid out as that view, from its first element on. */
+/* Writes the thread's elements x of view 0 to `copy`, which is laid out like view 0 from its
+   first element on. `copy` may be NULL. */
 template <int MODE, typename T, int N>
 __device__ static inline void la_put_copy(T *copy, const float (&x)[LaShare<MODE>::N],
                                           const LaWalk<N> &w, const LaSpot &at) {
@@ -241,8 +260,9 @@ __device__ static inline void la_put_copy(T *copy, const float (&x)[LaShare<MODE
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Element by element: F says how many views, which it reads and writes, and what it does with one
-   element x of each, which is (r, c) of an item. If it has a `copy`, view 0 is written there too   */
+/* Element-wise operations. F defines how many views there are, which ones it reads and writes,
+   and what it does with one element x of each, which is (r, c) of an item. If F has a `copy`,
+   view 0 is written there too. */
 
 template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F::N> w) {
     BLOCK_SHARED(room, , LaRoom<MODE, F::N>);
@@ -262,13 +282,14 @@ template <class F, int MODE> __global__ static void la_map_kernel(F f, LaWalk<F:
     if constexpr (requires { f.copy; }) la_put_copy<MODE>(f.copy, x[0], w, at);
 }
 
-/* The views of m in the order of F; m[0] decides which way the others are walked. */
+/* Applies F to the views m, in the order that F names them. m[0] decides the direction in which
+   all are walked. */
 template <class F> static inline void la_map(F f, Mat (&m)[F::N]) {
     for (int v = 0; v < F::N; v++)
         if (!m[v].p) return;
     if (!mat_size(m[0])) return;
     LaWalk<F::N> w = la_walk(m, F::NEED);
-    if constexpr (requires { f.copy; }) /* four elements of the copy are one access too */
+    if constexpr (requires { f.copy; }) /* four elements of the copy are one access */
         if (w.mode == LA_WIDE && (uintptr_t)f.copy % (4 * sizeof *f.copy))
             w = la_walk(m, F::NEED, 0);
     const unsigned blocks = la_tiles(w), threads = (unsigned)w.threads;
@@ -287,7 +308,7 @@ struct LaAxpby {
     float a, b;
     __device__ void operator()(float *y, unsigned, int, int) const { y[0] = a * y[1] + b * y[0]; }
 };
-struct LaMomentum { /* of m, g, u */
+struct LaMomentum { /* views m, g, u */
     enum { N = 3, READS = 3, WRITES = 5, NEED = LA_PLAIN };
     float beta, gain, own, kept; /* u = own g + kept m */
     __device__ void operator()(float *y, unsigned, int, int) const {
@@ -320,7 +341,7 @@ struct LaAddScaled {
 struct LaScaleRows {
     enum { N = 2, READS = 2, WRITES = 1, NEED = LA_BY_ROW };
     const float *s;
-    int rows, across; /* across: walked along the columns, so c is the row */
+    int rows, across; /* across: the walk is along columns, so c is the row */
     __device__ void operator()(float *y, unsigned item, int r, int c) const {
         y[0] = s[(size_t)item * (size_t)rows + (size_t)(across ? c : r)] * y[1];
     }
@@ -340,7 +361,8 @@ struct LaSignum { /* a NaN stays one */
     }
 };
 
-/* Adam's moments m, v of the gradient g; APPLY: a step of the parameter, else the direction itself. */
+/* Adam's moments m and v of the gradient g. With APPLY a step of the parameter, else the
+   direction. */
 template <int APPLY> struct LaAdam {
     enum { N = 4, READS = APPLY ? 15 : 14, WRITES = 13, NEED = LA_PLAIN };
     float scale, b1, b2, rate, root, eps, keep;
@@ -348,7 +370,8 @@ template <int APPLY> struct LaAdam {
     __device__ void operator()(float *y, unsigned, int, int) const {
         float g = scale * y[1], m = b1 * y[2] + (1 - b1) * g, v = b2 * y[3] + (1 - b2) * g * g;
         float step = rate * m / (sqrtf(v) * root + eps);
-        y[2] = m, y[3] = v;
+        y[2] = m;
+        y[3] = v;
         y[0] = APPLY ? keep * y[0] - step : step;
     }
 };
@@ -417,14 +440,15 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Sums in double: a block sums every `pieces`-th tile of a group, then one block a group sums those  */
+/* Sums in double: a block sums every `pieces`-th tile of a group, then one block for each group
+   sums the pieces. */
 
-enum { LA_PARTS = 4096 };
-inline double *la_parts; /* made once: sums of pieces, where there is more than one */
+enum { LA_PARTS = 4096 }; /* doubles in cm_gpu.la_parts */
 
 static inline double *la_parts_memory(void) {
-    if (!la_parts) CUDA_CHECK(cudaMalloc((void **)&la_parts, LA_PARTS * sizeof *la_parts));
-    return la_parts;
+    if (!cm_gpu.la_parts)
+        CUDA_CHECK(cudaMalloc((void **)&cm_gpu.la_parts, LA_PARTS * sizeof *cm_gpu.la_parts));
+    return cm_gpu.la_parts;
 }
 
 struct LaNorm {
@@ -447,7 +471,7 @@ __global__ static void la_fold_kernel(float *s, double *parts, LaWalk<F::N> w, u
     unsigned group = blockIdx.x / pieces;
     double sum = 0;
     for (unsigned tile = blockIdx.x % pieces; tile < tiles; tile += pieces) {
-        float x[F::N][E] = {}; /* beyond the edge nothing is added */
+        float x[F::N][E] = {}; /* elements outside of the matrix add nothing */
         la_fetch<MODE, F::READS>(x, w, la_spot<MODE>(w, group * tiles + tile), room);
         UNROLLED_FOR (int e = 0; e < E; e++) {
             float y[F::N];
@@ -516,24 +540,27 @@ template <int V> __global__ static void la_squares_kernel(double *parts, const f
     if (!threadIdx.x) parts[blockIdx.x] = sum;
 }
 
-/* The one operation that waits for its result. */
+/* The only operation that waits for the device. NaN if something has failed. */
 static inline double la_sum_squares(const floatM *x, size_t n) {
     const unsigned blocks = (unsigned)min_size(LA_PARTS / 2, (n + 1023) / 1024);
-    double *parts = la_parts_memory(), sums[LA_PARTS / 2], sum = 0;
+    double *parts = la_parts_memory(), sums[LA_PARTS / 2] = {0}, sum = 0;
     if (!n) return 0;
     if ((uintptr_t)x % 16 == 0) LAUNCH(la_squares_kernel<4>, blocks, 256, 0, parts, x, n);
     else LAUNCH(la_squares_kernel<1>, blocks, 256, 0, parts, x, n);
     CUDA_CHECK(
-        cudaMemcpyAsync(sums, parts, blocks * sizeof *sums, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+        cudaMemcpyAsync(sums, parts, blocks * sizeof *sums, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream));
     for (unsigned i = 0; i < blocks; i++) sum += sums[i];
-    return sum;
+    return device_failure() ? NAN : sum;
 }
 
-static inline double la_identity_gap(Mat X) { return (void)X, INFINITY; }
+static inline double la_identity_gap(Mat X) {
+    (void)X; /* the gap is on the device; the host does not wait for it */
+    return INFINITY;
+}
 
-/* Norms of 32 rows, or of 8: one warp a row that is contiguous; else 32 rows side by side, every eighth
-   column a thread. */
+/* Norms of rows. Contiguous rows: a warp for each, 8 rows a block. Else 32 rows side by side,
+   and every thread has every eighth column. */
 template <int ACROSS>
 __global__ static void la_row_norms_kernel(float *norms, Mat X, unsigned tiles) {
     BLOCK_SHARED(part, [8][33], double);
@@ -570,27 +597,39 @@ static inline void la_row_norms(floatM *norms, Mat X) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Vectors of one number an item                                                                  */
+/* Vectors with one number for each item */
 
-enum { LA_RECIP, LA_RROOT, LA_DIV, LA_MUL, LA_SQRT_OF, LA_MOMENT, LA_ROOT_RECIP, LA_BALANCE };
+typedef enum {
+    LA_RECIP,
+    LA_RROOT,
+    LA_DIV,
+    LA_MUL,
+    LA_SQRT_OF,
+    LA_MOMENT,
+    LA_ROOT_RECIP,
+    LA_BALANCE
+} LaVectorOp;
 
-__global__ static void la_vec_kernel(int op, float *s, const float *t, int n, double a, double b) {
+__global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, int n, double a,
+                                     double b) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     double x = (double)s[i], y = t ? (double)t[i] : 0,
            square = op == LA_BALANCE ? y * y : a * x * x + b;
-    if (op == LA_RECIP) s[i] = (float)(1 / (x > a ? x : a));
-    if (op == LA_RROOT) s[i] = (float)(1 / sqrt(square > 1e-12 ? square : 1e-12));
-    if (op == LA_DIV) s[i] = (float)(x / (y > a ? y : a));
-    if (op == LA_MUL) s[i] *= (float)a;
-    if (op == LA_SQRT_OF) s[i] = (float)sqrt(x);
-    if (op == LA_MOMENT) s[i] = (float)(a * x + (1 - a) * b * y * y);
-    if (op == LA_ROOT_RECIP) s[i] = (float)(1 / (sqrt(y) + a));
-    if (op == LA_BALANCE) s[i] *= (float)pow(a / (square < 1e-14 ? 1e-14 : square), b);
+    switch (op) {
+    case LA_RECIP: s[i] = (float)(1 / (x > a ? x : a)); break;
+    case LA_RROOT: s[i] = (float)(1 / sqrt(square > 1e-12 ? square : 1e-12)); break;
+    case LA_DIV: s[i] = (float)(x / (y > a ? y : a)); break;
+    case LA_MUL: s[i] *= (float)a; break;
+    case LA_SQRT_OF: s[i] = (float)sqrt(x); break;
+    case LA_MOMENT: s[i] = (float)(a * x + (1 - a) * b * y * y); break;
+    case LA_ROOT_RECIP: s[i] = (float)(1 / (sqrt(y) + a)); break;
+    case LA_BALANCE: s[i] *= (float)pow(a / (square < 1e-14 ? 1e-14 : square), b); break;
+    }
 }
 
-static inline void la_vec(int op, floatM *s, const floatM *t, int n, double a, double b) {
-    if (!s) return;
+if (!s) return;
+static inline void la_vec(LaVectorOp op, floatM *s, const floatM *t, int n, double a, double b) {
     if (n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
 }
 
@@ -642,8 +681,8 @@ static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, con
 /* ---------------------------------------------------------------------------------------------- */
 /* Symmetric matrices                                                                             */
 
-/* A 32 x 32 tile above the diagonal, and the one it mirrors: both get their mean, or the lower gets the
-   upper. */
+/* For a 32 x 32 tile above the diagonal and its mirror image: with MEAN both become their mean,
+   else the lower one becomes the upper one. */
 template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned tiles) {
     BLOCK_SHARED(upper, [32][33], float);
     BLOCK_SHARED(lower, [32][33], float);
@@ -661,10 +700,11 @@ template <int MEAN> __global__ static void la_symmetric_kernel(Mat X, unsigned t
     __syncthreads();
     for (int e = line; e < 32; e += 8) {
         int r = up + e,
-            c = left + lane; /* the lower tile's element (e, lane) is (left + e, up + lane) */
+            c = left + lane; /* element (e, lane) of the lower tile is (left + e, up + lane) */
         if (MEAN && r < n && c < n && r < c)
             x[(size_t)r * X.rs + (size_t)c] = 0.5f * (upper[e][lane] + lower[lane][e]);
-        r = left + e, c = up + lane;
+        r = left + e;
+        c = up + lane;
         if (r < n && c < n && r > c)
             x[(size_t)r * X.rs + (size_t)c] =
                 MEAN ? 0.5f * (upper[lane][e] + lower[e][lane]) : upper[lane][e];
@@ -678,7 +718,7 @@ static inline void la_symmetrize(Mat X) {
     if (blocks) LAUNCH(la_symmetric_kernel<1>, blocks, 256, 0, X, tiles);
 }
 
-/* The upper triangle of a product that rounding alone leaves unsymmetric, onto the lower. */
+/* Mirrors the upper triangle of a product to the lower one. Only rounding makes them differ. */
 static inline void la_mirror(Mat X) {
     if (!X.p) return;
     const unsigned tiles = ceil_div((size_t)X.rows, 32),
@@ -690,11 +730,12 @@ static inline void la_mirror(Mat X) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Products                                                                                       */
 
-/* Whether the items of a two-level batch lie at equal distances, and at which. */
+/* Whether the items of a two-level batch are equally spaced, and their distance. */
 static inline int la_level(Mat m) { return m.n0 == 1 || m.n1 == 1 || m.s0 == (size_t)m.n1 * m.s1; }
 static inline int64_t la_stride(Mat m) { return (int64_t)(m.n1 == 1 ? m.s0 : m.s1); }
 
-/* The row stride of a view as stored; of a single line it means nothing, but has to be a possible one. */
+/* The row stride of a view as stored. A single row has no meaningful stride, but the library
+   wants a possible one. */
 static inline size_t la_lead(Mat m) {
     size_t ld = m.cs != 1 ? m.cs : m.rs, width = (size_t)(m.cs != 1 ? m.rows : m.cols);
     return ld > width ? ld : width;
@@ -703,9 +744,13 @@ static inline size_t la_lead(Mat m) {
 static inline void la_gemm_batch(Mat D, double a, Mat A, Mat B, double b, const floatM *C) {
     GemmCall c = gemm_kind<float, float>(A.cs != 1, B.cs != 1, D.rows, D.cols, A.cols, la_lead(A),
                                          la_lead(B), la_lead(D));
-    c.tf32 = la_fast_on;
+    c.tf32 = cm_gpu.la_fast;
     c.batch = mat_count(D);
-    if (c.batch > 1) c.sa = la_stride(A), c.sb = la_stride(B), c.sc = la_stride(D);
+    if (c.batch > 1) {
+        c.sa = la_stride(A);
+        c.sb = la_stride(B);
+        c.sc = la_stride(D);
+    }
     gemm_call(c, a, A.p, B.p, b, C, D.p, NULL);
 }
 
@@ -716,24 +761,27 @@ static inline Mat la_inner_items(Mat m, int first, int n) {
     return m;
 }
 
-/* The items of m in the levels of another batch of as many, which those at equal distances can be in. */
+/* m with its items in the levels of another batch with equally many items. m must be equally
+   spaced. */
 static inline Mat la_regroup(Mat m, const Mat &like) {
     if (m.n1 == like.n1) return m;
-    if (!la_level(m)) die("internal error: a product of batches in different levels");
-    m.s1 = (size_t)la_stride(m), m.s0 = m.s1 * (size_t)like.n1;
-    m.n0 = like.n0, m.n1 = like.n1;
+    if (!la_level(m)) device_fail("internal error: a product of batches in different levels");
+    m.s1 = (size_t)la_stride(m);
+    m.s0 = m.s1 * (size_t)like.n1;
+    m.n0 = like.n0;
+    m.n1 = like.n1;
     return m;
 }
 
-/* Whether X lies as Y does, if maybe elsewhere. */
+/* Whether X is laid out like Y, perhaps at another address. */
 static inline int la_alike(Mat X, Mat Y) {
     int items =
         X.n0 == Y.n0 && X.n1 == Y.n1 && (X.n0 == 1 || X.s0 == Y.s0) && (X.n1 == 1 || X.s1 == Y.s1);
     return items && X.rows == Y.rows && X.cols == Y.cols && X.rs == Y.rs && X.cs == Y.cs;
 }
 
-/* One call for all items if they lie evenly; else one for each of the shorter level. An addend that lies in
-   another way than D is brought there first. */
+/* One call for all items if they are equally spaced, else one call for each item of the shorter
+   level. An addend that is laid out differently from D is copied to D first. */
 enum { LA_ADD_FREE = 1 };
 static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     if (!D.p || !A.p || !B.p) return;
@@ -741,12 +789,20 @@ static inline void la_gemm_add(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     if (b == 0) C = D;
     if (D.cs != 1) {
         Mat swap = mat_t(A);
-        A = mat_t(B), B = swap, D = mat_t(D), C = mat_t(C);
+        A = mat_t(B);
+        B = swap;
+        D = mat_t(D);
+        C = mat_t(C);
     }
     const Mat levels = !la_level(A) ? A : !la_level(B) ? B : !la_level(C) ? C : D;
-    A = la_regroup(A, levels), B = la_regroup(B, levels), C = la_regroup(C, levels),
+    A = la_regroup(A, levels);
+    B = la_regroup(B, levels);
+    C = la_regroup(C, levels);
     D = la_regroup(D, levels);
-    if (!la_alike(C, D)) la_copy(D, C), C = D;
+    if (!la_alike(C, D)) {
+        la_copy(D, C);
+        C = D;
+    }
     if (la_level(levels)) {
         la_gemm_batch(D, a, A, B, b, C.p);
     } else if (D.n0 < D.n1) {
@@ -764,21 +820,21 @@ static inline void la_gemm(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_add(C, a, A, B, b, C);
 }
 
-/* Beside rounding to ten bits the triangles' difference is nothing, and mirroring as long as a tenth of the
-   product. */
+/* With la_fast the triangles are not made equal: their difference is nothing beside rounding to
+   ten bits, and mirroring takes a tenth of the product's time. */
 static inline void la_gemm_add_symmetric(Mat D, double a, Mat A, Mat B, double b, Mat C) {
     la_gemm_add(D, a, A, B, b, C);
-    if (!la_fast_on) la_mirror(D);
+    if (!cm_gpu.la_fast) la_mirror(D);
 }
 static inline void la_gemm_symmetric(Mat C, double a, Mat A, Mat B, double b) {
     la_gemm_add_symmetric(C, a, A, B, b, C);
 }
 
-/* G = A A^T + b G. With b the old G counts, which a caller need not keep symmetric. */
+/* G = A A^T + b G. With b != 0 the old G enters, which a caller need not keep symmetric. */
 static inline void la_gram(Mat G, Mat A, double b) {
     if (!G.p || !A.p) return;
     if (!mat_size(G)) return;
-    if (G.rows <= LA_SMALL && !(la_fast_on && la_level(A))) la_small_gram(G, A, b);
+    if (G.rows <= LA_SMALL && !(cm_gpu.la_fast && la_level(A))) la_small_gram(G, A, b);
     else if (b == 0) la_gemm_symmetric(G, 1, A, mat_t(A), 0);
     else la_gemm(G, 1, A, mat_t(A), b);
 }
@@ -786,17 +842,17 @@ static inline void la_gram(Mat G, Mat A, double b) {
 /* ---------------------------------------------------------------------------------------------- */
 /* The sign in bf16                                                                               */
 
-/* What --msign-compute auto means: bf16 where the layers compute in it, unless --tf32 off asks for exact
-   products of fp32. */
+/* Whether the sign is computed in bf16. --msign-compute auto means bf16 where the layers compute
+   in bf16, unless --tf32 off asks for exact fp32 products. */
 static inline int la_sign_in_bf16(int compute) {
-    if (compute == COMPUTE_AUTO) return sizeof(floatX) == 2 && gemm_allow_tf32;
+    if (compute == COMPUTE_AUTO) return sizeof(floatX) == 2 && cm_gpu.allow_tf32;
     return compute == COMPUTE_BF16;
 }
 
-/* Rows are stored in multiples of 16 bytes, so that every shape has the fast algorithms. */
+/* Elements from row to row: a multiple of 16 bytes, so that every shape has the fast algorithms. */
 static inline size_t la_bf16_pitch(int cols) { return ((size_t)cols + 7) / 8 * 8; }
 
-/* Elements of floatM that n matrices take in bf16. */
+/* Elements of floatM that n matrices in bf16 take. */
 static inline size_t la_bf16_room(int n, int rows, int cols) {
     return arena_round((size_t)n * (size_t)rows * la_bf16_pitch(cols) / 2);
 }
@@ -804,14 +860,14 @@ static inline __nv_bfloat16 *la_bf16_take(Arena *arena, int n, int rows, int col
     return (__nv_bfloat16 *)(void *)arena_take(arena, la_bf16_room(n, rows, cols));
 }
 
-/* NARROW: x = s X of dense X, rounded; else X = x. A thread has W elements of a row. */
+/* With NARROW x = s X of dense X, rounded; else X = x. A thread has W elements of a row. */
 template <int W, int NARROW>
 __global__ static void __launch_bounds__(256)
     la_bf16_kernel(__nv_bfloat16 *x, Mat X, const float *s, unsigned pitch, unsigned vectors,
                    unsigned total) {
     unsigned i = blockIdx.x * 256 + threadIdx.x;
     if (i >= total) return;
-    unsigned line = i / vectors, c = i % vectors * W; /* of all rows of all items */
+    unsigned line = i / vectors, c = i % vectors * W; /* line: row number, counted over all items */
     float *wide = X.p + (size_t)line * (size_t)X.cols + c;
     __nv_bfloat16 *narrow = x + (size_t)line * pitch + c;
     float y[W];
@@ -833,13 +889,14 @@ template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X
                    vectors = (unsigned)(X.cols / (wide ? 4 : 1));
     const size_t all = (size_t)mat_count(X) * (size_t)X.rows * vectors;
     if (all > UINT32_MAX - 256)
-        die("a matrix sign of %zu elements at once is too much", mat_size(X));
+        device_fail("a matrix sign of %zu elements at once is too much", mat_size(X));
     const unsigned total = (unsigned)all, blocks = ceil_div(all, 256);
     if (wide) LAUNCH((la_bf16_kernel<4, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
     else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
 }
 
-/* D (M,N) = a op(A) op(B) + b C for n items in bf16, which follow each other at pitches lda, ldb, ldc. */
+/* D (M,N) = a op(A) op(B) + b C in bf16, for n items whose matrices are contiguous with row
+   strides lda, ldb, ldc. */
 static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, double a,
                                 const __nv_bfloat16 *A, size_t lda, const __nv_bfloat16 *B,
                                 size_t ldb, double b, const __nv_bfloat16 *C, __nv_bfloat16 *D,
@@ -848,13 +905,15 @@ static inline void la_bf16_gemm(int n, int ta, int tb, int M, int N, int K, doub
     GemmCall c = gemm_kind<__nv_bfloat16, __nv_bfloat16>(ta, tb, M, N, K, lda, ldb, ldc);
     c.batch = n;
     if (n > 1) {
-        c.sa = (int64_t)lda * (ta ? K : M), c.sb = (int64_t)ldb * (tb ? N : K);
+        c.sa = (int64_t)lda * (ta ? K : M);
+        c.sb = (int64_t)ldb * (tb ? N : K);
         c.sc = (int64_t)ldc * M;
     }
     gemm_call(c, a, A, B, b, C, D, NULL);
 }
 
-/* Tall items are multiplied from the right: A = X^T X, X <- X P' + a X, so that nothing is transposed. */
+/* Tall items are multiplied from the right, so that nothing is transposed: A = X^T X, X <- X P'
+   + a X. */
 static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
                                Arena *arena) {
     const int n = mat_count(X), rows = X.rows, cols = X.cols, tall = rows > cols,
@@ -871,7 +930,8 @@ static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], i
         if (tall) la_bf16_gemm(n, 0, 0, rows, m, m, 1, x, ld, P, lm, k[0], x, y, ld);
         else la_bf16_gemm(n, 0, 0, m, cols, m, 1, P, lm, x, ld, k[0], x, y, ld);
         __nv_bfloat16 *swap = x;
-        x = y, y = swap;
+        x = y;
+        y = swap;
     }
     la_bf16_convert<0>(x, X, NULL);
     arena->used = mark;
@@ -881,12 +941,14 @@ static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], i
 /* ---------------------------------------------------------------------------------------------- */
 /* Gauges                                                                                         */
 
-/* An eigenvalue of G + damping I from one of the Gram G, which rounding may leave below zero. */
+/* Eigenvalue of G + damping I, from an eigenvalue of the Gram G that rounding may have left
+   below zero. */
 __device__ static inline double la_damped(float value, double damping) {
     return (value < 0 ? 0 : (double)value) + damping;
 }
 
-/* Their sum, and the size below which one stands for zero, as the CPU's. */
+/* Sum of n damped eigenvalues. *zero is the size up to which one counts as zero, as in
+   cpu/linalg.h. */
 __device__ static inline double la_damped_trace(const float *values, int n, double damping,
                                                 double *zero, double *sums, float *largest) {
     double sum = 0;

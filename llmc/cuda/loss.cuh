@@ -1,5 +1,5 @@
 /*
-Softcap, softmax and cross entropy on CUDA: logits become their own gradient in place.
+Softcap, softmax and cross entropy on CUDA. Logits become their own gradient in place.
 */
 #ifndef CM_CUDA_LOSS_CUH
 #define CM_CUDA_LOSS_CUH
@@ -19,14 +19,15 @@ __global__ static void __launch_bounds__(256)
     *z = from_float<floatX>(to_float(*z) * cap_factor<1>(to_float(*z), inverse));
 }
 
-/* One row at a time, where text is generated: speed does not matter here. */
+/* Called for one row at a time, when text is generated: speed does not matter. */
 static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double softcap) {
     if (softcap <= 0) return;
     dim3 grid((unsigned)N, ceil_div((size_t)V, 256));
     LAUNCH(softcap_kernel, grid, 256, 0, logits, V, Vp, (float)(1 / softcap));
 }
 
-/* Takes W logits w, -infinity among them or not, into the maximum and the sum of e^(w - max). */
+/* Takes W logits w, some of which may be -infinity, into the running maximum and the sum of e^(w
+   - max). */
 template <int W>
 __device__ static inline void online_softmax(float *max, float *sum, const float (&w)[W]) {
     float top = w[0];
@@ -39,11 +40,11 @@ __device__ static inline void online_softmax(float *max, float *sum, const float
     UNROLLED_FOR (int i = 0; i < W; i++) *sum += __expf(w[i] - base);
 }
 
-/* A block has a row, which it goes through twice. The first `keep` accesses of it stay in shared memory
-   for the second time: all of them usually, as the rows under way together would not fit in the L2 cache.
-   __expf errs by 2 + 1.2 |x| units in the last place, which weighed by the probability e^x is at most
-   2e-7 of the sum. */
-enum { CLASSIFIER_THREADS = 512 /* at most */, CLASSIFIER_AHEAD = 4 };
+/* A block has a row and reads it twice. The first `keep` accesses stay in shared memory for the
+   second time; usually that is the whole row, because the rows in flight would not all fit in
+   the L2 cache. __expf errs by 2 + 1.2 |x| units in the last place. Weighted by the probability
+   e^x, that is at most 2e-7 of the sum. */
+enum { CLASSIFIER_THREADS = 512 /* most threads of a block */, CLASSIFIER_AHEAD = 4 };
 template <int W, int CAP>
 __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
     classifier_kernel(floatM *losses, floatX *logits, const int *__restrict__ targets, int V,
@@ -52,9 +53,11 @@ __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
     BLOCK_SHARED(room, [2][32], float);
     const int step = (int)blockDim.x * W, begin = (int)threadIdx.x * W, full = V - V % W;
     size_t n =
-        gridDim.x - 1 - blockIdx.x; /* the last rows were written last, and may still be cached */
+        /* the last rows were written last and may still be in the cache */
+        gridDim.x - 1 - blockIdx.x;
     floatX *z = logits + n * (size_t)Vp;
-    int target = targets[n], own = full + (int)threadIdx.x; /* a column of the last, odd ones */
+    /* a column after the last whole access */
+    int target = targets[n], own = full + (int)threadIdx.x;
     float w[W], max = -INFINITY, sum = 0;
     if (target < 0) {
         if (threadIdx.x == 0) losses[n] = 0;
@@ -64,14 +67,14 @@ __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
     }
     float zt = to_float(z[target]), ut = cap_factor<CAP>(zt, inverse);
     for (int first = begin; first < full; first += CLASSIFIER_AHEAD * step) {
-        Raw<W> ahead[CLASSIFIER_AHEAD];
+        Raw<W> loaded[CLASSIFIER_AHEAD];
         UNROLLED_FOR (int k = 0; k < CLASSIFIER_AHEAD; k++)
-            ahead[k] = fetch<W>(z, first + k * step, first + k * step < full);
+            loaded[k] = fetch<W>(z, first + k * step, first + k * step < full);
         UNROLLED_FOR (int k = 0; k < CLASSIFIER_AHEAD; k++) {
             int v = first + k * step;
             if (v >= full) continue;
-            if (v / W < keep) kept[v / W] = ahead[k];
-            unpack(w, ahead[k]);
+            if (v / W < keep) kept[v / W] = loaded[k];
+            unpack(w, loaded[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) w[i] *= cap_factor<CAP>(w[i], inverse);
             online_softmax(&max, &sum, w);
         }
@@ -86,8 +89,7 @@ __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
     if (threadIdx.x == 0) losses[n] = lse - zt * ut;
     if (scale == 0) return;
     for (int v = begin; v < full; v += step) {
-        unpack(w,
-               v / W < keep ? kept[v / W] : fetch<W>(z, v, 1)); /* what this thread has put there */
+        unpack(w, v / W < keep ? kept[v / W] : fetch<W>(z, v, 1)); /* stored by this thread */
         UNROLLED_FOR (int i = 0; i < W; i++) {
             float u = cap_factor<CAP>(w[i], inverse);
             w[i] = scale * __expf(w[i] * u - lse) * (u * u * u);
@@ -98,7 +100,7 @@ __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
         float x = v < V ? to_float(z[v]) : 0, u = cap_factor<CAP>(x, inverse);
         z[v] = from_float<floatX>(v < V ? scale * __expf(x * u - lse) * (u * u * u) : 0);
     }
-    __syncthreads(); /* the target's column was written by another thread */
+    __syncthreads(); /* another thread has written the target's column */
     float less = __expf(zt * ut - lse) - 1;
     if (threadIdx.x == 0) z[target] = from_float<floatX>(scale * less * (ut * ut * ut));
 }
@@ -107,8 +109,8 @@ static inline void classifier(floatM *losses, floatX *logits, const int *targets
                               int Vp, double softcap, double scale) {
     float inverse = softcap > 0 ? (float)(1 / softcap) : 0;
     int wide = all_wide(Vp, logits), cap = softcap > 0;
-    size_t half = cuda_shared_limit / 2 - 2048,
-           row = (size_t)Vp * sizeof(floatX); /* two blocks an SM */
+    size_t half = cm_gpu.shared_limit / 2 - 2048,
+           row = (size_t)Vp * sizeof(floatX); /* for two blocks on a multiprocessor */
     size_t kept = scale == 0 ? 0 : row < half ? row : half;
     /* A vocabulary of bytes is enough for one warp. */
     int warps = (int)ceil_div((size_t)V, 32 * CLASSIFIER_AHEAD * (wide ? (size_t)XW : 1));

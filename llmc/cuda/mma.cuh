@@ -1,8 +1,8 @@
 /*
-What a warp computes with: matrix products on the tensor cores (mma.sync m16n8k16), the fragments they
-take, their loading from tiles in shared memory (ldmatrix), copies to shared memory that the threads need
-not wait for (cp.async), and how one block hands numbers to another (acquire and release). All the inline
-PTX of the backend is here; compute capability 8.0 and up.
+What a warp computes with: matrix products on the tensor cores (mma.sync m16n8k16), the fragments
+that they take, their loading from tiles in shared memory (ldmatrix), asynchronous copies to shared
+memory (cp.async), and the hand-over of numbers from block to block (acquire and release). This file
+and wgmma.cuh have all inline PTX of the backend. Compute capability 8.0 and up.
 
     C (16,8) += A (16,16) B (16,8)        A and B bf16, C float
 
@@ -13,13 +13,13 @@ A fragment is a lane's part of such a matrix. With g = lane / 4 and t = lane % 4
     B   row 2 t + e % 2 + 8 (e / 2)     column g                     e < 4
     C   row g + 8 (e / 2)         column 2 t + e % 2                 e < 4
 
-so that two C side by side are an A, element by element: a product's result is the next one's left side
-without leaving the registers. For float the same fragments hold float, and mma adds up products in fp32:
-slow, exact, and the same kernels.
+So two C side by side are an A, element by element: the result of one product becomes the left side
+of the next without leaving the registers. For float, fragments have this layout with float
+elements, and mma sums in fp32: the kernels are the same, slower and exact.
 
-Under the emulator a fragment has the same layout, ldmatrix takes the same addresses, and all of it is a
-collective operation of the warp. Its blocks run one after another: a block that would have to wait ends the
-test.
+Under the emulator fragments have this layout too, ldmatrix takes the same addresses, and every
+instruction is a collective operation of the warp. Blocks run one after another, so a block that
+would have to wait ends the test.
 */
 #ifndef CM_CUDA_MMA_CUH
 #define CM_CUDA_MMA_CUH
@@ -37,7 +37,7 @@ struct FragC {
 };
 
 __device__ static inline int warp_lane(void) { return (int)threadIdx.x % 32; }
-/* Where element e of a C is. */
+/* Row and column of element e of a C. */
 __device__ static inline int frag_row(int e, int lane = warp_lane()) {
     return lane / 4 + 8 * (e / 2);
 }
@@ -46,18 +46,19 @@ __device__ static inline int frag_col(int e, int lane = warp_lane()) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Tiles: rows of D elements of T in shared memory. ldmatrix and 16-byte copies touch 8 rows at the same
-   columns at a time; so that these lie in different banks, the 16-byte pieces of a row are permuted:
-   piece c of row r is at c ^ r % 8 (with shorter rows, r / 2 % 4: two make up the 128 bytes of a turn). */
+/* Tiles: rows of D elements of T in shared memory. ldmatrix and 16-byte copies touch 8 rows at a
+   time, at equal columns. To put these into different banks, the 16-byte pieces of a row are
+   permuted: piece c of row r is at c ^ r % 8 (in shorter rows at c ^ r / 2 % 4, because two of
+   them fill the 128 bytes of the banks). */
 
 template <typename T, int D> struct Tile {
     T *p;
     static constexpr int PIECE = 16 / (int)sizeof(T), PIECES = D / PIECE;
 
-    /* Where (row, col) is; the elements of its piece follow. */
+    /* Address of (row, col). The other elements of its piece follow. */
     __device__ T *at(unsigned row, unsigned col) const { return p + place(row, col); }
-    /* Where (row + r, col + c) is, if row is a multiple of 8 and no bit is in both col and c: then a
-       compiler that knows row and col has little to compute. */
+    /* Address of (row + r, col + c), where row is a multiple of 8 and no bit is set in both col
+       and c. If the compiler knows row and col, there is little to compute. */
     __device__ T *at(unsigned row, unsigned col, unsigned r, unsigned c) const {
         return p + row * D + (place(r, c) ^ col);
     }
@@ -109,7 +110,8 @@ static inline void store_l2(float4 *p, float4 x) {
     *p = x;
 }
 
-/* Lane 8 j + r brings row r of matrix j, and gets two elements of each of the four. */
+/* Lane 8 j + r supplies row r of matrix j. Every lane gets two elements of each of the four
+   matrices. */
 template <int TRANSPOSED> static inline void ldmatrix(unsigned (&x)[4], const void *row) {
     if ((uintptr_t)row % 16) emu_die("ldmatrix of an unaligned row");
     const unsigned char *all = emu_exchange(row, 16, TRANSPOSED ? "ldmatrix.trans" : "ldmatrix");
@@ -124,7 +126,7 @@ template <int TRANSPOSED> static inline void ldmatrix(unsigned (&x)[4], const vo
     }
 }
 
-/* Element e of a fragment that starts `at` bytes into what the lane brought. */
+/* Element e of a fragment that begins `at` bytes into what a lane has supplied. */
 template <typename T>
 static inline float emu_element(const unsigned char *all, int lane, size_t at, int e) {
     T x;
@@ -137,29 +139,32 @@ template <typename T> static inline void mma(FragC &c, const FragA<T> &a, const 
         FragB<T> b;
     } mine = {a, b};
     const unsigned char *all = emu_exchange(&mine, sizeof mine, "mma");
-    int row = warp_lane() / 4 * 4, col = 8 * (warp_lane() % 4); /* the first lanes that hold them */
+    /* the first lanes that hold the row and the column */
+    int row = warp_lane() / 4 * 4, col = 8 * (warp_lane() % 4);
     for (int k = 0; k < 16; k++) {
         int t = k % 8 / 2, high = k / 8;
         float a0 = emu_element<T>(all, row + t, 0, k % 2 + 4 * high);
         float a1 = emu_element<T>(all, row + t, 0, k % 2 + 4 * high + 2);
         float b0 = emu_element<T>(all, col + t, sizeof mine.a, k % 2 + 2 * high);
         float b1 = emu_element<T>(all, col + 4 + t, sizeof mine.a, k % 2 + 2 * high);
-        c.x[0] += a0 * b0, c.x[1] += a0 * b1;
-        c.x[2] += a1 * b0, c.x[3] += a1 * b1;
+        c.x[0] += a0 * b0;
+        c.x[1] += a0 * b1;
+        c.x[2] += a1 * b0;
+        c.x[3] += a1 * b1;
     }
 }
 
 #else
 
-/* 2^x to two units in the last place; numbers below 2^-126 are 0. */
+/* 2^x to two units in the last place. Results below 2^-126 are 0. */
 __device__ static inline float fast_exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-/* threadIdx.x, read anew: what is computed from it in a loop is computed there, and not kept in registers
-   around the loop. */
+/* threadIdx.x, read again. Values derived from it in a loop are then computed in the loop,
+   instead of occupying registers around it. */
 __device__ static inline int fresh_thread(void) {
     int thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -170,8 +175,9 @@ __device__ static inline unsigned shared_address(const void *p) {
     return (unsigned)__cvta_generic_to_shared(p);
 }
 
-/* Copies BYTES (4 or 16; both addresses aligned to it) from global to shared memory. The thread has them
-   when it has waited for the group in which they were committed, the others after the next barrier. */
+/* Copies BYTES (4 or 16; both addresses aligned to BYTES) from global to shared memory. The
+   thread sees the copy after waiting for the group in which it was committed, other threads
+   after the next barrier. */
 template <int BYTES> __device__ static inline void cp_async(void *to, const void *from) {
     if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
@@ -186,15 +192,16 @@ __device__ static inline void cp_async_commit(void) {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 template <int LEFT>
-__device__ static inline void cp_async_wait(void) { /* until LEFT groups are under way */
+__device__ static inline void cp_async_wait(void) { /* until at most LEFT groups are in flight */
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-/* How a block hands numbers in global memory to another that runs beside it. The giver: all threads store,
-   __syncthreads(), one thread publishes a count. The taker: one thread awaits that count (and gets what it
-   saw, which may be more), __syncthreads(), all threads load. Release and acquire at the scope of the GPU are transitive through the barriers of the
-   blocks ("Causality order" of the PTX manual), so that the other threads need no fence. A kernel that
-   awaits must make sure that the giver is running or done. */
+/* How a block hands numbers in global memory to a block that runs beside it. The giver: all
+   threads store; __syncthreads(); one thread publishes a count. The taker: one thread awaits the
+   count, and gets the count that it saw, which may be larger; __syncthreads(); all threads load.
+   Release and acquire at the scope of the GPU are transitive through the barriers of the blocks
+   ("Causality order" of the PTX manual), so the other threads need no fence. A kernel that
+   awaits a count must make sure that the giver is running or has ended. */
 __device__ static inline void publish_count(int *count, int value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(count), "r"(value) : "memory");
 }
@@ -206,8 +213,9 @@ __device__ static inline int await_count(const int *count, int least) {
         __nanosleep(40);
     }
 }
-/* Loads and stores of such numbers: in the L2 cache, which all blocks share (an L1 cache may hold old lines);
-   volatile, so that no compiler moves them across the barriers. */
+/* Loads and stores of such numbers. They go to the L2 cache, which all blocks share, because an
+   L1 cache may hold old lines. They are volatile, so that no compiler moves them across the
+   barriers. */
 __device__ static inline float4 load_l2(const float4 *p) {
     float4 x;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -246,31 +254,34 @@ __device__ static inline void mma(FragC &c, const FragA<__nv_bfloat16> &a,
 }
 
 __device__ static inline void mma(FragC &c, const FragA<float> &a, const FragB<float> &b) {
-    int row = warp_lane() / 4 * 4, col = 8 * (warp_lane() % 4); /* the first lanes that hold them */
+    /* the first lanes that hold the row and the column */
+    int row = warp_lane() / 4 * 4, col = 8 * (warp_lane() % 4);
     UNROLLED_FOR (int k = 0; k < 16; k++) {
         int t = k % 8 / 2, high = k / 8;
         float a0 = __shfl_sync(FULL_WARP, a.x[k % 2 + 4 * high], row + t);
         float a1 = __shfl_sync(FULL_WARP, a.x[k % 2 + 4 * high + 2], row + t);
         float b0 = __shfl_sync(FULL_WARP, b.x[k % 2 + 2 * high], col + t);
         float b1 = __shfl_sync(FULL_WARP, b.x[k % 2 + 2 * high], col + 4 + t);
-        c.x[0] += a0 * b0, c.x[1] += a0 * b1;
-        c.x[2] += a1 * b0, c.x[3] += a1 * b1;
+        c.x[0] += a0 * b0;
+        c.x[1] += a0 * b1;
+        c.x[2] += a1 * b0;
+        c.x[3] += a1 * b1;
     }
 }
 
 #endif
 
 /* ---------------------------------------------------------------------------------------------- */
-/* fragments from tiles; lane is the one that calls */
+/* Fragments from tiles; `lane` is the calling lane */
 
-/* A = rows row.. and columns col.. of the tile; all rows and columns are multiples of 16. */
+/* A = the (16,16) of the tile from (row, col) on. All rows and columns are multiples of 16. */
 template <int D>
 __device__ static inline void load_a(FragA<__nv_bfloat16> &a, Tile<__nv_bfloat16, D> tile, int row,
                                      int col, int lane = warp_lane()) {
     ldmatrix<0>(a.x, tile.at(row, col, lane % 16, lane / 16 * 8));
 }
 
-/* A = the transpose of rows row.. and columns col.. of the tile. */
+/* A = the transpose of the (16,16) of the tile from (row, col) on. */
 template <int D>
 __device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a,
                                                 Tile<__nv_bfloat16, D> tile, int row, int col,
@@ -278,24 +289,30 @@ __device__ static inline void load_a_transposed(FragA<__nv_bfloat16> &a,
     ldmatrix<1>(a.x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
 }
 
-/* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows row.. of
-   the tile, and along them run the terms of the sums, from col on. */
+/* Two B side by side, (16,16), from a tile that holds their transpose: the columns of B are rows
+   of the tile from `row` on, and the terms of the sums are its columns from `col` on. */
 template <int D>
 __device__ static inline void load_b(FragB<__nv_bfloat16> (&b)[2], Tile<__nv_bfloat16, D> tile,
                                      int row, int col, int lane = warp_lane()) {
     unsigned x[4];
     ldmatrix<0>(x, tile.at(row, col, lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8));
-    b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
+    b[0].x[0] = x[0];
+    b[0].x[1] = x[1];
+    b[1].x[0] = x[2];
+    b[1].x[1] = x[3];
 }
 
-/* Two B side by side, (16,16), that lie in the tile as they are, at rows row.. and columns col.. */
+/* Two B side by side, (16,16), that the tile holds untransposed from (row, col) on. */
 template <int D>
 __device__ static inline void load_b_plain(FragB<__nv_bfloat16> (&b)[2],
                                            Tile<__nv_bfloat16, D> tile, int row, int col,
                                            int lane = warp_lane()) {
     unsigned x[4];
     ldmatrix<1>(x, tile.at(row, col, lane % 16, lane / 16 * 8));
-    b[0].x[0] = x[0], b[0].x[1] = x[1], b[1].x[0] = x[2], b[1].x[1] = x[3];
+    b[0].x[0] = x[0];
+    b[0].x[1] = x[1];
+    b[1].x[0] = x[2];
+    b[1].x[1] = x[3];
 }
 
 template <int D>
@@ -327,14 +344,19 @@ __device__ static inline void load_b_plain(FragB<float> (&b)[2], Tile<float, D> 
         b[e / 4].x[e % 4] = *tile.at(row, col, 2 * t + e % 2 + e % 4 / 2 * 8, e / 4 * 8 + g);
 }
 
-/* Two results side by side, (16,16), as the left side of the next product, rounded to its type. */
+/* A = two results side by side, (16,16), rounded to A's type: the left side of the next product. */
 __device__ static inline void make_a(FragA<__nv_bfloat16> &a, const FragC &left,
                                      const FragC &right) {
-    a.x[0] = pack_pair(left.x[0], left.x[1]), a.x[1] = pack_pair(left.x[2], left.x[3]);
-    a.x[2] = pack_pair(right.x[0], right.x[1]), a.x[3] = pack_pair(right.x[2], right.x[3]);
+    a.x[0] = pack_pair(left.x[0], left.x[1]);
+    a.x[1] = pack_pair(left.x[2], left.x[3]);
+    a.x[2] = pack_pair(right.x[0], right.x[1]);
+    a.x[3] = pack_pair(right.x[2], right.x[3]);
 }
 __device__ static inline void make_a(FragA<float> &a, const FragC &left, const FragC &right) {
-    UNROLLED_FOR (int e = 0; e < 4; e++) a.x[e] = left.x[e], a.x[4 + e] = right.x[e];
+    UNROLLED_FOR (int e = 0; e < 4; e++) {
+        a.x[e] = left.x[e];
+        a.x[4 + e] = right.x[e];
+    }
 }
 
 #endif

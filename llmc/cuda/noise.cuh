@@ -1,7 +1,7 @@
 /*
-Random numbers on the device, for measurements: evenly distributed in [-scale, scale), each a function of its
-place and the seed alone. Constant operands would toggle few bits, and let a GPU run at clocks that real work
-does not get.
+Random numbers on the device, for measurements: uniform in [-scale, scale), each a function of its
+index and the seed alone. Constant operands would toggle few bits and let a GPU run at clocks that
+real work does not reach.
 */
 #ifndef CM_CUDA_NOISE_CUH
 #define CM_CUDA_NOISE_CUH
@@ -19,7 +19,7 @@ __global__ static void noise_kernel(T *x, size_t n, float scale, unsigned seed) 
     }
 }
 
-/* x (n) on cuda_stream. */
+/* Sets x (n). */
 template <typename T> static inline void device_noise(T *x, size_t n, double scale, unsigned seed) {
     unsigned blocks = (unsigned)min_size((n + 255) / 256, 4096);
     if (n) LAUNCH(noise_kernel<T>, blocks, 256, 0, x, n, (float)scale, seed);

@@ -1,9 +1,10 @@
 /*
-How the layers' kernels read and write rows, and sums over many of them.
+How the kernels of layers read and write rows, and sums over many rows.
 
-A kernel template's W is the number of elements a thread reads at once: XW (16 bytes of floatX) where
-pointers and row lengths are multiples of that, else 1. Sums over rows are made in two stages, parts of
-the rows first, whose number depends on the shape alone; so no bit depends on the GPU's size.
+W of a kernel template is the number of elements that a thread reads at once: XW (16 bytes of
+floatX) where pointers and row lengths are multiples of 16 bytes, else 1. Sums over rows have two
+stages: parts of the rows are summed, then the parts. The number of parts depends on the shape
+alone, so no bit depends on the size of the GPU.
 */
 #ifndef CM_CUDA_ROWS_CUH
 #define CM_CUDA_ROWS_CUH
@@ -12,22 +13,23 @@ the rows first, whose number depends on the shape alone; so no bit depends on th
 
 enum { XW = Wide<floatX>::N };
 
-/* Whether rows of n elements can be read XW at a time from all of these pointers; NULL is no obstacle. */
+/* Whether rows of n elements can be read XW at a time from all of these pointers. NULL is always
+   fine. */
 template <typename... P> static inline int all_wide(int n, const P *...p) {
     return n % XW == 0 && (wide_rows(p, (size_t)n) && ...);
 }
 
-/* What one access to p[i] brings, before it becomes floats; zeros if nothing is there. One loop makes the
-   accesses and the next unpacks them, so that they are under way together: a compiler makes no access
-   before a branch or a store that it comes after. */
+/* The raw bits of one access to p[i], or zeros if `there` is 0. Kernels make several accesses in
+   one loop and unpack them in the next, so that the accesses overlap: a compiler does not move
+   an access ahead of a branch or a store. */
 template <int W> struct Raw { uint4 bits; };
 template <> struct Raw<1> { floatX bits; };
-template <int W> __device__ static inline Raw<W> fetch(const floatX *p, size_t i, int there) {
+template <int W> __device__ static inline Raw<W> fetch(const floatX *p, size_t i, int in_bounds) {
     Raw<W> raw = {};
     if constexpr (W == 1) {
-        if (there) raw.bits = p[i];
+        if (in_bounds) raw.bits = p[i];
     } else {
-        if (there) raw.bits = *(const uint4 *)(const void *)(p + i);
+        if (in_bounds) raw.bits = *(const uint4 *)(const void *)(p + i);
     }
     return raw;
 }
@@ -36,12 +38,15 @@ template <int W> __device__ static inline void unpack(float (&x)[W], const Raw<W
     UNROLLED_FOR (int i = 0; i < W; i++) x[i] = to_float(t[i]);
 }
 
-/* load and store of N floats, in as many 16-byte accesses as they take. */
+/* Load and store of N floats, in 16-byte accesses if N is a multiple of 4. */
 template <int N> __device__ static inline void load_floats(float (&x)[N], const float *p) {
     if constexpr (N % 4 == 0) {
         UNROLLED_FOR (int i = 0; i < N; i += 4) {
             float4 part = *(const float4 *)(const void *)(p + i);
-            x[i] = part.x, x[i + 1] = part.y, x[i + 2] = part.z, x[i + 3] = part.w;
+            x[i] = part.x;
+            x[i + 1] = part.y;
+            x[i + 2] = part.z;
+            x[i + 3] = part.w;
         }
     } else {
         load(x, p);
@@ -64,13 +69,13 @@ template <int N> __device__ static inline void add_floats(float *p, const float 
     store_floats(p, old);
 }
 
-/* x = residual + delta as floatX holds it: what is computed from the sum must not depend on whether it was
-   formed here or read back later. */
+/* x = residual + delta, rounded to floatX. What is computed from the sum must not depend on
+   whether the sum was formed here or read back. */
 template <int W> __device__ static inline void add_rounded(float (&x)[W], const float (&delta)[W]) {
     UNROLLED_FOR (int i = 0; i < W; i++) x[i] = to_float(from_float<floatX>(x[i] + delta[i]));
 }
 
-/* A row shared out to blocks of up to 256 threads of W elements each: blocks a row, and their threads. */
+/* Shares a row of n elements among `parts` blocks of up to 256 threads, W elements a thread. */
 static inline void row_parts(unsigned *parts, unsigned *threads, int n, int W) {
     unsigned vectors = ceil_div((size_t)n, (size_t)W);
     *parts = ceil_div(vectors, 256);
@@ -80,17 +85,18 @@ static inline void row_parts(unsigned *parts, unsigned *threads, int n, int W) {
 /* ---------------------------------------------------------------------------------------------- */
 /* sums over rows */
 
-enum { SUM_ROWS = 8, SUM_AHEAD = 4 }; /* warps of a block, rows a warp reads at a time */
+enum { SUM_ROWS = 8, SUM_AHEAD = 4 }; /* warps of a block; rows that a warp reads at a time */
 
-/* Into how many parts N rows of C columns are split: enough blocks to fill a large GPU, of at least 64
-   rows. */
+/* Into how many parts N rows of C columns are split: enough blocks to fill a large GPU, at least
+   64 rows a part. */
 static inline unsigned sum_parts(int N, int C) {
     unsigned most = ceil_div((size_t)N, 64), want = 1024 / ceil_div((size_t)C, 32 * XW);
     return want < 1 ? 1 : want > most ? most : want;
 }
 
-/* partials (P,C) = the sum over each part's rows of dy (N,C), and with NORM P more rows with the sums of
-   dy xhat, xhat = (x - mean) rstd. A warp has 32 W columns; grid (columns, P), block (32, SUM_ROWS). */
+/* partials (P,C) = the sums of dy (N,C) over the rows of each part. With NORM, P more rows hold
+   the sums of dy xhat, xhat = (x - mean) rstd. A warp has 32 W columns. Grid (columns, P), block
+   (32, SUM_ROWS). */
 template <int W, int NORM>
 __global__ static void __launch_bounds__(32 * SUM_ROWS)
     column_sums_kernel(float *partials, const floatX *__restrict__ dy, const floatX *__restrict__ x,
@@ -102,19 +108,22 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
     float sum[W] = {0}, products[W] = {0};
     for (size_t first = (size_t)N * part / P + threadIdx.y; first < end;
          first += SUM_AHEAD * SUM_ROWS) {
-        Raw<W> ahead[SUM_AHEAD], x_ahead[SUM_AHEAD];
+        Raw<W> loaded[SUM_AHEAD], x_raw[SUM_AHEAD];
         UNROLLED_FOR (int k = 0; k < SUM_AHEAD; k++) {
             size_t n = first + k * SUM_ROWS;
-            ahead[k] = fetch<W>(dy, n * C + c, c < C && n < end);
-            if constexpr (NORM) x_ahead[k] = fetch<W>(x, n * C + c, c < C && n < end);
+            loaded[k] = fetch<W>(dy, n * C + c, c < C && n < end);
+            if constexpr (NORM) x_raw[k] = fetch<W>(x, n * C + c, c < C && n < end);
         }
         UNROLLED_FOR (int k = 0; k < SUM_AHEAD; k++) {
             size_t n = first + k * SUM_ROWS;
             float d[W], v[W], m = 0, r = 0;
-            unpack(d, ahead[k]);
+            unpack(d, loaded[k]);
             if constexpr (NORM) {
-                unpack(v, x_ahead[k]);
-                if (n < end) m = mean[n], r = rstd[n];
+                unpack(v, x_raw[k]);
+                if (n < end) {
+                    m = mean[n];
+                    r = rstd[n];
+                }
             }
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 sum[i] += d[i];
@@ -134,13 +143,13 @@ __global__ static void __launch_bounds__(32 * SUM_ROWS)
         }
 }
 
-/* Where sums of columns are added to. Those left NULL are not. */
+/* Up to three arrays that sums of columns are added to. NULL is skipped. */
 typedef struct {
     floatM *p[3];
 } SumTargets;
 
-/* p[k] (C) += the sum of rows k P .. (k + 1) P of partials, k = blockIdx.y. Of a column, warp w sums rows w,
-   w + 32, ..., and these sums are added up in turn. */
+/* p[k] (C) += the sum of rows [k P, (k + 1) P) of partials, k = blockIdx.y. Warp w sums rows w,
+   w + 32, ... of its columns; then the 32 sums are added in order. */
 __global__ static void __launch_bounds__(1024)
     add_partials_kernel(SumTargets out, const float *__restrict__ partials, int P, int C) {
     BLOCK_SHARED(room, [32][32], float);
@@ -150,12 +159,12 @@ __global__ static void __launch_bounds__(1024)
     float sum = 0;
     if (!to) return;
     for (int first = (int)threadIdx.y; first < P; first += 8 * 32) {
-        float ahead[8];
+        float loaded[8];
         UNROLLED_FOR (int k = 0; k < 8; k++) {
             int p = first + 32 * k;
-            ahead[k] = c < C && p < P ? part[(size_t)p * C] : 0;
+            loaded[k] = c < C && p < P ? part[(size_t)p * C] : 0;
         }
-        UNROLLED_FOR (int k = 0; k < 8; k++) sum += ahead[k];
+        UNROLLED_FOR (int k = 0; k < 8; k++) sum += loaded[k];
     }
     room[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();

@@ -1,7 +1,7 @@
 /*
-Small matrices, one block of threads each: of up to 128 rows Grams of heads, and from the first product to
-the last in shared memory the inverse root's iteration and the sign's run on a Gram; and eigenvalues by
-Jacobi. Part of linalg.cuh.
+Small matrices, one block of threads for each. Of matrices with up to 128 rows: Grams of heads; and
+in shared memory from the first product to the last, the iteration of the inverse root and the
+sign's run on a Gram. Of any matrices: eigenvalues by Jacobi. Part of linalg.cuh.
 */
 #ifndef CM_CUDA_SMALL_CUH
 #define CM_CUDA_SMALL_CUH
@@ -9,18 +9,18 @@ Jacobi. Part of linalg.cuh.
 #include "../linalg.h"
 #include "runtime.cuh"
 
-/* Item i of a batch, on the device. */
+/* Pointer to item i of a batch. */
 __device__ static inline floatM *la_at(const Mat &m, unsigned i) {
     unsigned n1 = (unsigned)m.n1;
     return m.p + (size_t)(i / n1) * m.s0 + (size_t)(i % n1) * m.s1;
 }
 
-/* One block computes a matrix of up to K rows: SIDE x SIDE threads, each T x T of its elements, padded by
-   zeros to K = SIDE T. */
+/* One block computes a matrix of up to K rows. It has SIDE x SIDE threads with T x T elements
+   each; the matrix is padded with zeros to K = SIDE T. */
 enum { LA_SMALL = 128 };
 template <int K> struct LaBlock {
-    /* In shared memory a thread's T rows of tile (i, j) are V consecutive ones in each of T / V groups. PITCH
-       keeps 16-byte accesses possible, and rows in different banks. */
+    /* In shared memory the T rows of a thread in tile (i, j) are V consecutive rows in each of T
+       / V groups. PITCH allows 16-byte accesses and puts rows in different banks. */
     enum {
         SIDE = K <= 32 ? 8 : 16,
         T = K / SIDE,
@@ -32,7 +32,7 @@ template <int K> struct LaBlock {
     __device__ static int row(int tile, int i) { return i / V * (SIDE * V) + tile * V + i % V; }
 };
 
-/* CALL(K) with the smallest K that fits k rows. */
+/* CALL(K) with the smallest K that ROWS fit in. */
 #define LA_FOR_SIZE(ROWS, CALL)                                                                    \
     do {                                                                                           \
         if ((ROWS) <= 16) CALL(16);                                                                \
@@ -45,15 +45,15 @@ template <int K> struct LaBlock {
 /* ---------------------------------------------------------------------------------------------- */
 /* Grams                                                                                          */
 
-/* Gram matrices of heads, wherever those lie: one block each. cuBLASLt would need a call for every layer.
-   (r,c) and (c,r) are the same sums in the same order, so the result is symmetric. */
+/* Gram matrices of heads, at any address: one block each, where cuBLASLt would need a call for
+   every layer. (r,c) and (c,r) are equal sums in one order, so the result is symmetric. */
 enum { LA_GRAM_COLS = 32, LA_GRAM_PITCH = 36 };
 template <int K> struct LaGramShare {
     enum { N = K * LA_GRAM_COLS / LaBlock<K>::THREADS };
 };
 
-/* Where in a chunk of 32 columns element e of this thread lies: threads that are neighbours read neighbours
-   in memory, along the rows, or with ACROSS along the columns. */
+/* Row and column of element e of this thread in a chunk of 32 columns. Neighbouring threads read
+   neighbouring memory: along rows, or with ACROSS along columns. */
 template <int K, int ACROSS> __device__ static inline int la_gram_row(int e) {
     int t = (int)threadIdx.x;
     return ACROSS ? t % 16 + 16 * (e % (K / 16)) : t / 32 + LaBlock<K>::THREADS / 32 * e;
@@ -90,7 +90,7 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
         __syncthreads();
         if (first + LA_GRAM_COLS < A.cols)
             la_gram_fetch<K, ACROSS>(next, a, A, first + LA_GRAM_COLS);
-#pragma unroll 1 /* registers are what limits this kernel */
+#pragma unroll 1 /* registers limit this kernel */
         for (int c = 0; c < LA_GRAM_COLS; c += 4) {
             float x[T][4];
             UNROLLED_FOR (int i = 0; i < T; i++)
@@ -113,7 +113,7 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
         }
 }
 
-/* Small Grams, for any strides. */
+/* G = A A^T + b G for small matrices with any strides. */
 static inline void la_small_gram(Mat G, Mat A, double b) {
     const unsigned n = (unsigned)mat_count(G);
 #define CALL(K)                                                                                    \
@@ -124,13 +124,14 @@ static inline void la_small_gram(Mat G, Mat A, double b) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Iterations on small matrices: three of them in the shared memory of a block, from first to last step  */
+/* Iterations on small matrices: a block keeps three matrices in shared memory from the first
+   step to the last. */
 
 template <int K> static inline size_t la_block_bytes(void) {
     return 32 * sizeof(double) + 3 * LaBlock<K>::SIZE * sizeof(float);
 }
 
-/* x = elements of tile `tile` of one row. */
+/* x = the elements of tile `tile` in one row. */
 template <int K>
 __device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const float *row, int tile) {
     enum { V = LaBlock<K>::V, T = LaBlock<K>::T };
@@ -138,16 +139,20 @@ __device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const flo
         const float *p = row + LaBlock<K>::row(tile, i);
         if constexpr (V == 4) {
             float4 y = *(const float4 *)(const void *)p;
-            x[i] = y.x, x[i + 1] = y.y, x[i + 2] = y.z, x[i + 3] = y.w;
+            x[i] = y.x;
+            x[i + 1] = y.y;
+            x[i + 2] = y.z;
+            x[i + 3] = y.w;
         } else {
             float2 y = *(const float2 *)(const void *)p;
-            x[i] = y.x, x[i + 1] = y.y;
+            x[i] = y.x;
+            x[i + 1] = y.y;
         }
     }
 }
 
-/* sum = tile (up, left) of A B for k x k matrices. SYMMETRIC: A is, so that its columns are read as rows,
-   which lie side by side. */
+/* sum = tile (up, left) of A B, for k x k matrices. SYMMETRIC: A is symmetric, so its columns
+   are read as rows, which are contiguous. */
 template <int K, int SYMMETRIC, int T>
 __device__ static inline void la_block_product(float (&sum)[T][T], const float *A, const float *B,
                                                int up, int left, int k) {
@@ -159,7 +164,10 @@ __device__ static inline void la_block_product(float (&sum)[T][T], const float *
         if (!SYMMETRIC) {
             UNROLLED_FOR (int i = 0; i < T; i++) {
                 float4 y = *(const float4 *)(const void *)(A + LaBlock<K>::row(up, i) * PITCH + c);
-                a[0][i] = y.x, a[1][i] = y.y, a[2][i] = y.z, a[3][i] = y.w;
+                a[0][i] = y.x;
+                a[1][i] = y.y;
+                a[2][i] = y.z;
+                a[3][i] = y.w;
             }
         }
         UNROLLED_FOR (int q = 0; q < 4; q++) {
@@ -172,12 +180,16 @@ __device__ static inline void la_block_product(float (&sum)[T][T], const float *
     }
 }
 
-/* The tiles on and above the diagonal in order, about half of them; this thread's, or none: up = SIDE. */
+/* This thread's tile among those on and above the diagonal, counted row by row. About half of
+   the threads have one; the others get *up = SIDE. */
 template <int K> __device__ static inline void la_upper_tile(int *up, int *left) {
     enum { SIDE = LaBlock<K>::SIDE };
     int t = (int)threadIdx.x;
     *up = 0;
-    while (*up < SIDE && t >= SIDE - *up) t -= SIDE - (*up)++;
+    while (*up < SIDE && t >= SIDE - *up) {
+        t -= SIDE - *up;
+        *up += 1;
+    }
     *left = *up + t;
 }
 
@@ -193,7 +205,7 @@ __device__ static inline void la_block_mix(float (&sum)[T][T], float a, const fl
     }
 }
 
-/* X = x on a tile, and with `mirror` on the one below the diagonal that mirrors it. */
+/* X = x on a tile, and with `mirror` also on the mirror image of the tile. */
 template <int K, int T>
 __device__ static inline void la_block_write(float *X, const float (&x)[T][T], int up, int left,
                                              int mirror) {
@@ -206,7 +218,7 @@ __device__ static inline void la_block_write(float *X, const float (&x)[T][T], i
         }
 }
 
-/* X = G + damping I, of which the upper triangle counts. */
+/* X = G + damping I, from the upper triangle of G. */
 template <int K>
 __device__ static inline void la_block_load(float *X, const Mat &G, float damping) {
     enum { PITCH = LaBlock<K>::PITCH };
@@ -250,7 +262,8 @@ __device__ static inline double la_gap_part(const float (&p)[T][T], int up, int 
     return sum;
 }
 
-/* Y = scale (G + damping I) for a norm below 1, and the first step from Z = I, P = Y. Returns the scale. */
+/* Y = scale (G + damping I) with a norm below 1, then the first step from Z = I, P = Y. Returns
+   the scale. */
 template <int K>
 __device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G,
                                              float damping, float a, float b, int up, int left) {
@@ -280,7 +293,7 @@ __device__ static inline float la_root_start(float *Y, float *Z, double *sums, c
     return scale;
 }
 
-/* The iteration of optim/invroot.h. A product is taken in registers, so that after a barrier it can
+/* The iteration of optim/invroot.h. A product stays in registers until a barrier, so that it may
    overwrite one of its factors. */
 template <int K>
 __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
@@ -302,9 +315,9 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
         la_block_product<K, 1>(sum, Z, Y, ty, tx, k);
         last = step == table.steps - 1;
         if (step >= table.watch && !last) {
-            double before = gap;
+            double previous = gap;
             gap = sqrt(block_sum(la_gap_part<K>(sum, ty, tx, k), sums)) / sqrt((double)k);
-            last = LA_ROOT_DONE(gap, before);
+            last = LA_ROOT_DONE(gap, previous);
         }
         la_block_write<K>(P, sum, ty, tx, 0);
         __syncthreads();
@@ -327,7 +340,7 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
 
 /* Whether a block has the shared memory for an iteration on matrices of so many rows. */
 static inline int la_block_fits(int rows) {
-#define CALL(K) return la_block_bytes<K>() <= cuda_shared_limit
+#define CALL(K) return la_block_bytes<K>() <= cm_gpu.shared_limit
     LA_FOR_SIZE(rows, CALL);
 #undef CALL
 }
@@ -336,10 +349,13 @@ static inline int la_root_iteration(Mat R, Mat G, double damping, const double (
                                     int watch) {
     LaRootTable table;
     memset(&table, 0, sizeof table);
-    table.steps = steps, table.watch = watch;
+    table.steps = steps;
+    table.watch = watch;
     if (steps < 2 || steps > LA_ROOT_STEPS || G.rows > LA_SMALL) return 0;
-    for (int i = 0; i < steps; i++)
-        table.ab[i][0] = (float)ab[i][0], table.ab[i][1] = (float)ab[i][1];
+    for (int i = 0; i < steps; i++) {
+        table.ab[i][0] = (float)ab[i][0];
+        table.ab[i][1] = (float)ab[i][1];
+    }
     if (!mat_size(G)) return 1;
     const unsigned n = (unsigned)mat_count(G);
     if (!la_block_fits(G.rows)) return 0;
@@ -357,8 +373,8 @@ typedef struct {
     int steps;
 } LaSignTable;
 
-/* Q = P_s ... P_1, P = a I + b A + c A^2, A <- P A P between the steps; everything is symmetric and
-   commutes. */
+/* Q = P_s ... P_1 with P = a I + b A + c A^2, and A <- P A P between the steps. All matrices are
+   symmetric and commute. */
 template <int K>
 __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
                                                               : K == 64 ? 3
@@ -417,31 +433,34 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Eigenvalues: Jacobi in double, one block a matrix                                              */
+/* Eigenvalues: Jacobi in double, one block for each matrix */
 
 static inline int la_even(int n) { return n + n % 2; }
 
-/* Two matrices of an even size in double. */
+/* Elements of scratch for a matrix: two matrices of even size in double. */
 static inline size_t la_eigh_scratch(int n) {
     return arena_round(4 * (size_t)la_even(n) * (size_t)la_even(n));
 }
 
-/* Pair i of round `round` of a tournament of n players, n even: each meets each other once in n - 1
-   rounds. */
+/* Pair i of round `round` in a tournament of n players, n even. Everyone meets everyone else
+   once in n - 1 rounds. */
 __device__ static inline void la_pair(int n, int round, int i, int *p, int *q) {
     int a = i ? (round + i) % (n - 1) : n - 1, b = (round + n - 1 - i) % (n - 1);
-    *p = a < b ? a : b, *q = a < b ? b : a;
+    *p = a < b ? a : b;
+    *q = a < b ? b : a;
 }
 
-/* The rotation of rows and columns p, q that zeroes x = a_pq: tangent, cosine and sine. */
+/* Tangent, cosine and sine of the rotation of rows and columns p, q that zeroes x = a_pq. */
 __device__ static inline void la_rotation(double *out, double app, double aqq, double x) {
     double theta = (aqq - app) / (2 * x),
            t = (theta >= 0 ? 1 : -1) / (fabs(theta) + sqrt(theta * theta + 1));
     if (x == 0) t = 0;
-    out[0] = t, out[1] = 1 / sqrt(t * t + 1), out[2] = t * out[1];
+    out[0] = t;
+    out[1] = 1 / sqrt(t * t + 1);
+    out[2] = t * out[1];
 }
 
-/* a <- J^T a J for all the rotations of a round: the 2 x 2 block of two pairs is one thread's. */
+/* a <- J^T a J for all rotations of a round. A thread has the 2 x 2 block of two pairs. */
 __device__ static inline void la_rotate_block(double *a, int m, int round, int i, int j,
                                               const double *turns) {
     int p, q, r, s;
@@ -449,7 +468,8 @@ __device__ static inline void la_rotate_block(double *a, int m, int round, int i
     la_pair(m, round, j, &r, &s);
     if (i == j) {
         double x = turns[3 * i] * a[p * m + q];
-        a[p * m + p] -= x, a[q * m + q] += x;
+        a[p * m + p] -= x;
+        a[q * m + q] += x;
         a[p * m + q] = a[q * m + p] = 0;
         return;
     }
@@ -462,8 +482,8 @@ __device__ static inline void la_rotate_block(double *a, int m, int round, int i
     a[q * m + s] = a[s * m + q] = f * z + e * w;
 }
 
-/* Diagonalises a (m,m), m even, of which rows and columns from n on are zero; eigenvectors in the rows of
-   v. turns: shared memory for 3 m / 2 doubles. */
+/* Diagonalises a (m,m), m even, whose rows and columns from n on are zero. Eigenvectors go to
+   the rows of v. `turns` is shared memory for 3 m / 2 doubles. */
 __device__ static inline void la_jacobi_block(double *a, double *v, double *turns, double *sums,
                                               int m) {
     const int half = m / 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
@@ -478,7 +498,7 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
         __syncthreads();
         diagonal = block_sum(diagonal, sums);
         if (off <= 1e-30 * diagonal || off == 0 || (isnan(off) && sweep > 0))
-            break; /* one makes all NaN */
+            break; /* a NaN makes all elements NaN */
         for (int round = 0; round < m - 1; round++) {
             __syncthreads();
             for (int i = t; i < half; i += threads) {
@@ -494,7 +514,8 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
                 la_pair(m, round, i / m, &p, &q);
                 double c = turns[3 * (i / m) + 1], d = turns[3 * (i / m) + 2];
                 double x = v[p * m + k], y = v[q * m + k];
-                v[p * m + k] = c * x - d * y, v[q * m + k] = d * x + c * y;
+                v[p * m + k] = c * x - d * y;
+                v[q * m + k] = d * x + c * y;
             }
         }
         __syncthreads();
@@ -502,7 +523,8 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
     __syncthreads();
 }
 
-/* values NULL: R = (G + damping I)^(-1/2); else R = eigenvectors in columns, and their values. */
+/* values NULL: R = (G + damping I)^(-1/2). Else R has the eigenvectors in its columns, and
+   `values` their eigenvalues. */
 __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double damping, double *scratch,
                                       size_t each, int a_shared) {
     SHARED(double, sums);
@@ -540,7 +562,7 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, flo
     if (!mat_size(G)) return;
     const size_t m = (size_t)la_even(G.rows), small = (32 + 3 * m / 2 + m) * sizeof(double);
     const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;
-    const int a_shared = whole <= cuda_shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
+    const int a_shared = whole <= cm_gpu.shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
     LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R,
            values, G, damping, (double *)(void *)scratch, each, a_shared);
 }

@@ -1,57 +1,62 @@
 /*
-What four warps, a warpgroup, compute with on compute capability 9.0 (sm_90a): wgmma.mma_async, asynchronous matrix
-products whose right side, and perhaps left side, the tensor cores read from shared memory.
+What four warps, a warpgroup, compute with on compute capability 9.0 (sm_90a): wgmma.mma_async,
+asynchronous matrix products. The tensor cores read the right side, and perhaps the left side, from
+shared memory.
 
     C (64,N) += A (64,16) B (16,N)        A and B bf16, C float, N = 64 or 128
 
-C is in registers: warp w of the group has rows 16 w.. 16 w + 15 of it as N / 8 FragC of mma.cuh side by side. A in
-registers is a FragA of each warp's 16 rows. So a product's result is the next one's left side, as with mma.sync.
-("Register Fragments and Shared Memory Matrix Layouts" for wgmma .k16, PTX manual.)
+C is in registers: warp w of the group has its rows [16 w, 16 w + 16), as N / 8 FragC of mma.cuh
+side by side. In registers A is a FragA with each warp's 16 rows. So the result of one product
+becomes the left side of the next, as with mma.sync. ("Register Fragments and Shared Memory Matrix
+Layouts" for wgmma .k16, PTX manual.)
 
-A matrix in shared memory is given by a descriptor, 64 bits ("Matrix Descriptor Format", all addresses >> 4):
+A descriptor of 64 bits locates a matrix in shared memory ("Matrix Descriptor Format"; addresses are
+>> 4):
 
     bits  0-13    where the matrix starts in shared memory
     bits 16-29    leading-dimension byte offset, LBO
     bits 32-45    stride-dimension byte offset, SBO
-    bits 49-51    base offset: 0, for the pattern of 8 rows of 128 bytes starts at multiples of 1024 bytes
-    bits 62-63    swizzle: 1 is that of 128 bytes
+    bits 49-51    base offset; 0, as the pattern of 8 rows of 128 bytes starts at multiples of 1024
+    bits 62-63    swizzle; 1 is the swizzle of 128 bytes
 
-Only that swizzle is used: the 16-byte piece at address x lies at x ^ (x / 128 % 8) * 16, which is where Tile<bf16,64>
-puts it if it starts at a multiple of 1024. Which offsets mean what depends on the direction in which the matrix lies
-("Strides"; m is the row of A or the column of B, k the index of the sums, in elements of 2 bytes):
+Only that swizzle is used: the 16-byte piece at address x lies at x ^ (x / 128 % 8) * 16, which is
+where Tile<bf16,64> puts it if the tile starts at a multiple of 1024. What the offsets mean depends
+on the direction of the matrix ("Strides"; m is the row of A or the column of B, k the index of the
+sums, in elements of 2 bytes):
 
     K-major:   (m, k) at start + m / 8 SBO + m % 8 * 128 + 2 k
-               SBO = 1024 where rows follow each other. LBO is not used: 16 k are within a row of 128 bytes. The next
-               16 k start 32 bytes further, as the swizzle goes by the bits of the address, not by the distance from
-               the start.
+               SBO = 1024 where rows follow each other. LBO is not used, because 16 k are within a
+               row of 128 bytes. The next 16 k start 32 bytes further: the swizzle depends on the
+               bits of the address, not on the distance from the start.
     MN-major:  (m, k) at start + m / 64 LBO + 2 (m % 64) + k / 8 SBO + k % 8 * 128
-               (transposed: rows of memory are k.) SBO = 1024; LBO is the distance of the next 64 columns. The next
-               16 k start 2048 bytes further.
+               (transposed: rows of memory are k). SBO = 1024; LBO is the distance of the next 64
+               columns. The next 16 k start 2048 bytes further.
 
-A product is issued, committed with others to a group, and done when the group has been waited for. Until then its
-accumulators and the fragments of A must not be touched. The tensor cores are another proxy to memory: what threads
-have written to shared memory (stores, cp.async that was waited for) they see after wgmma_publish of the writers and
-a barrier. Order of a use:
+A product is issued, committed with others to a group, and done when the group has been waited for.
+Until then nothing may touch its accumulators and its fragments of A. The tensor cores access memory
+through another proxy: they see what threads have written to shared memory (by stores, or by
+cp.async that was waited for) after wgmma_publish by the writers and a barrier. The order of a use:
 
     stores or cp_async_wait; wgmma_publish; __syncthreads;
     wgmma_hold of all registers that take part; wgmma_fence; wgmma...; wgmma_commit;
     wgmma_wait; wgmma_hold of the result
 
-wgmma_hold makes no instruction: it keeps the compiler from moving what it knows of these registers across the other
-calls, whose asynchronous effect it does not know.
+wgmma_hold makes no instruction. The compiler does not know the asynchronous effect of the other
+calls; wgmma_hold keeps it from moving accesses to these registers across them.
 
-Under the emulator descriptors are decoded as above, addresses count from a base that is no multiple of 1024, and a
-product is done when it is waited for, from what registers hold then, and shared memory, which must be as all threads
-last published it. The four warps have to issue the same products in the same order.
+Under the emulator descriptors are decoded as above, and addresses count from a base that is not a
+multiple of 1024. A product is computed when it is waited for, from the registers of that time and
+from shared memory, which must be as all threads last published it. The four warps have to issue
+equal products in one order.
 */
 #ifndef CM_CUDA_WGMMA_CUH
 #define CM_CUDA_WGMMA_CUH
 
 #include "mma.cuh"
 
-enum { WARPGROUP = 128, WGMMA_ALIGN = 1024 }; /* threads; bytes of a swizzle's pattern */
+enum { WARPGROUP = 128, WGMMA_ALIGN = 1024 }; /* threads; bytes in the swizzle's pattern */
 
-/* Whether this pass of the compiler makes code for a device that has the instructions. */
+/* Whether this pass of the compiler makes code for a device with these instructions. */
 #if defined(CM_EMU) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr int wgmma_compiled = 1;
 #else
@@ -60,7 +65,7 @@ constexpr int wgmma_compiled = 0;
 
 #ifdef CM_EMU
 
-enum { EMU_SHARED_BASE = 1040 }; /* as if 1 KB + 16 bytes of static memory came first */
+enum { EMU_SHARED_BASE = 1040 }; /* as if 1 KiB and 16 bytes of static memory came first */
 static inline unsigned shared_address(const void *p) {
     return (unsigned)((const unsigned char *)p - emu.shared) + EMU_SHARED_BASE;
 }
@@ -68,14 +73,17 @@ static inline unsigned shared_address(const void *p) {
 struct EmuProduct {
     int group, N, trans_a, trans_b, add;
     uint64_t a, b;
-    const FragA<__nv_bfloat16> *fragment; /* the left side, else a is its descriptor */
+    const FragA<__nv_bfloat16> *fragment; /* the left side; NULL: `a` is its descriptor */
     FragC *c;
 };
 enum { EMU_PRODUCTS = 128, EMU_KEPT = 512, EMU_GROUPS = 8 };
-inline EmuProduct emu_products[EMU_MAX_THREADS][EMU_PRODUCTS]; /* under way */
-/* The latest products of each warpgroup, which its other warps have to issue too. */
-inline EmuProduct emu_warpgroup[EMU_GROUPS][EMU_KEPT];
-inline long emu_warpgroup_issued[EMU_GROUPS], emu_warpgroup_block[EMU_GROUPS];
+struct EmuWgmma {
+    EmuProduct products[EMU_MAX_THREADS][EMU_PRODUCTS]; /* in flight */
+    /* The latest products of each warpgroup. Its other warps have to issue equal ones. */
+    EmuProduct latest[EMU_GROUPS][EMU_KEPT];
+    long issued[EMU_GROUPS], block[EMU_GROUPS]; /* how many, and in which block */
+};
+inline EmuWgmma emu_wgmma;
 
 static inline float emu_bf16(const unsigned char *p) {
     __nv_bfloat16 x;
@@ -100,14 +108,15 @@ static inline float emu_matrix_element(uint64_t descriptor, int transposed, int 
         emu_die("wgmma reads outside of shared memory");
     at -= EMU_SHARED_BASE;
     unsigned short now, seen;
-    memcpy(&now, emu.shared + at, 2), memcpy(&seen, emu.seen + at, 2);
+    memcpy(&now, emu.shared + at, 2);
+    memcpy(&seen, emu.seen + at, 2);
     if (now != seen)
         emu_die("wgmma reads shared memory that was written without fence.proxy.async and a "
                 "barrier, or too early");
     return emu_bf16(emu.shared + at);
 }
 
-/* What this thread has of a product: two rows, and two columns of each fragment. */
+/* Computes this thread's part of a product: two rows, and two columns of each fragment. */
 static inline void emu_do_product(const EmuProduct *p) {
     int lane = warp_lane(), g = lane / 4, t = lane % 4,
         row = (int)threadIdx.x % WARPGROUP / 32 * 16 + g;
@@ -128,23 +137,28 @@ static inline void emu_do_product(const EmuProduct *p) {
             float sum[2] = {p->add ? p->c[n].x[e] : 0, p->add ? p->c[n].x[e + 2] : 0};
             for (int k = 0; k < 16; k++) {
                 float right = emu_matrix_element(p->b, p->trans_b, 8 * n + 2 * t + e, k);
-                sum[0] += left[0][k] * right, sum[1] += left[1][k] * right;
+                sum[0] += left[0][k] * right;
+                sum[1] += left[1][k] * right;
             }
-            p->c[n].x[e] = sum[0], p->c[n].x[e + 2] = sum[1];
+            p->c[n].x[e] = sum[0];
+            p->c[n].x[e + 2] = sum[1];
         }
 }
 
-/* All threads of a warpgroup have to issue the same products. */
+/* Checks that all threads of a warpgroup issue equal products. */
 static inline void emu_agree(const EmuProduct *p) {
     EmuThread *t = emu.current;
     int group = t->warp / 4;
-    long &issued = emu_warpgroup_issued[group];
-    if (emu_warpgroup_block[group] != emu.blocks)
-        emu_warpgroup_block[group] = emu.blocks, issued = 0;
+    long &issued = emu_wgmma.issued[group];
+    if (emu_wgmma.block[group] != emu.blocks) {
+        emu_wgmma.block[group] = emu.blocks;
+        issued = 0;
+    }
     long n = t->issued++;
-    EmuProduct *q = &emu_warpgroup[group][n % EMU_KEPT];
+    EmuProduct *q = &emu_wgmma.latest[group][n % EMU_KEPT];
     if (n == issued) {
-        *q = *p, issued++;
+        *q = *p;
+        issued++;
         return;
     }
     if (n < issued - EMU_KEPT) emu_die("wgmma: the warps of a warpgroup are far apart");
@@ -160,7 +174,7 @@ static inline void emu_issue(EmuProduct p) {
     emu_agree(&p);
     if (!p.add)
         for (int n = 0; n < p.N / 8; n++) p.c[n] = {{NAN, NAN, NAN, NAN}};
-    emu_products[t - emu.thread][t->products++] = p;
+    emu_wgmma.products[t - emu.thread][t->products++] = p;
 }
 
 template <int TRANS_A, int TRANS_B, int NT>
@@ -176,14 +190,14 @@ static inline void wgmma_fence(void) { emu.current->fenced = 1; }
 static inline void wgmma_commit(void) { emu.current->product_group++; }
 template <int LEFT> static inline void wgmma_wait(void) {
     EmuThread *t = emu.current;
-    EmuProduct *all = emu_products[t - emu.thread];
+    EmuProduct *all = emu_wgmma.products[t - emu.thread];
     int kept = 0, n = t->products;
     for (int i = 0; i < n; i++) {
         if (all[i].group < t->product_group - LEFT) emu_do_product(&all[i]);
         else all[kept++] = all[i];
     }
     t->products = kept;
-    t->fenced = 0; /* what the threads now do with registers needs a new one */
+    t->fenced = 0; /* after this the threads use the registers, which takes a new fence */
 }
 template <int NT> static inline void wgmma_hold(FragC (&)[NT]) {}
 template <int N> static inline void wgmma_hold(FragA<__nv_bfloat16> (&)[N]) {}
@@ -204,7 +218,8 @@ static inline void warpgroup_barrier(int) { emu_yield(EMU_AT_GROUP_BARRIER, "war
              "52,%53,%54,%55,"                                                                     \
              "%56,%57,%58,%59,%60,%61,%62,%63"
 
-/* c = A B, or c += A B with `add`; A and B by their descriptors, TRANS: MN-major. */
+/* c = A B, or with `add` c += A B, from the descriptors of A and B. TRANS: the matrix is
+   MN-major. */
 template <int TRANS_A, int TRANS_B, int NT>
 __device__ static inline void wgmma(FragC (&c)[NT], uint64_t a, uint64_t b, int add) {
     static_assert(NT == 8 || NT == 16, "64 or 128 columns");
@@ -222,7 +237,7 @@ __device__ static inline void wgmma(FragC (&c)[NT], uint64_t a, uint64_t b, int 
                      : "l"(a), "l"(b), "r"(add), "n"(TRANS_A), "n"(TRANS_B));
 }
 
-/* The same with A in registers. */
+/* c = A B, or with `add` c += A B, with A in registers. */
 template <int TRANS_B, int NT>
 __device__ static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &a, uint64_t b,
                                     int add) {
@@ -243,15 +258,16 @@ __device__ static inline void wgmma(FragC (&c)[NT], const FragA<__nv_bfloat16> &
                        "n"(TRANS_B));
 }
 
-/* A barrier of the threads of one warpgroup, the group-th of the block. Barrier 0 is __syncthreads. */
+/* A barrier for the threads of warpgroup `group` of the block. Barrier 0 is __syncthreads. */
 __device__ static inline void warpgroup_barrier(int group) {
     asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"((int)WARPGROUP) : "memory");
 }
-/* What this thread has written to shared memory is seen by products that are issued after the next barrier. */
+/* Makes what this thread has written to shared memory visible to products issued after the next
+   barrier. */
 __device__ static inline void wgmma_publish(void) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-/* Products issued after this one find in registers what was written there before. */
+/* Makes what this thread has written to registers visible to products issued later. */
 __device__ static inline void wgmma_fence(void) {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -259,7 +275,7 @@ __device__ static inline void wgmma_commit(void) {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 template <int LEFT>
-__device__ static inline void wgmma_wait(void) { /* until LEFT groups are under way */
+__device__ static inline void wgmma_wait(void) { /* until at most LEFT groups are in flight */
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 template <int NT> __device__ static inline void wgmma_hold(FragC (&c)[NT]) {
@@ -274,7 +290,7 @@ template <int N> __device__ static inline void wgmma_hold(FragA<__nv_bfloat16> (
 
 #else
 
-/* Code for other devices, where no host starts it: a kernel that gets here stops. */
+/* Code for other devices, on which no host starts these kernels: a kernel that gets here stops. */
 __device__ static inline void wgmma_missing(void) {
 #ifdef __CUDA_ARCH__
     __trap();
@@ -300,28 +316,29 @@ template <int N> __device__ static inline void wgmma_hold(FragA<__nv_bfloat16> (
 
 /* ---------------------------------------------------------------------------------------------- */
 
-/* A matrix of ROWS rows of D bf16 in shared memory, from a multiple of 1024 bytes on: panels of 64 columns, each a
-   Tile<bf16,64>, one after the other. */
+/* A matrix of ROWS rows of D bf16 in shared memory, which begins at a multiple of 1024 bytes:
+   panels of 64 columns, one after the other, each a Tile<bf16,64>. */
 template <int ROWS, int D> struct Panels {
     __nv_bfloat16 *p;
-    static constexpr int PANEL = ROWS * 64; /* elements */
+    static constexpr int PANEL = ROWS * 64; /* elements of a panel */
     static_assert(D % 64 == 0 && ROWS % 8 == 0, "whole panels of whole patterns");
 
     __device__ __nv_bfloat16 *at(unsigned row, unsigned col) const {
         return p + col / 64 * PANEL + Tile<__nv_bfloat16, 64>::place(row, col % 64);
     }
-    /* Rows row.. of it (a multiple of 8) and columns col.. to col + 15 (a multiple of 16) as a side of a product
-       whose sums run along the columns: K-major. */
+    /* Descriptor of the rows from `row` on (a multiple of 8) and of columns [col, col + 16) (col
+       a multiple of 16), as a side of a product whose sums run along the columns: K-major. */
     __device__ uint64_t along(int row, int col) const {
         return describe(col / 64 * PANEL + row * 64 + col % 64, 16);
     }
-    /* Rows row.. to row + 15 and columns col.. (a multiple of 64), where the sums run along the rows: MN-major. */
+    /* Descriptor of rows [row, row + 16) and of the columns from `col` on (a multiple of 64), as
+       a side of a product whose sums run along the rows: MN-major. */
     __device__ uint64_t down(int row, int col) const {
         return describe(col / 64 * PANEL + row * 64, PANEL * (int)sizeof *p);
     }
 
   private:
-    /* No carry leaves the field: shared addresses are below 2^18. */
+    /* No carry leaves the field, because shared addresses are below 2^18. */
     __device__ uint64_t describe(int at, unsigned leading) const {
         unsigned low =
             (shared_address(p) >> 4 | leading >> 4 << 16) + (unsigned)at * (unsigned)sizeof *p / 16;
@@ -329,7 +346,7 @@ template <int ROWS, int D> struct Panels {
     }
 };
 
-/* The first multiple of 1024 bytes in shared memory from p on. */
+/* The first multiple of 1024 bytes in shared memory at or after p. */
 template <typename T> __device__ static inline T *wgmma_aligned(T *p) {
     return p + (0u - shared_address(p)) % WGMMA_ALIGN / sizeof(T);
 }

@@ -1,7 +1,7 @@
 /*
-Support of the tests of attention: shapes, random numbers for them, comparison with the CPU twin, and test_case, which
-holds attention_forward and attention_backward, whoever does them, to the twin and to equal bits. Tolerances are
-explained in test_attention.cu.
+Support for the tests of attention: shapes, random numbers for them, comparison with the CPU twin,
+and test_case, which holds attention_forward and attention_backward, by whichever kernels, to the
+twin and to equal bits. test_attention.cu explains the tolerances.
 */
 #ifndef CM_TEST_ATTENTION_CASES_H
 #define CM_TEST_ATTENTION_CASES_H
@@ -15,23 +15,23 @@ explained in test_attention.cu.
 template <typename T> static int same_bits(const T *a, const T *b, size_t n) {
     T *x = (T *)malloc(2 * n * sizeof(T) + 1), *y = x + n;
     if (!x) die("test: out of memory");
-    CUDA_CHECK(cudaMemcpyAsync(x, a, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaMemcpyAsync(y, b, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaMemcpyAsync(x, a, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaMemcpyAsync(y, b, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     int same = !memcmp(x, y, n * sizeof(T));
     free(x);
     return same;
 }
 template <typename T> static T *copy_of(const T *p, size_t n) {
     T *q = device_array<T>(n);
-    CUDA_CHECK(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cuda_stream));
+    MUST(cudaMemcpyAsync(q, p, n * sizeof(T), cudaMemcpyDeviceToDevice, cm_gpu.stream));
     return q;
 }
 template <typename T> static int untouched(const T *p, size_t n) {
     return same_bits(p, device_array<T>(n), n);
 }
 
-/* Host numbers on the device `shift` elements past an aligned address. */
+/* Host numbers on the device, `shift` elements after an aligned address. */
 template <typename T> static T *shifted(float *from, size_t n, int shift) {
     T *p = device_array<T>(n + (size_t)shift) + shift;
     put(p, from, n);
@@ -42,8 +42,8 @@ template <typename T> static T *shifted(float *from, size_t n, int shift) {
 
 typedef struct {
     int B, T, NH, NKV, HS;
-    double scale, size; /* of q . k; of q and k */
-    int shift;          /* elements that arrays lie past an aligned address */
+    double scale, size; /* scale of q . k; size of q and k */
+    int shift;          /* elements between an aligned address and the arrays */
 } Case;
 
 static size_t width(const Case *c) { return (size_t)(c->NH + 2 * c->NKV) * (size_t)c->HS; }
@@ -62,14 +62,16 @@ static double tolerance(const Case *c) { /* the largest scores are about size^2 
     return ROUNDING + 2e-6 + 2e-7 * c->size * c->size * sqrt(c->HS) * c->scale;
 }
 
-/* Compares columns [from, to) of n rows of W. The norm has a floor: gradients of one token are 0. */
+/* Compares columns [from, to) of n rows of W elements. The norm has a floor, because the
+   gradients of one token are 0. */
 static void like(const Case *c, const char *what, const float *ours, const float *theirs, size_t n,
                  size_t W, size_t from, size_t to, double allowed) {
     double error = 0, norm = 0, count = (double)n * (double)(to - from);
     for (size_t i = 0; i < n * W; i++) {
         if (i % W < from || i % W >= to) continue;
         double e = (double)ours[i] - (double)theirs[i];
-        error += e * e, norm += (double)theirs[i] * (double)theirs[i];
+        error += e * e;
+        norm += (double)theirs[i] * (double)theirs[i];
     }
     double e = sqrt(error) / fmax(sqrt(norm), 0.05 * sqrt(count));
     check(e <= allowed,
@@ -85,7 +87,7 @@ static void backward(floatX *dqkv, const floatX *dout, const floatX *qkv, const 
     attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
 }
 
-enum { SPARE = 40 }; /* elements past the end of an output, which stay as they are */
+enum { SPARE = 40 }; /* elements behind an output, which must not change */
 
 [[maybe_unused]] static void test_case(const Case *c) {
     size_t N = rows(c), W = width(c), C = (size_t)c->NH * (size_t)c->HS,
@@ -107,7 +109,7 @@ enum { SPARE = 40 }; /* elements past the end of an output, which stay as they a
     check(untouched(d_out + N * C, SPARE) && untouched(d_lse + L, SPARE),
           "T %d: forward writes too much", c->T);
     floatX *near_out =
-        shifted<floatX>(out, N * C, c->shift); /* the backward passes get the same numbers */
+        shifted<floatX>(out, N * C, c->shift); /* both backward passes read the same numbers */
     floatM *first_lse = copy_of(d_lse, L);
     put(d_lse, lse, L);
     cpu_attention_backward(dqkv, dout, qkv, out, lse, c->B, c->T, c->NH, c->NKV, c->HS, c->scale);
@@ -122,7 +124,7 @@ enum { SPARE = 40 }; /* elements past the end of an output, which stay as they a
     floatX *again = device_array<floatX>(N * C + S) + S;
     floatM *lse_again = device_array<floatM>(L);
     forward(again, lse_again, d_qkv,
-            c); /* three launches after the first: the emulator turns the blocks' order */
+            c); /* three more launches, because the emulator alternates the order of blocks */
     backward(dqkv_again, d_dout, d_qkv, near_out, d_lse, c);
     check(same_bits(dqkv_again, d_dqkv, N * W), "T %d: backward differs when repeated", c->T);
     check(same_bits(again, d_out, N * C) && same_bits(lse_again, first_lse, L),

@@ -1,7 +1,7 @@
 /*
-Support of the kernel tests: random numbers, and arrays that exist on the host in float and on the device
-in any type. What the device gets is rounded to its type on the host too, so that a CPU twin reads the
-same numbers. Works on a GPU and under the emulator. Everything is freed by release().
+Support for the kernel tests: random numbers, and arrays that exist on the host in float and on the
+device in any type. Numbers are rounded to the device's type on the host too, so that a CPU twin
+reads what the kernel reads. Works on a GPU and under the emulator. release() frees everything.
 */
 #ifndef CM_TEST_DEVICE_H
 #define CM_TEST_DEVICE_H
@@ -10,13 +10,21 @@ same numbers. Works on a GPU and under the emulator. Everything is freed by rele
 #include "../../../llmc/rng.h"
 #include "../check.h"
 
-/* Random numbers in [-1, 1). draw_for(NAME) begins the stream of a case, which depends on its name alone: a case
-   added, left out or moved changes no other. CM_TEST_SEED tries other numbers. */
+/* Makes a call of the run-time library. The test ends if it fails. */
+#define MUST(CALL) must((CALL), #CALL, __FILE__, __LINE__)
+static inline void must(cudaError_t status, const char *call, const char *file, int line) {
+    if (status != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
+}
+
+/* Random numbers in [-1, 1). draw_for(NAME) starts the stream of a case. The stream depends on
+   the name alone, so a case that is added, left out or moved changes no other. CM_TEST_SEED
+   tries other numbers. */
 static uint64_t device_drawn, device_stream, device_seed = 7;
 static inline void draw_for(const char *name) {
     const char *seed = getenv("CM_TEST_SEED");
     if (seed) device_seed = strtoull(seed, NULL, 10);
-    device_stream = rng_stream(name), device_drawn = 0;
+    device_stream = rng_stream(name);
+    device_drawn = 0;
 }
 static inline double draw(void) {
     return 2 * rng_uniform(device_seed, device_stream, device_drawn++) - 1;
@@ -25,12 +33,15 @@ static inline double draw(void) {
 static void *device_arrays[512], *host_arrays[512];
 static int device_array_count, host_array_count;
 
+/* Frees the arrays of a case, and reports a failure that the case has recorded. */
 static inline void release(void) {
-    while (device_array_count) CUDA_CHECK(cudaFree(device_arrays[--device_array_count]));
+    if (device_failure()) check(0, "a failure: %s", device_failure());
+    cm_gpu.failure[0] = 0;
+    while (device_array_count) MUST(cudaFree(device_arrays[--device_array_count]));
     while (host_array_count) free(host_arrays[--host_array_count]);
 }
 
-/* n numbers on the host, NaN. */
+/* n numbers on the host, all NaN. */
 static inline float *host_array(size_t n) {
     float *p = (float *)malloc((n + !n) * sizeof *p);
     if (!p || host_array_count == 512) die("test: out of memory or of arrays");
@@ -45,12 +56,12 @@ static inline float *random_array(size_t n, double scale) {
     return p;
 }
 
-/* n elements on the device, every byte 0xff: NaN. */
+/* n elements on the device with all bytes 0xff, which is NaN. */
 template <typename T> static inline T *device_array(size_t n) {
     void *p;
     if (device_array_count == 512) die("test: out of arrays");
-    CUDA_CHECK(cudaMalloc(&p, (n + !n) * sizeof(T)));
-    CUDA_CHECK(cudaMemsetAsync(p, 0xff, (n + !n) * sizeof(T), cuda_stream));
+    MUST(cudaMalloc(&p, (n + !n) * sizeof(T)));
+    MUST(cudaMemsetAsync(p, 0xff, (n + !n) * sizeof(T), cm_gpu.stream));
     device_arrays[device_array_count++] = p;
     return (T *)p;
 }
@@ -60,7 +71,7 @@ template <> inline float rounded<__nv_bfloat16>(float x) {
     return __bfloat162float(__float2bfloat16(x));
 }
 
-/* Copies host numbers to the device, and rounds them to T on both sides. */
+/* Rounds host numbers to T in place, and copies them to the device. */
 template <typename T> static inline void put(T *to, float *from, size_t n) {
     T *t = (T *)malloc((n + !n) * sizeof(T));
     if (!t) die("test: out of memory");
@@ -68,8 +79,8 @@ template <typename T> static inline void put(T *to, float *from, size_t n) {
         from[i] = rounded<T>(from[i]);
         t[i] = T(from[i]);
     }
-    CUDA_CHECK(cudaMemcpyAsync(to, t, n * sizeof(T), cudaMemcpyHostToDevice, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaMemcpyAsync(to, t, n * sizeof(T), cudaMemcpyHostToDevice, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     free(t);
 }
 
@@ -81,25 +92,26 @@ template <typename T> static inline T *on_device(float *from, size_t n) {
 }
 static inline int *ints_on_device(const int *from, size_t n) {
     int *p = device_array<int>(n);
-    CUDA_CHECK(cudaMemcpyAsync(p, from, n * sizeof *p, cudaMemcpyHostToDevice, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaMemcpyAsync(p, from, n * sizeof *p, cudaMemcpyHostToDevice, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     return p;
 }
 
-/* n device numbers on the host, once the kernels before have ended. */
+/* A copy of n device numbers on the host, after all kernels that were queued. */
 template <typename T> static inline float *on_host(const T *from, size_t n) {
     float *p = host_array(n);
     T *t = (T *)malloc((n + !n) * sizeof(T));
     if (!t) die("test: out of memory");
-    CUDA_CHECK(cudaMemcpyAsync(t, from, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaMemcpyAsync(t, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     for (size_t i = 0; i < n; i++) p[i] = (float)t[i];
     free(t);
     return p;
 }
 
-/* What a comparison of results in T may differ by, relative to their norm: rounding of the result
-   (at most 2^-8 of a number in bf16, half of the last place, and twice that over two roundings), or the sums of float. */
+/* How much results in T may differ, relative to their norm: by the rounding of results (in bf16
+   at most 2^-8 of a number, half of the last place, and twice that over two roundings), or by
+   the order of float sums. */
 template <typename T> static inline double tolerance(void) { return sizeof(T) == 2 ? 4e-3 : 2e-6; }
 
 #endif

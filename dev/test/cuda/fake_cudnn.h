@@ -1,10 +1,11 @@
 /*
-A cuDNN that runs on the CPU, for the emulator: it takes the descriptors that cudnn.cuh makes and carries out the
-graph operation by operation, in float, with virtual tensors rounded to their types. So the graph, its strides,
-identifiers and numbers are tested for what they mean. What cuDNN itself supports it does not know.
+A cuDNN that runs on the CPU, for the emulator. It takes the descriptors that cudnn.cuh makes and
+executes the graph operation by operation in float, with virtual tensors rounded to their types. So
+the meaning of the graph, its strides, ids and numbers is tested. Which graphs the real cuDNN
+supports, it does not know.
 
-It checks what the real one would refuse: sizes of values, descriptors used before they are finalized, tensors
-without memory, addresses that are not aligned. fake_said holds the reason.
+It checks what the real cuDNN would refuse: sizes of values, descriptors that are used before they
+are finalized, tensors without memory, unaligned addresses. fake_said has the reason.
 */
 #ifndef CM_FAKE_CUDNN_H
 #define CM_FAKE_CUDNN_H
@@ -20,10 +21,11 @@ typedef struct {
 
 static struct {
     int version;
-    std::vector<FakeEngine> engines; /* the best first */
-    int64_t workspace;               /* bytes of every plan */
-    int refuse, racing, wrong;       /* executions: fail; differ in a bit of dq; have another dk */
-    int live, executions;            /* descriptors that are not destroyed; executions so far */
+    std::vector<FakeEngine> engines; /* the best engine first */
+    int64_t workspace;               /* bytes of workspace of every plan */
+    /* executions fail; they differ in a bit of dq; they have a wrong dk */
+    int refuse, racing, wrong;
+    int live, executions; /* descriptors that are not destroyed; executions so far */
 } fake;
 static char fake_said[256];
 
@@ -98,7 +100,8 @@ static CudnnStatus fake_read(const CudnnDescriptor descriptor, int attribute, in
             FakeDescriptor *config = ((FakeDescriptor **)values)[i];
             if (config->kind != DNN_BACKEND_ENGINECFG_DESCRIPTOR)
                 return fake_fail("not a configuration");
-            config->engine = i, config->finalized = 1;
+            config->engine = i;
+            config->finalized = 1;
             config->graph = fake_tensor(d, DNN_ATTR_ENGINEHEUR_OPERATION_GRAPH);
         }
     } else if (attribute == DNN_ATTR_ENGINECFG_ENGINE) {
@@ -122,7 +125,8 @@ static CudnnStatus fake_finalize(CudnnDescriptor descriptor) {
     if (d->finalized) return fake_fail("finalized twice");
     if (d->kind == DNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR) {
         const FakeDescriptor *config = fake_tensor(d, DNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
-        d->engine = config->engine, d->graph = config->graph;
+        d->engine = config->engine;
+        d->graph = config->graph;
         if (fake.engines[(size_t)d->engine].fails) return fake_fail("this engine does not compile");
     }
     return d->finalized = 1, 0;
@@ -131,7 +135,8 @@ static CudnnStatus fake_finalize(CudnnDescriptor descriptor) {
 /* ---------------------------------------------------------------------------------------------- */
 /* execution */
 
-/* A tensor of one execution: its description, and its elements: in memory, or virtual, in the order of offsets. */
+/* A tensor of one execution: its description and its elements, which are in memory or, for a
+   virtual tensor, in an array in the order of offsets. */
 struct FakeTensor {
     int64_t size[4], stride[4];
     int type;
@@ -153,7 +158,8 @@ static FakeTensor fake_open(FakeRun *run, const FakeDescriptor *d) {
         last += (t.size[i] - 1) * t.stride[i];
     }
     t.type = fake_get<int>(d, DNN_ATTR_TENSOR_DATA_TYPE);
-    t.memory = NULL, t.elements = NULL;
+    t.memory = NULL;
+    t.elements = NULL;
     if (fake_get<char>(d, DNN_ATTR_TENSOR_IS_VIRTUAL)) {
         t.elements = &run->elements[id];
         t.elements->resize((size_t)last, NAN);
@@ -172,7 +178,8 @@ static float fake_at(const FakeTensor *t, int64_t offset) {
     return t->type == DNN_DATA_BFLOAT16 ? (float)((floatX *)(void *)t->memory)[offset]
                                         : ((float *)(void *)t->memory)[offset];
 }
-/* Element (b, h, i, j); a dimension of 1 is repeated, and so is a head for the heads that share it. */
+/* Element (b, h, i, j). A dimension of 1 is repeated, and a key head is repeated for the query
+   heads that share it. */
 static float fake_element(const FakeTensor *t, const FakeTensor *like, const int64_t at[4]) {
     int64_t offset = 0;
     for (int k = 0; k < 4; k++) {
@@ -208,7 +215,7 @@ static void fake_matmul(FakeTensor a, FakeTensor b, FakeTensor c) {
             const int64_t left[4] = {at[0], at[1], at[2], k}, right[4] = {at[0], at[1], k, at[3]};
             sum += (double)fake_element(&a, &c, left) * (double)fake_element(&b, &c, right);
         }
-        /* a float sum in memory is added to, by cuDNN before 9.6; later ones start it at 0 */
+        /* cuDNN before 9.6 adds to a float sum in memory; later versions start it at 0 */
         if (c.memory && c.type == DNN_DATA_FLOAT && fake.version < 90600)
             sum += (double)fake_element(&c, &c, at);
         fake_put(&c, at, (float)sum);
@@ -236,7 +243,8 @@ static void fake_pointwise(int mode, int64_t axis, FakeTensor x, const FakeTenso
     }
 }
 
-/* y is smaller than x in the dimensions that are summed: in heads by groups of neighbours. */
+/* Sums x into y, which is smaller in the summed dimensions; heads are summed over groups of
+   neighbours. */
 static void fake_reduce(int mode, FakeTensor x, FakeTensor y) {
     int64_t at[4], from[4], part[4];
     for (int k = 0; k < 4; k++) part[k] = x.size[k] / y.size[k];
@@ -252,7 +260,7 @@ static void fake_reduce(int mode, FakeTensor x, FakeTensor y) {
     }
 }
 
-/* The same memory with other sizes and strides. */
+/* y is the memory of x with other sizes and strides. */
 static void fake_reshape(FakeTensor x, FakeTensor y) {
     int64_t at[4];
     FAKE_EACH(y, at) {
@@ -322,14 +330,14 @@ static CudnnStatus fake_execute(CudnnHandle, CudnnDescriptor plan_, CudnnDescrip
     return 0;
 }
 
-/* Puts the fake into place. */
+/* Installs the fake as cuDNN of this version. */
 static void fake_install(int version) {
     fake.version = version, fake.engines = {{8, 0, 0}}, fake.workspace = 4096;
     fake.refuse = fake.racing = fake.wrong = 0;
-    cudnn_api = {fake_version, fake_cudart,     fake_error,  fake_last_error, fake_create,
-                 fake_destroy, fake_set_stream, fake_make,   fake_unmake,     fake_set,
-                 fake_read,    fake_finalize,   fake_execute};
-    memset(&cudnn, 0, sizeof cudnn);
+    cm_gpu.cudnn_api = {fake_version, fake_cudart,     fake_error,  fake_last_error, fake_create,
+                        fake_destroy, fake_set_stream, fake_make,   fake_unmake,     fake_set,
+                        fake_read,    fake_finalize,   fake_execute};
+    memset(&cm_gpu.cudnn, 0, sizeof cm_gpu.cudnn);
 }
 
 #endif

@@ -1,21 +1,21 @@
 /*
-Tests of llmc/cuda/mma.cuh and attention.cuh: the warp's products, element by element, numbers handed from
-block to block, and attention against its CPU twin over shapes that take every path of the kernels, with the
-numbers the twin gets rounded as the device's are. Runs on a GPU and under the emulator.
+Tests of llmc/cuda/mma.cuh and attention.cuh: the products of a warp element by element, numbers
+that blocks hand on, and attention against its CPU twin, over shapes that take every path of the
+kernels. The twin reads numbers rounded like the device's. Runs on a GPU and under the emulator.
 
-Tolerances, relative to the norm of the result. fp32: sums in another order, and p = exp(s - lse), which
-errs as much relatively as s does absolutely, that is by 2e-7 of its size; 2e-6 for the rest. bf16:
-p and ds are rounded to 2^-9 before the second products, where the roundings average out, and the result is
-rounded once more, by 2^-9 at most and half of that in the mean: 4e-3 for both.
+Tolerances, relative to the norm of the result. fp32: sums in another order, and p = exp(s - lse),
+whose relative error is the absolute error of s, 2e-7 of its size; 2e-6 for the rest. bf16: p and ds
+are rounded to 2^-9 before the second products, where the roundings average out, and the result is
+rounded once more, by at most 2^-9 and half of that in the mean: 4e-3 for both.
 */
 #include "attention_cases.h"
 
 /* ---------------------------------------------------------------------------------------------- */
-/* products of a warp */
+/* Products of a warp */
 
-/* out (16,16) is A B, A (16,16) from the tile `left` at (row, col), and B from the transpose in `right` at
-   (row, col); next (16,16) is (A B) B, with B from where it lies plain in `plain`; square (16,16) is B B, the
-   left B from its transpose. The tiles (48,D) come in rows of D. */
+/* out (16,16) = A B with A (16,16) in the tile `left` at (row, col) and B^T in `right` at (row,
+   col). next (16,16) = (A B) B with B in `plain`, untransposed. square (16,16) = B B with the
+   left B read from its transpose. The tiles (48,D) have rows of D. */
 template <typename T, int D>
 __global__ static void products(float *out, float *next, float *square, const T *left,
                                 const T *right, const T *plain, int row, int col) {
@@ -47,7 +47,7 @@ __global__ static void products(float *out, float *next, float *square, const T 
         }
 }
 
-/* Small integers, for which every sum is exact in any order. */
+/* Small integers: every sum is exact in any order. */
 template <typename T, int D> static void test_products(const char *type) {
     for (int place = 0; place < 3; place++) {
         int row = 16 * place, col = D - 16 * (place + 1) < 0 ? 0 : D - 16 * (place + 1), wrong = 0;
@@ -57,7 +57,7 @@ template <typename T, int D> static void test_products(const char *type) {
             x[i] = host_array(48 * D);
             for (int k = 0; k < 48 * D; k++) x[i][k] = (float)floor(i ? 3 * draw() : 2 * draw());
         }
-        for (int i = 0; i < 256; i++) { /* the plain B is the one that is transposed in x[1] */
+        for (int i = 0; i < 256; i++) { /* the B in `plain` is the transpose of x[1] */
             A[i] = x[0][(row + i / 16) * D + col + i % 16];
             B[i] = x[1][(row + i % 16) * D + col + i / 16];
             x[2][(row + i / 16) * D + col + i % 16] = B[i];
@@ -95,23 +95,23 @@ template <typename T, int D> static void test_products(const char *type) {
     }
 }
 
-/* Where the elements of a tile of 16 rows are. */
+/* The places of the elements in a tile of 16 rows. */
 template <typename T, int D> __global__ static void places(int *where) {
     Tile<T, D> tile = {(T *)(void *)(where + 16 * D)}; /* never read */
     for (int i = (int)threadIdx.x; i < 16 * D; i += 32)
         where[i] = (int)(tile.at(i / D, i % D) - tile.p);
 }
 
-/* Each element has its own place, pieces of 16 bytes are whole, and the same piece of 8 rows is in 8
-   different groups of banks. */
+/* Every element has a place of its own, pieces of 16 bytes are contiguous, and equal pieces of 8
+   rows are in 8 different groups of banks. */
 template <typename T, int D> static void test_places(void) {
     enum { N = 16 * D, PIECE = 16 / sizeof(T) };
     int *d = device_array<int>(2 * N), taken[N] = {0}, wrong = 0, crowded = 0;
     LAUNCH((places<T, D>), 1, 32, 0, d);
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     int where[N];
-    CUDA_CHECK(cudaMemcpyAsync(where, d, sizeof where, cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaMemcpyAsync(where, d, sizeof where, cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     for (int i = 0; i < N; i++) {
         if (where[i] < 0 || where[i] >= N || taken[where[i]]++) wrong++;
         wrong +=
@@ -129,8 +129,9 @@ template <typename T, int D> static void test_places(void) {
     release();
 }
 
-/* Blocks that hand numbers on: block n, in the order of the tickets, adds n + thread to what the block
-   before left in one of N rows of a float4 a thread, row after row, as attention's backward pass does. */
+/* Blocks that hand on numbers, as attention's backward pass does: block n, in the order of the
+   tickets, adds n + thread to what the block before has left in N rows, one float4 for each
+   thread, row after row. */
 enum { HAND_THREADS = 128 };
 __global__ static void hand_over(float4 *rows, int *ticket, int N) {
     SHARED(int, drawn);
@@ -144,7 +145,7 @@ __global__ static void hand_over(float4 *rows, int *ticket, int N) {
                *p = rows + i * HAND_THREADS + (thread + 32 * n) % HAND_THREADS;
         if (n > 0 && thread == 0) await_count(counts + i, n);
         __syncthreads();
-        if (n > 0) x = load_l2(p); /* what another warp of another block has written */
+        if (n > 0) x = load_l2(p); /* reads what another warp of another block has written */
         store_l2(p, make_float4(x.x + add, x.y + 1, x.z + (float)i, x.w + add));
         __syncthreads();
         if (thread == HAND_THREADS - 32) publish_count(counts + i, n + 1);
@@ -153,10 +154,10 @@ __global__ static void hand_over(float4 *rows, int *ticket, int N) {
 
 static void test_hand_over(void) {
     enum { BLOCKS = 40, N = 20, ALL = 4 * N * HAND_THREADS };
-    for (int again = 0; again < 2; again++) { /* the emulator turns the order of blocks */
+    for (int again = 0; again < 2; again++) { /* the emulator alternates the order of blocks */
         float *rows = device_array<float>(ALL);
         int *counts = device_array<int>(1 + N), wrong = 0;
-        CUDA_CHECK(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cuda_stream));
+        MUST(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cm_gpu.stream));
         LAUNCH(hand_over, BLOCKS, HAND_THREADS, sizeof(int), (float4 *)(void *)rows, counts, N);
         float *x = on_host(rows, ALL), *count = on_host(counts, 1 + N);
         for (int i = 0; i < ALL; i++) {
@@ -172,7 +173,7 @@ static void test_hand_over(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* attention */
+/* Attention */
 
 static void test_cases(void) {
     static const Case cases[] = {
@@ -189,7 +190,7 @@ static void test_cases(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_case(&cases[i]);
 }
 
-/* Lengths around the sizes of tiles and steps, with heads of all widths and groups of all sizes. */
+/* Lengths around the sizes of tiles and steps, heads of all widths, groups of all sizes. */
 static void test_lengths(void) {
     static const int lengths[] = {1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 257};
     static const int widths[][8] = {{8, 31, 16, 1, 32, 24, 13, 5},
@@ -206,8 +207,8 @@ static void test_lengths(void) {
         }
 }
 
-/* Scores that rise and fall along the keys, in steps below and above what the softmax follows; and far
-   below those of the zeros that the tiles are filled up with. */
+/* Scores that rise and fall along the keys, by less and by more than the softmax's threshold;
+   and scores far below those of the zeros that pad the tiles. */
 static void test_ramps(void) {
     static const float steps[] = {0.5f, 3, -3, 40, -40, 0}, starts[] = {0, 0, -40, 0, 0, -500};
     for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
@@ -237,12 +238,13 @@ static void test_ramps(void) {
     }
 }
 
-/* Row t of out, all heads, in sequence b. */
+/* Row t of out of all heads in sequence b. */
 static size_t out_at(const Case *c, int b, int t) {
     return ((size_t)b * (size_t)c->T + (size_t)t) * (size_t)c->NH * (size_t)c->HS;
 }
-/* What comes later changes nothing before it, not a bit; nor do other sequences or other heads. NaN is where
-   it comes from and after; from a value it may reach back to the beginning of its tile. */
+/* Later tokens do not change earlier outputs, not a bit; nor do other sequences or other heads.
+   NaN appears only from its token on; from a value it may reach back to the beginning of its
+   tile. */
 static void test_causality(void) {
     const Case c = {2, 150, 2, 2, 32, 0.2, 2, 0};
     const int t = 140, tile = FlashForward<32>::ROWS, before = t / tile * tile;
@@ -253,7 +255,7 @@ static void test_causality(void) {
     floatM *lse = device_array<floatM>(N * 2), *lse2 = device_array<floatM>(N * 2);
     forward(out, lse, d_qkv, &c);
 
-    memcpy(other, qkv, N * W * sizeof *qkv); /* all of sequence 0 from t on */
+    memcpy(other, qkv, N * W * sizeof *qkv); /* sequence 0 from t on */
     for (size_t i = (size_t)t * W; i < (size_t)c.T * W; i++) other[i] = (float)(20 * draw());
     put(d_qkv, other, N * W);
     forward(out2, lse2, d_qkv, &c);
@@ -266,7 +268,7 @@ static void test_causality(void) {
           "lse before token %d changes", t);
 
     for (int part = 0; part < 3;
-         part++) { /* one element of head 1 of query, key, value t of sequence 0 */
+         part++) { /* one element of head 1 of query, key or value t of sequence 0 */
         size_t in = (size_t)t * W + (size_t)part * C + HS + 3;
         memcpy(other, qkv, N * W * sizeof *qkv);
         other[in] = NAN;
@@ -288,7 +290,7 @@ static void test_causality(void) {
     release();
 }
 
-/* A NaN in dout reaches the gradients of its query, and of keys and values up to it. */
+/* A NaN in dout reaches the gradients of its query and of the keys and values up to it. */
 static void test_backward_causality(void) {
     const Case c = {1, 150, 2, 2, 32, 0.2, 2, 0};
     const int t = 20;
@@ -300,7 +302,7 @@ static void test_backward_causality(void) {
     floatM *lse = device_array<floatM>(N * 2);
     forward(out, lse, d_qkv, &c);
     backward(one, d_dout, d_qkv, out, lse, &c);
-    dout[(size_t)t * C + HS + 3] = NAN; /* of head 1 */
+    dout[(size_t)t * C + HS + 3] = NAN; /* in head 1 */
     put(d_dout, dout, N * C);
     backward(two, d_dout, d_qkv, out, lse, &c);
     float *x = on_host(one, N * W), *y = on_host(two, N * W);
@@ -312,7 +314,7 @@ static void test_backward_causality(void) {
             int reached = head == 1 && (part == 0   ? i == t
                                         : part == 1 ? i <= t
                                                     : i <= t && k % HS == 3);
-            int maybe = head == 1 && (part == 0 ? i == t : i < end); /* zeros times NaN */
+            int maybe = head == 1 && (part == 0 ? i == t : i < end); /* zero times NaN */
             missing += reached && !isnan(y[at]);
             spread += !maybe && memcmp(&x[at], &y[at], sizeof *x);
         }
@@ -321,8 +323,9 @@ static void test_backward_causality(void) {
     release();
 }
 
-/* A NaN in one element of a query, a key or a value, with lse and out of before it: other sequences, other
-   groups of heads and what is before the NaN's tile keep their gradients, to the bit. */
+/* A NaN in one element of a query, a key or a value, with lse and out from before: other
+   sequences, other groups of heads and tokens before the NaN's tile keep their gradients, to the
+   bit. */
 static void test_backward_poison(void) {
     const Case c = {2, 150, 4, 2, 32, 0.2, 2, 0};
     enum { B_AT = 1, T_AT = 140, HEAD = 3, GROUP = 1, TILE = FlashBackward<32>::ROWS };
@@ -352,7 +355,7 @@ static void test_backward_poison(void) {
             size_t t = i / W % (size_t)c.T, col = i % W;
             int ours = i / W / (size_t)c.T == B_AT, query = col < C;
             int head =
-                (int)((query ? col : (col - C) % KV) / HS); /* of the query, or of key and value */
+                (int)((query ? col : (col - C) % KV) / HS); /* in the query, or in key and value */
             int reached = ours && (query ? head / 2 : head) == GROUP;
             if (part == 0) reached = reached && (!query || (t == T_AT && head == HEAD));
             else reached = reached && t >= T_AT / TILE * TILE;
@@ -367,21 +370,22 @@ static void test_backward_poison(void) {
     release();
 }
 
-/* The order in which blocks are run is no business of theirs. */
+/* The order of the blocks does not change the results. */
 static void test_order_of(const Case c) {
-    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = flash_cache;
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = cm_gpu.flash_cache;
     size_t head = 2 * (size_t)c.T * (size_t)c.HS * sizeof(floatX) * (size_t)(c.NH / c.NKV);
     float *qkv = make_qkv(&c), *dout = random_array(N * C, 1);
     floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(dout, N * C);
     floatX *out[3], *dqkv[3];
     for (int i = 0; i < 3; i++) { /* one head at a time, two, all */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-        out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
-        flash_cache = i == 2 ? cache : (size_t)(i + 1) * head;
+        out[i] = device_array<floatX>(N * C);
+        dqkv[i] = device_array<floatX>(N * W);
+        cm_gpu.flash_cache = i == 2 ? cache : (size_t)(i + 1) * head;
         forward(out[i], lse, d_qkv, &c);
         backward(dqkv[i], d_dout, d_qkv, out[i], lse, &c);
     }
-    flash_cache = cache;
+    cm_gpu.flash_cache = cache;
     for (int i = 0; i < 2; i++) {
         check(same_bits(out[i], out[2], N * C), "out depends on the order of heads");
         check(same_bits(dqkv[i], dqkv[2], N * W), "dqkv depends on the order of heads");
@@ -395,7 +399,7 @@ static void test_order(void) {
     test_order_of({2, 200, 6, 2, 16, 0.25, 2, 0});
 }
 
-/* Scratch is what attention_scratch says, no byte more or less, whatever it holds. */
+/* The scratch used is exactly what attention_scratch returns, whatever it holds before. */
 static void test_scratch_of(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
     size_t used = attention_scratch(c.B, c.T, c.NH, c.NKV, c.HS);
@@ -403,14 +407,14 @@ static void test_scratch_of(const Case c) {
     floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W);
     floatX *first = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-    check(!cuda_scratch_reserve(cuda_scratch_bytes + used + SPARE), "no scratch");
-    size_t bytes = cuda_scratch_bytes;
-    unsigned char *scratch = (unsigned char *)cuda_scratch_memory;
+    check(!cuda_scratch_reserve(cm_gpu.scratch_bytes + used + SPARE), "no scratch");
+    size_t bytes = cm_gpu.scratch_bytes;
+    unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, d_qkv, &c);
-    for (int fill = 0; fill < 3; fill++) { /* NaN; zeros; as the last call has left it */
-        if (fill < 2) CUDA_CHECK(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cuda_stream));
+    for (int fill = 0; fill < 3; fill++) { /* NaN; zeros; what the last call has left */
+        if (fill < 2) MUST(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, d_qkv, out, lse, &c);
-        check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
+        check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
         check(!fill || same_bits(dqkv, first, N * W),
               "T %d: gradients depend on what scratch holds", c.T);
         if (fill) continue;
@@ -434,8 +438,8 @@ static void test_scratch(void) {
     check(huge > (size_t)64 * 128 * 128 * 4 * ((1 << 20) - 128), "%zu bytes of scratch", huge);
 }
 
-/* The ticket and all counts are 0 before blocks hand on sums: old counts would let a block go on too early,
-   which blocks that run one after another do not show. */
+/* The ticket and all counts are 0 before blocks hand on sums. With old counts a block would
+   start too early, which the emulator does not show, because it runs blocks one after another. */
 template <int D> static void test_counts(int B, int T, int NH, int NKV) {
     size_t n = flash_scratch<D>(B, T, NH, NKV).n_counts, rows = (size_t)B * (size_t)T * (size_t)NH;
     floatX *x = on_device<floatX>(random_array(rows, 1), rows);
@@ -451,7 +455,7 @@ template <int D> static void test_counts(int B, int T, int NH, int NKV) {
     release();
 }
 
-/* The newest position, against the twin and the last row of the forward pass. */
+/* One position, against the twin and the last row of the forward pass. */
 static void test_decode(void) {
     static const Case cases[] = {
         {1, 1, 2, 1, 64, 0.125, 2, 0},     {1, 32, 4, 2, 16, 0.25, 2, 0},
@@ -488,7 +492,7 @@ static void test_decode(void) {
     }
 }
 
-/* A library is asked first, and may decline. */
+/* Other kernels that were chosen are called first, and may decline. */
 static int library_answer, library_calls;
 static int library_forward(floatX *, floatM *, const floatX *, int, int, int, int, int, double) {
     library_calls++;
@@ -506,7 +510,8 @@ static void test_library(void) {
     floatX *d_qkv = on_device<floatX>(make_qkv(&c), N * W), *out = device_array<floatX>(N * C);
     floatX *dqkv = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N);
-    attention_library_forward = library_forward, attention_library_backward = library_backward;
+    cm_gpu.attention_forward = library_forward;
+    cm_gpu.attention_backward = library_backward;
     forward(out, lse, d_qkv, &c);
     backward(dqkv, out, d_qkv, out, lse, &c);
     check(library_calls == 2 && untouched(out, N * C) && untouched(dqkv, N * W),
@@ -516,7 +521,8 @@ static void test_library(void) {
     backward(dqkv, out, d_qkv, out, lse, &c);
     check(library_calls == 4 && !count_nan(out, N * C) && !count_nan(dqkv, N * W),
           "nobody does it");
-    attention_library_forward = NULL, attention_library_backward = NULL;
+    cm_gpu.attention_forward = NULL;
+    cm_gpu.attention_backward = NULL;
     release();
 }
 

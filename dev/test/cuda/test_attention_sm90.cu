@@ -1,8 +1,9 @@
 /*
-Tests of llmc/cuda/wgmma.cuh and attention_sm90.cuh: the products of a warpgroup, element by element, for every kind of
-operand and every place in the swizzle's pattern; then attention by these kernels against the CPU twin and against the
-portable kernels over shapes around the tiles' edges. Runs under the emulator and on GPUs of compute capability 9.0;
-others are left out, by name. Tolerances are those of test_attention.cu.
+Tests of llmc/cuda/wgmma.cuh and attention_sm90.cuh: the products of a warpgroup element by element,
+for every kind of operand and every place in the swizzle's pattern; then attention by these kernels
+against the CPU twin and against the portable kernels, over shapes around the edges of tiles. Runs
+under the emulator and on GPUs of compute capability 9.0; on other GPUs it says that it is skipped.
+Tolerances are those of test_attention.cu.
 */
 #include "../../../llmc/cuda/attention_choice.cuh"
 #include "attention_cases.h"
@@ -10,14 +11,14 @@ others are left out, by name. Tolerances are those of test_attention.cu.
 #ifndef CM_FP32
 
 /* ---------------------------------------------------------------------------------------------- */
-/* products of a warpgroup */
+/* Products of a warpgroup */
 
 enum { TEST_ROWS = 144, TEST_COLS = 128, TEST_SIZE = TEST_ROWS * TEST_COLS };
-enum { IN_REGISTERS = 2 }; /* a left side's TRANS_A */
+enum { IN_REGISTERS = 2 }; /* TRANS_A of a left side */
 
-/* out (2,64,8 NT) = sums over two times 16 k of A B for each of two warpgroups. A and B are at rows and columns ra, ca
-   and rb, cb of x and y (TEST_ROWS,TEST_COLS), as they are or (TRANS) transposed; the second warpgroup's A and the
-   second 16 k follow the first. */
+/* out (2,64,8 NT) = sums over two times 16 k of A B, for each of two warpgroups. A is at row ra
+   and column ca of x, B at row rb and column cb of y (TEST_ROWS,TEST_COLS), untransposed or
+   (TRANS) transposed. The A of the second warpgroup and the second 16 k follow the first. */
 template <int TRANS_A, int TRANS_B, int NT>
 __global__ static void group_products(float *out, const __nv_bfloat16 *x, const __nv_bfloat16 *y,
                                       int ra, int ca, int rb, int cb) {
@@ -87,15 +88,18 @@ static void test_product(const float *x, const float *y, const __nv_bfloat16 *dx
           ra, ca, TRANS_B ? "MN-major" : "K-major", rb, cb, N, wrong);
 }
 
-/* One kind of operands, at places of every row of 8, column of 16 and panel. Small integers: all sums are exact. */
+/* One kind of operands, at every row that is a multiple of 8, every column that is a multiple of
+   16, and every panel. Small integers: all sums are exact. */
 template <int TRANS_A, int TRANS_B, int NT> static void test_kind(void) {
     for (int place = 0; place < 4; place++) {
         float *x = host_array(TEST_SIZE), *y = host_array(TEST_SIZE);
-        for (int i = 0; i < TEST_SIZE; i++)
-            x[i] = (float)floor(4 * draw()), y[i] = (float)floor(4 * draw());
+        for (int i = 0; i < TEST_SIZE; i++) {
+            x[i] = (float)floor(4 * draw());
+            y[i] = (float)floor(4 * draw());
+        }
         __nv_bfloat16 *dx = on_device<__nv_bfloat16>(x, TEST_SIZE),
                       *dy = on_device<__nv_bfloat16>(y, TEST_SIZE);
-        /* transposed: any multiple of 8 rows, the first column of a panel (the last 128 columns are all) */
+        /* transposed: any multiple of 8 rows, the first column of a panel */
         int ra = TRANS_A == 1 ? 40 * place % 112 : 8 * (place % 3);
         int ca = TRANS_A == 1 ? 0 : place * 32 - place % 2 * 16;
         int rb = TRANS_B ? 24 * place : NT == 16 ? 8 * (place % 3) : 24 * place;
@@ -114,8 +118,8 @@ template <int NT> static void test_kinds(void) {
     test_kind<IN_REGISTERS, 1, NT>();
 }
 
-/* Warpgroups that meet at barriers of their own, one three times, the other once: each thread reads what another of
-   its warpgroup has written before. */
+/* Warpgroups with barriers of their own: one passes three, the other one. Each thread reads what
+   another thread of its warpgroup has written. */
 __global__ static void group_meetings(int *out) {
     SHARED(int, room);
     int thread = (int)threadIdx.x, group = thread / WARPGROUP, sum = thread,
@@ -146,7 +150,7 @@ static void test_meetings(void) {
 }
 
 #ifdef CM_EMU
-/* Before it is waited for, a product's result is not there. */
+/* The result of a product is not there before it is waited for. */
 __global__ static void early_reader(float *early, float *late) {
     SHARED(__nv_bfloat16, memory);
     Panels<64, 64> X = {wgmma_aligned(memory)};
@@ -174,9 +178,9 @@ static void test_early(void) {
 #endif
 
 /* ---------------------------------------------------------------------------------------------- */
-/* attention */
+/* Attention */
 
-/* How often the portable kernels had to do it. */
+/* How often the portable kernels were called instead. */
 static int declined;
 static int forward_here(floatX *out, floatM *lse, const floatX *qkv, int B, int T, int NH, int NKV,
                         int HS, double scale) {
@@ -191,8 +195,8 @@ static int backward_here(floatX *dqkv, const floatX *dout, const floatX *qkv, co
     return status;
 }
 static void use_hopper(int yes) {
-    attention_library_forward = yes ? forward_here : NULL;
-    attention_library_backward = yes ? backward_here : NULL;
+    cm_gpu.attention_forward = yes ? forward_here : NULL;
+    cm_gpu.attention_backward = yes ? backward_here : NULL;
 }
 
 static void test_hopper_case(const Case *c, int may_decline) {
@@ -213,7 +217,7 @@ static void test_cases(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_hopper_case(&cases[i], 0);
 }
 
-/* Lengths around the sizes of tiles and steps, heads in groups of all sizes. */
+/* Lengths around the sizes of tiles and steps, groups of all sizes. */
 static void test_lengths(void) {
     static const int lengths[] = {15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 193, 255, 256, 257};
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++)
@@ -226,7 +230,7 @@ static void test_lengths(void) {
         }
 }
 
-/* What these kernels do not take. */
+/* Shapes that these kernels refuse. */
 static void test_declined(void) {
     static const Case cases[] = {{1, 33, 1, 1, 64, 0.125, 2, 1},
                                  {1, 33, 2, 1, 32, 0.18, 2, 0},
@@ -234,7 +238,7 @@ static void test_declined(void) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) test_hopper_case(&cases[i], 1);
 }
 
-/* Beside the portable kernels, with lse and out of each for its own backward pass. */
+/* Against the portable kernels. Each backward pass reads its own lse and out. */
 static void test_beside_portable(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS,
            KV = (size_t)c.NKV * (size_t)c.HS;
@@ -247,7 +251,8 @@ static void test_beside_portable(const Case c) {
         use_hopper(hopper);
         forward(o, l, qkv, &c);
         backward(d, dout, qkv, o, l, &c);
-        out[hopper] = on_host(o, N * C), lse[hopper] = on_host(l, N * (size_t)c.NH),
+        out[hopper] = on_host(o, N * C);
+        lse[hopper] = on_host(l, N * (size_t)c.NH);
         dqkv[hopper] = on_host(d, N * W);
     }
     double allowed = 2 * tolerance(&c);
@@ -259,27 +264,28 @@ static void test_beside_portable(const Case c) {
     release();
 }
 
-/* The order in which blocks are run is no business of theirs. */
+/* The order of the blocks does not change the results. */
 static void test_order(const Case c) {
-    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = flash_cache;
+    size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = cm_gpu.flash_cache;
     floatX *qkv = on_device<floatX>(make_qkv(&c), N * W),
            *dout = on_device<floatX>(random_array(N * C, 1), N * C);
     floatX *out[2], *dqkv[2];
     for (int i = 0; i < 2; i++) { /* one head at a time, all */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-        out[i] = device_array<floatX>(N * C), dqkv[i] = device_array<floatX>(N * W);
-        flash_cache = i ? cache : 1;
+        out[i] = device_array<floatX>(N * C);
+        dqkv[i] = device_array<floatX>(N * W);
+        cm_gpu.flash_cache = i ? cache : 1;
         forward(out[i], lse, qkv, &c);
         backward(dqkv[i], dout, qkv, out[i], lse, &c);
     }
-    flash_cache = cache;
+    cm_gpu.flash_cache = cache;
     check(same_bits(out[0], out[1], N * C), "out depends on the order of heads");
     check(same_bits(dqkv[0], dqkv[1], N * W), "dqkv depends on the order of heads");
     check(!count_nan(out[0], N * C) && !count_nan(dqkv[0], N * W), "some heads are left out");
     release();
 }
 
-/* What comes later changes nothing before it, not a bit. */
+/* Later tokens do not change earlier outputs, not a bit. */
 static void test_causality(const Case c, int t) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, before = (size_t)t * C;
     float *x = make_qkv(&c);
@@ -297,7 +303,7 @@ static void test_causality(const Case c, int t) {
     release();
 }
 
-/* Scratch is what hopper_scratch says, whatever it holds. */
+/* The scratch used is exactly what hopper_scratch returns, whatever it holds before. */
 static void test_scratch(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
     size_t used = hopper_scratch(c.B, c.T, c.NH, c.HS);
@@ -305,14 +311,14 @@ static void test_scratch(const Case c) {
     floatX *out = device_array<floatX>(N * C), *dqkv = device_array<floatX>(N * W),
            *first = device_array<floatX>(N * W);
     floatM *lse = device_array<floatM>(N * (size_t)c.NH);
-    check(!cuda_scratch_reserve(cuda_scratch_bytes + used + SPARE), "no scratch");
-    size_t bytes = cuda_scratch_bytes;
-    unsigned char *scratch = (unsigned char *)cuda_scratch_memory;
+    check(!cuda_scratch_reserve(cm_gpu.scratch_bytes + used + SPARE), "no scratch");
+    size_t bytes = cm_gpu.scratch_bytes;
+    unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, qkv, &c);
-    for (int fill = 0; fill < 2; fill++) { /* NaN; as the last call has left it */
-        if (!fill) CUDA_CHECK(cudaMemsetAsync(scratch, 0xff, bytes, cuda_stream));
+    for (int fill = 0; fill < 2; fill++) { /* NaN; what the last call has left */
+        if (!fill) MUST(cudaMemsetAsync(scratch, 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, qkv, out, lse, &c);
-        check(cuda_scratch_bytes == bytes, "T %d: scratch has grown", c.T);
+        check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
         if (!fill)
             check(untouched(scratch + used, bytes - used), "T %d: more scratch is used", c.T);
         if (!fill) check(!untouched(scratch + used - 16, 16), "T %d: less scratch is used", c.T);
@@ -324,13 +330,14 @@ static void test_scratch(const Case c) {
     release();
 }
 
-/* After a backward pass the counts of both warpgroups' parts of dq say how many tiles of keys have left one. */
+/* After a backward pass the counts of both warpgroups' parts of dq are the numbers of tiles that
+   contributed. */
 template <int D> static void test_counts(const Case c) {
     using F = HopperBackward<D>;
     test_scratch(c);
     FlashScratch at = hopper_scratch_width<D>(c.B, c.T, c.NH);
-    float *count = on_host(
-        (const int *)(const void *)((const char *)cuda_scratch_memory + at.counts), at.n_counts);
+    float *count =
+        on_host((const int *)(const void *)((const char *)cm_gpu.scratch + at.counts), at.n_counts);
     size_t heads = (size_t)(c.B * c.NH), own = HOPPER_ROWS / F::STEP,
            kept = (at.n_counts - 1) / 2 / heads, wrong = 0;
     check(kept == ceil_div((size_t)c.T, F::STEP) - own, "%zu sums of a head", kept);
@@ -342,42 +349,48 @@ template <int D> static void test_counts(const Case c) {
     release();
 }
 
-/* --attention hopper is tried beside the portable kernels and taken, or refused with a reason; a difference in one
-   gradient is seen. Under the emulator nothing is chosen by time. */
+/* --attention hopper is tried against the portable kernels and taken, or refused with a reason.
+   A difference in one gradient is noticed. Under the emulator nothing is chosen by time. */
 static void test_choice(void) {
-    Config c;
+    AttentionShape s = {2, 130, 4, 2, 64, 0.125};
+    AttentionKind kind = ATTENTION_HOPPER;
     char note[256] = "", err[ERR_LEN] = "";
-    memset(&c, 0, sizeof c);
-    c.batch_size = 2, c.seq_len = 130, c.heads = 4, c.kv_heads = 2, c.head_dim = 64,
-    c.attn_scale = 0.125;
-    c.attention = ATTENTION_HOPPER;
-    check(!attention_choose(&c, note, sizeof note, err), "hopper is refused: %s", err);
-    check(attention_library_forward == hopper_forward &&
-              attention_library_backward == hopper_backward,
+    check(!attention_choose(&kind, &s, note, sizeof note, err), "hopper is refused: %s", err);
+    check(cm_gpu.attention_forward == hopper_forward &&
+              cm_gpu.attention_backward == hopper_backward,
           "not taken");
-    check(!strncmp(note, "hopper", 6) && c.attention == ATTENTION_HOPPER, "the note is: %s", note);
-    c.head_dim = 32;
-    check(attention_choose(&c, note, sizeof note, err) == -1 &&
+    check(!strncmp(note, "hopper", 6) && kind == ATTENTION_HOPPER, "the note is: %s", note);
+    s.HS = 32;
+    check(attention_choose(&kind, &s, note, sizeof note, err) == -1 &&
               strstr(err, "--attention hopper: ") && strstr(err, "not 32") &&
               strstr(err, "--attention flash"),
           "heads of 32: %s", err);
-    check(!attention_library_forward && !attention_library_backward, "taken all the same");
+    check(!cm_gpu.attention_forward && !cm_gpu.attention_backward, "taken all the same");
 #ifdef CM_EMU
-    c.head_dim = 64, c.seq_len = 1024, c.attention = ATTENTION_AUTO;
-    check(!attention_choose(&c, note, sizeof note, err) && c.attention == ATTENTION_FLASH &&
+    s.HS = 64;
+    s.T = 1024;
+    kind = ATTENTION_AUTO;
+    check(!attention_choose(&kind, &s, note, sizeof note, err) && kind == ATTENTION_FLASH &&
               strstr(note, "hopper: only when it is named"),
           "auto: %s", note);
 #endif
     AttentionTrial t;
     memset(&t, 0, sizeof t);
-    t.B = 1, t.T = 2, t.NH = t.NKV = 1, t.HS = 2;
-    for (int part = 0; part < 6; part++) { /* nothing; out, lse, dq, dk, dv of token 1 */
+    t.B = 1;
+    t.T = 2;
+    t.NH = t.NKV = 1;
+    t.HS = 2;
+    /* which differs: nothing; out, lse, dq, dk, dv of token 1 */
+    for (int part = 0; part < 6; part++) {
         floatX out[2][4], dqkv[2][12];
         floatM lse[2][2];
         AttentionResult r[2] = {{out[0], dqkv[0], lse[0]}, {out[1], dqkv[1], lse[1]}};
         for (int i = 0; i < 2; i++) {
             for (int k = 0; k < 12; k++) dqkv[i][k] = floatX(1.0f);
-            for (int k = 0; k < 4; k++) out[i][k] = floatX(1.0f), lse[i][k % 2] = 1;
+            for (int k = 0; k < 4; k++) {
+                out[i][k] = floatX(1.0f);
+                lse[i][k % 2] = 1;
+            }
         }
         if (part == 1) out[1][3] = floatX(1.5f);
         if (part == 2) lse[1][1] = 1.5f;

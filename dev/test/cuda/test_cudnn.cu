@@ -1,50 +1,39 @@
 /*
-Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, and of the choice between it and ours
-(llmc/cuda/attention_choice.cuh): with the real cuDNN where there is one and a GPU, and under the emulator with
-one that carries out the graph on the CPU (fake_cudnn.h). What happens where there is none is tested everywhere;
-and how often NVML is asked (llmc/cuda/nvml.cuh).
+Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, and of the choice between
+cuDNN's and ours (llmc/cuda/attention_choice.cuh). On a GPU with a cuDNN they use the real one;
+under the emulator one that executes the graph on the CPU (fake_cudnn.h). Tested everywhere: what
+happens without cuDNN, and how often NVML is asked (llmc/cuda/nvml.cuh).
 */
 #include "../../../llmc/cuda/attention_choice.cuh"
 #include "../../../llmc/cuda/nvml.cuh"
 #include "device.h"
 #include "twin.h"
 #ifdef CM_EMU
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "fake_cudnn.h"
 #endif
 
-typedef struct {
-    int B, T, NH, NKV, HS;
-} Shape;
-
-static Config config_of(Shape s, int attention) {
-    Config c;
-    memset(&c, 0, sizeof c);
-    c.batch_size = s.B, c.seq_len = s.T, c.heads = s.NH, c.kv_heads = s.NKV, c.head_dim = s.HS;
-    c.attn_scale = 1 / sqrt((double)s.HS);
-    c.attention = attention;
-    return c;
+static AttentionShape shape_of(int B, int T, int NH, int NKV, int HS) {
+    return {B, T, NH, NKV, HS, 1 / sqrt((double)HS)};
 }
 
-/* Inputs and outputs are rounded to bf16, and p and ds before they are multiplied: 2^-9 each. */
-static void test_shape(Shape s) {
+/* Against the CPU. Inputs and outputs are rounded to bf16, and so are p and ds before they are
+   multiplied: 2^-9 each. */
+static void test_shape(AttentionShape s) {
     int B = s.B, T = s.T, NH = s.NH, NKV = s.NKV, HS = s.HS;
     size_t N = (size_t)B * T, row = (size_t)((NH + 2 * NKV) * HS), kv = (size_t)(NKV * HS);
     size_t Q = N * row, A = N * (size_t)(NH * HS), R = N * (size_t)NH;
     double scale = 0.8 / sqrt((double)HS);
     char why[384] = "", name[96];
     snprintf(name, sizeof name, "B %d T %d NH %d NKV %d HS %d%s", B, T, NH, NKV, HS,
-             cudnn_fast ? " fast" : "");
-    int status = cudnn_attention_plan(B, T, NH, NKV, HS, scale, why, sizeof why);
+             cm_gpu.cudnn_fast ? " fast" : "");
+    int status = cudnn_attention_plan(B, T, NH, NKV, HS, why, sizeof why);
     if (!check(status == 0, "%s: %s", name, why)) return;
-    size_t scratch_before = cuda_scratch_bytes;
-    size_t scratch = cudnn_attention_workspace(B, T, NH, NKV, HS, scale);
-    size_t least = (R + (cudnn_fast ? A : 0)) * sizeof(float);
+    size_t scratch_before = cm_gpu.scratch_bytes;
+    size_t scratch = cudnn_attention_workspace(B, T, NH, NKV, HS);
+    size_t least = (R + (cm_gpu.cudnn_fast ? A : 0)) * sizeof(float);
     check(scratch >= least, "%s: %zu bytes of scratch", name, scratch);
-    check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8, scale) == 0,
-          "%s: scratch without a plan", name);
+    check(cudnn_attention_workspace(B, T, NH, NKV, HS + 8) == 0, "%s: scratch without a plan",
+          name);
 
     float *qkv = random_array(Q, 2), *dout = random_array(A, 1);
     floatX *qkv_d = on_device<floatX>(qkv, Q), *dout_d = on_device<floatX>(dout, A);
@@ -60,7 +49,7 @@ static void test_shape(Shape s) {
     check(e < 6e-3, "%s: out differs by %g", name, e);
     check(l < 1e-4, "%s: lse differs by %g", name, l);
 
-    /* The backward pass reads out in bf16: give the CPU the same. */
+    /* The backward pass reads out in bf16, so the CPU reads that too. */
     put(out_d, out, A);
     put(lse_d, lse, R);
     cpu_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
@@ -70,29 +59,31 @@ static void test_shape(Shape s) {
     float *d = on_host(dqkv_d, Q), *parts[2] = {host_array(Q), host_array(Q)};
     size_t first[4] = {0, row - 2 * kv, row - kv, row};
     for (int part = 0; part < 3;
-         part++) { /* q, k, v: errors of one must not hide behind the others */
+         part++) { /* q, k, v separately, so that errors of one do not hide behind the others */
         size_t n = 0;
         for (size_t i = 0; i < N; i++)
-            for (size_t k = first[part]; k < first[part + 1]; k++, n++)
-                parts[0][n] = d[i * row + k], parts[1][n] = dqkv[i * row + k];
+            for (size_t k = first[part]; k < first[part + 1]; k++, n++) {
+                parts[0][n] = d[i * row + k];
+                parts[1][n] = dqkv[i * row + k];
+            }
         e = relative_l2_ff(parts[0], parts[1], n, 1e-6);
         check(e < 1e-2, "%s: gradient of %c differs by %g", name, "qkv"[part], e);
     }
-    check(cuda_scratch_bytes <= scratch || cuda_scratch_bytes == scratch_before,
-          "%s: %zu bytes of scratch, not %zu", name, cuda_scratch_bytes, scratch);
+    check(cm_gpu.scratch_bytes <= scratch || cm_gpu.scratch_bytes == scratch_before,
+          "%s: %zu bytes of scratch, not %zu", name, cm_gpu.scratch_bytes, scratch);
     cudnn_attention_backward(again, dout_d, qkv_d, out_d, lse_d, B, T, NH, NKV, HS, scale);
-    check(cudnn_fast || !memcmp(on_host(again, Q), d, Q * sizeof *d),
+    check(cm_gpu.cudnn_fast || !memcmp(on_host(again, Q), d, Q * sizeof *d),
           "%s: two runs give different bits", name);
     check(relative_l2_ff(on_host(qkv_d, Q), qkv, Q, 1e-6) == 0, "%s: qkv was written", name);
     release();
 }
 
-/* A smaller batch of a shape that is planned works; one position more does not, and says so. */
-static void test_unplanned(Shape s) {
+/* A smaller batch of a planned shape works. One more position does not, and the reason is given. */
+static void test_unplanned(AttentionShape s) {
     size_t N = (size_t)s.B * (size_t)(s.T + 8), Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
     floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
     floatM *lse = device_array<floatM>(N * (size_t)s.NH);
-    CUDA_CHECK(cudaMemsetAsync(qkv, 0, Q * sizeof *qkv, cuda_stream));
+    MUST(cudaMemsetAsync(qkv, 0, Q * sizeof *qkv, cm_gpu.stream));
     int less = cudnn_attention_forward(out, lse, qkv, s.B - 1, s.T, s.NH, s.NKV, s.HS, 1);
     int more = cudnn_attention_forward(out, lse, qkv, s.B, s.T + 8, s.NH, s.NKV, s.HS, 1);
     int odd = cudnn_attention_forward(out + 1, lse, qkv, s.B, s.T, s.NH, s.NKV, s.HS, 1);
@@ -100,7 +91,7 @@ static void test_unplanned(Shape s) {
     check(more == -1, "T + 8 was planned");
     check(odd == -1, "memory that is not aligned is taken");
     check(strstr(cudnn_failure(), "16 bytes") != NULL, "the reason is \"%s\"", cudnn_failure());
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     release();
 }
 
@@ -109,7 +100,7 @@ static void count_query(char *text, size_t size) {
     snprintf(text, size, "\"gpu_w\": %d", ++nvml_queries);
 }
 
-/* The device's state is asked once a second, and a text that does not fit is left out. */
+/* NVML is asked once a second, and a text that does not fit is left out. */
 static void test_state(void) {
     NvmlCache cache;
     char text[32], small[8] = "?";
@@ -124,20 +115,22 @@ static void test_state(void) {
     check(!small[0], "half a text: %s", small);
 }
 
-/* The choice, which must never fail but where cuDNN is demanded. */
-static void test_choice(int available, Shape s) {
+/* The choice. It may fail only if cuDNN is demanded. */
+static void test_choice(int available, AttentionShape s) {
     char note[256] = "", err[ERR_LEN] = "";
     cuda_scratch_free();
-    for (int attention = ATTENTION_AUTO; attention <= ATTENTION_CUDNN_FAST; attention++) {
-        Config c = config_of(s, attention);
-        int status = attention_choose(&c, note, sizeof note, err),
+    const AttentionKind asked[] = {ATTENTION_AUTO, ATTENTION_FLASH, ATTENTION_CUDNN,
+                                   ATTENTION_CUDNN_FAST};
+    for (AttentionKind attention : asked) {
+        AttentionKind kind = attention;
+        int status = attention_choose(&kind, &s, note, sizeof note, err),
             fast = attention == ATTENTION_CUDNN_FAST;
-        int library = attention_library_forward != NULL;
+        int library = cm_gpu.attention_forward != NULL;
         if (attention == ATTENTION_CUDNN || fast) {
             check(status == (available ? 0 : -1), "forced: %s", err);
             check(library == available && (available || strstr(err, "--attention")), "forced: %s",
                   err);
-            check(c.attention == attention, "--attention %d becomes %d", attention, c.attention);
+            check(kind == attention, "--attention %d becomes %d", attention, kind);
             check(!available || strstr(note, "engine "), "no engine: %s", note);
             check(!available || fast == (strstr(note, "may differ") != NULL), "the note is: %s",
                   note);
@@ -145,33 +138,32 @@ static void test_choice(int available, Shape s) {
             check(status == 0 && note[0], "no choice: %s", err);
             check(attention != ATTENTION_FLASH || (!library && !strcmp(note, "flash")), "flash: %s",
                   note);
-            check(c.attention == (library ? ATTENTION_CUDNN : ATTENTION_FLASH), "auto stays %d",
-                  c.attention);
+            check(kind == (library ? ATTENTION_CUDNN : ATTENTION_FLASH), "auto stays %d", kind);
         }
-        check(library == (attention_library_backward != NULL), "half of a choice");
-        size_t scratch = cudnn_attention_workspace(s.B, s.T, s.NH, s.NKV, s.HS, 1);
+        check(library == (cm_gpu.attention_backward != NULL), "half of a choice");
+        size_t scratch = cudnn_attention_workspace(s.B, s.T, s.NH, s.NKV, s.HS);
         check((scratch > 0) == library, "%zu bytes of scratch with %s", scratch, note);
-        check(cuda_scratch_bytes == 0, "%zu bytes of scratch stay", cuda_scratch_bytes);
+        check(cm_gpu.scratch_bytes == 0, "%zu bytes of scratch stay", cm_gpu.scratch_bytes);
     }
-    attention_library_forward = NULL, attention_library_backward = NULL;
+    cm_gpu.attention_forward = NULL;
+    cm_gpu.attention_backward = NULL;
     cudnn_free_plans();
-    cudnn_fast = 0;
+    cm_gpu.cudnn_fast = 0;
 }
 
 #ifdef CM_EMU
 
-/* attention_choose with the fake; the error or the note. */
-static const char *chosen(Shape s, int attention, int *status) {
+/* Runs attention_choose with the fake. Returns the error or the note. */
+static const char *chosen(AttentionShape s, AttentionKind attention, int *status) {
     static char note[256], err[ERR_LEN];
-    Config c = config_of(s, attention);
     note[0] = err[0] = 0;
-    *status = attention_choose(&c, note, sizeof note, err);
+    *status = attention_choose(&attention, &s, note, sizeof note, err);
     return *status ? err : note;
 }
 
-/* A sequence that is long enough for a trial of auto, which must not take what is not told to be in order. */
+/* auto tries sequences that are long enough, and never takes kernels that give other bits. */
 static void test_auto(void) {
-    Shape s = {1, 512, 1, 1, 8};
+    AttentionShape s = shape_of(1, 512, 1, 1, 8);
     int status;
     fake_install(91900);
     const char *text = chosen(s, ATTENTION_AUTO, &status);
@@ -181,11 +173,12 @@ static void test_auto(void) {
     text = chosen(s, ATTENTION_AUTO, &status);
     check(!status && strstr(text, "flash (") && strstr(text, "other bits"), "auto takes a race: %s",
           text);
-    check(!cudnn_fast && !attention_library_forward, "auto is fast");
+    check(!cm_gpu.cudnn_fast && !cm_gpu.attention_forward, "auto is fast");
 }
 
-/* Engines whose notes and plans differ: notes sort, and nothing but bits and numbers refuses. */
-static void test_engines(Shape s) {
+/* Engines with different notes and plans: notes decide the order, but only bits and numbers
+   refuse an engine. */
+static void test_engines(AttentionShape s) {
     int status;
     fake_install(91900);
     fake.engines = {{7, 1, 0}, {9, 0, 1}, {11, 0, 0}};
@@ -205,12 +198,14 @@ static void test_engines(Shape s) {
           text);
     text = chosen(s, ATTENTION_CUDNN_FAST, &status);
     check(!status && strstr(text, "equal runs may differ"), "a race that is allowed: %s", text);
-    fake.racing = 0, fake.wrong = 1;
-    for (int attention = ATTENTION_CUDNN; attention <= ATTENTION_CUDNN_FAST; attention++) {
+    fake.racing = 0;
+    fake.wrong = 1;
+    for (AttentionKind attention : {ATTENTION_CUDNN, ATTENTION_CUDNN_FAST}) {
         text = chosen(s, attention, &status);
         check(status && strstr(text, "differs from ours"), "another dk: %s", text);
     }
-    fake.wrong = 0, fake.refuse = 1;
+    fake.wrong = 0;
+    fake.refuse = 1;
     text = chosen(s, ATTENTION_CUDNN, &status);
     check(status && strstr(text, "the device is tired"), "a refusal: %s", text);
     fake.refuse = 0, fake.engines = {{9, 0, 1}};
@@ -226,70 +221,70 @@ static void test_engines(Shape s) {
     check(status && strstr(text, "known mistakes"), "9.10.1: %s", text);
 }
 
-/* A pass that fails after the choice ends the program, and says how to go on. */
-static void test_failure(Shape s) {
-    int status, ends[2];
-    char said[1024] = "";
+/* A pass that fails after the choice is a recorded failure that says how to go on. From then on
+   no kernel starts and no call is made. */
+static void test_failure(AttentionShape s) {
+    int status;
     fake_install(91900);
     chosen(s, ATTENTION_CUDNN, &status);
-    check(!status && attention_library_forward, "no cuDNN");
-    if (status || pipe(ends)) return;
-    fflush(stdout);
-    pid_t child = fork();
-    if (!child) {
-        size_t N = (size_t)s.B * (size_t)s.T, Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
-        floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
-        dup2(ends[1], 2);
-        fake.refuse = 1;
-        attention_forward(out, device_array<floatM>(N * (size_t)s.NH), qkv, s.B, s.T, s.NH, s.NKV,
-                          s.HS, 1);
-        _exit(0);
-    }
-    close(ends[1]);
-    size_t at = 0;
-    for (ssize_t n; (n = read(ends[0], said + at, sizeof said - 1 - at)) > 0;) at += (size_t)n;
-    close(ends[0]);
-    waitpid(child, &status, 0);
-    check(WIFEXITED(status) && WEXITSTATUS(status) == 1, "the program goes on");
-    check(strstr(said, "the device is tired") && strstr(said, "--attention flash"), "it says: %s",
-          said);
-    attention_library_forward = NULL, attention_library_backward = NULL;
+    check(!status && cm_gpu.attention_forward, "no cuDNN");
+    if (status) return;
+    size_t N = (size_t)s.B * (size_t)s.T, Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
+    floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
+    floatM *lse = device_array<floatM>(N * (size_t)s.NH);
+    fake.refuse = 1;
+    check(!device_failure(), "a failure before: %s", device_failure());
+    attention_forward(out, lse, qkv, s.B, s.T, s.NH, s.NKV, s.HS, 1);
+    const char *said = device_failure();
+    check(said && strstr(said, "the device is tired") && strstr(said, "--attention flash"),
+          "it says: %s", said ? said : "nothing");
+    long launches = emu.launches;
+    device_noise(out, Q, 1, 1);
+    check(emu.launches == launches, "a kernel starts after the failure");
+    check(CUDA_CHECK(cudaStreamSynchronize(cm_gpu.stream)) == -1, "a call succeeds after it");
+    device_fail("another");
+    check(!strcmp(said, device_failure()) && !strstr(said, "another"), "a second failure is kept");
+    cm_gpu.failure[0] = 0;
+    cm_gpu.attention_forward = NULL;
+    cm_gpu.attention_backward = NULL;
     cudnn_free_plans();
+    release();
 }
 
 int main(void) {
     char why[384] = "";
-    const Shape shapes[] = {{2, 128, 2, 2, 32}, {1, 40, 6, 2, 64}, {2, 64, 4, 1, 128}};
+    const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 32), shape_of(1, 40, 6, 2, 64),
+                                     shape_of(2, 64, 4, 1, 128)};
     test_state();
     int absent = cudnn_start(why, sizeof why);
     check(absent && strstr(why, "emulator"), "there is a cuDNN: %s", why);
     test_choice(0, shapes[1]);
     for (int version = 0; version < 2;
-         version++) { /* one that starts dq_sum at 0 itself, and one that does not */
+         version++) { /* cuDNN that clears dq_sum itself, and cuDNN that does not */
         fake_install(version ? 90501 : 91900);
-        for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++)
+        for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
             for (size_t i = 0; i < 3; i++)
                 if (!version || shapes[i].T % 128 == 0) test_shape(shapes[i]);
-        cudnn_fast = 0;
+        cm_gpu.cudnn_fast = 0;
         test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why),
+        check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why),
               "a head width of 60 is planned");
-        check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
+        check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
         cudnn_free_plans();
         check(fake.live == 0, "%d descriptors stay", fake.live);
     }
     fake_install(91900);
     test_choice(1, shapes[1]);
     test_auto();
-    test_engines({2, 32, 2, 1, 16});
-    test_failure({2, 32, 2, 1, 16});
+    test_engines(shape_of(2, 32, 2, 1, 16));
+    test_failure(shape_of(2, 32, 2, 1, 16));
     cuda_scratch_free();
     return check_done();
 }
 
 #else
 
-/* Where the libraries lie, and that a cuDNN without a device says so. */
+/* Where the libraries are, and that cuDNN without a device says so. */
 static void test_where(int available, const char *why) {
     char text[2400] = "?";
     cudnn_where(text, sizeof text);
@@ -304,8 +299,8 @@ static void test_where(int available, const char *why) {
 
 int main(void) {
     char why[384] = "";
-    const Shape shapes[] = {
-        {2, 128, 2, 2, 64}, {2, 384, 4, 1, 128}, {1, 1024, 6, 2, 64}}; /* plans take seconds */
+    const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 64), shape_of(2, 384, 4, 1, 128),
+                                     shape_of(1, 1024, 6, 2, 64)}; /* a plan takes seconds */
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
     test_state();
     test_where(available, why);
@@ -314,17 +309,17 @@ int main(void) {
         check(!available, "cuDNN starts without a device");
         return check_done();
     }
-    test_choice(available, {8, 256, 4, 4, 64});
+    test_choice(available, shape_of(8, 256, 4, 4, 64));
     if (available) {
-        for (cudnn_fast = 0; cudnn_fast < 2; cudnn_fast++)
+        for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
             for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) test_shape(shapes[i]);
-        cudnn_fast = 0;
+        cm_gpu.cudnn_fast = 0;
         cudnn_free_plans();
         test_shape(shapes[0]);
         test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, 1, why, sizeof why),
+        check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why),
               "a head width of 60 is planned");
-        check(cudnn_attention_plan(1, 128, 3, 2, 64, 1, why, sizeof why), "3 heads share 2");
+        check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
     }
     return check_done();
 }

@@ -1,6 +1,6 @@
 /*
-What llmc/cuda/cudnn_api.h says of cuDNN against cuDNN's own header, where the compiler finds one. Numbers
-are compared by the compiler, signatures by the size and kind of each parameter: enumerations are int.
+Compares llmc/cuda/cudnn_api.h with cuDNN's own header, where the compiler finds one. The compiler
+compares numbers, and signatures by the size and kind of each parameter: enumerations are int.
 */
 #include "../../../llmc/cuda/cudnn_api.h"
 #include "../check.h"
@@ -12,7 +12,7 @@ are compared by the compiler, signatures by the size and kind of each parameter:
 #define HAVE_CUDNN_HEADER
 #endif
 
-/* Whether a value of A is passed as one of B is. */
+/* Whether a value of A is passed in the way of a value of B. */
 template <typename A, typename B> constexpr bool passed_alike() {
     if (std::is_void<A>::value || std::is_void<B>::value) return std::is_same<A, B>::value;
     if (std::is_pointer<A>::value) return std::is_pointer<B>::value;
@@ -56,7 +56,7 @@ int main(void) {
 #else
     printf("no cudnn_backend.h to compare with\n");
 #endif
-    /* Numbers of one kind differ from each other, with a header or without. */
+    /* Numbers of one kind are different, with cuDNN's header or without. */
     const int kinds[] = {
         DNN_BACKEND_TENSOR_DESCRIPTOR,         DNN_BACKEND_MATMUL_DESCRIPTOR,
         DNN_BACKEND_POINTWISE_DESCRIPTOR,      DNN_BACKEND_REDUCTION_DESCRIPTOR,

@@ -1,9 +1,9 @@
 /*
-Tests of the emulator itself (dev/emu): that kernels run as CUDA says, and that what is wrong in a kernel
-is found. A mistake ends the program, so each is made in a child process.
+Tests of the emulator itself (dev/emu): kernels run as CUDA defines, and mistakes in a kernel are
+found. A mistake ends the program, so each is made in a child process.
 */
 #include "../check.h"
-#include "../../../llmc/cuda/runtime.cuh"
+#include "device.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,7 +24,7 @@ static void test_coordinates(void) {
     check(!wrong, "%d of %d threads have not run once a launch", wrong, n);
 }
 
-/* Sums of a block by a tree in shared memory, the textbook's use of barriers. */
+/* A block's sum by a tree in shared memory, the textbook's use of barriers. */
 __global__ void tree(float *out, const float *x) {
     SHARED(float, s);
     int t = (int)threadIdx.x, n = (int)blockDim.x;
@@ -47,7 +47,11 @@ __global__ void reductions(float *out, const float *x) {
     int many = __syncthreads_count(x[i] > 0), any = __syncthreads_or(x[i] > 100);
     if (threadIdx.x == 5) {
         float *o = out + 5 * (int)blockIdx.x;
-        o[0] = sum, o[1] = max, o[2] = (float)squares, o[3] = (float)many, o[4] = (float)any;
+        o[0] = sum;
+        o[1] = max;
+        o[2] = (float)squares;
+        o[3] = (float)many;
+        o[4] = (float)any;
     }
 }
 
@@ -62,7 +66,9 @@ static void test_reductions(void) {
         double sum = 0, max = -1e9, squares = 0;
         int many = 0;
         for (int i = b * N; i < (b + 1) * N; i++) {
-            sum += x[i], squares += x[i] * x[i], many += x[i] > 0;
+            sum += x[i];
+            squares += x[i] * x[i];
+            many += x[i] > 0;
             max = fmax(max, x[i]);
         }
         const float *o = out + 5 * b;
@@ -111,7 +117,7 @@ __global__ void copies(int *out, const int4 *x) {
     emu_cp_async_commit();
     emu_cp_async_wait(1);
     first = s[t].x;
-    out[2 * t] = first == x[t].x && s[32 + t].x == -1; /* the second is not there yet */
+    out[2 * t] = first == x[t].x && s[32 + t].x == -1; /* the second copy has not arrived */
     emu_cp_async_wait(0);
     __syncthreads();
     out[2 * t + 1] = s[32 + (t + 1) % 32].w == x[32 + (t + 1) % 32].w;
@@ -142,7 +148,8 @@ static void test_bf16(void) {
           "bf16 of NaN, infinity");
 }
 
-/* A captured stream does nothing until it is replayed, with the arguments it was given. */
+/* A captured stream does nothing until it is replayed, and then with the arguments of the
+   capture. */
 __global__ void add_number(int *out, int n) {
     if (threadIdx.x == 0) *out += n;
 }
@@ -150,27 +157,27 @@ static void test_graph(void) {
     int out = 100, n = 5;
     cudaGraph_t graph;
     cudaGraphExec_t work;
-    CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal));
+    MUST(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal));
     LAUNCH(add_number, 1, 32, 0, &out, n);
-    CUDA_CHECK(cudaMemsetAsync(&out, 0, sizeof out, cuda_stream));
+    MUST(cudaMemsetAsync(&out, 0, sizeof out, cm_gpu.stream));
     LAUNCH(add_number, 1, 32, 0, &out, 2 * n);
     n = 1000;
-    CUDA_CHECK(cudaStreamEndCapture(cuda_stream, &graph));
+    MUST(cudaStreamEndCapture(cm_gpu.stream, &graph));
     check(out == 100, "work is done while it is captured: %d", out);
-    CUDA_CHECK(cudaGraphInstantiate(&work, graph, 0));
-    CUDA_CHECK(cudaGraphDestroy(graph));
+    MUST(cudaGraphInstantiate(&work, graph, 0));
+    MUST(cudaGraphDestroy(graph));
     for (int i = 0; i < 3; i++) {
         out = 7;
-        CUDA_CHECK(cudaGraphLaunch(work, cuda_stream));
+        MUST(cudaGraphLaunch(work, cm_gpu.stream));
         check(out == 10, "replay %d leaves %d, not 10", i, out);
     }
-    CUDA_CHECK(cudaGraphExecDestroy(work));
+    MUST(cudaGraphExecDestroy(work));
     LAUNCH(add_number, 1, 32, 0, &out, 1);
     check(out == 11, "after a capture launches are not done");
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* mistakes */
+/* Mistakes */
 
 __global__ void static_and_dynamic(float *out) {
     BLOCK_SHARED(room, [4096], float);
@@ -217,11 +224,11 @@ __global__ void past_global(float *out, int n) {
 
 static float *device_memory(size_t n) {
     void *p;
-    CUDA_CHECK(cudaMalloc(&p, n * sizeof(float)));
+    MUST(cudaMalloc(&p, n * sizeof(float)));
     return (float *)p;
 }
 
-/* The way a child process ends that makes the mistake. */
+/* The wait status of a child process that makes the mistake. */
 static int mistake(int which) {
     fflush(stdout);
     pid_t child = fork();
@@ -248,8 +255,8 @@ static int mistake(int which) {
     case 11: LAUNCH(past_global, 1, 128, 0, out, 64); break;
     case 12: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16380, out); break;
     case 13:
-        CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal)),
-            device_memory(1);
+        MUST(cudaStreamBeginCapture(cm_gpu.stream, cudaStreamCaptureModeThreadLocal));
+        device_memory(1);
         break;
     case -2: LAUNCH(static_and_dynamic, 1, 64, EMU_SHARED_LIMIT - 16384, out); break;
     default: LAUNCH(nothing, 1, 64, 0); break;
@@ -275,7 +282,7 @@ static void test_mistakes(void) {
 #ifdef EMU_ASAN
     const int sanitized = 1;
 #else
-    const int sanitized = 0; /* accesses out of bounds are found by AddressSanitizer alone */
+    const int sanitized = 0; /* only AddressSanitizer finds accesses out of bounds */
 #endif
     for (int i = 0; i < 14; i++)
         if (sanitized || i < 9 || i > 11) check(mistake(i), "%s is not found", names[i]);

@@ -1,7 +1,8 @@
 /*
-The matrix product against sums in double precision: every epilogue, transposes, odd shapes, strides and
-alignments, separate C and D, batches; the plans, the choice of algorithms and the text of choices. Runs on a
-GPU and on the emulator, where two algorithms and pretended times make choices that can be foreseen.
+The matrix product against sums in double precision: every epilogue, transposes, odd shapes, strides
+and alignments, separate C and D, batches; the plans, the choice of algorithms and the text of
+choices. Runs on a GPU and under the emulator, whose two algorithms and pretended times make choices
+predictable.
 */
 #include "../../../llmc/cuda/gemm.cuh"
 #include "device.h"
@@ -15,20 +16,21 @@ static const int emulated = 0;
 /* ---------------------------------------------------------------------------------------------- */
 /* Limits                                                                                         */
 
-/* Relative errors of one operation. An fp32 addition errs by 2^-24. The adders of tensor cores truncate, and
-   drop bits where they align their terms, for which two bits are allowed. */
+/* Relative errors of one operation. An fp32 addition errs by 2^-24. The adders of tensor cores
+   truncate and drop bits where they align their terms; two bits are allowed for that. */
 static double unit(void) { return emulated ? 0x1p-24 : 0x1p-22; }
 
-/* Each factor rounded to TF32's ten bits errs by up to 2^-11, truncated by up to 2^-10; the product of two by
-   twice that and a square. Which of them a GPU does, its kernels decide. */
+/* Each factor rounded to TF32's ten bits errs by up to 2^-11, truncated by up to 2^-10; the
+   product of two errs by twice that and a square. The kernels of a GPU decide whether it rounds
+   or truncates. */
 static double tf32_unit(void) {
 #ifdef CM_EMU
-    if (!gemm_emu_truncate) return 0x1p-10 + 0x1p-22;
+    if (!gemm_emu.truncate) return 0x1p-10 + 0x1p-22;
 #endif
     return 0x1p-9 + 0x1p-20;
 }
 
-/* Half of the last place: bf16 has seven bits behind the point, fp32 has 23. */
+/* Half of the last place. bf16 has seven bits after the point, fp32 has 23. */
 template <typename T> static double storage(void) { return sizeof(T) == 2 ? 0x1p-8 : 0x1p-24; }
 
 static double gelu_exact(double x) {
@@ -42,10 +44,10 @@ static double gelu_slope_exact(double x) {
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * gelu_u(x);
 }
 
-/* Errors of GELU and of its slope at x. Ours come from the rounding of u by a few units of |u|, which moves
-   t = tanh u by as much. How the library takes tanh is not documented. The least exact way on a GPU is
-   tanh.approx.f32, which errs by t 2^-11 (PTX ISA): 1/2 x (1 + t) moves by 1/2 |x| of that, and
-   1/2 (1 + t) + 1/2 x (1 - t^2) u' by 1/2 + |x| u' of it. */
+/* Errors of GELU and of its slope at x. Ours come from rounding u by a few units of |u|, which
+   moves t = tanh u by as much. The library's way to tanh is not documented. The least exact way
+   on a GPU is tanh.approx.f32, which errs by t 2^-11 (PTX ISA): 1/2 x (1 + t) moves by 1/2 |x|
+   of that, and 1/2 (1 + t) + 1/2 x (1 - t^2) u' by 1/2 + |x| u' of it. */
 static double gelu_error(double x) {
     return emulated ? fabs(x) * (4 + x * x) * 0x1p-22 : fabs(x) * 0x1p-12;
 }
@@ -55,12 +57,13 @@ static double gelu_slope_error(double x) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* One product                                                                                    */
+/* One product */
 
 typedef struct {
     int ta, tb, M, N, K, batch;
-    int pad, shift;                          /* elements between rows, and before the first */
-    int bias, tf32, apart, epilogue, shared; /* shared: all items have the first B */
+    /* elements from row to row; elements before the first */
+    int pad, shift;
+    int bias, tf32, apart, epilogue, shared; /* shared: all items have the first item's B */
     double alpha, beta;
 } Case;
 
@@ -75,7 +78,7 @@ static const char *describe(const Case &t) {
     return text;
 }
 
-/* A batch of matrices with NaN around the elements, as floats here and as T on the device. */
+/* A batch of matrices with NaN around the elements: as floats on the host, as T on the device. */
 template <typename T> struct Matrix {
     size_t rows, cols, ld, step, size, shift;
     float *h;
@@ -87,7 +90,9 @@ static Matrix<T> matrix(int batch, int rows, int cols, int pad, int shift, int m
                         double scale) {
     Matrix<T> m;
     size_t unit_ = (size_t)multiple;
-    m.rows = (size_t)rows, m.cols = (size_t)cols, m.shift = (size_t)shift;
+    m.rows = (size_t)rows;
+    m.cols = (size_t)cols;
+    m.shift = (size_t)shift;
     m.ld = (m.cols + (size_t)pad + unit_ - 1) / unit_ * unit_;
     m.step = m.rows * m.ld + (size_t)pad * unit_;
     m.size = m.shift + (size_t)batch * m.step;
@@ -114,24 +119,33 @@ template <typename IN, typename OUT> static Operands<IN, OUT> operands(const Cas
     if (t.apart) o.D.d = device_array<OUT>(o.D.size);
     o.aux = matrix<OUT>(t.batch, t.M, t.N, t.pad, 0, 8, t.epilogue == GEMM_GELU ? NAN : 4);
     o.bias = random_array((size_t)t.N + (size_t)t.shift, 1);
-    if (t.N > 2) o.bias[t.shift] = 30, o.bias[t.shift + 1] = -30; /* where GELU is flat */
+    if (t.N > 2) {
+        o.bias[t.shift] = 30;
+        o.bias[t.shift + 1] = -30;
+    } /* where GELU is flat */
     o.dbias = on_device<OUT>(o.bias, (size_t)t.N + (size_t)t.shift);
     return o;
 }
 
-/* Runs the case; -1 where the library has no algorithm, which only epilogues are allowed. */
+/* Runs the case. Returns -1 if the library has no algorithm, which is allowed for epilogues
+   only. */
 template <typename IN, typename OUT> static int product(const Case &t, const Operands<IN, OUT> &o) {
     GemmCall c = gemm_kind<IN, OUT>(t.ta, t.tb, t.M, t.N, t.K, o.A.ld, o.B.ld, o.C.ld);
-    c.tf32 = t.tf32, c.bias = t.bias, c.epilogue = t.epilogue, c.batch = t.batch;
+    c.tf32 = t.tf32;
+    c.bias = t.bias;
+    c.epilogue = t.epilogue;
+    c.batch = t.batch;
     if (t.epilogue) c.ldaux = (int64_t)o.aux.ld;
     if (t.batch > 1) {
-        c.sa = (int64_t)o.A.step, c.sb = t.shared ? 0 : (int64_t)o.B.step, c.sc = (int64_t)o.C.step;
+        c.sa = (int64_t)o.A.step;
+        c.sb = t.shared ? 0 : (int64_t)o.B.step;
+        c.sc = (int64_t)o.C.step;
         if (t.epilogue) c.saux = (int64_t)o.aux.step;
     }
     GemmOperands p = {o.A.d + t.shift, o.B.d + t.shift, o.C.d + t.shift, o.dbias + t.shift,
                       o.D.d + t.shift, o.aux.d,         (float)t.alpha,  (float)t.beta};
 #ifdef CM_EMU
-    int apart = gemm_emu_refuse & GEMM_EMU_BATCH; /* item by item, which is gemm_call's */
+    int apart = gemm_emu.refuse & GEMM_EMU_BATCH; /* item by item, as gemm_call does */
 #else
     int apart = 0;
 #endif
@@ -143,7 +157,7 @@ template <typename IN, typename OUT> static int product(const Case &t, const Ope
 
 typedef struct {
     double value, room;
-} Bounded; /* a number and how far off it may be, before storing */
+} Bounded; /* a number and its possible error, before it is stored */
 
 template <typename IN, typename OUT>
 static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item, size_t i,
@@ -153,23 +167,29 @@ static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item,
         double a = (double)o.A.h[t.ta ? o.A.at(item, k, i) : o.A.at(item, i, k)];
         size_t from = t.shared ? 0 : item;
         double b = (double)o.B.h[t.tb ? o.B.at(from, j, k) : o.B.at(from, k, j)];
-        sum += a * b, terms += fabs(a * b);
+        sum += a * b;
+        terms += fabs(a * b);
     }
     double alpha = (double)(float)t.alpha, beta = (double)(float)t.beta;
-    sum *= alpha, terms *= fabs(alpha);
-    if (t.beta != 0) rest += beta * (double)o.C.h[o.C.at(item, i, j)], size += fabs(rest);
-    if (t.bias)
-        rest += (double)o.bias[(size_t)t.shift + j],
-            size += fabs((double)o.bias[(size_t)t.shift + j]);
+    sum *= alpha;
+    terms *= fabs(alpha);
+    if (t.beta != 0) {
+        rest += beta * (double)o.C.h[o.C.at(item, i, j)];
+        size += fabs(rest);
+    }
+    if (t.bias) {
+        rest += (double)o.bias[(size_t)t.shift + j];
+        size += fabs((double)o.bias[(size_t)t.shift + j]);
+    }
     double room = (2 * t.K + 6) * unit() * (terms + size);
     if (t.tf32 && sizeof(IN) == 4) room += tf32_unit() * terms;
-    /* Where the library cannot add a bias, it is added to the stored sum. */
+    /* Where the library cannot add a bias, the bias is added to the stored sum. */
     if (t.bias && !t.epilogue && !emulated) room += storage<OUT>() * (fabs(sum) + size);
     return {sum + rest, room};
 }
 
-/* What D should be, of the product's value and, for GELU's gradient, of aux. On a GPU, GELU may be taken of
-   its stored argument. */
+/* The expected D, from the value of the product and, for GELU's gradient, from aux. A GPU may
+   take GELU of its stored argument. */
 template <typename OUT> static Bounded expected(const Case &t, Bounded h, double aux) {
     if (t.epilogue == GEMM_GELU) {
         double moved = h.room + (emulated ? 0 : storage<OUT>() * fabs(h.value));
@@ -191,7 +211,7 @@ static int within(float got, Bounded want, double rounding, double *excess) {
     return off <= room;
 }
 
-/* Compares the outputs, and that nothing else was written. */
+/* Compares the outputs, and checks that nothing else was written. */
 template <typename IN, typename OUT>
 static void compare(const Case &t, const Operands<IN, OUT> &o) {
     const float *D = on_host(o.D.d, o.D.size), *aux = on_host(o.aux.d, o.aux.size);
@@ -221,7 +241,7 @@ template <typename IN, typename OUT> static int run_case(const Case &t) {
     Operands<IN, OUT> o = operands<IN, OUT>(t);
     int none = product(t, o);
     if (!none) compare(t, o);
-    if (!none && t.beta == 0) { /* equal bits the second time */
+    if (!none && t.beta == 0) { /* a second run gives equal bits */
         const float *once = on_host(o.D.d, o.D.size);
         product(t, o);
         check(!memcmp(once, on_host(o.D.d, o.D.size), o.D.size * sizeof *once),
@@ -239,7 +259,8 @@ static const int shapes[][3] = {{1, 1, 1},    {1, 7, 3},    {5, 1, 2},   {3, 2, 
                                 {8, 64, 129}, {65, 67, 33}};
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
-/* Shapes, transposes, alignment, scalars and C's place in turns, so that every pair of these meets. */
+/* Shapes, transposes, alignment, scalars and the place of C, in turns, so that every pair of
+   these occurs. */
 template <typename IN, typename OUT> static void test_plain(int tf32) {
     static const double alphas[] = {1, -0.75, 2}, betas[] = {0, 1, -0.5};
     int turn = 0;
@@ -248,12 +269,19 @@ template <typename IN, typename OUT> static void test_plain(int tf32) {
             for (int bias = 0; bias < 2; bias++)
                 for (int b = 0; b < 3; b++, turn++) {
                     Case c = {};
-                    c.ta = t & 1, c.tb = t >> 1, c.M = shapes[s][0], c.N = shapes[s][1],
+                    c.ta = t & 1;
+                    c.tb = t >> 1;
+                    c.M = shapes[s][0];
+                    c.N = shapes[s][1];
                     c.K = shapes[s][2];
-                    c.batch = 1, c.bias = bias, c.tf32 = tf32;
+                    c.batch = 1;
+                    c.bias = bias;
+                    c.tf32 = tf32;
                     c.pad = turn % 5 == 0 ? 8 : turn % 5 == 1 ? 3 : 0;
                     c.shift = turn % 7 == 0 ? 8 : turn % 7 == 1;
-                    c.alpha = alphas[turn / 3 % 3], c.beta = betas[b], c.apart = turn / 2 % 2;
+                    c.alpha = alphas[turn / 3 % 3];
+                    c.beta = betas[b];
+                    c.apart = turn / 2 % 2;
                     run_case<IN, OUT>(c);
                 }
 }
@@ -262,18 +290,26 @@ template <typename IN, typename OUT> static void test_batches(void) {
     for (int t = 0; t < 4; t++)
         for (int turn = 0; turn < 12; turn++) {
             Case c = {};
-            c.ta = t & 1, c.tb = t >> 1, c.M = 7, c.N = turn % 2 ? 24 : 9, c.K = 13,
+            c.ta = t & 1;
+            c.tb = t >> 1;
+            c.M = 7;
+            c.N = turn % 2 ? 24 : 9;
+            c.K = 13;
             c.batch = 2 + turn % 3;
-            c.pad = turn % 4, c.shift = turn / 2 % 3, c.apart = turn / 3 % 2,
+            c.pad = turn % 4;
+            c.shift = turn / 2 % 3;
+            c.apart = turn / 3 % 2;
             c.shared = turn % 5 == 0;
-            c.bias = turn / 4 % 2, c.alpha = 1.5, c.beta = turn % 3 == 0 ? 0.5 : 0;
+            c.bias = turn / 4 % 2;
+            c.alpha = 1.5;
+            c.beta = turn % 3 == 0 ? 0.5 : 0;
             run_case<IN, OUT>(c);
         }
 }
 
-/* GELU and its gradient. What the layers ask for, x w^T and dy w with even rows, a library has to have; the
-   emulated one has everything. */
-/* The library must have what a model in bf16 takes; in other types the layers can do without. */
+/* GELU and its gradient. A library has to have what the layers need, x w^T and dy w with even
+   rows; the emulated one has everything. */
+/* The library must have what a bf16 model uses. In other types the layers can do without. */
 template <typename IN, typename OUT> static void test_epilogues(int tf32) {
     const int all_bf16 = sizeof(IN) == 2 && sizeof(OUT) == 2;
     int done = 0, tried = 0, missing = 0;
@@ -281,16 +317,29 @@ template <typename IN, typename OUT> static void test_epilogues(int tf32) {
         for (int s = 0; s < SHAPES; s++)
             for (int t = 0; t < 8; t++, tried += 2) {
                 Case c = {};
-                c.ta = t & 1, c.tb = t >> 1 & 1, c.bias = epilogue == GEMM_GELU && t & 4;
-                c.batch = t == 3 ? 3 : 1, c.epilogue = epilogue, c.tf32 = tf32;
-                c.M = shapes[s][0], c.N = shapes[s][1], c.K = shapes[s][2];
-                c.pad = s % 3 == 2 ? 8 : s % 3, c.shift = s % 4 == 3, c.alpha = t == 5 ? 0.5 : 1;
+                c.ta = t & 1;
+                c.tb = t >> 1 & 1;
+                c.bias = epilogue == GEMM_GELU && t & 4;
+                c.batch = t == 3 ? 3 : 1;
+                c.epilogue = epilogue;
+                c.tf32 = tf32;
+                c.M = shapes[s][0];
+                c.N = shapes[s][1];
+                c.K = shapes[s][2];
+                c.pad = s % 3 == 2 ? 8 : s % 3;
+                c.shift = s % 4 == 3;
+                c.alpha = t == 5 ? 0.5 : 1;
                 done += run_case<IN, OUT>(c);
-                c.M = 64, c.N = 8 * (1 + s), c.K = 8 * (2 + t), c.pad = 8 * (s % 2), c.shift = 0,
+                c.M = 64;
+                c.N = 8 * (1 + s);
+                c.K = 8 * (2 + t);
+                c.pad = 8 * (s % 2);
+                c.shift = 0;
                 c.batch = 1;
                 int there = run_case<IN, OUT>(c),
                     needed = all_bf16 && !c.ta && c.tb == (epilogue == GEMM_GELU);
-                done += there, missing += needed && !there;
+                done += there;
+                missing += needed && !there;
             }
     check(!missing, "the library has no GELU for %d ordinary products", missing);
     if (emulated) check(done == tried, "GELU in %d of %d products", done, tried);
@@ -310,7 +359,7 @@ template <typename T> static void test_calls(void) {
     Case t = {0, 1, N, F, I, 1, 0, 0, 1, 0, 0, GEMM_GELU, 0, 1, 0};
     Operands<T, T> o = {};
     o.A = {N, I, I, 0, 0, 0, x, dx}, o.B = {F, I, I, 0, 0, 0, w, dw}, o.bias = b;
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm(0, 1, N, F, I, 1, dx, I, dw, I, 0, plain, F, db);
     int there = !gemm_gelu(0, 1, N, F, I, dx, I, dw, I, y, F, h, F, db);
     there = there && !gemm_dgelu(0, 0, N, F, I, ddy, I, dv, F, dh, F, h, F);
@@ -337,7 +386,7 @@ template <typename T> static void test_calls(void) {
     check(right[0], "gemm with a bias is wrong");
     check(!there || (right[1] && right[2]), "gemm_gelu is wrong: H %d, Y %d", right[1], right[2]);
     check(!there || right[3], "gemm_dgelu is wrong");
-    /* What the library does not take is refused before anything is written. */
+    /* What the library refuses, it refuses before anything is written. */
     T *untouched = device_array<T>(N * F);
     check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, untouched, F, h, F + 4, db) == -1,
           "rows of aux at multiples of 4");
@@ -354,7 +403,7 @@ template <typename T> static void test_calls(void) {
     check(gemm_gelu_possible(8, (void *)16) && !gemm_gelu_possible(12, (void *)16) &&
               !gemm_gelu_possible(8, (void *)8),
           "gemm_gelu_possible");
-    /* Nothing to compute. */
+    /* Empty products. */
     gemm(0, 1, 0, F, I, 1, dx, I, dw, I, 0, untouched, F);
     check(gemm_gelu(0, 1, 0, F, I, dx, I, dw, I, untouched, F, h, F) == 0,
           "a product without rows");
@@ -373,59 +422,63 @@ static void test_alignment(void) {
     check(gemm_align_items((void *)256, 12, GEMM_BF16, 1) == 16 &&
               gemm_align_items((void *)256, 12, GEMM_BF16, 2) == 8,
           "the distance of items does not count in their alignment");
-    /* Each operand in turn is moved. What is aligned to 16 and more shares a plan and its bits. 8, 4 and 2 do
-       not share it. */
+    /* Each operand in turn is moved. Addresses aligned to 16 or more share a plan and its bits.
+       8, 4 and 2 do not share it. */
     static const int sizes[4] = {M * K, N * K, M * N, N};
     float *x[4];
     __nv_bfloat16 *d[4];
-    for (int p = 0; p < 4; p++)
-        x[p] = random_array(ROOM, 1), d[p] = on_device<__nv_bfloat16>(x[p], ROOM);
+    for (int p = 0; p < 4; p++) {
+        x[p] = random_array(ROOM, 1);
+        d[p] = on_device<__nv_bfloat16>(x[p], ROOM);
+    }
     gemm_plans_clear();
     gemm(0, 1, M, N, K, 1, d[0], K, d[1], K, 0, d[2], N, d[3]);
     const float *first = on_host(d[2], M * N);
     for (int moved = 0; moved < 4; moved++) {
         for (int i = 0; i < 7; i++) {
             __nv_bfloat16 *p[4] = {d[0], d[1], d[2], d[3]};
-            size_t before = gemm_plan_count;
+            size_t before = cm_gpu.gemm_plan_count;
             p[moved] += bytes[i] / 2;
             if (moved != 2) put(p[moved], x[moved], (size_t)sizes[moved]);
             gemm(0, 1, M, N, K, 1, p[0], K, p[1], K, 0, p[2], N, p[3]);
-            check(i < 4 ? gemm_plan_count == before : gemm_plan_count > before,
-                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i], gemm_plan_count,
-                  before);
+            check(i < 4 ? cm_gpu.gemm_plan_count == before : cm_gpu.gemm_plan_count > before,
+                  "operand %d at %d bytes: %zu plans after %zu", moved, bytes[i],
+                  cm_gpu.gemm_plan_count, before);
             if (i < 4)
                 check(!memcmp(on_host(p[2], M * N), first, M * N * sizeof *first),
                       "operand %d at %d bytes has other bits", moved, bytes[i]);
         }
         put(d[moved], x[moved], (size_t)sizes[moved]);
     }
-    /* Where beta is 0 it does not matter where C is. */
+    /* With beta = 0 the address of C does not matter. */
     GemmCall c = gemm_kind<__nv_bfloat16, __nv_bfloat16>(0, 1, M, N, K, K, K, N);
     gemm_plans_clear();
     gemm_call(c, 1, d[0], d[1], 0, d[2], d[2], NULL);
     gemm_call(c, 1, d[0], d[1], 0, d[2] + 1, d[2], NULL);
     gemm_call(c, 1, d[0], d[1], 0, NULL, d[2], NULL);
-    check(gemm_plan_count == 1, "a C that is not read has a plan of its own");
+    check(cm_gpu.gemm_plan_count == 1, "a C that is not read has a plan of its own");
     release();
 }
 
-/* More kinds of calls than the table has at first; each gets its own result. */
+/* More kinds of calls than the table has room for at first. Each gets its own result. */
 static void test_many_plans(void) {
     enum { KINDS = 300 };
     float *x = random_array(KINDS + 1, 1), *y = random_array(KINDS + 1, 1);
     float *dx = on_device<float>(x, KINDS + 1), *dy = on_device<float>(y, KINDS + 1),
           *dz = device_array<float>(KINDS);
     int right = 1;
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm_plans_clear();
     for (int round = 0; round < 2; round++) {
         for (int k = 1; k <= KINDS; k++)
             gemm(0, 0, 1, 1, k, 1, dx, (size_t)k, dy, 1, 0, dz + k - 1, 1);
-        check(gemm_plan_count == KINDS, "%zu plans of %d kinds", gemm_plan_count, KINDS);
+        check(cm_gpu.gemm_plan_count == KINDS, "%zu plans of %d kinds", cm_gpu.gemm_plan_count,
+              KINDS);
         const float *z = on_host(dz, KINDS);
         double sum = 0, terms = 0;
         for (int k = 0; k < KINDS; k++) {
-            sum += (double)x[k] * (double)y[k], terms += fabs((double)x[k] * (double)y[k]);
+            sum += (double)x[k] * (double)y[k];
+            terms += fabs((double)x[k] * (double)y[k]);
             right &= fabs((double)z[k] - sum) <= (2 * k + 6) * unit() * terms;
         }
     }
@@ -444,13 +497,16 @@ enum { SM = 24, SN = 40, SK = 200 };
 
 static Small small_operands(void) {
     Small s;
-    s.C = random_array(SM * SN, 1), s.x = random_array(SM * SK, 1), s.y = random_array(SK * SN, 1);
-    s.dx = on_device<float>(s.x, SM * SK), s.dy = on_device<float>(s.y, SK * SN);
+    s.C = random_array(SM * SN, 1);
+    s.x = random_array(SM * SK, 1);
+    s.y = random_array(SK * SN, 1);
+    s.dx = on_device<float>(s.x, SM * SK);
+    s.dy = on_device<float>(s.y, SK * SN);
     s.dz = on_device<float>(s.C, SM * SN);
     return s;
 }
 
-/* C + 0.5 x y, once, from the initial C. */
+/* C + 0.5 x y, from the initial C. */
 static const float *small_product(const Small &s) {
     put(s.dz, s.C, SM * SN);
     gemm(0, 0, SM, SN, SK, 0.5, s.dx, SK, s.dy, SN, 1, s.dz, SN);
@@ -462,7 +518,8 @@ static void small_check(const Small &s, const float *z, const char *when) {
         double sum = (double)s.C[i], terms = fabs(sum);
         for (int k = 0; k < SK; k++) {
             double p = 0.5 * (double)s.x[i / SN * SK + k] * (double)s.y[k * SN + i % SN];
-            sum += p, terms += fabs(p);
+            sum += p;
+            terms += fabs(p);
         }
         right &= fabs((double)z[i] - sum) <= (2 * SK + 6) * unit() * terms;
     }
@@ -470,35 +527,35 @@ static void small_check(const Small &s, const float *z, const char *when) {
 }
 static int equal_bits(const float *a, const float *b) { return !memcmp(a, b, SM * SN * sizeof *a); }
 
-/* As a new process starts. */
+/* Resets everything, as in a new process. */
 
 /* Which algorithm the emulated library pretends to be the fastest. */
 static void set_fastest(const char *index) { setenv("CM_EMU_FASTEST", index, 1); }
 
-/* A measured product is right though its D was written many times, its choice goes through text, and the run
-   that takes the text has the same bits although it would measure otherwise. */
+/* A measured product is right although its D was written many times. Its choice goes through
+   text, and the run that reads the text has equal bits although it would measure otherwise. */
 static void test_choice(void) {
     Small s = small_operands();
     char err[ERR_LEN] = "";
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm_choices_clear();
     check(gemm_choices_text(1) == NULL, "a text without choices");
     const float *unmeasured = small_product(s);
     small_check(s, unmeasured, "without measuring");
-    check(gemm_choice_count == 0, "a choice that was not measured");
+    check(cm_gpu.gemm_choice_count == 0, "a choice that was not measured");
 
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     set_fastest("1");
     gemm_choices_clear();
     const float *measured = small_product(s);
     small_check(s, measured, "when measured");
     check(equal_bits(measured, small_product(s)), "other bits after measuring");
-    check(gemm_choice_count == 1, "%zu choices of one product", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "%zu choices of one product", cm_gpu.gemm_choice_count);
     if (emulated)
         check(!equal_bits(measured, unmeasured),
               "the emulator's two algorithms have the same bits");
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN); /* another kind */
-    check(gemm_choice_count == 2, "beta = 0 is no kind of its own");
+    check(cm_gpu.gemm_choice_count == 2, "beta = 0 is no kind of its own");
     char *text = gemm_choices_text(1);
 
     set_fastest("0");
@@ -509,13 +566,13 @@ static void test_choice(void) {
     check(again && !strcmp(text, again), "the text changes on the way");
     free(again);
 
-    set_fastest("0"); /* plans made before do not outlive the taking of choices */
+    set_fastest("0"); /* plans made before are dropped when choices are read */
     gemm_choices_clear();
     small_product(s);
     check(gemm_choices_take(text, 1, err) == 0 && equal_bits(measured, small_product(s)),
           "an old plan is kept");
 
-    gemm_measure = 0; /* nor does the run that reads choices need to measure */
+    cm_gpu.gemm_measure = 0; /* nor need the run that reads choices measure */
     gemm_choices_clear();
     check(gemm_choices_take(text, 1, err) == 0, "the text is not taken: %s", err);
     check(equal_bits(measured, small_product(s)),
@@ -524,7 +581,7 @@ static void test_choice(void) {
     check(again && !strcmp(text, again), "the text changes where nothing is measured");
     free(again);
 
-    gemm_measure = 1; /* in another order of first use, the same text */
+    cm_gpu.gemm_measure = 1; /* another order of first use gives the same text */
     set_fastest("1");
     gemm_choices_clear();
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN);
@@ -537,46 +594,56 @@ static void test_choice(void) {
               strlen(text),
           "a character in the text that may be in the way: %.100s", text);
     free(text);
-    gemm_measure = 0;
+    cm_gpu.gemm_measure = 0;
     unsetenv("CM_EMU_FASTEST");
     gemm_choices_clear();
     release();
 }
 
-/* Measuring leaves alone what is not D: C apart from D, and aux of the gradient; and takes every epilogue. */
+/* Measuring writes only D: neither a C apart from D nor the gradient's aux. It works with every
+   epilogue. */
 static void test_measured_cases(void) {
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     gemm_choices_clear();
     for (int fastest = 0; fastest < 2; fastest++) {
         set_fastest(fastest ? "1" : "0");
         gemm_choices_clear();
         for (int t = 0; t < 8; t++) {
             Case c = {};
-            c.ta = t & 1, c.tb = t >> 1 & 1, c.M = 24, c.N = 32, c.K = 40, c.batch = 1 + t % 3,
+            c.ta = t & 1;
+            c.tb = t >> 1 & 1;
+            c.M = 24;
+            c.N = 32;
+            c.K = 40;
+            c.batch = 1 + t % 3;
             c.alpha = 1;
-            c.apart = t >> 2, c.bias = t & 1, c.beta = t == 2 ? 0 : -1.5;
+            c.apart = t >> 2;
+            c.bias = t & 1;
+            c.beta = t == 2 ? 0 : -1.5;
             run_case<floatX, floatX>(c);
             run_case<floatX, float>(c);
-            c.beta = 0, c.epilogue = GEMM_GELU;
+            c.beta = 0;
+            c.epilogue = GEMM_GELU;
             run_case<floatX, floatX>(c);
-            c.bias = 0, c.epilogue = GEMM_DGELU;
+            c.bias = 0;
+            c.epilogue = GEMM_DGELU;
             run_case<floatX, floatX>(c);
         }
     }
-    gemm_measure = 0;
+    cm_gpu.gemm_measure = 0;
     unsetenv("CM_EMU_FASTEST");
     gemm_choices_clear();
 }
 
-/* Damages of a text of two choices. */
+/* Damage to a text of two choices. */
 static void test_damage(void) {
     Small s = small_operands();
     char err[ERR_LEN];
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     gemm_choices_clear();
     small_product(s);
     gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN);
-    gemm_measure = 0;
+    cm_gpu.gemm_measure = 0;
     char *text = gemm_choices_text(1);
     size_t n = strlen(text);
     int bad = 0, silent = 0;
@@ -607,19 +674,22 @@ static void test_damage(void) {
         check(gemm_choices_take(texts[i], 1, err) == -1, "damaged text %d is taken", i);
     char *huge = (char *)malloc((8 << 20) + 1);
     memset(huge, '7', 8 << 20);
-    huge[8 << 20] = 0, huge[5] = ';';
+    huge[8 << 20] = 0;
+    huge[5] = ';';
     check(gemm_choices_take(huge, 1, err) == -1, "8 MB of sevens are taken");
     free(huge);
-    check(gemm_choice_count == 2, "a damaged text changes the choices");
+    check(cm_gpu.gemm_choice_count == 2, "a damaged text changes the choices");
 
-    /* Texts with the right sum: entries that are none, entries twice, another library, another GPU. */
+    /* Texts with a right checksum: entries that are not entries, entries twice, another library,
+       another GPU. */
     char header[GEMM_HEADER], *made = (char *)malloc(2 * n + GEMM_HEADER);
     gemm_header(header);
     size_t start = strlen(header);
 #define TAKE(EXPECT, ...)                                                                          \
     do {                                                                                           \
         int m_ = snprintf(made, 2 * n + GEMM_HEADER - 20, __VA_ARGS__);                            \
-        snprintf(made + m_, 20, "%016llx", (unsigned long long)gemm_hash(made, (size_t)m_));       \
+        snprintf(made + m_, 20, "%016llx",                                                         \
+                 (unsigned long long)fnv1a(FNV_BASIS, made, (size_t)m_));                          \
         err[0] = 0;                                                                                \
         int got_ = gemm_choices_take(made, 1, err);                                                \
         check(got_ == (EXPECT) && (err[0] != 0) == ((EXPECT) != 0), "take of %.60s... is %d: %s",  \
@@ -635,16 +705,19 @@ static void test_damage(void) {
     TAKE(1, "v1 999999 %s%.*s", strchr(header + 3, ' ') + 1, (int)GEMM_ENTRY, one);
     TAKE(1, "%.*s_2;%.*s", (int)start - 1, header, (int)GEMM_ENTRY, one);
     TAKE(1, "v2%s%.*s", header + 2, (int)GEMM_ENTRY, one);
-    check(gemm_choice_count == 2, "a refused text changes the choices");
+    check(cm_gpu.gemm_choice_count == 2, "a refused text changes the choices");
     gemm_choices_clear();
     TAKE(0, "%s%.*s", header, (int)GEMM_ENTRY, one);
-    check(gemm_choice_count == 1, "a text of one choice gives %zu", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "a text of one choice gives %zu",
+          cm_gpu.gemm_choice_count);
     TAKE(0, "%s", header);
-    check(gemm_choice_count == 1, "a text without choices leaves %zu of 1", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 1, "a text without choices leaves %zu of 1",
+          cm_gpu.gemm_choice_count);
     TAKE(0, "%s%.*s%.*s", header, (int)GEMM_ENTRY, one, (int)GEMM_ENTRY, two);
-    check(gemm_choice_count == 2, "a text of two choices leaves %zu", gemm_choice_count);
+    check(cm_gpu.gemm_choice_count == 2, "a text of two choices leaves %zu",
+          cm_gpu.gemm_choice_count);
 
-    /* Choices of other runs are this run's only once it has met the product. */
+    /* Choices of other runs become this run's own only when it has used the product. */
     gemm_choices_clear();
     check(!gemm_choices_take(text, 0, err) && !gemm_choices_text(0),
           "choices of others are the run's own");
@@ -665,48 +738,50 @@ static void test_damage(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* What only the emulator can pretend                                                             */
+/* What only the emulator can pretend */
 
 #ifdef CM_EMU
 static void test_pretended(void) {
     Small s = small_operands();
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     gemm_choices_clear();
     const float *first = small_product(s);
 
-    /* While the stream is captured, nothing is run but the product itself; its choice is kept. */
-    gemm_measure = 1, gemm_emu_capturing = 1;
+    /* While the stream is captured, only the product itself is run, and its choice is kept. */
+    cm_gpu.gemm_measure = 1;
+    gemm_emu.capturing = 1;
     set_fastest("1");
     gemm_choices_clear();
-    long runs = gemm_emu_runs;
-    check(equal_bits(first, small_product(s)) && gemm_emu_runs == runs + 1,
+    long runs = gemm_emu.runs;
+    check(equal_bits(first, small_product(s)) && gemm_emu.runs == runs + 1,
           "measured while capturing");
-    gemm_emu_capturing = 0;
-    check(equal_bits(first, small_product(s)) && gemm_choice_count == 1,
+    gemm_emu.capturing = 0;
+    check(equal_bits(first, small_product(s)) && cm_gpu.gemm_choice_count == 1,
           "another choice after capturing");
     char *text = gemm_choices_text(1), err[ERR_LEN];
 
-    /* A choice is measured once, by four runs: of each algorithm, and of both again. */
+    /* A choice takes four runs, once: one of each algorithm, and both again. */
     gemm_choices_clear();
-    runs = gemm_emu_runs;
+    runs = gemm_emu.runs;
     const float *second = small_product(s);
-    check(gemm_emu_runs == runs + 5, "%ld runs for a choice of two", gemm_emu_runs - runs);
+    check(gemm_emu.runs == runs + 5, "%ld runs for a choice of two", gemm_emu.runs - runs);
     small_product(s);
-    check(gemm_emu_runs == runs + 6 && !equal_bits(first, second), "measured twice");
+    check(gemm_emu.runs == runs + 6 && !equal_bits(first, second), "measured twice");
     set_fastest("0");
     gemm_choices_clear();
     check(equal_bits(first, small_product(s)), "the fastest is not taken");
 
-    /* A stored choice wins while capturing, too. */
+    /* A stored choice also wins during a capture. */
     set_fastest("1");
-    gemm_emu_capturing = 1;
+    gemm_emu.capturing = 1;
     check(gemm_choices_take(text, 1, err) == 0 && equal_bits(first, small_product(s)),
           "the stored choice");
-    gemm_emu_capturing = 0;
+    gemm_emu.capturing = 0;
 
-    /* A stored algorithm that is none is not run: the library's own is, and a note on stderr says so. */
-    gemm_measure = 0;
-    gemm_choices[0].algo.data[7] = 1;
+    /* A stored algorithm that does not exist is not run. The library's own is run, and a note on
+       stderr says so. */
+    cm_gpu.gemm_measure = 0;
+    cm_gpu.gemm_choices[0].algo.data[7] = 1;
     gemm_plans_clear();
     check(equal_bits(first, small_product(s)), "an algorithm that there is not");
     char *repaired = gemm_choices_text(1);
@@ -718,8 +793,9 @@ static void test_pretended(void) {
     release();
 }
 
-/* A measured gain decides if it is more than 2 %, twice. What does not run is left out, and nothing is tried
-   after too long a time. Times are in the order of the measurements: proposals 0 and 1, then both again. */
+/* A measured gain decides if it is more than 2 %, twice. An algorithm that does not run is left
+   out, and after too long a time nothing more is tried. Times are in the order of the
+   measurements: proposals 0 and 1, then both again. */
 static void test_times(void) {
     static const struct {
         double ms[5];
@@ -738,27 +814,28 @@ static void test_times(void) {
         {{3, 2, 2, 1}, 1, 4},
     };
     Small s = small_operands();
-    gemm_measure = 1;
+    cm_gpu.gemm_measure = 1;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         gemm_choices_clear();
-        gemm_emu_times = cases[i].ms;
+        gemm_emu.times = cases[i].ms;
         small_product(s);
-        int got = (int)gemm_choices[0].algo.data[0], measured = (int)(gemm_emu_times - cases[i].ms);
+        int got = (int)cm_gpu.gemm_choices[0].algo.data[0],
+            measured = (int)(gemm_emu.times - cases[i].ms);
         check(got == cases[i].best && measured == cases[i].measured,
               "times %zu: algorithm %d by %d measurements", i, got, measured);
     }
-    gemm_emu_times = NULL;
-    gemm_measure = 0;
+    gemm_emu.times = NULL;
+    cm_gpu.gemm_measure = 0;
     gemm_choices_clear();
     release();
 }
 
-/* A library without some algorithms: GELU is refused, a bias is added apart, a batch is computed item by
-   item. */
+/* A library without some algorithms: GELU is refused, a bias is added separately, a batch is
+   computed item by item. */
 static void test_without(void) {
     float *x = random_array(64, 1), *d = on_device<float>(x, 64), *y = device_array<float>(64);
     float *h = device_array<float>(64);
-    gemm_emu_refuse = 1 << GEMM_GELU | 1 << GEMM_DGELU | GEMM_EMU_BIAS;
+    gemm_emu.refuse = 1 << GEMM_GELU | 1 << GEMM_DGELU | GEMM_EMU_BIAS;
     gemm_plans_clear();
     check(gemm_gelu(0, 0, 8, 8, 8, d, 8, d, 8, y, 8, h, 8) == -1 &&
               gemm_dgelu(0, 0, 8, 8, 8, d, 8, d, 8, y, 8, d, 8) == -1,
@@ -769,10 +846,16 @@ static void test_without(void) {
     release();
     for (int turn = 0; turn < 12; turn++) {
         Case c = {};
-        gemm_emu_refuse = GEMM_EMU_BIAS | (turn < 6 ? 0 : GEMM_EMU_BATCH);
+        gemm_emu.refuse = GEMM_EMU_BIAS | (turn < 6 ? 0 : GEMM_EMU_BATCH);
         gemm_plans_clear();
-        c.M = 5, c.N = 9, c.K = 7, c.batch = 1 + turn % 3, c.pad = turn % 2, c.shift = 1,
-        c.bias = 1, c.alpha = 1;
+        c.M = 5;
+        c.N = 9;
+        c.K = 7;
+        c.batch = 1 + turn % 3;
+        c.pad = turn % 2;
+        c.shift = 1;
+        c.bias = 1;
+        c.alpha = 1;
         c.beta = turn % 2;
         Operands<floatX, floatX> o = operands<floatX, floatX>(c);
         product(c, o);
@@ -790,23 +873,29 @@ static void test_without(void) {
         check(right, "what the library cannot do at once is wrong: %s", describe(c));
         release();
     }
-    gemm_emu_refuse = GEMM_EMU_BATCH;
+    gemm_emu.refuse = GEMM_EMU_BATCH;
     for (int epilogue = GEMM_GELU; epilogue <= GEMM_DGELU; epilogue++) {
         Case c = {};
-        c.M = 5, c.N = 9, c.K = 7, c.batch = 3, c.pad = 1, c.alpha = 1, c.epilogue = epilogue;
+        c.M = 5;
+        c.N = 9;
+        c.K = 7;
+        c.batch = 3;
+        c.pad = 1;
+        c.alpha = 1;
+        c.epilogue = epilogue;
         c.bias = epilogue == GEMM_GELU;
         run_case<floatX, floatX>(c);
     }
-    gemm_emu_refuse = 0;
+    gemm_emu.refuse = 0;
     gemm_plans_clear();
 }
 
-/* 1 + 2^-11 is in the middle of two numbers of ten bits, 1 + 3 2^-12 above the middle. */
+/* 1 + 2^-11 is in the middle between two numbers of ten bits, 1 + 3 2^-12 above the middle. */
 static void test_tf32(void) {
     const float x[] = {1 + 0x1p-11f, 1 + 0x1p-12f, -1 - 0x1.8p-11f, 3, 0x1p-149f, 0};
     const float rounded[] = {1 + 0x1p-10f, 1, -1 - 0x1p-10f, 3, 0, 0}, cut[] = {1, 1, -1, 3, 0, 0};
     for (int truncate = 0; truncate < 2; truncate++) {
-        gemm_emu_truncate = truncate;
+        gemm_emu.truncate = truncate;
         for (int i = 0; i < 6; i++)
             check(gemm_to_tf32(x[i]) == (truncate ? cut : rounded)[i],
                   "TF32 of %a, truncate %d: %a", (double)x[i], truncate,
@@ -816,12 +905,12 @@ static void test_tf32(void) {
         test_plain<float, float>(1);
         test_epilogues<float, float>(1);
     }
-    gemm_emu_truncate = 0;
+    gemm_emu.truncate = 0;
 }
 #endif
 
 int main(void) {
-    CUDA_CHECK(cudaStreamCreate(&cuda_stream));
+    MUST(cudaStreamCreate(&cm_gpu.stream));
     test_plain<floatX, floatX>(0);
     test_plain<float, float>(1);
     test_batches<floatX, floatX>();

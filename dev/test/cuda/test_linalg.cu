@@ -1,7 +1,8 @@
 /*
-Tests of the CUDA linear algebra (llmc/cuda/linalg.cuh): every operation against its CPU twin on views of
-every kind, the iterations on small matrices against eigendecompositions in double, and the sign of a matrix
-in TF32. Each operation runs twice and has to give the same bits, and to write nothing but its result.
+Tests of the CUDA linear algebra (llmc/cuda/linalg.cuh): every operation against its CPU twin on
+views of every kind, the iterations on small matrices against eigendecompositions in double, and the
+sign of a matrix in TF32. Each operation runs twice, has to give equal bits, and may write nothing
+but its result.
 */
 #include <initializer_list>
 
@@ -11,16 +12,17 @@ in TF32. Each operation runs twice and has to give the same bits, and to write n
 #include "../../../llmc/optim/plan.h"
 #include "../config_of.h"
 
-/* Element by element both sides round float operations alike but for fused multiply-adds: a few 6e-8. Sums
-   are of up to 1000 terms in float, or in double. */
+/* Errors of element-wise operations and of sums. Both sides round float operations alike except
+   for fused multiply-adds: a few 6e-8. Sums are of up to 1000 terms in float, or in double. */
 static const double EACH = 1e-6, SUMS = 3e-6;
 
-/* A product in TF32 reads a factor with ten bits of mantissa after the leading one; hardware may round or cut
-   the rest off, which moves it by at most this. */
+/* A product in TF32 reads a factor with ten bits of mantissa after the leading one. Hardware may
+   round or truncate the rest, which moves the factor by at most this. */
 static const double TF32 = 1.0 / 1024;
-static const double BF16 = 1.0 / 256; /* rounding to bf16 moves a number by at most this part */
+/* rounding to bf16 moves a number by at most this part of it */
+static const double BF16 = 1.0 / 256;
 
-/* Every case has random numbers of its own, which its parameters decide. */
+/* Starts a case. Every case has random numbers of its own, by its parameters. */
 static void stream(std::initializer_list<int> parameters) {
     uint64_t hash = 14695981039346656037u;
     for (int x : parameters) hash = (hash ^ (uint64_t)(unsigned)x) * 1099511628211u;
@@ -30,7 +32,7 @@ static void stream(std::initializer_list<int> parameters) {
 static int pick(int lo, int hi) { return lo + (int)((draw() + 1) / 2 * (hi - lo + 1)); }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* A view of the same geometry on the host and on the device                                      */
+/* Views of one geometry on the host and on the device */
 
 typedef struct {
     Mat host, dev;
@@ -38,25 +40,35 @@ typedef struct {
     size_t size;
 } View;
 
-static View views[8]; /* of one case */
+static View views[8]; /* of the current case */
 static int view_count;
 
 enum { DENSE, APART, ROW_BLOCKS, COLUMN_BLOCKS, REPEATED };
 
-/* n0 x n1 items of (rows, cols): one after the other, with gaps, as blocks of rows or of columns of larger
-   matrices, or one of them repeated; stored transposed or not. Rows and items start at multiples of 16
-   bytes if even is 1, nowhere in particular if 0; with 2 the items do not, and with 3 the first does not. */
+/* n0 x n1 items of (rows, cols): one after the other, with gaps, as blocks of rows or of columns
+   of larger matrices, or one item repeated; stored transposed or not. even = 1: rows and items
+   start at multiples of 16 bytes. 0: anywhere. 2: items do not. 3: the first item does not. */
 static View *view_of(int kind, int turned, int even, int n0, int n1, int rows, int cols) {
     int r = turned ? cols : rows, c = turned ? rows : cols, gap = even ? 4 : pick(1, 3);
     size_t width = (size_t)(kind == COLUMN_BLOCKS ? n1 * c : c), ld = width, s1, s0;
     if (kind != DENSE) ld += (size_t)gap;
     if (even && kind != DENSE) ld = (ld + 3) / 4 * 4;
-    s1 = (size_t)r * ld, s0 = (size_t)n1 * s1;
+    s1 = (size_t)r * ld;
+    s0 = (size_t)n1 * s1;
     if (even == 2) gap = 3;
-    if (kind == APART) s1 += (size_t)gap, s0 = (size_t)n1 * s1 + (size_t)gap;
+    if (kind == APART) {
+        s1 += (size_t)gap;
+        s0 = (size_t)n1 * s1 + (size_t)gap;
+    }
     if (kind == ROW_BLOCKS) s0 += 2 * (size_t)gap;
-    if (kind == COLUMN_BLOCKS) s1 = (size_t)c, s0 = (size_t)r * ld + (size_t)gap;
-    if (kind == REPEATED) s1 = 0, s0 = (size_t)r * ld + (size_t)gap;
+    if (kind == COLUMN_BLOCKS) {
+        s1 = (size_t)c;
+        s0 = (size_t)r * ld + (size_t)gap;
+    }
+    if (kind == REPEATED) {
+        s1 = 0;
+        s0 = (size_t)r * ld + (size_t)gap;
+    }
     View *v = &views[view_count++];
     v->size = (size_t)n0 * s0 + (size_t)n1 * s1 + 16;
     v->h = random_array(v->size, 1);
@@ -75,13 +87,15 @@ static View *random_view(int writable, int n0, int n1, int rows, int cols) {
 static View *dense(int n, int rows, int cols) { return view_of(DENSE, 0, 1, n, 1, rows, cols); }
 static View *vector(size_t n) { return view_of(DENSE, 0, 1, 1, 1, 1, (int)n); }
 
-/* Other numbers in the geometry of v. */
+/* Fills v with new numbers. */
 static View *view_like(const View *v) {
     View *w = &views[view_count++];
     *w = *v;
-    w->h = random_array(v->size, 1), w->before = host_array(v->size),
+    w->h = random_array(v->size, 1);
+    w->before = host_array(v->size);
     w->d = device_array<float>(v->size);
-    w->host.p = w->h + (v->host.p - v->h), w->dev.p = w->d + (v->host.p - v->h);
+    w->host.p = w->h + (v->host.p - v->h);
+    w->dev.p = w->d + (v->host.p - v->h);
     return w;
 }
 
@@ -103,8 +117,8 @@ static void forget(void) {
 
 static void upload(View *v) { put(v->d, v->h, v->size); }
 
-/* Largest difference of the view from the host's, relative to its largest number; infinite if the device
-   wrote elsewhere. NaN has to be NaN on both. */
+/* The largest difference of the view from the host's, relative to the host's largest number.
+   Infinity if the device has written outside of the view. NaN has to be NaN on both sides. */
 static double view_error(const View *v, const float *got) {
     double worst = 0, largest = 1e-30;
     unsigned char *inside = (unsigned char *)calloc(v->size, 1);
@@ -129,8 +143,8 @@ static const char *shape(const View *v) {
     return shape_text;
 }
 
-/* Runs an operation on the device twice and on the host once. `written` has a bit for each view that it
-   writes. The host's results are left in the views. */
+/* Runs an operation twice on the device and once on the host. `written` has a bit for each view
+   that the operation writes. The views hold the host's results afterwards. */
 template <class G, class H>
 static void compare(const char *what, double tol, unsigned written, G gpu, H host) {
     float *first[8], *second[8];
@@ -154,7 +168,7 @@ static void compare(const char *what, double tol, unsigned written, G gpu, H hos
         }
     }
 }
-/* CALL names views by at(V) and vectors by p(V), on either side. */
+/* CALL refers to views as at(V) and to vectors as p(V), on either side. */
 namespace on_gpu {
 static inline Mat at(const View *v) { return v->dev; }
 static inline float *p(const View *v) { return v->dev.p; }
@@ -194,7 +208,7 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     COMPARE(round_bf16, 0, 1, (at(Y)));
     s = vector((size_t)(n / group));
     COMPARE(norms, EACH, 8, (p(s), at(X), group));
-    COMPARE(inner, 3e-5, 8, (p(s), at(X), at(Y), group)); /* may cancel */
+    COMPARE(inner, 3e-5, 8, (p(s), at(X), at(Y), group)); /* terms may cancel */
     s = vector((size_t)n * rows);
     COMPARE(row_norms, EACH, 16, (p(s), at(X)));
     COMPARE(scale_rows, EACH, 1, (at(Y), p(s), at(X)));
@@ -209,7 +223,9 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
 
     stream({3, n0, n1, rows, cols, trial});
     View *P = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols), *V;
-    G = view_like(P), M = view_like(P), V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
+    G = view_like(P);
+    M = view_like(P);
+    V = view_of(pick(0, 3), 0, trial & 1, n0, n1, rows, cols);
     for (size_t i = 0; i < V->size; i++) V->h[i] = fabsf(V->h[i]);
     COMPARE(adamw, EACH, 13,
             (at(P), at(G), at(M), at(V), 0.7, 0.9, 0.95, 0.1, 1.3, 0.3, 0.99, NULL));
@@ -242,16 +258,21 @@ static void test_all_elements(void) {
     for (int i = 0; i < 7; i++)
         for (int trial = i & 1; trial < 3; trial += 2)
             test_elements(more[i][0], more[i][1], more[i][2], more[i][3], trial);
-    /* More items than a grid's second dimension may have. */
+    /* More items than the second dimension of a grid may have. */
     stream({5});
     View *Y = view_of(APART, 0, 1, 66000, 1, 1, 1), *s = vector(66000);
     COMPARE(scale, EACH, 1, (at(Y), p(s), 1));
     forget();
-    /* No items: nothing is launched. */
+    /* No items: no kernel starts. */
     Mat none = mat_dense(NULL, 0, 3, 4);
-    la_copy(none, none), la_scale(none, NULL, 1), la_norms(NULL, none, 1), la_gram(none, none, 0);
-    la_gemm(none, 1, none, none, 0), la_symmetrize(none), la_row_norms(NULL, none),
-        la_vec_mul(NULL, 0, 1);
+    la_copy(none, none);
+    la_scale(none, NULL, 1);
+    la_norms(NULL, none, 1);
+    la_gram(none, none, 0);
+    la_gemm(none, 1, none, none, 0);
+    la_symmetrize(none);
+    la_row_norms(NULL, none);
+    la_vec_mul(NULL, 0, 1);
 }
 
 static void test_vectors(void) {
@@ -303,7 +324,7 @@ static void test_sum_squares(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Products                                                                                       */
 
-/* Each item of a view is its own transpose, to the bit. */
+/* Whether each item of a view equals its transpose, to the bit. */
 static int is_symmetric(const View *v) {
     const float *x = on_host(v->d, v->size);
     int same = 1;
@@ -313,8 +334,8 @@ static int is_symmetric(const View *v) {
     return same;
 }
 
-/* The largest sum over k of |a_ik b_kj|, over that of |sum of a_ik b_kj|: what a relative change of the
-   factors becomes in the largest element of their product. */
+/* The largest sum over k of |a_ik b_kj|, relative to the largest |sum of a_ik b_kj|: the factor
+   from a relative change of the matrices to that of the largest element of their product. */
 static double cancellation(const View *A, const View *B) {
     double largest = 0, sizes = 0;
     for (int i = 0; i < mat_count(A->host); i++)
@@ -324,9 +345,11 @@ static double cancellation(const View *A, const View *B) {
                 for (int k = 0; k < A->host.cols; k++) {
                     double x =
                         (double)A->h[element(A, i, r, k)] * (double)B->h[element(B, i, k, c)];
-                    sum += x, size += fabs(x);
+                    sum += x;
+                    size += fabs(x);
                 }
-                largest = fmax(largest, fabs(sum)), sizes = fmax(sizes, size);
+                largest = fmax(largest, fabs(sum));
+                sizes = fmax(sizes, size);
             }
     return sizes / largest;
 }
@@ -344,22 +367,22 @@ static void test_products(void) {
         COMPARE(gemm, SUMS, 1, (at(C), a, at(A), at(B), b));
         if (trial % 6 == 0) { /* two factors */
             double limit = (2 * TF32 + TF32 * TF32) * cancellation(A, B) + SUMS;
-            gemm_allow_tf32 = 1;
+            cm_gpu.allow_tf32 = 1;
             check(la_fast(1) == 1, "la_fast(1) changes nothing");
             COMPARE(gemm, limit, 1, (at(C), 1, at(A), at(B), 0));
             check(la_fast(0) == 0, "la_fast(0) changes nothing");
-            gemm_allow_tf32 = 0;
+            cm_gpu.allow_tf32 = 0;
             check(la_fast(1) == 0, "la_fast(1) although TF32 is off");
             la_fast(0);
         }
-        /* An addend that lies as D does, or in another way; and D itself. */
+        /* An addend that is laid out like D, differently from D, or that is D. */
         View *D = trial % 2 ? view_like(C) : random_view(1, n0, n1, m, n);
         fill(D, NAN);
         COMPARE(gemm_add, SUMS, 1u << 3, (at(D), a, at(A), at(B), b, at(C)));
         COMPARE(gemm_add, SUMS, 1u << 3, (at(D), a, at(A), at(B), 0.5, at(D)));
         forget();
     }
-    /* Batches in different levels: twelve items are 12 x 1, 3 x 4, 2 x 6. */
+    /* Batches in different levels: twelve items as 12 x 1, 3 x 4 and 2 x 6. */
     for (int kind = 0; kind < 3; kind++) {
         stream({9, kind});
         View *C = view_of(kind == 2 ? ROW_BLOCKS : DENSE, 0, 1, 3, 4, 5, 6);
@@ -371,7 +394,7 @@ static void test_products(void) {
         COMPARE(gemm_add, SUMS, 1u << 3, (at(D), 1, at(A), at(B), 0.5, at(C)));
         forget();
     }
-    /* Of symmetric results both triangles are the same bits. */
+    /* The two triangles of symmetric results have equal bits. */
     static const int squares[] = {1, 5, 16, 17, 32, 40, 64, 80, 96, 97, 128, 130, 160};
     for (int i = 0; i < 13; i++)
         for (int turned = 0; turned < 2; turned++) {
@@ -390,7 +413,8 @@ static void test_products(void) {
             COMPARE(gemm_symmetric, SUMS, 1u << 2, (at(turn), 0.5, at(A), mat_t(at(A)), 0));
             check(is_symmetric(turn), "la_gemm_symmetric into a transpose is not symmetric");
             forget();
-            /* P and Z commute, but their product's two triangles are rounded in other orders. */
+            /* P and Z commute, but the two triangles of their product are rounded in different
+               orders. */
             View *C = dense(2, k, k), *P = dense(2, k, k), *Z = dense(2, k, k);
             each(Z, [&](size_t at, int item, int r, int c) {
                 Z->h[at] = Z->h[element(Z, item, c, r)];
@@ -408,8 +432,8 @@ static void test_products(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Small matrices                                                                                 */
 
-/* U diag(s) U^T + noise-free, U a product of reflections, in every item of a dense view. Item i is larger by
-   i + 1. */
+/* Sets every item of a dense view to U diag(s) U^T, U a product of reflections. Item i is scaled
+   by i + 1. */
 static void symmetric_from(View *v, const double *s) {
     int k = v->host.rows;
     double *A = (double *)malloc((size_t)k * k * sizeof *A),
@@ -418,7 +442,10 @@ static void symmetric_from(View *v, const double *s) {
         for (int e = 0; e < k * k; e++) A[e] = e % (k + 1) ? 0 : s[e / k] * (i + 1);
         for (int reflection = 0; reflection < 3; reflection++) {
             double norm = 0;
-            for (int r = 0; r < k; r++) u[r] = draw(), norm += u[r] * u[r];
+            for (int r = 0; r < k; r++) {
+                u[r] = draw();
+                norm += u[r] * u[r];
+            }
             for (int side = 0; side < 2; side++)
                 for (int r = 0; r < k; r++) {
                     double dot = 0;
@@ -444,15 +471,15 @@ static void graded(View *v, double condition) {
 
 static const int root_sizes[] = {1, 3, 16, 24, 33, 64, 96, 128};
 /* Three matrices of 128 x 128 do not fit into the shared memory of every GPU. */
-static int root_size_count(void) { return la_block_bytes<128>() <= cuda_shared_limit ? 8 : 7; }
+static int root_size_count(void) { return la_block_bytes<128>() <= cm_gpu.shared_limit ? 8 : 7; }
 
 static int run_root(View *R, View *G, double damping, int steps, int watch) {
     return la_root_iteration(R->dev, G->dev, damping, invroot_table, steps, watch);
 }
 
-/* The root by the eigendecomposition of the CPU in double. Rounding the Gram alone changes the root by half
-   of kappa eps, kappa the condition that damping leaves; the iteration's own rounding adds some eps. Twelve
-   steps have not quite arrived. */
+/* The root against the CPU's eigendecomposition in double. Rounding the Gram alone changes the
+   root by half of kappa eps, kappa being the condition after damping. The rounding of the
+   iteration adds some eps. Twelve steps have not quite converged. */
 static void test_roots(void) {
     static const double conditions[] = {10, 1e4, 1e6}, dampings[] = {1e-2, 1e-2, 1e-5};
     for (int i = 0; i < root_size_count(); i++)
@@ -472,7 +499,7 @@ static void test_roots(void) {
         }
 }
 
-/* C = A B of k x k in double. */
+/* C = A B for k x k matrices in double. */
 static void multiply(double *C, const double *A, const double *B, int k) {
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) C[i * k + j] = 0;
@@ -481,7 +508,8 @@ static void multiply(double *C, const double *A, const double *B, int k) {
             for (int j = 0; j < k; j++) C[i * k + j] += A[i * k + l] * B[l * k + j];
 }
 
-/* The iteration of optim/invroot.h as it is written down: P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z. */
+/* The iteration of optim/invroot.h as it is written there: P = Z Y, Y <- a Y + b Y P, Z <- a Z +
+   b P Z. */
 static void root_steps(float *R, const float *G, int k, double damping, int steps) {
     enum { MOST = 32 * 32 };
     double Y[MOST], Z[MOST], P[MOST], T[MOST], norm = 0;
@@ -502,7 +530,7 @@ static void root_steps(float *R, const float *G, int k, double damping, int step
     for (int i = 0; i < k * k; i++) R[i] = (float)(sqrt(0.999 / sqrt(norm)) * Z[i]);
 }
 
-/* Half-way the iterates are more sensitive to rounding than the root is. */
+/* Half-way, the iterates are more sensitive to rounding than the root is. */
 static void test_root_steps(void) {
     for (int steps = 2; steps < 12; steps += 3) {
         stream({12, steps});
@@ -515,8 +543,8 @@ static void test_root_steps(void) {
     }
 }
 
-/* Steps that are left out would have changed nothing; NaN stays in its item; what is too large is declined,
-   and then done by the operations one by one. */
+/* Steps that are skipped would change nothing. A NaN stays in its item. A matrix that is too
+   large is declined, and the operations do the iteration one by one. */
 static void test_root_stops(void) {
     enum { K = 40, N = 3 };
     stream({13});
@@ -530,8 +558,8 @@ static void test_root_stops(void) {
     double e = relative_l2_ff(stopped, whole, N * K * K, 1);
     check(e < 3e-5 && e > 0, "the root changes by %g in the steps left out", e);
 
-    size_t limit = cuda_shared_limit;
-    cuda_shared_limit = 1000;
+    size_t limit = cm_gpu.shared_limit;
+    cm_gpu.shared_limit = 1000;
     Arena none = {NULL, 0, 0};
     const Mat shape = mat_dense(NULL, N, K, K);
     invroot(shape, shape, 1e-3, ROOT_CANS25, &none);
@@ -540,11 +568,11 @@ static void test_root_stops(void) {
     check(!la_sign_run(R->dev, G->dev, msign_table(0)->abc, 2),
           "a run without memory is not declined");
     invroot(R->dev, G->dev, 1e-3, ROOT_CANS25, &arena);
-    cuda_shared_limit = limit;
+    cm_gpu.shared_limit = limit;
     e = relative_l2_ff(on_host(R->d, R->size), stopped, N * K * K, 1);
     check(e < 1e-4, "the root by single operations is off by %g", e);
 
-    G->h[(K + 1) * K / 2] = NAN; /* of item 0 */
+    G->h[(K + 1) * K / 2] = NAN; /* in item 0 */
     upload(G);
     run_root(R, G, 1e-3, 25, INVROOT_TUNED);
     const float *spoilt = on_host(R->d, R->size);
@@ -558,7 +586,7 @@ static void test_root_stops(void) {
     forget();
 }
 
-/* Q = P_s ... P_1 in double, A <- P A P; A is overwritten. */
+/* Q = P_s ... P_1 in double, with A <- P A P. A is overwritten. */
 static void sign_run(double *Q, double *A, const double (*abc)[3], int steps, int k) {
     size_t size = (size_t)k * k * sizeof *A;
     double *P = (double *)malloc(size), *T = (double *)malloc(size);
@@ -587,9 +615,10 @@ static void sign_runs(View *Q, const View *A, const double (*abc)[3], int steps)
     free(a);
 }
 
-/* A run of pe8 on Grams: its first three steps on ones of trace 1, as those of matrices of norm 1, and the
-   five last on ones with eigenvalues from 0.3 to 0.9, where those leave them. What rounding does to an
-   eigenvalue grows with every step by the slope of the polynomial, at most a few. */
+/* A run of pe8 on Grams: its first three steps on Grams of trace 1, as of matrices of norm 1;
+   its last five on Grams with eigenvalues from 0.3 to 0.9, where the first three leave them.
+   Every step multiplies the error of an eigenvalue by the slope of the polynomial, at most a
+   few. */
 static void test_sign_runs(void) {
     for (int i = 0; i < root_size_count(); i++)
         for (int run = 0; run < 2; run++) {
@@ -622,8 +651,8 @@ static void test_sign_runs(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Eigenvalues and gauges                                                                         */
 
-/* ||Q diag(w) Q^T - G|| / ||G||, G being the symmetric part of an item, or ||Q Q^T - I|| / sqrt(k) if that is
-   larger. */
+/* ||Q diag(w) Q^T - G|| / ||G||, with G the symmetric part of an item; or ||Q Q^T - I|| /
+   sqrt(k), if that is larger. */
 static double eigen_error(const View *G, int item, const float *q, const float *w) {
     int k = G->host.rows;
     double product = 0, unit = 0, norm = 0;
@@ -632,23 +661,25 @@ static double eigen_error(const View *G, int item, const float *q, const float *
             double sum = 0, dot = 0, g = (double)G->h[element(G, item, r, c)];
             for (int j = 0; j < k; j++) {
                 double x = (double)q[r * k + j] * (double)q[c * k + j];
-                sum += x * (double)w[j], dot += x;
+                sum += x * (double)w[j];
+                dot += x;
             }
             g = 0.5 * (g + (double)G->h[element(G, item, c, r)]);
-            product += (sum - g) * (sum - g), norm += g * g;
+            product += (sum - g) * (sum - g);
+            norm += g * g;
             unit += (dot - (r == c)) * (dot - (r == c));
         }
     double e = norm > 0 ? sqrt(product / norm) : sqrt(product);
     return fmax(e == e ? e : INFINITY, sqrt(unit / k));
 }
 
-/* Of graded, indefinite and zero matrices; with the matrix in shared memory, and without. */
+/* Graded, indefinite and zero matrices, with the matrix in shared memory and without. */
 static void test_eigenvalues(void) {
     static const int sizes[] = {1, 2, 3, 5, 16, 17, 33, 64};
     for (int i = 0; i < 8; i++)
         for (int kind = 0; kind < 3; kind++) {
             int k = sizes[i], n = k > 20 ? 1 : 3;
-            size_t kk = (size_t)k * k, limit = cuda_shared_limit;
+            size_t kk = (size_t)k * k, limit = cm_gpu.shared_limit;
             stream({15, k, kind});
             View *Q = dense(n, k, k), *G = view_of(i % 2 ? APART : DENSE, 0, 1, n, 1, k, k);
             View *R = dense(n, k, k), *w = dense(n, 1, k);
@@ -660,9 +691,9 @@ static void test_eigenvalues(void) {
                 "eigh_rroot", 1e-5, 1u << 2, [&] { la_eigh_rroot(R->dev, G->dev, 10, room); },
                 [&] { cpu_la_eigh_rroot(R->host, G->host, 10, scratch->h); });
             check(is_symmetric(R), "la_eigh_rroot of %d x %d is not symmetric", k, k);
-            cuda_shared_limit = kind == 1 ? 0 : limit;
+            cm_gpu.shared_limit = kind == 1 ? 0 : limit;
             la_eigh(Q->dev, w->dev.p, G->dev, room);
-            cuda_shared_limit = limit;
+            cm_gpu.shared_limit = limit;
             const float *q = on_host(Q->d, Q->size), *values = on_host(w->d, w->size);
             for (int item = 0; item < n; item++) {
                 double e = eigen_error(G, item, q + (size_t)item * kk, values + item * k);
@@ -703,7 +734,7 @@ static void test_gauges(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* The sign                                                                                       */
 
-/* The plain iteration in double on the wide x (m,n): X <- P X, by steps of P(X X^T). */
+/* The plain iteration in double on the wide x (m,n): X <- P X, with P a polynomial in X X^T. */
 static double *plain_sign(const float *x, int m, int n, const MsignTable *table) {
     double *X = (double *)malloc((size_t)m * n * sizeof *X),
            *Y = (double *)malloc((size_t)m * n * sizeof *Y);
@@ -733,25 +764,25 @@ static double *plain_sign(const float *x, int m, int n, const MsignTable *table)
     return X;
 }
 
-/* x (rows, cols) as a wide matrix. */
+/* x (rows,cols), transposed if it is tall. */
 static float *widened(const float *x, int rows, int cols) {
     float *wide = host_array((size_t)rows * cols);
     for (int i = 0; i < rows * cols; i++) wide[rows > cols ? i % cols * rows + i / cols : i] = x[i];
     return wide;
 }
 
-/* The sign of X on the device, by a call that must leave nothing behind; X->d is overwritten. */
+/* The sign of X on the device, which must leave no state behind. X->d is overwritten. */
 static const float *sign_on_device(View *X, int which, int bf16) {
     Arena none = {NULL, 0, 0};
     msign_by(mat_dense(NULL, mat_count(X->dev), X->dev.rows, X->dev.cols), which, bf16, &none);
     Arena arena = {device_array<float>(none.size), none.size, 0};
     upload(X);
     msign_by(X->dev, which, bf16, &arena);
-    check(!la_fast_on && !arena.used && arena.p, "msign leaves something behind");
+    check(!cm_gpu.la_fast && !arena.used && arena.p, "msign leaves something behind");
     return on_host(X->d, X->size);
 }
 
-/* Every singular value of n items (rows, cols) has to be in [lo, hi]. */
+/* Every singular value of n items (rows,cols) has to be in [lo, hi]. */
 static void check_singular_values(const float *y, int n, int rows, int cols, double lo, double hi,
                                   const char *what) {
     int m = min_int(rows, cols), d = max_int(rows, cols);
@@ -763,26 +794,29 @@ static void check_singular_values(const float *y, int n, int rows, int cols, dou
         cpu_la_gram(G, mat_dense(widened(y + (size_t)item * size, rows, cols), 1, m, d), 0);
         cpu_la_eigh(Q, w, G, scratch);
         double least = INFINITY, most = 0;
-        for (int i = 0; i < m; i++)
-            least = fmin(least, (double)w[i]), most = fmax(most, (double)w[i]);
-        least = sqrt(fmax(least, 0)), most = sqrt(most);
+        for (int i = 0; i < m; i++) {
+            least = fmin(least, (double)w[i]);
+            most = fmax(most, (double)w[i]);
+        }
+        least = sqrt(fmax(least, 0));
+        most = sqrt(most);
         check(least >= lo && most <= hi, "%s of %d x %d: singular values from %g to %g", what, rows,
               cols, least, most);
     }
 }
 
-/* msign of Gaussian matrices: heads on the Gram, tall ones, ones beyond the fused sizes, near-square ones by
-   the plain iteration; exact and with TF32.
-
-   If hardware cuts TF32 off, a factor loses d, between 0 and 2^-10 and half of that on average, always
-   downwards. Near the sign a step is X <- a X + P' X, P' = b A + c A^2, with slope 0 where a + b + c = 1: of X,
-   whose A is too small by 2 d, it makes 1 + d; b + c = 1 - a = -0.875 in P' X, too small by 2 d, adds 1.75 d, and
-   c = 0.375 in c A A takes 0.75 d away: 2 d in all, of which no later step is the heir, as each makes it
-   anew. On a Gram a run of three steps goes without such correction: its products P A, P T, P Q and Q X, two
-   factors each, add up to about three times that, the errors of A being halved by the root. So singular values
-   are within 8 x 2^-10 of 1. In the norm it is half of that, as d is half of its limit on average, and what is
-   random beside: 2^-11 / sqrt(6) = 2e-4 a factor, which the sign divides by the singular values. That much
-   alone has hardware that rounds. */
+/* msign of Gaussian matrices: heads on the Gram, tall matrices, matrices beyond the fused sizes,
+   near-square ones by the plain iteration; exact and with TF32.  Hardware that truncates to TF32
+   makes every factor smaller by a part d, between 0 and 2^-10, half of that on average. Near the
+   sign a step is X <- a X + P' X with P' = b A + c A^2, whose slope is 0 as a + b + c = 1. A is
+   too small by 2 d, which makes the step 1 + d. P' X is too small by 2 d, and with b + c = 1 - a
+   = -0.875 that adds 1.75 d. c A A with c = 0.375 takes 0.75 d away. Together 2 d, which later
+   steps do not inherit, because each starts anew. On a Gram, a run of three steps has no such
+   correction: its products P A, P T, P Q and Q X of two factors each add up to about three times
+   that, the errors of A being halved by the root. So singular values are within 8 x 2^-10 of 1.
+   In the norm it is half of that, as d is half of its limit on average, plus what is random:
+   2^-11 / sqrt(6) = 2e-4 for each factor, divided by the singular values in the sign. Hardware
+   that rounds has only the random part. */
 static void test_sign(void) {
     static const int shapes[][3] = {{2, 64, 160}, {1, 130, 40}, {1, 136, 280}, {1, 72, 80}};
     for (int s = 0; s < 4; s++)
@@ -792,9 +826,9 @@ static void test_sign(void) {
             double error = tf32 ? 5 * TF32 : 1e-5, spread = tf32 ? 8 * TF32 : 1e-4;
             View *X = dense(n, rows, cols);
             each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 1, at); });
-            gemm_allow_tf32 = tf32;
+            cm_gpu.allow_tf32 = tf32;
             const float *y = sign_on_device(X, MSIGN_PE8, 0);
-            gemm_allow_tf32 = 0;
+            cm_gpu.allow_tf32 = 0;
             for (int item = 0; item < n; item++) {
                 double *exact = plain_sign(widened(X->h + (size_t)item * size, rows, cols), m,
                                            max_int(rows, cols), msign_table(MSIGN_PE8));
@@ -809,7 +843,7 @@ static void test_sign(void) {
         }
 }
 
-/* The step of msign_bf16 with the operations of this backend, in fp32 that is rounded. */
+/* The step of msign_bf16 by the operations of this backend, in fp32 that is rounded. */
 static const float *sign_by_rounding(View *X, const MsignTable *table) {
     int n = mat_count(X->dev), rows = X->dev.rows, cols = X->dev.cols, tall = rows > cols;
     size_t m = (size_t)min_int(rows, cols), memory = 2 * arena_round((size_t)n * m * m) + 64;
@@ -820,16 +854,19 @@ static const float *sign_by_rounding(View *X, const MsignTable *table) {
     la_norms(s, x, 1);
     la_vec_recip(s, n, MSIGN_EPS);
     la_scale(x, s, 1);
-    if (tall) x = mat_t(x), Y = mat_t(Y);
+    if (tall) {
+        x = mat_t(x);
+        Y = mat_t(Y);
+    }
     msign_bf16(&x, &Y, table, &arena);
     return on_host(x.p, mat_size(x));
 }
 
-/* The sign in bf16: wide, tall and square items, with rows of 8 n numbers or not, several at once. Two ways to
-   the same definition part where another order of a sum rounds to another bf16, and then by as much as
-   rounding the input does; both are held to that distance from the sign in fp32, u (1 + kappa), kappa the root
-   mean square of one singular value over another, about 2 for these shapes. Singular values end within two
-   roundings of 1, below and above. */
+/* The sign in bf16: wide, tall and square items, with rows of 8 n numbers or not, several at
+   once. Two orders of a sum may round to different bf16, and from there results differ as much
+   as by rounding the input. So both are held to that distance from the sign in fp32: u (1 +
+   kappa), where kappa, the root mean square of one singular value over another, is about 2 for
+   these shapes. Singular values end within two roundings of 1. */
 static void test_sign_bf16(void) {
     static const int shapes[][3] = {{1, 96, 192}, {3, 66, 150}, {2, 150, 66}, {1, 72, 100},
                                     {2, 33, 50},  {1, 50, 33},  {1, 1, 1},    {3, 5, 7}};
@@ -865,7 +902,7 @@ static void test_sign_bf16(void) {
         check(zero, "the bf16 sign of zero, %d x %d, is not zero", rows, cols);
         forget();
     }
-    /* Heads stay in fp32: the same bits. And what auto means. */
+    /* Heads stay in fp32: equal bits. Also, what auto means. */
     View *X = dense(2, 16, 40);
     each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 4, at); });
     const float *fp32 = sign_on_device(X, MSIGN_PE8, 0), *bf16 = sign_on_device(X, MSIGN_PE8, 1);
@@ -873,17 +910,17 @@ static void test_sign_bf16(void) {
     check(la_sign_in_bf16(COMPUTE_BF16) && !la_sign_in_bf16(COMPUTE_FP32) &&
               !la_sign_in_bf16(COMPUTE_AUTO),
           "without TF32, auto is not fp32");
-    gemm_allow_tf32 = 1;
+    cm_gpu.allow_tf32 = 1;
     check(la_sign_in_bf16(COMPUTE_AUTO) == (sizeof(floatX) == 2),
           "auto is not the precision of the layers");
-    gemm_allow_tf32 = 0;
+    cm_gpu.allow_tf32 = 0;
     forget();
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* The layers' copy of the parameters                                                             */
 
-/* How many of n elements of the copy are p rounded, bit by bit; and how many nobody has written. */
+/* How many of n elements of the copy are p rounded, bit by bit; and how many were never written. */
 static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouched) {
     size_t right = 0;
     *untouched = 0;
@@ -896,15 +933,16 @@ static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouche
     return right;
 }
 
-/* What is on the device, unchanged. */
+/* A copy of device memory, not converted. */
 template <typename T> static T *download(const T *from, size_t n) {
     T *to = (T *)(void *)host_array((n * sizeof(T) + 3) / sizeof(float));
-    CUDA_CHECK(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cuda_stream));
-    CUDA_CHECK(cudaStreamSynchronize(cuda_stream));
+    MUST(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
+    MUST(cudaStreamSynchronize(cm_gpu.stream));
     return to;
 }
 
-/* AdamW writes the copy of a view of any kind, and nothing beside it, by wide stores and by single ones. */
+/* AdamW writes the copy of a view of any kind and nothing beside it, by wide stores and by
+   single ones. */
 static void test_adamw_copy(void) {
     for (int kind = DENSE; kind <= COLUMN_BLOCKS; kind++)
         for (int form = 0; form < 8; form++) {
@@ -934,9 +972,9 @@ static void test_adamw_copy(void) {
         }
 }
 
-/* A step of every rule, as the trainer does it: AdamW's tensors have their copy after plan_step, of the others
-   at most the rows that are AdamW's have it; after casting what plan_stale names, all are the rounded
-   parameters. */
+/* One step of every rule, as in the trainer. After plan_step AdamW's tensors have their copy; of
+   the other tensors only rows of AdamW's may have it. After casting what plan_stale names, all
+   copies are the rounded parameters. */
 static void check_plan_copy(const char *flags) {
     Config c = config_of(flags, "");
     Registry r = registry_build(&c);
@@ -1019,9 +1057,9 @@ static void test_plan_copies(void) {
 
 int main(void) {
     cudaDeviceProp device;
-    CUDA_CHECK(cudaGetDeviceProperties(&device, 0));
-    cuda_shared_limit = device.sharedMemPerBlockOptin;
-    gemm_allow_tf32 = 0;
+    MUST(cudaGetDeviceProperties(&device, 0));
+    cm_gpu.shared_limit = device.sharedMemPerBlockOptin;
+    cm_gpu.allow_tf32 = 0;
     test_all_elements();
     test_vectors();
     test_sum_squares();
