@@ -132,7 +132,7 @@ ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
   $(info note: no $(CXX), so the tests of the CUDA kernels are left out (Debian: apt-get install g++))
 endif
 EMU_OPT ?= -O1
-EMU_FLAGS = -std=c++20 $(EMU_OPT) -I. -Idev/emu -Wall -Wextra -Wshadow $(WERROR) -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
+EMU_FLAGS = -std=c++20 $(EMU_OPT) -Wno-missing-field-initializers -I. -Idev/emu -Wall -Wextra -Wshadow $(WERROR) -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
             -DCM_CUDA -DCM_EMU
 emu_precision = $(if $(findstring _fp32,$@),-DCM_FP32)
 emu_build = $(CXX) $(EMU_FLAGS) $(emu_precision) -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
@@ -190,7 +190,7 @@ ifneq ($(and $(cuda_goals),$(NVCC)),)
   cuda_folders := $(sort $(realpath $(firstword $(cuda_libs)) $(dir $(cublas))))
 endif
 NVCC_OPT ?= -O3
-NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. $(CUBLAS_FLAGS) -DCM_CUDA -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas \
+NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. $(CUBLAS_FLAGS) -DCM_CUDA -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers,-Wno-unknown-pragmas \
             $(if $(WERROR),-Werror all-warnings) -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
 CUDA_LIBS = $(foreach d,$(cuda_folders),-L$(d) -Xlinker -rpath -Xlinker $(d)) \
             $(if $(filter %.so,$(or $(cublas),.so)),-lcublasLt,-l:$(notdir $(cublas))) -ldl

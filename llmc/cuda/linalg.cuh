@@ -628,9 +628,8 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
     }
 }
 
-if (!s) return;
 static inline void la_vec(LaVectorOp op, floatM *s, const floatM *t, int n, double a, double b) {
-    if (n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
+    if (s && n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
 }
 
 static inline void la_vec_recip(floatM *s, int n, double floor) {
