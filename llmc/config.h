@@ -333,8 +333,8 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     return status ? status : config_apply(c, given, config_presets[c->preset], err);
 }
 
-/* Refuses rules and options that mean nothing together, or for this model. The rules are resolved.
-   */
+/* Refuses rules and options that mean nothing together, or for this model. The rules are
+   resolved. */
 static inline int config_check_rules(const Config *c, char *err) {
     char why[ERR_LEN] = "";
     int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim;
