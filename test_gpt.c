@@ -1527,9 +1527,9 @@ static int state_differs(const Model *a, const Model *b, const char *name) {
     return !same_bits(a->p.state + found[0]->at, b->p.state + found[1]->at, found[0]->size);
 }
 
-/* A rule changed on resume keeps parameters, first moments and what both rules have of one name and
-   size; the rest starts anew and is named. Training goes on, and a further resume gives equal bits.
-   */
+/* A rule changed on resume keeps parameters, first moments and what both rules have of one name
+   and size; the rest starts anew and is named. Training goes on, and a further resume gives equal
+   bits. */
 static void test_rule_change(const char *from, const char *to, const char *anew, const char *lost,
                              int keeps_moments) {
     char note[2048], flags[512];

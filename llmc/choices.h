@@ -68,8 +68,8 @@ static inline Choice *choices_add(Choices *s, const char *key) {
 }
 
 /* Sets a key. Neither key nor value may hold a newline, nor the key a "=". s may be NULL, which
-   keeps nothing. Returns 0, or -1 without memory: the key then keeps the value that it had, if any.
-   */
+   keeps nothing. Returns 0, or -1 without memory: the key then keeps the value that it had, if
+   any. */
 static inline int choices_set(Choices *s, const char *key, const char *value) {
     const char *old = choices_get(s, key);
     if (!s || (old && !strcmp(old, value))) return 0;

@@ -337,8 +337,8 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     return status;
 }
 
-/* Refuses rules and options that mean nothing together, or for this model. The rules are resolved.
-   */
+/* Refuses rules and options that mean nothing together, or for this model. The rules are
+   resolved. */
 static inline int config_check_rules(const Config *c, char *err) {
     const OptimOptions *o = &c->optim;
     int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim, C = c->width, F = c->ff_width;

@@ -52,9 +52,9 @@ thread uses a Data. A file must not be truncated while it is open.
 enum { DATA_ALL, DATA_TRAIN, DATA_VAL };
 enum { DATA_SEQUENTIAL, DATA_SHUFFLED };
 
-/* A place in the data, from which a run can go on. shard counts in the epoch's order; position is a
-   token of that shard (DATA_SEQUENTIAL), or how many of its rows have been drawn (DATA_SHUFFLED).
-   */
+/* A place in the data, from which a run can go on. shard counts in the epoch's order; position is
+   a token of that shard (DATA_SEQUENTIAL), or how many of its rows have been drawn
+   (DATA_SHUFFLED). */
 typedef struct {
     uint64_t seed, epoch, shard, position;
 } DataState;
@@ -378,8 +378,8 @@ static inline size_t data_shard_file(const Data *d, DataState s) {
     return (size_t)data_permute(key, d->num_files, s.shard);
 }
 
-/* Where the first row of a file starts in epoch s.epoch: in [0, T), and early enough for one row.
-   */
+/* Where the first row of a file starts in epoch s.epoch: in [0, T), and early enough for one
+   row. */
 static inline size_t data_offset(const Data *d, DataState s, size_t file) {
     size_t n = d->files[file].count, T = (size_t)d->T;
     if (n < T + 1) return 0;
@@ -490,8 +490,8 @@ static inline int data_seek(Data *d, DataState s, char *err) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* validation: the first `limit` targets (0: all), file by file, in rows of T tokens from token 0 on
-   */
+/* validation: the first `limit` targets (0: all), file by file, in rows of T tokens from token 0
+   on */
 
 static inline size_t data_targets(const DataFile *f, size_t left) {
     return min_size(f->count ? f->count - 1 : 0, left);

@@ -26,8 +26,8 @@ static size_t kept_layers(Keep keep, const Config *c, int training) {
 }
 
 /* Points `a` to layer l's activations in an allocation at `base`, each of which begins at a
-   multiple of 256 bytes. Returns the bytes of the allocation; with base NULL it only counts them.
-   */
+   multiple of 256 bytes. Returns the bytes of the allocation; with base NULL it only counts
+   them. */
 static size_t acts_view(Acts *a, const Config *c, Shape s, int rows, int training, char *base,
                         int l) {
     const size_t N = (size_t)s.N, C = (size_t)s.C, QKV = (size_t)s.QKV, A = (size_t)s.A;

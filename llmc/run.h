@@ -293,8 +293,8 @@ static inline void names_add(NameList *list, char prefix, const char *name) {
              name[0] ? "." : "", name);
 }
 
-/* Reads first moments. Those that the checkpoint lacks, as of a tensor that was frozen, become zero.
-   */
+/* Reads first moments. Those that the checkpoint lacks, as of a tensor that was frozen, become
+   zero. */
 static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *anew) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &p->r.t[id];
@@ -307,8 +307,8 @@ static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *ane
     }
 }
 
-/* A state that starts after `step` updates: zero, and with it the first moments that belong to it.
-   */
+/* A state that starts after `step` updates: zero, and with it the first moments that belong to
+   it. */
 static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
     const Tensor *t = &p->r.t[s->part.id];
     s->since = step;
@@ -321,7 +321,15 @@ static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
     }
 }
 
-/* Reads the rules' state by name. A state that the checkpoint lacks, or has in another size, starts
+/* Whether the checkpoint has a state in its shape. */
+static inline int state_is_saved(const Ckpt *ckpt, const StateTensor *s) {
+    char full[96];
+    snprintf(full, sizeof full, "s.%s", s->name);
+    const CkptRecord *r = ckpt_record(ckpt, full);
+    return r && r->ndim == 3 && !memcmp(r->dims, s->dims, sizeof s->dims);
+}
+
+/* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape, starts
    anew. */
 static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
                               NameList *anew) {
@@ -331,7 +339,8 @@ static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int
     for (int i = 0; i < plan->states; i++) {
         StateTensor *s = &plan->state[i];
         char key[96], since[32];
-        if (load_record(ckpt, 's', s->name, p->state + s->at, s->size) != RECORD_TAKEN) {
+        if (!state_is_saved(ckpt, s) ||
+            load_record(ckpt, 's', s->name, p->state + s->at, s->size) != RECORD_TAKEN) {
             start_state_anew(p, s, step);
             names_add(anew, 's', s->name);
             continue;

@@ -160,8 +160,8 @@ static void test_damage(void) {
     write_all(bad, copy, size + 8);
     check(ckpt_open(&c, bad, err) == -1 && strstr(err, "length"), "bytes appended: %s", err);
 
-    /* Two records swapped, or a lost block of zeros, keep the length: the checksum must see them.
-       */
+    /* Two records swapped, or a lost block of zeros, keep the length: the checksum must see
+       them. */
     memcpy(copy, data, size);
     memcpy(copy + 40, data + 48, 8);
     memcpy(copy + 48, data + 40, 8);

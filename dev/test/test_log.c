@@ -208,8 +208,8 @@ static void test_truncate(void) {
     log_close(&log);
 }
 
-/* A file size limit stands for the full disk: the line that does not fit leaves no part of itself.
-   */
+/* A file size limit stands for the full disk: the line that does not fit leaves no part of
+   itself. */
 static void test_full_disk(void) {
     RunLog log;
     struct rlimit before, limit;
@@ -243,8 +243,8 @@ static void test_full_disk(void) {
     log_close(&log);
 }
 
-/* A child logs until it is killed: every line but perhaps the last is whole, and resume mends that.
-   */
+/* A child logs until it is killed: every line but perhaps the last is whole, and resume mends
+   that. */
 static void test_kill(void) {
     RunLog log;
     LogCurve curve = {0, NULL, NULL, NULL};
