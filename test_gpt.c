@@ -1565,7 +1565,7 @@ static void test_rule_change(const char *from, const char *to, const char *anew,
         last = train(&n, x, y, step);
         if (step == 2) first = last;
         if (step == 2 && !keeps_moments) { /* AdamW's first step is lr times the gradient's sign */
-            double most = 0, lr = changed.lr * schedule_lr(&changed.schedule, step);
+            double most = 0, lr = changed.lr_mlp * schedule_lr(&changed.schedule, step);
             for (size_t i = 0; i < wfc->size; i++)
                 most = fmax(most, fabs((double)param(&n, T_WFC, 0)[i] - (double)before[i]));
             check(most > 0.99 * lr && most < 1.01 * lr, "%s to %s: the first step is %g, not %g",
@@ -1649,7 +1649,7 @@ static void test_freeze_errors(void) {
           "a coupled rule with a frozen leg: %s", err);
     check(!make_model(&m, &muon, 1), "a rule that couples nothing: %s", err);
     for (int i = 0; i < m.plan.n; i++)
-        check(m.plan.e[i].part.id != T_WO && m.plan.e[i].part.id != T_WTE, "a frozen entry");
+        check(m.plan.e[i].part[0].id != T_WO && m.plan.e[i].part[0].id != T_WTE, "a frozen entry");
     model_free(&m);
     snprintf(muon.freeze, sizeof muon.freeze, "wo,wxyz");
     check(make_model(&m, &muon, 1) == -1 && strstr(err, "wxyz") && strstr(err, "wproj"),

@@ -149,14 +149,6 @@ static inline int in_parallel(void) {
 #endif
 }
 
-/* FNV-1a of n bytes (Fowler, Noll and Vo), 64 bits. */
-static inline uint64_t hash_bytes(const void *bytes, size_t n) {
-    const unsigned char *p = (const unsigned char *)bytes;
-    uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3u;
-    return h;
-}
-
 static inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }

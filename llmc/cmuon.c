@@ -1,8 +1,8 @@
 /*
-libcmuon: the rules of optim/ behind the C ABI of cmuon.h. Everything else in here is static.
+libcmuon: rows of the table of rules (optim/rule.h) behind the C ABI of cmuon.h. Everything else is static.
 
 The matrix product is the built-in one, not oneDNN's: the library then needs nothing but libc, gives
-the same bits for any number of threads, and cannot fail in the middle of a step.
+equal bits for any number of threads, and cannot fail in the middle of a step.
 */
 #include "cmuon.h"
 
@@ -10,7 +10,9 @@ the same bits for any number of threads, and cannot fail in the middle of a step
 #error "libcmuon is float32: build it without -DCM_DOUBLE"
 #endif
 #undef CM_USE_ONEDNN
+#ifndef CM_STATE
 #define CM_STATE static /* no state is shared with the program that links the library */
+#endif
 
 #include "optim/rule.h"
 
@@ -120,7 +122,7 @@ int cm_options_set(cm_options *o, const char *key, const char *value) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* A call: check the buffers, work on copies, write back                                          */
+/* A call: checks the buffers, works on copies, writes back                                       */
 
 /* Limits that keep every product of sizes in the rules inside its type. */
 #define MAX_WIDTH (1 << 24)
@@ -128,11 +130,12 @@ int cm_options_set(cm_options *o, const char *key, const char *value) {
 
 enum { BUFFERS = 6 };
 
-/* The buffers of a call: the first `outputs` are weights and momenta, the rest gradients. */
+/* The buffers of a call: the first `outputs` are weights and momenta, the rest gradients, which nothing
+   writes. */
 typedef struct {
     const cm_options *options;
-    float *user[BUFFERS]; /* gradients too, which nothing writes */
-    float *copy[BUFFERS]; /* of the outputs; a gradient is its own */
+    float *user[BUFFERS]; /* as the caller gave them */
+    float *copy[BUFFERS]; /* copies of the outputs; a gradient is not copied */
     size_t size[BUFFERS];
     int n, outputs;
     cm_options defaults;
@@ -270,8 +273,8 @@ static void work_root(const Job *j, Arena *arena) {
     la_copy(j->X, R);
 }
 
-/* Whether a step does nothing: no gradient, no momentum, no decay. The weights then stay the same
-   to the bit, which -0 + 0 is not. */
+/* Whether a step does nothing: no gradient, no momentum, no decay. The weights then have to keep their bits,
+   which -0 + 0 would not. */
 static int call_idle(const Call *c, int weights) {
     if (c->options->weight_decay != 0) return 0;
     for (int i = weights; i < c->n; i++)
@@ -279,8 +282,8 @@ static int call_idle(const Call *c, int weights) {
     return 1;
 }
 
-/* Checks the buffers, works on copies of them and writes back. A step that has nothing to do, which is known
-   by what follows the first `weights` buffers, is left out; weights 0: never. */
+/* Checks the buffers, works on copies and writes back. The first `weights` buffers are weights; where all that
+   follow are zero, the step is left out (weights 0: never). */
 static int call_run(Call *c, Work *work, Place *place, Job *job, int weights) {
     Arena arena;
     void *block = NULL;

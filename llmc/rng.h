@@ -34,6 +34,6 @@ static inline double rng_normal(uint64_t seed, uint64_t stream, uint64_t i) {
 }
 
 /* A stream number from a name, so that streams need no registry of their own. */
-static inline uint64_t rng_stream(const char *name) { return hash_bytes(name, strlen(name)); }
+static inline uint64_t rng_stream(const char *name) { return fnv1a(FNV_BASIS, name, strlen(name)); }
 
 #endif

@@ -155,7 +155,7 @@ static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, 
 /* merging */
 
 static inline uint64_t tokenizer_hash(const void *bytes, size_t n) {
-    uint64_t h = hash_bytes(bytes, n);
+    uint64_t h = fnv1a(FNV_BASIS, bytes, n);
     return h ^ (h >> 29) ^ (h >> 47);
 }
 

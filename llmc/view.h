@@ -6,9 +6,13 @@ Views of batches of matrices, made from other views. Nothing is copied; a view o
 #ifndef CM_VIEW_H
 #define CM_VIEW_H
 
+/* Every item transposed. */
 static inline Mat mat_t(Mat m) {
     Mat t = m;
-    t.rows = m.cols, t.cols = m.rows, t.rs = m.cs, t.cs = m.rs;
+    t.rows = m.cols;
+    t.cols = m.rows;
+    t.rs = m.cs;
+    t.cs = m.rs;
     return t;
 }
 

@@ -340,9 +340,11 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
 
 /* Whether a block has the shared memory for an iteration on matrices of so many rows. */
 static inline int la_block_fits(int rows) {
-#define CALL(K) return la_block_bytes<K>() <= cm_gpu.shared_limit
+    int fits = 0;
+#define CALL(K) fits = la_block_bytes<K>() <= cm_gpu.shared_limit
     LA_FOR_SIZE(rows, CALL);
 #undef CALL
+    return fits;
 }
 
 static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps,

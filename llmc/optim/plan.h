@@ -347,7 +347,7 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
 /* ---------------------------------------------------------------------------------------------- */
 /* A step                                                                                         */
 
-/* Layers [layer, layer + layers) of an entry. */
+/* Updates layers [layer, layer + layers) of an entry. */
 static inline void plan_entry_step(const Plan *plan, const Registry *r, const PlanEntry *e,
                                    const Config *c, const PlanState *s, int layer, int layers) {
     Step step = plan_entry(plan, r, e, &c->optim, s, layer, layers);
@@ -468,7 +468,7 @@ static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM 
         la_copy(part_view(r, part, before), part_view(r, part, p));
 }
 
-/* What an update did, as a JSON object with a member a tensor:
+/* Writes what an update did as a JSON object with a member for each tensor:
 
        {"W_Q": {"update_rms": 0.0011, "effective_lr": 0.021}, ...}
 
