@@ -10,7 +10,9 @@ the same bits for any number of threads, and cannot fail in the middle of a step
 #error "libcmuon is float32: build it without -DCM_DOUBLE"
 #endif
 #undef CM_USE_ONEDNN
+#ifndef CM_STATE
 #define CM_STATE static /* no state is shared with the program that links the library */
+#endif
 
 /* What the arena does where a program would abort. */
 __attribute__((noreturn)) static void workspace_overrun(void);
