@@ -510,7 +510,7 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     if (!bad && key->beta != 0)
         bad = dnnl_post_ops_append_sum(ops, key->beta, 0, dnnl_data_type_undef);
     bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
-          dnnl_matmul_primitive_desc_create(&desc, cm_cpu.engine, A, B, NULL, C, attr);
+          dnnl_matmul_primitive_desc_create(&desc, cm_cpu.onednn->engine, A, B, NULL, C, attr);
 #else
     dnnl_matmul_desc_t matmul;
     if (!bad && key->alpha != 1)
@@ -518,12 +518,12 @@ static int gemm_build(GemmPrimitive *p, const GemmKey *key) {
     if (!bad && key->beta != 0) bad = dnnl_post_ops_append_sum(ops, key->beta);
     bad = bad || dnnl_primitive_attr_set_post_ops(attr, ops) ||
           dnnl_matmul_desc_init(&matmul, &A, &B, NULL, &C) ||
-          dnnl_primitive_desc_create(&desc, &matmul, attr, cm_cpu.engine, NULL);
+          dnnl_primitive_desc_create(&desc, &matmul, attr, cm_cpu.onednn->engine, NULL);
 #endif
     bad = bad || dnnl_primitive_create(&p->primitive, desc) ||
-          dnnl_memory_create(&p->A, GEMM_LAYOUT(A), cm_cpu.engine, DNNL_MEMORY_NONE) ||
-          dnnl_memory_create(&p->B, GEMM_LAYOUT(B), cm_cpu.engine, DNNL_MEMORY_NONE) ||
-          dnnl_memory_create(&p->C, GEMM_LAYOUT(C), cm_cpu.engine, DNNL_MEMORY_NONE);
+          dnnl_memory_create(&p->A, GEMM_LAYOUT(A), cm_cpu.onednn->engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->B, GEMM_LAYOUT(B), cm_cpu.onednn->engine, DNNL_MEMORY_NONE) ||
+          dnnl_memory_create(&p->C, GEMM_LAYOUT(C), cm_cpu.onednn->engine, DNNL_MEMORY_NONE);
     if (desc) dnnl_primitive_desc_destroy(desc);
     if (ops) dnnl_post_ops_destroy(ops);
     if (attr) dnnl_primitive_attr_destroy(attr);
@@ -544,7 +544,7 @@ static GemmPrimitive *gemm_find(const GemmKey *key) {
     hash = fnv1a(hash, &key->ldc, sizeof key->ldc);
     hash = fnv1a(hash, &key->alpha, sizeof key->alpha);
     hash = fnv1a(hash, &key->beta, sizeof key->beta);
-    GemmPrimitive *p = &cm_cpu.primitives[(hash >> 32) % GEMM_PRIMITIVES];
+    GemmPrimitive *p = &cm_cpu.onednn->primitives[(hash >> 32) % GEMM_PRIMITIVES];
     const GemmKey *q = &p->key;
     if (p->primitive && q->ta == key->ta && q->tb == key->tb && q->M == key->M && q->N == key->N &&
         q->K == key->K && q->ldc == key->ldc && q->alpha == key->alpha && q->beta == key->beta)
@@ -578,8 +578,8 @@ static int gemm_bf16(int ta, int tb, int M, int N, int K, float alpha, const flo
     args[1].memory = p->B;
     args[2].arg = DNNL_ARG_DST;
     args[2].memory = p->C;
-    return dnnl_primitive_execute(p->primitive, cm_cpu.stream, 3, args) ||
-                   dnnl_stream_wait(cm_cpu.stream)
+    return dnnl_primitive_execute(p->primitive, cm_cpu.onednn->stream, 3, args) ||
+                   dnnl_stream_wait(cm_cpu.onednn->stream)
                ? -1
                : 0;
 }
@@ -632,11 +632,15 @@ __attribute__((unused)) static int gemm_setup(Compute compute, char *err) {
         if ((isa & dnnl_cpu_isa_avx512_core_bf16) != dnnl_cpu_isa_avx512_core_bf16)
             return fail(err, "--compute bf16 needs a CPU with AVX512_BF16 or AMX, and this one has "
                              "neither (or DNNL_MAX_CPU_ISA hides it); use --compute fp32");
-        if (!cm_cpu.engine && dnnl_engine_create(&cm_cpu.engine, dnnl_cpu, 0) != dnnl_success)
+        if (!cm_cpu.onednn) cm_cpu.onednn = (struct GemmOnednn *)calloc(1, sizeof *cm_cpu.onednn);
+        if (!cm_cpu.onednn) return fail(err, "out of memory: oneDNN's products in bf16");
+        if (!cm_cpu.onednn->engine &&
+            dnnl_engine_create(&cm_cpu.onednn->engine, dnnl_cpu, 0) != dnnl_success)
             return fail(err, "--compute bf16: oneDNN cannot create a CPU engine; "
                              "use --compute fp32");
-        if (!cm_cpu.stream && dnnl_stream_create(&cm_cpu.stream, cm_cpu.engine,
-                                                 dnnl_stream_default_flags) != dnnl_success)
+        if (!cm_cpu.onednn->stream &&
+            dnnl_stream_create(&cm_cpu.onednn->stream, cm_cpu.onednn->engine,
+                               dnnl_stream_default_flags) != dnnl_success)
             return fail(err, "--compute bf16: oneDNN cannot create a stream; use --compute fp32");
 #elif defined(CM_DOUBLE)
         return fail(err, "--compute bf16 is not in the double build; use --compute fp32");

@@ -3,9 +3,9 @@ The state of the CPU backend: one struct, one variable, however many translation
 (CM_STATE in base.h). The CUDA twin is llmc/cuda/machine.cuh.
 
 A failure deep in a step has nobody to return to: a layer has no result but its output. It is
-recorded here (device_fail) and stays. The layer leaves its output as it is, every download returns
--1, and the program, which asks device_failure() where a step ends, reports the message and stops.
-The only failure that a CPU knows is the lack of memory for scratch.
+recorded here (device_fail) and stays. The layer leaves its output as it is, every download delivers
+NaN and returns -1, and the program, which asks device_failure() where a step ends, reports the
+message and stops. The only failure of a CPU is a lack of memory for scratch.
 */
 #ifndef CM_CPU_MACHINE_H
 #define CM_CPU_MACHINE_H
@@ -36,7 +36,13 @@ typedef struct {
     dnnl_primitive_t primitive;
     dnnl_memory_t A, B, C;
 } GemmPrimitive;
+/* oneDNN's state for products in bf16. */
 enum { GEMM_PRIMITIVES = 256 };
+struct GemmOnednn {
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    GemmPrimitive primitives[GEMM_PRIMITIVES]; /* by the hash of the key */
+};
 #endif
 
 typedef struct {
@@ -47,11 +53,9 @@ typedef struct {
     floatM *sums;              /* partial sums of the layers' reductions, see sums_reserve */
     size_t sums_size;          /* numbers that fit in sums */
     char gemm_text[64];        /* what gemm_describe returns */
-#ifdef GEMM_ONEDNN
-    dnnl_engine_t engine; /* of bf16 products, from gemm_setup on */
-    dnnl_stream_t stream;
-    GemmPrimitive primitives[GEMM_PRIMITIVES]; /* by the hash of the key */
-#endif
+    /* From gemm_setup(COMPUTE_BF16) on. A pointer, so that units built with and without oneDNN
+       agree on the layout of this struct. */
+    struct GemmOnednn *onednn;
 } CpuMachine;
 
 CM_STATE CpuMachine cm_cpu = {.failure = "", .compute = COMPUTE_FP32, .once = PTHREAD_ONCE_INIT};

@@ -89,9 +89,8 @@ template <int D> struct FlashBackward {
 typedef struct {
     int T, NH, NKV, HS;
     int group; /* query heads that read one key head */
-    int heads,
-        /* heads of all sequences; tiles of ROWS rows in one: a block for each tile of each head */
-        tiles;
+    /* heads of all sequences; tiles of ROWS rows in one: a block for each tile of each head */
+    int heads, tiles;
     int wave; /* heads that are worked on at a time */
     int wide; /* rows begin at multiples of 16 bytes */
     /* chunks of STEP queries in a sequence; chunks with sums of dq in scratch */

@@ -52,9 +52,8 @@ __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
     SHARED(Raw<W>, kept);
     BLOCK_SHARED(room, [2][32], float);
     const int step = (int)blockDim.x * W, begin = (int)threadIdx.x * W, full = V - V % W;
-    size_t n =
-        /* the last rows were written last and may still be in the cache */
-        gridDim.x - 1 - blockIdx.x;
+    /* the last rows were written last and may still be in the cache */
+    size_t n = gridDim.x - 1 - blockIdx.x;
     floatX *z = logits + n * (size_t)Vp;
     /* a column after the last whole access */
     int target = targets[n], own = full + (int)threadIdx.x;

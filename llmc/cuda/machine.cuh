@@ -76,9 +76,8 @@ struct CudaMachine {
     /* the device */
     cudaStream_t stream;       /* the one stream of all work */
     cudaDeviceProp properties; /* zero before device_setup */
-    size_t shared_limit =
-        /* largest dynamic shared memory of a block; device_setup asks the device */
-        227 << 10;
+    /* Largest dynamic shared memory of a block; device_setup asks the device. */
+    size_t shared_limit = 227 << 10;
     char failure[ERR_LEN]; /* the first failure; "" while all is well */
 
     /* memory (backend.cuh, runtime.cuh) */
@@ -111,6 +110,7 @@ struct CudaMachine {
     double *la_parts; /* device memory for partial sums, see la_parts_memory */
 
     /* attention (attention.cuh, attention_choice.cuh, cudnn.cuh) */
+
     /* Bytes of the L2 cache for the rows that blocks walk along, see flash_shape. */
     size_t flash_cache = 16 << 20;
     /* set by attention_choose; NULL: the kernels of attention.cuh */
