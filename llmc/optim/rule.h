@@ -18,53 +18,41 @@ functions of its row, and the row.
 #include "partner.h"
 #include "quack.h"
 
-/* X(id, flag, title, where,
-     traits, learning rate, states,
-     refuse, direction, couple, step); struct Rule in leg.h explains them. `auto` stands for another row, and
-   `circuit` is chosen by --circuit. */
+/* X(id, a row of struct Rule, which leg.h explains). `auto` stands for another row, and `circuit` is
+   chosen by --circuit. */
 /* clang-format off */
-#define STATE(NAME, UNIT) {{NAME, UNIT}}
-#define NO_STATE STATE(NULL, PER_MATRIX)
 #define RULES(X)                                                                                   \
-    X(RULE_AUTO, "auto", "", ON_MATRIX,                                                            \
-      0, 0, NO_STATE,                                                                              \
-      NULL, NULL, NULL, NULL)                                                                      \
-    X(RULE_CM, "cm", "CM", ON_QK | ON_OV,                                                          \
-      NEEDS_PAIR | TAKES_CIRCUIT, 0.02, NO_STATE,                                                  \
-      cm_refuse, NULL, NULL, cm_step)                                                              \
-    X(RULE_MUON, "muon", "Muon", ON_MATRIX | ON_BASE,                                              \
-      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
-      NULL, muon_direction, NULL, NULL)                                                            \
-    X(RULE_MUON_HEAD, "muon-head", "Muon per head", ON_QK | ON_OV | ON_BASE,                       \
-      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
-      NULL, muon_head_direction, NULL, NULL)                                                       \
-    X(RULE_MUON_GROUP, "muon-group", "Group Muon", ON_QK | ON_OV,                                  \
-      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
-      muon_group_refuse, muon_group_direction, NULL, NULL)                                         \
-    X(RULE_NORMUON, "normuon", "NorMuon", ON_MATRIX,                                               \
-      TAKES_CIRCUIT, 0.02, STATE("v", PER_ROW),                                                    \
-      NULL, normuon_direction, NULL, NULL)                                                         \
-    X(RULE_AURORA, "aurora", "Aurora", ON_MATRIX,                                                  \
-      TAKES_CIRCUIT, 0.02, NO_STATE,                                                               \
-      aurora_refuse, aurora_direction, NULL, NULL)                                                 \
-    X(RULE_MUONH, "muonh", "MuonH", ON_MATRIX,                                                     \
-      0, 0.02, STATE("radius", PER_MATRIX),                                                        \
-      muonh_refuse, NULL, NULL, muonh_step)                                                        \
-    X(RULE_ADAMW, "adamw", "AdamW", ON_MATRIX | ON_VECTOR | ON_BASE,                               \
-      WRITES_COPY | ELEMENT_BY_ELEMENT | MOMENT_WITH_STATE, 0.002, STATE("v", PER_ELEMENT),                            \
-      NULL, adamw_direction, NULL, adamw_step)                                                     \
-    X(RULE_ADAMW_PARTNER, "adamw-partner", "partner-rescaled AdamW", ON_QK | ON_OV,                \
-      NEEDS_PAIR | MOMENT_WITH_STATE, 0.002, STATE("v", PER_ELEMENT),                                                  \
-      NULL, NULL, NULL, partner_adamw_step)                                                        \
-    X(RULE_LION, "lion", "Lion", ON_MATRIX,                                                        \
-      ELEMENT_BY_ELEMENT, 0.0003, NO_STATE,                                                        \
-      NULL, lion_direction, NULL, NULL)                                                            \
-    X(RULE_QUACK, "quack", "QuacK", ON_QK,                                                         \
-      NEEDS_PAIR, 0, STATE("initial", PER_HEAD),                                                   \
-      NULL, NULL, quack_couple, NULL)                                                              \
-    X(RULE_CIRCUIT, "circuit", "Circuit-Muon", 0,                                                  \
-      NEEDS_PAIR, 0, NO_STATE,                                                                     \
-      NULL, NULL, circuit_couple, NULL)
+    X(RULE_AUTO, .flag = "auto", .title = "", .where = ON_MATRIX)                                  \
+    X(RULE_CM, .flag = "cm", .title = "CM", .where = ON_QK | ON_OV,                                \
+      .traits = NEEDS_PAIR | TAKES_CIRCUIT, .lr = 0.02, .refuse = cm_refuse, .step = cm_step)      \
+    X(RULE_MUON, .flag = "muon", .title = "Muon", .where = ON_MATRIX | ON_BASE,                    \
+      .traits = TAKES_CIRCUIT, .lr = 0.02, .direction = muon_direction)                            \
+    X(RULE_MUON_HEAD, .flag = "muon-head", .title = "Muon per head",                               \
+      .where = ON_QK | ON_OV | ON_BASE, .traits = TAKES_CIRCUIT, .lr = 0.02,                       \
+      .direction = muon_head_direction)                                                            \
+    X(RULE_MUON_GROUP, .flag = "muon-group", .title = "Group Muon", .where = ON_QK | ON_OV,        \
+      .traits = TAKES_CIRCUIT, .lr = 0.02, .refuse = muon_group_refuse,                            \
+      .direction = muon_group_direction)                                                           \
+    X(RULE_NORMUON, .flag = "normuon", .title = "NorMuon", .where = ON_MATRIX,                     \
+      .traits = TAKES_CIRCUIT, .lr = 0.02, .state = {{"v", PER_ROW}},                              \
+      .direction = normuon_direction)                                                              \
+    X(RULE_AURORA, .flag = "aurora", .title = "Aurora", .where = ON_MATRIX,                        \
+      .traits = TAKES_CIRCUIT, .lr = 0.02, .refuse = aurora_refuse,                                \
+      .direction = aurora_direction)                                                               \
+    X(RULE_MUONH, .flag = "muonh", .title = "MuonH", .where = ON_MATRIX, .lr = 0.02,               \
+      .state = {{"radius", PER_MATRIX}}, .refuse = muonh_refuse, .step = muonh_step)               \
+    X(RULE_ADAMW, .flag = "adamw", .title = "AdamW", .where = ON_MATRIX | ON_VECTOR | ON_BASE,     \
+      .traits = WRITES_COPY | ELEMENT_BY_ELEMENT | MOMENT_WITH_STATE, .lr = 0.002,                 \
+      .state = {{"v", PER_ELEMENT}}, .direction = adamw_direction, .step = adamw_step)             \
+    X(RULE_ADAMW_PARTNER, .flag = "adamw-partner", .title = "partner-rescaled AdamW",              \
+      .where = ON_QK | ON_OV, .traits = NEEDS_PAIR | MOMENT_WITH_STATE, .lr = 0.002,               \
+      .state = {{"v", PER_ELEMENT}}, .step = partner_adamw_step)                                   \
+    X(RULE_LION, .flag = "lion", .title = "Lion", .where = ON_MATRIX,                              \
+      .traits = ELEMENT_BY_ELEMENT, .lr = 0.0003, .direction = lion_direction)                     \
+    X(RULE_QUACK, .flag = "quack", .title = "QuacK", .where = ON_QK, .traits = NEEDS_PAIR,         \
+      .state = {{"initial", PER_HEAD}}, .couple = quack_couple)                                    \
+    X(RULE_CIRCUIT, .flag = "circuit", .title = "Circuit-Muon", .traits = NEEDS_PAIR,              \
+      .couple = circuit_couple)
 /* clang-format on */
 
 #define RULE_ENUMERATOR(ID, ...) ID,
