@@ -743,11 +743,18 @@ static void test_circuit(void) {
     for (int i = 0; i < CASES; i++)
         for (int hybrid = 0; hybrid < 2; hybrid++) {
             LegShape s = cases[i];
-            if (!s.output) continue;
             OptimOptions plain = default_options(), circuit, cm;
             floatM *D[2], *E[2];
             plain.whitening = WHITEN_NONE, plain.hybrid = hybrid;
             circuit = plain, circuit.circuit = 1, circuit.circuit_damping = 0.02;
+            if (!s.output) { /* W_Q and W_K are left alone */
+                Legs qk = legs_of(s);
+                half_directions(&qk, &circuit, D);
+                half_directions(&qk, &plain, E);
+                check(legs_distance(D, E, qk.n) == 0, "circuit changes W_Q and W_K");
+                release();
+                continue;
+            }
             /* On unwhitened signs it is the isotropic, post-whitening, renormalised CM. */
             cm = plain, cm.isotropic = 1, cm.whitening = WHITEN_POST, cm.per_mat_renorm = 1;
             cm.connection = CONNECTION_FROBENIUS_SCALAR, cm.damping = 0.02;

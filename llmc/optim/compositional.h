@@ -157,11 +157,17 @@ static inline void pair_sources(const Step *s, const Leg leg[2], const Mat U[2],
     }
 }
 
+/* Whether Circuit-Muon follows: it is defined for W_O and W_V, and --circuit leaves W_Q and W_K alone. */
+static inline int circuit_follows(const Step *s) {
+    return s->options->circuit && s->leg[0].by_column;
+}
+
 /* Whether a leg's step depends on more of the other leg than its weights, so that both directions must exist
    at once. */
-static inline int legs_coupled(const OptimOptions *o) {
+static inline int legs_coupled(const Step *s) {
+    const OptimOptions *o = s->options;
     return o->method == METHOD_JOINT || o->connection != CONNECTION_NONE ||
-           o->momentum_reproject != REPROJECT_OFF || o->circuit;
+           o->momentum_reproject != REPROJECT_OFF || circuit_follows(s);
 }
 
 /* Both directions together, from momentum to Circuit-Muon. */
@@ -178,7 +184,8 @@ static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat
     }
     gauge_fix(leg[0].W, leg[1].W, U[0], U[1], o->connection, o->gauge_damping ? o->damping : 0,
               s->arena);
-    if (o->circuit) circuit_fix(leg[0].W, leg[1].W, U[0], U[1], o->circuit_damping, s->arena);
+    if (circuit_follows(s))
+        circuit_fix(leg[0].W, leg[1].W, U[0], U[1], o->circuit_damping, s->arena);
 }
 
 /* Rates of the two legs: half the budget for each, or all of it for a joint sign, times mp. The shared leg of
@@ -209,7 +216,7 @@ static inline void cm_step(const Step *s) {
     w[0] = whitener_of(leg[1].W, 1, group, o, s->arena);
     w[1] = whitener_of(leg[0].W, group, 1, o, s->arena);
     cm_rates(s, group, rate);
-    if (legs_coupled(o)) {
+    if (legs_coupled(s)) {
         Mat U[2];
         for (int i = 0; i < 2; i++) U[i] = mat_take(leg[i].W, s->arena);
         coupled_directions(s, leg, U, w, whole_sign);
