@@ -1368,39 +1368,70 @@ static void test_checkpoint(const char *preset, const char *rule) {
     }
 }
 
-int main(void) {
-    static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
-                                          "--preset speedrun"};
+static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
+                                      "--preset speedrun"};
+enum { PRESETS = COUNT_OF(presets) };
+
+static void test_classifiers(void) {
+    test_classifier(0);
+    test_classifier(15);
+    test_classifier_range();
+}
+
+static void test_accumulation_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_accumulation(presets[i]);
+}
+
+static void test_causality_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_causality(presets[i]);
+}
+
+static void test_init_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_init(presets[i], "");
+    test_init("--preset tiny", "--tied on");
+    for (int i = 0; i < 3; i++) test_zero_init(rules[i]);
+}
+
+static void test_memory_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_memory(presets[i]);
+}
+
+static void test_recompute_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_recompute(presets[i]);
+}
+
+static void test_update_rules(void) {
+    for (int i = 0; i < PRESETS; i++)
+        for (int j = 0; j < RULES; j++) test_update(presets[i], rules[j], j == 2 ? 3 : 1);
+}
+
+static void test_checkpoints(void) {
+    test_checkpoint("--preset gpt2", "--optimizer adamw");
+    test_checkpoint("--preset speedrun", "--optimizer muon");
+    test_checkpoint("--preset llama", "--optimizer cm");
+}
+
+static const Test tests[] = {
+#ifdef CM_DOUBLE
+    TEST(layers),       TEST(model_gradients),
+#endif
+    TEST(classifiers),  TEST(rope_table),
+#ifndef CM_CUDA /* test_gpt.cu has them */
+    TEST(fixtures),
+#endif
+    TEST(registries),   TEST(accumulation_presets), TEST(causality_presets),
+    TEST(init_presets), TEST(memory_presets),       TEST(recompute_presets),
+    TEST(update_rules), TEST(train_step),           TEST(checkpoints),
+};
+
+int main(int argc, char **argv) {
     /* One thread is the quickest for models of this size; some tests set more. */
     static Config machine;
     machine.threads = 1;
     if (device_setup(&machine, NULL, err)) die("%s", err);
     if (!mkdtemp(folder)) die("cannot make %s", folder);
-#ifdef CM_DOUBLE
-    test_layers();
-    test_model_gradients();
-#endif
-    test_classifier(0);
-    test_classifier(15);
-    test_classifier_range();
-    test_rope_table();
-    if (!ON_CUDA) test_fixtures(); /* test_gpt.cu has them */
-    test_registries();
-    for (int i = 0; i < 4; i++) {
-        test_accumulation(presets[i]);
-        test_causality(presets[i]);
-        test_init(presets[i], "");
-        test_memory(presets[i]);
-        test_recompute(presets[i]);
-    }
-    test_init("--preset tiny", "--tied on");
-    for (int i = 0; i < 3; i++) test_zero_init(rules[i]);
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < RULES; j++) test_update(presets[i], rules[j], j == 2 ? 3 : 1);
-    test_train_step();
-    test_checkpoint("--preset gpt2", "--optimizer adamw");
-    test_checkpoint("--preset speedrun", "--optimizer muon");
-    test_checkpoint("--preset llama", "--optimizer cm");
+    check_draws = &drawn;
+    check_run(tests, COUNT_OF(tests), argc, argv);
     if (rmdir(folder)) check(0, "something is left in %s", folder);
     return check_done();
 }

@@ -291,11 +291,6 @@ static void test_output(void) {
     free(help);
 }
 
-int main(void) {
-    test_values();
-    test_errors();
-    test_set();
-    test_round_trip();
-    test_output();
-    return check_done();
-}
+static const Test tests[] = {TEST(values), TEST(errors), TEST(set), TEST(round_trip), TEST(output)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

@@ -695,18 +695,9 @@ static void test_scratch(void) {
     }
 }
 
-int main(void) {
-    test_sort(); /* forks, so before the device is used */
-    test_scratch();
-    test_embed();
-    test_norm();
-    test_norm_nan();
-    test_linear();
-    test_qk();
-    test_rope_table();
-    test_act();
-    test_classifier();
-    test_losses_add();
-    test_cast();
-    return check_done();
-}
+/* sort comes first: it forks, which a process that has used the device must not do. */
+static const Test tests[] = {TEST(sort),     TEST(scratch),    TEST(embed),      TEST(norm),
+                             TEST(norm_nan), TEST(linear),     TEST(qk),         TEST(rope_table),
+                             TEST(act),      TEST(classifier), TEST(losses_add), TEST(cast)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }
