@@ -15,6 +15,8 @@ and how often NVML is asked (llmc/cuda/nvml.cuh).
 #include "fake_cudnn.h"
 #endif
 
+/* The trainer's Shape (llmc/shape.h) is another type. */
+#define Shape HeadsShape
 typedef struct {
     int B, T, NH, NKV, HS;
 } Shape;
