@@ -792,7 +792,7 @@ static void test_updates(const Fixture *fx, const char *optimizer) {
     release();
 }
 
-static void test_fixtures(void) {
+__attribute__((unused)) static void test_fixtures(void) {
     static const char *const names[] = {"gpt2", "llama", "speedrun"};
     for (int i = 0; i < 3; i++) {
         char path[128];

@@ -28,7 +28,9 @@ of width HS, A = NH HS, F MLP width, V vocabulary, Vp = V padded to a multiple o
 #include "llmc/progress.h"
 #include "llmc/schedule.h"
 
-#define CM_VERSION "0.1.0"
+#ifndef CM_VERSION
+#define CM_VERSION "unknown" /* the Makefile passes what the file VERSION says */
+#endif
 
 /* ---------------------------------------------------------------------------------------------- */
 /* model */
