@@ -248,12 +248,13 @@ train: train_gpt generate
 # make test T=NAME builds and runs the programs whose name begins with NAME, and of the other programs
 # the tests whose name begins with NAME.
 T ?=
+open := (
 stem = $(patsubst test_%,%,$(patsubst %_fp32,%,$(patsubst %_double,%,$(notdir $(1)))))
 source_of = $(firstword $(wildcard $(if $(findstring /emu/,$(1)),dev/test/cuda/test_$(stem).cu) dev/test/test_$(stem).c \
               test_$(stem).c $(if $(filter gpt_cuda,$(stem)),test_gpt.cu)))
 ifneq ($(T),)
-  holders := $(shell grep -lE 'TEST\($(T)' test_gpt.c test_gpt.cu dev/test/test_*.c dev/test/cuda/test_*.cu; \
-                     grep -lE '^test_$(T)' $(TEST_SCRIPTS))
+  holders := $(shell grep -l 'TEST$(open)$(T)' test_gpt.c test_gpt.cu dev/test/test_*.c dev/test/cuda/test_*.cu; \
+                     grep -l '^test_$(T)' $(TEST_SCRIPTS))
   chosen = $(foreach p,$(1),$(if $(or $(filter $(T)%,$(call stem,$(p))),$(filter $(holders),$(call source_of,$(p)))),$(p)))
   override TESTS := $(call chosen,$(TESTS))
   override EMU_TESTS := $(call chosen,$(EMU_TESTS))
