@@ -89,6 +89,8 @@ test_asking() {
     check "--help-markdown lists only: $flags" [ "$(echo "$flags" | wc -l)" -gt 60 ]
     for flag in $flags; do grep -q "^  --$flag " help || grep -q "^  --$flag\$" help || echo "$flag"; done >missing
     check "--help does not list $(tr '\n' ' ' <missing)" [ ! -s missing ]
+    sh "$here/scripts/flags_md.sh" "$TRAIN_GPT" >flags.md
+    check "docs/flags.md is out of date: sh scripts/flags_md.sh >docs/flags.md" cmp flags.md "$here/docs/flags.md"
     generate --help
     check "generate --help: exit status $?" [ $? -eq 0 ]
     for flag in run runs-dir checkpoint prompt prompt-file tokens temperature top-k top-p seed count threads \
