@@ -539,6 +539,7 @@ static void test_root(void) {
 }
 
 static void test_accuracy_forms(void) {
+    draws = 0; /* the matrices for which the bounds were set */
     for (add_free = 0; add_free < 2; add_free++) test_accuracy();
     add_free = 0;
 }

@@ -4,7 +4,8 @@
 # that a barrier is none. usage: [CC=clang] tsan.sh PROGRAM...
 set -u
 CC=${CC:-clang}
-archer=$(dirname "$($CC -print-file-name=libomp.so)")/libarcher.so
+clang=$(readlink -f "$(command -v "$CC")") || exit 1
+archer=${clang%/bin/*}/lib/libarcher.so
 [ -e "$archer" ] || { echo "error: no $archer: install clang, libomp-dev and LLVM's Archer" >&2; exit 1; }
 export OMP_TOOL_LIBRARIES="$archer" OMP_NUM_THREADS="${OMP_NUM_THREADS:-3}"
 # libomp itself is not instrumented.
