@@ -52,7 +52,8 @@ TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUIL
 # fp32; the tests that the CPU passes run on them too.
 EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
 EMU_TESTS = $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%) \
-            $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS)) gpt optim variants msign) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS))) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,gpt optim variants msign) \
             $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32
 EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/generate_fp32
 
@@ -259,8 +260,9 @@ ifneq ($(T),)
   override TESTS := $(call chosen,$(TESTS))
   override EMU_TESTS := $(call chosen,$(EMU_TESTS))
   override TEST_SCRIPTS := $(foreach s,$(TEST_SCRIPTS),$(if $(or $(filter $(T)%,$(notdir $(s))),$(filter $(holders),$(s))),$(s)))
-  NEEDED = $(if $(filter %/cli_test.sh,$(TEST_SCRIPTS)),$(PROGRAMS)) $(if $(filter %/libcmuon_test.sh,$(TEST_SCRIPTS)),$(LIBRARY)) \
-           $(if $(filter %/cuda_test.sh,$(TEST_SCRIPTS)),$(PROGRAMS) $(EMU_PROGRAMS))
+  NEEDED = $(if $(filter %/cli_test.sh %/cuda_test.sh,$(TEST_SCRIPTS)),$(PROGRAMS)) \
+           $(if $(filter %/libcmuon_test.sh,$(TEST_SCRIPTS)),$(LIBRARY)) \
+           $(if $(filter %/cuda_test.sh,$(TEST_SCRIPTS)),$(EMU_PROGRAMS))
 else
   NEEDED = $(PROGRAMS) $(LIBRARY) $(EMU_PROGRAMS)
 endif
