@@ -16,7 +16,7 @@ static const char *const names[] = {NAME, NULL}, *const variables[] = {"CM_TEST_
                                                                        NULL};
 static const char *const wheels[] = {"cm_test/lib", "cu13/lib", NULL};
 
-static void shell(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static void shell(const char *format, ...) {
     char command[8192];
     int n = snprintf(command, sizeof command, "PATH='%s'; ", tools);
     va_list args;

@@ -1486,13 +1486,13 @@ static void test_plan(void) {
 /* The plan covers every parameter once, nothing twice, and second moments of AdamW do not overlap.
    */
 static void test_plan_cover(void) {
-    static const char *const presets[] = {"tiny", "gpt2", "llama", "speedrun"};
+    static char presets[][12] = {"tiny", "gpt2", "llama", "speedrun"};
     for (int i = 0; i < 4; i++) {
-        char err[ERR_LEN] = "", *argv[] = {(char *)"test",     (char *)"--preset",
-                                           (char *)presets[i], (char *)"--layers",
-                                           (char *)"2",        (char *)"--width",
-                                           (char *)"48",       (char *)"--seq-len",
-                                           (char *)"16",       (char *)"--total-batch-tokens",
+        char err[ERR_LEN] = "", *argv[] = {(char *)"test", (char *)"--preset",
+                                           presets[i],     (char *)"--layers",
+                                           (char *)"2",    (char *)"--width",
+                                           (char *)"48",   (char *)"--seq-len",
+                                           (char *)"16",   (char *)"--total-batch-tokens",
                                            (char *)"0"};
         Config *c = (Config *)take_bytes(sizeof *c);
         unsigned char given[CONFIG_FLAGS];

@@ -1,5 +1,6 @@
 /* llmc/tokenizer.h against an independent implementation (dev/reference/make_bpe_fixture.py), what
    it says about bad files, and the program data/tokenize. */
+int tokenize_main(int argc, char **argv);
 #define main tokenize_main
 #include "data/tokenize.c"
 #undef main
@@ -226,11 +227,11 @@ static int run_tokenize(const char *input, const char *output, const char *flag,
                         (char *)"--bpe",
                         (char *)FIXTURES "vocab.bpe",
                         (char *)"--input",
-                        (char *)input,
+                        strdup(input),
                         (char *)"--output",
-                        (char *)output,
-                        (char *)flag,
-                        (char *)value,
+                        strdup(output),
+                        flag ? strdup(flag) : NULL,
+                        value ? strdup(value) : NULL,
                         NULL};
         if (!freopen(in_folder("out"), "w", stdout)) _exit(9);
         if (!freopen(in_folder("out"), "a", stderr)) _exit(9);
