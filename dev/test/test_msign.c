@@ -539,7 +539,6 @@ static void test_root(void) {
 }
 
 static void test_accuracy_forms(void) {
-    draws = 0; /* the matrices for which the bounds were set */
     for (add_free = 0; add_free < 2; add_free++) test_accuracy();
     add_free = 0;
 }
@@ -563,6 +562,5 @@ static const Test tests[] = {TEST(accuracy_forms),
 int main(int argc, char **argv) {
     add_free = 0;
     set_threads(2);
-    check_draws = &draws;
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }

@@ -1600,6 +1600,5 @@ int main(int argc, char **argv) {
     if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
     processors = thread_count();
     set_threads(1);
-    check_draws = &draws;
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }

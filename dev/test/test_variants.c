@@ -1264,6 +1264,5 @@ int main(int argc, char **argv) {
     char err[ERR_LEN] = "";
     if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
     set_threads(1);
-    check_draws = &draws;
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }
