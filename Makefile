@@ -306,7 +306,7 @@ format:
 format-check:
 	@sh scripts/format_check.sh
 analyze:
-	@CC="$(CC)" CFLAGS="$(filter-out $(WERROR),$(CFLAGS))" sh dev/analyze/run.sh
+	@CC="$(CC)" sh dev/analyze/run.sh
 # For clangd and other tools that ask how a file is compiled.
 compile_commands.json:
 	@$(MAKE) --no-print-directory -nB $(PROGRAMS) $(TESTS) $(EMU_TESTS) $(EMU_PROGRAMS) $(BUILD)/cmuon.o \
