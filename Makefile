@@ -1,5 +1,5 @@
-# make train    trains a GPT on TinyShakespeare and samples from it
-# make test     builds and runs every test
+# make train    train a GPT on TinyShakespeare and sample from it
+# make check    the tests of everyday work; make test: every test
 # make help     the other targets
 
 ifeq ($(origin CC),default)
@@ -7,19 +7,28 @@ ifeq ($(origin CC),default)
 endif
 BUILD ?= build
 OPT ?= -O3 -march=native
-# make WERROR= goes on where another compiler has other warnings.
-WERROR ?= -Werror
-WARN = -Wall -Wextra -Wshadow -Wstrict-prototypes $(WERROR)
+# Nearly all of a compiler's time goes into optimisation, and most tests run for less than a second.
+# -Og therefore saves more than the slower programs cost. SLOW_TESTS keep the programs' optimisation.
+TEST_OPT ?= $(subst -O3,-Og,$(OPT))
+# WERROR=-Werror makes every warning an error, as in CI.
+WERROR ?=
+VERSION := $(shell cat VERSION)
+is_clang := $(findstring clang,$(shell $(CC) --version))
+# A switch over an enum that forgets a value never compiles.
+WARN = -Wall -Wextra -Wshadow -Wcast-qual $(if $(is_clang),-Wcast-align,-Wcast-align=strict) -Wundef -Wvla \
+       -Wformat=2 -Werror=switch $(WERROR)
+C_WARN = $(WARN) -Wstrict-prototypes -Wmissing-prototypes
 # The model's loops vectorise without -ffast-math, which would break the checks for NaN.
-CFLAGS ?= $(OPT)
-override CFLAGS += -std=gnu11 -I. $(WARN) -fno-math-errno -fno-trapping-math -ffp-contract=fast
-# clang says where a loop did not vectorise, as those over libm's exp in the double build.
-override CFLAGS += $(if $(findstring clang,$(shell $(CC) --version)),-Wno-pass-failed)
+CFLAGS ?=
+override CFLAGS += -std=gnu11 -I. -DCM_VERSION='"$(VERSION)"' $(C_WARN) -fno-math-errno -fno-trapping-math \
+                   -ffp-contract=fast
+# clang reports each loop that it does not vectorise, such as loops over exp in the double build.
+override CFLAGS += $(if $(is_clang),-Wno-pass-failed)
 LDLIBS += -lm -lpthread
 SHELL = /bin/sh
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 
-# What this machine has, asked of the compiler itself.
+# Ask the compiler what this machine has.
 hash := \#
 have = $(shell printf '$(1)\nint main(void){return 0;}\n' | $(CC) -x c - $(2) -o /dev/null 2>/dev/null && echo yes)
 ifeq ($(call have,$(hash)include <omp.h>,-fopenmp),yes)
@@ -34,95 +43,92 @@ ifeq ($(ONEDNN),yes)
   DNNL_LIBS = -ldnnl
 endif
 
-HEADERS = $(wildcard llmc/*.h llmc/cpu/*.h llmc/optim/*.h dev/test/*.h)
-CUDA_HEADERS = $(HEADERS) $(wildcard llmc/cuda/*.cuh llmc/cuda/*.h dev/emu/*.h dev/test/cuda/*.h)
 PROGRAMS = train_gpt generate data/tokenize
-TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt $(BUILD)/test_gpt_double \
-        $(BUILD)/test_optim_double $(BUILD)/test_variants_double $(BUILD)/test_msign_double $(BUILD)/test_attention_double $(BUILD)/test_gemm_double
+DOUBLE_TESTS = gpt optim variants msign attention gemm
+TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt \
+        $(DOUBLE_TESTS:%=$(BUILD)/test_%_double)
 
-# The CUDA side without a GPU: our kernels on the emulator (dev/emu), in bf16 and in fp32, and with them
-# the tests that the CPU has to pass.
+# Tests of the CUDA side that need no GPU. The kernels run on the emulator (dev/emu) in bf16 and in
+# fp32; the tests that the CPU passes run on them too.
 EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
 EMU_TESTS = $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%) \
-            $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS)) gpt optim variants msign) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS))) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,gpt optim variants msign) \
             $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32
 EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/generate_fp32
 
-LIBRARY = libcmuon.so libcmuon.a cmuon.pc
+LIBRARY = libcmuon.so.1 libcmuon.so libcmuon.a cmuon.pc
 
-.PHONY: all train test test-asan asan-programs bench install clean help
+.PHONY: all train check test test-asan asan-programs test-tsan tsan-programs bench install dist clean help
+.PHONY: format format-check analyze compile_commands.json
 all: $(PROGRAMS)
 
-train_gpt: train_gpt.c $(HEADERS)
-	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+# ---- Programs and tests for the CPU
 
-generate: generate.c train_gpt.c $(HEADERS)
-	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+# Every program is one translation unit. The compiler writes its list of headers to $(BUILD), and make
+# reads these lists back, so a changed header rebuilds only what includes it.
+deps = -MMD -MP -MF $(BUILD)/$(subst /,_,$(patsubst $(BUILD)/%,%,$@)).d -MT $@
+-include $(wildcard $(BUILD)/*.d)
+compile = $(CC) $(1) $(CFLAGS) $(deps) $< -o $@ $(2) $(LDLIBS)
+$(BUILD) $(BUILD)/emu $(BUILD)/cuda:
+	mkdir -p $@
 
-data/tokenize: data/tokenize.c $(HEADERS)
-	$(CC) $(CFLAGS) $< -o $@ $(LDLIBS)
+train_gpt generate: %: %.c VERSION | $(BUILD)
+	$(call compile,$(OPT) $(DNNL),$(DNNL_LIBS))
+data/tokenize: data/tokenize.c VERSION | $(BUILD)
+	$(call compile,$(OPT))
+$(BUILD)/train_gpt $(BUILD)/generate: $(BUILD)/%: %.c VERSION | $(BUILD)
+	$(call compile,$(TEST_OPT) $(DNNL),$(DNNL_LIBS))
 
-$(BUILD)/train_gpt $(BUILD)/generate: $(BUILD)/%: %.c train_gpt.c $(HEADERS) | $(BUILD)
-	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+# Tests that run for seconds, and those of the inner loops, are optimised as the programs are.
+SLOW_TESTS = $(BUILD)/test_gemm $(BUILD)/test_attention $(BUILD)/test_msign
+$(SLOW_TESTS): TEST_OPT = $(OPT)
 
-$(BUILD)/test_gpt: test_gpt.c train_gpt.c $(HEADERS) | $(BUILD)
-	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
-
+$(BUILD)/test_gpt: test_gpt.c | $(BUILD)
+	$(call compile,$(TEST_OPT) $(DNNL),$(DNNL_LIBS))
 # Finite differences need double precision throughout.
-$(BUILD)/test_gpt_double: test_gpt.c train_gpt.c $(HEADERS) | $(BUILD)
-	$(CC) $(CFLAGS) -DCM_DOUBLE $< -o $@ $(LDLIBS)
-
-$(BUILD)/test_%_double: dev/test/test_%.c $(HEADERS) | $(BUILD)
-	$(CC) $(CFLAGS) -DCM_DOUBLE $< -o $@ $(LDLIBS)
-
-# The optimizers' tests are long to compile; and what holds at one level of optimisation should at another.
-$(BUILD)/test_optim $(BUILD)/test_optim_double $(BUILD)/test_variants $(BUILD)/test_variants_double \
-  $(BUILD)/test_cmuon: OPT := $(subst -O3,-O2,$(OPT))
-
-$(BUILD)/test_generate: generate.c train_gpt.c
-$(BUILD)/test_composed: train_gpt.c
-$(BUILD)/test_library: llmc/cuda/library.h
+$(BUILD)/test_gpt_double: test_gpt.c | $(BUILD)
+	$(call compile,$(TEST_OPT) -DCM_DOUBLE)
+$(BUILD)/test_%_double: dev/test/test_%.c | $(BUILD)
+	$(call compile,$(TEST_OPT) -DCM_DOUBLE)
 $(BUILD)/test_library: LDLIBS += -ldl
+$(BUILD)/test_%: dev/test/test_%.c | $(BUILD)
+	$(call compile,$(TEST_OPT) $(DNNL),$(DNNL_LIBS))
+$(BUILD)/bench_%: dev/bench/%.c | $(BUILD)
+	$(call compile,$(OPT) $(DNNL),$(DNNL_LIBS))
 
-$(BUILD)/test_%: dev/test/test_%.c $(HEADERS) | $(BUILD)
-	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
+# ---- libcmuon, the optimizer for other programs
 
-$(BUILD)/bench_%: dev/bench/%.c $(HEADERS) | $(BUILD)
-	$(CC) $(CFLAGS) $(DNNL) $< -o $@ $(DNNL_LIBS) $(LDLIBS)
-
-# libcmuon, the optimizer for other programs: only what cmuon.h marks is visible. Code of a library
-# stays loaded (nodelete), because threads that end run its clean-up.
-$(BUILD)/cmuon.o: llmc/cmuon.c $(HEADERS) | $(BUILD)
-	$(CC) $(CFLAGS) -fPIC -fvisibility=hidden -c $< -o $@
-
-libcmuon.so: $(BUILD)/cmuon.o
-	$(CC) $(CFLAGS) -shared -Wl,-soname,libcmuon.so -Wl,-z,nodelete $< -o $@ $(LDLIBS)
-
+# Only what cmuon.h marks is visible. The library stays loaded (nodelete), because threads that end run
+# its clean-up. The number after .so is that of the ABI and changes when a program must be rebuilt.
+$(BUILD)/cmuon.o: llmc/cmuon.c VERSION | $(BUILD)
+	$(CC) $(OPT) $(CFLAGS) $(deps) -fPIC -fvisibility=hidden -c $< -o $@
+libcmuon.so.1: $(BUILD)/cmuon.o
+	$(CC) $(OPT) $(CFLAGS) -shared -Wl,-soname,$@ -Wl,-z,nodelete $< -o $@ $(LDLIBS)
+libcmuon.so: libcmuon.so.1
+	ln -sf $< $@
 libcmuon.a: $(BUILD)/cmuon.o
 	rm -f $@
 	$(AR) rcs $@ $<
 
 PREFIX ?= /usr/local
-cmuon.pc: Makefile
+cmuon.pc: Makefile VERSION
 	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
-	  'Name: cmuon' 'Description: Compositional Muon and Muon, the optimizers, in C' 'Version: 1.0' \
+	  'Name: cmuon' 'Description: Compositional Muon and Muon, the optimizers, in C' 'Version: $(VERSION)' \
 	  'Libs: -L$${libdir} -lcmuon' 'Libs.private: $(filter -fopenmp,$(CFLAGS)) $(LDLIBS)' \
 	  'Cflags: -I$${includedir}' >$@
 
 # make install PREFIX=$$HOME/.local; DESTDIR is put before it.
 install: $(LIBRARY)
 	mkdir -p $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
-	install -m 755 libcmuon.so $(DESTDIR)$(PREFIX)/lib
+	install -m 755 libcmuon.so.1 $(DESTDIR)$(PREFIX)/lib
+	ln -sf libcmuon.so.1 $(DESTDIR)$(PREFIX)/lib/libcmuon.so
 	install -m 644 libcmuon.a $(DESTDIR)$(PREFIX)/lib
 	sed 's|^prefix=.*|prefix=$(PREFIX)|' cmuon.pc >$(DESTDIR)$(PREFIX)/lib/pkgconfig/cmuon.pc
 	install -m 644 llmc/cmuon.h $(DESTDIR)$(PREFIX)/include
 
-$(BUILD)/test_cmuon: llmc/cmuon.c
-
-$(BUILD):
-	mkdir -p $(BUILD)
-
 # ---- CUDA on the emulator: needs a C++ compiler, no CUDA and no GPU
+
 CXX = $(if $(findstring clang,$(CC)),clang++,g++)
 TEST_SCRIPTS = $(wildcard dev/test/*_test.sh)
 ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
@@ -131,31 +137,45 @@ ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
   TEST_SCRIPTS := $(filter-out %/cuda_test.sh,$(TEST_SCRIPTS))
   $(info note: no $(CXX), so the tests of the CUDA kernels are left out (Debian: apt-get install g++))
 endif
-EMU_OPT ?= -O1
-EMU_FLAGS = -std=c++20 $(EMU_OPT) -Wno-missing-field-initializers -I. -Idev/emu -Wall -Wextra -Wshadow $(WERROR) -Wno-unknown-pragmas -fno-math-errno -fno-strict-aliasing -ffp-contract=off \
-            -DCM_CUDA -DCM_EMU
-emu_precision = $(if $(findstring _fp32,$@),-DCM_FP32)
-emu_build = $(CXX) $(EMU_FLAGS) $(emu_precision) -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
+EMU_OPT ?= -Og
+EMU_FLAGS = -std=c++20 -I. -Idev/emu -DCM_VERSION='"$(VERSION)"' $(filter-out -Wcast-%,$(WARN)) -Wno-missing-field-initializers -Wno-unknown-pragmas \
+            -fno-math-errno -fno-strict-aliasing -ffp-contract=off -DCM_CUDA -DCM_EMU
+precision = $(if $(findstring _fp32,$@),-DCM_FP32)
+emu_build = $(CXX) $(EMU_OPT) $(EMU_FLAGS) $(precision) $(deps) $(emulator) -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)
 
-$(BUILD)/emu:
-	mkdir -p $@
-$(BUILD)/twin.o: dev/test/cuda/twin.c $(HEADERS) dev/test/cuda/twin.h | $(BUILD)
-	$(CC) $(CFLAGS) -c $< -o $@
-$(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%): $(BUILD)/emu/test_%: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/emu
+# g++ reads the emulator's headers, a third of a second, from a precompiled file. A compiler accepts
+# such a file under equal flags only, so there is one with OpenMP, for the tests of kernels, and one without.
+ifeq ($(is_clang),)
+  emulator = $(addprefix -include ,$(patsubst %.gch,%,$(filter %.gch,$|)))
+  EMULATOR = $(BUILD)/emu/plain/emu.h.gch
+  EMULATOR_OPENMP = $(BUILD)/emu/openmp/emu.h.gch
+$(EMULATOR) $(EMULATOR_OPENMP): dev/emu/emu.h
+	mkdir -p $(@D)
+	$(CXX) $(EMU_OPT) $(EMU_FLAGS) $(if $(findstring openmp,$@),$(filter -fopenmp,$(CFLAGS))) $(deps) -x c++-header $< -o $@
+endif
+
+# The twin's sums are what the kernels' sums are compared with: vectorised, they are more exact.
+$(BUILD)/twin.o: dev/test/cuda/twin.c | $(BUILD)
+	$(CC) $(subst -O3,-O1,$(OPT)) $(CFLAGS) $(deps) -c $< -o $@
+$(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%): $(BUILD)/emu/test_%: dev/test/cuda/test_%.cu $(BUILD)/twin.o | $(BUILD)/emu $(EMULATOR_OPENMP)
 	$(emu_build) $(filter -fopenmp,$(CFLAGS))
-$(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%_fp32): $(BUILD)/emu/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/emu
+$(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%_fp32): $(BUILD)/emu/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o | $(BUILD)/emu $(EMULATOR_OPENMP)
 	$(emu_build) $(filter -fopenmp,$(CFLAGS))
-# cuDNN's header, where the toolkit has it, is what this test compares with.
+# The test that runs longest.
+$(BUILD)/emu/test_attention_sm90: EMU_OPT := $(subst -Og,-O1,$(EMU_OPT))
+$(BUILD)/emu/test_attention_sm90: emulator =
+# This test compares with cuDNN's header, where the toolkit has one.
+$(BUILD)/emu/test_cudnn_api: emulator =
 $(BUILD)/emu/test_cudnn_api: EMU_FLAGS += $(addprefix -isystem ,$(wildcard $(cuda_root)/include))
-$(BUILD)/emu/test_gpt_fp32: test_gpt.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+$(BUILD)/emu/test_gpt_fp32: test_gpt.c | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
-$(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+$(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
-$(BUILD)/emu/test_%_fp32: dev/test/test_%.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+$(BUILD)/emu/test_%_fp32: dev/test/test_%.c | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
-$(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32: train_gpt.cu train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+$(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32: train_gpt.cu VERSION | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
-$(BUILD)/emu/generate $(BUILD)/emu/generate_fp32: generate.cu generate.c train_gpt.c $(CUDA_HEADERS) | $(BUILD)/emu
+$(BUILD)/emu/generate $(BUILD)/emu/generate_fp32: generate.cu VERSION | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
 
 # ---- CUDA: nvcc from the PATH or the usual places; ARCH=sm_80 or the GPU's own, else sm_90. sm_90 means sm_90a, which
@@ -190,65 +210,131 @@ ifneq ($(and $(cuda_goals),$(NVCC)),)
   cuda_folders := $(sort $(realpath $(firstword $(cuda_libs)) $(dir $(cublas))))
 endif
 NVCC_OPT ?= -O3
-NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. $(CUBLAS_FLAGS) -DCM_CUDA -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers,-Wno-unknown-pragmas \
-            $(if $(WERROR),-Werror all-warnings) -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
+NVCCFLAGS = -std=c++20 $(NVCC_OPT) -arch=$(cuda_arch) -I. $(CUBLAS_FLAGS) -DCM_CUDA -DCM_VERSION='"$(VERSION)"' \
+            -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers,-Werror=switch,-Wno-unknown-pragmas $(if $(WERROR),-Werror all-warnings) \
+            -diag-suppress 177 $(if $(filter -fopenmp,$(CFLAGS)),-Xcompiler -fopenmp)
 CUDA_LIBS = $(foreach d,$(cuda_folders),-L$(d) -Xlinker -rpath -Xlinker $(d)) \
             $(if $(filter %.so,$(or $(cublas),.so)),-lcublasLt,-l:$(notdir $(cublas))) -ldl
 nvcc_build = $(if $(NVCC),,$(error no nvcc: install the CUDA Toolkit, 12.4 or later, or name it with NVCC=/path/to/nvcc))\
-             $(NVCC) $(NVCCFLAGS) $(emu_precision) $< $(filter %.o,$^) -o $@ $(CUDA_LIBS)
+             $(NVCC) $(NVCCFLAGS) $(precision) $(deps) $< $(filter %.o,$^) -o $@ $(CUDA_LIBS)
 CUDA_PROGRAMS = train_gpt_cuda train_gpt_cuda_fp32 generate_cuda
 CUDA_KERNEL_TESTS = $(filter-out emu,$(EMU_KERNEL_TESTS))
 
 .PHONY: cuda
 cuda: $(CUDA_PROGRAMS)
 
-train_gpt_cuda train_gpt_cuda_fp32: train_gpt.cu train_gpt.c $(CUDA_HEADERS)
+train_gpt_cuda train_gpt_cuda_fp32: train_gpt.cu VERSION | $(BUILD)
 	$(nvcc_build)
-generate_cuda: generate.cu generate.c train_gpt.c $(CUDA_HEADERS)
+generate_cuda: generate.cu VERSION | $(BUILD)
 	$(nvcc_build)
-$(BUILD)/cuda:
-	mkdir -p $@
-$(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%): $(BUILD)/cuda/test_%: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/cuda
+$(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%): $(BUILD)/cuda/test_%: dev/test/cuda/test_%.cu $(BUILD)/twin.o | $(BUILD)/cuda
 	$(nvcc_build)
-$(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32): $(BUILD)/cuda/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o $(CUDA_HEADERS) | $(BUILD)/cuda
+$(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32): $(BUILD)/cuda/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o | $(BUILD)/cuda
 	$(nvcc_build)
-$(BUILD)/cuda/bench_cuda: dev/bench/cuda.cu $(CUDA_HEADERS) | $(BUILD)/cuda
+$(BUILD)/cuda/bench_cuda: dev/bench/cuda.cu | $(BUILD)/cuda
 	$(nvcc_build)
-test_gpt_cuda test_gpt_cuda_fp32: test_gpt.cu train_gpt.c $(CUDA_HEADERS)
+test_gpt_cuda test_gpt_cuda_fp32: test_gpt.cu | $(BUILD)
 	$(nvcc_build)
-# All that runs on a device to test: the model's program and one for each file of kernels, in both precisions.
+# The tests that run on a device: the model's program, and one program for each file of kernels, in both precisions.
 test_gpt_cuda: | test_gpt_cuda_fp32 $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%) $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32)
 
-# The main job. RUN names the run folder, ARGS adds flags: make train RUN=b ARGS="--seed 2".
+# ---- The main job. RUN names the run folder, ARGS adds flags: make train RUN=b ARGS="--seed 2".
+
 RUN ?= shakespeare
 train: train_gpt generate
 	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
 
-test: $(PROGRAMS) $(TESTS) $(LIBRARY) $(EMU_TESTS) $(EMU_PROGRAMS)
-	@sh dev/test/run.sh $(TEST_SCRIPTS) $(TESTS) $(EMU_TESTS)
+# ---- Tests
 
-# The whole suite once more under AddressSanitizer and UndefinedBehaviorSanitizer.
+# make test T=NAME builds and runs the programs whose name begins with NAME, and of the other programs
+# the tests whose name begins with NAME.
+T ?=
+open := (
+stem = $(patsubst test_%,%,$(patsubst %_fp32,%,$(patsubst %_double,%,$(notdir $(1)))))
+source_of = $(firstword $(wildcard $(if $(findstring /emu/,$(1)),dev/test/cuda/test_$(stem).cu) dev/test/test_$(stem).c \
+              test_$(stem).c $(if $(filter gpt_cuda,$(stem)),test_gpt.cu)))
+ifneq ($(T),)
+  holders := $(shell grep -l 'TEST$(open)$(T)' test_gpt.c test_gpt.cu dev/test/test_*.c dev/test/cuda/test_*.cu; \
+                     grep -l '^test_$(T)' $(TEST_SCRIPTS))
+  chosen = $(foreach p,$(1),$(if $(or $(filter $(T)%,$(call stem,$(p))),$(filter $(holders),$(call source_of,$(p)))),$(p)))
+  override TESTS := $(call chosen,$(TESTS))
+  override EMU_TESTS := $(call chosen,$(EMU_TESTS))
+  override TEST_SCRIPTS := $(foreach s,$(TEST_SCRIPTS),$(if $(or $(filter $(T)%,$(notdir $(s))),$(filter $(holders),$(s))),$(s)))
+  NEEDED = $(if $(filter %/cli_test.sh %/cuda_test.sh,$(TEST_SCRIPTS)),$(PROGRAMS)) \
+           $(if $(filter %/libcmuon_test.sh,$(TEST_SCRIPTS)),$(LIBRARY)) \
+           $(if $(filter %/cuda_test.sh,$(TEST_SCRIPTS)),$(EMU_PROGRAMS))
+else
+  NEEDED = $(PROGRAMS) $(LIBRARY) $(EMU_PROGRAMS)
+endif
+
+# The scripts and programs that run longest begin first.
+test: $(NEEDED) $(TESTS) $(EMU_TESTS)
+	@T='$(T)' sh dev/test/run.sh $(TEST_SCRIPTS) $(TESTS) $(EMU_TESTS)
+
+# Everyday work: compiles and runs in under 30 seconds on two cores, from nothing. All of the CPU's
+# tests in fp32, the programs from end to end, and some kernels on the emulator.
+CHECK_TESTS = $(filter-out %_double $(BUILD)/test_msign,$(TESTS)) $(filter %/test_layers_fp32 %/test_gemm,$(EMU_TESTS))
+check: $(CHECK_TESTS) $(BUILD)/train_gpt $(BUILD)/generate
+	@TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/run.sh dev/test/cli_test.sh $(CHECK_TESTS)
+
+# The whole suite under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-asan:
 	@$(MAKE) --no-print-directory BUILD=build/asan ONEDNN=no \
 	  OPT="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	  EMU_OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" asan-programs
-asan-programs: $(TESTS) $(EMU_TESTS) $(EMU_PROGRAMS) $(BUILD)/train_gpt $(BUILD)/generate
+asan-programs: $(TESTS) $(EMU_TESTS) $(BUILD)/train_gpt $(BUILD)/generate $(EMU_PROGRAMS)
 	@BUILD=$(BUILD) TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate \
 	  sh dev/test/run.sh $(TESTS) $(EMU_TESTS) $(filter %/cli_test.sh %/cuda_test.sh,$(TEST_SCRIPTS))
+
+# Tests that start threads, under ThreadSanitizer. It needs clang and LLVM's OpenMP with Archer, which
+# tells the sanitizer about OpenMP's barriers; GCC's libgomp cannot, so every loop would be a false report.
+TSAN_TESTS = attention cmuon generate gpt data
+test-tsan:
+	@$(MAKE) --no-print-directory CC=clang BUILD=build/tsan ONEDNN=no \
+	  OPT="-O1 -g -march=native -fsanitize=thread" tsan-programs
+tsan-programs: $(TSAN_TESTS:%=$(BUILD)/test_%)
+	@CC=$(CC) sh dev/test/tsan.sh $^
 
 bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c))
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done
 
+# ---- The source
+
+SOURCES = $$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' | grep -v unicode_classes.h)
+format:
+	clang-format -i $(SOURCES)
+format-check:
+	@sh scripts/format_check.sh
+analyze:
+	@CC="$(CC)" sh dev/analyze/run.sh
+# For clangd and other tools that ask how a file is compiled.
+compile_commands.json:
+	@$(MAKE) --no-print-directory -nB $(PROGRAMS) $(TESTS) $(EMU_TESTS) $(EMU_PROGRAMS) $(BUILD)/cmuon.o \
+	  $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c)) | sh scripts/compile_commands.sh >$@
+	@echo "$@: $$(grep -c '"file"' $@) commands"
+
+# The source of this version as an archive: the last commit, or the tree where there is no git.
+DIST = cm.c-$(VERSION)
+dist:
+	@if git rev-parse --git-dir >/dev/null 2>&1; then git archive --prefix=$(DIST)/ HEAD; \
+	  else tar c --exclude-vcs --exclude-from=.gitignore --exclude='./build' --exclude='./runs' \
+	    --transform='s|^\.|$(DIST)|' --sort=name --owner=0 --group=0 .; fi | gzip -n9 >$(DIST).tar.gz.tmp
+	@mv $(DIST).tar.gz.tmp $(DIST).tar.gz && echo $(DIST).tar.gz
+
 clean:
-	rm -rf $(BUILD) $(PROGRAMS) $(LIBRARY) $(CUDA_PROGRAMS) test_gpt_cuda test_gpt_cuda_fp32
+	rm -rf $(BUILD) $(PROGRAMS) $(LIBRARY) $(CUDA_PROGRAMS) test_gpt_cuda test_gpt_cuda_fp32 compile_commands.json
 
 help:
 	@echo "make train       train on TinyShakespeare, then sample (about three minutes on two cores)"
 	@echo "make             build train_gpt, generate and data/tokenize"
-	@echo "make test        every test; make test-asan: under sanitizers"
+	@echo "make check       the tests of everyday work, half a minute"
+	@echo "make test        every test; make test T=checkpoint: the tests whose name begins so"
+	@echo "make test-asan   every test under AddressSanitizer and UBSan; make test-tsan: threads under ThreadSanitizer"
 	@echo "make cuda        train_gpt_cuda, train_gpt_cuda_fp32 and generate_cuda for NVIDIA GPUs (ARCH=sm_80, NVCC=, CUDA_WHEELS=)"
 	@echo "make test_gpt_cuda  the tests that run on a GPU; bash dev/gpu/check.sh runs them and more"
 	@echo "make bench       benchmarks of the parts"
 	@echo "make libcmuon.so the optimizer as a library (also libcmuon.a); make install PREFIX=..."
+	@echo "make format      clang-format; make format-check checks; make analyze: gcc's analyzer, cppcheck, clang-tidy"
+	@echo "make compile_commands.json  for clangd; make dist: an archive of the source"
 	@echo "make clean       remove what was built (runs/ and data/ stay)"
-	@echo "options: CC=clang, ONEDNN=no (built-in matrix product), OPT='-O2' (portable code), WERROR= (warnings are no errors)"
+	@echo "options: CC=clang, ONEDNN=no (built-in matrix product), OPT='-O2' (portable code), WERROR=-Werror (as in CI)"

@@ -819,7 +819,7 @@ static void test_updates(const Fixture *fx, const char *optimizer) {
     release();
 }
 
-static void test_fixtures(void) {
+__attribute__((unused)) static void test_fixtures(void) {
     static const char *const names[] = {"gpt2", "llama", "speedrun"};
     for (int i = 0; i < 3; i++) {
         char path[128];
@@ -1736,41 +1736,51 @@ static void test_shard(const char *rule) {
     release();
 }
 
-int main(void) {
-    static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
-                                          "--preset speedrun"};
-    /* One thread is the quickest for models of this size; some tests set more. */
-    static Config machine;
-    machine.threads = 1;
-    if (device_setup(&machine, NULL, err)) die("%s", err);
-    if (!mkdtemp(folder)) die("cannot make %s", folder);
-#ifdef CM_DOUBLE
-    test_layers();
-    test_model_gradients();
-#endif
+static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
+                                      "--preset speedrun"};
+enum { PRESETS = COUNT_OF(presets) };
+
+static void test_classifiers(void) {
     test_classifier(0);
     test_classifier(15);
     test_classifier_range();
-    test_rope_table();
-    if (!ON_CUDA) test_fixtures(); /* test_gpt.cu has them */
-    test_registries();
-    for (int i = 0; i < 4; i++) {
-        test_accumulation(presets[i]);
-        test_causality(presets[i]);
-        test_init(presets[i], "");
-        test_memory(presets[i]);
-        test_recompute(presets[i]);
-    }
+}
+
+static void test_accumulation_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_accumulation(presets[i]);
+}
+
+static void test_causality_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_causality(presets[i]);
+}
+
+static void test_init_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_init(presets[i], "");
     test_init("--preset tiny", "--tied on");
     for (int i = 0; i < 3; i++) test_zero_init(rules[i]);
-    for (int i = 0; i < 4; i++)
+}
+
+static void test_memory_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_memory(presets[i]);
+}
+
+static void test_recompute_presets(void) {
+    for (int i = 0; i < PRESETS; i++) test_recompute(presets[i]);
+}
+
+static void test_update_rules(void) {
+    for (int i = 0; i < PRESETS; i++)
         for (int j = 0; j < RULES; j++) test_update(presets[i], rules[j], j == 2 ? 3 : 1);
-    test_train_step();
+}
+
+static void test_checkpoints(void) {
     test_checkpoint("--preset gpt2", "--optimizer adamw");
     test_checkpoint("--preset speedrun", "--optimizer muon");
     test_checkpoint("--preset llama", "--optimizer cm");
     test_checkpoint("--preset llama --init gpt2", "--mlp muonh --qk quack");
-    test_version_1();
+}
+
+static void test_rule_changes(void) {
     test_rule_change("--optimizer muon", "--optimizer muon --mlp normuon",
                      "starting anew: s.wfc.gate.v, s.wfc.up.v, s.wproj.v", "", 1);
     test_rule_change("--optimizer muon --mlp normuon", "--optimizer muon --mlp muonh",
@@ -1779,19 +1789,48 @@ int main(void) {
                      "starting anew: s.wqkv.k.initial", "", 1);
     test_rule_change("--optimizer muon", "--optimizer muon --mlp adamw --lr 0.002",
                      "starting anew: s.wfc.gate.v", "", 0);
-    test_freeze("--preset gpt2", "--optimizer muon", T_WTE);
-    test_freeze("--preset gpt2", "--optimizer adamw", T_WPE);
-    test_freeze("--preset speedrun", "--optimizer muon", T_WTE);
+}
+
+static void test_frozen(void) {
     static const TensorId frozen[] = {T_NORM0_W, T_NORM1_W, T_WQKV,  T_BQKV, T_WO,
                                       T_BO,      T_NORM2_W, T_WFC,   T_BFC,  T_WPROJ,
                                       T_BPROJ,   T_NORMF_W, T_WHEAD, T_BHEAD};
-    for (size_t i = 0; i < sizeof frozen / sizeof frozen[0]; i++)
+    test_freeze("--preset gpt2", "--optimizer muon", T_WTE);
+    test_freeze("--preset gpt2", "--optimizer adamw", T_WPE);
+    test_freeze("--preset speedrun", "--optimizer muon", T_WTE);
+    for (int i = 0; i < COUNT_OF(frozen); i++)
         test_freeze("--preset speedrun", "--optimizer muon", frozen[i]);
-    test_freeze_errors();
-    test_freeze_resume();
+}
+
+static void test_shards(void) {
     test_shard("--optimizer cm");
     test_shard("--qk quack --ov muon-head --mlp normuon");
     test_shard("--qk adamw-partner --ov muon --circuit on --mlp muonh");
+}
+
+static const Test tests[] = {
+#ifdef CM_DOUBLE
+    TEST(layers),        TEST(model_gradients),
+#endif
+    TEST(classifiers),   TEST(rope_table),
+#ifndef CM_CUDA /* test_gpt.cu has them */
+    TEST(fixtures),
+#endif
+    TEST(registries),    TEST(accumulation_presets), TEST(causality_presets),
+    TEST(init_presets),  TEST(memory_presets),       TEST(recompute_presets),
+    TEST(update_rules),  TEST(train_step),           TEST(checkpoints),
+    TEST(version_1),     TEST(rule_changes),         TEST(frozen),
+    TEST(freeze_errors), TEST(freeze_resume),        TEST(shards),
+};
+
+int main(int argc, char **argv) {
+    /* One thread is the quickest for models of this size; some tests set more. */
+    static Config machine;
+    machine.threads = 1;
+    if (device_setup(&machine, NULL, err)) die("%s", err);
+    if (!mkdtemp(folder)) die("cannot make %s", folder);
+    check_draws = &drawn;
+    check_run(tests, COUNT_OF(tests), argc, argv);
     if (rmdir(folder)) check(0, "something is left in %s", folder);
     return check_done();
 }

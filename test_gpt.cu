@@ -279,16 +279,7 @@ static void test_fresh(const char *flags) {
     model_free(&m);
 }
 
-int main(void) {
-    static const char *const names[] = {"gpt2", "llama", "speedrun"};
-    static const char *const optimizers[] = {"adamw", "cm", "muon", "cm_iso"};
-    Config c = config_of("--preset tiny --vocab 256 --tf32 off", "");
-    char machine[512];
-    if (device_setup(&c, NULL, err)) die("%s", err);
-    device_describe(machine, sizeof machine);
-    printf("%s\n", machine);
-    test_memory();
-    test_logit_rows();
+static void test_fresh_gradients(void) {
     const char *const shape =
         "--layers 2 --width 64 --heads 2 --seq-len 32 --batch-size 2 --vocab 100";
     static const char *const models[] = {"--preset gpt2",
@@ -297,20 +288,38 @@ int main(void) {
                                          "--preset gpt2 --logit-rows 24",
                                          "--preset speedrun --tied on --logit-rows 24",
                                          "--preset gpt2 --biases off --head-bias on --tied off"};
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < COUNT_OF(models); i++) {
         char flags[256];
         snprintf(flags, sizeof flags, "%s %s", models[i], shape);
         test_fresh(flags);
     }
-    for (int i = 0; i < 3; i++) {
-        char path[128];
-        snprintf(path, sizeof path, "dev/test/fixtures/%s.fix", names[i]);
-        Fixture *fx = fixture_load(path);
-        test_parity(fx);
-        test_cuts(fx);
-        /* In bf16 two rules suffice: the update computes in fp32 in both programs. */
-        for (int j = 0; j < BY_TYPE(2, 4); j++) test_updates(fx, optimizers[j], j == 1);
-        fixture_free(fx);
-    }
-    return check_done();
+}
+
+static void test_fixture(const char *name) {
+    static const char *const optimizers[] = {"adamw", "cm", "muon", "cm_iso"};
+    char path[128];
+    snprintf(path, sizeof path, "dev/test/fixtures/%s.fix", name);
+    Fixture *fx = fixture_load(path);
+    test_parity(fx);
+    test_cuts(fx);
+    /* In bf16 two optimizers are enough: their rules compute in fp32 in either build. */
+    for (int j = 0; j < BY_TYPE(2, COUNT_OF(optimizers)); j++)
+        test_updates(fx, optimizers[j], j == 1);
+    fixture_free(fx);
+}
+
+static void test_gpt2(void) { test_fixture("gpt2"); }
+static void test_llama(void) { test_fixture("llama"); }
+static void test_speedrun(void) { test_fixture("speedrun"); }
+
+static const Test tests[] = {TEST(memory), TEST(logit_rows), TEST(fresh_gradients),
+                             TEST(gpt2),   TEST(llama),      TEST(speedrun)};
+
+int main(int argc, char **argv) {
+    Config c = config_of("--preset tiny --vocab 256 --tf32 off", "");
+    char machine[512];
+    if (device_setup(&c, NULL, err)) die("%s", err);
+    device_describe(machine, sizeof machine);
+    printf("%s\n", machine);
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }

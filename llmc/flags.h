@@ -113,7 +113,7 @@ static inline const char *flags_choice(const Flag *flag, int index, int *length)
     return NULL;
 }
 
-/* "a, b or c". */
+/* Writes "a, b or c" for the choices "a|b|c", or those of flag->choice. */
 static inline void flags_choices_text(const Flag *flag, char *text, size_t size) {
     size_t used = 0;
     int length, last = 0;
@@ -128,8 +128,8 @@ static inline void flags_choices_text(const Flag *flag, char *text, size_t size)
     }
 }
 
-/* Decimal text with an optional fraction and suffix as an exact integer. 0: done, 1: not a whole
-   number, 2: does not fit 64 bits. Doubles are avoided: 9007199254740993 must stay itself. */
+/* Reads decimal text with an optional fraction and suffix as an exact integer. Returns 0, or 1 if it is
+   no whole number, or 2 if it does not fit 64 bits. A double would round 9007199254740993. */
 static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
     const char *s = text;
     int negative = *s == '-';
@@ -142,7 +142,7 @@ static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
             continue;
         }
         digits++;
-        /* Zeros at the end of a fraction say nothing: 1.50000000M is 1500000. */
+        /* Zeros at the end of a fraction change nothing: 1.50000000M is 1500000. */
         if (point && !isdigit((unsigned char)s[strspn(s, "0")])) continue;
         fraction += point;
         overflow |= __builtin_mul_overflow(value, (uint64_t)10, &value);
@@ -161,8 +161,8 @@ static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
     return 0;
 }
 
-/* Strict strtod: decimal only (no hexadecimal, no nan, no inf), all of the text, finite.
-   0: done, 1: not a number, 2: too large or too small for a double. */
+/* A strict strtod: all of the text must be one finite decimal number; hexadecimal, nan and inf are
+   refused. Returns 0, or 1 if it is no number, or 2 if it is too large or too small for a double. */
 static inline int flags_double(const char *text, double *out) {
     char *end;
     if (!*text || text[strspn(text, "+-.0123456789eE")]) return 1;
@@ -172,7 +172,7 @@ static inline int flags_double(const char *text, double *out) {
     return errno == ERANGE && (*out == 0 || !isfinite(*out)) ? 2 : 0;
 }
 
-/* 1 or 0, or -1 for anything else. */
+/* Returns 1 for on, true, 1, yes; 0 for off, false, 0, no; -1 for any other text. */
 static inline int flags_bool(const char *text) {
     static const char *const words[] = {"off", "on", "false", "true", "0", "1", "no", "yes"};
     for (int i = 0; i < 8; i++)
@@ -180,7 +180,7 @@ static inline int flags_bool(const char *text) {
     return -1;
 }
 
-/* "at least 1", "at most 1", "from 0 to 1", or "" where any number goes. */
+/* Writes "at least 1", "at most 1", "from 0 to 1", or "" where every number is allowed. */
 static inline void flags_range_text(const Flag *flag, char *text, size_t size) {
     char lo[JSON_NUMBER_SIZE], hi[JSON_NUMBER_SIZE];
     json_double_text(lo, flag->lo);
@@ -200,8 +200,8 @@ static inline int flags_fail_range(const Flag *flag, const char *value, char *er
                 flag->help);
 }
 
-/* Parses value into the field of one flag. A switch may be set from "on" or "off" too, which is
-   what flags_get_text says of it. On an error the field keeps what it had. */
+/* Parses value into the field of one flag; NULL stands for no value. A switch also takes "on" and "off",
+   the texts that flags_get_text writes for it. On an error the field keeps its value. */
 static inline int flags_parse_value(const Flag *flag, void *cfg, const char *value, char *err) {
     void *field = flags_field(flag, cfg);
     int bounded = flag->lo != flag->hi;
@@ -276,7 +276,7 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
     return fail(err, "--%s: the flag table names no kind", flag->name);
 }
 
-/* Every field to its default. A default that does not parse is a mistake in the program. */
+/* Sets every field to its default. A default that does not parse is a mistake of the program. */
 static inline void flags_defaults(const Flag *flags, int n, void *cfg) {
     char err[ERR_LEN];
     for (int i = 0; i < n; i++) {
@@ -310,19 +310,19 @@ static inline int flags_distance(const char *a, const char *b) {
     return rows[m % 3][n];
 }
 
-/* The flag a mistyped name most likely means; NULL for an empty table. Case, underscores and dashes
-   do not count, and a name cut short (--batch for --batch-size) is as near as a typo. */
+/* Returns the flag that a mistyped name most likely means; NULL for an empty table. Case, underscores
+   and dashes do not matter. A name cut short (--batch for --batch-size) is as near as a typo. */
 static inline const char *flags_nearest(const Flag *flags, int n, const char *name) {
     char typed[64], known[64];
     const char *best = n ? flags[0].name : NULL;
     int best_distance = INT_MAX;
     size_t length = 0;
-    for (; name[length] && length < sizeof typed - 1; length++)
+    for (; length < sizeof typed - 1 && name[length]; length++)
         typed[length] = name[length] == '_' ? '-' : (char)tolower((unsigned char)name[length]);
     typed[length] = 0;
     for (int i = 0; i < n; i++) {
         snprintf(known, sizeof known, "%s", flags[i].name);
-        /* Twice the edits, so that a cut name ranks after one edit and before two. */
+        /* Edits count twice, so that a name cut short ranks after one edit and before two. */
         int distance = 2 * flags_distance(typed, known);
         if (length >= 2 && strncmp(known, typed, length) == 0) distance = min_int(distance, 3);
         else if (length >= 3 && strstr(known, typed)) distance = min_int(distance, 5);
@@ -361,7 +361,7 @@ static inline int flags_is_help(const char *arg) {
     return strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0;
 }
 
-/* One argument of the command line, at argv[*at]; moves *at to the last argument it used. */
+/* Parses the argument argv[*at] and moves *at to the last argument that belongs to it. */
 static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned char *seen,
                                   int argc, char **argv, int *at, char *err) {
     const char *arg = argv[*at];
@@ -395,8 +395,8 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
     if (flags[i].kind == KIND_SWITCH) {
         if (value) return fail(err, "--%s takes no value: write it alone or leave it out", plain);
     } else if (!value) {
-        /* A value may begin with one dash (-1), but --x is taken for the next flag: --name=--x says
-           it. */
+        /* A value may begin with one dash (-1). --x is the next flag; the value --x is written
+           --name=--x. */
         if (*at + 1 >= argc || strncmp(argv[*at + 1], "--", 2) == 0)
             return fail(err, "--%s needs a value (%s)", plain, flags[i].help);
         value = argv[++*at];
@@ -405,8 +405,8 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
     return flags_parse_value(&flags[i], cfg, value, err);
 }
 
-/* Parses argv[1..argc-1] over what cfg holds. 0: done, 1: --help or -h is among them, -1: error.
-   `given` (n bytes, may be NULL) is set to 1 for each flag that stands on the command line. */
+/* Parses argv[1..argc-1] into cfg; flags that are not given keep their values. Returns 0, 1 if --help or
+   -h is among the arguments, -1 on an error. given (n bytes, may be NULL) becomes 1 for each flag given. */
 static inline int flags_parse(const Flag *flags, int n, void *cfg, unsigned char *given, int argc,
                               char **argv, char *err) {
     for (int at = 1; at < argc; at++)
@@ -424,7 +424,7 @@ static inline int flags_parse(const Flag *flags, int n, void *cfg, unsigned char
 /* ---------------------------------------------------------------------------------------------- */
 /* Values to text                                                                                 */
 
-/* The value as text that parses to the same value again; text has FLAG_STRING_SIZE bytes. */
+/* Writes the value as text that parses to an equal value; text has FLAG_STRING_SIZE bytes. */
 static inline void flags_get_text(const Flag *flag, const void *cfg, char *text) {
     const void *field = flags_value(flag, cfg);
     int length;
@@ -453,7 +453,7 @@ static inline int flags_same(const Flag *flag, const void *cfg_a, const void *cf
     return strcmp(a, b) == 0;
 }
 
-/* The value as JSON: a number, a string, true or false. */
+/* Prints the value as JSON: a number, a string, true or false. */
 static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) {
     char text[FLAG_STRING_SIZE];
     flags_get_text(flag, cfg, text);
@@ -464,7 +464,7 @@ static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) 
     else fputs(text, f);
 }
 
-/* {"batch-size": 8, "lr": 0.0003, ...} on one line. */
+/* Prints {"batch-size": 8, "lr": 0.0003, ...} on one line. */
 static inline void flags_json(FILE *f, const Flag *flags, int n, const void *cfg) {
     fputc('{', f);
     for (int i = 0; i < n; i++) {
@@ -477,7 +477,7 @@ static inline void flags_json(FILE *f, const Flag *flags, int n, const void *cfg
 /* ---------------------------------------------------------------------------------------------- */
 /* Documentation                                                                                  */
 
-/* "; one of a, b or c" and "; from 1 to 65536" behind the help, as --help and the manual say it. */
+/* Writes the limits that follow the help: "a, b or c" of a choice, "from 1 to 65536" of a number. */
 static inline void flags_limits_text(const Flag *flag, char *text, size_t size) {
     text[0] = 0;
     if (flag->kind == KIND_CHOICE) flags_choices_text(flag, text, size);
@@ -500,7 +500,7 @@ static inline void flags_wrap(FILE *f, const char *text, int indent, int column)
     fputc('\n', f);
 }
 
-/* "--batch-size N" */
+/* Writes "--batch-size N" and returns its length. */
 static inline int flags_signature(const Flag *flag, char *text, size_t size) {
     static const char *const values[] = {" N", " N", " X", " TEXT", " NAME", " on|off", ""};
     return snprintf(text, size, "--%s%s", flag->name, values[flag->kind]);
@@ -534,7 +534,7 @@ static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int
     fprintf(f, "print this text\n");
 }
 
-/* Text for a cell of a Markdown table. */
+/* Prints text for a cell of a Markdown table. */
 static inline void flags_markdown_text(FILE *f, const char *text) {
     for (; *text; text++) {
         if (*text == '|' || *text == '<') fputc('\\', f);
@@ -542,7 +542,7 @@ static inline void flags_markdown_text(FILE *f, const char *text) {
     }
 }
 
-/* One table per section: flag | default | meaning. */
+/* Prints one Markdown table a section: flag | default | meaning. */
 static inline void flags_markdown(FILE *f, const Flag *flags, int n) {
     char limits[512];
     for (int i = 0; i < n; i++) {

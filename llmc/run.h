@@ -29,7 +29,9 @@ Needs a backend's device_upload, device_download, device_zero, device_choices an
 #include "params.h"
 #include "report.h"
 
-#define CM_VERSION "0.1.0"
+#ifndef CM_VERSION
+#define CM_VERSION "unknown" /* the Makefile passes what the file VERSION says */
+#endif
 
 typedef struct {
     Config asked; /* flags as given, which is what checkpoints store */

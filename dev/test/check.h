@@ -1,19 +1,28 @@
 /*
-A test harness of one page. A test program calls check(...) any number of times and ends with
-`return check_done();`, which prints "N passed, N failed" and gives the exit status.
+A test harness of one page. A test is a function without arguments that calls check(...) any number
+of times. A program lists its tests in a table, and main runs the table:
+
+    static const Test tests[] = {TEST(values), TEST(errors)}; // test_values, test_errors
+    int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }
+
+Without arguments every test runs. Arguments are beginnings of names and choose the tests that run:
+`build/test_flags err`. Each test prints its name, its number of checks and its milliseconds. The
+last line of the output is always "N passed, N failed".
 */
 #ifndef CM_CHECK_H
 #define CM_CHECK_H
 
 #include <math.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int check_passed, check_failed;
 
-/* Counts one test. A failure prints where it stands and the message. */
+/* Counts one check. A failed check prints its file, its line and the message. */
 #define check(condition, ...) check_at(__FILE__, __LINE__, (condition) ? 1 : 0, __VA_ARGS__)
 
 __attribute__((format(printf, 4, 5), unused)) static int check_at(const char *file, int line,
@@ -32,13 +41,13 @@ __attribute__((format(printf, 4, 5), unused)) static int check_at(const char *fi
     return 0;
 }
 
-/* |a - b| / max(|b|, floor) with NaN counted as infinitely wrong. */
+/* |a - b| / max(|b|, floor); INFINITY for NaN. */
 __attribute__((unused)) static double relative_error(double a, double b, double floor) {
     double e = fabs(a - b) / fmax(fabs(b), floor);
     return e == e ? e : INFINITY;
 }
 
-/* ||a - b||_2 / max(||b||_2, floor), the measure of nearly all numeric tests. */
+/* ||a - b||_2 / max(||b||_2, floor), the measure of nearly all numeric tests; INFINITY for NaN. */
 #define DEFINE_RELATIVE_L2(NAME, TYPE_A, TYPE_B)                                                   \
     __attribute__((unused)) static double NAME(const TYPE_A *a, const TYPE_B *b, size_t n,         \
                                                double floor) {                                     \
@@ -55,9 +64,76 @@ DEFINE_RELATIVE_L2(relative_l2_ff, float, float)
 DEFINE_RELATIVE_L2(relative_l2_fd, float, double)
 DEFINE_RELATIVE_L2(relative_l2_dd, double, double)
 
-__attribute__((unused)) static int check_done(void) {
+/* ---------------------------------------------------------------------------------------------- */
+/* Named tests                                                                                    */
+
+typedef struct {
+    const char *name;
+    void (*run)(void);
+} Test;
+
+/* The row of the function test_NAME. `make test T=NAME` finds a test by the text TEST(NAME). */
+#define TEST(NAME)                                                                                 \
+    { #NAME, test_##NAME }
+#define COUNT_OF(ARRAY) ((int)(sizeof(ARRAY) / sizeof(ARRAY)[0]))
+
+/* A program that draws random numbers by counting draws points this at its counter. Every test starts
+   at draw 0, so its numbers do not depend on which tests run before it. */
+__attribute__((unused)) static uint64_t *check_draws;
+
+static inline double check_milliseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+}
+
+/* 1 if the test is to run: no names are given, or one of them is the beginning of its name. */
+static inline int check_chosen(const char *test, int argc, char **argv) {
+    int chosen = argc < 2;
+    for (int i = 1; i < argc; i++) chosen |= strncmp(test, argv[i], strlen(argv[i])) == 0;
+    return chosen;
+}
+
+/* Ends the program if a name on the command line is the beginning of no test's name. */
+static inline void check_names(const Test *tests, int count, int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        int found = 0;
+        for (int j = 0; j < count; j++)
+            found |= strncmp(tests[j].name, argv[i], strlen(argv[i])) == 0;
+        if (found) continue;
+        printf("%s has no test whose name begins with \"%s\". Its tests are:\n", argv[0], argv[i]);
+        for (int j = 0; j < count; j++) printf("    %s\n", tests[j].name);
+        exit(2);
+    }
+}
+
+/* Runs the tests of the table, or those that the command line names. */
+static inline void check_run(const Test *tests, int count, int argc, char **argv) {
+    check_names(tests, count, argc, argv);
+    for (int i = 0; i < count; i++) {
+        if (!check_chosen(tests[i].name, argc, argv)) continue;
+        int passed = check_passed, failed = check_failed;
+        double start = check_milliseconds();
+        if (check_draws) *check_draws = 0;
+        tests[i].run();
+        printf("%-32s %6d checks %8.0f ms", tests[i].name,
+               check_passed + check_failed - passed - failed, check_milliseconds() - start);
+        if (check_failed > failed) printf("  %d FAILED", check_failed - failed);
+        printf("\n");
+        fflush(stdout);
+    }
+}
+
+/* Prints the last line and returns the exit status of the program. */
+static inline int check_done(void) {
     printf("%d passed, %d failed\n", check_passed, check_failed);
     return check_failed || !check_passed;
+}
+
+/* main of a program whose tests need no preparation. */
+__attribute__((unused)) static int check_main(const Test *tests, int count, int argc, char **argv) {
+    check_run(tests, count, argc, argv);
+    return check_done();
 }
 
 #endif

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The programs as their users meet them: training, kill -9 and resume, full disks, damaged files,
-# mistakes on the command line, sampling. usage: cli_test.sh; TRAIN_GPT and GENERATE name other builds.
+# The programs from the outside: training, kill -9 and resume, full disks, damaged files, mistakes on the
+# command line, sampling. TRAIN_GPT and GENERATE name other builds. usage: cli_test.sh [TEST...]
 set -u
 here=$(pwd)
 case ${TRAIN_GPT:=$here/train_gpt} in /*) ;; *) TRAIN_GPT=$here/$TRAIN_GPT ;; esac
@@ -21,7 +21,7 @@ random() {
         'BEGIN { srand(s); while (i-- > 0) x = rand(); print int(x * n) }')
 }
 
-# Some 15 kB of sentences.
+# About 15 kB of sentences.
 awk 'BEGIN {
     n = split("the king of a far land|her brother|an old sailor|nobody|every child|the moon", who, "|")
     k = split("saw|forgot|sang to|would not sell|loved|feared|carried home", did, "|")
@@ -36,77 +36,72 @@ awk 'BEGIN {
 }' >text.txt
 minute="--data text.txt --layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 4 --threads 1"
 
-# --- a run from beginning to end
+# A run from its beginning to its end.
+test_end_to_end() {
+    rm -rf runs/a
+    check "10 steps" train $minute --run a --steps 10 --val-every 5
+    check "the end of the run does not show the validation loss" has out 'validation loss [0-9.]* nats per byte'
+    check "the end of the run does not say how to sample" has out 'generate --run a'
+    check "log.jsonl has $(lines runs/a/log.jsonl) lines, not 11" [ "$(lines runs/a/log.jsonl)" -eq 11 ]
+    value='\([0-9.e+-]*\|null\)'
+    line="^{\"step\": [0-9]*, \"tokens\": [0-9]*"
+    for key in train_loss val_loss lr grad_norm ms tok_s; do line="$line, \"$key\": $value"; done
+    check "a line of log.jsonl is not as documented" [ "$(grep -c "$line}\$" runs/a/log.jsonl)" -eq 11 ]
+    check "no validation loss at step 5" has runs/a/log.jsonl '^{"step": 5, "tokens": 640, .*"val_loss": [0-9]'
+    check "the loss does not fall" awk -F'[:,]' 'NR == 2 { first = $6 } { last = $6 }
+        END { exit !(last < first && last > 0) }' runs/a/log.jsonl
+    check "run.json: braces or quotes do not match" awk '{ text = text $0 }
+        END { a = gsub(/{/, "", text); b = gsub(/}/, "", text); q = gsub(/"/, "", text)
+              exit !(a == b && a == 3 && q % 2 == 0) }' runs/a/run.json
+    check "run.json has no closing brace" [ "$(tail -n 1 runs/a/run.json)" = "}" ]
+    for key in version parameters machine flags steps train_checksum; do
+        check "run.json lacks $key" has runs/a/run.json "^ *\"$key\": "
+    done
+    if command -v python3 >/dev/null 2>&1; then
+        check "run.json is not JSON" python3 -m json.tool runs/a/run.json out
+    fi
+    check "no checkpoint of step 10" [ -f runs/a/checkpoints/step_00000010.ckpt ]
+    rm -rf a.saved
+    cp -r runs/a a.saved
+}
 
-check "10 steps" train $minute --run a --steps 10 --val-every 5
-check "the end of the run does not show the validation loss" has out 'validation loss [0-9.]* nats per byte'
-check "the end of the run does not say how to sample" has out 'generate --run a'
-check "log.jsonl has $(lines runs/a/log.jsonl) lines, not 11" [ "$(lines runs/a/log.jsonl)" -eq 11 ]
-value='\([0-9.e+-]*\|null\)'
-check "a line of log.jsonl is not as documented" [ "$(grep -c "^{\"step\": [0-9]*, \"tokens\": \
-[0-9]*, \"train_loss\": $value, \"val_loss\": $value, \"lr\": $value, \"grad_norm\": $value, \
-\"ms\": $value, \"tok_s\": $value}\$" runs/a/log.jsonl)" -eq 11 ]
-check "no validation loss at step 5" has runs/a/log.jsonl '^{"step": 5, "tokens": 640, .*"val_loss": [0-9]'
-check "the loss does not fall" awk -F'[:,]' 'NR == 2 { first = $6 } { last = $6 }
-    END { exit !(last < first && last > 0) }' runs/a/log.jsonl
-check "run.json: braces or quotes do not match" awk '{ text = text $0 }
-    END { a = gsub(/{/, "", text); b = gsub(/}/, "", text); q = gsub(/"/, "", text)
-          exit !(a == b && a == 3 && q % 2 == 0) }' runs/a/run.json
-check "run.json has no closing brace" [ "$(tail -n 1 runs/a/run.json)" = "}" ]
-for key in version parameters machine flags steps train_checksum; do
-    check "run.json lacks $key" has runs/a/run.json "^ *\"$key\": "
-done
-if command -v python3 >/dev/null 2>&1; then
-    check "run.json is not JSON" python3 -m json.tool runs/a/run.json out
-fi
-check "no checkpoint of step 10" [ -f runs/a/checkpoints/step_00000010.ckpt ]
-cp -r runs/a a.saved
+# The run of test_end_to_end with its ten steps, for the tests that go on from there.
+ten_steps() {
+    [ -d a.saved ] || { train $minute --run a --steps 10 --val-every 5 && cp -r runs/a a.saved; }
+    rm -rf runs/a
+    cp -r a.saved runs/a
+}
 
-# --- asking before running
 
-train $minute --run dry --dry-run
-check "--dry-run: exit status $?" [ $? -eq 0 ]
-for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'flops .* per token' 'time .* ms a step'; do
-    check "--dry-run does not print \"$word\"" has out "$word"
-done
-check "--dry-run made a run folder" [ ! -e runs/dry ]
-train $minute --run dry --dry-run --freeze wte,norm1_w
-check "--dry-run --freeze: exit status $?" [ $? -eq 0 ]
-check "--dry-run does not show wte as frozen" has out '^wte *frozen'
-check "--dry-run shows a rule of a frozen tensor" not has out '^wte *adamw'
-train --help
-check "--help: exit status $?" [ $? -eq 0 ]
-cp out help
-train --help-markdown
-flags=$(sed -n 's/^| `--\([a-z0-9-]*\)`.*/\1/p' out)
-check "--help-markdown lists only: $flags" [ "$(echo "$flags" | wc -l)" -gt 60 ]
-for flag in $flags; do grep -q "^  --$flag " help || grep -q "^  --$flag\$" help || echo "$flag"; done >missing
-check "--help does not list $(tr '\n' ' ' <missing)" [ ! -s missing ]
-generate --help
-check "generate --help: exit status $?" [ $? -eq 0 ]
-for flag in run runs-dir checkpoint prompt prompt-file tokens temperature top-k top-p seed count threads \
-    encoder bpe stop-at-eot; do
-    check "generate --help does not list --$flag" has out "^  --$flag"
-done
-
-# --- mistakes
-
-refused "unknown flag" 'unknown flag --widht, did you mean --width' train $minute --widht 3
-refused "flag without value" '--steps needs a value' train $minute --steps
-refused "width and heads" '--width 33 .* --heads 2' train --data text.txt --width 33 --heads 2 --dry-run
-refused "run exists" 'runs/a already has steps.*--resume' train $minute --run a --steps 12
-refused "no such run" 'there is no run runs/none' train $minute --run none --resume
-sed 's/silver/golden/' text.txt >other.txt
-refused "other data" 'other.txt is not the data' train --run a --resume --steps 12 --data other.txt
-refused "other width" '\(tensor wte\|tensor p.wte\|--width\)' train --run a --resume --steps 12 --width 64
-check "a refused resume changed the log" cmp runs/a/log.jsonl a.saved/log.jsonl
-check "a refused resume changed a checkpoint" cmp "$(newest runs/a)" "$(newest a.saved)"
-refused "frozen tensor of an unknown name" 'no tensor "wtf"; it has wte' train $minute --run e --freeze wte,wtf
-refused "frozen leg of a pair" '--freeze wo: .* freeze wqkv too' train $minute --run e --freeze wo
-refused "no data file" 'nowhere.txt' train --data nowhere.txt --run e
-printf 'too short' >short.txt
-refused "short text" 'short.txt' train --data short.txt --run e --seq-len 32 --batch-size 1
-check "a run that could not start left a folder" [ ! -e runs/e ]
+# What the programs tell before they run.
+test_asking() {
+    train $minute --run dry --dry-run
+    check "--dry-run: exit status $?" [ $? -eq 0 ]
+    for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'flops .* per token' 'time .* ms a step'; do
+        check "--dry-run does not print \"$word\"" has out "$word"
+    done
+    check "--dry-run made a run folder" [ ! -e runs/dry ]
+    train $minute --run dry --dry-run --freeze wte,norm1_w
+    check "--dry-run --freeze: exit status $?" [ $? -eq 0 ]
+    check "--dry-run does not show wte as frozen" has out '^wte *frozen'
+    check "--dry-run shows a rule of a frozen tensor" not has out '^wte *adamw'
+    train --help
+    check "--help: exit status $?" [ $? -eq 0 ]
+    cp out help
+    train --help-markdown
+    flags=$(sed -n 's/^| `--\([a-z0-9-]*\)`.*/\1/p' out)
+    check "--help-markdown lists only: $flags" [ "$(echo "$flags" | wc -l)" -gt 60 ]
+    for flag in $flags; do grep -q "^  --$flag " help || grep -q "^  --$flag\$" help || echo "$flag"; done >missing
+    check "--help does not list $(tr '\n' ' ' <missing)" [ ! -s missing ]
+    sh "$here/scripts/flags_md.sh" "$TRAIN_GPT" >flags.md
+    check "docs/flags.md is out of date: sh scripts/flags_md.sh >docs/flags.md" cmp flags.md "$here/docs/flags.md"
+    generate --help
+    check "generate --help: exit status $?" [ $? -eq 0 ]
+    for flag in run runs-dir checkpoint prompt prompt-file tokens temperature top-k top-p seed count threads \
+        encoder bpe stop-at-eot; do
+        check "generate --help does not list --$flag" has out "^  --$flag"
+    done
+}
 
 # Shards: 256 little-endian numbers of 32 bits (20240520, 1, count), then tokens of 16 bits.
 shard() { # MAGIC COUNT TOKENS
@@ -114,72 +109,101 @@ shard() { # MAGIC COUNT TOKENS
     dd if=/dev/zero bs=1012 count=1 2>/dev/null
     printf "$3"
 }
-tokens=$(awk 'BEGIN { for (i = 0; i < 1000; i++) printf "\\%03o\\000", i * i % 61 }')
-shard '\210\330\064\001' '\350\003\000\000' "$tokens" >good.bin
-shard '\210\330\064\001' '\350\003\000\000' "${tokens%????????????????}" >cut.bin
-shard '\211\330\064\001' '\350\003\000\000' "$tokens" >magic.bin
-shard '\210\330\064\001' '\350\003\000\000' "${tokens%????????}\140\352" >large.bin # ends in 60000
-small="--vocab 100 --layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 4 --threads 1 --steps 9"
-check "shards" train $small --data good.bin --val-data good.bin --run shards
-refused "shard cut off" 'cut.bin.* 1000 tokens' train $small --data cut.bin --val-data good.bin --run e
-refused "shard with a wrong magic number" 'magic.bin' train $small --data magic.bin --val-data good.bin --run e
-refused "token outside the vocabulary" 'large.bin.*60000.* 100' train $small --data good.bin \
-    --val-data large.bin --run large --val-every 1
-refused "shards without validation data" '--val-data' train $small --data good.bin --run e
+make_shards() {
+    tokens=$(awk 'BEGIN { for (i = 0; i < 1000; i++) printf "\\%03o\\000", i * i % 61 }')
+    shard '\210\330\064\001' '\350\003\000\000' "$tokens" >good.bin
+    shard '\210\330\064\001' '\350\003\000\000' "${tokens%????????????????}" >cut.bin
+    shard '\211\330\064\001' '\350\003\000\000' "$tokens" >magic.bin
+    shard '\210\330\064\001' '\350\003\000\000' "${tokens%????????}\140\352" >large.bin # ends in 60000
+}
 
-# --- damage
+# Mistakes on the command line and in the data.
+test_mistakes() {
+    ten_steps
+    refused "unknown flag" 'unknown flag --widht, did you mean --width' train $minute --widht 3
+    refused "flag without value" '--steps needs a value' train $minute --steps
+    refused "width and heads" '--width 33 .* --heads 2' train --data text.txt --width 33 --heads 2 --dry-run
+    refused "run exists" 'runs/a already has steps.*--resume' train $minute --run a --steps 12
+    refused "no such run" 'there is no run runs/none' train $minute --run none --resume
+    sed 's/silver/golden/' text.txt >other.txt
+    refused "other data" 'other.txt is not the data' train --run a --resume --steps 12 --data other.txt
+    refused "other width" '\(tensor wte\|tensor p.wte\|--width\)' train --run a --resume --steps 12 --width 64
+    check "a refused resume changed the log" cmp runs/a/log.jsonl a.saved/log.jsonl
+    check "a refused resume changed a checkpoint" cmp "$(newest runs/a)" "$(newest a.saved)"
+    refused "frozen tensor of an unknown name" 'no tensor "wtf"; it has wte' train $minute --run e --freeze wte,wtf
+    refused "frozen leg of a pair" '--freeze wo: .* freeze wqkv too' train $minute --run e --freeze wo
+    refused "no data file" 'nowhere.txt' train --data nowhere.txt --run e
+    printf 'too short' >short.txt
+    refused "short text" 'short.txt' train --data short.txt --run e --seq-len 32 --batch-size 1
+    check "a run that could not start left a folder" [ ! -e runs/e ]
 
-train --run a --resume --steps 12 --keep-checkpoints 5
-check "resume with more steps" [ -f runs/a/checkpoints/step_00000012.ckpt ]
+    make_shards
+    small="--vocab 100 --layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 4 --threads 1 --steps 9"
+    check "shards" train $small --data good.bin --val-data good.bin --run shards
+    refused "shard cut off" 'cut.bin.* 1000 tokens' train $small --data cut.bin --val-data good.bin --run e
+    refused "shard with a wrong magic number" 'magic.bin' train $small --data magic.bin --val-data good.bin --run e
+    refused "token outside the vocabulary" 'large.bin.*60000.* 100' train $small --data good.bin \
+        --val-data large.bin --run large --val-every 1
+    refused "shards without validation data" '--val-data' train $small --data good.bin --run e
+}
+
+# One wrong byte in a checkpoint.
 damage() { printf 'X' | dd of="$1" bs=1 seek=3000 conv=notrunc 2>/dev/null; }
-damage runs/a/checkpoints/step_00000012.ckpt
-train --run a --resume --steps 14
-check "resume past a damaged checkpoint: exit status $?" [ $? -eq 0 ]
-check "no warning names the damaged checkpoint" has err 'warning: .*step_00000012.ckpt is damaged'
-check "no word of the checkpoint taken instead" has out 'resumed.*step_00000010.ckpt'
-check "log.jsonl has $(lines runs/a/log.jsonl) lines, not 15" [ "$(lines runs/a/log.jsonl)" -eq 15 ]
-for f in runs/a/checkpoints/*.ckpt; do damage "$f"; done
-refused "all checkpoints damaged" 'every checkpoint in runs/a/checkpoints is damaged' \
-    train --run a --resume --steps 16
-refused "all checkpoints damaged, generate" 'every checkpoint in runs/a/checkpoints is damaged' \
-    generate --run a
-rm -rf runs/a
-cp -r a.saved runs/a
 
-# --- another rule on resume
+# Another rule on resume: what both rules have is kept, and the program names the rest.
+test_other_rules() {
+    ten_steps
+    train --run a --resume --steps 12 --mlp normuon
+    check "other rules: exit status $?" [ $? -eq 0 ]
+    check "other rules: no word of what starts anew" has err 'starting anew: s.wfc.v, s.wproj.v$'
+    train --run a --resume --steps 13
+    check "other rules: a further resume: exit status $?" [ $? -eq 0 ]
+    check "other rules: a further resume starts something anew" not has err 'anew'
+    train --run a --resume --steps 14 --mlp muon
+    check "other rules, back: no word of what is left" has err 'not taken over: s.wfc.v, s.wproj.v$'
+}
 
-train --run a --resume --steps 12 --mlp normuon
-check "other rules: exit status $?" [ $? -eq 0 ]
-check "other rules: no word of what starts anew" has err 'starting anew: s.wfc.v, s.wproj.v$'
-train --run a --resume --steps 13
-check "other rules: a further resume: exit status $?" [ $? -eq 0 ]
-check "other rules: a further resume starts something anew" not has err 'anew'
-train --run a --resume --steps 14 --mlp muon
-check "other rules, back: no word of what is left" has err 'not taken over: s.wfc.v, s.wproj.v$'
-rm -rf runs/a
-cp -r a.saved runs/a
+# Damaged checkpoints.
+test_damage() {
+    ten_steps
+    train --run a --resume --steps 12 --keep-checkpoints 5
+    check "resume with more steps" [ -f runs/a/checkpoints/step_00000012.ckpt ]
+    damage runs/a/checkpoints/step_00000012.ckpt
+    train --run a --resume --steps 14
+    check "resume past a damaged checkpoint: exit status $?" [ $? -eq 0 ]
+    check "no warning names the damaged checkpoint" has err 'warning: .*step_00000012.ckpt is damaged'
+    check "no word of the checkpoint taken instead" has out 'resumed.*step_00000010.ckpt'
+    check "log.jsonl has $(lines runs/a/log.jsonl) lines, not 15" [ "$(lines runs/a/log.jsonl)" -eq 15 ]
+    for f in runs/a/checkpoints/*.ckpt; do damage "$f"; done
+    refused "all checkpoints damaged" 'every checkpoint in runs/a/checkpoints is damaged' \
+        train --run a --resume --steps 16
+    refused "all checkpoints damaged, generate" 'every checkpoint in runs/a/checkpoints is damaged' \
+        generate --run a
+}
 
-# --- divergence: a decay of 1 - lr decay = -1e9 a step
+# Divergence, by a decay that multiplies the weights by 1 - lr decay = -1e9 in each step.
+test_divergence() {
+    refused "divergence" 'diverged at step' train $minute --run wild --steps 40 --checkpoint-every 1 --val-every 0 \
+        --optimizer adamw --lr 1e6 --weight-decay 1e3
+    check "divergence: no tensor is named" has err 'wqkv\|wfc\|wproj\|wo'
+    check "divergence: no checkpoint is kept" [ -n "$(newest runs/wild)" ]
+    check "divergence: the last checkpoint cannot be read" generate --run wild --tokens 0
+    check "divergence: the log has a line that is not JSON" not has runs/wild/log.jsonl '[^a-z]\(nan\|inf\)'
+}
 
-refused "divergence" 'diverged at step' train $minute --run wild --steps 40 --checkpoint-every 1 --val-every 0 \
-    --optimizer adamw --lr 1e6 --weight-decay 1e3
-check "divergence: no tensor is named" has err 'wqkv\|wfc\|wproj\|wo'
-check "divergence: no checkpoint is kept" [ -n "$(newest runs/wild)" ]
-check "divergence: the last checkpoint cannot be read" generate --run wild --tokens 0
-check "divergence: the log has a line that is not JSON" not has runs/wild/log.jsonl '[^a-z]\(nan\|inf\)'
-
-# --- full disk, as a limit of 20 kB to the size of files
-
-cp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
 limited() { (ulimit -f 40 && train "$@"); }
-refused "full disk" 'step_00000014.ckpt: File too large.*Older checkpoints are kept' \
-    limited --run a --resume --steps 14
-check "full disk: the older checkpoint has changed" cmp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
-check "full disk: files are left: $(ls runs/a/checkpoints)" [ "$(ls runs/a/checkpoints)" = step_00000010.ckpt ]
-check "resume after a full disk" train --run a --resume --steps 14
-check "no checkpoint after a full disk" [ -f runs/a/checkpoints/step_00000014.ckpt ]
 
-# --- kill and resume
+# A full disk, which a limit of 20 kB on the size of files stands in for.
+test_full_disk() {
+    ten_steps
+    cp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
+    refused "full disk" 'step_00000014.ckpt: File too large.*Older checkpoints are kept' \
+        limited --run a --resume --steps 14
+    check "full disk: the older checkpoint has changed" cmp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
+    check "full disk: files are left: $(ls runs/a/checkpoints)" [ "$(ls runs/a/checkpoints)" = step_00000010.ckpt ]
+    check "resume after a full disk" train --run a --resume --steps 14
+    check "no checkpoint after a full disk" [ -f runs/a/checkpoints/step_00000014.ckpt ]
+}
 
 # start FLAGS...: a run in the background, in the folder `broken`.
 start() {
@@ -226,95 +250,102 @@ begin() { # makes the run that nothing happens to
 model="--data ../text.txt --run r --layers 2 --width 48 --heads 2 --seq-len 32 --batch-size 2 --steps 30 \
     --val-every 7 --val-tokens 512 --checkpoint-every 3"
 
-flags="$model --threads 1 --total-batch-tokens 256 --optimizer muon"
-begin
-# Once before the first checkpoint, which comes at step 3.
-start $flags
-await_lines broken/runs/r/log.jsonl 2
-kill -9 $child 2>/dev/null
-finish 2>/dev/null
-kill_once
-kill_once
-kill_once
-go_on
-finish
-compare "kill -9, gradient accumulation"
+# A run that is killed and resumed ends as one that is not, byte for byte.
+test_kill() {
+    flags="$model --threads 1 --total-batch-tokens 256 --optimizer muon"
+    begin
+    # Once before the first checkpoint, which comes at step 3.
+    start $flags
+    await_lines broken/runs/r/log.jsonl 2
+    kill -9 $child 2>/dev/null
+    finish 2>/dev/null
+    kill_once
+    kill_once
+    kill_once
+    go_on
+    finish
+    compare "kill -9, gradient accumulation"
 
-# Killed after its last checkpoint was written, before an older one was deleted.
-cp whole/runs/r/checkpoints/step_00000030.ckpt broken/runs/r/checkpoints/step_00000021.ckpt
-(cd broken && train --run r --resume)
-check "a checkpoint too many: files are left: $(ls broken/runs/r/checkpoints)" \
-    [ "$(ls broken/runs/r/checkpoints)" = "$(ls whole/runs/r/checkpoints)" ]
+    # Killed after its last checkpoint was written, before an older one was deleted.
+    cp whole/runs/r/checkpoints/step_00000030.ckpt broken/runs/r/checkpoints/step_00000021.ckpt
+    (cd broken && train --run r --resume)
+    check "a checkpoint too many: files are left: $(ls broken/runs/r/checkpoints)" \
+        [ "$(ls broken/runs/r/checkpoints)" = "$(ls whole/runs/r/checkpoints)" ]
 
-threads=2
-train --data text.txt --threads 2 --dry-run --layers 1 --width 32 --heads 2 || threads=1
-flags="$model --threads $threads --keep-checkpoints 3"
-begin
-start $flags
-random 20
-await_lines broken/runs/r/log.jsonl $((drawn + 2))
-kill -TERM $child
-finish
-history="$history SIGTERM at line $((drawn + 2));"
-check "SIGTERM: exit status $status, not 143 ($history)" [ "$status" -eq 143 ]
-check "SIGTERM: no word on how to go on" has broken/out 'stopped by signal 15.*--run r --resume'
-kill_once
-start --run r --resume
-finish
-# The checkpoint written on the signal is one that the unbroken run does not have.
-rm -f broken/runs/r/checkpoints/step_0000002[0-69].ckpt whole/runs/r/checkpoints/step_0000002[0-69].ckpt
-compare "SIGTERM and kill -9, $threads threads"
+    threads=2
+    train --data text.txt --threads 2 --dry-run --layers 1 --width 32 --heads 2 || threads=1
+    flags="$model --threads $threads --keep-checkpoints 3"
+    begin
+    start $flags
+    random 20
+    await_lines broken/runs/r/log.jsonl $((drawn + 2))
+    kill -TERM $child
+    finish
+    history="$history SIGTERM at line $((drawn + 2));"
+    check "SIGTERM: exit status $status, not 143 ($history)" [ "$status" -eq 143 ]
+    check "SIGTERM: no word on how to go on" has broken/out 'stopped by signal 15.*--run r --resume'
+    kill_once
+    start --run r --resume
+    finish
+    # The checkpoint written on the signal is one that the unbroken run does not have.
+    rm -f broken/runs/r/checkpoints/step_0000002[0-69].ckpt whole/runs/r/checkpoints/step_0000002[0-69].ckpt
+    compare "SIGTERM and kill -9, $threads threads"
+}
 
-# --- memory
+# The memory that a run announces is the memory that it uses.
+test_memory() {
+    train --data text.txt --run m --layers 3 --width 512 --heads 8 --seq-len 64 --batch-size 4 --steps 1 \
+        --optimizer adamw --val-tokens 64 --keep-checkpoints 0 --threads 1
+    planned=$(sed -n 's/^memory *\([0-9]*\).*/\1/p' out)
+    peak=$(sed -n 's/^peak memory \([0-9]*\).*/\1/p' out)
+    check "memory: no report" [ "${planned:-0}" -gt 150 ]
+    # 30 MiB for the program and its libraries
+    check "memory: $planned MiB announced, $peak MiB used" \
+        awk -v a="$planned" -v b="$peak" 'BEGIN { exit !(b - 30 < 1.25 * a && b > 0.75 * a) }'
+}
 
-train --data text.txt --run m --layers 3 --width 512 --heads 8 --seq-len 64 --batch-size 4 --steps 1 \
-    --optimizer adamw --val-tokens 64 --keep-checkpoints 0 --threads 1
-planned=$(sed -n 's/^memory *\([0-9]*\).*/\1/p' out)
-peak=$(sed -n 's/^peak memory \([0-9]*\).*/\1/p' out)
-check "memory: no report" [ "${planned:-0}" -gt 150 ]
-# 30 MiB for the program and its libraries
-check "memory: $planned MiB announced, $peak MiB used" \
-    awk -v a="$planned" -v b="$peak" 'BEGIN { exit !(b - 30 < 1.25 * a && b > 0.75 * a) }'
+# Sampling from a checkpoint.
+test_sampling() {
+    ten_steps
+    make_shards
+    train --run a --resume --steps 14
+    check "generate" generate --run a --prompt 'the king' --tokens 40 --seed 3
+    cp out first
+    check "generate: $(wc -c <first) bytes, not the prompt, 40 tokens and a line end" [ "$(wc -c <first)" -eq 49 ]
+    check "generate: the prompt does not come first" has first '^the king'
+    check "generate: no checkpoint and step on stderr" has err 'step_00000014.ckpt, step 14, validation loss [0-9]'
+    check "generate: no speed on stderr" has err '40 tokens in .* tokens/s'
+    generate --run a --prompt 'the king' --tokens 40 --seed 3
+    check "generate: equal seeds, different text" cmp -s out first
+    generate --run a --prompt 'the king' --tokens 40 --seed 4
+    check "generate: other seed, same text" not cmp -s out first
+    generate --run a --prompt 'the king' --tokens 300 --temperature 0 --seed 1
+    cp out first
+    generate --run a --prompt 'the king' --tokens 300 --top-k 1 --seed 2
+    check "generate: --temperature 0 and --top-k 1 differ" cmp -s out first
+    printf 'the king' >prompt.txt
+    generate --run a --prompt-file prompt.txt --tokens 300 --temperature 0
+    check "generate: --prompt-file differs from --prompt" cmp -s out first
+    "$GENERATE" --checkpoint runs/a/checkpoints/step_00000014.ckpt --prompt-file - --tokens 300 --temperature 0 \
+        <prompt.txt >out 2>err
+    check "generate: --prompt-file - and --checkpoint differ" cmp -s out first
+    generate --run a --tokens 5 --count 3
+    check "generate --count 3" [ "$(grep -c '^--- [123] of 3$' out)" -eq 3 ]
+    refused "generate: no run" 'no run runs/none' generate --run none
+    mkdir -p runs/empty/checkpoints
+    refused "generate: no checkpoint" 'runs/empty has no checkpoint' generate --run empty
+    refused "generate: unknown flag" 'unknown flag --tokns, did you mean --tokens' generate --tokns 3
+    refused "generate: long prompt" 'prompt has 33 tokens.*context is 32' generate --run a --prompt \
+        '123456789012345678901234567890123'
+    refused "generate: temperature" '--temperature' generate --run a --temperature -1
+    refused "generate: no prompt file" 'nowhere.txt' generate --run a --prompt-file nowhere.txt
+    refused "generate: not a checkpoint" 'text.txt is not a cm.c checkpoint' generate --checkpoint text.txt
+    cp runs/a/checkpoints/step_00000014.ckpt bad.ckpt
+    damage bad.ckpt
+    refused "generate: damaged checkpoint" 'bad.ckpt is damaged' generate --checkpoint bad.ckpt
+    check "a model of GPT-2's vocabulary" train --data good.bin --val-data good.bin --run gpt2 --layers 1 --width 16 \
+        --heads 2 --seq-len 16 --batch-size 1 --steps 1 --threads 1
+    refused "generate: no tokenizer files" 'encoder.json.*gpt2_bpe.sh' generate --run gpt2
+}
 
-# --- sampling
-
-check "generate" generate --run a --prompt 'the king' --tokens 40 --seed 3
-cp out first
-check "generate: $(wc -c <first) bytes, not the prompt, 40 tokens and a line end" [ "$(wc -c <first)" -eq 49 ]
-check "generate: the prompt does not come first" has first '^the king'
-check "generate: no checkpoint and step on stderr" has err 'step_00000014.ckpt, step 14, validation loss [0-9]'
-check "generate: no speed on stderr" has err '40 tokens in .* tokens/s'
-generate --run a --prompt 'the king' --tokens 40 --seed 3
-check "generate: equal seeds, different text" cmp -s out first
-generate --run a --prompt 'the king' --tokens 40 --seed 4
-check "generate: other seed, same text" not cmp -s out first
-generate --run a --prompt 'the king' --tokens 300 --temperature 0 --seed 1
-cp out first
-generate --run a --prompt 'the king' --tokens 300 --top-k 1 --seed 2
-check "generate: --temperature 0 and --top-k 1 differ" cmp -s out first
-printf 'the king' >prompt.txt
-generate --run a --prompt-file prompt.txt --tokens 300 --temperature 0
-check "generate: --prompt-file differs from --prompt" cmp -s out first
-"$GENERATE" --checkpoint runs/a/checkpoints/step_00000014.ckpt --prompt-file - --tokens 300 --temperature 0 \
-    <prompt.txt >out 2>err
-check "generate: --prompt-file - and --checkpoint differ" cmp -s out first
-generate --run a --tokens 5 --count 3
-check "generate --count 3" [ "$(grep -c '^--- [123] of 3$' out)" -eq 3 ]
-refused "generate: no run" 'no run runs/none' generate --run none
-mkdir -p runs/empty/checkpoints
-refused "generate: no checkpoint" 'runs/empty has no checkpoint' generate --run empty
-refused "generate: unknown flag" 'unknown flag --tokns, did you mean --tokens' generate --tokns 3
-refused "generate: long prompt" 'prompt has 33 tokens.*context is 32' generate --run a --prompt \
-    '123456789012345678901234567890123'
-refused "generate: temperature" '--temperature' generate --run a --temperature -1
-refused "generate: no prompt file" 'nowhere.txt' generate --run a --prompt-file nowhere.txt
-refused "generate: not a checkpoint" 'text.txt is not a cm.c checkpoint' generate --checkpoint text.txt
-cp runs/a/checkpoints/step_00000014.ckpt bad.ckpt
-damage bad.ckpt
-refused "generate: damaged checkpoint" 'bad.ckpt is damaged' generate --checkpoint bad.ckpt
-check "a model of GPT-2's vocabulary" train --data good.bin --val-data good.bin --run gpt2 --layers 1 --width 16 \
-    --heads 2 --seq-len 16 --batch-size 1 --steps 1 --threads 1
-refused "generate: no tokenizer files" 'encoder.json.*gpt2_bpe.sh' generate --run gpt2
-
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+run_tests "$@"

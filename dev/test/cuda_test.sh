@@ -1,7 +1,7 @@
 #!/bin/sh
-# The CUDA programs beside the CPU's: the same flags, losses, logs, checkpoints and text. By default the
-# programs are those on the emulator; TRAIN_CUDA, TRAIN_CUDA_FP32 and GENERATE_CUDA name others, built
-# with nvcc. usage: cuda_test.sh
+# The CUDA programs beside the CPU's: flags, losses, logs, checkpoints and text agree. The programs are
+# the emulated ones, unless TRAIN_CUDA, TRAIN_CUDA_FP32 and GENERATE_CUDA name programs built with nvcc.
+# usage: cuda_test.sh [TEST...]
 set -u
 here=$(pwd)
 emu=${BUILD:-build}/emu
@@ -15,10 +15,10 @@ for name in TRAIN_GPT GENERATE TRAIN_CUDA TRAIN_CUDA_FP32 GENERATE_CUDA; do
     [ -x "$program" ] || { echo "FAIL there is no $program"; exit 1; }
 done
 . "$here/dev/test/program.sh"
-# Times mean nothing on the emulator, which pretends; a GPU's would choose anew in every new folder.
+# The emulator's times are made up. A GPU's are real, so every new folder may choose other algorithms.
 [ "$TRAIN_CUDA" = "$here/$emu/train_gpt" ] && emulated=yes chosen= || emulated=no chosen="--gemm first"
 
-# near A B LIMIT: every loss and norm of two logs within a relative distance, and as many lines.
+# near A B LIMIT: two logs have equally many lines, and their losses differ by at most LIMIT, relatively.
 near() {
     log_of "$1" >one.tmp-log
     log_of "$2" >two.tmp-log
@@ -53,194 +53,221 @@ rest="--layers 2 --heads 2 --kv-heads 1 --seq-len 24 --val-every 6 --val-tokens 
 shape="$rest --width 32 --steps 12"
 common="$shape --data text.txt --batch-size 2"
 
-# --- help: the CPU program's, and the GPU's own flags
+# Both programs know all flags, those of a GPU too.
+test_help() {
+    "$TRAIN_GPT" --help >cpu.help
+    "$TRAIN_CUDA" --help >cuda.help
+    check "--help of the CUDA program is not that of the CPU program" cmp cpu.help cuda.help
+    for flag in attention cuda-graph device gelu gemm tf32; do
+        check "--help lacks --$flag" has cpu.help "^  --$flag "
+    done
+}
 
-"$TRAIN_GPT" --help >cpu.help
-"$TRAIN_CUDA" --help >cuda.help
-check "--help on CUDA lacks lines of the CPU's" [ "$(diff cpu.help cuda.help | grep -c '^<')" -eq 0 ]
-check "--help on CUDA has other flags of its own than --attention, --cuda-graph, --device, --gelu, --gemm, --tf32" \
-    [ "$(diff cpu.help cuda.help | sed -n 's/^> *--\([a-z0-9-]*\).*/\1/p' | sort | paste -s -d ' ')" = \
-    "attention cuda-graph device gelu gemm tf32" ]
+# The CUDA programs have the losses of the CPU program.
+test_losses() {
+    for flags in "--optimizer cm" "--preset gpt2 --optimizer muon" "--preset llama --optimizer adamw --grad-clip 1"; do
+        rm -rf runs
+        # the flags given make the presets small
+        run "$TRAIN_GPT" $flags $common --run cpu
+        run "$TRAIN_CUDA_FP32" $flags $common --run fp32 --tf32 off
+        check "$flags: fp32 on CUDA ends with $?" [ -n "$(newest runs/fp32)" ]
+        run "$TRAIN_CUDA" $flags $common --run bf16
+        check "$flags: bf16 on CUDA ends with $?" [ -n "$(newest runs/bf16)" ]
+        # fp32 sums in another order. bf16 has 8 bits, and twelve steps amplify the difference.
+        check "$flags: fp32 on CUDA has other losses than the CPU" near runs/cpu runs/fp32 2e-4
+        check "$flags: bf16 on CUDA has other losses than the CPU" near runs/cpu runs/bf16 2e-2
+        check "$flags: bf16 equals fp32 to all digits, so it is not bf16" \
+            [ "$(log_of runs/fp32)" != "$(log_of runs/bf16)" ]
+    done
+}
 
-# --- the same numbers as the CPU's
+# Recomputation changes no number; accumulation adds up to one batch.
+test_recompute() {
+    run "$TRAIN_CUDA" $common --optimizer cm --run whole
+    run "$TRAIN_CUDA" $common --optimizer cm --run again --recompute block
+    check "--recompute block on CUDA changes the numbers" same_log runs/whole runs/again
+    run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run one --batch-size 4
+    run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run four --batch-size 1 --total-batch-tokens 96
+    check "four micro-batches on CUDA are not one batch" near runs/one runs/four 2e-4
+}
 
-for flags in "--optimizer cm" "--preset gpt2 --optimizer muon" "--preset llama --optimizer adamw --grad-clip 1"; do
-    rm -rf runs
-    # presets are of GPT-2's size: the flags given win
-    run "$TRAIN_GPT" $flags $common --run cpu
-    run "$TRAIN_CUDA_FP32" $flags $common --run fp32 --tf32 off
-    check "$flags: fp32 on CUDA ends with $?" [ -n "$(newest runs/fp32)" ]
-    run "$TRAIN_CUDA" $flags $common --run bf16
-    check "$flags: bf16 on CUDA ends with $?" [ -n "$(newest runs/bf16)" ]
-    # fp32 sums in another order; bf16 has 8 bits, and twelve steps part the runs further
-    check "$flags: fp32 on CUDA has other losses than the CPU" near runs/cpu runs/fp32 2e-4
-    check "$flags: bf16 on CUDA has other losses than the CPU" near runs/cpu runs/bf16 2e-2
-    check "$flags: bf16 equals fp32 to all digits, so it is not bf16" \
-        [ "$(log_of runs/fp32)" != "$(log_of runs/bf16)" ]
-done
+# A run on the CPU, cpu2.
+cpu_run() {
+    rm -rf runs/cpu2
+    run "$TRAIN_GPT" $common --optimizer cm --checkpoint-every 4 --keep-checkpoints 9 --run cpu2
+}
 
-# --- recomputation and accumulation
+# Checkpoints go from one machine to the other and back.
+test_move() {
+    cpu_run
+    mkdir -p runs/moved/checkpoints runs/back/checkpoints
+    cp runs/cpu2/checkpoints/step_00000004.ckpt runs/moved/checkpoints
+    head -n 5 runs/cpu2/log.jsonl >runs/moved/log.jsonl
+    run "$TRAIN_CUDA_FP32" --run moved --resume --tf32 off
+    check "a CPU's checkpoint on CUDA: exit status $?" has out 'resumed.*step_00000004'
+    check "a CPU's run that went on on CUDA has other losses" near runs/cpu2 runs/moved 2e-4
+    cp runs/moved/checkpoints/step_00000008.ckpt runs/back/checkpoints
+    head -n 9 runs/moved/log.jsonl >runs/back/log.jsonl
+    run "$TRAIN_GPT" --run back --resume
+    check "a CUDA checkpoint on the CPU: exit status $?" has out 'resumed.*step_00000008'
+    check "a run that came back to the CPU has other losses" near runs/cpu2 runs/back 2e-4
+    cp -r runs/moved runs/tobf16
+    rm -f runs/tobf16/checkpoints/step_0000001*
+    run "$TRAIN_CUDA" --run tobf16 --resume
+    check "an fp32 checkpoint in bf16: exit status $?" near runs/cpu2 runs/tobf16 2e-2
+}
 
-run "$TRAIN_CUDA" $common --optimizer cm --run whole
-run "$TRAIN_CUDA" $common --optimizer cm --run again --recompute block
-check "--recompute block on CUDA changes the numbers" same_log runs/whole runs/again
-run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run one --batch-size 4
-run "$TRAIN_CUDA_FP32" $shape --data text.txt --optimizer cm --run four --batch-size 1 --total-batch-tokens 96
-check "four micro-batches on CUDA are not one batch" near runs/one runs/four 2e-4
+# The run that no signal meets, in the folder `unbroken`.
+unbroken() {
+    flags="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 3 --run r --total-batch-tokens 96 $chosen"
+    [ ! -d unbroken ] || return
+    mkdir unbroken
+    (cd unbroken && run "$TRAIN_CUDA" $flags)
+    check "an unbroken run on CUDA" [ -f unbroken/runs/r/checkpoints/step_00000012.ckpt ]
+}
 
-# --- checkpoints go from one machine to the other and back
+# A run that kill -9 ends, when resumed, ends as the unbroken run, to the bit.
+test_kill() {
+    unbroken
+    mkdir broken
+    (cd broken && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
+    child=$!
+    await_lines broken/runs/r/log.jsonl 6
+    kill -9 $child 2>/dev/null
+    wait $child 2>/dev/null
+    child=
+    (cd broken && run "$TRAIN_CUDA" --run r --resume)
+    check "a killed and resumed run on CUDA has another log" same_log unbroken/runs/r broken/runs/r
+    check "a killed and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest broken/runs/r)"
+}
 
-move="$common --optimizer cm --checkpoint-every 4 --keep-checkpoints 9"
-run "$TRAIN_GPT" $move --run cpu2
-mkdir -p runs/moved/checkpoints runs/back/checkpoints
-cp runs/cpu2/checkpoints/step_00000004.ckpt runs/moved/checkpoints
-head -n 5 runs/cpu2/log.jsonl >runs/moved/log.jsonl
-run "$TRAIN_CUDA_FP32" --run moved --resume --tf32 off
-check "a CPU's checkpoint on CUDA: exit status $?" has out 'resumed.*step_00000004'
-check "a CPU's run that went on on CUDA has other losses" near runs/cpu2 runs/moved 2e-4
-cp runs/moved/checkpoints/step_00000008.ckpt runs/back/checkpoints
-head -n 9 runs/moved/log.jsonl >runs/back/log.jsonl
-run "$TRAIN_GPT" --run back --resume
-check "a CUDA checkpoint on the CPU: exit status $?" has out 'resumed.*step_00000008'
-check "a run that came back to the CPU has other losses" near runs/cpu2 runs/back 2e-4
-cp -r runs/moved runs/tobf16
-rm -f runs/tobf16/checkpoints/step_0000001*
-run "$TRAIN_CUDA" --run tobf16 --resume
-check "an fp32 checkpoint in bf16: exit status $?" near runs/cpu2 runs/tobf16 2e-2
+# SIGTERM, which no thread of the driver may get, leaves a checkpoint; the resumed run ends as the unbroken
+# run, to the bit.
+test_sigterm() {
+    unbroken
+    mkdir stopped
+    (cd stopped && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
+    child=$!
+    await_lines stopped/runs/r/log.jsonl 4
+    kill -TERM $child 2>/dev/null
+    wait $child 2>/dev/null
+    check "SIGTERM on CUDA: exit status $?, not 143" [ $? -eq 143 ]
+    child=
+    check "SIGTERM on CUDA leaves no word of how to go on" has out 'stopped by signal 15.*--resume'
+    (cd stopped && run "$TRAIN_CUDA" --run r --resume)
+    check "a stopped and resumed run on CUDA has another log" same_log unbroken/runs/r stopped/runs/r
+    check "a stopped and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest stopped/runs/r)"
+}
 
-# --- kill -9 at any time, to the bit
+# Replayed micro-batches give the numbers of plain ones.
+test_graph() {
+    graph="$shape --batch-size 2 --data text.txt --total-batch-tokens 144"
+    for flags in "--optimizer cm" "--preset gpt2 --optimizer adamw --recompute act"; do
+        run "$TRAIN_CUDA" $flags $graph --run plain --cuda-graph off
+        run "$TRAIN_CUDA" $flags $graph --run replayed --cuda-graph on
+        check "$flags: --cuda-graph on has another log" same_log runs/plain runs/replayed
+        check "$flags: --cuda-graph on ends elsewhere" same_tensors "$(newest runs/plain)" "$(newest runs/replayed)"
+        rm -rf runs/plain runs/replayed
+    done
+}
 
-flags="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 3 --run r --total-batch-tokens 96 $chosen"
-mkdir unbroken broken
-(cd unbroken && run "$TRAIN_CUDA" $flags)
-check "an unbroken run on CUDA" [ -f unbroken/runs/r/checkpoints/step_00000012.ckpt ]
-(cd broken && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
-child=$!
-await_lines broken/runs/r/log.jsonl 6
-kill -9 $child 2>/dev/null
-wait $child 2>/dev/null
-child=
-(cd broken && run "$TRAIN_CUDA" --run r --resume)
-check "a killed and resumed run on CUDA has another log" same_log unbroken/runs/r broken/runs/r
-check "a killed and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest broken/runs/r)"
+# GELU in the product's epilogue changes the last bits; --recompute changes none.
+test_gelu() {
+    gelu="--preset gpt2 --optimizer muon $common"
+    run "$TRAIN_CUDA" $gelu --run apart --gelu unfused
+    run "$TRAIN_CUDA" $gelu --run fused --gelu fused
+    check "--gelu fused on CUDA has other losses" near runs/apart runs/fused 2e-2
+    [ $emulated = no ] || check "--gelu fused changes nothing" not same_log runs/apart runs/fused
+    for recompute in act norm block; do
+        run "$TRAIN_CUDA" $gelu --run again-$recompute --gelu fused --recompute $recompute
+        check "--gelu fused --recompute $recompute changes the numbers" same_log runs/fused runs/again-$recompute
+    done
+}
 
-# --- SIGTERM, which a thread of the driver must not get: a checkpoint, and from there to the bit
+# Hopper's attention, on a Hopper GPU, has the portable attention's losses and repeats its own to the bit.
+test_hopper() {
+    hopper="--layers 2 --heads 2 --kv-heads 1 --head-dim 64 --width 32 --seq-len 136 --batch-size 1 --steps 8 --val-every 4"
+    hopper="$hopper --val-tokens 272 --threads 1 --optimizer cm --data text.txt"
+    run "$TRAIN_CUDA" $hopper --run hopper --attention hopper
+    if ! grep -q -e '--attention hopper: this GPU' err; then
+        check "--attention hopper is not taken" has out 'attention hopper'
+        run "$TRAIN_CUDA" $hopper --run hopper2 --attention hopper
+        run "$TRAIN_CUDA" $hopper --run portable --attention flash
+        check "--attention hopper has other losses than flash" near runs/portable runs/hopper 2e-2
+        check "--attention hopper: two runs differ" same_log runs/hopper runs/hopper2
+        check "--attention hopper: two runs end elsewhere" same_tensors "$(newest runs/hopper)" "$(newest runs/hopper2)"
+        refused "heads of 32 for hopper" '--attention hopper: it takes head widths of 64 and 128, not 32.*--attention flash' \
+            run "$TRAIN_CUDA" $common --run no --head-dim 32 --attention hopper
+    fi
+}
 
-mkdir stopped
-(cd stopped && exec "$TRAIN_CUDA" $flags >"$dir/out" 2>"$dir/err") &
-child=$!
-await_lines stopped/runs/r/log.jsonl 4
-kill -TERM $child 2>/dev/null
-wait $child 2>/dev/null
-check "SIGTERM on CUDA: exit status $?, not 143" [ $? -eq 143 ]
-child=
-check "SIGTERM on CUDA leaves no word of how to go on" has out 'stopped by signal 15.*--resume'
-(cd stopped && run "$TRAIN_CUDA" --run r --resume)
-check "a stopped and resumed run on CUDA has another log" same_log unbroken/runs/r stopped/runs/r
-check "a stopped and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest stopped/runs/r)"
+# A run keeps the algorithms of matrix products that it has measured, whichever is the fastest later.
+test_choices() {
+    if [ $emulated = yes ]; then
+        mkdir slow fast both
+        products="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 5 --keep-checkpoints 9 --run r"
+        (cd slow && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
+        (cd fast && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
+        check "the fastest algorithm makes no difference" not same_log slow/runs/r fast/runs/r
+        rm -f fast/runs/r/checkpoints/step_0000001*
+        (cd fast && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" --run r --resume)
+        check "a run whose algorithms are stored does not resume" has out "resumed.*step_00000005"
+        (cd both && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
+        check "a resumed run takes other algorithms" same_log both/runs/r fast/runs/r
+        check "a resumed run with its algorithms ends elsewhere" cmp "$(newest both/runs/r)" "$(newest fast/runs/r)"
+        (cd both && rm -rf runs/r && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
+        check "a second run in a folder takes other algorithms than the first" same_log both/runs/r fast/runs/r
+        echo damaged >both/runs/choices.txt
+        (cd both && rm -rf runs/r && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
+        check "a damaged file of choices is passed over without a word" has err 'note: .*choices'
+        check "a damaged file of choices changes the measurement" same_log both/runs/r slow/runs/r
+        (cd both && rm -rf runs && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
+        (cd both && rm -rf runs/r && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products --gemm first)
+        check "--gemm first takes what other runs have measured" same_log both/runs/r slow/runs/r
+        (cd both && rm -rf runs && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products --gemm first)
+        check "--gemm first measures" same_log both/runs/r slow/runs/r
+    fi
+}
 
-# --- replayed micro-batches are the plain ones
+# --logit-rows changes no loss beyond rounding.
+test_logit_rows() {
+    run "$TRAIN_CUDA" $common --run all-rows
+    run "$TRAIN_CUDA" $common --run few-rows --logit-rows 7
+    check "--logit-rows 7 on CUDA has other losses" near runs/all-rows runs/few-rows 2e-2
+}
 
-graph="$shape --batch-size 2 --data text.txt --total-batch-tokens 144"
-for flags in "--optimizer cm" "--preset gpt2 --optimizer adamw --recompute act"; do
-    run "$TRAIN_CUDA" $flags $graph --run plain --cuda-graph off
-    run "$TRAIN_CUDA" $flags $graph --run replayed --cuda-graph on
-    check "$flags: --cuda-graph on has another log" same_log runs/plain runs/replayed
-    check "$flags: --cuda-graph on ends elsewhere" same_tensors "$(newest runs/plain)" "$(newest runs/replayed)"
-    rm -rf runs/plain runs/replayed
-done
+# Sampling.
+test_sampling() {
+    cpu_run
+    if [ $emulated = yes ]; then # where the precision is the CPU's
+        run "$GENERATE" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
+        cp out cpu.text
+        run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
+        check "generate on CUDA writes another text than on the CPU" cmp -s out cpu.text
+    fi
+    run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --seed 3
+    cp out first
+    check "generate on CUDA: $(wc -c <first) bytes" [ "$(wc -c <first)" -eq 69 ]
+    run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --seed 3
+    check "generate on CUDA: equal seeds, different text" cmp -s out first
+}
 
-# --- GELU in the product's epilogue: other last bits, the same whatever is computed again
+# Refusals name the flag and the reason.
+test_refusals() {
+    refused "no such GPU" '--device 1000: this machine has' run "$TRAIN_CUDA" $common --run no --device 1000
+    refused "fp32 in the bf16 program" '--compute fp32.*train_gpt_cuda_fp32' run "$TRAIN_CUDA" $common --run no --compute fp32
+    refused "a wide head" '--head-dim 256' run "$TRAIN_CUDA" $common --run no --head-dim 256
+    if [ $emulated = yes ]; then
+        CM_EMU_MEMORY=855638016 # 768 MiB are kept back, 32 MiB are cuBLAS's: 16 MiB are left
+        export CM_EMU_MEMORY
+        refused "a small GPU" 'the largest --batch-size that fits is [1-9][0-9]*; --recompute' \
+            run "$TRAIN_CUDA" $rest --data text.txt --run no --width 128 --batch-size 64
+        fits=$(sed -n 's/.*that fits is \([0-9]*\).*/\1/p' err)
+        check "the largest batch $fits does not fit" run "$TRAIN_CUDA" $rest --data text.txt --run fits --width 128 --batch-size \
+            "$fits" --steps 0
+        refused "a tiny GPU" 'too little for one sequence' run "$TRAIN_CUDA" $rest --data text.txt --run no --width 1024 --head-dim 64
+        unset CM_EMU_MEMORY
+    fi
+}
 
-gelu="--preset gpt2 --optimizer muon $common"
-run "$TRAIN_CUDA" $gelu --run apart --gelu unfused
-run "$TRAIN_CUDA" $gelu --run fused --gelu fused
-check "--gelu fused on CUDA has other losses" near runs/apart runs/fused 2e-2
-[ $emulated = no ] || check "--gelu fused changes nothing" not same_log runs/apart runs/fused
-for recompute in act norm block; do
-    run "$TRAIN_CUDA" $gelu --run again-$recompute --gelu fused --recompute $recompute
-    check "--gelu fused --recompute $recompute changes the numbers" same_log runs/fused runs/again-$recompute
-done
-
-# --- attention for Hopper, where the GPU is one: the portable one's numbers, and the same ones when repeated
-
-hopper="--layers 2 --heads 2 --kv-heads 1 --head-dim 64 --width 32 --seq-len 136 --batch-size 1 --steps 8 --val-every 4"
-hopper="$hopper --val-tokens 272 --threads 1 --optimizer cm --data text.txt"
-run "$TRAIN_CUDA" $hopper --run hopper --attention hopper
-if ! grep -q -e '--attention hopper: this GPU' err; then
-    check "--attention hopper is not taken" has out 'attention hopper'
-    run "$TRAIN_CUDA" $hopper --run hopper2 --attention hopper
-    run "$TRAIN_CUDA" $hopper --run portable --attention flash
-    check "--attention hopper has other losses than flash" near runs/portable runs/hopper 2e-2
-    check "--attention hopper: two runs differ" same_log runs/hopper runs/hopper2
-    check "--attention hopper: two runs end elsewhere" same_tensors "$(newest runs/hopper)" "$(newest runs/hopper2)"
-    refused "heads of 32 for hopper" '--attention hopper: it takes head widths of 64 and 128, not 32.*--attention flash' \
-        run "$TRAIN_CUDA" $common --run no --head-dim 32 --attention hopper
-fi
-
-# --- algorithms of products by measurement: what a run has chosen it keeps, whatever is the fastest later
-
-if [ $emulated = yes ]; then
-    mkdir slow fast both
-    products="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 5 --keep-checkpoints 9 --run r"
-    (cd slow && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
-    (cd fast && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
-    check "the fastest algorithm makes no difference" not same_log slow/runs/r fast/runs/r
-    rm -f fast/runs/r/checkpoints/step_0000001*
-    (cd fast && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" --run r --resume)
-    check "a run whose algorithms are stored does not resume" has out "resumed.*step_00000005"
-    (cd both && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
-    check "a resumed run takes other algorithms" same_log both/runs/r fast/runs/r
-    check "a resumed run with its algorithms ends elsewhere" cmp "$(newest both/runs/r)" "$(newest fast/runs/r)"
-    (cd both && rm -rf runs/r && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
-    check "a second run in a folder takes other algorithms than the first" same_log both/runs/r fast/runs/r
-    echo damaged >both/runs/choices.txt
-    (cd both && rm -rf runs/r && CM_EMU_FASTEST=0 run "$TRAIN_CUDA" $products)
-    check "a damaged file of choices is passed over without a word" has err 'note: .*choices'
-    check "a damaged file of choices changes the measurement" same_log both/runs/r slow/runs/r
-    (cd both && rm -rf runs && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products)
-    (cd both && rm -rf runs/r && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products --gemm first)
-    check "--gemm first takes what other runs have measured" same_log both/runs/r slow/runs/r
-    (cd both && rm -rf runs && CM_EMU_FASTEST=1 run "$TRAIN_CUDA" $products --gemm first)
-    check "--gemm first measures" same_log both/runs/r slow/runs/r
-fi
-
-# --- rows of logits at a time
-
-run "$TRAIN_CUDA" $common --run all-rows
-run "$TRAIN_CUDA" $common --run few-rows --logit-rows 7
-check "--logit-rows 7 on CUDA has other losses" near runs/all-rows runs/few-rows 2e-2
-
-# --- sampling
-
-if [ $emulated = yes ]; then # where the precision is the CPU's
-    run "$GENERATE" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
-    cp out cpu.text
-    run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
-    check "generate on CUDA writes another text than on the CPU" cmp -s out cpu.text
-fi
-run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --seed 3
-cp out first
-check "generate on CUDA: $(wc -c <first) bytes" [ "$(wc -c <first)" -eq 69 ]
-run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --seed 3
-check "generate on CUDA: equal seeds, different text" cmp -s out first
-
-# --- what cannot be done is said
-
-refused "no such GPU" '--device 1000: this machine has' run "$TRAIN_CUDA" $common --run no --device 1000
-refused "fp32 in the bf16 program" '--compute fp32.*train_gpt_cuda_fp32' run "$TRAIN_CUDA" $common --run no --compute fp32
-refused "a wide head" '--head-dim 256' run "$TRAIN_CUDA" $common --run no --head-dim 256
-if [ $emulated = yes ]; then
-    CM_EMU_MEMORY=855638016 # 768 MiB are kept back, 32 MiB are cuBLAS's: 16 MiB are left
-    export CM_EMU_MEMORY
-    refused "a small GPU" 'the largest --batch-size that fits is [1-9][0-9]*; --recompute' \
-        run "$TRAIN_CUDA" $rest --data text.txt --run no --width 128 --batch-size 64
-    fits=$(sed -n 's/.*that fits is \([0-9]*\).*/\1/p' err)
-    check "the largest batch $fits does not fit" run "$TRAIN_CUDA" $rest --data text.txt --run fits --width 128 --batch-size \
-        "$fits" --steps 0
-    refused "a tiny GPU" 'too little for one sequence' run "$TRAIN_CUDA" $rest --data text.txt --run no --width 1024 --head-dim 64
-    unset CM_EMU_MEMORY
-fi
-
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+run_tests "$@"

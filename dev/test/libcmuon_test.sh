@@ -1,51 +1,27 @@
 #!/bin/sh
-# libcmuon as another program meets it: what it exports and what it never calls, clients in C and C++
-# against the shared and the static library, make install and pkg-config, the Python wrapper where
-# Python has NumPy. usage: libcmuon_test.sh
+# libcmuon from the outside: what it exports, what it never calls and its soname; clients in C and C++ of
+# the shared and the static library; make install and pkg-config; the Python wrapper, where Python has
+# NumPy. usage: libcmuon_test.sh [TEST...]
 set -u
 here=$(pwd)
 CC=${CC:-cc}
 CXX=${CXX:-c++}
-for file in libcmuon.so libcmuon.a cmuon.pc; do
+for file in libcmuon.so.1 libcmuon.so libcmuon.a cmuon.pc; do
     [ -e "$file" ] || { echo "FAIL there is no $file: run make $file first"; exit 1; }
 done
-OMP_WAIT_POLICY=passive
-export OMP_WAIT_POLICY
-dir=$(mktemp -d) || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' INT TERM HUP
-passed=0
-failed=0
-: >"$dir/out"
-
-# check DESCRIPTION COMMAND...: counts one test, which passes if the command does.
-check() {
-    description=$1
+. "$here/dev/test/program.sh"
+cd "$here" || exit 1
+# checked DESCRIPTION COMMAND...: check, with the output of the command.
+checked() {
+    checked=$1
     shift
-    if "$@" >"$dir/out" 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAIL $description"
-        tail -n 8 "$dir/out" | sed 's/^/    /'
-    fi
+    check "$checked" run "$@"
 }
 same() { [ "$1" = "$2" ] || { echo "have: $1"; echo "want: $2"; false; }; }
 none() { [ -z "$1" ] || { echo "$1"; false; }; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# What it exports: the functions that the header declares, and no other symbol.
-declared=$(sed -n 's/.*[ *]\(cm_[a-z_]*\)(.*/\1/p' llmc/cmuon.h | sort | tr '\n' ' ')
-exported=$(nm -D --defined-only libcmuon.so | awk '{ print $NF }' | sort | tr '\n' ' ')
-check "libcmuon.so exports what cmuon.h declares" same "$exported" "$declared"
-exported=$(nm -g --defined-only libcmuon.a | awk 'NF == 3 { print $3 }' | sort | tr '\n' ' ')
-check "libcmuon.a exports what cmuon.h declares" same "$exported" "$declared"
-# What it never calls: anything that ends the process or prints.
-calls=$(nm -D --undefined-only libcmuon.so | awk '{ print $NF }' | sed 's/@.*//' |
-    grep -E '^_*(abort|exit|_exit|_Exit|quick_exit|assert_fail|std(out|err)|v?f?printf(_chk)?|put(s|char)|f(puts|putc|write)|perror|raise|kill)$')
-check "libcmuon.so calls nothing that exits or prints" none "$calls"
-
-# The same program is C and C++.
+# A program that is C and C++.
 cat >"$dir/client.c" <<'END'
 #include <cmuon.h>
 #include <math.h>
@@ -77,26 +53,47 @@ mkdir -p "$dir/include"
 cp llmc/cmuon.h "$dir/include"
 LD_LIBRARY_PATH=$here${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
-check "cmuon.h alone is C89" $CC -std=c89 $strict -fsyntax-only -x c llmc/cmuon.h
-check "C client, shared: build" $CC -std=c99 $strict -I"$dir/include" "$dir/client.c" \
-    -o "$dir/c_so" -L. -lcmuon -lm
-check "C client, shared: run" "$dir/c_so"
-check "C client, static: build" $CC -std=c99 $strict -I"$dir/include" "$dir/client.c" \
-    -o "$dir/c_a" libcmuon.a $libs
-check "C client, static: run" "$dir/c_a"
-if have "$CXX"; then
-    check "C++ client, shared: build" $CXX $strict -I"$dir/include" "$dir/client.cc" -o "$dir/cc_so" \
-        -L. -lcmuon -lm
-    check "C++ client, shared: run" "$dir/cc_so"
-    check "C++ client, static: build" $CXX $strict -I"$dir/include" "$dir/client.cc" \
-        -o "$dir/cc_a" libcmuon.a $libs
-    check "C++ client, static: run" "$dir/cc_a"
-else
-    echo "note: no C++ compiler, so no C++ client"
-fi
 
-# As a plugin: loaded, used by a thread that ends later, unloaded.
-cat >"$dir/plugin.c" <<'END'
+# It exports the functions that the header declares, and no other symbol.
+test_exports() {
+    declared=$(sed -n 's/.*[ *]\(cm_[a-z_]*\)(.*/\1/p' llmc/cmuon.h | sort | tr '\n' ' ')
+    exported=$(nm -D --defined-only libcmuon.so | awk '{ print $NF }' | sort | tr '\n' ' ')
+    checked "libcmuon.so exports what cmuon.h declares" same "$exported" "$declared"
+    exported=$(nm -g --defined-only libcmuon.a | awk 'NF == 3 { print $3 }' | sort | tr '\n' ' ')
+    checked "libcmuon.a exports what cmuon.h declares" same "$exported" "$declared"
+    checked "libcmuon.so.1 has another soname" same \
+        "$(readelf -d libcmuon.so.1 | sed -n 's/.*SONAME.*\[\(.*\)\].*/\1/p')" libcmuon.so.1
+    checked "libcmuon.so is no link to libcmuon.so.1" same "$(readlink libcmuon.so)" libcmuon.so.1
+    # It never calls what ends the process or prints.
+    calls=$(nm -D --undefined-only libcmuon.so | awk '{ print $NF }' | sed 's/@.*//' |
+        grep -E '^_*(abort|exit|_exit|_Exit|quick_exit|assert_fail|std(out|err)|v?f?printf(_chk)?|put(s|char)|f(puts|putc|write)|perror|raise|kill)$')
+    checked "libcmuon.so calls nothing that exits or prints" none "$calls"
+}
+
+# Clients in C and C++ of the shared and of the static library.
+test_clients() {
+    checked "cmuon.h alone is C89" $CC -std=c89 $strict -fsyntax-only -x c llmc/cmuon.h
+    checked "C client, shared: build" $CC -std=c99 $strict -I"$dir/include" "$dir/client.c" \
+        -o "$dir/c_so" -L. -lcmuon -lm
+    checked "C client, shared: run" "$dir/c_so"
+    checked "C client, static: build" $CC -std=c99 $strict -I"$dir/include" "$dir/client.c" \
+        -o "$dir/c_a" libcmuon.a $libs
+    checked "C client, static: run" "$dir/c_a"
+    if have "$CXX"; then
+        checked "C++ client, shared: build" $CXX $strict -I"$dir/include" "$dir/client.cc" -o "$dir/cc_so" \
+            -L. -lcmuon -lm
+        checked "C++ client, shared: run" "$dir/cc_so"
+        checked "C++ client, static: build" $CXX $strict -I"$dir/include" "$dir/client.cc" \
+            -o "$dir/cc_a" libcmuon.a $libs
+        checked "C++ client, static: run" "$dir/cc_a"
+    else
+        echo "note: no C++ compiler, so no C++ client"
+    fi
+}
+
+# A program loads the library, a thread uses it, the program unloads it before the thread ends.
+test_plugin() {
+    cat >"$dir/plugin.c" <<'END'
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -126,32 +123,37 @@ int main(void) {
     return status;
 }
 END
-check "plugin: build" $CC -std=gnu99 "$dir/plugin.c" -o "$dir/plugin" -ldl -lpthread
-check "plugin: unloaded while a thread lives that used it" "$dir/plugin"
+    checked "plugin: build" $CC -std=gnu99 "$dir/plugin.c" -o "$dir/plugin" -ldl -lpthread
+    checked "plugin: unloaded while a thread lives that used it" "$dir/plugin"
+}
 
 # Installed under a prefix, found by pkg-config.
-MAKEFLAGS= make --no-print-directory -s install PREFIX="$dir/prefix" CC="$CC" >"$dir/install" 2>&1
-status=$?
-cp "$dir/install" "$dir/out"
-check "make install: $(cat "$dir/install")" [ "$status" -eq 0 ]
-for file in lib/libcmuon.so lib/libcmuon.a lib/pkgconfig/cmuon.pc include/cmuon.h; do
-    check "make install puts $file" [ -s "$dir/prefix/$file" ]
-done
-if have pkg-config; then
-    PKG_CONFIG_PATH=$dir/prefix/lib/pkgconfig
-    export PKG_CONFIG_PATH
-    check "pkg-config: build" $CC $strict $(pkg-config --cflags cmuon) "$dir/client.c" \
-        -o "$dir/pc" $(pkg-config --libs cmuon) -lm
-    LD_LIBRARY_PATH=$dir/prefix/lib
-    check "pkg-config: run" "$dir/pc"
-    LD_LIBRARY_PATH=$here
-fi
+test_install() {
+    MAKEFLAGS= make --no-print-directory -s install PREFIX="$dir/prefix" CC="$CC" >"$dir/install" 2>&1
+    status=$?
+    cp "$dir/install" "$dir/out"
+    checked "make install: $(cat "$dir/install")" [ "$status" -eq 0 ]
+    for file in lib/libcmuon.so.1 lib/libcmuon.so lib/libcmuon.a lib/pkgconfig/cmuon.pc include/cmuon.h; do
+        checked "make install puts $file" [ -s "$dir/prefix/$file" ]
+    done
+    if have pkg-config; then
+        PKG_CONFIG_PATH=$dir/prefix/lib/pkgconfig
+        export PKG_CONFIG_PATH
+        checked "pkg-config: build" $CC $strict $(pkg-config --cflags cmuon) "$dir/client.c" \
+            -o "$dir/pc" $(pkg-config --libs cmuon) -lm
+        LD_LIBRARY_PATH=$dir/prefix/lib
+        checked "pkg-config: run" "$dir/pc"
+        LD_LIBRARY_PATH=$here
+    fi
+}
 
-if have python3 && python3 -c 'import numpy' 2>/dev/null; then
-    check "Python wrapper" env CMUON_LIBRARY="$here/libcmuon.so" python3 dev/python/test_cmuon.py
-else
-    echo "note: python3 has no NumPy, so the wrapper was not tried"
-fi
+# The Python wrapper.
+test_python() {
+    if have python3 && python3 -c 'import numpy' 2>/dev/null; then
+        checked "Python wrapper" env CMUON_LIBRARY="$here/libcmuon.so" python3 dev/python/test_cmuon.py
+    else
+        echo "note: python3 has no NumPy, so the wrapper was not tried"
+    fi
+}
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+run_tests "$@"

@@ -432,6 +432,9 @@ static inline void muon_case(const Fixture *fx, const char *name, const OptimOpt
 /* ---------------------------------------------------------------------------------------------- */
 /* Pairs of factors                                                                               */
 
+/* The trainer's Shape (llmc/shape.h) is another type. */
+#define Shape PairShape
+
 /* Leg 0 is the per-query factor A, W_Q (H k, d) or W_O (d, H k), leg 1 the shared B, (S k, d). */
 typedef struct {
     int layers, H, S, k, d, output; /* output: A is W_O, whose heads are blocks of columns */

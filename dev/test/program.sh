@@ -1,7 +1,9 @@
-# What the tests of whole programs share; sourced from the root of the repository. Goes into an empty folder
-# $dir, which is deleted at the end, as is the process $child. Programs leave what they print in out and err.
+# Shared by the tests of whole programs, which source it from the root of the repository. A test is a
+# function test_NAME. The script works in an empty folder $dir, which it deletes at its end; it also ends
+# the process $child. `run` leaves what a program prints in the files out and err.
 OMP_WAIT_POLICY=passive # threads that wait must not spin: the machine may be busy with other tests
 export OMP_WAIT_POLICY
+all_tests=$(sed -n 's/^test_\([a-z0-9_]*\)() .*/\1/p' "$0")
 dir=$(mktemp -d) || exit 1
 child=
 trap '[ -z "$child" ] || kill -9 $child 2>/dev/null; rm -rf "$dir"' EXIT
@@ -10,7 +12,7 @@ cd "$dir" || exit 1
 passed=0
 failed=0
 
-# check DESCRIPTION COMMAND...: counts one test, which passes if the command does.
+# check DESCRIPTION COMMAND...: counts one check, which passes if the command succeeds.
 check() {
     description=$1
     shift
@@ -37,13 +39,13 @@ refused() {
     check "$what: the message lacks \"$pattern\"" has "$dir/err" "^error: .*$pattern"
 }
 
-# What a log says that does not depend on time.
+# A log without its times.
 log_of() { sed 's/, "ms".*//' "$1/log.jsonl"; }
 same_log() { [ -s "$1/log.jsonl" ] && [ "$(log_of "$1")" = "$(log_of "$2")" ]; }
 newest() { ls "$1"/checkpoints/step_*.ckpt 2>/dev/null | tail -n 1; }
 lines() { cat "$1" 2>/dev/null | wc -l; }
 
-# await_lines LOG N: waits until it has so many lines, or the run of the process $child is over.
+# await_lines LOG N: waits until the log has N lines or the process $child has ended.
 await_lines() {
     tries=0
     while [ "$(lines "$1")" -lt "$2" ] && kill -0 $child 2>/dev/null && [ $tries -lt 3000 ]; do
@@ -52,11 +54,36 @@ await_lines() {
     done
 }
 
-# tensors_of CKPT: the checkpoint without its header, whose flags may differ, and without the checksum at its end.
+# tensors_of CKPT: the tensors of a checkpoint, without the header, whose flags may differ, and the checksum.
 tensors_of() {
     [ -s "$1" ] && header=$(od -An -t u8 -j 24 -N 8 "$1" | tr -d ' ') &&
         tail -c +"$((32 + (header + 7) / 8 * 8 + 1))" "$1" | head -c -24
 }
 same_tensors() {
     tensors_of "$1" >one.tensors && tensors_of "$2" >two.tensors && [ -s one.tensors ] && cmp one.tensors two.tensors
+}
+
+# run_tests [NAME...]: runs the tests whose names begin with a NAME, or all of them, prints the name, the
+# number of checks and the milliseconds of each, and returns the exit status of the script.
+run_tests() {
+    for _name in "$@"; do
+        echo "$all_tests" | grep -q "^$_name" || {
+            echo "no test has a name that begins with \"$_name\". The tests are:" $all_tests
+            exit 2
+        }
+    done
+    for _test in $all_tests; do
+        _wanted=$#
+        for _name in "$@"; do
+            case $_test in "$_name"*) _wanted=0 ;; esac
+        done
+        [ "$_wanted" -eq 0 ] || continue
+        _before=$((passed + failed))
+        _start=$(date +%s%N)
+        "test_$_test"
+        printf '%-32s %6d checks %8d ms\n' "$_test" $((passed + failed - _before)) \
+            $((($(date +%s%N) - _start) / 1000000))
+    done
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
 }

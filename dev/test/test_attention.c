@@ -219,7 +219,7 @@ static void test_simd(void) {
     free(z);
 }
 
-int main(void) {
+static void test_shapes(void) {
     static const int lengths[] = {1, 7, 33, 130}, sizes[] = {8, 16, 64, 128};
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
@@ -229,8 +229,9 @@ int main(void) {
         }
     Shape more[] = {{1, 600, 2, 1, 32}, {1, 257, 1, 1, 20}, {1, 64, 1, 1, 256}, {3, 31, 3, 3, 7}};
     for (int i = 0; i < 4; i++) test_shape(more[i]);
-    test_finite_differences();
-    test_large_scores();
-    test_simd();
-    return check_done();
 }
+
+static const Test tests[] = {TEST(shapes), TEST(finite_differences), TEST(large_scores),
+                             TEST(simd)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

@@ -467,18 +467,15 @@ static void test_hash(void) {
     free(large);
 }
 
-int main(void) {
+static const Test tests[] = {TEST(contents), TEST(damage), TEST(misuse), TEST(full_disk),
+                             TEST(folder),   TEST(kill),   TEST(hash)};
+
+int main(int argc, char **argv) {
     if (!mkdtemp(root)) {
         perror(root);
         return 1;
     }
-    test_contents();
-    test_damage();
-    test_misuse();
-    test_full_disk();
-    test_folder();
-    test_kill();
-    test_hash();
+    check_run(tests, COUNT_OF(tests), argc, argv);
     static const char *const folders[] = {"full", "locked", "folder", "kill"};
     char path[FILE_PATH_SIZE];
     for (int i = 0; i < 4; i++) {

@@ -95,13 +95,13 @@ static void test_file(void) {
     choices_free(&a), choices_free(&b), choices_free(&c);
 }
 
-int main(void) {
+static const Test tests[] = {TEST(memory), TEST(parse), TEST(file)};
+
+int main(int argc, char **argv) {
     char folder[] = "/tmp/cm_choices_XXXXXX";
     if (!mkdtemp(folder)) die("no temporary folder");
     file_path(path, "%s/choices.txt", folder);
-    test_memory();
-    test_parse();
-    test_file();
+    check_run(tests, COUNT_OF(tests), argc, argv);
     unlink(path);
     rmdir(folder);
     return check_done();

@@ -886,19 +886,9 @@ static void test_concurrency(void) {
     cm_options_free(shared);
 }
 
-int main(void) {
-    test_strerror();
-    test_options();
-    test_msign_compute();
-    test_fixtures();
-    test_arguments();
-    test_combinations();
-    test_nonfinite();
-    test_idle();
-    test_bounds();
-    test_memory();
-    test_overrun();
-    test_thread_option();
-    test_concurrency();
-    return check_done();
-}
+static const Test tests[] = {
+    TEST(strerror),     TEST(options),       TEST(msign_compute), TEST(fixtures), TEST(arguments),
+    TEST(combinations), TEST(nonfinite),     TEST(idle),          TEST(bounds),   TEST(memory),
+    TEST(overrun),      TEST(thread_option), TEST(concurrency)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

@@ -235,21 +235,13 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
     return result;
 }
 
-int main(int argc, char **argv) {
-    char text[FILE_PATH_SIZE];
-    FILE *csv = NULL;
-    if (argc != 1 && (argc != 3 || strcmp(argv[1], "--csv")))
-        die("usage: test_composed [--csv FILE]");
-    if (argc == 3 && !(csv = fopen(argv[2], "w"))) die("--csv: cannot write %s", argv[2]);
-    if (csv) fprintf(csv, "step,optimizer,circuit,layer,head,ratio\n");
-    static Config machine;
-    machine.threads = 1;
-    if (device_setup(&machine, NULL, err)) die("%s", err);
-    if (!mkdtemp(folder)) die("cannot make a folder below /tmp");
-    file_path(text, "%s/text", folder);
-    write_text(text);
+static char text[FILE_PATH_SIZE];
+static const char *csv_path; /* with --csv FILE, where the measurements go */
 
-    test_measure();
+static void test_budget(void) {
+    FILE *csv = NULL;
+    if (csv_path && !(csv = fopen(csv_path, "w"))) die("--csv: cannot write %s", csv_path);
+    if (csv) fprintf(csv, "step,optimizer,circuit,layer,head,ratio\n");
     Result cm = train_measured("cm", text, csv), muon = train_measured("muon", text, csv);
     printf("largest step of a composed map over the learning rate: CM %.4f (QK) %.4f (OV), Muon "
            "%.4f %.4f\n",
@@ -269,9 +261,25 @@ int main(int argc, char **argv) {
     check(cm.last_loss < 0.7 * cm.first_loss && muon.last_loss < 0.7 * muon.first_loss,
           "training: the loss went from %.3f to %.3f with CM and from %.3f to %.3f with Muon",
           cm.first_loss, cm.last_loss, muon.first_loss, muon.last_loss);
+    if (csv && (ferror(csv) || fclose(csv))) die("--csv: writing %s failed", csv_path);
+}
 
+static const Test tests[] = {TEST(measure), TEST(budget)};
+
+int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "--csv")) {
+        if (argc != 3) die("usage: test_composed [--csv FILE | TEST...]");
+        csv_path = argv[2];
+        argc = 1;
+    }
+    static Config machine;
+    machine.threads = 1;
+    if (device_setup(&machine, NULL, err)) die("%s", err);
+    if (!mkdtemp(folder)) die("cannot make a folder below /tmp");
+    file_path(text, "%s/text", folder);
+    write_text(text);
+    check_run(tests, COUNT_OF(tests), argc, argv);
     remove(text);
     remove(folder);
-    if (csv && (ferror(csv) || fclose(csv))) die("--csv: writing %s failed", argv[2]);
     return check_done();
 }

@@ -505,25 +505,17 @@ static void remove_folder(void) {
     rmdir(folder);
 }
 
-int main(void) {
+static const Test tests[] = {
+    TEST(refusals),    TEST(kinds),  TEST(sequential),      TEST(permutation), TEST(shuffled),
+    TEST(determinism), TEST(resume), TEST(text_split),      TEST(validation),  TEST(vocabulary),
+    TEST(checksum),    TEST(large),  TEST(benchmark_steps), TEST(writing)};
+
+int main(int argc, char **argv) {
     if (!mkdtemp(folder)) {
         perror(folder);
         return 1;
     }
-    test_refusals();
-    test_kinds();
-    test_sequential();
-    test_permutation();
-    test_shuffled();
-    test_determinism();
-    test_resume();
-    test_text_split();
-    test_validation();
-    test_vocabulary();
-    test_checksum();
-    test_large();
-    test_benchmark_steps();
-    test_writing();
+    check_run(tests, COUNT_OF(tests), argc, argv);
     remove_folder();
     return check_done();
 }

@@ -316,12 +316,7 @@ static void test_choice_function(void) {
           "an empty name: %d, %s", value, err);
 }
 
-int main(void) {
-    test_values();
-    test_errors();
-    test_set();
-    test_round_trip();
-    test_output();
-    test_choice_function();
-    return check_done();
-}
+static const Test tests[] = {TEST(values),     TEST(errors), TEST(set),
+                             TEST(round_trip), TEST(output), TEST(choice_function)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

@@ -170,13 +170,13 @@ static void test_bf16(void) {
     check(gemm_setup(COMPUTE_FP32, err) == 0, "back to fp32: %s", err);
 }
 
-int main(void) {
+static void test_products(void) {
     test_product("gemm", gemm, 0);
     test_product("gemm_serial", gemm_serial, 0);
     test_product("gemm_builtin", gemm_builtin, 0);
     test_product("gemm_model", gemm_model, 0);
-    test_determinism();
-    test_inside_parallel();
-    test_bf16();
-    return check_done();
 }
+
+static const Test tests[] = {TEST(products), TEST(determinism), TEST(inside_parallel), TEST(bf16)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

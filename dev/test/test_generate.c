@@ -351,14 +351,17 @@ static void test_prompt(void) {
     tokenizer_free(&t);
 }
 
-int main(void) {
+static void use_threads(int threads) {
     char err[ERR_LEN];
     static Config machine;
-    machine.threads = 2;
-    device_setup(&machine, NULL, err);
+    machine.threads = threads;
+    if (device_setup(&machine, NULL, err)) die("%s", err);
+}
+
+static void test_decoding(void) {
+    use_threads(2);
     test_decode("");
-    machine.threads = 1;
-    device_setup(&machine, NULL, err); /* models as small as these gain nothing from threads */
+    use_threads(1); /* the models below are too small to gain from threads */
     test_decode("--preset tiny --norm layernorm --pos learned --qk-norm off --act gelu --biases on "
                 "--tied on --embed-norm off --softcap 0");
     test_decode("--act swiglu --tied on --softcap 0 --embed-norm off --kv-heads 2");
@@ -366,16 +369,26 @@ int main(void) {
     test_decode("--pos none --qk-norm off --norm layernorm --embed-norm on --head-bias on");
     test_decode("--pos learned --embed-norm on --head-dim 12 --ff-width 20 --layers 1");
     test_decode("--pos rope --qk-norm off --rope-base 100 --kv-heads 2 --head-dim 16 --biases on");
+}
+
+static void test_sliding(void) {
     test_slide(8, "");
     test_slide(7, "--pos learned --norm layernorm");
     test_slide(2, "--pos rope-half");
     test_slide(1, "--pos none");
-    test_sampler_greedy();
-    test_sampler_sets();
-    test_sampler_distribution();
-    test_sampler_draws();
-    test_sampler_errors();
-    test_text();
-    test_prompt();
-    return check_done();
+}
+
+static const Test tests[] = {TEST(decoding),
+                             TEST(sliding),
+                             TEST(sampler_greedy),
+                             TEST(sampler_sets),
+                             TEST(sampler_distribution),
+                             TEST(sampler_draws),
+                             TEST(sampler_errors),
+                             TEST(text),
+                             TEST(prompt)};
+
+int main(int argc, char **argv) {
+    use_threads(1);
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }

@@ -16,7 +16,7 @@ static const char *const names[] = {NAME, NULL}, *const variables[] = {"CM_TEST_
                                                                        NULL};
 static const char *const wheels[] = {"cm_test/lib", "cu13/lib", NULL};
 
-static void shell(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static void shell(const char *format, ...) {
     char command[8192];
     int n = snprintf(command, sizeof command, "PATH='%s'; ", tools);
     va_list args;
@@ -169,7 +169,9 @@ static void test_broken(void) {
     check(path[0] == 0, "NULL lies in %s", path);
 }
 
-int main(void) {
+static const Test tests[] = {TEST(places), TEST(broken)};
+
+int main(int argc, char **argv) {
     const char *cc = getenv("CC");
     snprintf(tools, sizeof tools, "%s", getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin");
     snprintf(root, sizeof root, "/tmp/cm_test_library.%ld", (long)getpid());
@@ -177,8 +179,7 @@ int main(void) {
           "42; }\\n' "
           ">'%s/a.c' && %s -shared -fPIC '%s/a.c' -o '%s/built.so'",
           root, root, cc && cc[0] ? cc : "cc", root, root);
-    test_places();
-    test_broken();
+    check_run(tests, COUNT_OF(tests), argc, argv);
     shell("rm -rf '%s'", root);
     return check_done();
 }

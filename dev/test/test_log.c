@@ -446,21 +446,16 @@ static void remove_tree(const char *dir) {
     rmdir(dir);
 }
 
-int main(void) {
+static const Test tests[] = {TEST(names),     TEST(lines), TEST(overwrite), TEST(truncate),
+                             TEST(full_disk), TEST(kill),  TEST(run_json),  TEST(numbers_text),
+                             TEST(progress),  TEST(curve)};
+
+int main(int argc, char **argv) {
     if (!mkdtemp(root)) {
         perror(root);
         return 1;
     }
-    test_names();
-    test_lines();
-    test_overwrite();
-    test_truncate();
-    test_full_disk();
-    test_kill();
-    test_run_json();
-    test_numbers_text();
-    test_progress();
-    test_curve();
+    check_run(tests, COUNT_OF(tests), argc, argv);
     remove_tree(root);
     return check_done();
 }

@@ -536,20 +536,29 @@ static void test_root(void) {
     set_threads(2);
 }
 
-int main(void) {
-    set_threads(2);
+static void test_accuracy_forms(void) {
     for (add_free = 0; add_free < 2; add_free++) test_accuracy();
-    add_free = 1;
-    test_same_bits();
     add_free = 0;
-    test_extremes();
-    test_same_bits();
-    test_symmetric_product();
-    test_root();
-    test_bf16_rounding();
-    test_bf16_step();
-    test_bf16_accuracy();
-    test_bf16_equivariance();
-    test_bf16_extremes();
-    return check_done();
+}
+
+static void test_same_bits_forms(void) {
+    for (add_free = 0; add_free < 2; add_free++) test_same_bits();
+    add_free = 0;
+}
+
+static const Test tests[] = {TEST(accuracy_forms),
+                             TEST(same_bits_forms),
+                             TEST(extremes),
+                             TEST(symmetric_product),
+                             TEST(root),
+                             TEST(bf16_rounding),
+                             TEST(bf16_step),
+                             TEST(bf16_accuracy),
+                             TEST(bf16_equivariance),
+                             TEST(bf16_extremes)};
+
+int main(int argc, char **argv) {
+    add_free = 0;
+    set_threads(2);
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }

@@ -1484,13 +1484,13 @@ static void test_plan(void) {
 /* The plan covers every parameter once, nothing twice, and second moments of AdamW do not overlap.
    */
 static void test_plan_cover(void) {
-    static const char *const presets[] = {"tiny", "gpt2", "llama", "speedrun"};
+    static char presets[][12] = {"tiny", "gpt2", "llama", "speedrun"};
     for (int i = 0; i < 4; i++) {
-        char err[ERR_LEN] = "", *argv[] = {(char *)"test",     (char *)"--preset",
-                                           (char *)presets[i], (char *)"--layers",
-                                           (char *)"2",        (char *)"--width",
-                                           (char *)"48",       (char *)"--seq-len",
-                                           (char *)"16",       (char *)"--total-batch-tokens",
+        char err[ERR_LEN] = "", *argv[] = {(char *)"test", (char *)"--preset",
+                                           presets[i],     (char *)"--layers",
+                                           (char *)"2",    (char *)"--width",
+                                           (char *)"48",   (char *)"--seq-len",
+                                           (char *)"16",   (char *)"--total-batch-tokens",
                                            (char *)"0"};
         Config *c = (Config *)take_bytes(sizeof *c);
         unsigned char given[CONFIG_FLAGS];
@@ -1574,31 +1574,30 @@ static void test_schedules(void) {
           "momentum warm-up");
 }
 
-int main(void) {
-    char err[ERR_LEN] = "";
-    if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
+static int processors; /* threads at the start of the program */
+
+/* Operations on large arrays run in all threads. The matrices of the other tests are so small that
+   they would only wait for a second thread. */
+static void test_operations(void) {
+    set_threads(processors);
     test_decompositions();
     test_elementwise();
     test_products();
     test_vectors();
     test_sums();
-    set_threads(1); /* matrices as small as those below would only wait for a second thread */
-    test_fixtures();
-    test_msign();
-    test_invroot();
-    test_definition();
-    test_bounds();
-    test_equivariance();
-    test_reductions();
-    test_invariances();
-    test_optimality();
-    test_momentum();
-    test_gscale();
-    test_renorm();
-    test_nothing();
-    test_muon_scale();
-    test_plan();
-    test_plan_cover();
-    test_schedules();
-    return check_done();
+    set_threads(1);
+}
+
+static const Test tests[] = {
+    TEST(operations), TEST(fixtures),     TEST(msign),      TEST(invroot),     TEST(definition),
+    TEST(bounds),     TEST(equivariance), TEST(reductions), TEST(invariances), TEST(optimality),
+    TEST(momentum),   TEST(gscale),       TEST(renorm),     TEST(nothing),     TEST(muon_scale),
+    TEST(plan),       TEST(plan_cover),   TEST(schedules)};
+
+int main(int argc, char **argv) {
+    char err[ERR_LEN] = "";
+    if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
+    processors = thread_count();
+    set_threads(1);
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }

@@ -1,5 +1,6 @@
 /* llmc/tokenizer.h against an independent implementation (dev/reference/make_bpe_fixture.py), what
    it says about bad files, and the program data/tokenize. */
+int tokenize_main(int argc, char **argv);
 #define main tokenize_main
 #include "data/tokenize.c"
 #undef main
@@ -226,11 +227,11 @@ static int run_tokenize(const char *input, const char *output, const char *flag,
                         (char *)"--bpe",
                         (char *)FIXTURES "vocab.bpe",
                         (char *)"--input",
-                        (char *)input,
+                        strdup(input),
                         (char *)"--output",
-                        (char *)output,
-                        (char *)flag,
-                        (char *)value,
+                        strdup(output),
+                        flag ? strdup(flag) : NULL,
+                        value ? strdup(value) : NULL,
                         NULL};
         if (!freopen(in_folder("out"), "w", stdout)) _exit(9);
         if (!freopen(in_folder("out"), "a", stderr)) _exit(9);
@@ -378,24 +379,28 @@ static void remove_folder(void) {
     rmdir(folder);
 }
 
-int main(void) {
-    Tokenizer t;
+static Tokenizer tokenizer; /* of the fixtures */
+
+static void test_fixture_expected(void) { test_expected(&tokenizer); }
+static void test_fixture_special(void) { test_special(&tokenizer); }
+static void test_fixture_long_words(void) { test_long_words(&tokenizer); }
+static void test_fixture_program(void) { test_program(&tokenizer); }
+static void test_fixture_pieces(void) { test_pieces(&tokenizer); }
+
+static const Test tests[] = {
+    TEST(fixture_expected), TEST(fixture_special), TEST(fixture_long_words),
+    TEST(fixture_program),  TEST(fixture_pieces),  TEST(bytes),
+    TEST(refusals)};
+
+int main(int argc, char **argv) {
     if (!mkdtemp(folder)) {
         perror(folder);
         return 1;
     }
-    if (tokenizer_load(&t, FIXTURES "encoder.json", FIXTURES "vocab.bpe", err)) {
-        check(0, "%s", err);
-    } else {
-        test_expected(&t);
-        test_special(&t);
-        test_long_words(&t);
-        test_program(&t);
-        test_pieces(&t);
-        tokenizer_free(&t);
-    }
-    test_bytes();
-    test_refusals();
+    if (tokenizer_load(&tokenizer, FIXTURES "encoder.json", FIXTURES "vocab.bpe", err))
+        die("%s", err);
+    check_run(tests, COUNT_OF(tests), argc, argv);
+    tokenizer_free(&tokenizer);
     remove_folder();
     return check_done();
 }

@@ -1620,30 +1620,31 @@ static void test_groups(void) {
     release();
 }
 
-int main(void) {
+static const Test tests[] = {TEST(operations),
+                             TEST(fixture),
+                             TEST(joint),
+                             TEST(connections),
+                             TEST(connection_equivariance),
+                             TEST(reprojection),
+                             TEST(circuit),
+                             TEST(match_muon),
+                             TEST(awkward),
+                             TEST(plan_chunks),
+                             TEST(plan_state),
+                             TEST(controls),
+                             TEST(quack),
+                             TEST(partner),
+                             TEST(root_at_third),
+                             TEST(refusals),
+                             TEST(groups),
+                             TEST(table),
+                             TEST(head_group),
+                             TEST(lion),
+                             TEST(rates)};
+
+int main(int argc, char **argv) {
     char err[ERR_LEN] = "";
     if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
-    test_operations();
     set_threads(1);
-    test_fixture();
-    test_joint();
-    test_connections();
-    test_connection_equivariance();
-    test_reprojection();
-    test_circuit();
-    test_match_muon();
-    test_awkward();
-    test_plan_chunks();
-    test_plan_state();
-    test_controls();
-    test_quack();
-    test_partner();
-    test_root_at_third();
-    test_refusals();
-    test_groups();
-    test_table();
-    test_head_group();
-    test_lion();
-    test_rates();
-    return check_done();
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }

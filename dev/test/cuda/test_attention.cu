@@ -534,32 +534,33 @@ static void test_supports(void) {
           err);
 }
 
-int main(void) {
+static void test_tile_products(void) {
     test_products<__nv_bfloat16, 32>("bf16");
     test_products<__nv_bfloat16, 64>("bf16");
     test_products<__nv_bfloat16, 128>("bf16");
     test_products<float, 32>("fp32");
     test_products<float, 128>("fp32");
+}
+
+static void test_tile_places(void) {
     test_places<__nv_bfloat16, 32>();
     test_places<__nv_bfloat16, 64>();
     test_places<__nv_bfloat16, 128>();
     test_places<float, 32>();
     test_places<float, 128>();
-    test_hand_over();
-    test_cases();
-    test_lengths();
-    test_ramps();
-    test_causality();
-    test_backward_causality();
-    test_backward_poison();
-    test_order();
-    test_scratch();
+}
+
+static void test_order_counts(void) {
     test_counts<32>(1, 1, 1, 1);
     test_counts<128>(1, 33, 1, 1);
     test_counts<128>(2, 700, 6, 3);
     test_counts<64>(3, 129, 2, 2);
-    test_decode();
-    test_library();
-    test_supports();
-    return check_done();
 }
+
+static const Test tests[] = {
+    TEST(tile_products),   TEST(tile_places), TEST(hand_over), TEST(cases),
+    TEST(lengths),         TEST(ramps),       TEST(causality), TEST(backward_causality),
+    TEST(backward_poison), TEST(order),       TEST(scratch),   TEST(order_counts),
+    TEST(decode),          TEST(library),     TEST(supports)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

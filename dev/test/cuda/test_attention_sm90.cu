@@ -403,42 +403,82 @@ static void test_choice(void) {
     cuda_scratch_free();
 }
 
-int main(void) {
+static void test_support(void) {
     char why[128] = "";
     check(hopper_supports(72, why, sizeof why) == -1 && strstr(why, "72"), "heads of 72: %s", why);
-    if (hopper_supports(64, why, sizeof why) || hopper_supports(128, why, sizeof why)) {
-        printf("test_attention_sm90: left out: %s\n", why);
-        return check_done();
-    }
+}
+
+static void test_product_kinds(void) {
     test_kinds<8>();
     test_kinds<16>();
-    test_meetings();
-#ifdef CM_EMU
-    test_early();
-#endif
+}
+
+static void test_shapes(void) {
     use_hopper(1);
     test_cases();
     test_lengths();
     test_declined();
+    use_hopper(0);
+}
+
+static void test_orders(void) {
+    use_hopper(1);
     test_order({1, 200, 3, 3, 64, 0.125, 2, 0});
     test_order({2, 140, 4, 2, 128, 0.0883, 2, 0});
+    use_hopper(0);
+}
+
+static void test_causalities(void) {
+    use_hopper(1);
     test_causality({1, 200, 1, 1, 64, 0.125, 2, 0}, 140);
     test_causality({1, 200, 2, 1, 128, 0.0883, 2, 0}, 70);
+    use_hopper(0);
+}
+
+static void test_order_counts(void) {
+    use_hopper(1);
     test_counts<64>({2, 257, 3, 1, 64, 0.125, 2, 0});
     test_counts<128>({1, 193, 2, 1, 128, 0.0883, 2, 0});
+    use_hopper(0);
+}
+
+static void test_portable_and_hopper(void) {
+    use_hopper(1);
     test_beside_portable({2, 130, 4, 2, 64, 0.125, 2, 0});
     test_beside_portable({1, 200, 2, 2, 128, 0.0883, 2, 0});
     use_hopper(0);
-    test_choice();
-    return check_done();
+}
+
+static const Test tests[] = {TEST(support),
+                             TEST(product_kinds),
+                             TEST(meetings),
+#ifdef CM_EMU
+                             TEST(early),
+#endif
+                             TEST(shapes),
+                             TEST(orders),
+                             TEST(causalities),
+                             TEST(order_counts),
+                             TEST(portable_and_hopper),
+                             TEST(choice)};
+
+int main(int argc, char **argv) {
+    /* Without warpgroup products only the refusal is tested, which is the first test. */
+    char why[128] = "";
+    int hopper = !hopper_supports(64, why, sizeof why) && !hopper_supports(128, why, sizeof why);
+    if (!hopper) printf("test_attention_sm90: left out: %s\n", why);
+    return check_main(tests, hopper ? COUNT_OF(tests) : 1, argc, argv);
 }
 
 #else
 
-int main(void) {
+static void test_support(void) {
     char why[128];
     check(hopper_supports(64, why, sizeof why) == -1 && strstr(why, "bf16"), "fp32: %s", why);
-    return check_done();
 }
+
+static const Test tests[] = {TEST(support)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }
 
 #endif

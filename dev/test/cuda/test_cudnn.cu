@@ -251,33 +251,48 @@ static void test_failure(AttentionShape s) {
     release();
 }
 
-int main(void) {
+static const AttentionShape emulated_shapes[] = {
+    shape_of(2, 128, 2, 2, 32), shape_of(1, 40, 6, 2, 64), shape_of(2, 64, 4, 1, 128)};
+
+static void test_absent(void) {
     char why[384] = "";
-    const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 32), shape_of(1, 40, 6, 2, 64),
-                                     shape_of(2, 64, 4, 1, 128)};
-    test_state();
     int absent = cudnn_start(why, sizeof why);
     check(absent && strstr(why, "emulator"), "there is a cuDNN: %s", why);
-    test_choice(0, shapes[1]);
-    for (int version = 0; version < 2;
-         version++) { /* cuDNN that clears dq_sum itself, and cuDNN that does not */
-        fake_install(version ? 90501 : 91900);
-        for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
-            for (size_t i = 0; i < 3; i++)
-                if (!version || shapes[i].T % 128 == 0) test_shape(shapes[i]);
-        cm_gpu.cudnn_fast = 0;
-        test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why),
-              "a head width of 60 is planned");
-        check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
-        cudnn_free_plans();
-        check(fake.live == 0, "%d descriptors stay", fake.live);
-    }
+    test_choice(0, emulated_shapes[1]);
+}
+
+/* A cuDNN of this version: 9.19 sets dq_sum to 0 itself, 9.5 does not. */
+static void check_version(int version) {
+    char why[384] = "";
+    fake_install(version);
+    for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
+        for (int i = 0; i < COUNT_OF(emulated_shapes); i++)
+            if (version == 91900 || emulated_shapes[i].T % 128 == 0) test_shape(emulated_shapes[i]);
+    cm_gpu.cudnn_fast = 0;
+    test_unplanned(emulated_shapes[0]);
+    check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why), "a head width of 60 is planned");
+    check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
+    cudnn_free_plans();
+    check(fake.live == 0, "%d descriptors stay", fake.live);
+}
+
+static void test_versions(void) {
+    check_version(91900);
+    check_version(90501);
+}
+
+static void test_choices(void) {
     fake_install(91900);
-    test_choice(1, shapes[1]);
+    test_choice(1, emulated_shapes[1]);
     test_auto();
     test_engines(shape_of(2, 32, 2, 1, 16));
     test_failure(shape_of(2, 32, 2, 1, 16));
+}
+
+static const Test tests[] = {TEST(state), TEST(absent), TEST(versions), TEST(choices)};
+
+int main(int argc, char **argv) {
+    check_run(tests, COUNT_OF(tests), argc, argv);
     cuda_scratch_free();
     return check_done();
 }
@@ -297,31 +312,31 @@ static void test_where(int available, const char *why) {
     check(!text[0] || available || strstr(why, "cuDNN"), "the reason is \"%s\"", why);
 }
 
-int main(void) {
+static void test_library(void) {
     char why[384] = "";
     const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 64), shape_of(2, 384, 4, 1, 128),
                                      shape_of(1, 1024, 6, 2, 64)}; /* a plan takes seconds */
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
-    test_state();
     test_where(available, why);
     if (!available) printf("no cuDNN: %s\n", why);
     if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) {
         check(!available, "cuDNN starts without a device");
-        return check_done();
+        return;
     }
     test_choice(available, shape_of(8, 256, 4, 4, 64));
-    if (available) {
-        for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
-            for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) test_shape(shapes[i]);
-        cm_gpu.cudnn_fast = 0;
-        cudnn_free_plans();
-        test_shape(shapes[0]);
-        test_unplanned(shapes[0]);
-        check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why),
-              "a head width of 60 is planned");
-        check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
-    }
-    return check_done();
+    if (!available) return;
+    for (cm_gpu.cudnn_fast = 0; cm_gpu.cudnn_fast < 2; cm_gpu.cudnn_fast++)
+        for (int i = 0; i < COUNT_OF(shapes); i++) test_shape(shapes[i]);
+    cm_gpu.cudnn_fast = 0;
+    cudnn_free_plans();
+    test_shape(shapes[0]);
+    test_unplanned(shapes[0]);
+    check(cudnn_attention_plan(1, 128, 2, 2, 60, why, sizeof why), "a head width of 60 is planned");
+    check(cudnn_attention_plan(1, 128, 3, 2, 64, why, sizeof why), "3 heads share 2");
 }
+
+static const Test tests[] = {TEST(state), TEST(library)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }
 
 #endif

@@ -40,7 +40,7 @@ static_assert(!Alike<int (*)(void *), int (*)(long)>::value,
 static_assert(!Alike<int (*)(int), int (*)(long)>::value, "another size is not noticed");
 static_assert(!Alike<int (*)(int), int (*)(int, int)>::value, "another parameter is not noticed");
 
-int main(void) {
+static void test_numbers(void) {
 #ifdef HAVE_CUDNN_HEADER
 #define COMPARE_NUMBER(NAME, NUMBER)                                                               \
     static_assert((long long)DNN_##NAME == (long long)CUDNN_##NAME, #NAME);                        \
@@ -64,5 +64,8 @@ int main(void) {
     for (int i = 0; i < 6; i++)
         for (int j = 0; j < i; j++)
             check(kinds[i] != kinds[j], "two kinds of descriptors are %d", kinds[i]);
-    return check_done();
 }
+
+static const Test tests[] = {TEST(numbers)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

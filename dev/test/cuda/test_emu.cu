@@ -290,13 +290,7 @@ static void test_mistakes(void) {
     check(!mistake(-2), "as much shared memory as there is, is refused");
 }
 
-int main(void) {
-    test_coordinates();
-    test_reductions();
-    test_lanes();
-    test_copies();
-    test_bf16();
-    test_graph();
-    test_mistakes();
-    return check_done();
-}
+static const Test tests[] = {TEST(coordinates), TEST(reductions), TEST(lanes),   TEST(copies),
+                             TEST(bf16),        TEST(graph),      TEST(mistakes)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

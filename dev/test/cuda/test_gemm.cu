@@ -909,8 +909,7 @@ static void test_tf32(void) {
 }
 #endif
 
-int main(void) {
-    MUST(cudaStreamCreate(&cm_gpu.stream));
+static void test_products(void) {
     test_plain<floatX, floatX>(0);
     test_plain<float, float>(1);
     test_batches<floatX, floatX>();
@@ -923,17 +922,19 @@ int main(void) {
     } else {
         test_epilogues<float, float>(1);
     }
-    test_calls<floatX>();
-    test_alignment();
-    test_many_plans();
-    test_choice();
-    test_measured_cases();
-    test_damage();
+}
+
+static void test_model_calls(void) { test_calls<floatX>(); }
+
+static const Test tests[] = {
+    TEST(products),  TEST(model_calls),    TEST(alignment), TEST(many_plans),
+    TEST(choice),    TEST(measured_cases), TEST(damage),
 #ifdef CM_EMU
-    test_pretended();
-    test_times();
-    test_without();
-    test_tf32();
+    TEST(pretended), TEST(times),          TEST(without),   TEST(tf32),
 #endif
-    return check_done();
+};
+
+int main(int argc, char **argv) {
+    MUST(cudaStreamCreate(&cm_gpu.stream));
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }

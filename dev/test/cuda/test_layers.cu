@@ -741,21 +741,16 @@ static void test_scratch(void) {
     }
 }
 
-int main(void) {
-    test_sort();
-    test_scratch();
-    test_embed();
-    test_norm();
-    test_norm_nan();
-    test_linear();
-    test_qk();
-    test_rope_table();
-    test_act();
-    test_classifier();
-    test_losses_add();
-    test_cast();
+static void test_frozen_layers(void) {
     test_frozen(64);
     test_frozen(13);
     test_frozen(2056);
-    return check_done();
 }
+
+/* sort comes first: it forks, which a process that has used the device must not do. */
+static const Test tests[] = {
+    TEST(sort),       TEST(scratch), TEST(embed),        TEST(norm), TEST(norm_nan),
+    TEST(linear),     TEST(qk),      TEST(rope_table),   TEST(act),  TEST(classifier),
+    TEST(losses_add), TEST(cast),    TEST(frozen_layers)};
+
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

@@ -1055,24 +1055,15 @@ static void test_plan_copies(void) {
         }
 }
 
-int main(void) {
+static const Test tests[] = {
+    TEST(all_elements), TEST(vectors),    TEST(sum_squares), TEST(products),    TEST(roots),
+    TEST(root_steps),   TEST(root_stops), TEST(sign_runs),   TEST(eigenvalues), TEST(gauges),
+    TEST(sign),         TEST(sign_bf16),  TEST(adamw_copy),  TEST(plan_copies)};
+
+int main(int argc, char **argv) {
     cudaDeviceProp device;
     MUST(cudaGetDeviceProperties(&device, 0));
     cm_gpu.shared_limit = device.sharedMemPerBlockOptin;
     cm_gpu.allow_tf32 = 0;
-    test_all_elements();
-    test_vectors();
-    test_sum_squares();
-    test_products();
-    test_roots();
-    test_root_steps();
-    test_root_stops();
-    test_sign_runs();
-    test_eigenvalues();
-    test_gauges();
-    test_sign();
-    test_sign_bf16();
-    test_adamw_copy();
-    test_plan_copies();
-    return check_done();
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }
