@@ -125,6 +125,28 @@ static void test_determinism(void) {
     free(D);
 }
 
+/* A symmetric product with fewer rows than there are threads, as on a machine of many cores. */
+static void test_symmetric(void) {
+    enum { N = 30, K = 400 };
+    floatX *A = random_matrix(N * K), *C = random_matrix(N * N), *D = random_matrix(N * N);
+    gemm_serial(0, 1, N, N, K, 1, A, K, A, K, 0, C, N);
+    int most = thread_count();
+    for (int threads = 1; threads < 50; threads += 7) {
+#ifdef _OPENMP
+        omp_set_num_threads(threads);
+#endif
+        gemm_symmetric(0, 1, N, K, 1, A, K, A, K, 0, D, N);
+        check(memcmp(C, D, N * N * sizeof *C) == 0, "symmetric, %d threads: other bits", threads);
+    }
+#ifdef _OPENMP
+    omp_set_num_threads(most);
+#endif
+    (void)most;
+    free(A);
+    free(C);
+    free(D);
+}
+
 static void test_inside_parallel(void) {
     enum { COUNT = 8, M = 40, N = 50, K = 60 };
     floatX *A = random_matrix(COUNT * M * K), *B = random_matrix(K * N);
@@ -177,6 +199,7 @@ static void test_products(void) {
     test_product("gemm_model", gemm_model, 0);
 }
 
-static const Test tests[] = {TEST(products), TEST(determinism), TEST(inside_parallel), TEST(bf16)};
+static const Test tests[] = {TEST(products), TEST(determinism), TEST(symmetric),
+                             TEST(inside_parallel), TEST(bf16)};
 
 int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

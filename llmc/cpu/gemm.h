@@ -387,7 +387,7 @@ __attribute__((unused)) static void gemm_symmetric(int ta, int tb, int N, int K,
         gemm_mirror(C, ldc, 0, N);
         return;
     }
-    int band = max_int(min_int(128, N / threads), N / (8 * threads));
+    int band = max_int(max_int(min_int(128, N / threads), N / (8 * threads)), 1);
     band = (band + GEMM_MR - 1) / GEMM_MR * GEMM_MR;
     int bands = (N + band - 1) / band;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
