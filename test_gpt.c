@@ -1453,6 +1453,18 @@ static void test_checkpoint(const char *preset, const char *rule) {
     }
 }
 
+/* How far the state of a name differs between two plans: 0 if their bits are equal, -1 if one lacks
+   it. */
+static int state_differs(const Model *a, const Model *b, const char *name) {
+    const StateTensor *found[2] = {NULL, NULL};
+    const Model *m[2] = {a, b};
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < m[k]->plan.states; i++)
+            if (!strcmp(m[k]->plan.state[i].name, name)) found[k] = &m[k]->plan.state[i];
+    if (!found[0] || !found[1]) return -1;
+    return !same_bits(a->p.state + found[0]->at, b->p.state + found[1]->at, found[0]->size);
+}
+
 /* Writes the model as format version 1 did: the rules' state in one record without names. */
 static void write_version_1(const char *path, const Model *m) {
     CkptWriter w;
@@ -1460,7 +1472,12 @@ static void write_version_1(const char *path, const Model *m) {
     size_t size;
     floatM *host = array((size_t)dim);
     device_download(host, m->p.state, (size_t)dim * sizeof(floatM));
-    ckpt_begin(&w, path, "version=0.1.0\nstep=2\n", err);
+    static Run run;
+    run.asked = run.config = *m->c;
+    char *header = checkpoint_header(&run, &m->plan);
+    if (!header) die("out of memory");
+    ckpt_begin(&w, path, header, err);
+    free(header);
     floatM *copy = array(m->p.r.size[SLOT_PARAM]);
     save_slot(&w, 'p', &m->p.r, SLOT_PARAM, m->p.param, copy, err);
     save_slot(&w, 'm', &m->p.r, SLOT_MOMENT, m->p.moment, copy, err);
@@ -1477,8 +1494,50 @@ static void write_version_1(const char *path, const Model *m) {
     release();
 }
 
+/* A file of version 1 whose rules change on resume: W_O and W_V hand nothing on to W_Q and W_K, whose
+   state is as large. What both rules have is kept to the bit, and so are the moments of W_V, whose
+   rows follow those that start anew. */
+static void test_version_1_change(void) {
+    char path[FILE_PATH_SIZE], note[2048], flags[512];
+    static Model m, n;
+    int x[16], y[16];
+    Ckpt ckpt;
+    snprintf(flags, sizeof flags, "--preset gpt2%s --lr 0.002", saved_flags);
+    Config c = config_of(flags, "--qk muon --ov adamw --mlp normuon"),
+           other = config_of(flags, "--qk adamw --ov muon --mlp normuon");
+    file_path(path, "%s/version1", folder);
+    create(&m, &c);
+    create(&n, &other);
+    randomise(&m);
+    draw_batch(&c, x, y, 16);
+    for (int step = 0; step < 2; step++) train(&m, x, y, step);
+    write_version_1(path, &m);
+    if (!check(!ckpt_open(&ckpt, path, err), "version 1: %s", err)) return;
+    check(m.plan.state_size == n.plan.state_size, "the two states have different sizes");
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note) &&
+              strstr(note, "anew: s.wqkv.q.v, s.wqkv.k.v; not taken over: s.wo.v, s.wqkv.v.v\n"),
+          "version 1, state of W_O and W_V for W_Q and W_K: %s", note);
+    check(state_differs(&m, &n, "wfc.v") == 0 && state_differs(&m, &n, "wte.v") == 0,
+          "version 1: what both rules have is not kept");
+    for (int i = 0; i < n.plan.states; i++)
+        check(n.plan.state[i].since == (strstr(n.plan.state[i].name, "wqkv.") ? 2 : 0),
+              "version 1: %s since %d", n.plan.state[i].name, n.plan.state[i].since);
+    size_t C = (size_t)m.s.C, anew = (size_t)(m.s.QKV - m.s.NKV * m.s.HS) * C;
+    for (int l = 0; l < m.s.L; l++) {
+        const Tensor *t = &m.p.r.t[T_WQKV];
+        const floatM *old = slot_pointer(t, SLOT_MOMENT, l, m.p.moment);
+        const floatM *now = slot_pointer(t, SLOT_MOMENT, l, n.p.moment);
+        check(all_zero(now, anew) && same_bits(old + anew, now + anew, layer_size(t) - anew),
+              "version 1: moments of W_QKV, layer %d", l);
+    }
+    model_free(&n);
+    model_free(&m);
+    ckpt_close(&ckpt);
+    unlink(path);
+}
+
 /* A file of version 1 gives back the whole training where the rules are equal. With other rules
-   the state starts anew, since nothing tells what it is. */
+   the state of the changed ones starts anew. */
 static void test_version_1(void) {
     char path[FILE_PATH_SIZE], note[2048], flags[512];
     static Model m, n;
@@ -1506,25 +1565,12 @@ static void test_version_1(void) {
     model_free(&n);
     create(&n, &other);
     check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && strstr(note, "starting anew: ") &&
-              strstr(note, "s.wfc.radius") && strstr(note, "not taken over: v\n"),
+              strstr(note, "s.wfc.radius") && strstr(note, "not taken over: s.wfc.v, s.wproj.v\n"),
           "version 1, other rules: %s", note);
-    check(all_zero(n.p.state, n.plan.state_size), "state of unknown rules is taken over");
     model_free(&n);
     model_free(&m);
     ckpt_close(&ckpt);
     unlink(path);
-}
-
-/* How far the state of a name differs between two plans: 0 if their bits are equal, -1 if one lacks
-   it. */
-static int state_differs(const Model *a, const Model *b, const char *name) {
-    const StateTensor *found[2] = {NULL, NULL};
-    const Model *m[2] = {a, b};
-    for (int k = 0; k < 2; k++)
-        for (int i = 0; i < m[k]->plan.states; i++)
-            if (!strcmp(m[k]->plan.state[i].name, name)) found[k] = &m[k]->plan.state[i];
-    if (!found[0] || !found[1]) return -1;
-    return !same_bits(a->p.state + found[0]->at, b->p.state + found[1]->at, found[0]->size);
 }
 
 /* A rule changed on resume keeps parameters, first moments and what both rules have of one name
@@ -1651,6 +1697,8 @@ static void test_freeze_errors(void) {
     for (int i = 0; i < m.plan.n; i++)
         check(m.plan.e[i].part[0].id != T_WO && m.plan.e[i].part[0].id != T_WTE, "a frozen entry");
     model_free(&m);
+    snprintf(muon.freeze, sizeof muon.freeze, "wo,wf"); /* no prefix stands for a name */
+    check(make_model(&m, &muon, 1) == -1 && strstr(err, "\"wf\""), "a prefix: %s", err);
     snprintf(muon.freeze, sizeof muon.freeze, "wo,wxyz");
     check(make_model(&m, &muon, 1) == -1 && strstr(err, "wxyz") && strstr(err, "wproj"),
           "an unknown name: %s", err);
@@ -1810,17 +1858,18 @@ static void test_shards(void) {
 
 static const Test tests[] = {
 #ifdef CM_DOUBLE
-    TEST(layers),        TEST(model_gradients),
+    TEST(layers),       TEST(model_gradients),
 #endif
-    TEST(classifiers),   TEST(rope_table),
+    TEST(classifiers),  TEST(rope_table),
 #ifndef CM_CUDA /* test_gpt.cu has them */
     TEST(fixtures),
 #endif
-    TEST(registries),    TEST(accumulation_presets), TEST(causality_presets),
-    TEST(init_presets),  TEST(memory_presets),       TEST(recompute_presets),
-    TEST(update_rules),  TEST(train_step),           TEST(checkpoints),
-    TEST(version_1),     TEST(rule_changes),         TEST(frozen),
-    TEST(freeze_errors), TEST(freeze_resume),        TEST(shards),
+    TEST(registries),   TEST(accumulation_presets), TEST(causality_presets),
+    TEST(init_presets), TEST(memory_presets),       TEST(recompute_presets),
+    TEST(update_rules), TEST(train_step),           TEST(checkpoints),
+    TEST(version_1),    TEST(version_1_change),     TEST(rule_changes),
+    TEST(frozen),       TEST(freeze_errors),        TEST(freeze_resume),
+    TEST(shards),
 };
 
 int main(int argc, char **argv) {

@@ -166,7 +166,7 @@ static int model_create(Model *m, const Config *c, const Registry *r, const Plan
     m->acts_bytes = need.activations - 2 * rotary_bytes(c);
     m->acts_memory = device_alloc(m->acts_bytes);
     if (!m->acts_memory || params_create(m) || device_reserve(need.workspace) || rotary_create(m))
-        return refuse_allocation(need, err);
+        return device_check(err) ? -1 : refuse_allocation(need, err);
     m->a = block_at(m, 0);
     return 0;
 }

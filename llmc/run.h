@@ -331,16 +331,52 @@ static inline int state_is_saved(const Ckpt *ckpt, const StateTensor *s) {
     return r && r->ndim == 3 && !memcmp(r->dims, s->dims, sizeof s->dims);
 }
 
+/* The state of version 1, which lies in one record "v" in the order of the plan of the run that
+   wrote it. Sets `plan` to that plan, which follows from the flags in the header. Returns the
+   record's data, or NULL if the file has none, or one of another plan. */
+static inline const floatM *version_1_state(const Ckpt *ckpt, Plan *plan) {
+    char unused[ERR_LEN];
+    uint64_t vocab;
+    int64_t bytes = 0;
+    int dtype = 0;
+    Config c;
+    memset(&c, 0, sizeof c);
+    memset(plan, 0, sizeof *plan);
+    flags_defaults(config_flags, CONFIG_FLAGS, &c);
+    const void *data = ckpt->version == 1 ? ckpt_find(ckpt, "v", &dtype, NULL, NULL, &bytes) : NULL;
+    if (!data || load_flags(&c, NULL, ckpt, unused) || ckpt_number(ckpt, "vocab", &vocab, unused))
+        return NULL;
+    c.vocab = (int)vocab;
+    if (config_resolve(&c, unused)) return NULL;
+    Registry r = registry_build(&c);
+    *plan = plan_build(&c, &r);
+    int whole = dtype == RECORD_DTYPE && bytes == (int64_t)(plan->state_size * sizeof(floatM));
+    return whole ? (const floatM *)data : NULL;
+}
+
+/* The state of a plan that has the name and shape of `s`, or NULL. */
+static inline const StateTensor *find_state(const Plan *plan, const StateTensor *s) {
+    for (int i = 0; i < plan->states; i++)
+        if (!strcmp(plan->state[i].name, s->name) &&
+            !memcmp(plan->state[i].dims, s->dims, sizeof s->dims))
+            return &plan->state[i];
+    return NULL;
+}
+
 /* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape, starts
-   anew. */
+   anew. State of version 1 that has no use here is added to `unused`. */
 static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
-                              NameList *anew) {
-    if (ckpt->version == 1 &&
-        load_record(ckpt, 'v', "", p->state, plan->state_size) == RECORD_TAKEN)
-        return;
+                              NameList *anew, NameList *unused) {
+    Plan old;
+    const floatM *v = version_1_state(ckpt, &old);
     for (int i = 0; i < plan->states; i++) {
         StateTensor *s = &plan->state[i];
+        const StateTensor *from = v ? find_state(&old, s) : NULL;
         char key[96], since[32];
+        if (from) {
+            device_upload(p->state + s->at, v + from->at, s->size * sizeof(floatM));
+            continue;
+        }
         if (!state_is_saved(ckpt, s) ||
             load_record(ckpt, 's', s->name, p->state + s->at, s->size) != RECORD_TAKEN) {
             start_state_anew(p, s, step);
@@ -350,6 +386,9 @@ static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int
         snprintf(key, sizeof key, "since.%s", s->name);
         s->since = ckpt_value(ckpt, key, since, sizeof since) ? 0 : atoi(since);
     }
+    for (int i = 0; v && i < old.states; i++)
+        if (!find_state(plan, &old.state[i])) names_add(unused, 's', old.state[i].name);
+    if (!v && ckpt->version == 1 && ckpt_record(ckpt, "v")) names_add(unused, 'v', "");
 }
 
 /* Whether record m.NAME or s.NAME belongs to this model and its rules. */
@@ -363,18 +402,17 @@ static inline int record_is_used(const Params *p, const Plan *plan, char prefix,
     return 0;
 }
 
-/* The records of optimizer state that nothing is made of. */
-static inline NameList list_unused(const Params *p, const Plan *plan, const Ckpt *ckpt) {
-    NameList unused = {""};
+/* Adds the records of optimizer state that nothing is made of. */
+static inline void list_unused(const Params *p, const Plan *plan, const Ckpt *ckpt,
+                               NameList *unused) {
     for (int i = 0; i < ckpt->count; i++) {
         const CkptRecord *r = &ckpt->records[i];
         char name[96];
         if (r->name_length < 3 || r->name[1] != '.' || (r->name[0] != 'm' && r->name[0] != 's'))
             continue;
         snprintf(name, sizeof name, "%.*s", (int)r->name_length - 2, r->name + 2);
-        if (!record_is_used(p, plan, r->name[0], name)) names_add(&unused, r->name[0], name);
+        if (!record_is_used(p, plan, r->name[0], name)) names_add(unused, r->name[0], name);
     }
-    return unused;
 }
 
 /* Reads parameters, first moments and state of a checkpoint after `step` updates. What the rules
@@ -382,17 +420,35 @@ static inline NameList list_unused(const Params *p, const Plan *plan, const Ckpt
    line on stderr. Returns 0, or -1 with a message if the parameters do not fit. */
 static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
                                 char *err) {
-    NameList anew = {""};
+    NameList anew = {""}, unused = {""};
     if (load_parameters(p, ckpt, err)) return -1;
     load_moments(p, ckpt, &anew);
-    load_state(p, plan, ckpt, step, &anew);
-    NameList unused = list_unused(p, plan, ckpt);
-    if (ckpt->version == 1 && anew.text[0] && ckpt_record(ckpt, "v")) names_add(&unused, 'v', "");
+    list_unused(p, plan, ckpt, &unused);
+    load_state(p, plan, ckpt, step, &anew, &unused);
     if (anew.text[0] || unused.text[0])
         fprintf(stderr, "note: the rules are not those of the checkpoint:%s%s%s%s%s\n",
                 anew.text[0] ? " starting anew: " : "", anew.text,
                 anew.text[0] && unused.text[0] ? ";" : "",
                 unused.text[0] ? " not taken over: " : "", unused.text);
+    return 0;
+}
+
+/* Takes over the flags of the run that a checkpoint is of. Where this start changes the rule of the
+   embeddings or of the head, the checkpoint's rate is that of the other rule: the new rule has the
+   rate that it has in a new run of this preset. */
+static inline int resume_flags(Run *run, const Ckpt *ckpt, char *err) {
+    Config *c = &run->asked, before = *c, fresh = *c;
+    const unsigned char *given = run->given;
+    const int lr_embed = flags_find(config_flags, CONFIG_FLAGS, "lr-embed");
+    const int lr_head = flags_find(config_flags, CONFIG_FLAGS, "lr-head");
+    if (load_flags(&before, NULL, ckpt, err) || load_flags(c, given, ckpt, err)) return -1;
+    flags_defaults(config_flags, CONFIG_FLAGS, &fresh);
+    if (config_apply(&fresh, NULL, config_presets[c->preset], err)) return -1;
+    fresh.embed = c->embed;
+    fresh.head = c->head;
+    config_rates_of_vocabulary(&fresh, given);
+    if (c->embed != before.embed && !given[lr_embed]) c->lr_embed = fresh.lr_embed;
+    if (c->head != before.head && !given[lr_head]) c->lr_head = fresh.lr_head;
     return 0;
 }
 
@@ -405,7 +461,7 @@ static inline int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
         return fail(err, "--resume: there is no run %s/%s; check --run and --runs-dir",
                     run->asked.runs_dir, run->asked.run);
     int status = ckpt_open_newest(ckpt, folder, path, err);
-    return status ? status : load_flags(&run->asked, run->given, ckpt, err);
+    return status ? status : resume_flags(run, ckpt, err);
 }
 
 /* Goes back to where the checkpoint was written: parameters, moments, state, place in the data,

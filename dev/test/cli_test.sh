@@ -163,6 +163,19 @@ test_other_rules() {
     check "other rules, back: no word of what is left" has err 'not taken over: s.wfc.v, s.wproj.v$'
 }
 
+# A new rule of the embeddings has its own rate, and AdamW that of the run's preset.
+test_other_embed() {
+    rm -rf runs/a
+    check "a run of --preset llama" train --preset llama $minute --run a --steps 2
+    check "resume with --embed muon" train --run a --resume --steps 3 --embed muon
+    check "Muon on the embeddings has AdamW's rate" has runs/a/run.json '"lr-embed": 0.02\>'
+    check "resume with --embed adamw" train --run a --resume --steps 4 --embed adamw
+    check "AdamW on the embeddings has Muon's rate" has runs/a/run.json '"lr-embed": 0.003\>'
+    check "resume with a rate" train --run a --resume --steps 5 --embed muon --lr-embed 0.05
+    check "resume without flags" train --run a --resume --steps 6
+    check "a rate that was given is lost" has runs/a/run.json '"lr-embed": 0.05\>'
+}
+
 # Damaged checkpoints.
 test_damage() {
     ten_steps
