@@ -1636,6 +1636,52 @@ static void test_rule_change(const char *from, const char *to, const char *anew,
     release();
 }
 
+/* A state that the checkpoint has in another shape of equal size is not taken over. */
+static void test_state_shape(void) {
+    char note[2048], flags[512];
+    static Model m, n;
+    static Run run;
+    Ckpt ckpt;
+    snprintf(flags, sizeof flags, "--preset gpt2%s", saved_flags);
+    Config c = config_of(flags, "--mlp adamw");
+    create(&m, &c);
+    create(&n, &c);
+    open_test_run(&run, &c, "shape");
+    if (!save_and_open(&run, &m, &ckpt)) return;
+    for (int i = 0; i < n.plan.states; i++) {
+        StateTensor *s = &n.plan.state[i];
+        if (strcmp(s->name, "wfc.v")) continue;
+        int64_t rows = s->dims[1];
+        s->dims[1] = s->dims[2];
+        s->dims[2] = rows;
+    }
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && strstr(note, "anew: s.wfc.v\n"),
+          "a state of another shape: %s%s", err, note);
+    ckpt_close(&ckpt);
+    close_test_run(&run);
+    model_free(&n);
+    model_free(&m);
+}
+
+/* A resumed run of every rule, wherever it applies, ends as the unbroken one, to the bit. */
+static void test_resume_rules(void) {
+    static const struct {
+        const char *flag;
+        unsigned on;
+    } roles[] = {{"--qk", ON_QK},
+                 {"--ov", ON_OV},
+                 {"--mlp", ON_MLP},
+                 {"--embed", ON_EMBED},
+                 {"--head", ON_HEAD}};
+    for (int role = 0; role < COUNT_OF(roles); role++)
+        for (int rule = RULE_AUTO + 1; rule < RULES_END; rule++) {
+            char flags[128];
+            snprintf(flags, sizeof flags, "%s %s", roles[role].flag, rule_table[rule].flag);
+            if (rule_table[rule].where & roles[role].on)
+                test_checkpoint("--preset llama --init gpt2 --kv-heads 1 --head-dim 12", flags);
+        }
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* frozen tensors and shards */
 
@@ -1858,18 +1904,18 @@ static void test_shards(void) {
 
 static const Test tests[] = {
 #ifdef CM_DOUBLE
-    TEST(layers),       TEST(model_gradients),
+    TEST(layers),        TEST(model_gradients),
 #endif
-    TEST(classifiers),  TEST(rope_table),
+    TEST(classifiers),   TEST(rope_table),
 #ifndef CM_CUDA /* test_gpt.cu has them */
     TEST(fixtures),
 #endif
-    TEST(registries),   TEST(accumulation_presets), TEST(causality_presets),
-    TEST(init_presets), TEST(memory_presets),       TEST(recompute_presets),
-    TEST(update_rules), TEST(train_step),           TEST(checkpoints),
-    TEST(version_1),    TEST(version_1_change),     TEST(rule_changes),
-    TEST(frozen),       TEST(freeze_errors),        TEST(freeze_resume),
-    TEST(shards),
+    TEST(registries),    TEST(accumulation_presets), TEST(causality_presets),
+    TEST(init_presets),  TEST(memory_presets),       TEST(recompute_presets),
+    TEST(update_rules),  TEST(train_step),           TEST(checkpoints),
+    TEST(version_1),     TEST(version_1_change),     TEST(rule_changes),
+    TEST(state_shape),   TEST(resume_rules),         TEST(frozen),
+    TEST(freeze_errors), TEST(freeze_resume),        TEST(shards),
 };
 
 int main(int argc, char **argv) {

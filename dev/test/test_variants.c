@@ -1280,6 +1280,15 @@ static void check_quadratic(int role, int rule) {
         for (size_t i = (size_t)t->used_rows * t->cols; t->layers == 1 && i < t->size; i++)
             zero &= run.p[t->slot[SLOT_PARAM].at + i] == 0;
     }
+    /* A rule that looks at whole matrices gets those of the vocabulary, as padding changes its scale. */
+    int whole = !(rule_table[rule].traits & ELEMENT_BY_ELEMENT), used = 1;
+    for (int i = 0; i < run.plan.n; i++) {
+        const Part *part = &run.plan.e[i].part[0];
+        if (run.plan.e[i].rule == (RuleId)rule && whole &&
+            (part->id == T_WTE || part->id == T_WHEAD))
+            used &= part->rows == run.r.t[part->id].used_rows && part->rows % 64;
+    }
+    check(used, "%s %s: the rule gets the padding", roles[role].flag, rule_table[rule].flag);
     check(falls && zero, "%s %s: five steps lower a quadratic %d, keep padding zero %d",
           roles[role].flag, rule_table[rule].flag, falls, zero);
 }
