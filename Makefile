@@ -317,7 +317,7 @@ compile_commands.json:
 DIST = cm.c-$(VERSION)
 dist:
 	@if git rev-parse --git-dir >/dev/null 2>&1; then git archive --prefix=$(DIST)/ HEAD; \
-	  else tar c --exclude-vcs --exclude-from=.gitignore --exclude='./build' --exclude='./runs' \
+	  else sed 's|^/|./|; s|/$$||' .gitignore | tar c --exclude-from=- --exclude='./*.tar.gz.tmp' \
 	    --transform='s|^\.|$(DIST)|' --sort=name --owner=0 --group=0 .; fi | gzip -n9 >$(DIST).tar.gz.tmp
 	@mv $(DIST).tar.gz.tmp $(DIST).tar.gz && echo $(DIST).tar.gz
 

@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 bad=0
 command -v clang-format >/dev/null || { echo "error: there is no clang-format (Debian: apt-get install clang-format)" >&2; exit 1; }
 
+git ls-files >/dev/null || { echo "error: git tells which files to check, and this is not a repository of git" >&2; exit 1; }
+
 # The tables of unicode_classes.h are generated.
 code=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' | grep -v unicode_classes.h)
 clang-format --dry-run -Werror $code || bad=1
