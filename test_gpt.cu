@@ -223,6 +223,56 @@ static void test_memory(void) {
     check(cm_gpu.used == before, "%zu bytes are not freed", cm_gpu.used - before);
 }
 
+/* A failure before the model is made is what the program reports, not a lack of memory. */
+static void test_failure(void) {
+    Config c =
+        config_of("--preset gpt2 --layers 1 --width 64 --heads 2 --seq-len 32 --vocab 90", "");
+    static Model m;
+    Registry r = registry_build(&c);
+    Plan plan = plan_build(&c, &r);
+    device_fail("the device is lost");
+    check(model_create(&m, &c, &r, &plan, 1, err) == -1 && !strcmp(err, "the device is lost"),
+          "a model on a lost device: %s", err);
+    cm_gpu.failure[0] = 0;
+    model_free(&m);
+}
+
+/* After an update the layers' copy of the weights is that of the parameters, whoever wrote it. */
+static void test_copy(const char *rules) {
+    Config c = config_of("--preset llama --init gpt2 --layers 2 --width 64 --heads 2 --kv-heads 1 "
+                         "--seq-len 32 --batch-size 2 --vocab 100",
+                         rules);
+    static Model m;
+    int x[64], y[64];
+    create(&m, &c);
+    if (model_init(&m, err)) die("%s", err);
+    for (int i = 0; i < 64; i++) {
+        x[i] = (5 * i) % 90;
+        y[i] = (7 * i) % 100;
+    }
+    loss_and_gradient(&m, x, y, 2);
+    optimizer_step(&m, 0, 1);
+    float *copy = fetch(m.p.weight, elements(&m));
+    refresh_weights(&m);
+    float *fresh = fetch(m.p.weight, elements(&m));
+    check(!memcmp(copy, fresh, elements(&m) * sizeof *copy), "%s: the copy is not refreshed",
+          rules);
+    free(copy);
+    free(fresh);
+    model_free(&m);
+}
+
+static void test_copies(void) {
+    static const char *const rules[] = {"--optimizer adamw",
+                                        "--optimizer cm",
+                                        "--optimizer adamw --qk quack --quack-base adamw",
+                                        "--optimizer adamw --ov adamw-partner",
+                                        "--optimizer adamw --mlp lion",
+                                        "--optimizer adamw --embed normuon --head muonh",
+                                        "--optimizer muon --qk adamw --freeze wo"};
+    for (int i = 0; i < COUNT_OF(rules); i++) test_copy(rules[i]);
+}
+
 /* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory,
    however much. */
 static void test_logit_rows(void) {
@@ -312,8 +362,8 @@ static void test_gpt2(void) { test_fixture("gpt2"); }
 static void test_llama(void) { test_fixture("llama"); }
 static void test_speedrun(void) { test_fixture("speedrun"); }
 
-static const Test tests[] = {TEST(memory), TEST(logit_rows), TEST(fresh_gradients),
-                             TEST(gpt2),   TEST(llama),      TEST(speedrun)};
+static const Test tests[] = {TEST(memory),          TEST(failure), TEST(copies), TEST(logit_rows),
+                             TEST(fresh_gradients), TEST(gpt2),    TEST(llama),  TEST(speedrun)};
 
 int main(int argc, char **argv) {
     Config c = config_of("--preset tiny --vocab 256 --tf32 off", "");
