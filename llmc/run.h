@@ -363,8 +363,8 @@ static inline const StateTensor *find_state(const Plan *plan, const StateTensor 
     return NULL;
 }
 
-/* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape, starts
-   anew. State of version 1 that has no use here is added to `unused`. */
+/* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape,
+   starts anew. State of version 1 that has no use here is added to `unused`. */
 static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
                               NameList *anew, NameList *unused) {
     Plan old;
