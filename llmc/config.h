@@ -392,14 +392,12 @@ static inline void config_resolve_rules(Config *c) {
         if (*rate[i] == 0) *rate[i] = c->lr;
         if (*rate[i] == 0) *rate[i] = rule_lr((RuleId)rule[i], &c->optim);
     }
-    if (c->lr == 0)
-        c->lr = rule_table[attention].lr; /* what the log's column lr is a multiple of */
+    if (c->lr == 0) c->lr = rule_table[attention].lr; /* for the log's column lr */
 }
 
-/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
-   c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
-static inline int config_resolve(Config *c, char *err) {
-    /* Sizes are ints in the layers; with these bounds the products that are ints stay in range. */
+/* Refuses sizes whose products would not fit the types that hold them. Sizes are ints in the layers;
+   with these bounds the products that are ints stay in range. */
+static inline int config_check_sizes(const Config *c, char *err) {
     const double side = 1 << 24, most = 1 << 30;
     double widest = fmax((double)c->width, fmax((double)c->ff_width, (double)c->vocab));
     widest = fmax(fmax(widest, (double)c->seq_len), (double)c->heads * fmax(c->head_dim, 1));
@@ -412,6 +410,11 @@ static inline int config_resolve(Config *c, char *err) {
             "--batch-size %d x --seq-len %d is too large: at most %.0f tokens in one pass; use "
             "--total-batch-tokens for larger steps",
             c->batch_size, c->seq_len, most);
+    return 0;
+}
+
+/* Heads, their width and what depends on it. */
+static inline int config_resolve_heads(Config *c, char *err) {
     if (!c->kv_heads) c->kv_heads = c->heads;
     if (c->heads % c->kv_heads)
         return fail(err, "--heads %d must be a multiple of --kv-heads %d", c->heads, c->kv_heads);
@@ -430,17 +433,34 @@ static inline int config_resolve(Config *c, char *err) {
                     "--pos rope-half needs a head width that is a multiple of 4 and at least "
                     "8, not %d",
                     c->head_dim);
-    if (!c->ff_width)
-        c->ff_width =
-            act_is_gated((ActKind)c->act) ? round_up((8 * c->width + 2) / 3, 64) : 4 * c->width;
     if (c->attn_scale == 0) c->attn_scale = 1.0 / sqrt((double)c->head_dim);
-    int64_t micro = (int64_t)c->batch_size * c->seq_len;
-    if (!c->total_batch_tokens) c->total_batch_tokens = micro;
-    if (c->total_batch_tokens % micro)
-        return fail(err,
-                    "--total-batch-tokens %lld must be a multiple of --batch-size %d x "
-                    "--seq-len %d = %lld",
-                    (long long)c->total_batch_tokens, c->batch_size, c->seq_len, (long long)micro);
+    return 0;
+}
+
+/* The MLP's width: 4 C, or with a gate 8/3 C, which makes three matrices as large as two. */
+static inline void config_resolve_mlp(Config *c) {
+    if (c->ff_width) return;
+    c->ff_width = 4 * c->width;
+    if (act_is_gated((ActKind)c->act)) c->ff_width = round_up((8 * c->width + 2) / 3, 64);
+}
+
+static inline int config_resolve_batch(Config *c, char *err) {
+    int64_t micro_batch = (int64_t)c->batch_size * c->seq_len;
+    if (!c->total_batch_tokens) c->total_batch_tokens = micro_batch;
+    if (c->total_batch_tokens % micro_batch == 0) return 0;
+    return fail(err,
+                "--total-batch-tokens %lld must be a multiple of --batch-size %d x "
+                "--seq-len %d = %lld",
+                (long long)c->total_batch_tokens, c->batch_size, c->seq_len,
+                (long long)micro_batch);
+}
+
+/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
+   c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
+static inline int config_resolve(Config *c, char *err) {
+    if (config_check_sizes(c, err) || config_resolve_heads(c, err)) return -1;
+    config_resolve_mlp(c);
+    if (config_resolve_batch(c, err)) return -1;
     config_resolve_rules(c);
     if (config_check_rules(c, err)) return -1;
     c->schedule.steps = c->steps;

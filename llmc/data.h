@@ -237,6 +237,47 @@ static inline void data_close(Data *d) {
     memset(d, 0, sizeof(*d));
 }
 
+/* Takes the part in use of a mapped file. */
+static inline int data_take_part(const Data *d, DataFile *f, char *err) {
+    size_t tenth = f->count / 10;
+    if (d->part == DATA_VAL && !d->is_text)
+        return fail(err,
+                    "%s is a token shard, which is never split into training and "
+                    "validation data; name a validation shard",
+                    f->path);
+    if (d->part == DATA_TRAIN && d->is_text) f->count -= tenth;
+    if (d->part == DATA_VAL) {
+        f->tokens += f->count - tenth;
+        f->count = tenth;
+    }
+    return 0;
+}
+
+/* Refuses data whose longest file has no room for what is drawn at a time: two tokens for
+   validation, a row in shuffled order, a step in sequential order. */
+static inline int data_check_length(const Data *d, const DataFile *longest, char *err) {
+    const char *path = longest->path, *part = "", *unit = d->is_text ? "bytes" : "tokens";
+    size_t count = longest->count, step = (size_t)d->rows_per_step * (size_t)d->T;
+    if (d->part == DATA_VAL) part = " (its last tenth, the validation part)";
+    if (d->part == DATA_TRAIN && d->is_text) part = " (without its last tenth)";
+    if (d->rows_per_step == 0) {
+        if (count >= 2) return 0;
+        return fail(err, "%s has %zu %s%s; validation needs at least 2", path, count, unit, part);
+    }
+    if (d->order == DATA_SHUFFLED) {
+        if (count >= (size_t)d->T + 1) return 0;
+        return fail(err,
+                    "%s has %zu %s%s, but one row needs %d + 1; use a shorter sequence length "
+                    "or more data",
+                    path, count, unit, part, d->T);
+    }
+    if (count > step + 1) return 0;
+    return fail(err,
+                "%s has %zu %s%s, but one step reads %d rows of %d, which needs %zu; use a "
+                "smaller batch, shuffled order or more data",
+                path, count, unit, part, d->rows_per_step, d->T, step + 2);
+}
+
 /* Maps the files, takes the part in use of each, and checks that a row or a step can be drawn. */
 static inline int data_open_files(Data *d, const char *pattern, char *err) {
     if (data_list(d, pattern, err)) return -1;
@@ -250,43 +291,11 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
             return fail(err, "%s is %s but %s is %s; one data set has one kind of file", f->path,
                         is_text ? "text" : "a token shard", d->files[0].path,
                         d->is_text ? "text" : "a token shard");
-        size_t tenth = f->count / 10;
-        if (d->part == DATA_VAL && !is_text)
-            return fail(err,
-                        "%s is a token shard, which is never split into training and "
-                        "validation data; name a validation shard",
-                        f->path);
-        if (d->part == DATA_TRAIN && is_text) f->count -= tenth;
-        if (d->part == DATA_VAL) {
-            f->tokens += f->count - tenth;
-            f->count = tenth;
-        }
+        if (data_take_part(d, f, err)) return -1;
         d->count += f->count;
         if (f->count > d->files[longest].count) longest = i;
     }
-    const DataFile *f = &d->files[longest];
-    const char *part = d->part == DATA_VAL ? " (its last tenth, the validation part)"
-                       : d->part == DATA_TRAIN && d->is_text ? " (without its last tenth)"
-                                                             : "";
-    const char *unit = d->is_text ? "bytes" : "tokens";
-    if (d->rows_per_step == 0) {
-        if (f->count >= 2) return 0;
-        return fail(err, "%s has %zu %s%s; validation needs at least 2", f->path, f->count, unit,
-                    part);
-    }
-    if (d->order == DATA_SHUFFLED) {
-        if (f->count >= (size_t)d->T + 1) return 0;
-        return fail(err,
-                    "%s has %zu %s%s, but one row needs %d + 1; use a shorter sequence length "
-                    "or more data",
-                    f->path, f->count, unit, part, d->T);
-    }
-    size_t block = (size_t)d->rows_per_step * (size_t)d->T;
-    if (f->count > block + 1) return 0;
-    return fail(err,
-                "%s has %zu %s%s, but one step reads %d rows of %d, which needs %zu; use a "
-                "smaller batch, shuffled order or more data",
-                f->path, f->count, unit, part, d->rows_per_step, d->T, block + 2);
+    return data_check_length(d, &d->files[longest], err);
 }
 
 /* Opens a file or the files of a shell pattern. T is the length of a row, rows_per_step the rows of

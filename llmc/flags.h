@@ -193,6 +193,11 @@ static inline void flags_range_text(const Flag *flag, char *text, size_t size) {
     else if (isfinite(flag->hi)) snprintf(text, size, "at most %s", hi);
 }
 
+/* Whether a number is in the range of a flag; lo == hi stands for every number. */
+static inline int flags_in_range(const Flag *flag, double number) {
+    return flag->lo == flag->hi || (number >= flag->lo && number <= flag->hi);
+}
+
 static inline int flags_fail_range(const Flag *flag, const char *value, char *err) {
     char range[128];
     flags_range_text(flag, range, sizeof range);
@@ -200,11 +205,71 @@ static inline int flags_fail_range(const Flag *flag, const char *value, char *er
                 flag->help);
 }
 
-/* Parses value into the field of one flag; NULL stands for no value. A switch also takes "on" and "off",
-   the texts that flags_get_text writes for it. On an error the field keeps its value. */
+/* Sets a field of KIND_INT or KIND_LONG. */
+static inline int flags_set_integer(const Flag *flag, void *field, const char *value, char *err) {
+    int64_t number = 0;
+    int is_long = flag->kind == KIND_LONG;
+    int wrong = flags_integer(value, is_long, &number);
+    if (wrong == 2 || (!wrong && !is_long && (number < INT_MIN || number > INT_MAX)))
+        return fail(err, "--%s: %.80s does not fit %d bits (%s)", flag->name, value,
+                    is_long ? 64 : 32, flag->help);
+    if (wrong)
+        return fail(err, "--%s takes a whole number%s, not \"%.80s\" (%s)", flag->name,
+                    is_long ? " such as 500, 10k, 1.5M or 2B" : "", value, flag->help);
+    if (!flags_in_range(flag, (double)number)) return flags_fail_range(flag, value, err);
+    if (is_long) *(int64_t *)field = number;
+    else *(int *)field = (int)number;
+    return 0;
+}
+
+static inline int flags_set_float(const Flag *flag, double *field, const char *value, char *err) {
+    double number = 0;
+    int wrong = flags_double(value, &number);
+    if (wrong == 1)
+        return fail(err, "--%s takes a finite number, not \"%.80s\" (%s)", flag->name, value,
+                    flag->help);
+    if (wrong == 2)
+        return fail(err, "--%s: %.80s does not fit a double (%s)", flag->name, value, flag->help);
+    if (!flags_in_range(flag, number)) return flags_fail_range(flag, value, err);
+    *field = number;
+    return 0;
+}
+
+static inline int flags_set_string(const Flag *flag, char *field, const char *value, char *err) {
+    if (strlen(value) >= FLAG_STRING_SIZE)
+        return fail(err, "--%s: the text is too long, %zu bytes where %d fit (it begins \"%.40s\")",
+                    flag->name, strlen(value), FLAG_STRING_SIZE - 1, value);
+    memset(field, 0, FLAG_STRING_SIZE);
+    strcpy(field, value);
+    return 0;
+}
+
+static inline int flags_set_choice(const Flag *flag, int *field, const char *value, char *err) {
+    char list[512];
+    const char *choice;
+    for (int i = 0, length; (choice = flags_choice(flag, i, &length)) != NULL; i++) {
+        if (!length || strlen(value) != (size_t)length || strncmp(value, choice, (size_t)length))
+            continue;
+        *field = i;
+        return 0;
+    }
+    flags_choices_text(flag, list, sizeof list);
+    return fail(err, "--%s takes one of %s, not \"%.80s\" (%s)", flag->name, list, value,
+                flag->help);
+}
+
+static inline int flags_set_bool(const Flag *flag, int *field, const char *value, char *err) {
+    int on = flags_bool(value);
+    if (on < 0)
+        return fail(err, "--%s takes on or off, not \"%.80s\" (%s)", flag->name, value, flag->help);
+    *field = on;
+    return 0;
+}
+
+/* Parses a value into the field of one flag; NULL stands for no value. A switch also takes "on" and
+   "off", the texts that flags_get_text writes for it. On an error the field keeps its value. */
 static inline int flags_parse_value(const Flag *flag, void *cfg, const char *value, char *err) {
     void *field = flags_field(flag, cfg);
-    int bounded = flag->lo != flag->hi;
     if (!value) {
         if (flag->kind != KIND_SWITCH)
             return fail(err, "--%s needs a value (%s)", flag->name, flag->help);
@@ -213,65 +278,12 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
     }
     switch (flag->kind) {
     case KIND_INT:
-    case KIND_LONG: {
-        int64_t number = 0;
-        int is_long = flag->kind == KIND_LONG;
-        int wrong = flags_integer(value, is_long, &number);
-        if (wrong == 2 || (!wrong && !is_long && (number < INT_MIN || number > INT_MAX)))
-            return fail(err, "--%s: %.80s does not fit %d bits (%s)", flag->name, value,
-                        is_long ? 64 : 32, flag->help);
-        if (wrong)
-            return fail(err, "--%s takes a whole number%s, not \"%.80s\" (%s)", flag->name,
-                        is_long ? " such as 500, 10k, 1.5M or 2B" : "", value, flag->help);
-        if (bounded && ((double)number < flag->lo || (double)number > flag->hi))
-            return flags_fail_range(flag, value, err);
-        if (is_long) *(int64_t *)field = number;
-        else *(int *)field = (int)number;
-        return 0;
-    }
-    case KIND_FLOAT: {
-        double number = 0;
-        int wrong = flags_double(value, &number);
-        if (wrong == 1)
-            return fail(err, "--%s takes a finite number, not \"%.80s\" (%s)", flag->name, value,
-                        flag->help);
-        if (wrong == 2)
-            return fail(err, "--%s: %.80s does not fit a double (%s)", flag->name, value,
-                        flag->help);
-        if (bounded && (number < flag->lo || number > flag->hi))
-            return flags_fail_range(flag, value, err);
-        *(double *)field = number;
-        return 0;
-    }
-    case KIND_STRING:
-        if (strlen(value) >= FLAG_STRING_SIZE)
-            return fail(err,
-                        "--%s: the text is too long, %zu bytes where %d fit (it begins \"%.40s\")",
-                        flag->name, strlen(value), FLAG_STRING_SIZE - 1, value);
-        memset(field, 0, FLAG_STRING_SIZE);
-        strcpy((char *)field, value);
-        return 0;
-    case KIND_CHOICE: {
-        char list[512];
-        const char *choice;
-        for (int i = 0, length; (choice = flags_choice(flag, i, &length)) != NULL; i++) {
-            if (!length || strlen(value) != (size_t)length ||
-                strncmp(value, choice, (size_t)length))
-                continue;
-            *(int *)field = i;
-            return 0;
-        }
-        flags_choices_text(flag, list, sizeof list);
-        return fail(err, "--%s takes one of %s, not \"%.80s\" (%s)", flag->name, list, value,
-                    flag->help);
-    }
+    case KIND_LONG: return flags_set_integer(flag, field, value, err);
+    case KIND_FLOAT: return flags_set_float(flag, (double *)field, value, err);
+    case KIND_STRING: return flags_set_string(flag, (char *)field, value, err);
+    case KIND_CHOICE: return flags_set_choice(flag, (int *)field, value, err);
     case KIND_BOOL:
-    case KIND_SWITCH:
-        if (flags_bool(value) < 0)
-            return fail(err, "--%s takes on or off, not \"%.80s\" (%s)", flag->name, value,
-                        flag->help);
-        *(int *)field = flags_bool(value);
-        return 0;
+    case KIND_SWITCH: return flags_set_bool(flag, (int *)field, value, err);
     }
     return fail(err, "--%s: the flag table names no kind", flag->name);
 }
@@ -445,14 +457,6 @@ static inline void flags_get_text(const Flag *flag, const void *cfg, char *text)
     }
 }
 
-/* 1 if both settings hold the same value of this flag. */
-static inline int flags_same(const Flag *flag, const void *cfg_a, const void *cfg_b) {
-    char a[FLAG_STRING_SIZE], b[FLAG_STRING_SIZE];
-    flags_get_text(flag, cfg_a, a);
-    flags_get_text(flag, cfg_b, b);
-    return strcmp(a, b) == 0;
-}
-
 /* Prints the value as JSON: a number, a string, true or false. */
 static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) {
     char text[FLAG_STRING_SIZE];
@@ -462,16 +466,6 @@ static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) 
         fputs(strcmp(text, "on") == 0 ? "true" : "false", f);
     else if (flag->kind == KIND_FLOAT) json_double(f, *(const double *)flags_value(flag, cfg));
     else fputs(text, f);
-}
-
-/* Prints {"batch-size": 8, "lr": 0.0003, ...} on one line. */
-static inline void flags_json(FILE *f, const Flag *flags, int n, const void *cfg) {
-    fputc('{', f);
-    for (int i = 0; i < n; i++) {
-        fprintf(f, "%s\"%s\": ", i ? ", " : "", flags[i].name);
-        flags_json_value(f, &flags[i], cfg);
-    }
-    fputc('}', f);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

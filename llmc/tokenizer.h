@@ -544,6 +544,31 @@ static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned cha
     return lengths[0] && lengths[1] ? 0 : -1;
 }
 
+/* Enters the merge of line number `line`, n bytes at s, with the next rank. `pair` has room for the
+   line. */
+static inline int tokenizer_add_merge(Tokenizer *t, const TokenLoader *l, const unsigned char *s,
+                                      size_t n, size_t line, char *pair, int *rank, char *err) {
+    size_t lengths[2];
+    if (tokenizer_parse_merge(l, s, n, pair, lengths))
+        return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; it is not GPT-2's vocab.bpe", l->path,
+                    line);
+    int left = tokenizer_find_name(l, pair, lengths[0])->id;
+    int right = tokenizer_find_name(l, pair + lengths[0], lengths[1])->id;
+    int merged = tokenizer_find_name(l, pair, lengths[0] + lengths[1])->id;
+    if (left < 0 || right < 0 || merged < 0)
+        return fail(err,
+                    "%s: line %zu merges or makes a string that is not in the vocabulary; "
+                    "the two files do not belong together",
+                    l->path, line);
+    TokenMerge *m = &t->merges[tokenizer_pair_slot(t, left, right)];
+    if (m->merged >= 0) return 0; /* a pair's first rank counts */
+    m->left = left;
+    m->right = right;
+    m->rank = (*rank)++;
+    m->merged = merged;
+    return 0;
+}
+
 /* Reads vocab.bpe into merges: a version line, then a merge a line, in rising rank. */
 static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char *path, char *err) {
     free(l->text.data);
@@ -565,28 +590,13 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
     int rank = 0;
     size_t line = 0;
     for (size_t at = 0, end; at < l->text.size; at = end + 1) {
-        for (end = at; end < l->text.size && l->text.data[end] != '\n'; end++) continue;
-        size_t n = end - at, lengths[2];
+        end = at;
+        while (end < l->text.size && l->text.data[end] != '\n') end++;
+        size_t n = end - at;
         if (n > 0 && l->text.data[end - 1] == '\r') n--;
         if (++line == 1 && n > 8 && memcmp(l->text.data + at, "#version", 8) == 0) continue;
         if (n == 0) continue;
-        if (tokenizer_parse_merge(l, l->text.data + at, n, pair, lengths))
-            return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; it is not GPT-2's vocab.bpe",
-                        path, line);
-        int left = tokenizer_find_name(l, pair, lengths[0])->id;
-        int right = tokenizer_find_name(l, pair + lengths[0], lengths[1])->id;
-        int merged = tokenizer_find_name(l, pair, lengths[0] + lengths[1])->id;
-        if (left < 0 || right < 0 || merged < 0)
-            return fail(err,
-                        "%s: line %zu merges or makes a string that is not in the vocabulary; "
-                        "the two files do not belong together",
-                        path, line);
-        TokenMerge *m = &t->merges[tokenizer_pair_slot(t, left, right)];
-        if (m->merged >= 0) continue; /* a pair's first rank counts */
-        m->left = left;
-        m->right = right;
-        m->rank = rank++;
-        m->merged = merged;
+        if (tokenizer_add_merge(t, l, l->text.data + at, n, line, pair, &rank, err)) return -1;
     }
     if (rank == 0) return fail(err, "%s: holds no merges; it is not GPT-2's vocab.bpe", path);
     return 0;

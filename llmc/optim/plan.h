@@ -87,11 +87,6 @@ static inline Mat part_layers(const Registry *r, Part part, SlotId slot, floatM 
                      layers);
 }
 
-/* The heads of a part among the parameters, (L, heads) x (k, d): W_O is read as its transpose. */
-static inline Mat part_heads(const Registry *r, Part part, floatM *base) {
-    return mat_blocks(part_view(r, part, base), part.heads, part.by_column);
-}
-
 /* The layers of a part that are updated here: those whose moments are held. */
 static inline Slot part_held(const Registry *r, Part part) {
     return r->t[part.id].slot[SLOT_MOMENT];
