@@ -1,10 +1,9 @@
 /*
 Command line flags from one table.
 
-A program's settings are a plain struct. A table of Flag has one row per setting: its name, where it
-lies in the struct, its default, range and help. From that table come the parser, --help, the echo
-into run.json, the flag values stored in a checkpoint and the Markdown table of the manual, so none
-of them can disagree:
+A program's settings are a plain struct. A table of Flag has one row per setting: its name, its
+offset in the struct, its default, range and help. Parser, --help, run.json, the flags in a
+checkpoint and docs/flags.md are all made from that table, so they cannot disagree:
 
     typedef struct { int batch_size; double lr; char run[FLAG_STRING_SIZE]; } Config;
     #define FIELD(NAME) offsetof(Config, NAME)
@@ -51,14 +50,14 @@ typedef struct {
     const char *choices; /* KIND_CHOICE only: "a|b|c" */
     const char *help;    /* one sentence, with the unit */
     const char *section; /* its heading in --help and in the manual; NULL: that of the row before */
-    /* KIND_CHOICE in place of choices: the name of value i, "" where the flag does not take the value, NULL
-       past the last value. */
+    /* KIND_CHOICE in place of choices: the name of value i, "" where the flag does not take the
+       value, NULL past the last value. */
     const char *(*choice)(int i);
 } Flag;
 
-/* Rows of a table, each with its name, its field, its default as the user would type it, its range or
-   its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and SECTION,
-   the heading of the rows that follow. */
+/* Rows of a table, each with its name, its field, its default as the user would type it, its range
+   or its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and
+   SECTION, the heading of the rows that follow. */
 #define FLAG_ROW(NAME, KIND, AT, DEF, LO, HI, CHOICES, HELP)                                       \
     { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION, NULL }
 #define FLAG_INT(NAME, AT, DEF, LO, HI, HELP) FLAG_ROW(NAME, KIND_INT, AT, DEF, LO, HI, NULL, HELP)
@@ -95,8 +94,8 @@ static inline int flags_find(const Flag *flags, int n, const char *name) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Values from text                                                                               */
 
-/* Name of value `index` of a flag of KIND_CHOICE, as pointer and length, which is 0 where the flag does not
-   take the value; NULL past the last. */
+/* Name of value `index` of a flag of KIND_CHOICE, as pointer and length, which is 0 where the flag
+   does not take the value; NULL past the last. */
 static inline const char *flags_choice(const Flag *flag, int index, int *length) {
     const char *choices = flag->choices;
     if (flag->choice) {
@@ -128,8 +127,8 @@ static inline void flags_choices_text(const Flag *flag, char *text, size_t size)
     }
 }
 
-/* Reads decimal text with an optional fraction and suffix as an exact integer. Returns 0, or 1 if it is
-   no whole number, or 2 if it does not fit 64 bits. A double would round 9007199254740993. */
+/* Reads decimal text with an optional fraction and suffix as an exact integer. Returns 0, or 1 if
+   it is no whole number, or 2 if it does not fit 64 bits. A double would round 9007199254740993. */
 static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
     const char *s = text;
     int negative = *s == '-';
@@ -161,8 +160,9 @@ static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
     return 0;
 }
 
-/* A strict strtod: all of the text must be one finite decimal number; hexadecimal, nan and inf are
-   refused. Returns 0, or 1 if it is no number, or 2 if it is too large or too small for a double. */
+/* A strict strtod: all of the text must be one finite decimal number; hexadecimal, nan and
+   inf are refused. Returns 0, or 1 if it is no number, or 2 if it is too large or too small
+   for a double. */
 static inline int flags_double(const char *text, double *out) {
     char *end;
     if (!*text || text[strspn(text, "+-.0123456789eE")]) return 1;
@@ -322,8 +322,9 @@ static inline int flags_distance(const char *a, const char *b) {
     return rows[m % 3][n];
 }
 
-/* Returns the flag that a mistyped name most likely means; NULL for an empty table. Case, underscores
-   and dashes do not matter. A name cut short (--batch for --batch-size) is as near as a typo. */
+/* Returns the flag that a mistyped name most likely means; NULL for an empty table. Case,
+   underscores and dashes do not matter. A name cut short (--batch for --batch-size) is as near as a
+   typo. */
 static inline const char *flags_nearest(const Flag *flags, int n, const char *name) {
     char typed[64], known[64];
     const char *best = n ? flags[0].name : NULL;
@@ -417,8 +418,9 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
     return flags_parse_value(&flags[i], cfg, value, err);
 }
 
-/* Parses argv[1..argc-1] into cfg; flags that are not given keep their values. Returns 0, 1 if --help or
-   -h is among the arguments, -1 on an error. given (n bytes, may be NULL) becomes 1 for each flag given. */
+/* Parses argv[1..argc-1] into cfg; flags that are not given keep their values. Returns 0, 1 if
+   --help or -h is among the arguments, -1 on an error. given (n bytes, may be NULL) becomes 1 for
+   each flag given. */
 static inline int flags_parse(const Flag *flags, int n, void *cfg, unsigned char *given, int argc,
                               char **argv, char *err) {
     for (int at = 1; at < argc; at++)
@@ -471,7 +473,8 @@ static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) 
 /* ---------------------------------------------------------------------------------------------- */
 /* Documentation                                                                                  */
 
-/* Writes the limits that follow the help: "a, b or c" of a choice, "from 1 to 65536" of a number. */
+/* Writes the limits that follow the help: "a, b or c" of a choice, "from 1 to 65536" of a
+   number. */
 static inline void flags_limits_text(const Flag *flag, char *text, size_t size) {
     text[0] = 0;
     if (flag->kind == KIND_CHOICE) flags_choices_text(flag, text, size);

@@ -49,7 +49,7 @@ typedef enum {
     SLOTS
 } SlotId;
 
-/* A tensor's part of one allocation: layers [first, first + layers), one after the other from
+/* A tensor's place in one allocation: layers [first, first + layers), one after the other from
    element `at` on. layers 0: the allocation holds nothing of the tensor. */
 typedef struct {
     size_t at;
@@ -59,8 +59,8 @@ typedef struct {
 typedef struct {
     const char *name;
     Role role;
-    int layers, rows,
-        cols;    /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
+    int layers; /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
+    int rows, cols;
     size_t size; /* layers rows cols */
     int frozen;  /* 1: training leaves the tensor as it is */
     Slot slot[SLOTS];
@@ -81,7 +81,7 @@ typedef struct {
     floatM *param, *grad, *moment; /* the allocations of SLOT_PARAM, SLOT_GRAD, SLOT_MOMENT */
     floatX *weight;                /* of SLOT_WEIGHT: param itself where floatX is floatM */
     floatM *state;                 /* further state of the rules, laid out by the plan */
-    floatM *before; /* with --log-groups the parameters before the update, else NULL */
+    floatM *before; /* with --log-groups: the parameters before the update; else NULL */
 } Params;
 
 /* Elements of one layer. */
@@ -102,7 +102,7 @@ static inline int slot_find(const Tensor *t, SlotId slot, int l, size_t *at) {
 }
 
 /* Layer l of a tensor in the allocation `base` of a slot; NULL if the slot does not hold it, which
-   layers read as "no bias", "no gradient wanted". */
+   a layer takes for "no bias" or "no gradient wanted". */
 static inline floatM *slot_pointer(const Tensor *t, SlotId slot, int l, floatM *base) {
     size_t at;
     return base && slot_find(t, slot, l, &at) ? base + at : NULL;
@@ -134,9 +134,9 @@ static inline void registry_add(Registry *r, TensorId id, const char *name, Role
     r->count += t->size;
 }
 
-/* The registry of a resolved config, nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are those of
-   all query heads, then of the key heads, then of the value heads. A gated W_FC holds F rows of the
-   gate, then F rows of what it gates. Vectors are (L, 1, C). */
+/* The registry of a resolved config, with nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are
+   those of all query heads, then of the key heads, then of the value heads. A gated W_FC holds F
+   rows of the gate, then F rows of what it gates. Vectors are (L, 1, C). */
 static inline Registry registry_build(const Config *c) {
     Registry r;
     memset(&r, 0, sizeof r);
@@ -181,7 +181,7 @@ static inline Registry registry_build(const Config *c) {
     return r;
 }
 
-/* Freezes one tensor, `length` characters of `name`. */
+/* Freezes the tensor whose name is the first `length` characters of `name`. */
 static inline int registry_freeze_one(Registry *r, const char *name, int length, char *err) {
     char known[TENSORS * 16] = "";
     for (int id = 0; id < TENSORS; id++) {
@@ -220,10 +220,11 @@ static inline void params_init(const Registry *r, floatM *param, uint64_t seed) 
         /* Only tensors of one layer have padding, so that it lies at the end. */
         size_t used = (size_t)t->used_rows * t->cols * t->layers;
 #pragma omp parallel for
-        for (size_t i = 0; i < used; i++)
-            to[i] =
-                (floatM)(t->init_std > 0 ? t->init_mean + t->init_std * rng_normal(seed, stream, i)
-                                         : t->init_mean);
+        for (size_t i = 0; i < used; i++) {
+            double value = t->init_mean;
+            if (t->init_std > 0) value += t->init_std * rng_normal(seed, stream, i);
+            to[i] = (floatM)value;
+        }
     }
 }
 

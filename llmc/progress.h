@@ -157,8 +157,8 @@ static inline size_t progress_bar_text(char *text, size_t size, double fraction,
     return min_size(used, size - 1);
 }
 
-/* Writes the line in at most `width` columns. Where it does not fit, the bar shrinks first; then
-   speed, bar and loss are left out in this order. */
+/* Writes the line in at most `width` columns. If it does not fit, the bar shrinks; if that is not
+   enough, speed, bar and loss are left out in this order. */
 static inline void progress_text(const Progress *p, char *text, size_t size, int width) {
     char eta[32], speed[32], head[96], loss[48] = "", tail[160];
     double fraction = p->total > 0 ? (double)p->step / (double)p->total : 0;

@@ -1,6 +1,6 @@
 /*
-Rotary position embedding (Su et al., 2021, arXiv:2104.09864): the table of angles, which every
-backend gets from the host.
+Rotary position embedding (Su et al. 2021, arXiv 2104.09864): the table of angles, which the host
+computes for every backend.
 */
 #ifndef CM_ROPE_H
 #define CM_ROPE_H

@@ -5,13 +5,13 @@ The next token from its logits: temperature, top-k, top-p.
     if (sampler_next(&s, logits, V, stream, position, scratch, &token, err)) ...
 
 The probability of token i is proportional to exp(z_i / temperature). Top-k keeps the k most
-probable tokens. Top-p (nucleus sampling, Holtzman et al. 2020) keeps the most probable of the
-tokens that top-k has left, as few as have a probability of p together. Of equal logits the lower
-token comes first, so that nothing depends on the order of a sort. Temperature 0 takes the most
+probable tokens. Top-p (nucleus sampling, Holtzman et al. 2020) keeps the smallest set of the most
+probable of these tokens whose probabilities add up to p. Of equal logits the lower token comes
+first, so that the result does not depend on a sorting algorithm. Temperature 0 takes the most
 probable token.
 
-There is no generator with a state: a draw is a function of (seed, stream, position) and of the
-logits. The caller passes V entries of scratch; nothing is allocated here.
+There is no generator with a state: a draw is a function of (seed, stream, position) and the logits.
+The caller passes V entries of scratch; nothing is allocated here.
 */
 #ifndef CM_SAMPLER_H
 #define CM_SAMPLER_H
@@ -62,7 +62,7 @@ static inline int sampler_greedy(const floatM *logits, int V, char *err) {
     return best >= 0 ? best : fail(err, "none of the %d tokens has a finite logit", V);
 }
 
-/* The token to whose share of the summed weights u, a number in [0, 1), belongs. */
+/* The token whose interval contains u: [0, 1) is divided among the tokens by their weights. */
 static inline int sampler_draw(const SamplerEntry *entries, int n, double u) {
     double total = 0, sum = 0;
     int last = 0;

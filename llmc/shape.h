@@ -1,10 +1,9 @@
 /*
-What a model can be made of, and its sizes under one letter each.
+The kinds of parts that a model can have, and its sizes, each under one letter.
 
-A kind of thing that a flag chooses (norm, positions, activation, ...) is one list here. The enum,
-the flag's choices and the names in reports are made from that list, so none of them can lack a
-value. Code that treats values differently uses a switch without a default: a forgotten value does
-not compile.
+A kind that a flag chooses (norm, positions, activation, ...) is one list here. The enum, the flag's
+choices and the names in reports are made from that list, so none of them can lack a value. Code
+that treats values differently uses a switch without a default: a forgotten value does not compile.
 */
 #ifndef CM_SHAPE_H
 #define CM_SHAPE_H
