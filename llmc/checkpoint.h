@@ -56,8 +56,13 @@ enum { CKPT_F32 = 0, CKPT_F64 = 1, CKPT_BF16 = 2, CKPT_BYTES = 3 };
 
 /* Bytes of one element, 0 for an unknown dtype. */
 static inline int64_t ckpt_dtype_size(int64_t dtype) {
-    static const int64_t sizes[] = {4, 8, 2, 1};
-    return dtype >= 0 && dtype < 4 ? sizes[dtype] : 0;
+    switch (dtype) { /* a number of the file */
+    case CKPT_F32: return 4;
+    case CKPT_F64: return 8;
+    case CKPT_BF16: return 2;
+    case CKPT_BYTES: return 1;
+    }
+    return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */

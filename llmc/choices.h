@@ -120,20 +120,20 @@ static inline int choices_read(Choices *s, const char *path, char *err) {
     const size_t most = (size_t)64 << 20; /* 64 MiB; a file of choices has some kilobytes */
     char text[1 << 16];
     size_t n, size = 0, format = sizeof CHOICES_FORMAT - 1;
-    char *all = NULL;
+    char *contents = NULL;
     FILE *f = fopen(path, "rb");
     if (!f && errno == ENOENT) return 0;
     if (!f) return fail(err, "cannot read %s: %s", path, strerror(errno));
     while ((n = fread(text, 1, sizeof text, f)) > 0 && size < most) {
-        char *more = (char *)realloc(all, size + n);
-        if (!more) break;
-        all = more;
-        memcpy(all + size, text, n);
+        char *grown = (char *)realloc(contents, size + n);
+        if (!grown) break;
+        contents = grown;
+        memcpy(contents + size, text, n);
         size += n;
     }
-    int bad = ferror(f) || !feof(f) || size < format || memcmp(all, CHOICES_FORMAT, format);
-    if (!bad) choices_parse(s, all + format, size - format, "");
-    free(all);
+    int bad = ferror(f) || !feof(f) || size < format || memcmp(contents, CHOICES_FORMAT, format);
+    if (!bad) choices_parse(s, contents + format, size - format, "");
+    free(contents);
     fclose(f);
     s->changed = 0;
     if (!bad) return 0;
@@ -144,23 +144,23 @@ static inline int choices_read(Choices *s, const char *path, char *err) {
 /* Adds the choices to those that other runs have put into the file. Returns 0, or -1 with a
    message. */
 static inline int choices_write(Choices *s, const char *path, char *err) {
-    Choices all;
+    Choices merged;
     char *text = NULL, ignored[ERR_LEN];
     size_t size = 0;
-    memset(&all, 0, sizeof all);
-    if (choices_read(&all, path, ignored)) choices_free(&all);
-    for (int i = 0; i < s->n; i++) choices_set(&all, s->c[i].key, s->c[i].value);
+    memset(&merged, 0, sizeof merged);
+    if (choices_read(&merged, path, ignored)) choices_free(&merged);
+    for (int i = 0; i < s->n; i++) choices_set(&merged, s->c[i].key, s->c[i].value);
     FILE *f = open_memstream(&text, &size);
     if (!f) {
-        choices_free(&all);
+        choices_free(&merged);
         return fail(err, "out of memory: %s", path);
     }
     fputs(CHOICES_FORMAT, f);
-    for (int i = 0; i < all.n; i++) fprintf(f, "%s=%s\n", all.c[i].key, all.c[i].value);
+    for (int i = 0; i < merged.n; i++) fprintf(f, "%s=%s\n", merged.c[i].key, merged.c[i].value);
     fclose(f);
     int status = file_replace(path, text, size, err);
     free(text);
-    choices_free(&all);
+    choices_free(&merged);
     if (!status) s->changed = 0;
     return status;
 }

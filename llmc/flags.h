@@ -499,8 +499,17 @@ static inline void flags_wrap(FILE *f, const char *text, int indent, int column)
 
 /* Writes "--batch-size N" and returns its length. */
 static inline int flags_signature(const Flag *flag, char *text, size_t size) {
-    static const char *const values[] = {" N", " N", " X", " TEXT", " NAME", " on|off", ""};
-    return snprintf(text, size, "--%s%s", flag->name, values[flag->kind]);
+    const char *value = "";
+    switch (flag->kind) {
+    case KIND_INT:
+    case KIND_LONG: value = " N"; break;
+    case KIND_FLOAT: value = " X"; break;
+    case KIND_STRING: value = " TEXT"; break;
+    case KIND_CHOICE: value = " NAME"; break;
+    case KIND_BOOL: value = " on|off"; break;
+    case KIND_SWITCH: break;
+    }
+    return snprintf(text, size, "--%s%s", flag->name, value);
 }
 
 static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int n) {

@@ -46,7 +46,8 @@ static inline int guard_report(FILE *out, const Registry *r, SlotId slot, const 
             size_t at;
             if (!slot_find(&r->t[id], slot, l, &at)) continue;
             rows[n] = guard_row((TensorId)id, l, host + at, layer_size(&r->t[id]));
-            bad += rows[n++].bad > 0;
+            bad += rows[n].bad > 0;
+            n++;
         }
     qsort(rows, (size_t)n, sizeof *rows, guard_compare);
     for (int i = 0; i < n && i < most; i++) {

@@ -141,12 +141,28 @@ la_vec_gauge(x, p, q, a, b, n, l, f)
                                   factors
 la_vec_moment(v, s, n, b, a)      v = b v + (1 - b) a s^2
 la_vec_root_recip(s, v, n, e)     s = 1 / (sqrt(v) + e)
-la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, 1e-14))^p
+la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, LA_BALANCE_FLOOR))^p
 */
 /* Element (i, j) of S. Plain: (L - R)_ij / (a_i + b_j). Partner: 1/2 (L_ij / a_i - R_ij / b_j).
    Relative: plain, after L and a are divided by sum a, and R and b by sum b; its scalar form is
    that of partner. */
 enum { LA_GAUGE_PLAIN, LA_GAUGE_PARTNER, LA_GAUGE_RELATIVE };
+
+/* The least number that is divided by or whose inverse root is taken, where no rule gives a
+   floor. */
+#define LA_FLOOR 1e-12
+
+/* The coupled iteration divides by at least this norm, since a Gram may be zero. */
+#define LA_ROOT_NORM_FLOOR 1e-8
+
+/* la_vec_balance divides by at least this squared norm of a row (Aurora, arXiv 2606.27715). */
+#define LA_BALANCE_FLOOR 1e-14
+
+/* Cyclic Jacobi ends when the squares off the diagonal are this fraction of the squares on it: the
+   rounding of a double, squared. Convergence is quadratic and takes about ten sweeps; the limit
+   only ends a loop over numbers that are not finite. */
+#define LA_JACOBI_DONE 1e-30
+enum { LA_JACOBI_SWEEPS = 60 };
 
 /* The most steps of an inverse root and of a matrix sign. */
 enum { LA_ROOT_STEPS = 25, LA_SIGN_STEPS = 12 };

@@ -10,8 +10,8 @@ parameters. Included by train_gpt.c after the Model and the list of its activati
 /* ---------------------------------------------------------------------------------------------- */
 /* activations */
 
-/* The number of layers that have an activation of their own. */
-static size_t kept_layers(Keep keep, const Config *c, int training) {
+/* How many copies of an activation a model has. */
+static size_t kept_copies(Keep keep, const Config *c, int training) {
     size_t L = (size_t)c->layers;
     switch (keep) {
     case KEEP_STREAM: return L + 1;
@@ -33,12 +33,12 @@ static size_t acts_view(Acts *a, const Config *c, Shape s, int rows, int trainin
     const size_t N = (size_t)s.N, C = (size_t)s.C, QKV = (size_t)s.QKV, A = (size_t)s.A;
     const size_t F = (size_t)s.F, H = (size_t)s.H, NH = (size_t)s.NH, NKV = (size_t)s.NKV;
     const size_t Vp = (size_t)s.Vp, R = (size_t)rows;
-    size_t at = 0, layers;
+    size_t at = 0, copies, offset;
 #define ACTIVATION_VIEW(TYPE, NAME, KEEP, ELEMENTS)                                                \
-    layers = kept_layers(KEEP, c, training);                                                       \
-    a->NAME =                                                                                      \
-        base ? (TYPE *)(void *)(base + at) + (layers > 1 ? (size_t)l * (ELEMENTS) : 0) : NULL;     \
-    at += (layers * (ELEMENTS) * sizeof(TYPE) + 255) / 256 * 256;
+    copies = kept_copies(KEEP, c, training);                                                       \
+    offset = at + (copies > 1 ? (size_t)l * (ELEMENTS) * sizeof(TYPE) : 0);                        \
+    a->NAME = base ? (TYPE *)(void *)(base + offset) : NULL;                                       \
+    at += (copies * (ELEMENTS) * sizeof(TYPE) + 255) / 256 * 256;
     ACTIVATIONS(ACTIVATION_VIEW)
 #undef ACTIVATION_VIEW
     return at;

@@ -134,26 +134,20 @@ static inline size_t progress_bar_text(char *text, size_t size, double fraction,
                                        int utf8, int color) {
     int halves = (int)(fraction * 2 * cells + 1e-9);
     size_t used = 0;
-    used += (size_t)snprintf(text, size, "%s", color ? "\x1b[36m" : utf8 ? "" : "[");
+    const char *begin = utf8 ? "" : "[", *end = utf8 ? "" : "]";
+    used += (size_t)snprintf(text, size, "%s", color ? "\x1b[36m" : begin);
     for (int i = 0; i < cells; i++) {
         int filled = halves >= 2 * i + 2, half = halves == 2 * i + 1;
-        const char *cell = utf8 ? (filled  ? "━"
-                                   : half  ? "╸"
-                                   : color ? "━"
-                                           : "─")
-                                : (filled ? "="
-                                   : half ? ">"
-                                          : ".");
+        const char *cell = utf8 ? (color ? "━" : "─") : ".";
+        if (filled) cell = utf8 ? "━" : "=";
+        if (half) cell = utf8 ? "╸" : ">";
         int fades = color && !filled && !half && halves >= 2 * i - 1;
         if (used < size)
             used +=
                 (size_t)snprintf(text + used, size - used, "%s%s", fades ? "\x1b[90m" : "", cell);
     }
     if (used < size)
-        used += (size_t)snprintf(text + used, size - used, "%s",
-                                 color  ? "\x1b[0m"
-                                 : utf8 ? ""
-                                        : "]");
+        used += (size_t)snprintf(text + used, size - used, "%s", color ? "\x1b[0m" : end);
     return min_size(used, size - 1);
 }
 

@@ -39,10 +39,11 @@ static inline int sampler_before(const SamplerEntry *a, const SamplerEntry *b) {
 /* Moves entry i of a heap of n entries down until no child of it comes before it. */
 static inline void sampler_sift(SamplerEntry *heap, int n, int i) {
     SamplerEntry moving = heap[i];
-    for (int child = 2 * i + 1; child < n; i = child, child = 2 * i + 1) {
+    for (int child = 2 * i + 1; child < n; child = 2 * i + 1) {
         if (child + 1 < n && sampler_before(&heap[child + 1], &heap[child])) child++;
         if (!sampler_before(&heap[child], &moving)) break;
         heap[i] = heap[child];
+        i = child;
     }
     heap[i] = moving;
 }
@@ -88,13 +89,17 @@ static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int 
         SamplerEntry first = entries[0];
         entries[0] = entries[n - 1 - kept];
         sampler_sift(entries, n - 1 - kept, 0);
-        entries[n - 1 - kept++] = first;
+        entries[n - 1 - kept] = first;
+        kept++;
         sum += first.weight;
     }
     if (!s->top_k || s->top_p >= 1) return kept;
-    for (total = sum, sum = 0; nucleus < kept && (nucleus == 0 || sum < s->top_p * total);
-         nucleus++)
+    total = sum;
+    sum = 0;
+    while (nucleus < kept && (nucleus == 0 || sum < s->top_p * total)) {
         sum += entries[n - 1 - nucleus].weight;
+        nucleus++;
+    }
     return nucleus;
 }
 

@@ -447,12 +447,12 @@ static inline int tokenizer_parse_json(Tokenizer *t, TokenLoader *l, char *err) 
         if (!json_expect(&l->text, ':'))
             return fail(err, "%s: byte %zu: expected ':'", l->path, l->text.at);
         json_skip_space(&l->text);
-        char *after;
+        char *end;
         const char *digits = (const char *)l->text.data + l->text.at;
-        long id = strtol(digits, &after, 10);
-        if (after == digits || id < 0 || id >= 1 << 30)
+        long id = strtol(digits, &end, 10);
+        if (end == digits || id < 0 || id >= 1 << 30)
             return fail(err, "%s: byte %zu: expected a token number", l->path, l->text.at);
-        l->text.at = (size_t)((unsigned char *)after - l->text.data);
+        l->text.at = (size_t)((unsigned char *)end - l->text.data);
         TokenName *name = tokenizer_find_name(l, string, n);
         if (n == 0 || name->id >= 0)
             return fail(err, "%s: byte %zu: token %ld is %s", l->path, l->text.at, id,

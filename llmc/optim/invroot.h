@@ -13,7 +13,6 @@ eigendecomposition.
 #include "chunks.h"
 #include "options.h"
 
-#define INVROOT_EPS 1e-8    /* least norm of W that s is computed from: a Gram may be zero */
 enum { INVROOT_TUNED = 9 }; /* steps with coefficients of their own */
 static const double invroot_table[LA_ROOT_STEPS][2] = {
     {5.182503604966906, -5.178098480082684},
@@ -62,7 +61,7 @@ static inline void invroot_items(Mat root, Mat Y, const void *how, Arena *arena)
     floatM *s = arena_take(arena, (size_t)n);
     la_polynomial(Y, way->damping, 1, Y, 0, Y);
     la_norms(s, Y, 1);
-    la_vec_recip(s, n, INVROOT_EPS);
+    la_vec_recip(s, n, LA_ROOT_NORM_FLOOR);
     la_vec_mul(s, n, 0.999);
     la_scale(Y, s, 1);
     double gap = INFINITY;
