@@ -361,7 +361,8 @@ static inline int config_check_rules(const Config *c, char *err) {
     const OptimOptions *o = &c->optim;
     int NH = c->heads, NKV = c->kv_heads, A = NH * c->head_dim, KV = NKV * c->head_dim;
     int C = c->width, F = c->ff_width, V = c->vocab;
-    int positions = c->pos == POS_LEARNED ? c->seq_len : V, speedrun = c->init == INIT_SPEEDRUN;
+    int positions = pos_is_table((PosKind)c->pos) ? c->seq_len : V,
+        speedrun = c->init == INIT_SPEEDRUN;
     const char *projections = speedrun ? "the residual projections" : NULL;
     const char *head = speedrun ? "the head" : NULL, *decay = "--weight-decay";
     /* clang-format off */
@@ -444,13 +445,19 @@ static inline int config_resolve_heads(Config *c, char *err) {
                         c->width, c->heads);
         c->head_dim = c->width / c->heads;
     }
-    if (c->pos == POS_ROPE && c->head_dim % 2)
+    switch ((PosKind)c->pos) {
+    case POS_LEARNED:
+    case POS_NONE: break;
+    case POS_ROPE:
+        if (c->head_dim % 2 == 0) break;
         return fail(err, "--pos rope needs an even head width, not %d", c->head_dim);
-    if (c->pos == POS_ROPE_HALF && (c->head_dim % 4 || c->head_dim < 8))
+    case POS_ROPE_HALF:
+        if (c->head_dim % 4 == 0 && c->head_dim >= 8) break;
         return fail(err,
                     "--pos rope-half needs a head width that is a multiple of 4 and at least "
                     "8, not %d",
                     c->head_dim);
+    }
     if (c->attn_scale == 0) c->attn_scale = 1.0 / sqrt((double)c->head_dim);
     return 0;
 }

@@ -141,32 +141,32 @@ static inline Registry registry_build(const Config *c) {
     Registry r;
     memset(&r, 0, sizeof r);
     Shape s = shape_of(c);
-    int L = s.L, C = s.C, Vp = s.Vp, affine = c->norm == NORM_LAYERNORM;
+    int L = s.L, C = s.C, Vp = s.Vp, biased = norm_has_bias((NormKind)c->norm);
     int speedrun = c->init == INIT_SPEEDRUN;
     double from_stream = speedrun ? sqrt(0.33 / C) : c->init_std;    /* matrices that read it */
     double to_stream = speedrun ? 0.0 : c->init_std / sqrt(2.0 * L); /* matrices that write to it */
     registry_add(&r, T_WTE, "wte", ROLE_EMBED, 1, Vp, C, 0,
                  speedrun && !c->tied ? 1.0 : c->init_std);
-    if (c->pos == POS_LEARNED)
+    if (pos_is_table((PosKind)c->pos))
         registry_add(&r, T_WPE, "wpe", ROLE_EMBED, 1, s.T, C, 0, c->init_std);
     if (c->embed_norm) {
         registry_add(&r, T_NORM0_W, "norm0_w", ROLE_SCALAR, 1, 1, C, 1, 0);
-        if (affine) registry_add(&r, T_NORM0_B, "norm0_b", ROLE_SCALAR, 1, 1, C, 0, 0);
+        if (biased) registry_add(&r, T_NORM0_B, "norm0_b", ROLE_SCALAR, 1, 1, C, 0, 0);
     }
     registry_add(&r, T_NORM1_W, "norm1_w", ROLE_SCALAR, L, 1, C, 1, 0);
-    if (affine) registry_add(&r, T_NORM1_B, "norm1_b", ROLE_SCALAR, L, 1, C, 0, 0);
+    if (biased) registry_add(&r, T_NORM1_B, "norm1_b", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_WQKV, "wqkv", ROLE_QKV, L, s.QKV, C, 0, from_stream);
     if (c->biases) registry_add(&r, T_BQKV, "bqkv", ROLE_SCALAR, L, 1, s.QKV, 0, 0);
     registry_add(&r, T_WO, "wo", ROLE_O, L, C, s.A, 0, to_stream);
     if (c->biases) registry_add(&r, T_BO, "bo", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_NORM2_W, "norm2_w", ROLE_SCALAR, L, 1, C, 1, 0);
-    if (affine) registry_add(&r, T_NORM2_B, "norm2_b", ROLE_SCALAR, L, 1, C, 0, 0);
+    if (biased) registry_add(&r, T_NORM2_B, "norm2_b", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_WFC, "wfc", ROLE_MLP, L, s.H, C, 0, from_stream);
     if (c->biases) registry_add(&r, T_BFC, "bfc", ROLE_SCALAR, L, 1, s.H, 0, 0);
     registry_add(&r, T_WPROJ, "wproj", ROLE_MLP, L, C, s.F, 0, to_stream);
     if (c->biases) registry_add(&r, T_BPROJ, "bproj", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_NORMF_W, "normf_w", ROLE_SCALAR, 1, 1, C, 1, 0);
-    if (affine) registry_add(&r, T_NORMF_B, "normf_b", ROLE_SCALAR, 1, 1, C, 0, 0);
+    if (biased) registry_add(&r, T_NORMF_B, "normf_b", ROLE_SCALAR, 1, 1, C, 0, 0);
     if (!c->tied)
         registry_add(&r, T_WHEAD, "whead", ROLE_HEAD, 1, Vp, C, 0, speedrun ? 0 : c->init_std);
     if (c->head_bias) registry_add(&r, T_BHEAD, "bhead", ROLE_SCALAR, 1, 1, Vp, 0, 0);

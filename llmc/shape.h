@@ -82,6 +82,37 @@ static inline int norm_is_centred(NormKind norm) {
     return 0;
 }
 
+/* Whether a norm has a bias beside its gain. */
+static inline int norm_has_bias(NormKind norm) {
+    switch (norm) {
+    case NORM_LAYERNORM: return 1;
+    case NORM_RMSNORM: return 0;
+    }
+    return 0;
+}
+
+/* Whether a table of positions is added to the embedding. */
+static inline int pos_is_table(PosKind pos) {
+    switch (pos) {
+    case POS_LEARNED: return 1;
+    case POS_ROPE:
+    case POS_ROPE_HALF:
+    case POS_NONE: return 0;
+    }
+    return 0;
+}
+
+/* Whether queries and keys are rotated by their positions. */
+static inline int pos_is_rotary(PosKind pos) {
+    switch (pos) {
+    case POS_ROPE:
+    case POS_ROPE_HALF: return 1;
+    case POS_LEARNED:
+    case POS_NONE: return 0;
+    }
+    return 0;
+}
+
 /* The sizes of a model and of its largest batch. */
 typedef struct {
     int B, T, N;     /* sequences, tokens in each, tokens in all: N = B T */
