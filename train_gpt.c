@@ -330,7 +330,7 @@ static void optimizer_step(Model *m, int step, double clip) {
                    .state = p->state,
                    .arena = &m->arena,
                    .lr_scale = schedule_lr(&c->schedule, step),
-                   .beta = schedule_momentum(&c->schedule, step, c->optim.momentum),
+                   .momentum = schedule_momentum(&c->schedule, step, c->optim.momentum),
                    .gscale = clip,
                    .step = step + 1,
                    .weight = has_copy() ? p->weight : NULL};

@@ -21,10 +21,10 @@ typedef struct {
 /* Parses flags into a config, which is not resolved. Returns config_parse's status. */
 static int config_of(Config *c, const char *flags, char *err) {
     static char text[1024];
-    char *argv[80] = {(char *)"test"}, *save = NULL;
+    char *argv[80], *save = NULL;
     unsigned char given[CONFIG_FLAGS];
-    int argc = 1;
-    snprintf(text, sizeof text, "%s", flags);
+    int argc = 0;
+    snprintf(text, sizeof text, "test %s", flags);
     for (char *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save))
         argv[argc++] = word;
     return config_parse(c, given, argc, argv, err);

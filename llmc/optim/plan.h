@@ -57,7 +57,7 @@ typedef struct {
     floatM *state;                 /* laid out by the plan */
     Arena *arena;
     double lr_scale; /* the schedule's multiplier of learning rates */
-    double beta;     /* momentum of Muon and CM */
+    double momentum; /* coefficient of Muon and CM */
     double gscale;   /* multiplies gradients */
     int step;        /* 1 for the first update */
     /* The layers' copy, laid out as `param`; NULL where the layers read the parameters themselves.
@@ -148,7 +148,7 @@ static inline Step plan_entry(const Plan *plan, const Registry *r, const PlanEnt
     for (int i = 0; i < e->legs; i++) step.leg[i] = plan_leg(r, e, i, s, layer, layers);
     step.lr = e->lr * s->lr_scale;
     step.weight_decay = e->weight_decay;
-    step.momentum = s->beta;
+    step.momentum = s->momentum;
     step.gscale = s->gscale;
     step.age = step.coupling_age = s->step;
     if (step.rule->state[0].name) step.age = plan_age(plan, e->state[0][0], s->step);
