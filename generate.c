@@ -154,7 +154,7 @@ static const Flag option_flags[] = {
     FLAG_TEXT("prompt", prompt, "", "text to continue; without it a new line or document begins"),
     FLAG_TEXT("prompt-file", prompt_file, "", "file with the text to continue; -: standard input"),
     FLAG_INT("tokens", tokens, "500", 0, 1e9, "tokens to generate for each sample"),
-    FLAG_INT("count", count, "1", 1, 1e6, "samples of the same prompt"),
+    FLAG_INT("count", count, "1", 1, 1e6, "number of samples after the prompt"),
     FLAG_SWITCH("stop-at-eot", stop_at_eot,
                 "end a sample where the model ends its document (<|endoftext|>)"),
 #undef SECTION

@@ -176,7 +176,7 @@ static void block_recompute(Model *m, int l, Shape s) {
                          c->act);
 }
 
-/* From a.tokens (B,T), which stand at positions m.position + t, through the blocks to the normed
+/* From a.tokens (B,T), whose positions are m.position + t, through the blocks to the normed
    stream a.normf (N,C). */
 static void model_forward(Model *m, Shape s) {
     const Config *c = m->c;

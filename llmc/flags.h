@@ -513,7 +513,7 @@ static inline int flags_signature(const Flag *flag, char *text, size_t size) {
 }
 
 static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int n) {
-    enum { INDENT_LIMIT = 36 };
+    enum { INDENT_LIMIT = 36 }; /* a longer name gets a line of its own above its help */
     char signature[128], limits[512], text[2048];
     int indent = 0;
     for (int i = 0; i < n; i++) {

@@ -75,7 +75,7 @@ static inline void json_string(FILE *f, const char *s) {
     fputc('"', f);
 }
 
-/* The shortest of %.15g, %.16g and %.17g that strtod reads back as the same double. */
+/* The shortest of %.15g, %.16g and %.17g that strtod reads back as an equal double. */
 static inline void json_double_text(char *text, double value) {
     for (int digits = 15; digits <= 17; digits++) {
         snprintf(text, JSON_NUMBER_SIZE, "%.*g", digits, value);

@@ -144,6 +144,9 @@ static inline int log_read(const char *path, LogCurve *curve, char *err) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Opening                                                                                        */
 
+/* The most characters of a run's name: file systems allow 255 bytes. */
+enum { LOG_NAME_LENGTH = 200 };
+
 /* Refuses a name that is not a plain name of a folder: returns -1 with a message. */
 static inline int log_check_name(const char *name, char *err) {
     if (!*name) return fail(err, "--run: the name of the run is empty");
@@ -155,7 +158,8 @@ static inline int log_check_name(const char *name, char *err) {
     for (const char *p = name; *p; p++)
         if ((unsigned char)*p < 0x20 || *p == 0x7F)
             return fail(err, "--run: the name of the run holds a control character");
-    if (strlen(name) > 200) return fail(err, "--run %.80s...: the name is too long", name);
+    if (strlen(name) > LOG_NAME_LENGTH)
+        return fail(err, "--run %.80s...: the name is too long", name);
     return 0;
 }
 

@@ -119,7 +119,7 @@ static inline double progress_eta(const Progress *p) {
 static inline void progress_time(Progress *p, int64_t step, double now) {
     int64_t steps = step - p->step;
     if (steps > 0 && p->started) {
-        double keep = pow(0.95, (double)steps); /* about the last 20 steps count */
+        double keep = pow(0.95, (double)steps); /* an average of about the last 20 steps */
         p->average = keep * p->average + (1 - keep) * (now - p->last) / (double)steps;
         p->weight = keep * p->weight + (1 - keep);
         p->timed += steps;

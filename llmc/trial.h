@@ -56,7 +56,7 @@ static double probe_gradient(Run *run, Model *m, floatM *host) {
 }
 
 /* Whether a replayed micro-batch has the gradient and the loss of a plain one, to the bit. If so,
-   the device goes on replaying. Returns -1 without memory to compare. */
+   the device keeps replaying. Returns -1 without memory to compare. */
 static int replay_agrees(Run *run, Model *m) {
     size_t bytes = m->p.r.size[SLOT_GRAD] * sizeof(floatM);
     floatM *plain = (floatM *)malloc(bytes + 1), *replayed = (floatM *)malloc(bytes + 1);

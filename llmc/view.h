@@ -48,7 +48,7 @@ static inline Mat mat_every(Mat m, int index, int group) {
 }
 
 /* A dense batch of n items as (n / group, group) items; with `repeat` as (n, group) items, where
-   each item stands `group` times. */
+   each item occurs `group` times. */
 static inline Mat mat_grouped(Mat m, int group, int repeat) {
     Mat view = m;
     int n = m.n0 * m.n1;

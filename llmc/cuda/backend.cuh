@@ -58,7 +58,7 @@ static inline void device_upload(void *to, const void *from, size_t bytes) {
     device_wait();
 }
 /* Copies to the host, after all work that was queued. Returns 0. If this call or anything before
-   it has failed, fills `to` with bytes 0xff, which are NaN, and returns -1: no caller goes on
+   it has failed, fills `to` with bytes 0xff, which are NaN, and returns -1: no caller continues
    with old numbers. */
 static inline int device_download(void *to, const void *from, size_t bytes) {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, cm_gpu.stream));

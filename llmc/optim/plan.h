@@ -61,7 +61,7 @@ typedef struct {
     double gscale;   /* multiplies gradients */
     int step;        /* 1 for the first update */
     /* The layers' copy, laid out as `param`; NULL where the layers read the parameters themselves.
-       plan_stale tells which of it plan_step leaves to be written. */
+       plan_stale names the parts of it that plan_step does not write. */
     floatX *weight;
 } PlanState;
 
