@@ -18,7 +18,7 @@ typedef struct {
 
 /* One or two parts that a rule updates together. */
 typedef struct {
-    char name[24]; /* "W_Q", or "W_Q, W_K" */
+    const char *name[2]; /* of each part: "W_Q", or "W_Q" and "W_K" */
     RuleId rule;
     RuleId coupling; /* rescales the rule's directions; RULE_AUTO if there is none */
     Part part[2];
@@ -40,6 +40,7 @@ typedef struct {
     int since; /* updates done when the state began: 0, or where a resumed run changed rules */
 } StateTensor;
 
+/* Room for every tensor, and for the parts of wqkv and wfc. */
 enum { PLAN_MAX = 40 };
 
 typedef struct {
@@ -176,7 +177,7 @@ static inline PlanEntry *plan_add(Plan *plan, const char *name, RuleId rule, Par
                                   double weight_decay) {
     PlanEntry *e = &plan->e[plan->n++];
     memset(e, 0, sizeof *e);
-    snprintf(e->name, sizeof e->name, "%s", name);
+    e->name[0] = name;
     e->rule = rule;
     e->part[0] = part;
     e->legs = 1;
@@ -196,7 +197,7 @@ static inline void plan_add_circuit(Plan *plan, const char *const name[2], const
         return;
     }
     PlanEntry *e = plan_add(plan, name[0], rule, part[0], lr, c->weight_decay);
-    snprintf(e->name, sizeof e->name, "%s, %s", name[0], name[1]);
+    e->name[1] = name[1];
     e->part[1] = part[1];
     e->legs = 2;
     e->coupling = coupling;
@@ -326,10 +327,11 @@ static inline int plan_check_frozen(const Plan *plan, const Registry *r, char *e
         const Tensor *a = &r->t[e->part[0].id], *b = &r->t[e->part[e->legs - 1].id];
         if (!a->frozen && !b->frozen) continue;
         const Tensor *frozen = a->frozen ? a : b, *other = a->frozen ? b : a;
-        return fail(err,
-                    "--freeze %s: the rule of %s updates both together; freeze %s too, or choose a "
-                    "rule that updates each alone",
-                    frozen->name, e->name, other->name);
+        return fail(
+            err,
+            "--freeze %s: the rule of %s, %s updates both together; freeze %s too, or choose "
+            "a rule that updates each alone",
+            frozen->name, e->name[0], e->name[1], other->name);
     }
     return 0;
 }
@@ -417,12 +419,13 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         Mat m = part_view(r, e->part[0], NULL);
-        char shape[64], rule[64];
+        char name[64], shape[64], rule[64];
+        snprintf(name, sizeof name, "%s%s%s", e->name[0], e->legs > 1 ? ", " : "",
+                 e->legs > 1 ? e->name[1] : "");
         snprintf(shape, sizeof shape, "%d x %d x %d", m.n0, m.rows, m.cols);
         snprintf(rule, sizeof rule, "%s%s%s", rule_table[e->rule].flag, e->coupling ? "+" : "",
                  e->coupling ? rule_table[e->coupling].flag : "");
-        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", e->name, rule, shape, e->lr,
-                e->weight_decay);
+        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", name, rule, shape, e->lr, e->weight_decay);
     }
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
@@ -444,18 +447,15 @@ static inline void plan_title(FILE *out, const Config *c) {
 }
 
 /* Name and part of leg number `index`, counted over all entries. Returns 0 past the last. */
-static inline int plan_group(const Plan *plan, int index, char name[24], Part *part) {
+static inline int plan_group(const Plan *plan, int index, const char **name, Part *part) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
-        const char *comma = strstr(e->name, ", ");
-        if (index >= e->legs) {
-            index -= e->legs;
-            continue;
+        if (index < e->legs) {
+            *name = e->name[index];
+            *part = e->part[index];
+            return 1;
         }
-        *part = e->part[index];
-        if (index) snprintf(name, 24, "%s", comma + 2);
-        else snprintf(name, 24, "%.*s", comma ? (int)(comma - e->name) : 24, e->name);
-        return 1;
+        index -= e->legs;
     }
     return 0;
 }
@@ -463,9 +463,9 @@ static inline int plan_group(const Plan *plan, int index, char name[24], Part *p
 /* Copies the parameters p to `before`, where plan_groups_json reads them. */
 static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM *p,
                                     floatM *before) {
-    char name[24];
+    const char *name;
     Part part;
-    for (int i = 0; plan_group(plan, i, name, &part); i++)
+    for (int i = 0; plan_group(plan, i, &name, &part); i++)
         la_copy(part_view(r, part, before), part_view(r, part, p));
 }
 
@@ -480,10 +480,10 @@ static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM 
    overwritten by dW. */
 static inline void plan_groups_json(FILE *out, const Plan *plan, const Registry *r, floatM *p,
                                     floatM *before) {
-    char name[24];
+    const char *name;
     Part part;
     fputc('{', out);
-    for (int i = 0; plan_group(plan, i, name, &part); i++) {
+    for (int i = 0; plan_group(plan, i, &name, &part); i++) {
         Role role = r->t[part.id].role;
         Mat W = part_view(r, part, p), D = part_view(r, part, before);
         double sum = 0;
