@@ -138,7 +138,7 @@ ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
   $(info note: no $(CXX), so the tests of the CUDA kernels are left out (Debian: apt-get install g++))
 endif
 EMU_OPT ?= -Og
-EMU_FLAGS = -std=c++20 -I. -Idev/emu -DCM_VERSION='"$(VERSION)"' $(filter-out -Wcast-%,$(WARN)) -Wno-missing-field-initializers -Wno-unknown-pragmas \
+EMU_FLAGS = -std=c++20 -I. -Idev/emu -DCM_VERSION='"$(VERSION)"' $(WARN) -Wno-missing-field-initializers -Wno-unknown-pragmas \
             -fno-math-errno -fno-strict-aliasing -ffp-contract=off -DCM_CUDA -DCM_EMU
 precision = $(if $(findstring _fp32,$@),-DCM_FP32)
 emu_build = $(CXX) $(EMU_OPT) $(EMU_FLAGS) $(precision) $(deps) $(emulator) -x c++ $< -x none $(filter %.o,$^) -o $@ $(LDLIBS)

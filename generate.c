@@ -3,9 +3,8 @@ Samples text from a checkpoint of train_gpt:
 
     ./generate --run shakespeare --prompt "ROMEO:" --tokens 300
 
-The text goes to stdout, character by character, and nothing else does; reports about it go to
-stderr. The model is that of train_gpt.c, which keeps keys and values of the tokens that it has
-read. This file adds:
+Only the text goes to stdout, character by character; reports about it go to stderr. The model is
+that of train_gpt.c, with a cache of keys and values. This file adds:
 
     context      the tokens that the model sees, and what happens when there are too many
     text         tokens to characters that a terminal can show
@@ -22,8 +21,8 @@ read. This file adds:
 /* ---------------------------------------------------------------------------------------------- */
 /* context */
 
-/* Gives the model room for the keys and values of seq_len tokens, so that it may read a text piece
-   by piece. Returns 0, or -1 with a message. */
+/* Gives the model room for the keys and values of seq_len tokens, so that it can read a text in
+   pieces. Returns 0, or -1 with a message. */
 static int cache_create(Model *m, char *err) {
     const Shape *s = &m->s;
     size_t bytes = (size_t)s->L * s->T * s->NKV * s->HS * sizeof(floatX);
@@ -34,21 +33,21 @@ static int cache_create(Model *m, char *err) {
                 mebibytes(2 * (double)bytes));
 }
 
-/* Reads n tokens at positions t, t + 1, ..., of which t = 0 or n = 1, while the model's cache holds
-   those before them. The logits of the token after them, capped, are then the first row of
-   a.logits. */
-static void read_tokens(Model *m, const int *tokens, int n, int t) {
-    m->position = t;
+/* Reads n tokens at positions `first`, first + 1, ...; either first = 0 or n = 1. The model's cache
+   has the keys and values of the tokens before. The first row of a.logits then has the capped
+   logits of the next token. */
+static void read_tokens(Model *m, const int *tokens, int n, int first) {
+    m->position = first;
     device_send(m->a.tokens, tokens, (size_t)n * sizeof(int)); /* the forward pass needs no more */
     model_forward(m, shape_with(m->s, 1, n));
     head_forward(m, n - 1, 1);
     softcap_forward(m->a.logits, 1, m->s.V, m->s.Vp, m->c->softcap);
 }
 
-/* The tokens that the model sees, at positions 0..count-1. It was trained on seq_len positions and
-   knows no others. When they are used up, the later half of the tokens moves to the front and is
-   read again: half a context of past is left, and the cost is one forward pass every seq_len / 2
-   tokens. */
+/* The tokens that the model sees, at positions 0..count-1. The model was trained on seq_len
+   positions and knows no others. When all are taken, the later half of the tokens moves to the
+   front and is read again. The model then still sees half a context, and the cost is one forward
+   pass every seq_len / 2 tokens. */
 typedef struct {
     Model *m;
     int *tokens, count;
@@ -67,7 +66,7 @@ static void context_free(Context *x) {
     memset(x, 0, sizeof *x);
 }
 
-/* Starts over with 1 <= n <= seq_len tokens. */
+/* Starts a new context of 1 <= n <= seq_len tokens. */
 static void context_start(Context *x, const int *tokens, int n) {
     memmove(x->tokens, tokens, (size_t)n * sizeof(int));
     x->count = n;
@@ -82,7 +81,7 @@ static void context_append(Context *x, int token) {
         x->count++;
         return;
     }
-    int keep = max_int(1, T / 2); /* the new token is one of them */
+    int keep = max_int(1, T / 2); /* the new token included */
     memmove(x->tokens, x->tokens + T - (keep - 1), (size_t)(keep - 1) * sizeof(int));
     x->tokens[keep - 1] = token;
     context_start(x, x->tokens, keep);
@@ -91,12 +90,12 @@ static void context_append(Context *x, int token) {
 /* ---------------------------------------------------------------------------------------------- */
 /* text */
 
-/* Bytes on their way out. A token may end inside a character, so up to three bytes wait for the
-   rest of the character. A file or pipe gets every byte unchanged. For a terminal, invalid UTF-8
-   and control characters become U+FFFD, because an untrained model writes escape sequences too. */
+/* The output. A token may end inside a character, so up to three bytes wait for the rest of the
+   character. A file or pipe gets every byte unchanged. On a terminal, invalid UTF-8 and control
+   characters become U+FFFD, because an untrained model writes escape sequences too. */
 typedef struct {
     FILE *out;
-    int terminal, held;
+    int terminal, held; /* held: bytes that wait */
     unsigned char bytes[4];
 } Text;
 
@@ -149,32 +148,32 @@ static const Flag option_flags[] = {
         "GPT-2's vocabulary, for models of more than 256 tokens; data/gpt2_bpe.sh fetches it"),
     FLAG_TEXT("bpe", bpe, "data/gpt2-bpe/vocab.bpe", "GPT-2's merges"),
     FLAG_INT("threads", threads, "0", 0, 4096,
-             "CPU threads; 0: all cores, but one for a model of less than 10M parameters"),
+             "CPU threads; 0: all cores, or one thread for a model of fewer than 10M parameters"),
 #undef SECTION
 #define SECTION "Text"
-    FLAG_TEXT("prompt", prompt, "",
-              "text to continue; without one, a new line or document is begun"),
-    FLAG_TEXT("prompt-file", prompt_file, "",
-              "file with the text to continue, for long ones; -: standard input"),
+    FLAG_TEXT("prompt", prompt, "", "text to continue; without it a new line or document begins"),
+    FLAG_TEXT("prompt-file", prompt_file, "", "file with the text to continue; -: standard input"),
     FLAG_INT("tokens", tokens, "500", 0, 1e9, "tokens to generate for each sample"),
-    FLAG_INT("count", count, "1", 1, 1e6, "samples of the same prompt"),
+    FLAG_INT("count", count, "1", 1, 1e6, "number of samples after the prompt"),
     FLAG_SWITCH("stop-at-eot", stop_at_eot,
                 "end a sample where the model ends its document (<|endoftext|>)"),
 #undef SECTION
 #define SECTION "Sampling"
-    FLAG_FLOAT("temperature", temperature, "0.8", 0, INFINITY,
-               "divides the logits: below 1 likelier tokens gain; 0: always the most probable one"),
+    FLAG_FLOAT(
+        "temperature", temperature, "0.8", 0, INFINITY,
+        "divides the logits, so below 1 probable tokens gain; 0: always the most probable one"),
     FLAG_INT("top-k", top_k, "0", 0, 1e9, "keep the k most probable tokens; 0: off"),
     FLAG_FLOAT("top-p", top_p, "1", 0, 1,
-               "keep the most probable tokens up to this probability; 1: off"),
-    FLAG_LONG("seed", seed, "1", 0, 9e15, "of the random numbers: equal seeds give equal text"),
+               "keep the most probable tokens whose probabilities add up to this; 1: off"),
+    FLAG_LONG("seed", seed, "1", 0, 9e15,
+              "seed of the random numbers: equal seeds give equal text"),
 };
 #undef SECTION
 #undef FIELD
 enum { OPTION_FLAGS = (int)(sizeof option_flags / sizeof option_flags[0]) };
 
-/* Opens --checkpoint, or the newest whole checkpoint of --run; path gets its name. Returns 0, or -1
-   with a message. */
+/* Opens --checkpoint, or the newest whole checkpoint of --run, and sets `path` to its name. Returns
+   0, or -1 with a message. */
 static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) {
     char dir[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     if (o->checkpoint[0]) {
@@ -211,12 +210,12 @@ static double validation_loss(const char *path, int64_t step) {
     return loss;
 }
 
-/* Models of fewer parameters run on one thread unless --threads says otherwise: their layers end
-   sooner than threads meet. */
+/* Models of fewer parameters run on one thread unless --threads says otherwise: their layers take
+   less time than a barrier of threads. */
 enum { SMALL_MODEL = 10000000 };
 
-/* The flags of a checkpoint's run, resolved for generation: one sequence at a time, no backward
-   pass. */
+/* Reads the flags of a checkpoint's run and resolves them for generation: one sequence at a time,
+   no backward pass. */
 static int load_config(Config *c, const Ckpt *ckpt, int threads, char *err) {
     uint64_t vocab;
     memset(c, 0, sizeof *c);
@@ -229,23 +228,24 @@ static int load_config(Config *c, const Ckpt *ckpt, int threads, char *err) {
     c->threads = !threads && registry_build(c).count < SMALL_MODEL ? 1 : threads;
     c->compute = COMPUTE_AUTO;      /* fp32 on a CPU: with one row at a time bf16 saves nothing */
     c->recompute = RECOMPUTE_BLOCK; /* all layers share their activations */
-    c->attention = ATTENTION_FLASH; /* nothing is measured: equal seeds, equal text */
+    /* Nothing is measured, so that equal seeds give equal text. */
+    c->attention = ATTENTION_FLASH;
     c->gemm = GEMM_FIRST;
     c->gelu = GELU_UNFUSED;
     return 0;
 }
 
-/* The model of a checkpoint. c gets its config, which must outlive it. */
+/* Creates the model of a checkpoint. *c becomes its config and must outlive the model. */
 static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *err) {
-    static Plan none; /* a model that is not trained has no rules */
+    static Plan no_rules; /* the model is not trained */
     if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
     Registry r = registry_build(c);
-    if (model_create(m, c, &r, &none, 0, err) || load_parameters(&m->p, ckpt, err)) return -1;
+    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, err)) return -1;
     refresh_weights(m);
     return 0;
 }
 
-/* The tokenizer of a model: bytes for a vocabulary of 256, as of text files, else GPT-2's. */
+/* Loads the tokenizer of a model: bytes for a vocabulary of up to 256, else GPT-2's. */
 static int load_tokenizer(Tokenizer *t, const Options *o, int vocab, char *err) {
     char reason[ERR_LEN];
     if (vocab <= 256) return tokenizer_bytes(t, err);
@@ -262,7 +262,9 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     size_t n;
     const char *path = o->prompt_file;
     FILE *to = open_memstream(text, size);
-    FILE *from = strcmp(path, "-") ? path[0] ? fopen(path, "rb") : NULL : stdin;
+    FILE *from = NULL;
+    if (!strcmp(path, "-")) from = stdin;
+    else if (path[0]) from = fopen(path, "rb");
     if (!to) return fail(err, "out of memory: the prompt");
     int status = 0;
     if (path[0] && !from)
@@ -276,9 +278,9 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     return status;
 }
 
-/* The 1 to seq_len tokens to begin with: those of the prompt, or what comes before a text: a line
-   end among bytes, the end of another document among GPT-2's tokens. Returns 0, or -1 with a
-   message. */
+/* Sets the 1 to seq_len tokens to begin with: those of the prompt or, without a prompt, the token
+   that precedes a text. That is a newline among bytes, and <|endoftext|> among GPT-2's tokens.
+   Returns 0, or -1 with a message. */
 static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t size,
                          TokenList *list, char *err) {
     int start = t->eot >= 0 ? t->eot : '\n';
@@ -306,7 +308,7 @@ static int encode_prompt(Tokenizer *t, const Config *c, const char *text, size_t
 
 #ifndef CM_NO_GENERATE_MAIN
 
-/* What main works with. */
+/* Everything that main works with. */
 typedef struct {
     Options o;
     Config config;
@@ -317,8 +319,8 @@ typedef struct {
     char *prompt;
     size_t prompt_size;
     TokenList start; /* the prompt's tokens */
-    int limit;   /* tokens that have a text; those of a vocabulary rounded up are never chosen */
-    floatX *raw; /* (limit) logits */
+    int limit;       /* tokens that have a text; the padding of the vocabulary is never chosen */
+    floatX *raw;     /* (limit) logits */
     floatM *logits;
     SamplerEntry *scratch;
     int64_t written;
@@ -342,7 +344,7 @@ static int parse(Options *o, int argc, char **argv, char *err) {
     return 0;
 }
 
-/* Says on stderr what is sampled from. */
+/* Prints on stderr which checkpoint and model the samples come from. */
 static void print_source(const Model *m, const char *path, uint64_t step) {
     double loss = validation_loss(path, (int64_t)step);
     fprintf(stderr, "from     %s, step %llu", path, (unsigned long long)step);
@@ -378,7 +380,7 @@ static int load(Program *p, char *err) {
     return 0;
 }
 
-/* Writes up to --tokens tokens after the prompt, which the context holds, and counts them. */
+/* Writes up to --tokens tokens after the prompt, which the context has read, and counts them. */
 static int write_tokens(Program *p, int sample, char *err) {
     const Options *o = &p->o;
     Sampler sampler = {.temperature = o->temperature,
@@ -404,7 +406,7 @@ static int write_tokens(Program *p, int sample, char *err) {
     return 0;
 }
 
-/* Writes one sample, prompt and all. */
+/* Writes one sample after its prompt. */
 static int write_sample(Program *p, int sample, char *err) {
     double begin = now_seconds();
     context_start(&p->context, p->start.ids, (int)p->start.count);

@@ -8,15 +8,14 @@ GPT pretraining in plain C, forward and backward by hand. Read it top to bottom:
     update       gradients -> parameters, by the plan (CM, Muon, AdamW)
     validation, a step, the loop, main
 
-What a machine is good at is in the backend's headers (llmc/cpu, llmc/cuda); this file is written
-once for all machines. On a GPU all work is queued and done in order; the program waits where it
-reads a result. A model's memory is in llmc/memory.h; checkpoints, data and signals are in
-llmc/run.h.
+Layers and operations are in the backends' headers (llmc/cpu, llmc/cuda); this file is written once
+for all machines. On a GPU all work is queued and done in order; the program waits where it reads a
+result. A model's memory is in llmc/memory.h; checkpoints, data and signals are in llmc/run.h.
 
 Shapes: B sequences of T tokens each, N = B T, C width, L layers, NH query heads and NKV key/value
 heads of width HS, A = NH HS, QKV = (NH + 2 NKV) HS, F MLP width, H outputs of the MLP's first
-matrix (F, or 2 F with a gate), V vocabulary, Vp = V padded to a multiple of 64, R rows of logits at
-a time.
+matrix (F, or 2 F with a gate), V vocabulary, Vp = V padded to a multiple of 64, R rows of logits
+formed at a time.
 */
 #ifndef BACKEND_READY
 #include "llmc/cpu/backend.h"
@@ -28,19 +27,19 @@ a time.
 /* ---------------------------------------------------------------------------------------------- */
 /* model */
 
-/* For how many layers an activation is kept until the backward pass. */
+/* How many copies of an activation the model has. */
 typedef enum {
     KEEP_STREAM,       /* L + 1: the input of every block, and the output of the last */
-    KEEP_UNLESS_BLOCK, /* L, or one that all layers share with --recompute block */
-    KEEP_UNLESS_NORM,  /* L, or one from --recompute norm on */
-    KEEP_UNLESS_ACT,   /* L, or one from --recompute act on */
+    KEEP_UNLESS_BLOCK, /* one a layer; one for all layers with --recompute block */
+    KEEP_UNLESS_NORM,  /* one a layer; one for all layers with --recompute norm or block */
+    KEEP_UNLESS_ACT,   /* one a layer; one for all layers with --recompute act, norm or block */
     KEEP_ONE,          /* one */
     KEEP_EMBED_NORM,   /* one, if the embedding has a norm */
-    KEEP_BACKWARD      /* one in training: gradients of the layer that the backward pass is at */
+    KEEP_BACKWARD      /* one, in training: a gradient in the layer where the backward pass is */
 } Keep;
 
-/* Every activation, once: X(type, name, for how many layers, elements of one layer). Struct, layout
-   and the view of a block are made from this list. */
+/* Every activation: X(type, name, how many copies, elements of a copy). The struct, the memory
+   layout and the view of a block are made from this list. */
 /* clang-format off */
 #define ACTIVATIONS(X)                                                                             \
     X(floatX, embed, KEEP_EMBED_NORM, N * C)      /* (N,C) before the embedding's norm */          \
@@ -60,7 +59,7 @@ typedef enum {
     X(floatM, qk_rstd, KEEP_UNLESS_BLOCK, N * (NH + NKV)) /* (N,NH+NKV) */                         \
     X(floatM, lse, KEEP_UNLESS_BLOCK, N * NH)     /* (B,NH,T) log-sum-exp of attention's rows */   \
     X(floatM, losses, KEEP_ONE, N)                /* (N) */                                        \
-    X(double, loss_sum, KEEP_ONE, 1)              /* of the batches since take_loss */             \
+    X(double, loss_sum, KEEP_ONE, 1)              /* sum of the losses since take_loss */          \
     X(floatX, logits, KEEP_ONE, R * Vp)           /* (R,Vp) */                                     \
     X(floatX, block_out, KEEP_ONE, N * C)         /* (N,C) what a half block adds to the stream */ \
     X(floatX, dx, KEEP_BACKWARD, N * C)           /* (N,C) */                                      \
@@ -70,7 +69,7 @@ typedef enum {
     X(floatX, dfc, KEEP_BACKWARD, N * H)          /* (N,H) */                                      \
     X(floatX, dact, KEEP_BACKWARD, N * F)         /* (N,F) */                                      \
     X(int, tokens, KEEP_ONE, DEVICE_TOKENS(N))    /* (B,T), in the backend's form */               \
-    X(int, targets, KEEP_ONE, N)                  /* (B,T), -1 for none */
+    X(int, targets, KEEP_ONE, N)                  /* (B,T), -1 where there is no target */
 /* clang-format on */
 
 #define ACTIVATION_FIELD(TYPE, NAME, KEEP, ELEMENTS) TYPE *NAME;
@@ -80,25 +79,25 @@ typedef struct {
 
 typedef struct {
     const Config *c; /* resolved; outlives the model */
-    Shape s;         /* with the largest batch */
+    Shape s;         /* of the largest batch */
     int R, training;
     Params p;
     Plan plan;
     Arena arena; /* scratch of the update */
-    Acts a;      /* block_at(m, 0) */
+    Acts a;      /* activations of block 0, and those of which there is one */
     void *acts_memory;
     size_t acts_bytes;
     floatM *cosine, *sine; /* (T,HS/2), NULL without rotary positions */
-    floatX *keys, *values; /* (L,T,NKV HS) of the tokens read so far, for generation; else NULL */
+    floatX *keys, *values; /* (L,T,NKV HS) of the tokens read so far, in generation; else NULL */
     int position;          /* of the first token of a sequence; 0 in training */
-    int fresh;             /* 1: weight gradients of matrices are set, not added to */
-    DeviceGraph graph[2];  /* a micro-batch's recorded work, by fresh: see device_replays */
+    int fresh;             /* 1: gradients of matrices are set, not added to */
+    DeviceGraph graph[2];  /* recorded work of a micro-batch, by `fresh`; see device_replays */
 } Model;
 
 #include "llmc/memory.h" /* where activations lie; model_create, model_init, model_free */
 
-/* A tensor in layer l: as the layers read it, the parameter itself, its gradient. NULL if the model
-   has none, or if no gradient is wanted. */
+/* A tensor in layer l: the copy that layers read, the parameter itself, its gradient. NULL if the
+   model has no such tensor, or if no gradient is wanted. */
 static const floatX *weight(const Model *m, TensorId id, int l) {
     size_t at;
     return slot_find(&m->p.r.t[id], SLOT_WEIGHT, l, &at) ? m->p.weight + at : NULL;
@@ -114,8 +113,8 @@ static TensorId head_id(const Model *m) { return m->c->tied ? T_WTE : T_WHEAD; }
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
-/* Attention of layer l. In generation the new keys and values join the cache, and a token after
-   others attends to all that it holds. */
+/* Attention of layer l. In generation the new keys and values are appended to the cache, and a
+   token at a position > 0 attends to all keys in the cache. */
 static void block_attention(Model *m, Acts b, int l, Shape s) {
     const Config *c = m->c;
     if (m->keys) {
@@ -133,9 +132,9 @@ static void block_attention(Model *m, Acts b, int l, Shape s) {
     attention_forward(b.att, b.lse, b.qkv, s.B, s.T, s.NH, s.NKV, s.HS, c->attn_scale);
 }
 
-/* Block l, norms first: from the stream before it to block_out, what its MLP adds to the stream.
-   The residual sum of the block before, x = x_mid + block_out, is formed by this block's first
-   norm. recompute: x has been kept, and block_out is not needed. */
+/* Block l, pre-norm: from the residual stream x to block_out, which its MLP adds to the stream. The
+   residual sum of the block before, x = x_mid + block_out, is formed by this block's first norm.
+   recompute: x was kept, so there is no sum to form, and block_out is not needed. */
 static void block_forward(Model *m, int l, Shape s, int recompute) {
     const Config *c = m->c;
     Acts b = block_at(m, l);
@@ -157,7 +156,7 @@ static void block_forward(Model *m, int l, Shape s, int recompute) {
     linear_forward(b.block_out, b.act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, s.F, C);
 }
 
-/* Computes again what --recompute did not keep of block l: equal numbers, to the bit. */
+/* Recomputes the activations of block l that --recompute did not keep, equal to the bit. */
 static void block_recompute(Model *m, int l, Shape s) {
     const Config *c = m->c;
     Acts b = block_at(m, l);
@@ -177,8 +176,8 @@ static void block_recompute(Model *m, int l, Shape s) {
                          c->act);
 }
 
-/* From a.tokens (B,T), at positions m.position + t, through the blocks to the normed stream a.normf
-   (N,C). */
+/* From a.tokens (B,T), whose positions are m.position + t, through the blocks to the normed
+   stream a.normf (N,C). */
 static void model_forward(Model *m, Shape s) {
     const Config *c = m->c;
     Acts *a = &m->a;
@@ -205,16 +204,17 @@ static void head_forward(Model *m, int first, int rows) {
 /* ---------------------------------------------------------------------------------------------- */
 /* loss */
 
-/* Sends tokens (B,T) and targets (B,T), -1 for none, to the device. */
+/* Sends tokens (B,T) and targets (B,T) to the device; a target of -1 counts no loss. */
 static void send_batch(Model *m, const int *tokens, const int *targets, Shape s) {
     tokens_upload(m->a.tokens, tokens, s.N, s.Vp);
     device_send(m->a.targets, targets, (size_t)s.N * sizeof(int));
 }
 
-/* Cross entropy of a.targets after model_forward, added to what take_loss returns. Logits are
-   formed R rows at a time and are not kept. So where gradients are wanted (scale != 0, the factor
-   on the summed loss) the head's backward pass happens here too: it sets a.dnorm (N,C), adds to the
-   head's bias gradient and adds to its weight gradient, or sets it if m.fresh. */
+/* Cross entropy of a.targets after model_forward, added to the sum that take_loss returns.
+   Logits are formed R rows at a time and are not kept. So if gradients are wanted (`scale`,
+   the factor on the summed loss, is not 0), the head's backward pass happens here too. It
+   sets a.dnorm (N,C) and adds to the gradients of the head's bias and weight; if m.fresh,
+   it sets the weight's gradient. */
 static void head_loss(Model *m, Shape s, double scale) {
     Acts *a = &m->a;
     for (int n = 0; n < s.N; n += m->R) {
@@ -240,9 +240,9 @@ static double take_loss(Model *m) {
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
-/* From a.dx, the gradient of the stream after block l, to the gradient of the stream before it. The
-   biases of W_O and W_proj have the gradient of the stream after them, summed over its rows; the
-   norm that forms this gradient sums it. */
+/* From a.dx, the gradient of the stream after block l, to the gradient of the stream before block
+   l. The gradient of the bias of W_O or W_proj is that of the stream after the bias, summed over
+   rows; the norm that forms the gradient of the stream sums its rows. */
 static void block_backward(Model *m, int l, Shape s) {
     const Config *c = m->c;
     Acts b = block_at(m, l);
@@ -268,9 +268,9 @@ static void block_backward(Model *m, int l, Shape s) {
                   b.dnorm, b.dx, b.x, param(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
 }
 
-/* From a.dnorm, the gradient of the normed stream, through the blocks down to the embedding.
-   Follows model_forward and head_loss of the same batch. Adds to every parameter gradient, but sets
-   those of the blocks' matrices if m.fresh. */
+/* From a.dnorm, the gradient of the normed stream, through the blocks down to the embedding. Call
+   it after model_forward and head_loss of the batch. Adds to every parameter gradient, but if
+   m.fresh, sets those of the blocks' matrices. */
 static void model_backward(Model *m, Shape s) {
     const Config *c = m->c;
     Acts *a = &m->a;
@@ -289,9 +289,8 @@ static void model_backward(Model *m, Shape s) {
 }
 
 /* Zeroes the gradients before the first micro-batch of a step, except those that a fresh
-   micro-batch sets: those of the blocks' matrices and of the head, which are most of the memory.
-   Gradients lie in the order of the registry, so that what is between two exceptions is one
-   stretch. */
+   micro-batch sets: the blocks' matrices and the head, which are most of the memory. Gradients lie
+   in the order of the registry, so all gradients between two exceptions are zeroed at once. */
 static void clear_gradients(Model *m) {
     size_t from = 0, end = m->p.r.size[SLOT_GRAD];
     for (int id = 0; id < TENSORS; id++) {
@@ -305,10 +304,10 @@ static void clear_gradients(Model *m) {
     if (end > from) device_zero(m->p.grad + from, (end - from) * sizeof(floatM));
 }
 
-/* Forward, loss and backward of one micro-batch of m.s: adds to the gradient and to the loss, and
-   with m.fresh sets the gradients that clear_gradients leaves. `scale` is the factor on the summed
-   loss. Addresses and sizes are those of the last micro-batch, so that a device may replay its
-   work. */
+/* Forward, loss and backward of one micro-batch of shape m.s: adds to the gradient and to the loss,
+   and if m.fresh, sets the gradients that clear_gradients leaves. `scale` is the factor on the
+   summed loss. All micro-batches use equal addresses and sizes, so a device may replay the work of
+   an earlier one. */
 static void accumulate_gradient(Model *m, const int *tokens, const int *targets, double scale) {
     send_batch(m, tokens, targets, m->s);
     if (device_replays(&m->graph[m->fresh])) return;
@@ -321,21 +320,20 @@ static void accumulate_gradient(Model *m, const int *tokens, const int *targets,
 /* ---------------------------------------------------------------------------------------------- */
 /* update */
 
-/* One optimizer step on the accumulated gradient, which is multiplied by `clip`. `step` counts from
-   0. */
+/* One optimizer step on the accumulated gradient times `clip`. `step` counts from 0. */
 static void optimizer_step(Model *m, int step, double clip) {
     const Config *c = m->c;
     Params *p = &m->p;
-    PlanState s = {.p = p->param,
-                   .g = p->grad,
-                   .m = p->moment,
-                   .v = p->state,
+    PlanState s = {.param = p->param,
+                   .grad = p->grad,
+                   .moment = p->moment,
+                   .state = p->state,
                    .arena = &m->arena,
                    .lr_scale = schedule_lr(&c->schedule, step),
-                   .beta = schedule_momentum(&c->schedule, step, c->optim.momentum),
+                   .momentum = schedule_momentum(&c->schedule, step, c->optim.momentum),
                    .gscale = clip,
                    .step = step + 1,
-                   .w = has_copy() ? p->weight : NULL};
+                   .weight = has_copy() ? p->weight : NULL};
     size_t first, n;
     if (p->before) plan_groups_keep(&m->plan, &p->r, p->param, p->before);
     plan_step(&m->plan, &p->r, c, &s);
@@ -366,9 +364,9 @@ static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *l
 /* ---------------------------------------------------------------------------------------------- */
 /* a step */
 
-/* One optimizer step: the batch in micro-batches, the guard, the update. Sets the mean loss and the
-   gradient's norm. Returns 0, or -1 with a message when the data fails, or when the loss or the
-   gradient is not finite; the parameters are untouched then. */
+/* One step of training: the batch in micro-batches, the guard, the update. Sets the mean loss and
+   the gradient's norm. Returns 0, or -1 with a message if the data fails, or if the loss or the
+   gradient is not finite; the parameters then stay as they were. */
 static int train_step(Run *run, Model *m, double *loss, double *norm, char *err) {
     const Config *c = m->c;
     int micro_batches = (int)(c->total_batch_tokens / m->s.N);
@@ -379,7 +377,7 @@ static int train_step(Run *run, Model *m, double *loss, double *norm, char *err)
         m->fresh = i == 0;
         accumulate_gradient(m, run->x, run->y, 1 / tokens);
     }
-    /* The one place where a step waits for the device. */
+    /* A step waits for the device here and nowhere else. */
     *norm = sqrt(la_sum_squares(m->p.grad, m->p.r.size[SLOT_GRAD]));
     *loss = take_loss(m) / tokens;
     if (device_check(err)) return -1;
@@ -392,7 +390,7 @@ static int train_step(Run *run, Model *m, double *loss, double *norm, char *err)
     return 0;
 }
 
-#include "llmc/trial.h" /* what is tried on a model before the run begins */
+#include "llmc/trial.h" /* trials on a model before the run begins */
 
 /* ---------------------------------------------------------------------------------------------- */
 /* the loop */
@@ -401,7 +399,7 @@ static int run_validation(Run *run, Model *m, double *loss, char *err) {
     return validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, loss, err);
 }
 
-/* The next step, and all that its line of the log has but the validation loss and `extra`. */
+/* Takes the next step and fills its line of the log, except for the validation loss and `extra`. */
 static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
     const Config *c = m->c;
     double start = now_seconds();
@@ -418,7 +416,7 @@ static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
     return 0;
 }
 
-/* The validation loss before the first step. */
+/* Logs the validation loss before the first step. */
 static int log_start(Run *run, Model *m, Progress *progress, char *err) {
     LogLine line = log_line_empty();
     if (run_validation(run, m, &line.val_loss, err)) return -1;
@@ -427,8 +425,8 @@ static int log_start(Run *run, Model *m, Progress *progress, char *err) {
     return 0;
 }
 
-/* From run.step to the last step, or to a signal, whose number *stopped gets, else 0. Returns 0, or
-   -1 with a message. */
+/* Trains from run.step to the last step or until a signal comes; *stopped becomes the signal's
+   number, else 0. Returns 0, or -1 with a message. */
 static int train_loop(Run *run, Model *m, int *stopped, char *err) {
     const Config *c = m->c;
     Progress progress;
@@ -454,7 +452,7 @@ static int train_loop(Run *run, Model *m, int *stopped, char *err) {
         if (saves && save_run(run, &m->p, &m->plan, err)) return -1;
     }
     if (*stopped && save_run(run, &m->p, &m->plan, err)) return -1;
-    keep_choices(run); /* what validation has measured since */
+    keep_choices(run); /* validation may have measured more */
     progress_clear(&progress);
     return 0;
 }
@@ -464,7 +462,7 @@ static int train_loop(Run *run, Model *m, int *stopped, char *err) {
 
 #ifndef CM_NO_MAIN
 
-/* What main works with. */
+/* Everything that main works with. */
 typedef struct {
     Run run;
     Model model;
@@ -475,8 +473,8 @@ typedef struct {
     char path[FILE_PATH_SIZE], machine[512];
 } Program;
 
-/* Reads the command line and does what --help, --version and --help-markdown ask for. Returns 0 to
-   go on, 1 if all is done, -1 with a message. */
+/* Reads the command line and serves --help, --version and --help-markdown. Returns 0 to continue, 1
+   if the program is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
     int status = config_parse(c, p->run.given, argc, argv, err);
@@ -489,9 +487,9 @@ static int parse(Program *p, int argc, char **argv, char *err) {
     return c->version || c->help_markdown;
 }
 
-/* Opens the checkpoint to resume from, the data and the device, and resolves the flags. What the
-   device chose goes into the flags that a checkpoint stores, so that a resumed run does not choose
-   anew. */
+/* Opens the checkpoint to resume from, the data and the device, and resolves the flags. The
+   attention that the device chose is stored in checkpoints as a flag, so that a resumed run keeps
+   it. */
 static int open_run(Program *p, char *err) {
     Run *run = &p->run;
     if (run->asked.resume) {
@@ -514,7 +512,7 @@ static int open_run(Program *p, char *err) {
     return plan_check_frozen(&p->plan, &p->registry, err);
 }
 
-/* Says what the run will be, and refuses one that memory is too small for. */
+/* Prints what the run will be. Refuses a run for which the memory is too small. */
 static int describe(Program *p, char *err) {
     Run *run = &p->run;
     Config *c = &run->config;
@@ -536,7 +534,7 @@ static int describe(Program *p, char *err) {
            (long long)c->seed);
     fflush(stdout);
     if (check_memory(c, &p->registry, &p->plan, err)) return -1;
-    run->asked.logit_rows = c->logit_rows; /* a resumed run forms as many */
+    run->asked.logit_rows = c->logit_rows; /* a resumed run forms equally many */
     return 0;
 }
 
@@ -562,7 +560,8 @@ static int dry_run(Program *p, char *err) {
     return 0;
 }
 
-/* Makes the folder and the model, and reads its parameters from the checkpoint or initialises them. */
+/* Makes the folder and the model, and reads its parameters from the checkpoint or
+   initialises them. */
 static int begin(Program *p, char *err) {
     Run *run = &p->run;
     Model *m = &p->model;

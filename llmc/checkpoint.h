@@ -1,9 +1,9 @@
 /*
 Checkpoints: one file each, whole or absent, checked when read.
 
-A checkpoint is written under a temporary name in its own folder, synced to the disk, and only then
+A checkpoint is written under a temporary name in its folder, synced to the disk, and only then
 renamed. A kill or a full disk at any moment leaves the older checkpoints as they were. Equal
-contents give equal bytes: there is no time stamp in the file.
+contents give equal bytes; the file has no time stamp.
 
 The file, little-endian, every part padded with zero bytes to a multiple of 8:
 
@@ -14,7 +14,7 @@ The file, little-endian, every part padded with zero bytes to a multiple of 8:
         u64 dtype                                         0 f32, 1 f64, 2 bf16, 3 bytes
         u64 ndim (at most 8), u64 dims[ndim]
         data                                              row-major, size given by dtype and dims
-    u64 0                                                 in place of a name length: the end
+    u64 0                                                 where a name length would be: the end
     u64 size of the whole file                            finds truncated and overlong files
     u64 checksum of all bytes before it                   checkpoint_hash below
 
@@ -29,7 +29,7 @@ Writing, tensors fed in pieces of any size:
     ckpt_commit(&w, err);
 
 A call that fails removes the temporary file, and every later call on that writer fails with the
-message of the first failure. So it is enough to look at the result of ckpt_commit.
+message of the first failure. So it is enough to check the result of ckpt_commit.
 */
 #ifndef CM_CHECKPOINT_H
 #define CM_CHECKPOINT_H
@@ -56,8 +56,13 @@ enum { CKPT_F32 = 0, CKPT_F64 = 1, CKPT_BF16 = 2, CKPT_BYTES = 3 };
 
 /* Bytes of one element, 0 for an unknown dtype. */
 static inline int64_t ckpt_dtype_size(int64_t dtype) {
-    static const int64_t sizes[] = {4, 8, 2, 1};
-    return dtype >= 0 && dtype < 4 ? sizes[dtype] : 0;
+    switch (dtype) { /* a number of the file */
+    case CKPT_F32: return 4;
+    case CKPT_F64: return 8;
+    case CKPT_BF16: return 2;
+    case CKPT_BYTES: return 1;
+    }
+    return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -135,8 +140,8 @@ typedef struct {
     unsigned char *buffer;
     size_t used;     /* bytes in the buffer */
     uint64_t size;   /* bytes of the file so far, with those in the buffer */
-    uint64_t needed; /* bytes that the file will have at least, for the message of a full disk */
-    uint64_t left;   /* bytes that the current tensor still lacks */
+    uint64_t needed; /* least size of the finished file, for the message of a full disk */
+    uint64_t left;   /* bytes of the current tensor that are still to come */
     char tensor[128];
     CkptHash hash;
     char error[ERR_LEN]; /* of the first failure */
@@ -154,8 +159,8 @@ static inline void ckpt_abort(CkptWriter *w) {
     if (!w->error[0]) fail(w->error, "the checkpoint %s is already closed", w->path);
 }
 
-/* Records the first failure and removes the temporary file. Returns -1 and the message of the
-   first. */
+/* Records a failure, if it is the first, and removes the temporary file. Returns -1 with the
+   message of the first failure. */
 __attribute__((format(printf, 3, 4))) static inline int ckpt_fail(CkptWriter *w, char *err,
                                                                   const char *format, ...) {
     char text[ERR_LEN];
@@ -207,8 +212,8 @@ static inline int ckpt_pad(CkptWriter *w, char *err) {
     return ckpt_put(w, zeros, -w->size & 7, err);
 }
 
-/* Announces `bytes` more, so that a disk that is too small is found before they are written.
-   ckpt_tensor announces its own data. */
+/* Announces that `bytes` more will be written, so that a full disk is found before the writing
+   starts. ckpt_tensor announces its data itself. */
 static inline int ckpt_reserve(CkptWriter *w, uint64_t bytes, char *err) {
     if (w->fd < 0) return fail(err, "%s", w->error);
     uint64_t total = w->size + bytes + CKPT_TAIL, waiting = bytes + CKPT_TAIL + w->used;
@@ -253,7 +258,7 @@ static inline int ckpt_begin(CkptWriter *w, const char *path, const char *header
     return ckpt_pad(w, err);
 }
 
-/* Ends the tensor that is being written, all data of which must have come. */
+/* Ends the tensor that is being written, which must be complete. */
 static inline int ckpt_end_tensor(CkptWriter *w, char *err) {
     if (w->fd < 0) return fail(err, "%s", w->error);
     if (w->left)
@@ -411,8 +416,8 @@ static inline int ckpt_index(Ckpt *c) {
     }
 }
 
-/* What is wrong with a mapped file, or NULL. *damaged is 0 if the file is whole but of another
-   version. */
+/* Says what is wrong with a mapped file; NULL if nothing is. *damaged is 0 if the file is whole but
+   of another version. */
 static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     const size_t magic = strlen(CKPT_MAGIC);
     *damaged = 1;
@@ -533,13 +538,13 @@ static inline void ckpt_path(char *path, const char *dir, int64_t step) {
     file_path(path, "%s/step_%08lld.ckpt", dir, (long long)step);
 }
 
-/* The step of a file name, or -1 for a name that ckpt_path does not make. */
+/* The step in the name of a file, or -1 for a name that ckpt_path would not make. */
 static inline int64_t ckpt_step_of(const char *name) {
-    char again[64];
+    char expected[64];
     long long step;
     if (sscanf(name, "step_%18lld.ckpt", &step) != 1 || step < 0) return -1;
-    snprintf(again, sizeof again, "step_%08lld.ckpt", step);
-    return strcmp(name, again) == 0 ? (int64_t)step : -1;
+    snprintf(expected, sizeof expected, "step_%08lld.ckpt", step);
+    return strcmp(name, expected) == 0 ? (int64_t)step : -1;
 }
 
 static inline int ckpt_compare_steps(const void *a, const void *b) {
@@ -577,10 +582,10 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     return count;
 }
 
-/* Opens the newest checkpoint that is whole and names each damaged one on stderr. Returns 0, with
+/* Opens the newest checkpoint that is whole, and names each damaged one on stderr. Returns 0, with
    the path in `path` (FILE_PATH_SIZE bytes); 1 if there are no checkpoints; -1 with a message. A
-   checkpoint that cannot be read is an error, because an older one in its place would lose steps in
-   silence. */
+   checkpoint that cannot be read is an error, because opening an older one would silently lose
+   steps. */
 static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *err) {
     int64_t *steps;
     int count = ckpt_list(dir, &steps, err), damaged = 1, status = count < 0 ? -1 : 1;
@@ -607,7 +612,7 @@ static inline void ckpt_remove_leftovers(const char *dir) {
         const char *mark = strstr(entry->d_name, ".ckpt.tmp-");
         long pid = mark ? atol(mark + strlen(".ckpt.tmp-")) : 0;
         if (strncmp(entry->d_name, "step_", 5) || pid <= 0) continue;
-        /* Another process that lives may still be writing. */
+        /* A process that is alive may still be writing its file. */
         if (pid != (long)getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) continue;
         file_path(path, "%s/%s", dir, entry->d_name);
         unlink(path);
@@ -631,8 +636,8 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
     return status;
 }
 
-/* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would keep
-   checkpoints that the resumed run has left behind, damaged ones too, as the newest. */
+/* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would otherwise keep
+   later checkpoints of the earlier run, damaged ones too, as the newest. */
 static inline int ckpt_discard_after(const char *dir, int64_t step, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;

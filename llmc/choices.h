@@ -1,8 +1,8 @@
 /*
-What a machine has chosen by measurement: the faster of two attentions, the algorithm of a matrix
-product. Choices are kept in a text file beside the runs and in every checkpoint. A second
-measurement could choose otherwise between two ways of about equal speed, and change the last bits
-of a run. So a choice is made once and taken from then on.
+Choices by measurement: the faster of two attentions, the algorithm of a matrix product. They are
+kept in a text file beside the runs and in every checkpoint. A second measurement might choose the
+other of two ways of about equal speed, which would change the last bits of a run. So each choice is
+made once, and later runs follow it.
 
 The file has a first line that names the format, then lines "key=value". Keys name the device and
 the shape.
@@ -22,7 +22,7 @@ typedef struct Choices {
     Choice *c;
     int n, room;
     int changed;          /* 1: something was set since choices_read or choices_write */
-    struct Choices *from; /* choices of other runs, which choices_recall takes over; may be NULL */
+    struct Choices *from; /* choices of other runs, from which choices_recall copies; may be NULL */
 } Choices;
 
 static inline void choices_free(Choices *s) {
@@ -34,7 +34,7 @@ static inline void choices_free(Choices *s) {
     memset(s, 0, sizeof *s);
 }
 
-/* The value of a key, valid until the key is set again; NULL if it has none. s may be NULL. */
+/* The value of a key, valid until the key is set again; NULL if the key has none. s may be NULL. */
 static inline const char *choices_get(const Choices *s, const char *key) {
     for (int i = 0; s && i < s->n; i++)
         if (!strcmp(s->c[i].key, key)) return s->c[i].value;
@@ -50,7 +50,7 @@ static inline char *choices_copy(const char *text, size_t n) {
     return copy;
 }
 
-/* A place for a key that is new; NULL without memory. */
+/* Adds a new key without a value; NULL without memory. */
 static inline Choice *choices_add(Choices *s, const char *key) {
     if (s->n == s->room) {
         int room = 2 * s->room + 8;
@@ -67,9 +67,9 @@ static inline Choice *choices_add(Choices *s, const char *key) {
     return choice;
 }
 
-/* Sets a key. Neither key nor value may hold a newline, nor the key a "=". s may be NULL, which
-   keeps nothing. Returns 0, or -1 without memory: the key then keeps the value that it had, if
-   any. */
+/* Sets a key. Neither key nor value may contain a newline, and the key no "=". If s is
+   NULL, nothing is kept. Returns 0, or -1 without memory; the key then keeps its earlier
+   value, if any. */
 static inline int choices_set(Choices *s, const char *key, const char *value) {
     const char *old = choices_get(s, key);
     if (!s || (old && !strcmp(old, value))) return 0;
@@ -88,8 +88,8 @@ static inline int choices_set(Choices *s, const char *key, const char *value) {
     return 0;
 }
 
-/* The value of a key in s, or else in s.from, from where s takes it over; NULL if it has none. s
-   may be NULL. */
+/* The value of a key in s, or else its value in s.from, which s then takes over; NULL if neither
+   has one. s may be NULL. */
 static inline const char *choices_recall(Choices *s, const char *key) {
     const char *value = choices_get(s, key);
     if (value || !s) return value;
@@ -98,12 +98,12 @@ static inline const char *choices_recall(Choices *s, const char *key) {
     return value;
 }
 
-/* Sets what the lines "PREFIXkey=value" of a text say; skips other lines. */
+/* Sets the keys of a text's lines "PREFIXkey=value"; skips other lines. */
 static inline void choices_parse(Choices *s, const char *text, size_t size, const char *prefix) {
     size_t skip = strlen(prefix);
     for (const char *line = text, *end = text + size, *next; line < end; line = next + 1) {
         next = (const char *)memchr(line, '\n', (size_t)(end - line));
-        if (!next) return; /* a line without an end may have been cut short */
+        if (!next) return; /* a last line without a newline may have been cut short */
         const char *equals = (const char *)memchr(line, '=', (size_t)(next - line));
         if (!equals || (size_t)(equals - line) <= skip || memcmp(line, prefix, skip)) continue;
         char *key = choices_copy(line + skip, (size_t)(equals - line) - skip);
@@ -114,53 +114,53 @@ static inline void choices_parse(Choices *s, const char *text, size_t size, cons
     }
 }
 
-/* Sets what a file says. Returns 0 if it was read or does not exist, -1 with a message if it is of
-   no use. */
+/* Sets the keys of a file. Returns 0 if the file was read or does not exist, -1 with a message if
+   it cannot be used. */
 static inline int choices_read(Choices *s, const char *path, char *err) {
-    const size_t most = (size_t)64 << 20; /* a file of choices has some kilobytes */
+    const size_t most = (size_t)64 << 20; /* 64 MiB; a file of choices has some kilobytes */
     char text[1 << 16];
     size_t n, size = 0, format = sizeof CHOICES_FORMAT - 1;
-    char *all = NULL;
+    char *contents = NULL;
     FILE *f = fopen(path, "rb");
     if (!f && errno == ENOENT) return 0;
     if (!f) return fail(err, "cannot read %s: %s", path, strerror(errno));
     while ((n = fread(text, 1, sizeof text, f)) > 0 && size < most) {
-        char *more = (char *)realloc(all, size + n);
-        if (!more) break;
-        all = more;
-        memcpy(all + size, text, n);
+        char *grown = (char *)realloc(contents, size + n);
+        if (!grown) break;
+        contents = grown;
+        memcpy(contents + size, text, n);
         size += n;
     }
-    int bad = ferror(f) || !feof(f) || size < format || memcmp(all, CHOICES_FORMAT, format);
-    if (!bad) choices_parse(s, all + format, size - format, "");
-    free(all);
+    int bad = ferror(f) || !feof(f) || size < format || memcmp(contents, CHOICES_FORMAT, format);
+    if (!bad) choices_parse(s, contents + format, size - format, "");
+    free(contents);
     fclose(f);
     s->changed = 0;
-    return bad ? fail(err, "%s is not a file of choices by cm.c: delete it, and they are made anew",
-                      path)
-               : 0;
+    if (!bad) return 0;
+    return fail(err, "%s is not a file of choices by cm.c: delete it, and they are made anew",
+                path);
 }
 
 /* Adds the choices to those that other runs have put into the file. Returns 0, or -1 with a
    message. */
 static inline int choices_write(Choices *s, const char *path, char *err) {
-    Choices all;
+    Choices merged;
     char *text = NULL, ignored[ERR_LEN];
     size_t size = 0;
-    memset(&all, 0, sizeof all);
-    if (choices_read(&all, path, ignored)) choices_free(&all);
-    for (int i = 0; i < s->n; i++) choices_set(&all, s->c[i].key, s->c[i].value);
+    memset(&merged, 0, sizeof merged);
+    if (choices_read(&merged, path, ignored)) choices_free(&merged);
+    for (int i = 0; i < s->n; i++) choices_set(&merged, s->c[i].key, s->c[i].value);
     FILE *f = open_memstream(&text, &size);
     if (!f) {
-        choices_free(&all);
+        choices_free(&merged);
         return fail(err, "out of memory: %s", path);
     }
     fputs(CHOICES_FORMAT, f);
-    for (int i = 0; i < all.n; i++) fprintf(f, "%s=%s\n", all.c[i].key, all.c[i].value);
+    for (int i = 0; i < merged.n; i++) fprintf(f, "%s=%s\n", merged.c[i].key, merged.c[i].value);
     fclose(f);
     int status = file_replace(path, text, size, err);
     free(text);
-    choices_free(&all);
+    choices_free(&merged);
     if (!status) s->changed = 0;
     return status;
 }

@@ -1,5 +1,6 @@
 /*
-libcmuon: rows of the table of rules (optim/rule.h) behind the C ABI of cmuon.h. Everything else is static.
+libcmuon: rows of the table of rules (optim/rule.h) behind the C ABI of cmuon.h. Everything else is
+static.
 
 The matrix product is the built-in one, not oneDNN's: the library then needs nothing but libc, gives
 equal bits for any number of threads, and cannot fail in the middle of a step.
@@ -89,7 +90,7 @@ cm_options *cm_options_new(void) {
 
 void cm_options_free(cm_options *o) { free(o); }
 
-/* Numbers have a point, whatever the locale of the program says. */
+/* Parses with a decimal point, whatever the locale of the program says. */
 static int option_parse(const Flag *flag, cm_options *o, const char *value) {
     locale_t plain = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
     locale_t before = plain ? uselocale(plain) : (locale_t)0;
@@ -112,7 +113,7 @@ int cm_options_set(cm_options *o, const char *key, const char *value) {
     const Flag *flag = &option_table[i];
     cm_options next = *o;
     int bad = option_parse(flag, &next, value);
-    /* A choice that has the values on and off takes 1 and 0 as well. */
+    /* A choice that has the values on and off takes 1 and 0 too. */
     if (bad && flag->kind == KIND_CHOICE && (!strcmp(value, "0") || !strcmp(value, "1")))
         bad = option_parse(flag, &next, *value == '1' ? "on" : "off");
     if (bad) return CM_EVALUE;
@@ -126,12 +127,12 @@ int cm_options_set(cm_options *o, const char *key, const char *value) {
 
 /* Limits that keep every product of sizes in the rules inside its type. */
 #define MAX_WIDTH (1 << 24)
-#define MAX_GRAM 46340
+#define MAX_GRAM 46340 /* the largest n with n^2 < 2^31 */
 
 enum { BUFFERS = 6 };
 
-/* The buffers of a call: the first `outputs` are weights and momenta, the rest gradients, which nothing
-   writes. */
+/* The buffers of a call: the first `outputs` are weights and momenta, the rest gradients, which
+   nothing writes. */
 typedef struct {
     const cm_options *options;
     float *user[BUFFERS]; /* as the caller gave them */
@@ -141,7 +142,7 @@ typedef struct {
     cm_options defaults;
 } Call;
 
-/* What a call does. The views are of the copies; before those exist, of NULL. */
+/* What a call does. The views are of the copies, or of NULL before the copies exist. */
 typedef struct {
     const cm_options *options;
     Step step;      /* cm_qk, cm_ov, cm_muon */
@@ -165,7 +166,7 @@ static void call_buffer(Call *c, const float *p, size_t size, int output) {
     c->outputs += output;
 }
 
-/* Tested by the bits of the exponent: integer comparisons become vector instructions. */
+/* Tests the bits of the exponent, because integer comparisons become vector instructions. */
 static int all_finite(const float *x, size_t n) {
     unsigned bad = 0;
     for (size_t i = 0; i < n; i++) {
@@ -191,22 +192,22 @@ static int call_overlaps(const Call *c) {
     return 0;
 }
 
-/* The work without its memory gives the size of its scratch. */
+/* Elements of scratch that a job takes: the work itself runs on an arena without memory. */
 static size_t work_scratch(Work *work, const Job *job) {
     Arena none = {NULL, 0, 0};
     work(job, &none);
     return none.size;
 }
 
-/* Checks the buffers and makes the copies and the arena of `scratch` elements. 0 or an error; *block is for
-   free(). */
+/* Checks the buffers, and makes the copies and an arena of `scratch` elements in one block of
+   memory, which the caller frees. Returns 0 or an error. */
 static int call_prepare(Call *c, Arena *arena, size_t scratch, void **block) {
     for (int i = 0; i < c->n; i++)
         if (!c->user[i]) return CM_ENULL;
     if (call_overlaps(c)) return CM_EOVERLAP;
     for (int i = 0; i < c->n; i++)
         if (!all_finite(c->user[i], c->size[i])) return CM_ENONFINITE;
-    size_t total = scratch + 16;
+    size_t total = scratch + 16; /* malloc may return NULL for nothing */
     for (int i = 0; i < c->outputs; i++) total += arena_round(c->size[i]);
     if (total > SIZE_MAX / sizeof(float)) return CM_ENOMEM;
     if (posix_memalign(block, 64, total * sizeof(float))) return CM_ENOMEM;
@@ -224,14 +225,15 @@ static int call_prepare(Call *c, Arena *arena, size_t scratch, void **block) {
     return CM_OK;
 }
 
-/* CM_EINTERNAL where the arena ran out, which a size from work_scratch rules out. The copies then hold
-   something unfinished. */
+/* Returns CM_EINTERNAL if the arena ran out, which a size from work_scratch rules out. The copies
+   are then unfinished. */
 static int run(Work *work, const Job *job, Arena *arena) {
     work(job, arena);
     return arena->p ? CM_OK : CM_EINTERNAL;
 }
 
-/* The number of threads is a setting of the calling thread, which gets its own back. */
+/* Runs the work with `threads` threads, or with the caller's number if 0. OpenMP keeps that number
+   for each thread, so the caller's number is restored afterwards. */
 static int run_threads(Work *work, const Job *job, Arena *arena, int threads) {
 #ifdef _OPENMP
     int before = omp_get_max_threads();
@@ -267,14 +269,14 @@ static void work_step(const Job *j, Arena *arena) {
 static void work_msign(const Job *j, Arena *arena) { msign(j->X, &j->options->optim, arena); }
 
 static void work_root(const Job *j, Arena *arena) {
-    Mat R = mat_take(j->X, arena);
+    Mat root = mat_take(j->X, arena);
     la_symmetrize(j->X);
-    invroot(R, j->X, j->damping, j->options->optim.inv_root, arena);
-    la_copy(j->X, R);
+    invroot(root, j->X, j->damping, j->options->optim.inv_root, arena);
+    la_copy(j->X, root);
 }
 
-/* Whether a step does nothing: no gradient, no momentum, no decay. The weights then have to keep their bits,
-   which -0 + 0 would not. */
+/* Whether a step does nothing: no gradient, no momentum, no decay. The weights must then keep their
+   bits, and -0 + 0 would not. */
 static int call_idle(const Call *c, int weights) {
     if (c->options->weight_decay != 0) return 0;
     for (int i = weights; i < c->n; i++)
@@ -282,8 +284,8 @@ static int call_idle(const Call *c, int weights) {
     return 1;
 }
 
-/* Checks the buffers, works on copies and writes back. The first `weights` buffers are weights; where all that
-   follow are zero, the step is left out (weights 0: never). */
+/* Checks the buffers, works on copies and writes back. The first `weights` buffers are weights; if
+   all buffers after them are zero, the work is left out. With weights 0 it never is. */
 static int call_run(Call *c, Work *work, Place *place, Job *job, int weights) {
     Arena arena;
     void *block = NULL;
@@ -336,7 +338,8 @@ static Leg leg_of(int rows, int cols, int heads, int by_column) {
     return l;
 }
 
-/* One step of a pair: A the per-query factor (W_Q, W_O), B the shared one (W_K, W_V). */
+/* One step of a pair: a is the factor with the query heads (W_Q, W_O), b the factor with the shared
+   heads (W_K, W_V). */
 static int pair_call(float *wa, float *wb, const float *ga, const float *gb, float *ma, float *mb,
                      int d_model, int n_head, int n_kv_head, int head_dim, float eta,
                      const cm_options *options, int is_ov) {
@@ -350,13 +353,13 @@ static int pair_call(float *wa, float *wb, const float *ga, const float *gb, flo
     if (!isfinite((double)eta)) return CM_ENUMBER;
     if (optim_check(&c.options->optim, is_ov, n_head, n_kv_head, NULL)) return CM_ECOMBINATION;
     int rows = n_head * head_dim, shared = n_kv_head * head_dim;
-    size_t a = (size_t)rows * d_model, b = (size_t)shared * d_model;
-    call_buffer(&c, wa, a, 1);
-    call_buffer(&c, wb, b, 1);
-    call_buffer(&c, ma, a, 1);
-    call_buffer(&c, mb, b, 1);
-    call_buffer(&c, ga, a, 0);
-    call_buffer(&c, gb, b, 0);
+    size_t size_a = (size_t)rows * d_model, size_b = (size_t)shared * d_model;
+    call_buffer(&c, wa, size_a, 1);
+    call_buffer(&c, wb, size_b, 1);
+    call_buffer(&c, ma, size_a, 1);
+    call_buffer(&c, mb, size_b, 1);
+    call_buffer(&c, ga, size_a, 0);
+    call_buffer(&c, gb, size_b, 0);
     Job job = job_of(&c, RULE_CM, 2, eta);
     job.step.leg[0] = is_ov ? leg_of(d_model, rows, n_head, 1) : leg_of(rows, d_model, n_head, 0);
     job.step.leg[1] = leg_of(shared, d_model, n_kv_head, 0);

@@ -24,7 +24,7 @@ buffers need no lock; one cm_options may serve them all as long as nobody sets i
 extern "C" {
 #endif
 
-/* Zero is success. The numbers are part of the ABI; cm_strerror says each in a sentence. */
+/* Zero is success. The numbers are part of the ABI; cm_strerror has a sentence for each. */
 enum {
     CM_OK = 0,
     CM_ENULL = 1,        /* a pointer is NULL */
@@ -39,21 +39,21 @@ enum {
     CM_EOVERLAP = 10,    /* a buffer that is written overlaps another one */
     CM_ENONFINITE = 11,  /* NaN or infinity in a buffer */
     CM_EOVERFLOW = 12,   /* finite input, but the result would not be */
-    CM_EINTERNAL = 13    /* a mistake of ours */
+    CM_EINTERNAL = 13    /* a mistake in this library */
 };
 
-/* One sentence in English, for any number. The text is constant. */
+/* One sentence in English, for any number. The text is a constant. */
 CM_API const char *cm_strerror(int code);
 
 typedef struct cm_options cm_options;
 
-/* The reference's defaults; NULL when out of memory. Where a function takes options, NULL means
-   these. */
+/* Options with the defaults of docs/libcmuon.md; NULL without memory. A function that gets NULL for
+   its options takes these defaults. */
 CM_API cm_options *cm_options_new(void);
 
-/* Sets one option by name, both as text: ("inv_root", "cans12"). The keys are those of the
-   trainer's flags, with _ or -; on, off, 1 and 0 are all understood. On an error nothing changes.
- */
+/* Sets one option; name and value are text: ("inv_root", "cans12"). The keys are the names
+   of the trainer's flags, with _ or -; on, off, 1 and 0 are all understood. On an error
+   nothing changes. */
 CM_API int cm_options_set(cm_options *options, const char *key, const char *value);
 
 CM_API void cm_options_free(cm_options *options); /* NULL is allowed */
@@ -77,7 +77,7 @@ CM_API int cm_muon(float *w, const float *g, float *m, int rows, int cols, float
 /* x (rows, cols) <- its matrix sign U V^T. */
 CM_API int cm_msign(float *x, int rows, int cols, const cm_options *options);
 
-/* gram (n, n), of which the symmetric part counts, <- (gram + damping I)^(-1/2). */
+/* gram (n, n) <- (gram + damping I)^(-1/2). Of gram only the symmetric part is read. */
 CM_API int cm_inv_sqrt(float *gram, int n, float damping, const cm_options *options);
 
 #ifdef __cplusplus

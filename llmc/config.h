@@ -1,7 +1,7 @@
 /*
-Everything that can be chosen about a run: one struct, one flag table, the presets, and the checks
-that need more than one flag. The table generates the parser, --help, run.json and the list of flags
-in the manual. A run without flags is the TinyShakespeare run that `make train` starts.
+The settings of a run: one struct, one table of flags, the presets, and the checks that need more
+than one flag. Parser, --help, run.json and docs/flags.md are made from the table. Without flags a
+run is the TinyShakespeare run that `make train` starts.
 */
 #ifndef CM_CONFIG_H
 #define CM_CONFIG_H
@@ -64,7 +64,7 @@ static const Flag config_flags[] = {
     FLAG_TEXT("run", run, "tiny", "name of the run: its folder below --runs-dir"),
     FLAG_TEXT("runs-dir", runs_dir, "runs", "folder of all runs"),
     FLAG_SWITCH("resume", resume,
-                "go on from the newest checkpoint of --run with the flags it was started with"),
+                "continue from the newest checkpoint of --run with the flags it was started with"),
     FLAG_INT("steps", steps, "1200", 0, INFINITY, "optimizer steps of the whole run"),
     FLAG_LONG("seed", seed, "1", 0, INFINITY, "seeds initialisation and data order"),
     FLAG_INT("val-every", val_every, "200", 0, INFINITY,
@@ -74,20 +74,21 @@ static const Flag config_flags[] = {
              "steps between checkpoints; 0: only at the end"),
     FLAG_INT("keep-checkpoints", keep_checkpoints, "2", 0, INFINITY,
              "newest checkpoints to keep; 0: write none"),
-    FLAG_INT("print-every", print_every, "0", 0, INFINITY,
-             "steps between printed lines when the output is not a terminal; 0: about forty a run"),
+    FLAG_INT(
+        "print-every", print_every, "0", 0, INFINITY,
+        "steps between printed lines when the output is not a terminal; 0: about 40 lines a run"),
     FLAG_SWITCH("log-groups", log_groups,
-                "add the size of each group's update to every line of log.jsonl"),
+                "add the size of each tensor's update to every line of log.jsonl"),
     FLAG_INT("threads", threads, "0", 0, 4096, "CPU threads; 0: all cores"),
     FLAG_CHOICE("compute", compute, "auto", "fp32|bf16|auto",
                 "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 "
-                "on a CPU, and on a GPU what the program was built for"),
+                "on a CPU, and on a GPU the precision the program was built for"),
     FLAG_CHOICE("recompute", recompute, "none", CHOICES(RECOMPUTES),
-                "what the backward pass computes again instead of keeping it for all layers: MLP "
-                "activations, norms too, or all but each block's input; slower, less memory, the "
-                "same numbers"),
+                "what the backward pass recomputes instead of keeping it for all layers: MLP "
+                "activations; norms too; or everything but each block's input. Slower, less "
+                "memory, equal numbers"),
     FLAG_INT("logit-rows", logit_rows, "0", 0, INFINITY,
-             "rows of logits formed at a time, less memory for fewer; 0: what suits the machine"),
+             "rows of logits formed at a time, fewer take less memory; 0: chosen for the machine"),
     FLAG_SWITCH("dry-run", dry_run,
                 "print parameters, memory, update plan, FLOPs and expected time, then stop"),
     FLAG_SWITCH("version", version, "print the version and stop"),
@@ -97,22 +98,27 @@ static const Flag config_flags[] = {
     FLAG_INT("device", device, "0", 0, 1024, "GPU to use, as nvidia-smi counts them"),
     FLAG_CHOICE(
         "attention", attention, "auto", CHOICES(ATTENTIONS),
-        "our flash attention, or cuDNN's; auto: the faster of the two here; never taken by auto: "
-        "cudnn-fast, cuDNN's that sums dq in any order, so that equal runs may differ in bits, and "
-        "hopper, ours for H100 and H200 (bf16, heads of 64 or 128), which no device has run yet"),
+        "flash: our flash attention; cudnn: cuDNN's; auto: the faster of these two on this GPU. "
+        "auto "
+        "never takes cudnn-fast, which sums dq in any order, so that equal runs may differ in "
+        "bits, nor hopper, ours for H100 and H200 (bf16, heads of 64 or 128), which has not run on "
+        "a device yet"),
     FLAG_CHOICE("cuda-graph", cuda_graph, "auto", "auto|on|off",
-                "record the kernels of a micro-batch and replay them: saves launches, which short "
-                "ones wait for; auto: where a micro-batch takes less than 10 ms and replaying "
-                "gives the same bits"),
-    FLAG_CHOICE("gelu", gelu, "auto", CHOICES(GELU_WAYS),
-                "GELU and its derivative in the matrix product's epilogue, or in kernels of their "
-                "own; auto: the faster one"),
-    FLAG_CHOICE("gemm", gemm, "measured", CHOICES(GEMM_WAYS),
-                "algorithm of each matrix product: the fastest that cuBLASLt proposes, or its "
-                "first proposal"),
-    FLAG_BOOL("tf32", tf32, "on",
-              "tensor cores for fp32 matrix products (matrix signs; the model's in the fp32 "
-              "program), 10 bits of mantissa"),
+                "record the kernels of a micro-batch and replay them, which saves the time of "
+                "launches; auto: if a micro-batch takes less than 10 ms and replaying gives equal "
+                "bits"),
+    FLAG_CHOICE(
+        "gelu", gelu, "auto", CHOICES(GELU_WAYS),
+        "fused: GELU and its derivative in the matrix product's epilogue; unfused: in kernels "
+        "of their own; auto: the faster way"),
+    FLAG_CHOICE(
+        "gemm", gemm, "measured", CHOICES(GEMM_WAYS),
+        "algorithm of each matrix product: the fastest of cuBLASLt's proposals as measured, "
+        "or the first of them"),
+    FLAG_BOOL(
+        "tf32", tf32, "on",
+        "fp32 matrix products on tensor cores with 10 bits of mantissa: those of matrix signs, "
+        "and in the fp32 program those of the model"),
 #undef SECTION
 #define SECTION "Data"
     FLAG_TEXT("data", data, "data/tinyshakespeare.txt",
@@ -121,17 +127,18 @@ static const Flag config_flags[] = {
     FLAG_TEXT("val-data", val_data, "",
               "validation data; without it the last tenth of a text file"),
     FLAG_CHOICE("data-order", data_order, "shuffled", "sequential|shuffled",
-                "shards from front to back, or shuffled by (seed, epoch)"),
+                "rows from front to back, or shuffled by seed and epoch"),
     FLAG_INT("batch-size", batch_size, "16", 1, INFINITY, "sequences of one forward pass"),
-    FLAG_LONG("total-batch-tokens", total_batch_tokens, "0", 0, INFINITY,
-              "tokens of one optimizer step, by gradient accumulation; 0: batch-size x seq-len"),
+    FLAG_LONG(
+        "total-batch-tokens", total_batch_tokens, "0", 0, INFINITY,
+        "tokens of one optimizer step, by gradient accumulation; 0: --batch-size x --seq-len"),
 #undef SECTION
 #define SECTION "Model"
     FLAG_INT("layers", layers, "4", 1, INFINITY, "transformer blocks (L)"),
     FLAG_INT("width", width, "128", 1, INFINITY, "model width (C)"),
     FLAG_INT("heads", heads, "4", 1, INFINITY, "query heads (NH)"),
     FLAG_INT("kv-heads", kv_heads, "0", 0, INFINITY, "key and value heads; 0: as many as --heads"),
-    FLAG_INT("head-dim", head_dim, "0", 0, 1024, "head width (HS); 0: width / heads"),
+    FLAG_INT("head-dim", head_dim, "0", 0, 1024, "head width (HS); 0: --width / --heads"),
     FLAG_INT("ff-width", ff_width, "0", 0, INFINITY,
              "MLP width (F); 0: 4 C, or 8/3 C rounded up to a multiple of 64 for swiglu"),
     FLAG_INT("seq-len", seq_len, "128", 1, INFINITY, "tokens of a sequence (T)"),
@@ -140,12 +147,15 @@ static const Flag config_flags[] = {
         "vocabulary (V), padded to a multiple of 64 inside; 0: 256 for text, 50257 for shards"),
     FLAG_CHOICE("norm", norm, "rmsnorm", CHOICES(NORMS),
                 "layernorm with gain and bias, or rmsnorm with gain"),
-    FLAG_FLOAT("norm-eps", norm_eps, "1e-6", 0, 1, "added to the mean square"),
-    FLAG_CHOICE("pos", pos, "rope", CHOICES(POSITIONS),
-                "position: table, rotary, rotary with half of the planes fixed, or none"),
+    FLAG_FLOAT("norm-eps", norm_eps, "1e-6", 0, 1,
+               "added to the mean square, or to layernorm's variance, under the root"),
+    FLAG_CHOICE(
+        "pos", pos, "rope", CHOICES(POSITIONS),
+        "positions: a learned table, rotary, rotary with half of the planes fixed, or none"),
     FLAG_FLOAT("rope-base", rope_base, "10000", 1, INFINITY, "longest rotary wavelength / 2pi"),
     FLAG_BOOL("qk-norm", qk_norm, "on", "RMS-normalise queries and keys per head"),
-    FLAG_CHOICE("act", act, "relu2", CHOICES(ACTS), "MLP: tanh GELU, squared ReLU, or gated SiLU"),
+    FLAG_CHOICE("act", act, "relu2", CHOICES(ACTS),
+                "activation of the MLP: tanh GELU, squared ReLU, or gated SiLU"),
     FLAG_BOOL("biases", biases, "off", "biases in the blocks' linear layers"),
     FLAG_BOOL("head-bias", head_bias, "off", "a bias on the logits"),
     FLAG_BOOL("tied", tied, "off", "embedding and head share one matrix"),
@@ -158,10 +168,11 @@ static const Flag config_flags[] = {
         "init", init, "speedrun", "gpt2|speedrun",
         "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
         "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head zero"),
-    FLAG_FLOAT("init-std", init_std, "0.02", 0, INFINITY, "of --init gpt2"),
+    FLAG_FLOAT("init-std", init_std, "0.02", 0, INFINITY,
+               "standard deviation of the initial weights with --init gpt2"),
     FLAG_TEXT("freeze", freeze, "",
               "tensors that training leaves as they are, separated by commas (wte,wpe; --dry-run "
-              "lists the names): they take no memory for gradients and moments"),
+              "lists the names); they take no memory for gradients and moments"),
 #undef SECTION
 #define SECTION "Optimizer"
     FLAG_CHOICE("optimizer", optimizer, "cm", "cm|muon|adamw",
@@ -176,33 +187,38 @@ static const Flag config_flags[] = {
     FLAG_CHOICE_OF("embed", embed, "adamw", rule_choice_embed,
                    "rule of the embeddings, of a tied head too; auto: adamw"),
     FLAG_CHOICE_OF("head", head, "adamw", rule_choice_head, "rule of an untied head; auto: adamw"),
-    FLAG_FLOAT(
-        "lr", lr, "0", 0, INFINITY,
-        "learning rate of the blocks' matrices; 0: each rule's own, as 0.02 for cm and muon and "
-        "0.002 for adamw, which --dry-run prints"),
-    FLAG_FLOAT("lr-qk", lr_qk, "0", 0, INFINITY, "of W_Q and W_K; 0: as --lr says"),
-    FLAG_FLOAT("lr-ov", lr_ov, "0", 0, INFINITY, "of W_O and W_V; 0: as --lr says"),
-    FLAG_FLOAT("lr-mlp", lr_mlp, "0", 0, INFINITY, "of the MLP matrices; 0: as --lr says"),
+    FLAG_FLOAT("lr", lr, "0", 0, INFINITY,
+               "learning rate of the blocks' matrices; 0: each rule's own (0.02 for cm and muon, "
+               "0.002 for adamw; --dry-run prints it)"),
+    FLAG_FLOAT("lr-qk", lr_qk, "0", 0, INFINITY, "learning rate of W_Q and W_K; 0: that of --lr"),
+    FLAG_FLOAT("lr-ov", lr_ov, "0", 0, INFINITY, "learning rate of W_O and W_V; 0: that of --lr"),
+    FLAG_FLOAT("lr-mlp", lr_mlp, "0", 0, INFINITY,
+               "learning rate of the MLP matrices; 0: that of --lr"),
     FLAG_FLOAT("lr-embed", lr_embed, "0.1", 0, INFINITY,
-               "of the embeddings; where --embed is not adamw and this flag is not given: the "
-               "rule's own"),
+               "learning rate of the embeddings; the default is that of adamw, another rule of "
+               "--embed brings its own"),
     FLAG_FLOAT("lr-head", lr_head, "0.004", 0, INFINITY,
-               "of an untied head; where --head is not adamw and this flag is not given: the "
-               "rule's own"),
-    FLAG_FLOAT("lr-scalar", lr_scalar, "0.01", 0, INFINITY, "of gains and biases"),
+               "learning rate of an untied head; the default is that of adamw, another rule of "
+               "--head brings its own"),
+    FLAG_FLOAT("lr-scalar", lr_scalar, "0.01", 0, INFINITY, "learning rate of gains and biases"),
     FLAG_FLOAT("weight-decay", weight_decay, "0", 0, INFINITY,
-               "decoupled, of the blocks' matrices"),
-    FLAG_FLOAT("weight-decay-embed", weight_decay_embed, "0", 0, INFINITY, "of the embeddings"),
-    FLAG_FLOAT("weight-decay-head", weight_decay_head, "0", 0, INFINITY, "of an untied head"),
-    FLAG_FLOAT("weight-decay-scalar", weight_decay_scalar, "0", 0, INFINITY, "of gains and biases"),
-    FLAG_FLOAT("adam-beta1", optim.adam_beta1, "0.8", 0, 0.9999999, "AdamW"),
-    FLAG_FLOAT("adam-beta2", optim.adam_beta2, "0.95", 0, 0.9999999, "AdamW"),
+               "decoupled weight decay of the blocks' matrices"),
+    FLAG_FLOAT("weight-decay-embed", weight_decay_embed, "0", 0, INFINITY,
+               "decoupled weight decay of the embeddings"),
+    FLAG_FLOAT("weight-decay-head", weight_decay_head, "0", 0, INFINITY,
+               "decoupled weight decay of an untied head"),
+    FLAG_FLOAT("weight-decay-scalar", weight_decay_scalar, "0", 0, INFINITY,
+               "decoupled weight decay of gains and biases"),
+    FLAG_FLOAT("adam-beta1", optim.adam_beta1, "0.8", 0, 0.9999999,
+               "AdamW: decay of the first moment"),
+    FLAG_FLOAT("adam-beta2", optim.adam_beta2, "0.95", 0, 0.9999999,
+               "AdamW: decay of the second moment"),
     FLAG_FLOAT("adam-eps", optim.adam_eps, "1e-10", 0, 1,
-               "AdamW, relative to gradients of the mean loss"),
+               "AdamW: added to the root of the second moment, for gradients of the mean loss"),
     FLAG_FLOAT("grad-clip", grad_clip, "0", 0, INFINITY,
-               "scale the gradient down to this global norm; 0: off"),
+               "largest global norm of the gradient, which is scaled down to it; 0: off"),
     FLAG_SWITCH("cm-match-muon", cm_match_muon,
-                "CM at Muon's learning rate: stands for --per-mat-renorm on --mp 2"),
+                "CM at Muon's learning rate: short for --per-mat-renorm on --mp 2"),
 #undef SECTION
 #undef FIELD
 #define FIELD(NAME) offsetof(Config, optim.NAME)
@@ -213,11 +229,11 @@ static const Flag config_flags[] = {
     FLAG_FLOAT("normuon-beta2", normuon_beta2, "0.95", 0, 0.9999999,
                "NorMuon: decay of the second moment of the rows"),
     FLAG_INT("aurora-iterations", aurora_iterations, "2", 1, 100,
-             "Aurora: signs taken, each with better balanced rows"),
+             "Aurora: number of signs, each with better balanced rows"),
     FLAG_FLOAT("aurora-power", aurora_power, "0.5", 0, 10,
-               "Aurora: exponent of the correction of the rows"),
+               "Aurora: exponent of the correction of the rows' weights"),
     FLAG_FLOAT("lion-beta1", lion_beta1, "0.9", 0, 0.9999999,
-               "Lion: share of the momentum in the direction"),
+               "Lion: weight of the momentum in the direction"),
     FLAG_FLOAT("lion-beta2", lion_beta2, "0.99", 0, 0.9999999, "Lion: decay of the momentum"),
     FLAG_CHOICE_OF("quack-base", quack_base, "muon", rule_choice_base,
                    "QuacK: the rule whose learning rate it sets per head"),
@@ -227,12 +243,13 @@ static const Flag config_flags[] = {
 #undef SECTION
 #define SECTION "Schedule"
     FLAG_CHOICE("schedule", schedule.kind, "trapezoid", "constant|linear|cosine|trapezoid",
-                "of all learning rates"),
-    FLAG_INT("warmup", schedule.warmup, "0", 0, INFINITY, "steps of linear warm-up"),
+                "schedule of all learning rates"),
+    FLAG_INT("warmup", schedule.warmup, "0", 0, INFINITY,
+             "steps of linear warm-up of the learning rates"),
     FLAG_FLOAT("cooldown", schedule.cooldown, "0.7", 0, 1,
                "trapezoid: fraction of the run in which the rate falls linearly"),
     FLAG_FLOAT("lr-final", schedule.final, "0", 0, 1,
-               "fraction of the learning rate that the decay runs towards"),
+               "fraction of the learning rate at the end of the decay"),
     FLAG_INT("momentum-warmup", schedule.momentum_warmup, "0", 0, INFINITY,
              "steps in which the momentum of Muon and CM rises from --momentum-start"),
     FLAG_FLOAT("momentum-start", schedule.momentum_start, "0.85", 0, 0.9999,
@@ -253,9 +270,9 @@ static const char *const config_presets[] = {
     "--lr-final 0.1",
     /* llama: Touvron et al. 2023 with QK-norm, at GPT-2's size */
     "--layers 12 --width 768 --heads 12 --seq-len 1024 --batch-size 4 --norm rmsnorm "
-    "--norm-eps 1e-6 --pos rope --rope-base 10000 --qk-norm on --act swiglu --biases off --tied "
-    "off "
-    "--embed-norm off --softcap 0 --init gpt2 --lr-embed 0.003 --lr-head 0.003 --lr-scalar 0.003 "
+    "--norm-eps 1e-6 --pos rope --rope-base 10000 --qk-norm on --act swiglu --biases off "
+    "--tied off --embed-norm off --softcap 0 --init gpt2 --lr-embed 0.003 --lr-head 0.003 "
+    "--lr-scalar 0.003 "
     "--adam-beta1 0.9 --adam-eps 1e-8 --schedule cosine --warmup 100 --lr-final 0.1",
     /* speedrun: the modded-nanoGPT optimization benchmark. Its loss is a sum over 524288 tokens, so
        that its Adam epsilon of 1e-10 becomes 1e-10 / 524288 for gradients of the mean. */
@@ -305,7 +322,8 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
     return 0;
 }
 
-/* The rates of embeddings and head that no flag gives are AdamW's, a preset's too; other rules take their own. */
+/* The default rates of embeddings and head, those of presets included, are AdamW's. Where another
+   rule is chosen and no rate is given, the rule's own rate replaces them. */
 static inline void config_rates_of_vocabulary(Config *c, const unsigned char *given) {
     int embed = flags_find(config_flags, CONFIG_FLAGS, "lr-embed");
     int head = flags_find(config_flags, CONFIG_FLAGS, "lr-head");
@@ -327,8 +345,8 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
         if (given[i] && !strcmp(config_flags[i].section, FLAGS_OF_GPU))
             return fail(
                 err,
-                "--%s is a setting of a GPU, and this program runs on the CPU; the other one "
-                "is train_gpt_cuda (make cuda)",
+                "--%s is a setting of a GPU, and this program runs on the CPU; the program for a "
+                "GPU is train_gpt_cuda (make cuda)",
                 config_flags[i].name);
 #endif
     if (!status) status = config_match_muon(c, given, err);
@@ -337,13 +355,14 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     return status;
 }
 
-/* Refuses rules and options that mean nothing together, or for this model. The rules are
+/* Refuses rules and options that have no meaning together, or for this model. The rules must be
    resolved. */
 static inline int config_check_rules(const Config *c, char *err) {
     const OptimOptions *o = &c->optim;
-    int A = c->heads * c->head_dim, K = c->kv_heads * c->head_dim, C = c->width, F = c->ff_width;
-    int NH = c->heads, NKV = c->kv_heads, V = c->vocab;
-    int positions = c->pos == POS_LEARNED ? c->seq_len : V, speedrun = c->init == INIT_SPEEDRUN;
+    int NH = c->heads, NKV = c->kv_heads, A = NH * c->head_dim, KV = NKV * c->head_dim;
+    int C = c->width, F = c->ff_width, V = c->vocab;
+    int positions = pos_is_table((PosKind)c->pos) ? c->seq_len : V,
+        speedrun = c->init == INIT_SPEEDRUN;
     const char *projections = speedrun ? "the residual projections" : NULL;
     const char *head = speedrun ? "the head" : NULL, *decay = "--weight-decay";
     /* clang-format off */
@@ -351,9 +370,9 @@ static inline int config_check_rules(const Config *c, char *err) {
         int rule;
         RuleUse use;
     } roles[] = {
-        {c->qk, {"--qk", ON_QK, "W_Q and W_K", {A, K}, {C, C},
+        {c->qk, {"--qk", ON_QK, "W_Q and W_K", {A, KV}, {C, C},
                  decay, c->weight_decay, NULL, NH, NKV, o}},
-        {c->ov, {"--ov", ON_OV, "W_V and W_O", {C, K}, {A, C},
+        {c->ov, {"--ov", ON_OV, "W_V and W_O", {C, KV}, {A, C},
                  decay, c->weight_decay, projections, NH, NKV, o}},
         {c->mlp, {"--mlp", ON_MLP, "the MLP's", {F, C}, {C, F},
                   decay, c->weight_decay, projections, NH, NKV, o}},
@@ -373,7 +392,7 @@ static inline int config_check_rules(const Config *c, char *err) {
     return 0;
 }
 
-/* Rules and learning rates that `auto` and 0 leave open. */
+/* Fills in the rules and learning rates that `auto` and 0 leave open. */
 static inline void config_resolve_rules(Config *c) {
     RuleId attention = RULE_CM, mlp = RULE_MUON;
     switch ((OptimizerKind)c->optimizer) {
@@ -392,14 +411,12 @@ static inline void config_resolve_rules(Config *c) {
         if (*rate[i] == 0) *rate[i] = c->lr;
         if (*rate[i] == 0) *rate[i] = rule_lr((RuleId)rule[i], &c->optim);
     }
-    if (c->lr == 0)
-        c->lr = rule_table[attention].lr; /* what the log's column lr is a multiple of */
+    if (c->lr == 0) c->lr = rule_table[attention].lr; /* for the log's column lr */
 }
 
-/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
-   c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
-static inline int config_resolve(Config *c, char *err) {
-    /* Sizes are ints in the layers; with these bounds the products that are ints stay in range. */
+/* Refuses sizes whose products would not fit the types that hold them. Sizes are ints in the
+   layers; with these bounds the products that are ints stay in range. */
+static inline int config_check_sizes(const Config *c, char *err) {
     const double side = 1 << 24, most = 1 << 30;
     double widest = fmax((double)c->width, fmax((double)c->ff_width, (double)c->vocab));
     widest = fmax(fmax(widest, (double)c->seq_len), (double)c->heads * fmax(c->head_dim, 1));
@@ -412,6 +429,11 @@ static inline int config_resolve(Config *c, char *err) {
             "--batch-size %d x --seq-len %d is too large: at most %.0f tokens in one pass; use "
             "--total-batch-tokens for larger steps",
             c->batch_size, c->seq_len, most);
+    return 0;
+}
+
+/* Heads, their width and what depends on it. */
+static inline int config_resolve_heads(Config *c, char *err) {
     if (!c->kv_heads) c->kv_heads = c->heads;
     if (c->heads % c->kv_heads)
         return fail(err, "--heads %d must be a multiple of --kv-heads %d", c->heads, c->kv_heads);
@@ -423,24 +445,47 @@ static inline int config_resolve(Config *c, char *err) {
                         c->width, c->heads);
         c->head_dim = c->width / c->heads;
     }
-    if (c->pos == POS_ROPE && c->head_dim % 2)
+    switch ((PosKind)c->pos) {
+    case POS_LEARNED:
+    case POS_NONE: break;
+    case POS_ROPE:
+        if (c->head_dim % 2 == 0) break;
         return fail(err, "--pos rope needs an even head width, not %d", c->head_dim);
-    if (c->pos == POS_ROPE_HALF && (c->head_dim % 4 || c->head_dim < 8))
+    case POS_ROPE_HALF:
+        if (c->head_dim % 4 == 0 && c->head_dim >= 8) break;
         return fail(err,
                     "--pos rope-half needs a head width that is a multiple of 4 and at least "
                     "8, not %d",
                     c->head_dim);
-    if (!c->ff_width)
-        c->ff_width =
-            act_is_gated((ActKind)c->act) ? round_up((8 * c->width + 2) / 3, 64) : 4 * c->width;
+    }
     if (c->attn_scale == 0) c->attn_scale = 1.0 / sqrt((double)c->head_dim);
-    int64_t micro = (int64_t)c->batch_size * c->seq_len;
-    if (!c->total_batch_tokens) c->total_batch_tokens = micro;
-    if (c->total_batch_tokens % micro)
-        return fail(err,
-                    "--total-batch-tokens %lld must be a multiple of --batch-size %d x "
-                    "--seq-len %d = %lld",
-                    (long long)c->total_batch_tokens, c->batch_size, c->seq_len, (long long)micro);
+    return 0;
+}
+
+/* The MLP's width: 4 C, or with a gate 8/3 C, which makes three matrices as large as two. */
+static inline void config_resolve_mlp(Config *c) {
+    if (c->ff_width) return;
+    c->ff_width = 4 * c->width;
+    if (act_is_gated((ActKind)c->act)) c->ff_width = round_up((8 * c->width + 2) / 3, 64);
+}
+
+static inline int config_resolve_batch(Config *c, char *err) {
+    int64_t micro_batch = (int64_t)c->batch_size * c->seq_len;
+    if (!c->total_batch_tokens) c->total_batch_tokens = micro_batch;
+    if (c->total_batch_tokens % micro_batch == 0) return 0;
+    return fail(err,
+                "--total-batch-tokens %lld must be a multiple of --batch-size %d x "
+                "--seq-len %d = %lld",
+                (long long)c->total_batch_tokens, c->batch_size, c->seq_len,
+                (long long)micro_batch);
+}
+
+/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
+   c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
+static inline int config_resolve(Config *c, char *err) {
+    if (config_check_sizes(c, err) || config_resolve_heads(c, err)) return -1;
+    config_resolve_mlp(c);
+    if (config_resolve_batch(c, err)) return -1;
     config_resolve_rules(c);
     if (config_check_rules(c, err)) return -1;
     c->schedule.steps = c->steps;

@@ -2,10 +2,10 @@
 Training and validation data: memory-mapped token shards or plain text, and the order in which a
 run reads them.
 
-A shard (the format of llm.c and modded-nanogpt) is 256 little-endian int32 - magic 20240520,
-version 1, number of tokens, zeros - and then that many little-endian uint16 tokens. Of plain text
-every byte is a token, the vocabulary is 256, and the last tenth of each file can serve as
-validation data.
+A shard (the format of llm.c and modded-nanogpt) begins with 256 little-endian int32: magic
+20240520, version 1, number of tokens, zeros. Then follow that many little-endian uint16 tokens. In
+plain text every byte is a token, the vocabulary is 256, and the last tenth of each file can serve
+as validation data.
 
     name ends in .txt                       text
     name ends in .bin, or the magic fits    shard
@@ -22,12 +22,12 @@ Two orders:
                      loader of modded-nanogpt's optimizer benchmark: all seeds see equal data.
     DATA_SHUFFLED    In every epoch the shards come in a random order. Each is cut into rows at a
                      random offset in [0, T), and its rows come in a random order, each once. A
-                     permutation is a function of (seed, epoch, shard) and no table, so a billion
-                     rows need no memory, and four numbers suffice to resume. A step may go on past
-                     the end of a shard or of an epoch.
+                     permutation is a function of (seed, epoch, shard), not a table. So a billion
+                     rows need no memory, and four numbers suffice to resume. A step may continue
+                     past the end of a shard or of an epoch.
 
-What a step contains does not depend on how it is divided into micro-batches or over machines. One
-thread uses a Data. A file must not be truncated while it is open.
+The rows of a step do not depend on its division into micro-batches or over machines. Only one
+thread may use a Data. A file must not be truncated while it is open.
 */
 #ifndef CM_DATA_H
 #define CM_DATA_H
@@ -52,8 +52,8 @@ thread uses a Data. A file must not be truncated while it is open.
 enum { DATA_ALL, DATA_TRAIN, DATA_VAL };
 enum { DATA_SEQUENTIAL, DATA_SHUFFLED };
 
-/* A place in the data, from which a run can go on. shard counts in the epoch's order; position is
-   a token of that shard (DATA_SEQUENTIAL), or how many of its rows have been drawn
+/* A place in the data, from which a run can continue. shard counts in the epoch's order. position
+   is a token of that shard (DATA_SEQUENTIAL), or the number of its rows that have been drawn
    (DATA_SHUFFLED). */
 typedef struct {
     uint64_t seed, epoch, shard, position;
@@ -73,7 +73,7 @@ typedef struct Data {
     int is_text;
     int part, order;
     int T, rows_per_step;
-    int vocab;       /* tokens from it on are an error; a caller may lower it after data_open */
+    int vocab;       /* a token >= vocab is an error; a caller may lower vocab after data_open */
     size_t count;    /* tokens of all files */
     DataState begin; /* where the current step began */
     DataState next;  /* where its next row is */
@@ -92,7 +92,8 @@ static inline int data_ends_with(const char *s, const char *suffix) {
     return n >= m && strcmp(s + n - m, suffix) == 0;
 }
 
-/* What a .bin file that does not start with DATA_MAGIC probably is. Returns -1 with the message. */
+/* Says what a .bin file that does not start with DATA_MAGIC probably is. Returns -1 with the
+   message. */
 static inline int data_fail_magic(const char *path, const unsigned char *p, char *err) {
     uint32_t magic = data_u32(p);
     uint32_t swapped = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
@@ -237,6 +238,47 @@ static inline void data_close(Data *d) {
     memset(d, 0, sizeof(*d));
 }
 
+/* Takes the part in use of a mapped file. */
+static inline int data_take_part(const Data *d, DataFile *f, char *err) {
+    size_t tenth = f->count / 10;
+    if (d->part == DATA_VAL && !d->is_text)
+        return fail(err,
+                    "%s is a token shard, which is never split into training and "
+                    "validation data; name a validation shard",
+                    f->path);
+    if (d->part == DATA_TRAIN && d->is_text) f->count -= tenth;
+    if (d->part == DATA_VAL) {
+        f->tokens += f->count - tenth;
+        f->count = tenth;
+    }
+    return 0;
+}
+
+/* Refuses data whose longest file has no room for what is drawn at a time: two tokens for
+   validation, a row in shuffled order, a step in sequential order. */
+static inline int data_check_length(const Data *d, const DataFile *longest, char *err) {
+    const char *path = longest->path, *part = "", *unit = d->is_text ? "bytes" : "tokens";
+    size_t count = longest->count, step = (size_t)d->rows_per_step * (size_t)d->T;
+    if (d->part == DATA_VAL) part = " (its last tenth, the validation part)";
+    if (d->part == DATA_TRAIN && d->is_text) part = " (without its last tenth)";
+    if (d->rows_per_step == 0) {
+        if (count >= 2) return 0;
+        return fail(err, "%s has %zu %s%s; validation needs at least 2", path, count, unit, part);
+    }
+    if (d->order == DATA_SHUFFLED) {
+        if (count >= (size_t)d->T + 1) return 0;
+        return fail(err,
+                    "%s has %zu %s%s, but one row needs %d + 1; use a shorter sequence length "
+                    "or more data",
+                    path, count, unit, part, d->T);
+    }
+    if (count > step + 1) return 0;
+    return fail(err,
+                "%s has %zu %s%s, but one step reads %d rows of %d, which needs %zu; use a "
+                "smaller batch, shuffled order or more data",
+                path, count, unit, part, d->rows_per_step, d->T, step + 2);
+}
+
 /* Maps the files, takes the part in use of each, and checks that a row or a step can be drawn. */
 static inline int data_open_files(Data *d, const char *pattern, char *err) {
     if (data_list(d, pattern, err)) return -1;
@@ -250,43 +292,11 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
             return fail(err, "%s is %s but %s is %s; one data set has one kind of file", f->path,
                         is_text ? "text" : "a token shard", d->files[0].path,
                         d->is_text ? "text" : "a token shard");
-        size_t tenth = f->count / 10;
-        if (d->part == DATA_VAL && !is_text)
-            return fail(err,
-                        "%s is a token shard, which is never split into training and "
-                        "validation data; name a validation shard",
-                        f->path);
-        if (d->part == DATA_TRAIN && is_text) f->count -= tenth;
-        if (d->part == DATA_VAL) {
-            f->tokens += f->count - tenth;
-            f->count = tenth;
-        }
+        if (data_take_part(d, f, err)) return -1;
         d->count += f->count;
         if (f->count > d->files[longest].count) longest = i;
     }
-    const DataFile *f = &d->files[longest];
-    const char *part = d->part == DATA_VAL ? " (its last tenth, the validation part)"
-                       : d->part == DATA_TRAIN && d->is_text ? " (without its last tenth)"
-                                                             : "";
-    const char *unit = d->is_text ? "bytes" : "tokens";
-    if (d->rows_per_step == 0) {
-        if (f->count >= 2) return 0;
-        return fail(err, "%s has %zu %s%s; validation needs at least 2", f->path, f->count, unit,
-                    part);
-    }
-    if (d->order == DATA_SHUFFLED) {
-        if (f->count >= (size_t)d->T + 1) return 0;
-        return fail(err,
-                    "%s has %zu %s%s, but one row needs %d + 1; use a shorter sequence length "
-                    "or more data",
-                    f->path, f->count, unit, part, d->T);
-    }
-    size_t block = (size_t)d->rows_per_step * (size_t)d->T;
-    if (f->count > block + 1) return 0;
-    return fail(err,
-                "%s has %zu %s%s, but one step reads %d rows of %d, which needs %zu; use a "
-                "smaller batch, shuffled order or more data",
-                f->path, f->count, unit, part, d->rows_per_step, d->T, block + 2);
+    return data_check_length(d, &d->files[longest], err);
 }
 
 /* Opens a file or the files of a shell pattern. T is the length of a row, rows_per_step the rows of
@@ -322,8 +332,7 @@ static inline int data_token(const Data *d, const DataFile *f, size_t i) {
 }
 
 /* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every
-   file, but no names. It tells data sets from each other; it does not prove that no bit has
-   changed. */
+   file, but no names. It distinguishes data sets; it does not prove that no bit has changed. */
 static inline uint64_t data_checksum(const Data *d) {
     uint64_t h = rng_mix(d->num_files * 2 + (uint64_t)d->is_text);
     int split = d->is_text ? d->part : DATA_ALL;
@@ -348,7 +357,7 @@ static inline uint64_t data_checksum(const Data *d) {
 
 /* Element i of a random permutation of [0, n): a Feistel network on the next even power of two,
    applied until the result is below n (Black and Rogaway 2002, "Ciphers with arbitrary finite
-   domains"). The power is below 4n, so that it is applied fewer than 4 times on average. */
+   domains"). The power is below 4 n, so the network is applied fewer than 4 times on average. */
 static inline uint64_t data_permute(uint64_t key, uint64_t n, uint64_t i) {
     int half = 1;
     while (half < 32 && (uint64_t)1 << (2 * half) < n) half++;
@@ -365,7 +374,7 @@ static inline uint64_t data_permute(uint64_t key, uint64_t n, uint64_t i) {
     return i;
 }
 
-/* A key of its own for every purpose, shard and epoch. */
+/* A separate key for every purpose, shard and epoch. */
 enum { DATA_KEY_SHARDS = 1, DATA_KEY_OFFSET, DATA_KEY_ROWS };
 static inline uint64_t data_key(uint64_t seed, uint64_t epoch, uint64_t purpose, uint64_t shard) {
     return rng_bits(rng_bits(seed, purpose, epoch), purpose, shard);
@@ -465,17 +474,18 @@ static inline int data_next(Data *d, int rows, int *x, int *y, char *err) {
     return 0;
 }
 
-/* Where the next step begins, or in the middle of a step, where this step began. */
+/* The place where the next step begins or, in the middle of a step, where that step began. */
 static inline DataState data_state(const Data *d) { return d->begin; }
 
-/* Goes on from a state that data_state gave for equal files, T and order; its seed is taken over.
-   Returns 0, or -1 with a message. */
+/* Continues from a state that data_state returned for equal files, T and order, and takes over its
+   seed. Returns 0, or -1 with a message. */
 static inline int data_seek(Data *d, DataState s, char *err) {
     if (s.shard >= d->num_files)
-        return fail(err,
-                    "cannot resume at shard %llu: %s and its like are only %zu files; resume "
-                    "on the data the run was started with",
-                    (unsigned long long)s.shard, d->files[0].path, d->num_files);
+        return fail(
+            err,
+            "cannot resume at shard %llu: the data, %s and so on, has only %zu files; resume "
+            "on the data the run was started with",
+            (unsigned long long)s.shard, d->files[0].path, d->num_files);
     size_t file = data_shard_file(d, s);
     size_t end = d->order == DATA_SHUFFLED ? data_rows(d, s, file) : d->files[file].count;
     if (s.position > end)

@@ -1,7 +1,7 @@
 /*
 Files that survive a kill and a full disk: complete writes, atomic replacement, folders.
 
-Functions return 0, or -1 with a sentence in err, or where there is no err with errno set.
+Functions return 0, or -1: with a sentence in err, or with errno set if they take no err.
 */
 #ifndef CM_FILES_H
 #define CM_FILES_H
@@ -18,7 +18,7 @@ Functions return 0, or -1 with a sentence in err, or where there is no err with 
 #define FILE_PATH_SIZE 4096
 
 /* Builds a path in a buffer of FILE_PATH_SIZE bytes. A path that does not fit becomes "", which
-   names no file; cut short, it might name another one. */
+   names no file; a path cut short might name another file. */
 __attribute__((format(printf, 2, 3))) static inline void file_path(char *path, const char *format,
                                                                    ...) {
     va_list args;
@@ -49,8 +49,8 @@ static inline void file_folder(char *folder, const char *path) {
     else slash[slash == folder] = 0;
 }
 
-/* Brings a folder to the disk, without which a power cut may undo a rename. Some file systems
-   cannot sync a folder and return EINVAL; nothing more can be done there. */
+/* Syncs a folder to the disk; without that a power cut may undo a rename. Some file systems cannot
+   sync a folder and return EINVAL, which is no error here. */
 static inline int file_sync_folder(const char *folder) {
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return errno == EACCES ? 0 : -1;
@@ -82,8 +82,8 @@ static inline int file_make_folders(const char *path, char *err) {
     return 0;
 }
 
-/* Free bytes for an ordinary user on the file system of an open file; INT64_MAX if it does not
-   tell. */
+/* Free bytes for an ordinary user on the file system of an open file; INT64_MAX if the file system
+   does not report them. */
 static inline int64_t file_free_bytes(int fd) {
     struct statvfs vfs;
     if (fstatvfs(fd, &vfs) || !vfs.f_blocks) return INT64_MAX;

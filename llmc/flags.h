@@ -1,10 +1,9 @@
 /*
 Command line flags from one table.
 
-A program's settings are a plain struct. A table of Flag has one row per setting: its name, where it
-lies in the struct, its default, range and help. From that table come the parser, --help, the echo
-into run.json, the flag values stored in a checkpoint and the Markdown table of the manual, so none
-of them can disagree:
+A program's settings are a plain struct. A table of Flag has one row per setting: its name, its
+offset in the struct, its default, range and help. Parser, --help, run.json, the flags in a
+checkpoint and docs/flags.md are all made from that table, so they cannot disagree:
 
     typedef struct { int batch_size; double lr; char run[FLAG_STRING_SIZE]; } Config;
     #define FIELD(NAME) offsetof(Config, NAME)
@@ -51,14 +50,14 @@ typedef struct {
     const char *choices; /* KIND_CHOICE only: "a|b|c" */
     const char *help;    /* one sentence, with the unit */
     const char *section; /* its heading in --help and in the manual; NULL: that of the row before */
-    /* KIND_CHOICE in place of choices: the name of value i, "" where the flag does not take the value, NULL
-       past the last value. */
+    /* KIND_CHOICE in place of choices: the name of value i, "" where the flag does not take the
+       value, NULL past the last value. */
     const char *(*choice)(int i);
 } Flag;
 
-/* Rows of a table, each with its name, its field, its default as the user would type it, its range or
-   its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and SECTION,
-   the heading of the rows that follow. */
+/* Rows of a table, each with its name, its field, its default as the user would type it, its range
+   or its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and
+   SECTION, the heading of the rows that follow. */
 #define FLAG_ROW(NAME, KIND, AT, DEF, LO, HI, CHOICES, HELP)                                       \
     { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION, NULL }
 #define FLAG_INT(NAME, AT, DEF, LO, HI, HELP) FLAG_ROW(NAME, KIND_INT, AT, DEF, LO, HI, NULL, HELP)
@@ -95,8 +94,8 @@ static inline int flags_find(const Flag *flags, int n, const char *name) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Values from text                                                                               */
 
-/* Name of value `index` of a flag of KIND_CHOICE, as pointer and length, which is 0 where the flag does not
-   take the value; NULL past the last. */
+/* Name of value `index` of a flag of KIND_CHOICE, as pointer and length, which is 0 where the flag
+   does not take the value; NULL past the last. */
 static inline const char *flags_choice(const Flag *flag, int index, int *length) {
     const char *choices = flag->choices;
     if (flag->choice) {
@@ -128,8 +127,8 @@ static inline void flags_choices_text(const Flag *flag, char *text, size_t size)
     }
 }
 
-/* Reads decimal text with an optional fraction and suffix as an exact integer. Returns 0, or 1 if it is
-   no whole number, or 2 if it does not fit 64 bits. A double would round 9007199254740993. */
+/* Reads decimal text with an optional fraction and suffix as an exact integer. Returns 0, or 1 if
+   it is no whole number, or 2 if it does not fit 64 bits. A double would round 9007199254740993. */
 static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
     const char *s = text;
     int negative = *s == '-';
@@ -161,8 +160,9 @@ static inline int flags_integer(const char *text, int suffixes, int64_t *out) {
     return 0;
 }
 
-/* A strict strtod: all of the text must be one finite decimal number; hexadecimal, nan and inf are
-   refused. Returns 0, or 1 if it is no number, or 2 if it is too large or too small for a double. */
+/* A strict strtod: all of the text must be one finite decimal number; hexadecimal, nan and
+   inf are refused. Returns 0, or 1 if it is no number, or 2 if it is too large or too small
+   for a double. */
 static inline int flags_double(const char *text, double *out) {
     char *end;
     if (!*text || text[strspn(text, "+-.0123456789eE")]) return 1;
@@ -193,6 +193,11 @@ static inline void flags_range_text(const Flag *flag, char *text, size_t size) {
     else if (isfinite(flag->hi)) snprintf(text, size, "at most %s", hi);
 }
 
+/* Whether a number is in the range of a flag; lo == hi stands for every number. */
+static inline int flags_in_range(const Flag *flag, double number) {
+    return flag->lo == flag->hi || (number >= flag->lo && number <= flag->hi);
+}
+
 static inline int flags_fail_range(const Flag *flag, const char *value, char *err) {
     char range[128];
     flags_range_text(flag, range, sizeof range);
@@ -200,11 +205,71 @@ static inline int flags_fail_range(const Flag *flag, const char *value, char *er
                 flag->help);
 }
 
-/* Parses value into the field of one flag; NULL stands for no value. A switch also takes "on" and "off",
-   the texts that flags_get_text writes for it. On an error the field keeps its value. */
+/* Sets a field of KIND_INT or KIND_LONG. */
+static inline int flags_set_integer(const Flag *flag, void *field, const char *value, char *err) {
+    int64_t number = 0;
+    int is_long = flag->kind == KIND_LONG;
+    int wrong = flags_integer(value, is_long, &number);
+    if (wrong == 2 || (!wrong && !is_long && (number < INT_MIN || number > INT_MAX)))
+        return fail(err, "--%s: %.80s does not fit %d bits (%s)", flag->name, value,
+                    is_long ? 64 : 32, flag->help);
+    if (wrong)
+        return fail(err, "--%s takes a whole number%s, not \"%.80s\" (%s)", flag->name,
+                    is_long ? " such as 500, 10k, 1.5M or 2B" : "", value, flag->help);
+    if (!flags_in_range(flag, (double)number)) return flags_fail_range(flag, value, err);
+    if (is_long) *(int64_t *)field = number;
+    else *(int *)field = (int)number;
+    return 0;
+}
+
+static inline int flags_set_float(const Flag *flag, double *field, const char *value, char *err) {
+    double number = 0;
+    int wrong = flags_double(value, &number);
+    if (wrong == 1)
+        return fail(err, "--%s takes a finite number, not \"%.80s\" (%s)", flag->name, value,
+                    flag->help);
+    if (wrong == 2)
+        return fail(err, "--%s: %.80s does not fit a double (%s)", flag->name, value, flag->help);
+    if (!flags_in_range(flag, number)) return flags_fail_range(flag, value, err);
+    *field = number;
+    return 0;
+}
+
+static inline int flags_set_string(const Flag *flag, char *field, const char *value, char *err) {
+    if (strlen(value) >= FLAG_STRING_SIZE)
+        return fail(err, "--%s: the text is too long, %zu bytes where %d fit (it begins \"%.40s\")",
+                    flag->name, strlen(value), FLAG_STRING_SIZE - 1, value);
+    memset(field, 0, FLAG_STRING_SIZE);
+    strcpy(field, value);
+    return 0;
+}
+
+static inline int flags_set_choice(const Flag *flag, int *field, const char *value, char *err) {
+    char list[512];
+    const char *choice;
+    for (int i = 0, length; (choice = flags_choice(flag, i, &length)) != NULL; i++) {
+        if (!length || strlen(value) != (size_t)length || strncmp(value, choice, (size_t)length))
+            continue;
+        *field = i;
+        return 0;
+    }
+    flags_choices_text(flag, list, sizeof list);
+    return fail(err, "--%s takes one of %s, not \"%.80s\" (%s)", flag->name, list, value,
+                flag->help);
+}
+
+static inline int flags_set_bool(const Flag *flag, int *field, const char *value, char *err) {
+    int on = flags_bool(value);
+    if (on < 0)
+        return fail(err, "--%s takes on or off, not \"%.80s\" (%s)", flag->name, value, flag->help);
+    *field = on;
+    return 0;
+}
+
+/* Parses a value into the field of one flag; NULL stands for no value. A switch also takes "on" and
+   "off", the texts that flags_get_text writes for it. On an error the field keeps its value. */
 static inline int flags_parse_value(const Flag *flag, void *cfg, const char *value, char *err) {
     void *field = flags_field(flag, cfg);
-    int bounded = flag->lo != flag->hi;
     if (!value) {
         if (flag->kind != KIND_SWITCH)
             return fail(err, "--%s needs a value (%s)", flag->name, flag->help);
@@ -213,65 +278,12 @@ static inline int flags_parse_value(const Flag *flag, void *cfg, const char *val
     }
     switch (flag->kind) {
     case KIND_INT:
-    case KIND_LONG: {
-        int64_t number = 0;
-        int is_long = flag->kind == KIND_LONG;
-        int wrong = flags_integer(value, is_long, &number);
-        if (wrong == 2 || (!wrong && !is_long && (number < INT_MIN || number > INT_MAX)))
-            return fail(err, "--%s: %.80s does not fit %d bits (%s)", flag->name, value,
-                        is_long ? 64 : 32, flag->help);
-        if (wrong)
-            return fail(err, "--%s takes a whole number%s, not \"%.80s\" (%s)", flag->name,
-                        is_long ? " such as 500, 10k, 1.5M or 2B" : "", value, flag->help);
-        if (bounded && ((double)number < flag->lo || (double)number > flag->hi))
-            return flags_fail_range(flag, value, err);
-        if (is_long) *(int64_t *)field = number;
-        else *(int *)field = (int)number;
-        return 0;
-    }
-    case KIND_FLOAT: {
-        double number = 0;
-        int wrong = flags_double(value, &number);
-        if (wrong == 1)
-            return fail(err, "--%s takes a finite number, not \"%.80s\" (%s)", flag->name, value,
-                        flag->help);
-        if (wrong == 2)
-            return fail(err, "--%s: %.80s does not fit a double (%s)", flag->name, value,
-                        flag->help);
-        if (bounded && (number < flag->lo || number > flag->hi))
-            return flags_fail_range(flag, value, err);
-        *(double *)field = number;
-        return 0;
-    }
-    case KIND_STRING:
-        if (strlen(value) >= FLAG_STRING_SIZE)
-            return fail(err,
-                        "--%s: the text is too long, %zu bytes where %d fit (it begins \"%.40s\")",
-                        flag->name, strlen(value), FLAG_STRING_SIZE - 1, value);
-        memset(field, 0, FLAG_STRING_SIZE);
-        strcpy((char *)field, value);
-        return 0;
-    case KIND_CHOICE: {
-        char list[512];
-        const char *choice;
-        for (int i = 0, length; (choice = flags_choice(flag, i, &length)) != NULL; i++) {
-            if (!length || strlen(value) != (size_t)length ||
-                strncmp(value, choice, (size_t)length))
-                continue;
-            *(int *)field = i;
-            return 0;
-        }
-        flags_choices_text(flag, list, sizeof list);
-        return fail(err, "--%s takes one of %s, not \"%.80s\" (%s)", flag->name, list, value,
-                    flag->help);
-    }
+    case KIND_LONG: return flags_set_integer(flag, field, value, err);
+    case KIND_FLOAT: return flags_set_float(flag, (double *)field, value, err);
+    case KIND_STRING: return flags_set_string(flag, (char *)field, value, err);
+    case KIND_CHOICE: return flags_set_choice(flag, (int *)field, value, err);
     case KIND_BOOL:
-    case KIND_SWITCH:
-        if (flags_bool(value) < 0)
-            return fail(err, "--%s takes on or off, not \"%.80s\" (%s)", flag->name, value,
-                        flag->help);
-        *(int *)field = flags_bool(value);
-        return 0;
+    case KIND_SWITCH: return flags_set_bool(flag, (int *)field, value, err);
     }
     return fail(err, "--%s: the flag table names no kind", flag->name);
 }
@@ -310,8 +322,9 @@ static inline int flags_distance(const char *a, const char *b) {
     return rows[m % 3][n];
 }
 
-/* Returns the flag that a mistyped name most likely means; NULL for an empty table. Case, underscores
-   and dashes do not matter. A name cut short (--batch for --batch-size) is as near as a typo. */
+/* Returns the flag that a mistyped name most likely means; NULL for an empty table. Case,
+   underscores and dashes do not matter. A name cut short (--batch for --batch-size) is as near as a
+   typo. */
 static inline const char *flags_nearest(const Flag *flags, int n, const char *name) {
     char typed[64], known[64];
     const char *best = n ? flags[0].name : NULL;
@@ -405,8 +418,9 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
     return flags_parse_value(&flags[i], cfg, value, err);
 }
 
-/* Parses argv[1..argc-1] into cfg; flags that are not given keep their values. Returns 0, 1 if --help or
-   -h is among the arguments, -1 on an error. given (n bytes, may be NULL) becomes 1 for each flag given. */
+/* Parses argv[1..argc-1] into cfg; flags that are not given keep their values. Returns 0, 1 if
+   --help or -h is among the arguments, -1 on an error. given (n bytes, may be NULL) becomes 1 for
+   each flag given. */
 static inline int flags_parse(const Flag *flags, int n, void *cfg, unsigned char *given, int argc,
                               char **argv, char *err) {
     for (int at = 1; at < argc; at++)
@@ -445,14 +459,6 @@ static inline void flags_get_text(const Flag *flag, const void *cfg, char *text)
     }
 }
 
-/* 1 if both settings hold the same value of this flag. */
-static inline int flags_same(const Flag *flag, const void *cfg_a, const void *cfg_b) {
-    char a[FLAG_STRING_SIZE], b[FLAG_STRING_SIZE];
-    flags_get_text(flag, cfg_a, a);
-    flags_get_text(flag, cfg_b, b);
-    return strcmp(a, b) == 0;
-}
-
 /* Prints the value as JSON: a number, a string, true or false. */
 static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) {
     char text[FLAG_STRING_SIZE];
@@ -464,20 +470,11 @@ static inline void flags_json_value(FILE *f, const Flag *flag, const void *cfg) 
     else fputs(text, f);
 }
 
-/* Prints {"batch-size": 8, "lr": 0.0003, ...} on one line. */
-static inline void flags_json(FILE *f, const Flag *flags, int n, const void *cfg) {
-    fputc('{', f);
-    for (int i = 0; i < n; i++) {
-        fprintf(f, "%s\"%s\": ", i ? ", " : "", flags[i].name);
-        flags_json_value(f, &flags[i], cfg);
-    }
-    fputc('}', f);
-}
-
 /* ---------------------------------------------------------------------------------------------- */
 /* Documentation                                                                                  */
 
-/* Writes the limits that follow the help: "a, b or c" of a choice, "from 1 to 65536" of a number. */
+/* Writes the limits that follow the help: "a, b or c" of a choice, "from 1 to 65536" of a
+   number. */
 static inline void flags_limits_text(const Flag *flag, char *text, size_t size) {
     text[0] = 0;
     if (flag->kind == KIND_CHOICE) flags_choices_text(flag, text, size);
@@ -502,12 +499,21 @@ static inline void flags_wrap(FILE *f, const char *text, int indent, int column)
 
 /* Writes "--batch-size N" and returns its length. */
 static inline int flags_signature(const Flag *flag, char *text, size_t size) {
-    static const char *const values[] = {" N", " N", " X", " TEXT", " NAME", " on|off", ""};
-    return snprintf(text, size, "--%s%s", flag->name, values[flag->kind]);
+    const char *value = "";
+    switch (flag->kind) {
+    case KIND_INT:
+    case KIND_LONG: value = " N"; break;
+    case KIND_FLOAT: value = " X"; break;
+    case KIND_STRING: value = " TEXT"; break;
+    case KIND_CHOICE: value = " NAME"; break;
+    case KIND_BOOL: value = " on|off"; break;
+    case KIND_SWITCH: break;
+    }
+    return snprintf(text, size, "--%s%s", flag->name, value);
 }
 
 static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int n) {
-    enum { INDENT_LIMIT = 36 };
+    enum { INDENT_LIMIT = 36 }; /* a longer name gets a line of its own above its help */
     char signature[128], limits[512], text[2048];
     int indent = 0;
     for (int i = 0; i < n; i++) {

@@ -1,5 +1,5 @@
 /*
-What a run says when its numbers are no longer finite: which tensors, which layers, how many
+The report of a run whose numbers are no longer finite: which tensors, which layers, how many
 elements.
 */
 #ifndef CM_GUARD_H
@@ -11,7 +11,7 @@ typedef struct {
     TensorId id;
     int layer;
     size_t bad;     /* elements that are not finite */
-    double largest; /* magnitude of the largest finite one */
+    double largest; /* magnitude of the largest finite element */
 } GuardRow;
 
 /* For qsort: rows with more bad elements first, then those with larger elements. */
@@ -21,7 +21,7 @@ static inline int guard_compare(const void *a, const void *b) {
     return x->largest < y->largest ? 1 : x->largest > y->largest ? -1 : 0;
 }
 
-/* Counts what is not finite among the n elements of one layer of a tensor. */
+/* Counts the elements that are not finite among the n elements of one layer of a tensor. */
 static inline GuardRow guard_row(TensorId id, int layer, const floatM *x, size_t n) {
     GuardRow row = {id, layer, 0, 0};
     for (size_t i = 0; i < n; i++) {
@@ -46,7 +46,8 @@ static inline int guard_report(FILE *out, const Registry *r, SlotId slot, const 
             size_t at;
             if (!slot_find(&r->t[id], slot, l, &at)) continue;
             rows[n] = guard_row((TensorId)id, l, host + at, layer_size(&r->t[id]));
-            bad += rows[n++].bad > 0;
+            bad += rows[n].bad > 0;
+            n++;
         }
     qsort(rows, (size_t)n, sizeof *rows, guard_compare);
     for (int i = 0; i < n && i < most; i++) {
@@ -60,8 +61,8 @@ static inline int guard_report(FILE *out, const Registry *r, SlotId slot, const 
     return bad;
 }
 
-/* Names the worst tensors of a step whose loss or gradient norm is not finite on stderr. Returns -1
-   with a message; `checkpoints` is the folder that it names. Needs a backend's device_download. */
+/* Names on stderr the worst tensors of a step whose loss or gradient norm is not finite. Returns -1
+   with a message that names the folder `checkpoints`. Needs a backend's device_download. */
 static inline int guard_diverged(const Params *p, int step, double loss, double norm,
                                  const char *checkpoints, char *err) {
     size_t params = p->r.size[SLOT_PARAM], grads = p->r.size[SLOT_GRAD];

@@ -1,9 +1,9 @@
 /*
-JSON: writing strings and numbers that any reader accepts, and what a reader of strings needs.
+JSON: writing strings and numbers that every reader accepts, and functions for reading strings.
 
-Flags, run.json and the lines of log.jsonl are written with these functions. tokenizer.h reads
-GPT-2's vocabulary with the reader. log.h reads only lines that this program wrote, and scans for
-their keys.
+run.json and the lines of log.jsonl are written with these functions. tokenizer.h reads GPT-2's
+vocabulary with the reader. log.h does not use the reader: it scans for keys in lines that this
+program wrote.
 */
 #ifndef CM_JSON_H
 #define CM_JSON_H
@@ -43,7 +43,7 @@ static inline size_t utf8_decode(const unsigned char *s, size_t n, uint32_t *cod
     return length;
 }
 
-/* 1 if the n > 0 bytes at s, which are no valid character, may be the beginning of one. */
+/* 1 if the n > 0 bytes at s, which are not a whole character, may be the beginning of one. */
 static inline int utf8_begins(const unsigned char *s, size_t n) {
     size_t length = utf8_length(s[0]);
     if (length < 2 || n >= length) return 0;
@@ -75,7 +75,7 @@ static inline void json_string(FILE *f, const char *s) {
     fputc('"', f);
 }
 
-/* The shortest of %.15g, %.16g and %.17g that strtod reads back as the same double. */
+/* The shortest of %.15g, %.16g and %.17g that strtod reads back as an equal double. */
 static inline void json_double_text(char *text, double value) {
     for (int digits = 15; digits <= 17; digits++) {
         snprintf(text, JSON_NUMBER_SIZE, "%.*g", digits, value);
@@ -125,7 +125,7 @@ static inline int64_t json_char(JsonReader *r) {
         r->at += k;
         return k ? (int64_t)code : -1;
     }
-    char c = (char)r->data[r->at + 1]; /* the zero byte at the end, at most */
+    char c = (char)r->data[r->at + 1]; /* at the end of the text, the zero byte */
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char *known = c ? strchr(from, c) : NULL;
     if (known) {
@@ -138,7 +138,7 @@ static inline int64_t json_char(JsonReader *r) {
         unsigned char low = h | 32;
         if (h >= '0' && h <= '9') code = code * 16 + h - '0';
         else if (low >= 'a' && low <= 'f') code = code * 16 + low - 'a' + 10;
-        else return -1; /* the zero byte at the end is no digit either */
+        else return -1; /* for the zero byte at the end of the text too */
     }
     r->at += 6;
     return code;

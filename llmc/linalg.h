@@ -1,12 +1,12 @@
 /*
-The linear-algebra contract that every optimizer is written against: batches of matrices as views, and
-some forty operations on them. A backend implements the operations (cpu/linalg.h, cuda/linalg.cuh); the
-formulas above them exist once. view.h makes views from views.
+The linear-algebra contract of the optimizers: batches of matrices as views, and some forty
+operations on them. A backend implements the operations (cpu/linalg.h, cuda/linalg.cuh); the
+formulas that use them exist once. view.h makes views from views.
 
 A Mat is a batch of n0 x n1 matrices of equal shape: element (r, c) of item (i, j) lies at
-p + i s0 + j s1 + r rs + c cs, with rs or cs equal to 1. So a head of W_Q in a fused (L, 3C, C) tensor,
-a column block of W_O read as its transpose, and one matrix repeated over a group (s1 = 0) are all
-views, and nothing is ever copied to be transposed.
+p + i s0 + j s1 + r rs + c cs, with rs or cs equal to 1. So a head of W_Q in a fused (L, 3C, C)
+tensor, a column block of W_O read as its transpose, and one matrix repeated over a group (s1 = 0)
+are all views. Nothing is copied to be transposed.
 */
 #ifndef CM_LINALG_H
 #define CM_LINALG_H
@@ -42,12 +42,14 @@ static inline void mat_swap(Mat *a, Mat *b) {
     *b = c;
 }
 
-/* Scratch memory that rules take from and give back in stack order: `used` is set back to what it was.
+/* Scratch memory. Rules take from it, and give back in stack order by setting `used` back to its
+   earlier value.
 
-An arena without memory (p NULL) measures: a rule that runs on it gets NULL for every take, every la_
-operation does nothing on NULL, and `size` grows to the most that was in use at once. So the size of a
-rule's scratch comes from the code that uses the scratch. An arena that runs out, which would be a mistake
-of ours, loses its memory: the rest of the rule does nothing, and whoever ran it sees p NULL. */
+   An arena without memory (p NULL) measures: a rule that runs on it gets NULL for every take, every
+   la_ operation does nothing on NULL, and `size` grows to the most that was in use at once. So the
+   size of a rule's scratch comes from the code that uses the scratch. An arena that runs out, which
+   would be a mistake of this program, loses its memory: the rest of the rule does nothing, and the
+   caller of the rule sees that p is NULL. */
 typedef struct {
     floatM *p;
     size_t size, used; /* elements */
@@ -65,83 +67,110 @@ static inline floatM *arena_take(Arena *a, size_t n) {
     return NULL;
 }
 
-/* Arena number w of those that share `memory`, n elements each. */
+/* Arena number w of several arenas in `memory`, each with n elements. */
 static inline Arena arena_piece(floatM *memory, size_t n, int w) {
     Arena piece = {mat_offset(memory, n * (size_t)w), n, 0};
     return piece;
 }
 
 /*
-The operations. Long iterations run on mat_part()s of la_chunk(n) items, la_workers() of them at a time,
-each with scratch of its own. `s` is an array with one number per item, in the memory of the backend.
-An operation does nothing where one of its views or arrays is NULL; the long iterations then answer as
-they would in earnest.
+The operations. `s` and other small letters that stand for arrays have one number per item, in the
+memory of the backend. An operation does nothing if one of its views or arrays is NULL; the long
+iterations then return what they would return with memory. optim/chunks.h runs long iterations on
+la_chunk(n) items at a time, la_workers() of them at once, each with scratch of its own.
 
 la_copy(Y, X)                     Y = X
 la_axpby(Y, a, X, b)              Y = a X + b Y
 la_momentum(U, M, G, b, g, n)     M = b M + g G; U = g G + b M if n (Nesterov), else U = M
 la_gemm(C, a, A, B, b)            C = a A B + b C
-la_gemm_symmetric(C, a, A, B, b)  the same where C is known to be symmetric: half the work
-la_gemm_add(D, a, A, B, b, C)     D = a A B + b C; D may be C, and is neither A nor B
-la_gemm_add_symmetric(D, a, A, B, b, C)  the same where D and C are known to be symmetric
-la_gram(G, A, b)                  G = A A^T + b G, full symmetric storage
+la_gemm_symmetric(C, a, A, B, b)  C = a A B + b C, where C is known to be symmetric: half the work
+la_gemm_add(D, a, A, B, b, C)     D = a A B + b C; D may be C, but neither A nor B
+la_gemm_add_symmetric(D, a, A, B, b, C)
+                                  D = a A B + b C, where D and C are known to be symmetric
+la_gram(G, A, b)                  G = A A^T + b G, both triangles stored
 la_polynomial(Y, a, b, X, c, Z)   Y = a I + b X + c Z (square, dense; Y may be X or Z)
-la_identity_gap(X)                largest ||X_i - I||_F, returned to the host; a backend that would have
-                                  to wait for it may answer infinity
+la_identity_gap(X)                largest ||X_i - I||_F, returned to the host; a backend that would
+                                  have to wait for it may return infinity
 la_symmetrize(X)                  X = (X + X^T) / 2 (square, dense)
 la_round_bf16(X)                  X = X rounded to bf16: to nearest, ties to even
-la_signum(X)                      X = the sign of every element: 1, -1, or 0 of 0
-la_norms(s, X, g)                 s = Frobenius norm of every g consecutive items together
+la_signum(X)                      X = the sign of every element: 1, -1, or 0 for 0
+la_norms(s, X, g)                 s = Frobenius norm over every g consecutive items
 la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
-la_scale(X, s, g)                 X = s X, g consecutive items by one number
+la_scale(X, s, g)                 X = s X, one number for every g consecutive items
 la_vec_recip(s, n, floor)         s = 1 / max(s, floor)
 la_vec_rroot(s, n, a, b)          s = (a s^2 + b)^-1/2
 la_vec_div(s, t, n, floor)        s = s / max(t, floor)
-la_vec_mul(s, n, a), la_vec_sqrt(s, n)
-la_adamw(P, G, M, V, ..., w)      element-wise, see optim/adamw.h; w, if not NULL, receives P as floatX, the
-                                  copy of element P.p[i] in w[i]
+la_vec_mul(s, n, a)               s = a s
+la_vec_sqrt(s, n)                 s = sqrt(s)
+la_adamw(P, G, M, V, ..., w)      element-wise, see optim/adamw.h; w, if not NULL, receives P as
+                                  floatX, the copy of element P.p[i] in w[i]
 la_eigh_rroot(R, G, a, S)         R = (G + a I)^-1/2 by eigendecomposition, clamped; S is scratch,
-                                  la_eigh_scratch(rows) a matrix
-la_fast(on)                       products from here on may round their input to ten bits (TF32) where a
-                                  backend gains by it, and symmetric ones be so only up to rounding; returns
-                                  whether they do; off outside of msign
-la_sign_in_bf16(compute)          what --msign-compute means on this machine: 1 for bf16, 0 for fp32
-LA_ADD_FREE                       1 where a product reads its addend C from another place than D at no cost;
-                                  0 where la_gemm_add copies C first
+                                  la_eigh_scratch(rows) elements for each matrix
+la_fast(on)                       on: until la_fast(0) products may round their input to ten bits
+                                  (TF32) if the backend gains by that, and symmetric products need
+                                  be symmetric only up to rounding. Returns whether products round.
+                                  Off except in msign
+la_sign_in_bf16(compute)          the meaning of --msign-compute on this machine: 1 bf16, 0 fp32
+LA_ADD_FREE                       1 if a product can read its addend C from another place than D at
+                                  no cost; 0 if la_gemm_add copies C first
 
-Three long iterations that a backend may do in one piece, or decline by answering 0:
+Three long iterations, which a backend may do in one piece; it returns 0 if it does not:
 
-la_root_iteration(R, G, a, ab, n, w)   R = (G + a I)^-1/2 by n steps of optim/invroot.h with coefficients
-                                  ab[n][2]; before each from w on a matrix may stop by LA_ROOT_DONE
-la_sign_run(Q, A, abc, n)         n steps of optim/msign.h on Grams A: Q = P_n ... P_1 with coefficients
-                                  abc[n][3]; A may be overwritten
+la_root_iteration(R, G, a, ab, n, w)
+                                  R = (G + a I)^-1/2 by n steps of optim/invroot.h with coefficients
+                                  ab[n][2]; from step w on a matrix may stop early by LA_ROOT_DONE
+la_sign_run(Q, A, abc, n)         n steps of optim/msign.h on Grams A: Q = P_n ... P_1 with
+                                  coefficients abc[n][3]; A may be overwritten
 la_sign_bf16(X, s, abc, n, arena) X_i = the n steps of optim/msign.h from s_i X_i, stored in bf16 as
                                   msign_bf16 rounds; X dense; scratch is taken from the arena
 
-Of the gauge connections and the controls:
+For the gauge connections and the controls:
 
-la_inner(s, X, Y, g)              s = <X, Y> of every g consecutive items together
-la_add_scaled(Y, a, s, X, g)      Y = Y + a s X, g consecutive items by one number
+la_inner(s, X, Y, g)              s = <X, Y> over every g consecutive items
+la_add_scaled(Y, a, s, X, g)      Y = Y + a s X, one number of s for every g consecutive items
 la_row_norms(s, X)                s = norm of every row of every item
 la_scale_rows(Y, s, X)            Y = every row of X times its number; Y may be X
 la_adam(U, G, M, V, ...)          Adam's moments and direction, element-wise, see optim/adamw.h
-la_eigh(Q, w, G, S)               G = Q diag(w) Q^T, unsorted, of dense symmetric G; S as above
-la_gauge(S, L, R, a, b, l, f)     the S of a connection in the eigenbases of two Grams with eigenvalues
-                                  a, b (+ l), f = LA_GAUGE_...; quotients by zero are zero
-la_vec_gauge(x, p, q, a, b, n, l, f)   its scalar form from p = tr L, q = tr R and two norms a, b
+la_eigh(Q, w, G, S)               G = Q diag(w) Q^T, unsorted, of dense symmetric G; S is scratch,
+                                  la_eigh_scratch(rows) elements for each matrix
+la_gauge(S, L, R, a, b, l, f)     the S of a connection in the eigenbases of two Grams with
+                                  eigenvalues a, b (+ l), f = LA_GAUGE_...; quotients by zero are
+                                  zero
+la_vec_gauge(x, p, q, a, b, n, l, f)
+                                  scalar form of la_gauge: p = tr L, q = tr R, norms a and b of the
+                                  factors
 la_vec_moment(v, s, n, b, a)      v = b v + (1 - b) a s^2
 la_vec_root_recip(s, v, n, e)     s = 1 / (sqrt(v) + e)
-la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, 1e-14))^p
+la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, LA_BALANCE_FLOOR))^p
 */
-/* Plain: (L - R)_ij / (a_i + b_j). Partner: 1/2 (L_ij / a_i - R_ij / b_j). Relative: as plain, with L and
-   a divided by sum a, R and b by sum b; its scalar form is that of partner. */
+/* Element (i, j) of S. Plain: (L - R)_ij / (a_i + b_j). Partner: 1/2 (L_ij / a_i - R_ij / b_j).
+   Relative: plain, after L and a are divided by sum a, and R and b by sum b; its scalar form is
+   that of partner. */
 enum { LA_GAUGE_PLAIN, LA_GAUGE_PARTNER, LA_GAUGE_RELATIVE };
 
-/* Most steps of the two long iterations. */
+/* The least number that is divided by or whose inverse root is taken, where no rule gives a
+   floor. */
+#define LA_FLOOR 1e-12
+
+/* The coupled iteration divides by at least this norm, since a Gram may be zero. */
+#define LA_ROOT_NORM_FLOOR 1e-8
+
+/* la_vec_balance divides by at least this squared norm of a row (Aurora, arXiv 2606.27715). */
+#define LA_BALANCE_FLOOR 1e-14
+
+/* Cyclic Jacobi ends when the squares off the diagonal are this fraction of the squares on it: the
+   rounding of a double, squared. Convergence is quadratic and takes about ten sweeps; the limit
+   only ends a loop over numbers that are not finite. */
+#define LA_JACOBI_DONE 1e-30
+enum { LA_JACOBI_SWEEPS = 60 };
+
+/* The most steps of an inverse root and of a matrix sign. */
 enum { LA_ROOT_STEPS = 25, LA_SIGN_STEPS = 12 };
 
-/* Whether the coupled iteration has arrived, from the gap ||P - I||_F / sqrt(k) of this step and the one
-   before: gap after gap is squared until rounding stops it. NaN runs on to the end. */
+/* Whether the coupled iteration has converged, from the gap ||P - I||_F / sqrt(k) of this step and
+   of the step before. Each step squares the gap until rounding stops it. So the iteration is done
+   at a gap that one step more would bring below rounding, or where a small gap no longer halves.
+   NaN is never done. */
 #define LA_ROOT_DONE(GAP, BEFORE)                                                                  \
     ((GAP) < (sizeof(floatM) == 8 ? 1e-9 : 1e-5) || ((GAP) < 0.01 && 2 * (GAP) > (BEFORE)))
 

@@ -1,15 +1,15 @@
 /*
 The folder of a run: RUNS_DIR/NAME/ holds run.json, log.jsonl and checkpoints/.
 
-run.json     what was run: every flag, and what else the caller passes (version, fingerprints of the
-             data). It is replaced as a whole.
-log.jsonl    what happened: one JSON object a line, in rising order of step,
+run.json     the run's settings: every flag, and pairs that the caller passes (version, fingerprints
+             of the data). The file is replaced as a whole.
+log.jsonl    the run's course: one JSON object a line, in rising order of step,
 
     {"step": 10, "tokens": 81920, "train_loss": 4.2, "val_loss": null, "lr": 0.0003,
      "grad_norm": 1.5, "ms": 12.345, "tok_s": 6636000, "extra": {...}}
 
              The keys are always in this order. "mfu" and "mfu_stated" come before "extra" where the
-             machine's peak is known; "extra" is there only if it holds something. null means not
+             machine's peak is known; "extra" is there only if it is not empty. null means not
              measured, NaN or infinity. The keys before "ms" do not depend on the machine's speed:
              two logs are compared by cutting each line at `, "ms"`. Losses, norms and rates have 9
              digits, which name a float exactly.
@@ -80,12 +80,12 @@ static inline int64_t log_step_of(const char *line, size_t length) {
     if (line[length - 1] != '\n' || line[length - 2] != '}' || strlen(line) != length) return -1;
     errno = 0;
     long long step = strtoll(line + strlen(start), &end, 10);
-    return errno || end == line + strlen(start) || (*end != ',' && *end != '}') ? -1
-                                                                                : (int64_t)step;
+    if (errno || end == line + strlen(start) || (*end != ',' && *end != '}')) return -1;
+    return (int64_t)step;
 }
 
-/* Reads `path` up to the first line that log_line did not write, or whose step is after
-   `last_step`. Sets *bytes to the bytes before that line and *newest to the last step in them (-1
+/* Reads `path` up to the first line that log_line did not write or whose step is after `last_step`.
+   Sets *bytes to the bytes before that line and *newest to the last step in them (-1
    if none), and fills `curve` unless it is NULL. Returns 0, or -1 with a message. */
 static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, int64_t *newest,
                            LogCurve *curve, char *err) {
@@ -144,7 +144,10 @@ static inline int log_read(const char *path, LogCurve *curve, char *err) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Opening                                                                                        */
 
-/* Refuses a name that is no plain name of a folder: -1 with a message. */
+/* The most characters of a run's name: file systems allow 255 bytes. */
+enum { LOG_NAME_LENGTH = 200 };
+
+/* Refuses a name that is not a plain name of a folder: returns -1 with a message. */
 static inline int log_check_name(const char *name, char *err) {
     if (!*name) return fail(err, "--run: the name of the run is empty");
     if (*name == '.' || strchr(name, '/'))
@@ -155,11 +158,12 @@ static inline int log_check_name(const char *name, char *err) {
     for (const char *p = name; *p; p++)
         if ((unsigned char)*p < 0x20 || *p == 0x7F)
             return fail(err, "--run: the name of the run holds a control character");
-    if (strlen(name) > 200) return fail(err, "--run %.80s...: the name is too long", name);
+    if (strlen(name) > LOG_NAME_LENGTH)
+        return fail(err, "--run %.80s...: the name is too long", name);
     return 0;
 }
 
-/* 1 if the folder holds a checkpoint: a new run must not mix with the work of another. */
+/* 1 if the folder has a checkpoint: a new run must not mix with the files of another run. */
 static inline int log_has_checkpoints(const char *dir) {
     struct dirent *entry;
     int found = 0;
@@ -187,8 +191,8 @@ static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
     return 0;
 }
 
-/* Creates RUNS_DIR/NAME and opens its log. Without `resume` it refuses a run that has steps, and
-   starts a run over that has none. Returns 0, or -1 with a message. */
+/* Creates RUNS_DIR/NAME and opens its log. Without `resume` a run that has steps is refused, and a
+   run that has none starts over. Returns 0, or -1 with a message. */
 static inline int log_open(RunLog *log, const char *runs_dir, const char *name, int resume,
                            char *err) {
     int64_t bytes, newest;
@@ -233,7 +237,7 @@ static inline int log_append_text(RunLog *log, const char *text, char *err) {
     do wrote = write(log->fd, text, length);
     while (wrote < 0 && errno == EINTR);
     if (wrote == (ssize_t)length) return 0;
-    /* After a write that was cut short, only the next one tells why. */
+    /* A write that was cut short does not say why; the next one does. */
     int code = errno;
     if (wrote >= 0)
         code = write(log->fd, text + wrote, length - (size_t)wrote) < 0 ? errno : ENOSPC;
@@ -272,8 +276,8 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
     return status;
 }
 
-/* Brings the lines so far to the disk. Call it before a checkpoint is written: a power cut must not
-   leave a checkpoint whose steps are missing in the log. */
+/* Syncs the log to the disk. Call it before a checkpoint is written: a power cut must not leave a
+   checkpoint whose steps are missing in the log. */
 static inline int log_sync(RunLog *log, char *err) {
     if (fsync(log->fd) == 0 || errno == EINVAL) return 0;
     return fail(err, "cannot write %s: %s", log->path, strerror(errno));

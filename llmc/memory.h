@@ -10,8 +10,8 @@ parameters. Included by train_gpt.c after the Model and the list of its activati
 /* ---------------------------------------------------------------------------------------------- */
 /* activations */
 
-/* How many layers keep an activation of their own. */
-static size_t kept_layers(Keep keep, const Config *c, int training) {
+/* How many copies of an activation a model has. */
+static size_t kept_copies(Keep keep, const Config *c, int training) {
     size_t L = (size_t)c->layers;
     switch (keep) {
     case KEEP_STREAM: return L + 1;
@@ -26,19 +26,19 @@ static size_t kept_layers(Keep keep, const Config *c, int training) {
 }
 
 /* Points `a` to layer l's activations in an allocation at `base`, each of which begins at a
-   multiple of 256 bytes. Returns the bytes of the allocation; with base NULL it only counts
-   them. */
+   multiple of 256 bytes, as cudaMalloc aligns. Returns the bytes of the allocation; with base NULL
+   it only counts them. */
 static size_t acts_view(Acts *a, const Config *c, Shape s, int rows, int training, char *base,
                         int l) {
     const size_t N = (size_t)s.N, C = (size_t)s.C, QKV = (size_t)s.QKV, A = (size_t)s.A;
     const size_t F = (size_t)s.F, H = (size_t)s.H, NH = (size_t)s.NH, NKV = (size_t)s.NKV;
     const size_t Vp = (size_t)s.Vp, R = (size_t)rows;
-    size_t at = 0, layers;
+    size_t at = 0, copies, offset;
 #define ACTIVATION_VIEW(TYPE, NAME, KEEP, ELEMENTS)                                                \
-    layers = kept_layers(KEEP, c, training);                                                       \
-    a->NAME =                                                                                      \
-        base ? (TYPE *)(void *)(base + at) + (layers > 1 ? (size_t)l * (ELEMENTS) : 0) : NULL;     \
-    at += (layers * (ELEMENTS) * sizeof(TYPE) + 255) / 256 * 256;
+    copies = kept_copies(KEEP, c, training);                                                       \
+    offset = at + (copies > 1 ? (size_t)l * (ELEMENTS) * sizeof(TYPE) : 0);                        \
+    a->NAME = base ? (TYPE *)(void *)(base + offset) : NULL;                                       \
+    at += (copies * (ELEMENTS) * sizeof(TYPE) + 255) / 256 * 256;
     ACTIVATIONS(ACTIVATION_VIEW)
 #undef ACTIVATION_VIEW
     return at;
@@ -54,25 +54,29 @@ static Acts block_at(const Model *m, int l) {
 /* ---------------------------------------------------------------------------------------------- */
 /* bytes */
 
-/* Whether the layers read a copy of the parameters in a type of its own. */
+/* check_memory lowers the rows of logits in these steps: a whole number of tiles of a matrix
+   product, and large enough to keep a GPU busy. */
+enum { LOGIT_ROWS_STEP = 256 };
+
+/* Whether the layers read a copy of the parameters, which has another type. */
 static int has_copy(void) { return sizeof(floatX) != sizeof(floatM); }
 
 /* Bytes of the cosines, and of the sines; 0 without rotary positions. */
 static size_t rotary_bytes(const Config *c) {
-    if (c->pos != POS_ROPE && c->pos != POS_ROPE_HALF) return 0;
+    if (!pos_is_rotary((PosKind)c->pos)) return 0;
     return (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
 }
 
-/* Rows of logits at a time: --logit-rows, or as many as the device works well with. */
+/* Rows of logits formed at a time: --logit-rows, or the device's choice. */
 static int logit_rows(const Config *c) {
     Shape s = shape_of(c);
     if (c->logit_rows) return min_int(c->logit_rows, s.N);
     return device_logit_rows(s.N, (size_t)s.Vp * sizeof(floatX));
 }
 
-/* Bytes of every purpose. */
+/* Bytes of a model by purpose. */
 static Memory model_memory(const Config *c, const Registry *r, const Plan *plan, int training) {
-    Acts none;
+    Acts unused;
     Memory m;
     int R = logit_rows(c);
     memset(&m, 0, sizeof m);
@@ -83,21 +87,21 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
         m.optimizer = (r->size[SLOT_MOMENT] + plan->state_size + plan->arena_size) * sizeof(floatM);
         if (c->log_groups) m.optimizer += r->size[SLOT_PARAM] * sizeof(floatM);
     }
-    m.activations = acts_view(&none, c, shape_of(c), R, training, NULL, 0) + 2 * rotary_bytes(c);
+    m.activations = acts_view(&unused, c, shape_of(c), R, training, NULL, 0) + 2 * rotary_bytes(c);
     m.workspace = device_workspace(c, R, training);
     m.total = m.parameters + m.gradients + m.optimizer + m.activations + m.workspace;
     return m;
 }
 
-/* Refuses a run that the device has no memory for, naming the largest batch that fits. Before that
-   it takes fewer rows of logits at a time. */
+/* Refuses a run that the device has too little memory for, and names the largest batch that fits.
+   Before it refuses, it tries fewer rows of logits at a time, unless --logit-rows was given. */
 static int check_memory(Config *c, const Registry *r, const Plan *plan, char *err) {
     double room = (double)device_memory_free();
     Config smaller = *c;
     Memory need = model_memory(c, r, plan, 1);
-    if (room == 0 || (double)need.total <= room) return 0; /* 0: the device does not tell */
-    while (!c->logit_rows && logit_rows(&smaller) >= 512) {
-        smaller.logit_rows = logit_rows(&smaller) / 2 / 256 * 256;
+    if (room == 0 || (double)need.total <= room) return 0; /* 0: the device does not report it */
+    while (!c->logit_rows && logit_rows(&smaller) >= 2 * LOGIT_ROWS_STEP) {
+        smaller.logit_rows = logit_rows(&smaller) / 2 / LOGIT_ROWS_STEP * LOGIT_ROWS_STEP;
         if ((double)model_memory(&smaller, r, plan, 1).total > room) continue;
         c->logit_rows = smaller.logit_rows;
         printf("memory   is short: logits are formed %d rows at a time\n", c->logit_rows);
@@ -150,8 +154,8 @@ static int rotary_create(Model *m) {
     return complete ? 0 : -1;
 }
 
-/* Allocates a model of a resolved config, which must outlive it, and of the registry and the plan
-   that were built from it. Parameters are zero. training 0: forward only. Returns 0, or -1 with a
+/* Allocates a model from a resolved config, which must outlive the model, and from the config's
+   registry and plan. Parameters are zero. training 0: forward only. Returns 0, or -1 with a
    message. */
 static int model_create(Model *m, const Config *c, const Registry *r, const Plan *plan,
                         int training, char *err) {
@@ -171,7 +175,7 @@ static int model_create(Model *m, const Config *c, const Registry *r, const Plan
     return 0;
 }
 
-/* Frees all that model_create and generate's cache_create allocated. */
+/* Frees what model_create and generate's cache_create allocated. */
 static void model_free(Model *m) {
     void *const memory[] = {m->p.param,  m->p.grad,  m->p.moment, m->p.state,
                             m->p.before, m->arena.p, m->cosine,   m->acts_memory,
@@ -182,12 +186,12 @@ static void model_free(Model *m) {
     memset(m, 0, sizeof *m);
 }
 
-/* Brings the layers' copy of the parameters up to date. */
+/* Sets the layers' copy to the parameters. */
 static void refresh_weights(Model *m) {
     if (has_copy()) cast_weights(m->p.weight, m->p.param, m->p.r.size[SLOT_PARAM]);
 }
 
-/* Sets the initial parameters of the config's seed. Returns -1 with a message without memory. */
+/* Sets the initial parameters of the config's seed. Without memory returns -1 with a message. */
 static int model_init(Model *m, char *err) {
     size_t bytes = m->p.r.size[SLOT_PARAM] * sizeof(floatM);
     floatM *host = (floatM *)malloc(bytes);

@@ -49,7 +49,7 @@ typedef enum {
     SLOTS
 } SlotId;
 
-/* A tensor's part of one allocation: layers [first, first + layers), one after the other from
+/* A tensor's place in one allocation: layers [first, first + layers), one after the other from
    element `at` on. layers 0: the allocation holds nothing of the tensor. */
 typedef struct {
     size_t at;
@@ -59,8 +59,8 @@ typedef struct {
 typedef struct {
     const char *name;
     Role role;
-    int layers, rows,
-        cols;    /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
+    int layers; /* stacked (layers, rows, cols); layers 0: this model has no such tensor */
+    int rows, cols;
     size_t size; /* layers rows cols */
     int frozen;  /* 1: training leaves the tensor as it is */
     Slot slot[SLOTS];
@@ -81,7 +81,7 @@ typedef struct {
     floatM *param, *grad, *moment; /* the allocations of SLOT_PARAM, SLOT_GRAD, SLOT_MOMENT */
     floatX *weight;                /* of SLOT_WEIGHT: param itself where floatX is floatM */
     floatM *state;                 /* further state of the rules, laid out by the plan */
-    floatM *before; /* with --log-groups the parameters before the update, else NULL */
+    floatM *before; /* with --log-groups: the parameters before the update; else NULL */
 } Params;
 
 /* Elements of one layer. */
@@ -102,7 +102,7 @@ static inline int slot_find(const Tensor *t, SlotId slot, int l, size_t *at) {
 }
 
 /* Layer l of a tensor in the allocation `base` of a slot; NULL if the slot does not hold it, which
-   layers read as "no bias", "no gradient wanted". */
+   a layer takes for "no bias" or "no gradient wanted". */
 static inline floatM *slot_pointer(const Tensor *t, SlotId slot, int l, floatM *base) {
     size_t at;
     return base && slot_find(t, slot, l, &at) ? base + at : NULL;
@@ -134,39 +134,39 @@ static inline void registry_add(Registry *r, TensorId id, const char *name, Role
     r->count += t->size;
 }
 
-/* The registry of a resolved config, nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are those of
-   all query heads, then of the key heads, then of the value heads. A gated W_FC holds F rows of the
-   gate, then F rows of what it gates. Vectors are (L, 1, C). */
+/* The registry of a resolved config, with nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are
+   those of all query heads, then of the key heads, then of the value heads. A gated W_FC holds F
+   rows of the gate, then F rows of what it gates. Vectors are (L, 1, C). */
 static inline Registry registry_build(const Config *c) {
     Registry r;
     memset(&r, 0, sizeof r);
     Shape s = shape_of(c);
-    int L = s.L, C = s.C, Vp = s.Vp, affine = c->norm == NORM_LAYERNORM;
+    int L = s.L, C = s.C, Vp = s.Vp, biased = norm_has_bias((NormKind)c->norm);
     int speedrun = c->init == INIT_SPEEDRUN;
     double from_stream = speedrun ? sqrt(0.33 / C) : c->init_std;    /* matrices that read it */
     double to_stream = speedrun ? 0.0 : c->init_std / sqrt(2.0 * L); /* matrices that write to it */
     registry_add(&r, T_WTE, "wte", ROLE_EMBED, 1, Vp, C, 0,
                  speedrun && !c->tied ? 1.0 : c->init_std);
-    if (c->pos == POS_LEARNED)
+    if (pos_is_table((PosKind)c->pos))
         registry_add(&r, T_WPE, "wpe", ROLE_EMBED, 1, s.T, C, 0, c->init_std);
     if (c->embed_norm) {
         registry_add(&r, T_NORM0_W, "norm0_w", ROLE_SCALAR, 1, 1, C, 1, 0);
-        if (affine) registry_add(&r, T_NORM0_B, "norm0_b", ROLE_SCALAR, 1, 1, C, 0, 0);
+        if (biased) registry_add(&r, T_NORM0_B, "norm0_b", ROLE_SCALAR, 1, 1, C, 0, 0);
     }
     registry_add(&r, T_NORM1_W, "norm1_w", ROLE_SCALAR, L, 1, C, 1, 0);
-    if (affine) registry_add(&r, T_NORM1_B, "norm1_b", ROLE_SCALAR, L, 1, C, 0, 0);
+    if (biased) registry_add(&r, T_NORM1_B, "norm1_b", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_WQKV, "wqkv", ROLE_QKV, L, s.QKV, C, 0, from_stream);
     if (c->biases) registry_add(&r, T_BQKV, "bqkv", ROLE_SCALAR, L, 1, s.QKV, 0, 0);
     registry_add(&r, T_WO, "wo", ROLE_O, L, C, s.A, 0, to_stream);
     if (c->biases) registry_add(&r, T_BO, "bo", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_NORM2_W, "norm2_w", ROLE_SCALAR, L, 1, C, 1, 0);
-    if (affine) registry_add(&r, T_NORM2_B, "norm2_b", ROLE_SCALAR, L, 1, C, 0, 0);
+    if (biased) registry_add(&r, T_NORM2_B, "norm2_b", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_WFC, "wfc", ROLE_MLP, L, s.H, C, 0, from_stream);
     if (c->biases) registry_add(&r, T_BFC, "bfc", ROLE_SCALAR, L, 1, s.H, 0, 0);
     registry_add(&r, T_WPROJ, "wproj", ROLE_MLP, L, C, s.F, 0, to_stream);
     if (c->biases) registry_add(&r, T_BPROJ, "bproj", ROLE_SCALAR, L, 1, C, 0, 0);
     registry_add(&r, T_NORMF_W, "normf_w", ROLE_SCALAR, 1, 1, C, 1, 0);
-    if (affine) registry_add(&r, T_NORMF_B, "normf_b", ROLE_SCALAR, 1, 1, C, 0, 0);
+    if (biased) registry_add(&r, T_NORMF_B, "normf_b", ROLE_SCALAR, 1, 1, C, 0, 0);
     if (!c->tied)
         registry_add(&r, T_WHEAD, "whead", ROLE_HEAD, 1, Vp, C, 0, speedrun ? 0 : c->init_std);
     if (c->head_bias) registry_add(&r, T_BHEAD, "bhead", ROLE_SCALAR, 1, 1, Vp, 0, 0);
@@ -181,7 +181,7 @@ static inline Registry registry_build(const Config *c) {
     return r;
 }
 
-/* Freezes one tensor, `length` characters of `name`. */
+/* Freezes the tensor whose name is the first `length` characters of `name`. */
 static inline int registry_freeze_one(Registry *r, const char *name, int length, char *err) {
     char known[TENSORS * 16] = "";
     for (int id = 0; id < TENSORS; id++) {
@@ -220,10 +220,11 @@ static inline void params_init(const Registry *r, floatM *param, uint64_t seed) 
         /* Only tensors of one layer have padding, so that it lies at the end. */
         size_t used = (size_t)t->used_rows * t->cols * t->layers;
 #pragma omp parallel for
-        for (size_t i = 0; i < used; i++)
-            to[i] =
-                (floatM)(t->init_std > 0 ? t->init_mean + t->init_std * rng_normal(seed, stream, i)
-                                         : t->init_mean);
+        for (size_t i = 0; i < used; i++) {
+            double value = t->init_mean;
+            if (t->init_std > 0) value += t->init_std * rng_normal(seed, stream, i);
+            to[i] = (floatM)value;
+        }
     }
 }
 

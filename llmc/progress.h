@@ -119,7 +119,7 @@ static inline double progress_eta(const Progress *p) {
 static inline void progress_time(Progress *p, int64_t step, double now) {
     int64_t steps = step - p->step;
     if (steps > 0 && p->started) {
-        double keep = pow(0.95, (double)steps); /* about the last 20 steps count */
+        double keep = pow(0.95, (double)steps); /* an average of about the last 20 steps */
         p->average = keep * p->average + (1 - keep) * (now - p->last) / (double)steps;
         p->weight = keep * p->weight + (1 - keep);
         p->timed += steps;
@@ -134,31 +134,25 @@ static inline size_t progress_bar_text(char *text, size_t size, double fraction,
                                        int utf8, int color) {
     int halves = (int)(fraction * 2 * cells + 1e-9);
     size_t used = 0;
-    used += (size_t)snprintf(text, size, "%s", color ? "\x1b[36m" : utf8 ? "" : "[");
+    const char *begin = utf8 ? "" : "[", *end = utf8 ? "" : "]";
+    used += (size_t)snprintf(text, size, "%s", color ? "\x1b[36m" : begin);
     for (int i = 0; i < cells; i++) {
         int filled = halves >= 2 * i + 2, half = halves == 2 * i + 1;
-        const char *cell = utf8 ? (filled  ? "━"
-                                   : half  ? "╸"
-                                   : color ? "━"
-                                           : "─")
-                                : (filled ? "="
-                                   : half ? ">"
-                                          : ".");
+        const char *cell = utf8 ? (color ? "━" : "─") : ".";
+        if (filled) cell = utf8 ? "━" : "=";
+        if (half) cell = utf8 ? "╸" : ">";
         int fades = color && !filled && !half && halves >= 2 * i - 1;
         if (used < size)
             used +=
                 (size_t)snprintf(text + used, size - used, "%s%s", fades ? "\x1b[90m" : "", cell);
     }
     if (used < size)
-        used += (size_t)snprintf(text + used, size - used, "%s",
-                                 color  ? "\x1b[0m"
-                                 : utf8 ? ""
-                                        : "]");
+        used += (size_t)snprintf(text + used, size - used, "%s", color ? "\x1b[0m" : end);
     return min_size(used, size - 1);
 }
 
-/* Writes the line in at most `width` columns. Where it does not fit, the bar shrinks first; then
-   speed, bar and loss are left out in this order. */
+/* Writes the line in at most `width` columns. If it does not fit, the bar shrinks; if that is not
+   enough, speed, bar and loss are left out in this order. */
 static inline void progress_text(const Progress *p, char *text, size_t size, int width) {
     char eta[32], speed[32], head[96], loss[48] = "", tail[160];
     double fraction = p->total > 0 ? (double)p->step / (double)p->total : 0;

@@ -14,8 +14,8 @@ loss curve. Needs a backend's device_state.
 /* ---------------------------------------------------------------------------------------------- */
 /* the model */
 
-/* Floating-point operations of forward and backward for one token: six for a parameter of every
-   matrix product, and the causal half of attention's products. */
+/* Floating-point operations of forward and backward for one token: six for each parameter of a
+   matrix product, and those of the causal half of attention's products. */
 static inline double flops_per_token(const Config *c, const Registry *r) {
     double n = 0;
     for (int id = 0; id < TENSORS; id++) {
@@ -39,7 +39,7 @@ static inline void print_model(FILE *out, const Config *c, const Registry *r) {
 /* ---------------------------------------------------------------------------------------------- */
 /* memory */
 
-/* Bytes of every purpose. */
+/* Bytes by purpose. */
 typedef struct {
     size_t parameters, gradients, optimizer, activations, workspace, total;
 } Memory;
@@ -55,8 +55,8 @@ static inline void print_memory(FILE *out, Memory m) {
     fputc('\n', out);
 }
 
-/* Why a run does not fit `room` bytes; batch_size is the largest that would, 0 if none does.
-   Returns -1 and the message. */
+/* Refuses a run that does not fit `room` bytes. batch_size is the largest that fits, 0 if none
+   does. Returns -1 with the message. */
 static inline int refuse_memory(const Config *c, Memory need, double room, int batch_size,
                                 char *err) {
     int can_recompute = c->recompute < RECOMPUTE_BLOCK;
@@ -75,7 +75,7 @@ static inline int refuse_memory(const Config *c, Memory need, double room, int b
         can_recompute ? "; --recompute block makes room" : "");
 }
 
-/* An allocation that failed. Returns -1 and the message. */
+/* Reports an allocation that failed. Returns -1 with the message. */
 static inline int refuse_allocation(Memory need, char *err) {
     return fail(err,
                 "out of memory: the run needs %.1f MiB (parameters %.1f, gradients %.1f, "
@@ -85,7 +85,7 @@ static inline int refuse_allocation(Memory need, char *err) {
                 mebibytes((double)(need.activations + need.workspace)));
 }
 
-/* Peak resident memory of this process in bytes; 0 where the system does not tell. */
+/* Peak resident memory of this process in bytes; 0 if the system does not report it. */
 static inline double resident_peak(void) {
     char line[256];
     double kib = 0;
@@ -96,7 +96,8 @@ static inline double resident_peak(void) {
     return kib * 1024;
 }
 
-/* device_peak: the most that the device used; 0 if all memory is the process's own. */
+/* device_peak: the most bytes that the device had in use; 0 if the model lies in the process's
+   memory. */
 static inline void print_peak_memory(double device_peak, const char *run_dir) {
     printf("peak memory %.1f MiB", mebibytes(resident_peak()));
     if (device_peak > 0) printf(", on the GPU %.1f MiB", mebibytes(device_peak));
@@ -106,14 +107,14 @@ static inline void print_peak_memory(double device_peak, const char *run_dir) {
 /* ---------------------------------------------------------------------------------------------- */
 /* speed */
 
-/* "  mfu 41.3 %", or nothing where the machine's peak is not known. */
+/* "  mfu 41.3 %", or "" if the machine's peak is not known. */
 static inline const char *mfu_text(char text[32], double mfu) {
     text[0] = 0;
     if (mfu > 0) snprintf(text, 32, "  mfu %.1f %%", 100 * mfu);
     return text;
 }
 
-/* FLOP/s of the machine; nothing where none were measured. */
+/* Prints the FLOP/s of the machine, if they were measured. */
 static inline void print_peak(double measured, double stated) {
     if (measured <= 0) return;
     printf("peak     %.0f TFLOP/s measured", measured / 1e12);
@@ -121,8 +122,8 @@ static inline void print_peak(double measured, double stated) {
     printf("\n");
 }
 
-/* Shows a step: a line where it was validated, else one now and then where no progress line is
-   drawn. */
+/* Prints a line for a step that was validated. Where no progress line is drawn, prints a line for
+   every --print-every-th step too. */
 static inline void print_step(Progress *progress, const Config *c, const LogLine *line) {
     char mfu[32];
     int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
@@ -137,7 +138,7 @@ static inline void print_step(Progress *progress, const Config *c, const LogLine
                        mfu);
 }
 
-/* What --dry-run expects of a run, from the seconds of one micro-batch and of one update. */
+/* Prints the time that --dry-run expects, from the seconds of one micro-batch and of one update. */
 static inline void print_expected_time(const Config *c, double flops, double micro_batch,
                                        double update) {
     char total[32];
@@ -153,8 +154,8 @@ static inline void print_expected_time(const Config *c, double flops, double mic
 /* ---------------------------------------------------------------------------------------------- */
 /* the log */
 
-/* What else a line of the log holds, as a JSON object: the sizes of the last update with
-   --log-groups, and the device's state where it tells. NULL if there is nothing; to be freed. */
+/* The `extra` of a line of the log, a JSON object for the caller to free: the device's state if it
+   reports one, and with --log-groups the sizes of the last update. NULL if there is neither. */
 static inline char *log_extra(const Params *p, const Plan *plan) {
     char *text = NULL, state[256];
     size_t size = 0;

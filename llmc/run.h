@@ -1,17 +1,16 @@
 /*
-A run around its model: flags, data, the folder, checkpoints, signals, what the device has measured.
-The model and its training are in train_gpt.c; here its parameters are a Params and its rules a
-Plan.
+Everything of a run but its model: flags, data, the run folder, checkpoints, signals, choices by
+measurement. The model and its training are in train_gpt.c; here the model is a Params and a Plan.
 
-A checkpoint holds all that a run needs to go on: the flags it was started with, the step, the place
-in the data, and by name
+A checkpoint has all that a run needs to continue: the flags it was started with, the step, the
+place in the data, and by name
 
     p.NAME    the parameters of a tensor
     m.NAME    its first moments, unless it is frozen
     s.NAME    a state of its rule beyond first moments, named by the plan: "s.wqkv.q.v"
 
-Random numbers need no state: they are counted by (seed, step). Version 1 had all state of the rules
-in one record "v", in the plan's order and without names.
+Random numbers need no state, because they are functions of seed and step. Version 1 had all state
+of the rules in one record "v", in the plan's order and without names.
 
 Needs a backend's device_upload, device_download, device_zero, device_choices and device_check.
 */
@@ -44,17 +43,17 @@ typedef struct {
     int64_t tokens;           /* that these updates read */
     int *x, *y;               /* a batch on the host, (B,T) each */
     double peak, stated_peak; /* FLOP/s of the machine, see device_peak */
-    Choices choices, known;   /* what was measured for this run, and for all runs of --runs-dir */
+    Choices choices, known;   /* measured for this run, and for all runs of --runs-dir */
 } Run;
 
 /* ---------------------------------------------------------------------------------------------- */
 /* signals */
 
-/* SIGINT and SIGTERM are blocked in all threads and looked for between steps. They are blocked
-   before there are other threads, OpenMP's or those of a GPU's driver, which inherit the mask. A
-   handler would be called in the midst of oneDNN's matrix product, whose kernels move the stack
-   pointer into a small buffer on the heap; the handler's frame, 11 kB with AMX, then overwrites
-   what lies below. */
+/* SIGINT and SIGTERM are blocked in all threads, and the loop asks for them between steps. They are
+   blocked before other threads exist, OpenMP's or those of a GPU's driver, because threads inherit
+   the mask. A handler could be called inside oneDNN's matrix product, whose kernels move the stack
+   pointer into a small buffer on the heap; the handler's frame, 11 kB with AMX, would then
+   overwrite the memory below that buffer. */
 static inline void hold_signals(int hold) {
     sigset_t set;
     sigemptyset(&set);
@@ -63,7 +62,7 @@ static inline void hold_signals(int hold) {
     sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
 }
 
-/* A signal that has come and is blocked, or 0. */
+/* The signal that is pending, or 0. */
 static inline int waiting_signal(void) {
     sigset_t set;
     sigpending(&set);
@@ -73,11 +72,11 @@ static inline int waiting_signal(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* data */
 
-/* Opens the data of run.config and sets what the flags leave open there: the vocabulary. */
+/* Opens the data of run.config, and sets the vocabulary if the flags leave it open. */
 static inline int open_data(Run *run, char *err) {
     Config *c = &run->config;
-    int64_t micro = (int64_t)c->batch_size * c->seq_len;
-    int64_t rows = (c->total_batch_tokens ? c->total_batch_tokens : micro) / c->seq_len;
+    int64_t micro_batch = (int64_t)c->batch_size * c->seq_len;
+    int64_t rows = (c->total_batch_tokens ? c->total_batch_tokens : micro_batch) / c->seq_len;
     int separate = c->val_data[0] != 0;
     if (data_open(&run->train, c->data, separate ? DATA_ALL : DATA_TRAIN, c->data_order,
                   (uint64_t)c->seed, c->seq_len, (int)rows, err))
@@ -106,9 +105,10 @@ static inline int open_batch(Run *run, char *err) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* what the device has measured: see choices.h */
+/* choices by measurement: see choices.h */
 
-/* Reads the choices of all runs of --runs-dir; without them a run measures for itself. */
+/* Reads the choices of all runs of --runs-dir. If the file cannot be read, the run measures for
+   itself. */
 static inline void read_choices(Run *run) {
     char path[FILE_PATH_SIZE], err[ERR_LEN];
     file_path(path, "%s/choices.txt", run->asked.runs_dir);
@@ -116,7 +116,7 @@ static inline void read_choices(Run *run) {
     if (choices_read(&run->known, path, err)) fprintf(stderr, "note: %s\n", err);
 }
 
-/* Collects what has been measured since, and lets later runs know. */
+/* Collects what the device has measured since the last call, and writes it for later runs. */
 static inline void keep_choices(Run *run) {
     char path[FILE_PATH_SIZE], err[ERR_LEN];
     device_choices(&run->choices);
@@ -129,8 +129,8 @@ static inline void keep_choices(Run *run) {
 /* ---------------------------------------------------------------------------------------------- */
 /* writing checkpoints */
 
-/* The header of a checkpoint of now, lines "key=value", for the caller to free; NULL without
-   memory. */
+/* The header of a checkpoint of the present state, lines "key=value", for the caller to free; NULL
+   without memory. */
 static inline char *checkpoint_header(const Run *run, const Plan *plan) {
     char *text = NULL;
     size_t size = 0;
@@ -145,8 +145,8 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
     fprintf(f, "vocab=%d\n", run->config.vocab);
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         char value[FLAG_STRING_SIZE];
-        if (config_flags[i].kind == KIND_SWITCH)
-            continue; /* belongs to one start, not to the run */
+        /* A switch belongs to one start of the program, not to the run. */
+        if (config_flags[i].kind == KIND_SWITCH) continue;
         flags_get_text(&config_flags[i], &run->asked, value);
         fprintf(f, "flag.%s=%s\n", config_flags[i].name, value);
     }
@@ -161,7 +161,7 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
 
 enum { RECORD_DTYPE = sizeof(floatM) == 8 ? CKPT_F64 : CKPT_F32 };
 
-/* Writes device memory as the record PREFIX.NAME of shape dims[3], by way of `host`. */
+/* Writes device memory as the record PREFIX.NAME of shape dims[3]; `host` has room for it. */
 static inline int save_record(CkptWriter *w, char prefix, const char *name, const floatM *from,
                               const int64_t dims[3], floatM *host, char *err) {
     char full[96];
@@ -172,7 +172,7 @@ static inline int save_record(CkptWriter *w, char prefix, const char *name, cons
     return ckpt_write(w, host, bytes, err);
 }
 
-/* Writes what a slot holds of every tensor. */
+/* Writes a record of every tensor with the layers that a slot holds. */
 static inline int save_slot(CkptWriter *w, char prefix, const Registry *r, SlotId slot,
                             const floatM *base, floatM *host, char *err) {
     for (int id = 0; id < TENSORS; id++) {
@@ -202,8 +202,8 @@ static inline int save_tensors(CkptWriter *w, const Params *p, const Plan *plan,
     return status;
 }
 
-/* Writes the checkpoint of now and deletes those that are too many. Returns 0, or -1 with a
-   message. */
+/* Writes a checkpoint of the present state and deletes all but the --keep-checkpoints newest.
+   Returns 0, or -1 with a message. */
 static inline int save_checkpoint(const Run *run, const Params *p, const Plan *plan, char *err) {
     char path[FILE_PATH_SIZE], *header = checkpoint_header(run, plan);
     CkptWriter w;
@@ -220,7 +220,7 @@ static inline int save_checkpoint(const Run *run, const Params *p, const Plan *p
     return ckpt_prune(run->log.checkpoints, run->asked.keep_checkpoints, err);
 }
 
-/* A checkpoint of now, once the log that leads to it is on the disk. */
+/* Writes a checkpoint, after the log up to this step is on the disk. */
 static inline int save_run(Run *run, const Params *p, const Plan *plan, char *err) {
     keep_choices(run);
     if (!run->asked.keep_checkpoints) return 0;
@@ -231,8 +231,7 @@ static inline int save_run(Run *run, const Params *p, const Plan *plan, char *er
 /* ---------------------------------------------------------------------------------------------- */
 /* reading checkpoints */
 
-/* Sets every flag that is not marked in `given` (may be NULL) to what the checkpoint's run was
-   started with. */
+/* Sets every flag that is not marked in `given` (may be NULL) to its value in the checkpoint. */
 static inline int load_flags(Config *c, const unsigned char *given, const Ckpt *ckpt, char *err) {
     char key[96], text[FLAG_STRING_SIZE];
     for (int i = 0; i < CONFIG_FLAGS; i++) {
@@ -262,8 +261,8 @@ static inline RecordStatus load_record(const Ckpt *ckpt, char prefix, const char
     return RECORD_TAKEN;
 }
 
-/* Reads the parameters of every tensor. Returns -1 with a message if the checkpoint is of another
-   model. The working copy is left as it is. */
+/* Reads the parameters of every tensor; the layers' copy is left as it is. Returns -1 with a
+   message if the checkpoint is of another model. */
 static inline int load_parameters(const Params *p, const Ckpt *ckpt, char *err) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &p->r.t[id];
@@ -295,7 +294,7 @@ static inline void names_add(NameList *list, char prefix, const char *name) {
              name[0] ? "." : "", name);
 }
 
-/* Reads first moments. Those that the checkpoint lacks, as of a tensor that was frozen, become
+/* Reads first moments. A moment that the checkpoint lacks, because the tensor was frozen, becomes
    zero. */
 static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *anew) {
     for (int id = 0; id < TENSORS; id++) {
@@ -309,8 +308,8 @@ static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *ane
     }
 }
 
-/* A state that starts after `step` updates: zero, and with it the first moments that belong to
-   it. */
+/* Starts a state after `step` updates: it becomes zero, and with it the first moments that belong
+   to it. */
 static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
     const Tensor *t = &p->r.t[s->part.id];
     s->since = step;
@@ -323,7 +322,7 @@ static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
     }
 }
 
-/* Whether the checkpoint has a state in its shape. */
+/* Whether the checkpoint has a state under its name and in its shape. */
 static inline int state_is_saved(const Ckpt *ckpt, const StateTensor *s) {
     char full[96];
     snprintf(full, sizeof full, "s.%s", s->name);
@@ -402,7 +401,7 @@ static inline int record_is_used(const Params *p, const Plan *plan, char prefix,
     return 0;
 }
 
-/* Adds the records of optimizer state that nothing is made of. */
+/* Adds to `unused` the records of optimizer state that this model and its rules do not use. */
 static inline void list_unused(const Params *p, const Plan *plan, const Ckpt *ckpt,
                                NameList *unused) {
     for (int i = 0; i < ckpt->count; i++) {
@@ -415,9 +414,9 @@ static inline void list_unused(const Params *p, const Plan *plan, const Ckpt *ck
     }
 }
 
-/* Reads parameters, first moments and state of a checkpoint after `step` updates. What the rules
-   need and the checkpoint lacks starts anew; what starts anew or is not taken over is named in one
-   line on stderr. Returns 0, or -1 with a message if the parameters do not fit. */
+/* Reads parameters, first moments and state of a checkpoint after `step` updates. State that the
+   rules need and the checkpoint lacks starts anew. One line on stderr names what starts anew and
+   what is not taken over. Returns 0, or -1 with a message if the parameters do not fit. */
 static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
                                 char *err) {
     NameList anew = {""}, unused = {""};
@@ -452,8 +451,8 @@ static inline int resume_flags(Run *run, const Ckpt *ckpt, char *err) {
     return 0;
 }
 
-/* Opens the newest checkpoint of --run and takes over its flags; path gets its name. Returns 1
-   where a run was killed before its first checkpoint: it starts over with the flags given. */
+/* Opens the newest checkpoint of --run, takes over its flags and sets `path` to its name. Returns 1
+   if the run was killed before its first checkpoint: it then starts over with the flags given. */
 static inline int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
     char folder[FILE_PATH_SIZE];
     file_path(folder, "%s/%s/checkpoints", run->asked.runs_dir, run->asked.run);
@@ -464,8 +463,8 @@ static inline int open_checkpoint(Run *run, Ckpt *ckpt, char *path, char *err) {
     return status ? status : resume_flags(run, ckpt, err);
 }
 
-/* Goes back to where the checkpoint was written: parameters, moments, state, place in the data,
-   log. The working copy of the parameters is left as it is. */
+/* Restores the run as it was when the checkpoint was written: parameters, moments, state, place in
+   the data, log. The layers' copy of the parameters is left as it is. */
 static inline int restore_run(Run *run, const Params *p, Plan *plan, const Ckpt *ckpt, char *err) {
     uint64_t step, tokens;
     DataState d;
@@ -484,7 +483,8 @@ static inline int restore_run(Run *run, const Params *p, Plan *plan, const Ckpt 
     if (log_truncate_after(&run->log, (int64_t)step, err) ||
         ckpt_discard_after(run->log.checkpoints, (int64_t)step, err))
         return -1;
-    /* A run killed between writing a checkpoint and deleting an old one has one too many. */
+    /* A run that is killed between writing a checkpoint and deleting an old one leaves one too
+       many. */
     return ckpt_prune(run->log.checkpoints, run->asked.keep_checkpoints, err);
 }
 

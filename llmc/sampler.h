@@ -5,13 +5,13 @@ The next token from its logits: temperature, top-k, top-p.
     if (sampler_next(&s, logits, V, stream, position, scratch, &token, err)) ...
 
 The probability of token i is proportional to exp(z_i / temperature). Top-k keeps the k most
-probable tokens. Top-p (nucleus sampling, Holtzman et al. 2020) keeps the most probable of the
-tokens that top-k has left, as few as have a probability of p together. Of equal logits the lower
-token comes first, so that nothing depends on the order of a sort. Temperature 0 takes the most
+probable tokens. Top-p (nucleus sampling, Holtzman et al. 2020) keeps the smallest set of the most
+probable of these tokens whose probabilities add up to p. Of equal logits the lower token comes
+first, so that the result does not depend on a sorting algorithm. Temperature 0 takes the most
 probable token.
 
-There is no generator with a state: a draw is a function of (seed, stream, position) and of the
-logits. The caller passes V entries of scratch; nothing is allocated here.
+There is no generator with a state: a draw is a function of (seed, stream, position) and the logits.
+The caller passes V entries of scratch; nothing is allocated here.
 */
 #ifndef CM_SAMPLER_H
 #define CM_SAMPLER_H
@@ -39,10 +39,11 @@ static inline int sampler_before(const SamplerEntry *a, const SamplerEntry *b) {
 /* Moves entry i of a heap of n entries down until no child of it comes before it. */
 static inline void sampler_sift(SamplerEntry *heap, int n, int i) {
     SamplerEntry moving = heap[i];
-    for (int child = 2 * i + 1; child < n; i = child, child = 2 * i + 1) {
+    for (int child = 2 * i + 1; child < n; child = 2 * i + 1) {
         if (child + 1 < n && sampler_before(&heap[child + 1], &heap[child])) child++;
         if (!sampler_before(&heap[child], &moving)) break;
         heap[i] = heap[child];
+        i = child;
     }
     heap[i] = moving;
 }
@@ -62,7 +63,7 @@ static inline int sampler_greedy(const floatM *logits, int V, char *err) {
     return best >= 0 ? best : fail(err, "none of the %d tokens has a finite logit", V);
 }
 
-/* The token to whose share of the summed weights u, a number in [0, 1), belongs. */
+/* The token whose interval contains u: [0, 1) is divided among the tokens by their weights. */
 static inline int sampler_draw(const SamplerEntry *entries, int n, double u) {
     double total = 0, sum = 0;
     int last = 0;
@@ -88,13 +89,17 @@ static inline int sampler_truncate(const Sampler *s, SamplerEntry *entries, int 
         SamplerEntry first = entries[0];
         entries[0] = entries[n - 1 - kept];
         sampler_sift(entries, n - 1 - kept, 0);
-        entries[n - 1 - kept++] = first;
+        entries[n - 1 - kept] = first;
+        kept++;
         sum += first.weight;
     }
     if (!s->top_k || s->top_p >= 1) return kept;
-    for (total = sum, sum = 0; nucleus < kept && (nucleus == 0 || sum < s->top_p * total);
-         nucleus++)
+    total = sum;
+    sum = 0;
+    while (nucleus < kept && (nucleus == 0 || sum < s->top_p * total)) {
         sum += entries[n - 1 - nucleus].weight;
+        nucleus++;
+    }
     return nucleus;
 }
 

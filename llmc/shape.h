@@ -1,10 +1,9 @@
 /*
-What a model can be made of, and its sizes under one letter each.
+The kinds of parts that a model can have, and its sizes, each under one letter.
 
-A kind of thing that a flag chooses (norm, positions, activation, ...) is one list here. The enum,
-the flag's choices and the names in reports are made from that list, so none of them can lack a
-value. Code that treats values differently uses a switch without a default: a forgotten value does
-not compile.
+A kind that a flag chooses (norm, positions, activation, ...) is one list here. The enum, the flag's
+choices and the names in reports are made from that list, so none of them can lack a value. Code
+that treats values differently uses a switch without a default: a forgotten value does not compile.
 */
 #ifndef CM_SHAPE_H
 #define CM_SHAPE_H
@@ -79,6 +78,37 @@ static inline int norm_is_centred(NormKind norm) {
     switch (norm) {
     case NORM_LAYERNORM: return 1;
     case NORM_RMSNORM: return 0;
+    }
+    return 0;
+}
+
+/* Whether a norm has a bias beside its gain. */
+static inline int norm_has_bias(NormKind norm) {
+    switch (norm) {
+    case NORM_LAYERNORM: return 1;
+    case NORM_RMSNORM: return 0;
+    }
+    return 0;
+}
+
+/* Whether a table of positions is added to the embedding. */
+static inline int pos_is_table(PosKind pos) {
+    switch (pos) {
+    case POS_LEARNED: return 1;
+    case POS_ROPE:
+    case POS_ROPE_HALF:
+    case POS_NONE: return 0;
+    }
+    return 0;
+}
+
+/* Whether queries and keys are rotated by their positions. */
+static inline int pos_is_rotary(PosKind pos) {
+    switch (pos) {
+    case POS_ROPE:
+    case POS_ROPE_HALF: return 1;
+    case POS_LEARNED:
+    case POS_NONE: return 0;
     }
     return 0;
 }

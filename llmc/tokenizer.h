@@ -12,8 +12,8 @@ Text to tokens and back: GPT-2's byte-level BPE from its published files, or pla
 
 Text is cut into words by the pattern
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-with the classes of Unicode in unicode_classes.h. The bytes of a word are its first tokens. Then the
-adjacent pair that comes first in vocab.bpe is merged, again and again until no pair is left.
+with the Unicode classes of unicode_classes.h. At first every byte of a word is a token. Then the
+adjacent pair that comes first in vocab.bpe is merged, until no pair can be merged.
 
 A byte that is not part of valid UTF-8 counts as one character that is neither letter, number nor
 space. So decoding always gives back the bytes that were encoded.
@@ -49,13 +49,14 @@ typedef struct {
     int ids[10];
 } TokenWord;
 
-/* A word that is being merged is a doubly linked list of tokens */
+/* A token of a word that is being merged, in a doubly linked list. */
 typedef struct {
     int id; /* -1: merged into its left neighbour */
     size_t previous, next;
 } TokenNode;
 
-/* and a heap of pairs that could be merged, some of which are out of date. */
+/* A pair of neighbours that could be merged, in a heap. Pairs of tokens that were merged since then
+   are out of date; they are skipped when they are taken. */
 typedef struct {
     int rank, left, right, merged;
     size_t at;
@@ -83,7 +84,7 @@ typedef struct {
 
 enum { TOKEN_OTHER, TOKEN_LETTER, TOKEN_NUMBER, TOKEN_SPACE };
 
-/* Enters one of the generated lists of ranges into the table of classes. */
+/* Sets the class of all code points in a list of ranges. */
 static inline void tokenizer_fill_class(unsigned char *classes, const uint32_t (*ranges)[2],
                                         size_t n, int class_id) {
     for (size_t i = 0; i < n; i++)
@@ -133,7 +134,7 @@ static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, 
     }
     size_t k, i = 0;
     int c = tokenizer_char(t, s, n, &k);
-    if (s[0] == ' ' && n > 1) { /* one space may lead a run of anything but spaces */
+    if (s[0] == ' ' && n > 1) { /* a word may begin with one space */
         int after = tokenizer_char(t, s + 1, n - 1, &k);
         if (after != TOKEN_SPACE) {
             c = after;
@@ -145,8 +146,8 @@ static inline size_t tokenizer_word(const Tokenizer *t, const unsigned char *s, 
         last = i;
         i += k;
     }
-    /* The last character of white space goes to the word after it, unless there is only one:
-       \s+(?!\S) comes before \s+. */
+    /* The last of several white-space characters belongs to the next word, since \s+(?!\S) comes
+       before \s+ in the pattern. */
     if (c == TOKEN_SPACE && i < n && last > 0) return last;
     return i;
 }
@@ -168,7 +169,8 @@ static inline size_t tokenizer_pair_slot(const Tokenizer *t, int left, int right
     return slot;
 }
 
-/* Makes room for `count` elements; doubles, so that appending costs constant time on average. */
+/* Makes room for `count` elements. The room doubles, so that appending takes constant time on
+   average. */
 static inline int tokenizer_grow(void **array, size_t *capacity, size_t count, size_t size,
                                  char *err) {
     if (count <= *capacity) return 0;
@@ -287,7 +289,7 @@ static inline int tokenizer_encode(Tokenizer *t, const char *text, size_t n, int
     size_t mark = out->count, eot_length = strlen(TOKENIZER_EOT_TEXT);
     int bad = 0;
     while (s < end && !bad) {
-        /* [s, stop) has no special token; one follows, or the end */
+        /* [s, stop) has no special token; at stop there is one, or the text ends. */
         const unsigned char *stop = special && t->eot >= 0 ? s : end;
         while (stop < end && ((size_t)(end - stop) < eot_length ||
                               memcmp(stop, TOKENIZER_EOT_TEXT, eot_length) != 0)) {
@@ -445,12 +447,12 @@ static inline int tokenizer_parse_json(Tokenizer *t, TokenLoader *l, char *err) 
         if (!json_expect(&l->text, ':'))
             return fail(err, "%s: byte %zu: expected ':'", l->path, l->text.at);
         json_skip_space(&l->text);
-        char *after;
+        char *end;
         const char *digits = (const char *)l->text.data + l->text.at;
-        long id = strtol(digits, &after, 10);
-        if (after == digits || id < 0 || id >= 1 << 30)
+        long id = strtol(digits, &end, 10);
+        if (end == digits || id < 0 || id >= 1 << 30)
             return fail(err, "%s: byte %zu: expected a token number", l->path, l->text.at);
-        l->text.at = (size_t)((unsigned char *)after - l->text.data);
+        l->text.at = (size_t)((unsigned char *)end - l->text.data);
         TokenName *name = tokenizer_find_name(l, string, n);
         if (n == 0 || name->id >= 0)
             return fail(err, "%s: byte %zu: token %ld is %s", l->path, l->text.at, id,
@@ -544,6 +546,31 @@ static inline int tokenizer_parse_merge(const TokenLoader *l, const unsigned cha
     return lengths[0] && lengths[1] ? 0 : -1;
 }
 
+/* Enters the merge of line number `line`, n bytes at s, with the next rank. `pair` has room for the
+   line. */
+static inline int tokenizer_add_merge(Tokenizer *t, const TokenLoader *l, const unsigned char *s,
+                                      size_t n, size_t line, char *pair, int *rank, char *err) {
+    size_t lengths[2];
+    if (tokenizer_parse_merge(l, s, n, pair, lengths))
+        return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; it is not GPT-2's vocab.bpe", l->path,
+                    line);
+    int left = tokenizer_find_name(l, pair, lengths[0])->id;
+    int right = tokenizer_find_name(l, pair + lengths[0], lengths[1])->id;
+    int merged = tokenizer_find_name(l, pair, lengths[0] + lengths[1])->id;
+    if (left < 0 || right < 0 || merged < 0)
+        return fail(err,
+                    "%s: line %zu merges or makes a string that is not in the vocabulary; "
+                    "the two files do not belong together",
+                    l->path, line);
+    TokenMerge *m = &t->merges[tokenizer_pair_slot(t, left, right)];
+    if (m->merged >= 0) return 0; /* a pair's first rank counts */
+    m->left = left;
+    m->right = right;
+    m->rank = (*rank)++;
+    m->merged = merged;
+    return 0;
+}
+
 /* Reads vocab.bpe into merges: a version line, then a merge a line, in rising rank. */
 static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char *path, char *err) {
     free(l->text.data);
@@ -565,28 +592,13 @@ static inline int tokenizer_load_merges(Tokenizer *t, TokenLoader *l, const char
     int rank = 0;
     size_t line = 0;
     for (size_t at = 0, end; at < l->text.size; at = end + 1) {
-        for (end = at; end < l->text.size && l->text.data[end] != '\n'; end++) continue;
-        size_t n = end - at, lengths[2];
+        end = at;
+        while (end < l->text.size && l->text.data[end] != '\n') end++;
+        size_t n = end - at;
         if (n > 0 && l->text.data[end - 1] == '\r') n--;
         if (++line == 1 && n > 8 && memcmp(l->text.data + at, "#version", 8) == 0) continue;
         if (n == 0) continue;
-        if (tokenizer_parse_merge(l, l->text.data + at, n, pair, lengths))
-            return fail(err, "%s: line %zu is not \"LEFT RIGHT\"; it is not GPT-2's vocab.bpe",
-                        path, line);
-        int left = tokenizer_find_name(l, pair, lengths[0])->id;
-        int right = tokenizer_find_name(l, pair + lengths[0], lengths[1])->id;
-        int merged = tokenizer_find_name(l, pair, lengths[0] + lengths[1])->id;
-        if (left < 0 || right < 0 || merged < 0)
-            return fail(err,
-                        "%s: line %zu merges or makes a string that is not in the vocabulary; "
-                        "the two files do not belong together",
-                        path, line);
-        TokenMerge *m = &t->merges[tokenizer_pair_slot(t, left, right)];
-        if (m->merged >= 0) continue; /* a pair's first rank counts */
-        m->left = left;
-        m->right = right;
-        m->rank = rank++;
-        m->merged = merged;
+        if (tokenizer_add_merge(t, l, l->text.data + at, n, line, pair, &rank, err)) return -1;
     }
     if (rank == 0) return fail(err, "%s: holds no merges; it is not GPT-2's vocab.bpe", path);
     return 0;

@@ -1,16 +1,16 @@
 /*
-What is tried on a model before its run begins: how long a step takes, whether GELU is better fused
-into the matrix product, whether a device may replay a micro-batch. Included by train_gpt.c after
-the step that is tried.
+Trials on a model before its run begins: how long a step takes, whether GELU is faster when fused
+into the matrix product, whether a device may replay a micro-batch. train_gpt.c includes this file
+after train_step.
 */
 #ifndef CM_TRIAL_H
 #define CM_TRIAL_H
 
-/* Seconds of one micro-batch and of one update, the best of up to three; trains the model. Returns
-   -1 with a message if the data fails. */
+/* Measures the seconds of one micro-batch and of one update, the best of up to three rounds; trains
+   the model. Returns -1 with a message if the data or the device fails. */
 static int time_step(Run *run, Model *m, double *micro_batch, double *update, char *err) {
     const int rounds = 3;
-    const double enough = 20; /* seconds of one round, after which there is no other */
+    const double enough = 20; /* seconds: after a round this long there is no other */
     double scale = 1.0 / (double)m->c->total_batch_tokens;
     *micro_batch = *update = INFINITY;
     m->fresh = m->c->total_batch_tokens == m->s.N; /* as most micro-batches of a step are */
@@ -32,8 +32,8 @@ static int time_step(Run *run, Model *m, double *micro_batch, double *update, ch
     return device_check(err);
 }
 
-/* --gelu: measured on layer 0, in tensors that the first micro-batch overwrites. A resumed run
-   takes what was chosen. */
+/* --gelu auto: measures both ways on layer 0, in tensors that the first micro-batch overwrites. A
+   resumed run follows the earlier choice. */
 static void choose_gelu(Run *run, Model *m) {
     Acts *a = &m->a;
     device_choose_gelu(&run->config, &run->choices, a->act, a->fc, a->norm2, weight(m, T_WFC, 0),
@@ -42,8 +42,8 @@ static void choose_gelu(Run *run, Model *m) {
     run->asked.gelu = run->config.gelu;
 }
 
-/* The gradient of two micro-batches of the same data, the first of a step and a later one, copied
-   to `host` unless NULL. Returns the sum of their losses. */
+/* The gradient of two micro-batches of equal data, of which one is fresh and one is not, copied to
+   `host` unless NULL. Returns the sum of their losses. */
 static double probe_gradient(Run *run, Model *m, floatM *host) {
     double scale = 1.0 / (double)m->c->total_batch_tokens;
     clear_gradients(m);
@@ -55,8 +55,8 @@ static double probe_gradient(Run *run, Model *m, floatM *host) {
     return take_loss(m);
 }
 
-/* Whether a replayed micro-batch has the gradient and the loss of a plain one, to the bit; then the
-   device goes on replaying. -1: no memory to compare. */
+/* Whether a replayed micro-batch has the gradient and the loss of a plain one, to the bit. If so,
+   the device keeps replaying. Returns -1 without memory to compare. */
 static int replay_agrees(Run *run, Model *m) {
     size_t bytes = m->p.r.size[SLOT_GRAD] * sizeof(floatM);
     floatM *plain = (floatM *)malloc(bytes + 1), *replayed = (floatM *)malloc(bytes + 1);
@@ -64,8 +64,8 @@ static int replay_agrees(Run *run, Model *m) {
     if (plain && replayed) {
         double loss = probe_gradient(run, m, plain), replayed_loss = 0;
         device_replay(1);
-        for (int i = 0; i < 3; i++) /* plain, recorded, replayed */
-            replayed_loss = probe_gradient(run, m, replayed);
+        /* Three times: the work is done plainly, recorded, replayed. */
+        for (int i = 0; i < 3; i++) replayed_loss = probe_gradient(run, m, replayed);
         same = !memcmp(&replayed_loss, &loss, sizeof loss) && !memcmp(plain, replayed, bytes);
         device_replay(same);
     }
@@ -74,10 +74,10 @@ static int replay_agrees(Run *run, Model *m) {
     return same;
 }
 
-/* --cuda-graph: whether micro-batches are recorded and replayed. With auto they are if one takes
-   less than 10 ms, since the launches of a long one are hidden behind its work, and if the bits
-   stay equal; `on` is refused where they do not. Attention that adds in any order has no bits to
-   compare: auto does not replay it. Leaves data and parameters as they were. */
+/* --cuda-graph: decides whether micro-batches are recorded and replayed. auto replays if a
+   micro-batch takes less than 10 ms, since a longer one hides its launches behind its work, and if
+   the bits stay equal. `on` is refused if the bits differ. Attention that adds in any order has no
+   bits to compare, so auto does not replay it. Data and parameters stay as they were. */
 static int choose_replay(Run *run, Model *m, char *err) {
     const double short_seconds = 0.010;
     const Config *c = m->c;
@@ -90,7 +90,8 @@ static int choose_replay(Run *run, Model *m, char *err) {
     }
     if (data_next(&run->train, m->s.B, run->x, run->y, err) || data_seek(&run->train, place, err))
         return -1;
-    probe_gradient(run, m, NULL); /* loads, measures and allocates what the next one needs */
+    probe_gradient(run, m,
+                   NULL); /* loads, measures and allocates, so that the next one is timed alone */
     double start = now_seconds();
     probe_gradient(run, m, NULL);
     if (!on && now_seconds() - start > 2 * short_seconds) return 0;

@@ -30,31 +30,33 @@ static inline Mat mat_outer(Mat m, int first, int n) {
     return m;
 }
 
-/* (n0, 1) items of H k rows -> (n0, H) items of k rows: the heads of a projection. */
-static inline Mat mat_heads(Mat m, int H) {
-    m.rows /= H;
-    m.n1 = H;
+/* (n0, 1) items of heads k rows -> (n0, heads) items of k rows: the heads of a projection. */
+static inline Mat mat_heads(Mat m, int heads) {
+    m.rows /= heads;
+    m.n1 = heads;
     m.s1 = (size_t)m.rows * m.rs;
     return m;
 }
 
-/* (n0, n1) items -> every G-th from g: the g-th query head of each group. */
-static inline Mat mat_every(Mat m, int g, int G) {
-    m.p = mat_offset(m.p, (size_t)g * m.s1);
-    m.n1 /= G;
-    m.s1 *= (size_t)G;
+/* (n0, n1) items -> item number `index` of every `group` consecutive ones: one query head of each
+   group. */
+static inline Mat mat_every(Mat m, int index, int group) {
+    m.p = mat_offset(m.p, (size_t)index * m.s1);
+    m.n1 /= group;
+    m.s1 *= (size_t)group;
     return m;
 }
 
-/* A dense (n0 n1) batch as (n, G) items; G copies of each of n items if repeat. */
-static inline Mat mat_grouped(Mat m, int G, int repeat) {
-    Mat v = m;
+/* A dense batch of n items as (n / group, group) items; with `repeat` as (n, group) items, where
+   each item occurs `group` times. */
+static inline Mat mat_grouped(Mat m, int group, int repeat) {
+    Mat view = m;
     int n = m.n0 * m.n1;
-    v.n0 = repeat ? n : n / G;
-    v.n1 = G;
-    v.s1 = repeat ? 0 : (size_t)m.rows * m.cols;
-    v.s0 = (size_t)m.rows * m.cols * (repeat ? 1 : (size_t)G);
-    return v;
+    view.n0 = repeat ? n : n / group;
+    view.n1 = group;
+    view.s1 = repeat ? 0 : (size_t)m.rows * m.cols;
+    view.s0 = (size_t)m.rows * m.cols * (repeat ? 1 : (size_t)group);
+    return view;
 }
 
 /* Items [first, first + n) of the whole batch; n is 1 or all of them. */
@@ -92,8 +94,8 @@ static inline Mat mat_take(Mat m, Arena *arena) {
     return mat_batch(dense, m.n0, m.n1);
 }
 
-/* The heads (L, heads) x (k, d) of a projection stored as (L, 1) x (rows, cols): blocks of k rows or, with
-   by_column, blocks of k columns, of which each is read as its transpose. */
+/* The heads (L, heads) x (k, d) of a projection that is stored as (L, 1) x (rows, cols): blocks of
+   k rows or, with by_column, blocks of k columns, each of which is read as its transpose. */
 static inline Mat mat_blocks(Mat m, int heads, int by_column) {
     return mat_heads(by_column ? mat_t(m) : m, heads);
 }

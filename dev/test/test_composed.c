@@ -166,6 +166,11 @@ static double measure(const Mat now[2], const Mat before[2], int item, double lr
     return product_norm(X, Y, 2 * k, d) / lr;
 }
 
+/* The heads of a part, (L, heads) x (k, d): W_O is read as its transpose. */
+static Mat part_heads(const Registry *r, Part part, floatM *base) {
+    return mat_blocks(part_view(r, part, base), part.heads, part.by_column);
+}
+
 /* STEPS steps of a small model, all other flags at their defaults, so --mp 1 and no weight decay. */
 static Result train_measured(const char *optimizer, const char *text, FILE *csv) {
     static Run run;

@@ -1375,10 +1375,10 @@ static void expect_step(Expected *e) {
    relative to its displacement; infinite if padding changed. */
 static double plan_error(const char *flags, char *worst_name, size_t size, floatM **result) {
     static char text[1024];
-    char *argv[64] = {(char *)"test"}, err[ERR_LEN] = "", *save = NULL;
-    int argc = 1;
+    char *argv[64], err[ERR_LEN] = "", *save = NULL;
+    int argc = 0;
     snprintf(text, sizeof text,
-             "--lr 0.03 --lr-embed 0.011 --lr-head 0.007 --lr-scalar 0.005 "
+             "test --lr 0.03 --lr-embed 0.011 --lr-head 0.007 --lr-scalar 0.005 "
              "--weight-decay 0.3 --weight-decay-embed 0.2 --weight-decay-head 0.1 "
              "--weight-decay-scalar 0.4 "
              "--layers 3 --width 24 --seq-len 7 --adam-eps 1e-6 --damping 0.05 %s",
@@ -1484,17 +1484,18 @@ static void test_plan(void) {
 /* The plan covers every parameter once, nothing twice, and second moments of AdamW do not overlap.
    */
 static void test_plan_cover(void) {
-    static char presets[][12] = {"tiny", "gpt2", "llama", "speedrun"};
+    static const char *const presets[] = {"tiny", "gpt2", "llama", "speedrun"};
     for (int i = 0; i < 4; i++) {
-        char err[ERR_LEN] = "", *argv[] = {(char *)"test", (char *)"--preset",
-                                           presets[i],     (char *)"--layers",
-                                           (char *)"2",    (char *)"--width",
-                                           (char *)"48",   (char *)"--seq-len",
-                                           (char *)"16",   (char *)"--total-batch-tokens",
-                                           (char *)"0"};
+        char text[256], err[ERR_LEN] = "", *argv[16], *save = NULL;
+        int argc = 0;
+        snprintf(text, sizeof text,
+                 "test --preset %s --layers 2 --width 48 --seq-len 16 --total-batch-tokens 0",
+                 presets[i]);
+        for (char *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save))
+            argv[argc++] = word;
         Config *c = (Config *)take_bytes(sizeof *c);
         unsigned char given[CONFIG_FLAGS];
-        if (config_parse(c, given, 11, argv, err)) die("%s", err);
+        if (config_parse(c, given, argc, argv, err)) die("%s", err);
         c->vocab = 50;
         if (config_resolve(c, err)) die("%s", err);
         Registry r = registry_build(c);

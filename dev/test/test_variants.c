@@ -21,10 +21,10 @@ typedef struct {
 /* Parses flags into a config, which is not resolved. Returns config_parse's status. */
 static int config_of(Config *c, const char *flags, char *err) {
     static char text[1024];
-    char *argv[80] = {(char *)"test"}, *save = NULL;
+    char *argv[80], *save = NULL;
     unsigned char given[CONFIG_FLAGS];
-    int argc = 1;
-    snprintf(text, sizeof text, "%s", flags);
+    int argc = 0;
+    snprintf(text, sizeof text, "test %s", flags);
     for (char *word = strtok_r(text, " ", &save); word; word = strtok_r(NULL, " ", &save))
         argv[argc++] = word;
     return config_parse(c, given, argc, argv, err);
@@ -931,9 +931,9 @@ static void test_plan_state(void) {
                  rules[i % 8], rules[i / 8], mlp[i % 5], circuit ? "on" : "off");
         Run run = run_of(flags);
         int once = 1, apart = 1;
-        char name[24];
+        const char *name;
         Part part;
-        for (int j = 0; plan_group(&run.plan, j, name, &part); j++) {
+        for (int j = 0; plan_group(&run.plan, j, &name, &part); j++) {
             Mat m = part_view(&run.r, part, run.p);
             for (int l = 0; l < m.n0; l++)
                 for (int x = 0; x < m.rows * m.cols; x++) m.p[(size_t)l * m.s0 + x] += 1;
@@ -1193,21 +1193,17 @@ static Run run_of_role(int role, int rule) {
              "--tied off --init gpt2 --lr 0.005 --lr-embed 0.005 --lr-head 0.005 %s %s",
              roles[role].flag, rule_table[rule].flag);
     Run run = run_of(flags);
-    for (int i = 0; i < run.plan.n; i++) {
-        char first[24];
-        snprintf(first, sizeof first, "%.*s", (int)strcspn(run.plan.e[i].name, ","),
-                 run.plan.e[i].name);
-        if (!strstr(roles[role].groups, first)) run.plan.e[i].lr = 0;
-    }
+    for (int i = 0; i < run.plan.n; i++)
+        if (!strstr(roles[role].groups, run.plan.e[i].name[0])) run.plan.e[i].lr = 0;
     return run;
 }
 
 /* The rows of group i that the model uses, if it is one of a role; else a view of nothing. */
 static Mat role_group(const Run *run, int role, int i, floatM *base) {
-    char name[24];
+    const char *name;
     Part part;
     Mat none = mat_dense(NULL, 0, 0, 0);
-    if (!plan_group(&run->plan, i, name, &part)) return none;
+    if (!plan_group(&run->plan, i, &name, &part)) return none;
     if (!strstr(roles[role].groups, name)) return none;
     part.rows = min_int(part.rows, run->r.t[part.id].used_rows);
     return part_view(&run->r, part, base);
@@ -1596,10 +1592,10 @@ static void test_groups(void) {
     FILE *f = open_memstream(&text, &size);
     plan_groups_json(f, &run.plan, &run.r, run.p, before);
     fclose(f);
-    char name[24];
+    const char *name;
     Part part;
     int groups = 0;
-    for (; plan_group(&run.plan, groups, name, &part); groups++) {
+    for (; plan_group(&run.plan, groups, &name, &part); groups++) {
         char key[48];
         const Tensor *t = &run.r.t[part.id];
         snprintf(key, sizeof key, "\"%s\": {\"update_rms\": ", name);

@@ -26,7 +26,7 @@ static inline void device_upload(void *to, const void *from, size_t bytes) {
 }
 
 /* Copies to the host, after all work that was queued. Returns 0. If this call or anything before
-   it has failed, fills `to` with bytes 0xff, which are NaN, and returns -1: no caller goes on
+   it has failed, fills `to` with bytes 0xff, which are NaN, and returns -1: no caller continues
    with old numbers. */
 static inline int device_download(void *to, const void *from, size_t bytes) {
     if (device_failure()) memset(to, 0xff, bytes);
@@ -72,7 +72,9 @@ static inline int device_logit_rows(int N, size_t bytes) {
    of logits at a time. device_reserve allocates them; it returns -1 if there is too little
    memory. */
 static inline size_t device_workspace(const Config *c, int R, int training) {
-    (void)c, (void)R, (void)training;
+    (void)c;
+    (void)R;
+    (void)training;
     return 0;
 }
 static inline int device_reserve(size_t bytes) {
@@ -119,8 +121,18 @@ static inline void device_choices(Choices *run) { (void)run; }
 static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX *h, floatX *x,
                                       const floatX *w, const floatX *b, floatX *dh, floatX *dy,
                                       floatM *db, floatX *dz, const floatX *w2) {
-    (void)c, (void)run, (void)y, (void)h, (void)x, (void)w, (void)b;
-    (void)dh, (void)dy, (void)db, (void)dz, (void)w2;
+    (void)c;
+    (void)run;
+    (void)y;
+    (void)h;
+    (void)x;
+    (void)w;
+    (void)b;
+    (void)dh;
+    (void)dy;
+    (void)db;
+    (void)dz;
+    (void)w2;
 }
 
 /* Sets the number of threads and the precision. `run` holds earlier measurements and may be

@@ -346,7 +346,10 @@ static inline void linear_act_forward(floatX *y, floatX *h, const floatX *x, con
    computed. */
 static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const floatX *w,
                                     const floatX *b, int N, int I, int F, int act) {
-    (void)x, (void)w, (void)b, (void)I;
+    (void)x;
+    (void)w;
+    (void)b;
+    (void)I;
     act_forward(y, h, N, F, act);
 }
 

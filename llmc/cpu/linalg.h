@@ -81,11 +81,19 @@ static inline int la_fast(int on) {
 }
 static inline int la_root_iteration(Mat R, Mat G, double damping, const double (*ab)[2], int steps,
                                     int watch) {
-    (void)R, (void)G, (void)damping, (void)ab, (void)steps, (void)watch;
+    (void)R;
+    (void)G;
+    (void)damping;
+    (void)ab;
+    (void)steps;
+    (void)watch;
     return 0;
 }
 static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
-    (void)Q, (void)A, (void)abc, (void)steps;
+    (void)Q;
+    (void)A;
+    (void)abc;
+    (void)steps;
     return 0;
 }
 
@@ -93,7 +101,11 @@ static inline int la_sign_run(Mat Q, Mat A, const double (*abc)[3], int steps) {
 static inline int la_sign_in_bf16(int compute) { return compute == COMPUTE_BF16; }
 static inline int la_sign_bf16(Mat X, const floatM *s, const double (*abc)[3], int steps,
                                Arena *arena) {
-    (void)X, (void)s, (void)abc, (void)steps, (void)arena;
+    (void)X;
+    (void)s;
+    (void)abc;
+    (void)steps;
+    (void)arena;
     return 0;
 }
 
@@ -333,7 +345,7 @@ static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
     if (!s) return;
     for (int i = 0; i < n; i++) {
         double x = a * (double)s[i] * (double)s[i] + b;
-        s[i] = (floatM)(1.0 / sqrt(x > 1e-12 ? x : 1e-12));
+        s[i] = (floatM)(1.0 / sqrt(x > LA_FLOOR ? x : LA_FLOOR));
     }
 }
 
@@ -380,7 +392,7 @@ static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double be
 static inline void la_jacobi(double *a, double *v, double *w, int n) {
     for (int i = 0; i < n; i++)
         for (int j = 0; j < n; j++) v[i * n + j] = i == j;
-    for (int sweep = 0; sweep < 60; sweep++) {
+    for (int sweep = 0; sweep < LA_JACOBI_SWEEPS; sweep++) {
         double off = 0, diagonal = 0;
         for (int i = 0; i < n; i++)
             for (int j = 0; j < n; j++) {
@@ -388,7 +400,7 @@ static inline void la_jacobi(double *a, double *v, double *w, int n) {
                 if (i == j) diagonal += square;
                 else off += square;
             }
-        if (off <= 1e-30 * diagonal || off == 0) break;
+        if (off <= LA_JACOBI_DONE * diagonal || off == 0) break;
         for (int p = 0; p < n; p++)
             for (int q = p + 1; q < n; q++) {
                 double apq = a[p * n + q];
@@ -443,7 +455,7 @@ static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) 
     for (int i = 0; i < mat_count(G); i++) {
         double *v, *w;
         la_eigen(&v, &w, G, i, damping, scratch + (size_t)i * la_eigh_scratch(n));
-        for (int k = 0; k < n; k++) w[k] = 1 / sqrt(w[k] > 1e-12 ? w[k] : 1e-12);
+        for (int k = 0; k < n; k++) w[k] = 1 / sqrt(w[k] > LA_FLOOR ? w[k] : LA_FLOOR);
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++) {
                 double sum = 0;
@@ -619,7 +631,7 @@ static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, con
         double a = (double)norm_a[i] * (double)norm_a[i] + damping;
         double b = (double)norm_b[i] * (double)norm_b[i] + damping;
         double p = (double)l[i], q = (double)r[i], sum = a + b;
-        if (form == LA_GAUGE_PLAIN) x[i] = (floatM)((p - q) / (sum < 1e-12 ? 1e-12 : sum));
+        if (form == LA_GAUGE_PLAIN) x[i] = (floatM)((p - q) / (sum < LA_FLOOR ? LA_FLOOR : sum));
         else x[i] = (floatM)(0.5 * ((a == 0 ? 0 : p / a) - (b == 0 ? 0 : q / b)));
     }
 }
@@ -639,7 +651,8 @@ static inline void la_vec_balance(floatM *s, const floatM *t, int n, double targ
     if (!s || !t) return;
     for (int i = 0; i < n; i++) {
         double square = (double)t[i] * (double)t[i];
-        s[i] *= (floatM)pow(target / (square < 1e-14 ? 1e-14 : square), power);
+        s[i] *=
+            (floatM)pow(target / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square), power);
     }
 }
 

@@ -70,8 +70,8 @@ static inline int device_check(char *err) {
     return device_failure() ? fail(err, "%s", device_failure()) : 0;
 }
 
-/* Records a failure that no caller can be told of; the first one stays. Any thread may call it.
-   Returns -1. */
+/* Records a failure that cannot be returned to a caller; the first one is kept. Any thread may call
+   it. Returns -1. */
 __attribute__((format(printf, 1, 2))) static inline int device_fail(const char *format, ...) {
     char text[ERR_LEN];
     va_list args;

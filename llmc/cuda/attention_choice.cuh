@@ -325,7 +325,7 @@ static inline int attention_can(const AttentionShape *s, int automatic, TrialKin
     size_t need = cudnn_attention_workspace(s->B, s->T, s->NH, s->NKV, s->HS);
     CUDA_CHECK(cudaMemGetInfo(&room, &all));
     if (automatic && need > room / CUDNN_WORKSPACE_PART)
-        return refuse(why, size, "cuDNN wants %.1f GB to work in", (double)need * 1e-9);
+        return refuse(why, size, "cuDNN wants %.1f GiB to work in", (double)need / (1 << 30));
     return 0;
 }
 

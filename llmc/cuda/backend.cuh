@@ -58,7 +58,7 @@ static inline void device_upload(void *to, const void *from, size_t bytes) {
     device_wait();
 }
 /* Copies to the host, after all work that was queued. Returns 0. If this call or anything before
-   it has failed, fills `to` with bytes 0xff, which are NaN, and returns -1: no caller goes on
+   it has failed, fills `to` with bytes 0xff, which are NaN, and returns -1: no caller continues
    with old numbers. */
 static inline int device_download(void *to, const void *from, size_t bytes) {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, cm_gpu.stream));
@@ -223,9 +223,9 @@ static inline int device_take_products(Choices *run, char *err) {
     char key[256], why[ERR_LEN];
     if (!run) return 0;
     device_choice_key(key, "products", "%s", "");
-    const char *all = cm_gpu.gemm_measure ? choices_get(run->from, key) : NULL,
-               *own = choices_get(run, key);
-    if (all && gemm_choices_take(all, 0, why) < 0)
+    const char *shared = cm_gpu.gemm_measure ? choices_get(run->from, key) : NULL;
+    const char *own = choices_get(run, key);
+    if (shared && gemm_choices_take(shared, 0, why) < 0)
         fprintf(stderr, "note: %s; the products are measured again\n", why);
     int status = own ? gemm_choices_take(own, 1, why) : 0;
     if (status > 0)
@@ -239,9 +239,9 @@ static inline void device_choices(Choices *run) {
     char key[256];
     if (!cm_gpu.gemm_measure) return;
     device_choice_key(key, "products", "%s", "");
-    for (int all = 0; all < 2; all++) {
-        char *text = gemm_choices_text(all);
-        if (text) choices_set(all ? run->from : run, key, text);
+    for (int shared = 0; shared < 2; shared++) {
+        char *text = gemm_choices_text(shared);
+        if (text) choices_set(shared ? run->from : run, key, text);
         free(text);
     }
 }

@@ -158,7 +158,7 @@ static inline int gemm_dgelu(int ta, int tb, int M, int N, int K, const IN *A, s
     c.tf32 = cm_gpu.allow_tf32;
     c.epilogue = GEMM_DGELU;
     c.ldaux = (int64_t)ldh;
-    return gemm_try(c, {A, B, D, NULL, D, (void *)H, 1, 0});
+    return gemm_try(c, {A, B, D, NULL, D, const_cast<OUT *>(H), 1, 0});
 }
 
 #endif

@@ -220,11 +220,11 @@ static inline int gemm_get_hex(void *bytes, const char *from, size_t n) {
 }
 
 /* The choices as one line of printable characters without '=' and quotes: those of this run, or
-   with `all` also those that were read and not used since. Equal choices make equal text. The
+   with `shared` also those that were read and not used since. Equal choices make equal text. The
    caller frees it. NULL if there are no choices. */
-static inline char *gemm_choices_text(int all) {
+static inline char *gemm_choices_text(int shared) {
     size_t n = 0;
-    for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) n += all || cm_gpu.gemm_choices[i].own;
+    for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) n += shared || cm_gpu.gemm_choices[i].own;
     if (!n) return NULL;
     char *text = (char *)malloc(GEMM_HEADER + n * GEMM_ENTRY + GEMM_SUM_DIGITS + 1);
     if (!text) {
@@ -234,7 +234,7 @@ static inline char *gemm_choices_text(int all) {
     gemm_header(text);
     char *p = text + strlen(text);
     for (size_t i = 0; i < cm_gpu.gemm_choice_count; i++) {
-        if (!all && !cm_gpu.gemm_choices[i].own) continue;
+        if (!shared && !cm_gpu.gemm_choices[i].own) continue;
         p = gemm_put_hex(p, &cm_gpu.gemm_choices[i].call, sizeof(GemmCall));
         *p++ = ':';
         p = gemm_put_hex(p, &cm_gpu.gemm_choices[i].algo, sizeof(GemmAlgo));
@@ -262,11 +262,11 @@ static inline int gemm_choices_parse(GemmChoice *to, const char *from, size_t n)
 static inline int gemm_choices_split(const char *text, const char **entries, size_t *length,
                                      char *err) {
     uint64_t sum = 0;
-    size_t all = text ? strlen(text) : 0;
-    const char *header_end = all ? strchr(text, ';') : NULL;
-    if (!header_end || all < GEMM_SUM_DIGITS || header_end + 1 > text + all - GEMM_SUM_DIGITS)
+    size_t size = text ? strlen(text) : 0;
+    const char *header_end = size ? strchr(text, ';') : NULL;
+    if (!header_end || size < GEMM_SUM_DIGITS || header_end + 1 > text + size - GEMM_SUM_DIGITS)
         return fail(err, "the choices of matrix products are damaged: the text is cut off");
-    const char *end = text + all - GEMM_SUM_DIGITS;
+    const char *end = text + size - GEMM_SUM_DIGITS;
     for (int i = 0; i < GEMM_SUM_DIGITS; i++) {
         unsigned char digit = 0;
         const char pair[2] = {'0', end[i]};

@@ -174,10 +174,10 @@ static inline int gemm_propose(const GemmDescriptors *d, const GemmCall *c, Gemm
     cublasLtMatmulHeuristicResult_t results[16];
     int n = 0;
     if (device_failure()) return 0;
-    for (int all = 0; all < 2 && !n; all++) {
+    for (int any_sums = 0; any_sums < 2 && !n; any_sums++) {
         int found = 0;
-        cublasLtMatmulPreference_t preference =
-            gemm_preference(c, all ? (uint32_t)CUBLASLT_REDUCTION_SCHEME_MASK : gemm_reductions(c));
+        cublasLtMatmulPreference_t preference = gemm_preference(
+            c, any_sums ? (uint32_t)CUBLASLT_REDUCTION_SCHEME_MASK : gemm_reductions(c));
         cublasStatus_t status =
             cublasLtMatmulAlgoGetHeuristic(cm_gpu.gemm_handle, d->matmul, d->a, d->b, d->c, d->c,
                                            preference, min_int(most, 16), results, &found);

@@ -434,10 +434,10 @@ static inline size_t layers_scratch(const Shape *s, int R) {
                             bias_scratch(s->N, s->QKV), bias_scratch(s->N, s->C),
                             bias_scratch(s->N, s->H),   act_scratch(s->N, s->F, s->H),
                             bias_scratch(R, s->Vp)};
-    size_t most = 0;
+    size_t largest = 0;
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)
-        if (needs[i] > most) most = needs[i];
-    return most;
+        if (needs[i] > largest) largest = needs[i];
+    return largest;
 }
 
 #endif

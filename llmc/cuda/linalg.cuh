@@ -16,7 +16,8 @@ order of a sum.
 
 static inline int la_chunk(int n) { return n; }
 static inline int la_workers(int chunks, size_t elements) {
-    (void)chunks, (void)elements;
+    (void)chunks;
+    (void)elements;
     return 1;
 }
 
@@ -618,13 +619,15 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
            square = op == LA_BALANCE ? y * y : a * x * x + b;
     switch (op) {
     case LA_RECIP: s[i] = (float)(1 / (x > a ? x : a)); break;
-    case LA_RROOT: s[i] = (float)(1 / sqrt(square > 1e-12 ? square : 1e-12)); break;
+    case LA_RROOT: s[i] = (float)(1 / sqrt(square > LA_FLOOR ? square : LA_FLOOR)); break;
     case LA_DIV: s[i] = (float)(x / (y > a ? y : a)); break;
     case LA_MUL: s[i] *= (float)a; break;
     case LA_SQRT_OF: s[i] = (float)sqrt(x); break;
     case LA_MOMENT: s[i] = (float)(a * x + (1 - a) * b * y * y); break;
     case LA_ROOT_RECIP: s[i] = (float)(1 / (sqrt(y) + a)); break;
-    case LA_BALANCE: s[i] *= (float)pow(a / (square < 1e-14 ? 1e-14 : square), b); break;
+    case LA_BALANCE:
+        s[i] *= (float)pow(a / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square), b);
+        break;
     }
 }
 
@@ -665,7 +668,7 @@ __global__ static void la_vec_gauge_kernel(float *x, const float *l, const float
     double a = (double)norm_a[i] * (double)norm_a[i] + damping;
     double b = (double)norm_b[i] * (double)norm_b[i] + damping;
     double p = (double)l[i], q = (double)r[i], sum = a + b;
-    if (form == LA_GAUGE_PLAIN) x[i] = (float)((p - q) / (sum < 1e-12 ? 1e-12 : sum));
+    if (form == LA_GAUGE_PLAIN) x[i] = (float)((p - q) / (sum < LA_FLOOR ? LA_FLOOR : sum));
     else x[i] = (float)(0.5 * ((a == 0 ? 0 : p / a) - (b == 0 ? 0 : q / b)));
 }
 
@@ -886,10 +889,10 @@ template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X
     const int wide = X.cols % 4 == 0 && (uintptr_t)X.p % 16 == 0;
     const unsigned pitch = (unsigned)la_bf16_pitch(X.cols),
                    vectors = (unsigned)(X.cols / (wide ? 4 : 1));
-    const size_t all = (size_t)mat_count(X) * (size_t)X.rows * vectors;
-    if (all > UINT32_MAX - 256)
+    const size_t count = (size_t)mat_count(X) * (size_t)X.rows * vectors;
+    if (count > UINT32_MAX - 256)
         device_fail("a matrix sign of %zu elements at once is too much", mat_size(X));
-    const unsigned total = (unsigned)all, blocks = ceil_div(all, 256);
+    const unsigned total = (unsigned)count, blocks = ceil_div(count, 256);
     if (wide) LAUNCH((la_bf16_kernel<4, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
     else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
 }

@@ -149,7 +149,7 @@ __attribute__((format(printf, 3, 4))) static inline int refuse(char *why, size_t
     return -1;
 }
 
-/* Records a failure that no caller can be told of, and returns -1. Only the first failure is
+/* Records a failure that cannot be returned to a caller, and returns -1. Only the first failure is
    kept. */
 __attribute__((format(printf, 1, 2))) static inline int device_fail(const char *format, ...) {
     if (cm_gpu.failure[0]) return -1;

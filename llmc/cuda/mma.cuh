@@ -69,10 +69,10 @@ template <typename T, int D> struct Tile {
 };
 
 __device__ static inline void store_pair(float *p, float x, float y) {
-    *(float2 *)p = make_float2(x, y);
+    *(float2 *)(void *)p = make_float2(x, y);
 }
 __device__ static inline void store_pair(__nv_bfloat16 *p, float x, float y) {
-    *(__nv_bfloat162 *)p = __floats2bfloat162_rn(x, y);
+    *(__nv_bfloat162 *)(void *)p = __floats2bfloat162_rn(x, y);
 }
 __device__ static inline unsigned pack_pair(float x, float y) {
     union {

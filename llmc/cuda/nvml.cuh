@@ -30,7 +30,10 @@ static inline int nvml_start(int device) {
     (void)device;
     return -1;
 }
-static inline void nvml_state(char *text, size_t size) { (void)size, text[0] = 0; }
+static inline void nvml_state(char *text, size_t size) {
+    (void)size;
+    text[0] = 0;
+}
 
 #else
 

@@ -15,21 +15,23 @@ __device__ static inline floatM *la_at(const Mat &m, unsigned i) {
     return m.p + (size_t)(i / n1) * m.s0 + (size_t)(i % n1) * m.s1;
 }
 
-/* One block computes a matrix of up to K rows. It has SIDE x SIDE threads with T x T elements
-   each; the matrix is padded with zeros to K = SIDE T. */
+/* One block computes a matrix of up to K rows. It has SIDE x SIDE threads with TILE x TILE elements
+   each; the matrix is padded with zeros to K = SIDE x TILE. */
 enum { LA_SMALL = 128 };
 template <int K> struct LaBlock {
-    /* In shared memory the T rows of a thread in tile (i, j) are V consecutive rows in each of T
-       / V groups. PITCH allows 16-byte accesses and puts rows in different banks. */
+    /* In shared memory the TILE rows of a thread in tile (i, j) lie in TILE / RUN groups of RUN
+       consecutive rows. PITCH allows 16-byte accesses and puts rows in different banks. */
     enum {
         SIDE = K <= 32 ? 8 : 16,
-        T = K / SIDE,
+        TILE = K / SIDE,
         THREADS = SIDE * SIDE,
-        V = T % 4 == 0 ? 4 : 2,
+        RUN = TILE % 4 == 0 ? 4 : 2,
         PITCH = K + 4,
         SIZE = K * PITCH
     };
-    __device__ static int row(int tile, int i) { return i / V * (SIDE * V) + tile * V + i % V; }
+    __device__ static int row(int tile, int i) {
+        return i / RUN * (SIDE * RUN) + tile * RUN + i % RUN;
+    }
 };
 
 /* CALL(K) with the smallest K that ROWS fit in. */
@@ -76,12 +78,12 @@ __device__ static inline void la_gram_fetch(float (&x)[LaGramShare<K>::N], const
 template <int K, int ACROSS>
 __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
     la_gram_kernel(Mat G, Mat A, float beta) {
-    enum { SIDE = LaBlock<K>::SIDE, T = LaBlock<K>::T };
+    enum { SIDE = LaBlock<K>::SIDE, TILE = LaBlock<K>::TILE };
     BLOCK_SHARED(room, [K * LA_GRAM_PITCH / 4], float4);
     float *s = (float *)(void *)room;
     const int tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
     const float *a = la_at(A, blockIdx.x);
-    float acc[T][T] = {}, next[LaGramShare<K>::N];
+    float acc[TILE][TILE] = {}, next[LaGramShare<K>::N];
     la_gram_fetch<K, ACROSS>(next, a, A, 0);
     for (int first = 0; first < A.cols; first += LA_GRAM_COLS) {
         __syncthreads();
@@ -92,20 +94,20 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 64 ? 2 : 1)
             la_gram_fetch<K, ACROSS>(next, a, A, first + LA_GRAM_COLS);
 #pragma unroll 1 /* registers limit this kernel */
         for (int c = 0; c < LA_GRAM_COLS; c += 4) {
-            float x[T][4];
-            UNROLLED_FOR (int i = 0; i < T; i++)
+            float x[TILE][4];
+            UNROLLED_FOR (int i = 0; i < TILE; i++)
                 load<4>(x[i], s + (ty + SIDE * i) * LA_GRAM_PITCH + c);
-            UNROLLED_FOR (int j = 0; j < T; j++) {
+            UNROLLED_FOR (int j = 0; j < TILE; j++) {
                 float y[4];
                 load<4>(y, s + (tx + SIDE * j) * LA_GRAM_PITCH + c);
                 UNROLLED_FOR (int q = 0; q < 4; q++)
-                    UNROLLED_FOR (int i = 0; i < T; i++) acc[i][j] += x[i][q] * y[q];
+                    UNROLLED_FOR (int i = 0; i < TILE; i++) acc[i][j] += x[i][q] * y[q];
             }
         }
     }
     float *g = la_at(G, blockIdx.x);
-    UNROLLED_FOR (int i = 0; i < T; i++)
-        UNROLLED_FOR (int j = 0; j < T; j++) {
+    UNROLLED_FOR (int i = 0; i < TILE; i++)
+        UNROLLED_FOR (int j = 0; j < TILE; j++) {
             int r = ty + SIDE * i, c = tx + SIDE * j;
             if (r >= A.rows || c >= A.rows) continue;
             float *out = g + (size_t)r * G.rs + (size_t)c * G.cs;
@@ -133,11 +135,12 @@ template <int K> static inline size_t la_block_bytes(void) {
 
 /* x = the elements of tile `tile` in one row. */
 template <int K>
-__device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const float *row, int tile) {
-    enum { V = LaBlock<K>::V, T = LaBlock<K>::T };
-    UNROLLED_FOR (int i = 0; i < T; i += V) {
+__device__ static inline void la_block_line(float (&x)[LaBlock<K>::TILE], const float *row,
+                                            int tile) {
+    enum { RUN = LaBlock<K>::RUN, TILE = LaBlock<K>::TILE };
+    UNROLLED_FOR (int i = 0; i < TILE; i += RUN) {
         const float *p = row + LaBlock<K>::row(tile, i);
-        if constexpr (V == 4) {
+        if constexpr (RUN == 4) {
             float4 y = *(const float4 *)(const void *)p;
             x[i] = y.x;
             x[i + 1] = y.y;
@@ -153,16 +156,16 @@ __device__ static inline void la_block_line(float (&x)[LaBlock<K>::T], const flo
 
 /* sum = tile (up, left) of A B, for k x k matrices. SYMMETRIC: A is symmetric, so its columns
    are read as rows, which are contiguous. */
-template <int K, int SYMMETRIC, int T>
-__device__ static inline void la_block_product(float (&sum)[T][T], const float *A, const float *B,
-                                               int up, int left, int k) {
+template <int K, int SYMMETRIC, int TILE>
+__device__ static inline void la_block_product(float (&sum)[TILE][TILE], const float *A,
+                                               const float *B, int up, int left, int k) {
     enum { PITCH = LaBlock<K>::PITCH };
-    UNROLLED_FOR (int i = 0; i < T; i++)
-        UNROLLED_FOR (int j = 0; j < T; j++) sum[i][j] = 0;
+    UNROLLED_FOR (int i = 0; i < TILE; i++)
+        UNROLLED_FOR (int j = 0; j < TILE; j++) sum[i][j] = 0;
     for (int c = 0; c < k; c += 4) { /* the padding has room for the last three */
-        float a[4][T];
+        float a[4][TILE];
         if (!SYMMETRIC) {
-            UNROLLED_FOR (int i = 0; i < T; i++) {
+            UNROLLED_FOR (int i = 0; i < TILE; i++) {
                 float4 y = *(const float4 *)(const void *)(A + LaBlock<K>::row(up, i) * PITCH + c);
                 a[0][i] = y.x;
                 a[1][i] = y.y;
@@ -171,11 +174,11 @@ __device__ static inline void la_block_product(float (&sum)[T][T], const float *
             }
         }
         UNROLLED_FOR (int q = 0; q < 4; q++) {
-            float b[T];
+            float b[TILE];
             if (SYMMETRIC) la_block_line<K>(a[q], A + (c + q) * PITCH, up);
             la_block_line<K>(b, B + (c + q) * PITCH, left);
-            UNROLLED_FOR (int i = 0; i < T; i++)
-                UNROLLED_FOR (int j = 0; j < T; j++) sum[i][j] += a[q][i] * b[j];
+            UNROLLED_FOR (int i = 0; i < TILE; i++)
+                UNROLLED_FOR (int j = 0; j < TILE; j++) sum[i][j] += a[q][i] * b[j];
         }
     }
 }
@@ -194,24 +197,24 @@ template <int K> __device__ static inline void la_upper_tile(int *up, int *left)
 }
 
 /* sum = a D + b sum on a tile. */
-template <int K, int T>
-__device__ static inline void la_block_mix(float (&sum)[T][T], float a, const float *D, float b,
-                                           int up, int left) {
+template <int K, int TILE>
+__device__ static inline void la_block_mix(float (&sum)[TILE][TILE], float a, const float *D,
+                                           float b, int up, int left) {
     enum { PITCH = LaBlock<K>::PITCH };
-    UNROLLED_FOR (int i = 0; i < T; i++) {
-        float d[T];
+    UNROLLED_FOR (int i = 0; i < TILE; i++) {
+        float d[TILE];
         la_block_line<K>(d, D + LaBlock<K>::row(up, i) * PITCH, left);
-        UNROLLED_FOR (int j = 0; j < T; j++) sum[i][j] = a * d[j] + b * sum[i][j];
+        UNROLLED_FOR (int j = 0; j < TILE; j++) sum[i][j] = a * d[j] + b * sum[i][j];
     }
 }
 
 /* X = x on a tile, and with `mirror` also on the mirror image of the tile. */
-template <int K, int T>
-__device__ static inline void la_block_write(float *X, const float (&x)[T][T], int up, int left,
-                                             int mirror) {
+template <int K, int TILE>
+__device__ static inline void la_block_write(float *X, const float (&x)[TILE][TILE], int up,
+                                             int left, int mirror) {
     enum { PITCH = LaBlock<K>::PITCH };
-    UNROLLED_FOR (int i = 0; i < T; i++)
-        UNROLLED_FOR (int j = 0; j < T; j++) {
+    UNROLLED_FOR (int i = 0; i < TILE; i++)
+        UNROLLED_FOR (int j = 0; j < TILE; j++) {
             int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
             X[r * PITCH + c] = x[i][j];
             if (mirror) X[c * PITCH + r] = x[i][j];
@@ -250,11 +253,11 @@ typedef struct {
 } LaRootTable;
 
 /* || this thread's tile of P - I ||^2 */
-template <int K, int T>
-__device__ static inline double la_gap_part(const float (&p)[T][T], int up, int left, int k) {
+template <int K, int TILE>
+__device__ static inline double la_gap_part(const float (&p)[TILE][TILE], int up, int left, int k) {
     double sum = 0;
-    UNROLLED_FOR (int i = 0; i < T; i++)
-        UNROLLED_FOR (int j = 0; j < T; j++) {
+    UNROLLED_FOR (int i = 0; i < TILE; i++)
+        UNROLLED_FOR (int j = 0; j < TILE; j++) {
             int r = LaBlock<K>::row(up, i), c = LaBlock<K>::row(left, j);
             double x = (double)p[i][j] - (r == c);
             if (r < k && c < k) sum += x * x;
@@ -267,16 +270,18 @@ __device__ static inline double la_gap_part(const float (&p)[T][T], int up, int 
 template <int K>
 __device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G,
                                              float damping, float a, float b, int up, int left) {
-    enum { T = LaBlock<K>::T, PITCH = LaBlock<K>::PITCH, SIZE = LaBlock<K>::SIZE };
+    enum { TILE = LaBlock<K>::TILE, PITCH = LaBlock<K>::PITCH, SIZE = LaBlock<K>::SIZE };
     const int k = G.rows;
     double square = 0;
-    float sum[T][T];
+    float sum[TILE][TILE];
     la_block_load<K>(Y, G, damping);
     __syncthreads();
     for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS)
         if (i % PITCH < k && i / PITCH < k) square += (double)Y[i] * (double)Y[i];
     float norm = (float)sqrt(block_sum(square, sums));
-    const float scale = 0.999f * (float)(1 / ((double)norm > 1e-8 ? (double)norm : 1e-8));
+    const float scale =
+        0.999f *
+        (float)(1 / ((double)norm > LA_ROOT_NORM_FLOOR ? (double)norm : LA_ROOT_NORM_FLOOR));
     for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS) {
         int r = i / PITCH, c = i % PITCH, inside = r < k && c < k;
         Y[i] = inside ? scale * Y[i] : 0;
@@ -301,8 +306,8 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
                                                                         : 1)
     la_root_kernel(Mat R, Mat G, float damping, LaRootTable table) {
     SHARED(double, sums);
-    enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
-    float *Y = (float *)(void *)(sums + 32), *Z = Y + SIZE, *P = Z + SIZE, sum[T][T];
+    enum { TILE = LaBlock<K>::TILE, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
+    float *Y = (float *)(void *)(sums + 32), *Z = Y + SIZE, *P = Z + SIZE, sum[TILE][TILE];
     const int k = G.rows, tx = (int)threadIdx.x % SIDE, ty = (int)threadIdx.x / SIDE;
     int up, left;
     la_upper_tile<K>(&up, &left);
@@ -383,8 +388,8 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
                                                                         : 1)
     la_sign_kernel(Mat Out, Mat Gram, LaSignTable table) {
     SHARED(double, sums);
-    enum { T = LaBlock<K>::T, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
-    float *A = (float *)(void *)(sums + 32), *P = A + SIZE, *Q = P + SIZE, sum[T][T];
+    enum { TILE = LaBlock<K>::TILE, SIDE = LaBlock<K>::SIDE, SIZE = LaBlock<K>::SIZE };
+    float *A = (float *)(void *)(sums + 32), *P = A + SIZE, *Q = P + SIZE, sum[TILE][TILE];
     const int k = Gram.rows;
     int up, left;
     la_upper_tile<K>(&up, &left);
@@ -395,7 +400,7 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
         if (mine) {
             la_block_product<K, 1>(sum, A, A, up, left, k);
             la_block_mix<K>(sum, table.abc[step][1], A, table.abc[step][2], up, left);
-            UNROLLED_FOR (int i = 0; i < T; i++)
+            UNROLLED_FOR (int i = 0; i < TILE; i++)
                 if (up == left && LaBlock<K>::row(up, i) < k) sum[i][i] += table.abc[step][0];
             la_block_write<K>(P, sum, up, left, 1);
             if (step == 0) la_block_write<K>(Q, sum, up, left, 1);
@@ -489,7 +494,7 @@ __device__ static inline void la_rotate_block(double *a, int m, int round, int i
 __device__ static inline void la_jacobi_block(double *a, double *v, double *turns, double *sums,
                                               int m) {
     const int half = m / 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
-    for (int sweep = 0; sweep < 60; sweep++) {
+    for (int sweep = 0; sweep < LA_JACOBI_SWEEPS; sweep++) {
         double off = 0, diagonal = 0;
         for (int i = t; i < m * m; i += threads) {
             double x = a[i] * a[i];
@@ -499,7 +504,7 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
         off = block_sum(off, sums);
         __syncthreads();
         diagonal = block_sum(diagonal, sums);
-        if (off <= 1e-30 * diagonal || off == 0 || (isnan(off) && sweep > 0))
+        if (off <= LA_JACOBI_DONE * diagonal || off == 0 || (isnan(off) && sweep > 0))
             break; /* a NaN makes all elements NaN */
         for (int round = 0; round < m - 1; round++) {
             __syncthreads();
@@ -545,7 +550,7 @@ __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double dampin
     la_jacobi_block(a, v, turns, sums, m);
     for (int i = t; i < n; i += threads) {
         double x = a[i * m + i];
-        w[i] = values ? x : 1 / sqrt(x < 1e-12 ? 1e-12 : x);
+        w[i] = values ? x : 1 / sqrt(x < LA_FLOOR ? LA_FLOOR : x);
         if (values) values[(size_t)blockIdx.x * (size_t)n + (size_t)i] = (float)x;
     }
     __syncthreads();

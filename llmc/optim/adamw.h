@@ -14,7 +14,7 @@ static inline Mat adamw_second_moment(const Leg *l) {
     return mat_dense(l->state[0], l->W.n0, l->W.rows, l->W.cols);
 }
 
-/* The new W goes to the layers' copy too, where there is one, which saves a pass over both. */
+/* Writes the layers' copy of W along with W, where there is a copy. That saves a pass over both. */
 static inline void adamw_step(const Step *s) {
     const OptimOptions *o = s->options;
     const Leg *l = &s->leg[0];
@@ -24,7 +24,7 @@ static inline void adamw_step(const Step *s) {
              rate, root, o->adam_eps, 1 - s->lr * s->weight_decay, l->copy);
 }
 
-/* The direction of that step, without learning rate and decay. */
+/* The direction of adamw_step, without learning rate and decay. */
 static inline Mat adamw_direction(const Step *s, const Leg *l, double *scale) {
     const OptimOptions *o = s->options;
     Mat U = mat_take(l->W, s->arena);

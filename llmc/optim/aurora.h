@@ -1,15 +1,19 @@
 /*
-Aurora (Tilde Research 2026, arXiv 2606.27715): a matrix sign whose rows have nearly equal norms. The
-long side's rows are weighted before the sign, and the weights corrected by the norms that result:
+Aurora (Tilde Research 2026, arXiv 2606.27715): a matrix sign whose rows have nearly equal norms.
+The rows along the long side are weighted before the sign, and the weights are corrected by the
+norms that result:
 
     d = 1 / ||row of X||;  repeat: U = msign(d X), d <- d (target / ||row of U||^2)^power,
 
-target = cols / rows. Wide matrices are transposed; on square ones Aurora is Muon.
+target = cols / rows. Wide matrices are transposed. On square matrices Aurora is Muon.
 */
 #ifndef CM_AURORA_H
 #define CM_AURORA_H
 
 #include "muon.h"
+
+#define AURORA_ROW_FLOOR                                                                           \
+    1e-7 /* the norm of a row is at least this where it divides (the paper's) */
 
 static inline Mat aurora_direction(const Step *s, const Leg *l, double *scale) {
     const OptimOptions *o = s->options;
@@ -23,7 +27,7 @@ static inline Mat aurora_direction(const Step *s, const Leg *l, double *scale) {
     floatM *d = arena_take(s->arena, (size_t)rows), *norm = arena_take(s->arena, (size_t)rows);
     momentum_step(X, l->M, l->G, momentum_of(o, 0, s->momentum), s->gscale);
     la_row_norms(d, tall_X);
-    la_vec_recip(d, rows, 1e-7);
+    la_vec_recip(d, rows, AURORA_ROW_FLOOR);
     for (int i = 0; i < o->aurora_iterations; i++) {
         if (i > 0) {
             la_row_norms(norm, tall_U);

@@ -1,38 +1,40 @@
 /*
-Rescaling each head of a finished direction by the size of its partner, without whitening.
+Each head of a finished direction is rescaled by the size of its partner; nothing is whitened.
 
-Circuit-Muon (modded-nanoGPT record of 23 May 2026): directions of W_V and W_O from any rule are
-rescaled by head, each leg keeps its norm, and the radial part of the gauge orbit is removed. On given
-directions, Circuit-Muon is the isotropic, post-whitening, renormalised form of Compositional Muon with the
-connection frobenius_scalar.
+Circuit-Muon (modded-nanoGPT record of 23 May 2026) rescales the directions of W_V and W_O by head,
+lets each leg keep its norm, and removes the radial part of the gauge orbit. The directions may come
+from any rule. From directions that are signs it makes the step of Compositional Muon in the
+isotropic, post-whitening, renormalised form with the connection frobenius_scalar.
 */
 #ifndef CM_CIRCUIT_H
 #define CM_CIRCUIT_H
 
 #include "connection.h"
 
-/* Multiplies every head of DA (L,H) x (k,d) and DB (L,S) x (k,d) by (||W||_F^2 / k + damping)^-1/2 of its
-   partner's weights, a group of query heads counting as one partner. keep_norm: each leg of a layer keeps its
-   Frobenius norm. */
+/* Multiplies every head of DA (L, heads) x (k, d) and of DB (L, shared heads) x (k, d) by
+   (||W||_F^2 / k + damping)^-1/2 of its partner's weights W; a group of query heads counts as one
+   partner. keep_norm: each leg of a layer keeps its Frobenius norm. */
 static inline void partner_scale(Mat A, Mat B, Mat DA, Mat DB, double damping, int keep_norm,
                                  Arena *arena) {
     size_t mark = arena->used;
-    int n = mat_count(B), G = A.n1 / B.n1, layers = A.n0;
+    int n = mat_count(B), group = A.n1 / B.n1, layers = A.n0;
     floatM *of_A = arena_take(arena, (size_t)n), *of_B = arena_take(arena, (size_t)n);
-    la_norms(of_A, A, G);
+    la_norms(of_A, A, group);
     la_norms(of_B, B, 1);
     la_vec_rroot(of_A, n, 1.0 / A.rows, damping);
     la_vec_rroot(of_B, n, 1.0 / B.rows, damping);
-    Mat leg[2] = {DA, DB};
+    const Mat leg[2] = {DA, DB};
+    const floatM *const factor[2] = {of_B, of_A};
+    const int heads_of_factor[2] = {group, 1};
     for (int i = 0; i < 2; i++) {
-        floatM *before = arena_take(arena, (size_t)layers),
-               *after = arena_take(arena, (size_t)layers);
-        if (keep_norm) la_norms(before, leg[i], leg[i].n1);
-        la_scale(leg[i], i ? of_A : of_B, i ? 1 : G);
+        floatM *norm = arena_take(arena, (size_t)layers);
+        floatM *scaled_norm = arena_take(arena, (size_t)layers);
+        if (keep_norm) la_norms(norm, leg[i], leg[i].n1);
+        la_scale(leg[i], factor[i], heads_of_factor[i]);
         if (!keep_norm) continue;
-        la_norms(after, leg[i], leg[i].n1);
-        la_vec_div(before, after, layers, 1e-12);
-        la_scale(leg[i], before, leg[i].n1);
+        la_norms(scaled_norm, leg[i], leg[i].n1);
+        la_vec_div(norm, scaled_norm, layers, NORM_FLOOR);
+        la_scale(leg[i], norm, leg[i].n1);
     }
     arena->used = mark;
 }

@@ -1,16 +1,18 @@
 /*
-Compositional Muon (Keigwin, Yang, Pai, Zhang, DeWulf, "Towards Compositional Steepest Descent", 2026).
+Compositional Muon (Keigwin, Yang, Pai, Zhang, DeWulf, "Towards Compositional Steepest Descent",
+2026).
 
-The loss sees W_Q and W_K only through W_Q W_K^T and W_V and W_O only through W_O W_V. Steepest descent
-of the composed map under a spectral-norm budget, split evenly between the two factors, whitens each
-factor's momentum by the inverse root of its partner's Gram before and after the sign:
+The loss sees W_Q and W_K only through W_Q W_K^T, and W_V and W_O only through W_O W_V. Steepest
+descent of the composed map under a spectral-norm budget, which the two factors share evenly,
+whitens each factor's momentum by the inverse root of its partner's Gram, before and after the sign:
 
     dA_h = C_B,h^-1 msign(C_B,h^-1 U_A,h),  C_B,h = (B_h B_h^T + lambda I)^1/2,  and A <-> B,
 
-for each head h, whose A_h, B_h are (k, d) blocks: of W_Q and W_K as stored, or of the transpose of W_O, and
-of W_V. So one routine serves both circuits. Both legs read the weights as they were before the step. The order
-is: momentum, reprojection of the momentum, whitening, sign, whitening, renormalisation, connection,
-Circuit-Muon. Leg 0 is A, the factor with the query heads, leg 1 is B, the shared one.
+for each head h. A_h and B_h are (k, d) blocks: of W_Q and W_K as stored, or of the transpose of W_O
+and of W_V. So one routine serves both circuits. Both legs read the weights as they were before the
+step. The order is: momentum, reprojection of the momentum, whitening, sign, whitening,
+renormalisation, connection, Circuit-Muon. Leg 0 is A, the factor with the query heads; leg 1 is B,
+the shared factor.
 */
 #ifndef CM_COMPOSITIONAL_H
 #define CM_COMPOSITIONAL_H
@@ -21,16 +23,16 @@ Circuit-Muon. Leg 0 is A, the factor with the query heads, leg 1 is B, the share
 #include "momentum.h"
 #include "msign.h"
 
-/* C^-1 of a leg's partner: matrices, or scalars in the isotropic form; `group` consecutive heads of the leg
-   share one. */
+/* C^-1 of a leg's partner, for every `group` consecutive heads of the leg: matrices, or scalars in
+   the isotropic form. */
 typedef struct {
     Mat matrix;
     floatM *scalar;
     int group;
 } Whitener;
 
-/* C^-1 of the sum over each group of `group` heads of the partner W (L, heads) x (k, d), shared by
-   `sharing` heads of the leg. */
+/* C^-1 from the Grams of the partner W (L, heads) x (k, d), summed over every `group` consecutive
+   heads. `sharing` heads of the leg share each C^-1. */
 static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOptions *o,
                                    Arena *arena) {
     int n = W.n0 * (W.n1 / group), k = W.rows;
@@ -52,7 +54,8 @@ static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOpt
     return w;
 }
 
-/* Y = C^-1 X for batches of n items (k,d); dense, unless each has a whitener of its own. */
+/* Y = C^-1 X for batches of n items (k, d). They are dense, unless each item has a whitener of its
+   own. */
 static inline void whiten(Mat Y, const Whitener *w, Mat X) {
     if (w->scalar) {
         la_copy(Y, X);
@@ -65,7 +68,7 @@ static inline void whiten(Mat Y, const Whitener *w, Mat X) {
     }
 }
 
-/* Whether the sign is preceded, and whether it is followed, by whitening. */
+/* Whether whitening comes before the sign. */
 static inline int whitens_pre(const OptimOptions *o) {
     switch ((Whitening)o->whitening) {
     case WHITEN_BOTH:
@@ -75,6 +78,8 @@ static inline int whitens_pre(const OptimOptions *o) {
     }
     return 0;
 }
+
+/* Whether whitening follows the sign. */
 static inline int whitens_post(const OptimOptions *o) {
     switch ((Whitening)o->whitening) {
     case WHITEN_BOTH:
@@ -85,19 +90,20 @@ static inline int whitens_post(const OptimOptions *o) {
     return 0;
 }
 
-/* Gives each layer of U (L, heads) x (k, d), dense, the Frobenius norm of the same layer of `sign`. */
+/* Gives each layer of U (L, heads) x (k, d), dense, the Frobenius norm of the same layer of
+   `sign`. */
 static inline void renorm(Mat U, Mat sign, Arena *arena) {
-    int L = U.n0, rows = U.rows * U.n1;
-    floatM *want = arena_take(arena, (size_t)L), *have = arena_take(arena, (size_t)L);
-    Mat layers = mat_dense(U.p, L, rows, U.cols);
-    la_norms(want, mat_dense(sign.p, L, rows, U.cols), 1);
-    la_norms(have, layers, 1);
-    la_vec_div(want, have, L, 1e-12);
-    la_scale(layers, want, 1);
+    int layers = U.n0, rows = U.rows * U.n1;
+    floatM *norm = arena_take(arena, (size_t)layers), *ratio = arena_take(arena, (size_t)layers);
+    Mat whole = mat_dense(U.p, layers, rows, U.cols);
+    la_norms(ratio, mat_dense(sign.p, layers, rows, U.cols), 1);
+    la_norms(norm, whole, 1);
+    la_vec_div(ratio, norm, layers, NORM_FLOOR);
+    la_scale(whole, ratio, 1);
 }
 
-/* U (L, heads) x (k, d), dense, from the momentum to the direction, by a sign of its own. whole_sign: one
-   sign over all heads of a layer. */
+/* Turns U (L, heads) x (k, d), dense, from the momentum of one leg into the direction. The leg has
+   signs of its own: one for each head, or with whole_sign one over all heads of a layer. */
 static inline void cm_direction(Mat U, const Whitener *w, int whole_sign, const OptimOptions *o,
                                 Arena *arena) {
     size_t mark = arena->used;
@@ -111,8 +117,8 @@ static inline void cm_direction(Mat U, const Whitener *w, int whole_sign, const 
     arena->used = mark;
 }
 
-/* Both legs' U from the momenta to the directions, by one sign for each head, of the (k,2d) stack of the
-   two legs. */
+/* Turns both legs' U from the momenta into the directions, by one sign for each head, of the (k,
+   2d) stack of the two legs. */
 static inline void joint_direction(const Mat U[2], const Whitener w[2], const OptimOptions *o,
                                    Arena *arena) {
     size_t mark = arena->used;
@@ -133,8 +139,9 @@ static inline void joint_direction(const Mat U[2], const Whitener w[2], const Op
     arena->used = mark;
 }
 
-/* The update sources U of both legs, projected as the connection says. A raw gradient at the current
-   weights is horizontal by itself; gradients of older weights, which the momentum holds, are not. */
+/* Sets U to the update sources of both legs, projected as the connection says. A gradient at the
+   current weights is horizontal by itself. Gradients at older weights, which the momentum holds,
+   are not. */
 static inline void pair_sources(const Step *s, const Leg leg[2], const Mat U[2], Momentum m) {
     const OptimOptions *o = s->options;
     int connection = o->connection == CONNECTION_NONE ? CONNECTION_FROBENIUS : o->connection;
@@ -157,20 +164,21 @@ static inline void pair_sources(const Step *s, const Leg leg[2], const Mat U[2],
     }
 }
 
-/* Whether Circuit-Muon follows: it is defined for W_O and W_V, and --circuit leaves W_Q and W_K alone. */
+/* Whether Circuit-Muon follows: it is defined for W_O and W_V, and --circuit leaves W_Q and W_K
+   alone. */
 static inline int circuit_follows(const Step *s) {
     return s->options->circuit && s->leg[0].by_column;
 }
 
-/* Whether a leg's step depends on more of the other leg than its weights, so that both directions must exist
-   at once. */
+/* Whether a leg's step depends on more of the other leg than its weights, so that both directions
+   must exist at once. */
 static inline int legs_coupled(const Step *s) {
     const OptimOptions *o = s->options;
     return o->method == METHOD_JOINT || o->connection != CONNECTION_NONE ||
            o->momentum_reproject != REPROJECT_OFF || circuit_follows(s);
 }
 
-/* Both directions together, from momentum to Circuit-Muon. */
+/* Sets U to the directions of two coupled legs, from momentum to Circuit-Muon. */
 static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat U[2],
                                       const Whitener w[2], int whole_sign) {
     const OptimOptions *o = s->options;
@@ -188,8 +196,8 @@ static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat
         circuit_fix(leg[0].W, leg[1].W, U[0], U[1], o->circuit_damping, s->arena);
 }
 
-/* Rates of the two legs: half the budget for each, or all of it for a joint sign, times mp. The shared leg of
-   grouped queries has its rate divided by 1 or by the size of a group. */
+/* Rates of the two legs: mp times half of the budget each, or with a joint sign times all of it.
+   With grouped queries the rate of the shared leg is divided by 1 or by the size of a group. */
 static inline void cm_rates(const Step *s, int group, double rate[2]) {
     const OptimOptions *o = s->options;
     double budget = 0.5, divisor = 1;
@@ -205,7 +213,7 @@ static inline void cm_rates(const Step *s, int group, double rate[2]) {
     rate[1] = rate[0] / divisor;
 }
 
-/* The hybrid form takes one sign over all heads of W_O, because W_O adds the heads up. */
+/* The hybrid form takes one sign over all heads of W_O, because W_O adds the heads. */
 static inline void cm_step(const Step *s) {
     const OptimOptions *o = s->options;
     size_t mark = s->arena->used;

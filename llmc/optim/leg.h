@@ -1,5 +1,5 @@
 /*
-What a rule sees: the matrices that it updates (legs), and the circumstances of one step. A rule knows
+What a rule sees: the matrices that it updates (legs), and the settings of one step. A rule knows
 neither the config nor the registry.
 */
 #ifndef CM_LEG_H
@@ -8,7 +8,7 @@ neither the config nor the registry.
 #include "../linalg.h"
 #include "options.h"
 
-/* Where a rule applies, bits. ON_BASE: its directions can be those that QuacK rescales. */
+/* Where a rule applies, bits. ON_BASE: QuacK may rescale its directions. */
 enum {
     ON_QK = 1,
     ON_OV = 2,
@@ -25,9 +25,10 @@ enum {
     NEEDS_PAIR = 1,    /* W_Q and W_K, or W_O and W_V, are updated together */
     TAKES_CIRCUIT = 2, /* Circuit-Muon may follow it on W_O and W_V */
     WRITES_COPY = 4,   /* its step of a single leg also writes the layers' copy of the weights */
-    ELEMENT_BY_ELEMENT =
-        8,                 /* no element depends on another: it sees the vocabulary's padding too */
-    MOMENT_WITH_STATE = 16 /* where its states start anew, so does its first moment (AdamW) */
+    /* No element depends on another, so the rule may see the vocabulary's padding too. */
+    ELEMENT_BY_ELEMENT = 8,
+    /* Where its states start anew, its first moment does too (AdamW). */
+    MOMENT_WITH_STATE = 16
 };
 
 /* How many numbers a state has, for each layer. */
@@ -46,8 +47,13 @@ typedef struct {
 
 enum { RULE_STATES = 2 };
 
-/* One matrix of a step, of all L layers that are updated together: weight, gradient and first moment, views
-   (L,1) x (rows, cols) as stored. Its heads are blocks of rows or, in W_O, of columns. */
+/* The least divisor where one norm is divided by another: far below the norm of any leg that is not
+   zero. */
+#define NORM_FLOOR 1e-12
+
+/* One matrix of a step, in all L layers that are updated together: weight W, gradient G and first
+   moment M are views (L, 1) x (rows, cols) as stored. Heads are blocks of rows or, in W_O, of
+   columns. */
 typedef struct {
     Mat W, G, M;
     int heads, by_column;
@@ -58,8 +64,9 @@ typedef struct {
 
 typedef struct Rule Rule;
 
-/* One step of one or two legs. Of two, leg 0 has the query heads (W_Q or W_O), and leg 1 the shared ones
-   (W_K or W_V): query head h belongs to shared head h / (heads of leg 0 / heads of leg 1). */
+/* One step of one or two legs. Of two legs, leg 0 has the query heads (W_Q or W_O), and leg 1 the
+   shared heads (W_K or W_V). Query head h belongs to shared head h / (heads of leg 0 / heads of leg
+   1). */
 typedef struct {
     const Rule *rule, *coupling; /* coupling: NULL, or what is done to the rule's directions */
     const OptimOptions *options;
@@ -68,20 +75,20 @@ typedef struct {
     double lr, weight_decay;
     double momentum;  /* coefficient of Muon and CM in this step */
     double gscale;    /* multiplies the gradient */
-    int age;          /* updates since the rule's states began, with this one: 1 in the first */
-    int coupling_age; /* and since the coupling's state began */
+    int age;          /* updates since the rule's states began, this one included: 1 in the first */
+    int coupling_age; /* updates since the coupling's state began, this one included */
     Arena *arena;
 } Step;
 
-/* What a rule would be used for, when it is asked whether it can be. */
+/* A use of a rule, which the rule may refuse. */
 typedef struct {
     const char *flag;       /* "--qk" */
     unsigned on;            /* ON_QK or another one bit */
     const char *matrices;   /* "W_Q and W_K" */
-    int rows[2], cols[2];   /* of two different ones among them */
+    int rows[2], cols[2];   /* shapes of two of the matrices */
     const char *decay_flag; /* "--weight-decay" */
     double weight_decay;
-    const char *zero; /* those among them that start at zero, or NULL */
+    const char *zero; /* the matrices that start at zero, or NULL */
     int heads, kv_heads;
     const OptimOptions *options;
 } RuleUse;
@@ -92,24 +99,27 @@ struct Rule {
     unsigned where, traits;   /* ON_..., NEEDS_PAIR... */
     double lr;                /* learning rate where no flag gives one */
     RuleState state[RULE_STATES];
-    /* Returns -1 and a sentence in err if the rule has no meaning there, else 0. NULL: never refuses. */
+    /* Returns -1 and a sentence in err if this use of the rule has no meaning, else 0. NULL: the
+       rule never refuses. */
     int (*refuse)(const RuleUse *use, char *err);
-    /* The direction of one leg, in memory of the arena: dense, as (L,1) x (rows, cols), or the leg's heads as
-       they are stored. *scale is still to be multiplied. NULL: the rule has no direction of its own. */
+    /* The direction of one leg, in memory of the arena: dense, as (L, 1) x (rows, cols), or the
+       leg's heads as they are stored. The caller multiplies it by *scale. NULL: the rule has no
+       direction of its own. */
     Mat (*direction)(const Step *s, const Leg *l, double *scale);
-    /* Of a coupling: rescales the finished directions of both legs, in place. */
+    /* A coupling: rescales the finished directions of both legs, in place. */
     void (*couple)(const Step *s, const Mat U[2]);
-    /* The whole step. NULL: along the directions, by directed_step. */
+    /* The whole step. NULL: directed_step, along the directions. */
     void (*step)(const Step *s);
 };
 
-/* The heads of a view as they are stored: (L, heads) x (k, C), or in W_O (L, heads) x (C, k). */
+/* The heads of a view as they are stored: (L, heads) x (k, C), or (L, heads) x (C, k) in W_O. */
 static inline Mat leg_stored_heads(const Leg *l, Mat m) {
     Mat blocks = mat_blocks(m, l->heads, l->by_column);
     return l->by_column ? mat_t(blocks) : blocks;
 }
 
-/* The heads (L, heads) x (k, C) of a view or of a direction, which is whole or in heads as stored. */
+/* The heads (L, heads) x (k, C) of a view or of a direction. A direction is a whole matrix, or
+   heads as they are stored. */
 static inline Mat leg_heads(const Leg *l, Mat m) {
     if (m.n1 == 1) return mat_blocks(m, l->heads, l->by_column);
     return l->by_column ? mat_t(m) : m;
@@ -124,14 +134,14 @@ static inline Leg leg_in_heads(const Leg *l) {
     return heads;
 }
 
-/* W <- (1 - lr wd) W - rate U, U being whole or in heads as stored. */
+/* W <- (1 - lr wd) W - rate U. U is a whole matrix, or heads as they are stored. */
 static inline void leg_apply(const Step *s, const Leg *l, double rate, Mat U) {
     Mat W = U.n1 == 1 ? l->W : leg_stored_heads(l, l->W);
     la_axpby(W, -rate, U, 1 - s->lr * s->weight_decay);
 }
 
-/* The step of a rule that is a direction: computed for each leg, rescaled by the coupling if there is one,
-   and applied. */
+/* The step of a rule that has a direction: computes it for each leg, lets the coupling rescale
+   both, if there is one, and applies them. */
 static inline void directed_step(const Step *s) {
     size_t mark = s->arena->used;
     Mat U[2];

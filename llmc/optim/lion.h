@@ -1,6 +1,9 @@
 /*
-Lion (Chen et al. 2023, arXiv 2302.06675): W <- (1 - lr wd) W - lr sign(b1 m + (1 - b1) g), and then
-m <- b2 m + (1 - b2) g. The first moment is Lion's only state.
+Lion (Chen et al. 2023, arXiv 2302.06675), element by element:
+
+    W <- (1 - lr wd) W - lr sign(b1 m + (1 - b1) g), then m <- b2 m + (1 - b2) g.
+
+The first moment is Lion's only state.
 */
 #ifndef CM_LION_H
 #define CM_LION_H

@@ -1,5 +1,6 @@
 /*
-Momentum as Muon and Compositional Muon use it: of the raw gradient, one number for each weight.
+Momentum as Muon and Compositional Muon use it: an average or a sum of gradients, one number for
+each weight.
 */
 #ifndef CM_MOMENTUM_H
 #define CM_MOMENTUM_H
@@ -11,8 +12,9 @@ typedef struct {
     int nesterov;
 } Momentum;
 
-/* What the options ask for, with `auto` filled in: for Muon an average (EMA) with Nesterov, for CM a sum
-   without, as their authors released them. The two forms differ by a factor, which a matrix sign removes. */
+/* What the options ask for. `auto` is as the authors released their rules: Muon takes an average
+   (EMA) with Nesterov's momentum, CM a sum without Nesterov's. Sum and average differ by a factor,
+   which a matrix sign removes. */
 static inline Momentum momentum_of(const OptimOptions *o, int is_cm, double beta) {
     int average = !is_cm, nesterov = !is_cm;
     switch ((MomentumForm)o->momentum_form) {
@@ -29,7 +31,8 @@ static inline Momentum momentum_of(const OptimOptions *o, int is_cm, double beta
     return m;
 }
 
-/* M <- beta M + gain scale G; U = the update source, scale multiplies G (gradient clipping). */
+/* M <- beta M + gain scale G, and U = the update source. `scale` multiplies G (gradient
+   clipping). */
 static inline void momentum_step(Mat U, Mat M, Mat G, Momentum m, double scale) {
     la_momentum(U, M, G, m.beta, m.gain * scale, m.nesterov);
 }

@@ -2,42 +2,46 @@
 The matrix sign msign(X) = U V^T of the thin SVD X = U S V^T, by odd polynomials of degree five:
 A = X X^T, X <- P X, P = a I + b A + c A^2, started from X / ||X||_F.
 
-A wide X (k x d, d >= 2k: a head, an MLP matrix) is left alone for several steps. Its Gram can follow without
-X: A <- P A P; and the polynomials of these steps gather in Q <- P Q, all of them k x k, until X <- Q X. In
-exact arithmetic that is the plain iteration. In rounded arithmetic the Gram holds the squares of the singular
-values, among which the small ones drown. So Q is applied, and the Gram formed anew, before the small ones have
-to be told apart: with pe8 after 2, 1 and 5 steps. Where products round their input (la_fast) the Gram goes
-astray sooner, and the five steps are taken as 2 and 3. dev/test/test_msign.c holds the result to the accuracy
-of the plain iteration, dev/test/cuda/test_linalg.cu that of rounded products. Every k x k matrix is symmetric,
-so half of each product is computed.
+A wide X (k x d, d >= 2k: a head, an MLP matrix) stays as it is for several steps, because its Gram
+can be updated without X: A <- P A P. The polynomials of these steps are collected in Q <- P Q, and
+then X <- Q X. All of these matrices but X are k x k. In exact arithmetic the result is that of the
+plain iteration. In rounded arithmetic the Gram holds the squares of the singular values, and the
+small ones are lost among the large ones. So Q is applied, and the Gram formed anew, before small
+singular values have to be resolved: with pe8 after 2, 1 and 5 steps. Where products round their
+input (la_fast) the Gram loses them sooner, and the five steps are taken as 2 and 3.
+dev/test/test_msign.c holds the result to the accuracy of the plain iteration, and
+dev/test/cuda/test_linalg.cu holds that of rounded products. Every k x k matrix is symmetric, so
+half of each product is computed.
 
-Where a product reads its addend from another place than it writes (LA_ADD_FREE), P is kept without a I: P' =
-b A + c A^2 is one product and X <- P' X + a X another, and no pass over P is left.
+Where a product can read its addend from another place than it writes to (LA_ADD_FREE), P is kept
+without a I: P' = b A + c A^2 is one product, X <- P' X + a X is another, and no separate pass over
+P is needed.
 
-bf16 (Jordan et al. 2024 and their followers; --msign-compute): X / ||X||_F, formed in fp32, is rounded to bf16.
-Each step takes three products of bf16 matrices, summed in fp32 and then rounded to bf16 once:
+bf16 (Jordan et al. 2024 and later authors; --msign-compute): X / ||X||_F, formed in fp32, is
+rounded to bf16. Each step takes three products of bf16 matrices, summed in fp32 and rounded to bf16
+once:
 
     A = bf16(X X^T),  P' = bf16(c A A + b A),  X <- bf16(P' X + a X).
 
-The last X goes back to fp32, without change. a, b, c stay fp32. There is no form on the Gram, whose products
-would be rounded too: pe8 would then end between 0.98 and 1.02 with runs of 2, 1, 2 and 3 steps, and between
-0.69 and 1.6 with 2, 1 and 5, against 0.995 and 1.005 here. dev/test/test_msign.c has the bounds.
+The last X is converted to fp32, which changes nothing. a, b, c stay fp32. The form on the Gram is
+not used, because its products would be rounded too: the singular values of pe8 would end between
+0.98 and 1.02 with runs of 2, 1, 2 and 3 steps, and between 0.69 and 1.6 with runs of 2, 1 and 5.
+Here they end between 0.995 and 1.005. dev/test/test_msign.c has the bounds.
 */
 #ifndef CM_MSIGN_H
 #define CM_MSIGN_H
 
-#include "leg.h"
+#include "chunks.h"
+#include "options.h"
 
-/* Coefficients a, b, c of each step, and how many steps of a wide matrix are taken on one Gram, which add up
-   to all steps: first with exact products, then with rounded ones. */
 typedef struct {
     int steps;
-    int runs[2][5];
-    double abc[LA_SIGN_STEPS][3];
+    int runs[2][5]; /* steps that a wide matrix takes on one Gram: exact products, rounded ones */
+    double abc[LA_SIGN_STEPS][3]; /* coefficients of each step */
 } MsignTable;
 
-/* Polar Express (Amsel et al., arXiv 2505.16932) for singular values above 1e-3 of the Frobenius norm, as
-   released with Compositional Muon. */
+/* Polar Express (Amsel et al., arXiv 2505.16932) for singular values above 1e-3 of the Frobenius
+   norm, as released with Compositional Muon. */
 static const MsignTable msign_pe8 = {8,
                                      {{2, 1, 5}, {2, 1, 2, 3}},
                                      {{8.2051, -22.9019, 16.4607},
@@ -95,46 +99,47 @@ static inline const MsignTable *msign_table(int which) {
 
 #define MSIGN_EPS 1e-7 /* floor of the norm that X is divided by: zero in, zero out */
 
-/* Whether the iteration on the Gram pays: one side is at least twice as long as the other. */
+/* Whether the iteration on the Gram takes fewer operations: if one side is at least twice as long
+   as the other. */
 static inline int msign_on_gram(int rows, int cols) {
     return max_int(rows, cols) >= 2 * min_int(rows, cols);
 }
 
-/* A head: wide, with at most so many rows. */
+/* The most rows of a wide matrix that is taken for a head. */
 enum { MSIGN_HEAD_ROWS = 64 };
 
-/* Whether this shape stays in fp32 where bf16 is asked for. A head does its steps on its Gram, in fp32 and, on
-   a GPU, in shared memory: bf16 would save nothing there. */
+/* Whether this shape stays in fp32 where bf16 is asked for. The steps of a head are taken on its
+   Gram, in fp32 and on a GPU in shared memory; bf16 would save nothing there. */
 static inline int msign_keeps_fp32(int rows, int cols) {
     return msign_on_gram(rows, cols) && min_int(rows, cols) <= MSIGN_HEAD_ROWS;
 }
 
-/* n dense m x m matrices of scratch. */
-static inline Mat msign_square(Arena *arena, int n, int m) {
-    return mat_dense(arena_take(arena, (size_t)n * m * m), n, m, m);
+/* n dense k x k matrices of scratch. */
+static inline Mat msign_square(Arena *arena, int n, int k) {
+    return mat_dense(arena_take(arena, (size_t)n * k * k), n, k, k);
 }
 
-/* P = k1 A + k2 A^2, plus k0 I with `whole`. Without k0 I one product is all, and whoever applies P has to
-   add k0 times what P is applied to. */
-static inline void msign_polynomial(Mat P, const double *k, Mat A, int whole) {
+/* P = b A + c A^2, plus a I with `whole`. Without a I this is one product, and a caller that
+   applies P to X has to add a X. */
+static inline void msign_polynomial(Mat P, const double abc[3], Mat A, int whole) {
     if (!whole) {
-        la_gemm_add_symmetric(P, k[2], A, A, k[1], A);
+        la_gemm_add_symmetric(P, abc[2], A, A, abc[1], A);
         return;
     }
     la_gemm_symmetric(P, 1, A, A, 0);
-    la_polynomial(P, k[0], k[1], A, k[2], P);
+    la_polynomial(P, abc[0], abc[1], A, abc[2], P);
 }
 
-/* X <- msign X for X (k, d) with k <= d and ||X||_F <= 1. Y is scratch shaped as X; X and Y change places, and
-   the result is in X. */
+/* X <- msign X for X (k, d) with k <= d and ||X||_F <= 1. Y is scratch shaped as X. X and Y change
+   places, and X has the result. */
 static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
-    Mat A = msign_square(arena, mat_count(*X), X->rows),
-        P = msign_square(arena, mat_count(*X), X->rows);
+    Mat A = msign_square(arena, mat_count(*X), X->rows);
+    Mat P = msign_square(arena, mat_count(*X), X->rows);
     for (int i = 0; i < table->steps; i++) {
-        const double *k = table->abc[i];
+        const double *abc = table->abc[i];
         la_gram(A, *X, 0);
-        msign_polynomial(P, k, A, !LA_ADD_FREE);
-        if (LA_ADD_FREE) la_gemm_add(*Y, 1, P, *X, k[0], *X);
+        msign_polynomial(P, abc, A, !LA_ADD_FREE);
+        if (LA_ADD_FREE) la_gemm_add(*Y, 1, P, *X, abc[0], *X);
         else la_gemm(*Y, 1, P, *X, 0);
         mat_swap(X, Y);
     }
@@ -142,51 +147,56 @@ static inline void msign_plain(Mat *X, Mat *Y, const MsignTable *table, Arena *a
 
 /* msign_plain with every product rounded to bf16. */
 static inline void msign_bf16(Mat *X, Mat *Y, const MsignTable *table, Arena *arena) {
-    Mat A = msign_square(arena, mat_count(*X), X->rows),
-        P = msign_square(arena, mat_count(*X), X->rows);
+    Mat A = msign_square(arena, mat_count(*X), X->rows);
+    Mat P = msign_square(arena, mat_count(*X), X->rows);
     la_round_bf16(*X);
     for (int i = 0; i < table->steps; i++) {
-        const double *k = table->abc[i];
+        const double *abc = table->abc[i];
         la_gram(A, *X, 0);
         la_round_bf16(A);
-        msign_polynomial(P, k, A, 0);
+        msign_polynomial(P, abc, A, 0);
         la_round_bf16(P);
-        la_gemm_add(*Y, 1, P, *X, k[0], *X);
+        la_gemm_add(*Y, 1, P, *X, abc[0], *X);
         la_round_bf16(*Y);
         mat_swap(X, Y);
     }
 }
 
-/* The product of `steps` polynomials, the first of A, each next one of A <- P A P, in one of the four squares,
-   which all commute and are symmetric. The first P becomes Q, and those between first and last are used three
-   times, so that it is cheaper to add k0 I to them than to add k0 times a factor to each product. The last P is
-   used once. */
-static inline Mat msign_run(Mat A, Mat P, Mat Q, Mat T, const double (*k)[3], int steps) {
+/* The product of `steps` polynomials: the first is one of A, each further one of A <- P A P. A, P,
+   Q and `product` are squares, which all commute and are symmetric; the result is in one of them.
+   The first P becomes Q. A P between the first and the last is used three times, so it is cheaper
+   to add a I to it once than to add a times a factor to each product. The last P is used once. */
+static inline Mat msign_run(Mat A, Mat P, Mat Q, Mat product, const double (*abc)[3], int steps) {
     for (int i = 0; i < steps; i++) {
         int last = i + 1 == steps, whole = !LA_ADD_FREE || i == 0 || !last;
-        msign_polynomial(P, k[i], A, whole);
+        msign_polynomial(P, abc[i], A, whole);
         if (!last) {
-            la_gemm_symmetric(T, 1, P, A, 0);
-            la_gemm_symmetric(A, 1, P, T, 0);
+            la_gemm_symmetric(product, 1, P, A, 0);
+            la_gemm_symmetric(A, 1, P, product, 0);
         }
-        if (i > 0 && whole) la_gemm_symmetric(T, 1, P, Q, 0);
-        if (i > 0 && !whole) la_gemm_add_symmetric(T, 1, P, Q, k[i][0], Q);
-        mat_swap(&Q, i > 0 ? &T : &P);
+        if (i == 0) {
+            mat_swap(&Q, &P);
+            continue;
+        }
+        if (whole) la_gemm_symmetric(product, 1, P, Q, 0);
+        else la_gemm_add_symmetric(product, 1, P, Q, abc[i][0], Q);
+        mat_swap(&Q, &product);
     }
     return Q;
 }
 
 /* X <- msign X as msign_plain, by runs of steps on one Gram. */
 static inline void msign_gram(Mat *X, Mat *Y, const MsignTable *table, int rounded, Arena *arena) {
-    int n = mat_count(*X), m = X->rows;
-    Mat A = msign_square(arena, n, m), P = msign_square(arena, n, m);
-    Mat Q = msign_square(arena, n, m), T = msign_square(arena, n, m);
-    const double(*k)[3] = table->abc;
-    for (const int *run = table->runs[rounded]; *run; k += *run++) {
+    int n = mat_count(*X), k = X->rows;
+    Mat A = msign_square(arena, n, k), P = msign_square(arena, n, k);
+    Mat Q = msign_square(arena, n, k), product = msign_square(arena, n, k);
+    const double(*abc)[3] = table->abc;
+    for (const int *run = table->runs[rounded]; *run; run++) {
         la_gram(A, *X, 0);
-        int done = la_sign_run(Q, A, k, *run);
-        la_gemm(*Y, 1, done ? Q : msign_run(A, P, Q, T, k, *run), *X, 0);
+        int done = la_sign_run(Q, A, abc, *run);
+        la_gemm(*Y, 1, done ? Q : msign_run(A, P, Q, product, abc, *run), *X, 0);
         mat_swap(X, Y);
+        abc += *run;
     }
 }
 
@@ -197,56 +207,35 @@ typedef struct {
     int bf16;
 } MsignWay;
 
-/* Replaces each of a few items by its sign. */
-static inline void msign_items(Mat X, const MsignWay *way, Arena *arena) {
+/* sign (n, rows, cols), dense, = the sign of each of a few items X, which lie in the same
+   memory. */
+static inline void msign_items(Mat sign, Mat X, const void *how, Arena *arena) {
+    const MsignWay *way = (const MsignWay *)how;
     int n = mat_count(X), tall = X.rows > X.cols;
-    Mat out = X;
     floatM *s = arena_take(arena, (size_t)n);
     la_norms(s, X, 1);
     la_vec_recip(s, n, MSIGN_EPS);
     if (way->bf16 && la_sign_bf16(X, s, way->table->abc, way->table->steps, arena)) return;
     la_scale(X, s, 1);
     Mat Y = mat_dense(arena_take(arena, mat_size(X)), n, X.rows, X.cols);
-    if (tall) X = mat_t(X), Y = mat_t(Y);
+    if (tall) {
+        X = mat_t(X);
+        Y = mat_t(Y);
+    }
     if (way->bf16) msign_bf16(&X, &Y, way->table, arena);
     else if (msign_on_gram(X.rows, X.cols)) msign_gram(&X, &Y, way->table, way->rounded, arena);
     else msign_plain(&X, &Y, way->table, arena);
-    if (X.p != out.p) la_copy(out, tall ? mat_t(X) : X);
+    if (X.p != sign.p) la_copy(sign, tall ? mat_t(X) : X);
 }
 
-/* Replaces each item of the dense batch X (n, rows, cols) by its sign, by table `which` (MsignKind), in bf16 or
-   not. The Grams are of the short side. A non-finite input gives a non-finite output.
-
-   The arena holds as many pieces as work at a time. While it measures, that is as many as there are chunks,
-   so that the size does not depend on the number of threads. */
+/* Replaces each item of the dense batch X (n, rows, cols) by its sign, by table `which`
+   (MsignKind), in bf16 or not. The Grams are of the short side. A non-finite input gives a
+   non-finite output. */
 static inline void msign_by(Mat X, int which, int bf16, Arena *arena) {
-    int n = mat_count(X), chunk = la_chunk(n), chunks = n ? n / chunk : 0;
-    int workers = arena->p ? la_workers(chunks, (size_t)X.rows * X.cols) : chunks;
-    size_t mark = arena->used;
     MsignWay way = {msign_table(which), 0, bf16 && !msign_keeps_fp32(X.rows, X.cols)};
-    Arena measure = {NULL, 0, 0};
-    msign_items(mat_dense(NULL, chunk, X.rows, X.cols), &way, &measure);
-    size_t piece = measure.size;
-    floatM *memory = arena_take(arena, (size_t)workers * piece);
-    if (!memory) {
-        arena->used = mark;
-        return;
-    }
     if (!way.bf16) way.rounded = la_fast(1);
-    if (workers > 1) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
-        for (int i = 0; i < chunks; i++) {
-            Arena own = arena_piece(memory, piece, thread_index());
-            msign_items(mat_part(X, i * chunk, chunk), &way, &own);
-        }
-    } else { /* a parallel region of one thread would make those within it start threads anew each time */
-        for (int i = 0; i < chunks; i++) {
-            Arena own = arena_piece(memory, piece, 0);
-            msign_items(mat_part(X, i * chunk, chunk), &way, &own);
-        }
-    }
+    run_in_chunks(msign_items, X, X, &way, arena);
     la_fast(0);
-    arena->used = mark;
 }
 
 /* msign_by as the options say. */

@@ -1,6 +1,7 @@
 /*
-Muon (Jordan et al. 2024): W <- (1 - eta wd) W - eta scale msign(U), U the momentum of the gradient. Of a
-whole matrix, or of each head's block of rows (of columns in W_O).
+Muon (Jordan et al. 2024): W <- (1 - eta wd) W - eta scale msign(U), where U is the momentum of the
+gradient. The sign is taken of a whole matrix or, as muon-head, of each head's block of rows (of
+columns in W_O).
 */
 #ifndef CM_MUON_H
 #define CM_MUON_H
@@ -9,8 +10,8 @@ whole matrix, or of each head's block of rows (of columns in W_O).
 #include "momentum.h"
 #include "msign.h"
 
-/* The factor that makes one learning rate fit matrices of all shapes. spectral: Jordan et al.; rms: an update
-   of RMS 0.2, which is AdamW's (Moonlight, arXiv 2502.16982). */
+/* The factor that makes one learning rate fit matrices of all shapes. spectral is that of Jordan et
+   al. rms gives an update of RMS 0.2, which is about AdamW's (Moonlight, arXiv 2502.16982). */
 static inline double muon_scale(const OptimOptions *o, int rows, int cols) {
     switch ((ScaleKind)o->scale) {
     case SCALE_SPECTRAL: return sqrt(rows > cols ? (double)rows / cols : 1.0);

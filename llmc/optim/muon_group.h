@@ -1,6 +1,6 @@
 /*
-Group Muon (arXiv 2605.08933): Muon with one sign over every `head_group` consecutive heads, from a sign for
-each head (1, which is muon-head) to one for the whole matrix (all heads, which is muon).
+Group Muon (arXiv 2605.08933): Muon with one sign over every `head_group` consecutive heads. With 1
+each head has a sign (muon-head); with all heads the whole matrix has one (muon).
 */
 #ifndef CM_MUON_GROUP_H
 #define CM_MUON_GROUP_H
@@ -10,7 +10,7 @@ each head (1, which is muon-head) to one for the whole matrix (all heads, which 
 static inline Mat muon_group_direction(const Step *s, const Leg *l, double *scale) {
     Mat U = mat_take(l->W, s->arena);
     size_t mark = s->arena->used;
-    Leg group = *l; /* whose heads are the groups */
+    Leg group = *l; /* a head of this leg is a group */
     group.heads /= s->options->head_group;
     Mat sign = muon_head_direction(s, &group, scale);
     la_copy(leg_stored_heads(&group, U), sign);

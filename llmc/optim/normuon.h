@@ -1,6 +1,6 @@
 /*
-NorMuon (Li et al., arXiv 2510.05491): Muon whose rows, one for each output neuron, are divided by a running
-RMS, at an unchanged Frobenius norm.
+NorMuon (Li et al., arXiv 2510.05491): Muon, each row of whose sign (one output neuron) is divided
+by a running RMS. The Frobenius norm of the whole sign stays unchanged.
 */
 #ifndef CM_NORMUON_H
 #define CM_NORMUON_H
@@ -23,7 +23,7 @@ static inline Mat normuon_direction(const Step *s, const Leg *l, double *scale) 
     la_vec_root_recip(r, v, rows, NORMUON_EPS);
     la_scale_rows(U, r, U);
     la_norms(after, U, 1);
-    la_vec_div(before, after, n, 1e-12);
+    la_vec_div(before, after, n, NORM_FLOOR);
     la_scale(U, before, 1);
     s->arena->used = mark;
     return U;

@@ -1,7 +1,7 @@
 /*
-What a rule can be told, as one struct. options.def is the flag table of the part about Muon and Compositional
-Muon: the trainer takes its rows as flags (--inv-root cans12), and a program that links libcmuon sets them by
-name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
+The options of the rules, as one struct. options.def has the flags of Muon and Compositional Muon:
+the trainer takes them on its command line (--inv-root cans12), and a program that links libcmuon
+sets them by name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
 */
 #ifndef CM_OPTIM_OPTIONS_H
 #define CM_OPTIM_OPTIONS_H
@@ -26,13 +26,13 @@ typedef enum {
 } Connection;
 typedef enum { REPROJECT_OFF, REPROJECT_COPY, REPROJECT_WRITE_BACK } Reproject;
 
-/* Everything that a rule can be told. The first part are the flags of options.def, which libcmuon has too;
-   the trainer's table has the rest. */
+/* The fields of the first part are the flags of options.def, which libcmuon has too. The fields of
+   the second part are flags of the trainer alone. */
 typedef struct {
-    double momentum;   /* coefficient, before any momentum warm-up */
-    int momentum_form; /* FORM_...; auto: EMA for Muon, SUM for CM, as their authors released them */
-    int nesterov;      /* AUTO_...; auto: on for Muon, off for CM, as they released them */
-    int msign;         /* MSIGN_... */
+    double momentum;    /* coefficient, before any momentum warm-up */
+    int momentum_form;  /* FORM_...; auto: EMA for Muon, SUM for CM, as released */
+    int nesterov;       /* AUTO_...; auto: on for Muon, off for CM, as released */
+    int msign;          /* MSIGN_... */
     int msign_compute;  /* Compute, for la_sign_in_bf16 */
     int scale;          /* SCALE_..., Muon only: CM has no shape factor */
     double mp;          /* CM's learning-rate multiplier */
@@ -42,7 +42,7 @@ typedef struct {
     int whitening;      /* WHITEN_... */
     int inv_root;       /* ROOT_... */
     int shared_div;     /* DIV_..., grouped-query attention: divisor of the step of K and V */
-    int per_mat_renorm; /* undo the change of norm of the post-whitening, one scalar a leg */
+    int per_mat_renorm; /* undo the change of norm by the second whitening, one scalar a leg */
     int method;         /* METHOD_...: a sign and half of the budget for each leg, or one sign */
     int connection;     /* CONNECTION_..., the representative of a step that is kept */
     int gauge_damping;  /* add damping to the Grams and traces of the connection too */
@@ -60,8 +60,9 @@ typedef struct {
     double quack_tau;      /* QuacK: multiplies its learning rates */
 } OptimOptions;
 
-/* Refuses options of Compositional Muon on one circuit that mean nothing together: -1 and a sentence.
-   Options without an effect (an inverse root that nothing is whitened by) are no error. */
+/* Refuses options of Compositional Muon that have no meaning together on one circuit: returns -1
+   and a sentence. An option without an effect (an inverse root where nothing is whitened) is no
+   error. */
 static inline int optim_check(const OptimOptions *o, int is_ov, int heads, int kv_heads,
                               char *err) {
     int joint = o->method == METHOD_JOINT;

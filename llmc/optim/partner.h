@@ -1,7 +1,8 @@
 /*
-Partner-rescaled AdamW: each head's AdamW step times its partner's isotropic whitener. It tells how much
-of Compositional Muon's gain is the step size per head and not the sign. Published only as a sentence
-("Towards Compositional Steepest Descent", 2026); the formula is a reconstruction.
+Partner-rescaled AdamW: AdamW's step of each head times the isotropic whitener of its partner. As a
+control it shows how much of Compositional Muon's gain comes from the step size per head, and not
+from the sign. The paper ("Towards Compositional Steepest Descent", 2026) has one sentence about it;
+the formula is a reconstruction.
 */
 #ifndef CM_PARTNER_H
 #define CM_PARTNER_H
@@ -9,20 +10,20 @@ of Compositional Muon's gain is the step size per head and not the sign. Publish
 #include "adamw.h"
 #include "circuit.h"
 
-/* With --per-mat-renorm each leg of a layer keeps the norm of its AdamW step, so that AdamW's learning rate
-   carries over. */
+/* With --per-mat-renorm each leg of a layer keeps the norm of its AdamW step. AdamW's learning rate
+   then carries over. */
 static inline void partner_adamw_step(const Step *s) {
     size_t mark = s->arena->used;
-    double scale;
-    Mat U[2], W[2], D[2];
+    double scale; /* 1 */
+    Mat U[2], W_heads[2], U_heads[2];
     for (int i = 0; i < 2; i++) {
         const Leg *l = &s->leg[i];
         U[i] = adamw_direction(s, l, &scale);
-        W[i] = leg_heads(l, l->W);
-        D[i] = leg_heads(l, U[i]);
+        W_heads[i] = leg_heads(l, l->W);
+        U_heads[i] = leg_heads(l, U[i]);
     }
-    partner_scale(W[0], W[1], D[0], D[1], s->options->damping, s->options->per_mat_renorm,
-                  s->arena);
+    partner_scale(W_heads[0], W_heads[1], U_heads[0], U_heads[1], s->options->damping,
+                  s->options->per_mat_renorm, s->arena);
     for (int i = 0; i < 2; i++) leg_apply(s, &s->leg[i], s->lr, U[i]);
     s->arena->used = mark;
 }

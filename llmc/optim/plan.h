@@ -1,6 +1,7 @@
 /*
-The update plan: which tensor, or which part of one, is updated by which rule, at which learning rate
-and weight decay. Built once from the config and the registry; --dry-run prints it; plan_step runs it.
+The update plan: which rule updates a tensor or a part of one, at which learning rate and weight
+decay. It is built once from the config and the registry. --dry-run prints it, and plan_step runs
+it.
 */
 #ifndef CM_PLAN_H
 #define CM_PLAN_H
@@ -8,8 +9,8 @@ and weight decay. Built once from the config and the registry; --dry-run prints 
 #include "../params.h"
 #include "rule.h"
 
-/* Rows [first, first + rows) of every layer of a tensor. heads > 0: they are that many blocks of rows or,
-   in W_O, of columns. */
+/* Rows [first, first + rows) of every layer of a tensor. If heads > 0, the part consists of that
+   many blocks of rows or, in W_O, of columns. */
 typedef struct {
     TensorId id;
     int first, rows, heads, by_column;
@@ -17,9 +18,9 @@ typedef struct {
 
 /* One or two parts that a rule updates together. */
 typedef struct {
-    char name[24]; /* "W_Q", or "W_Q, W_K" */
+    const char *name[2]; /* of each part: "W_Q", or "W_Q" and "W_K" */
     RuleId rule;
-    RuleId coupling; /* rescales the rule's directions; RULE_AUTO: none */
+    RuleId coupling; /* rescales the rule's directions; RULE_AUTO if there is none */
     Part part[2];
     int legs;  /* parts */
     int chunk; /* layers updated together */
@@ -28,8 +29,8 @@ typedef struct {
     size_t coupled;               /* where the coupling's state starts */
 } PlanEntry;
 
-/* One named state of a rule beside the first moment, as checkpoints store it: "wqkv.q.v" is state v of
-   the query rows of wqkv. */
+/* One named state of a rule besides the first moment, as checkpoints store it: "wqkv.q.v" is state
+   v of the query rows of wqkv. */
 typedef struct {
     char name[64];
     size_t at, size; /* elements in the allocation of the plan's state */
@@ -39,6 +40,7 @@ typedef struct {
     int since; /* updates done when the state began: 0, or where a resumed run changed rules */
 } StateTensor;
 
+/* Room for every tensor, and for the parts of wqkv and wfc. */
 enum { PLAN_MAX = 40 };
 
 typedef struct {
@@ -46,28 +48,28 @@ typedef struct {
     int n;
     StateTensor state[2 * PLAN_MAX];
     int states;
-    size_t
-        state_size; /* elements of all states; first moments, which every tensor has, are not among them */
+    size_t state_size; /* elements of all states, without the first moments */
     size_t arena_size; /* elements of scratch of the largest chunk */
 } Plan;
 
-/* What one step needs besides the plan. Parameters p, gradients g, first moments m and the layers' copy w are
-   laid out by the registry, the states v by the plan. */
+/* What one step needs besides the plan: the allocations of a Params, and numbers of this step. */
 typedef struct {
-    floatM *p, *g, *m, *v;
+    floatM *param, *grad, *moment; /* laid out by the registry */
+    floatM *state;                 /* laid out by the plan */
     Arena *arena;
     double lr_scale; /* the schedule's multiplier of learning rates */
-    double beta;     /* momentum of Muon and CM */
+    double momentum; /* coefficient of Muon and CM */
     double gscale;   /* multiplies gradients */
     int step;        /* 1 for the first update */
-    floatX *
-        w; /* NULL where the layers read p itself; plan_stale tells what plan_step leaves to be written */
+    /* The layers' copy, laid out as `param`; NULL where the layers read the parameters themselves.
+       plan_stale names the parts of it that plan_step does not write. */
+    floatX *weight;
 } PlanState;
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Views of the entries                                                                           */
 
-/* The view of a part in the allocation `base` of a slot: (layers held,1) x (rows, cols). */
+/* The view of a part in the allocation `base` of a slot: (layers held, 1) x (rows, cols). */
 static inline Mat part_slot(const Registry *r, Part part, SlotId slot, floatM *base) {
     const Tensor *t = &r->t[part.id];
     const Slot *held = &t->slot[slot];
@@ -75,7 +77,7 @@ static inline Mat part_slot(const Registry *r, Part part, SlotId slot, floatM *b
                     part.first, part.rows);
 }
 
-/* The view of a part among the parameters: (L,1) x (rows, cols). */
+/* The view of a part among the parameters: (L, 1) x (rows, cols). */
 static inline Mat part_view(const Registry *r, Part part, floatM *base) {
     return part_slot(r, part, SLOT_PARAM, base);
 }
@@ -85,11 +87,6 @@ static inline Mat part_layers(const Registry *r, Part part, SlotId slot, floatM 
                               int layers) {
     return mat_outer(part_slot(r, part, slot, base), layer - r->t[part.id].slot[slot].first,
                      layers);
-}
-
-/* The heads of a part among the parameters, (L, heads) x (k, d): W_O is read as its transpose. */
-static inline Mat part_heads(const Registry *r, Part part, floatM *base) {
-    return mat_blocks(part_view(r, part, base), part.heads, part.by_column);
 }
 
 /* The layers of a part that are updated here: those whose moments are held. */
@@ -108,32 +105,32 @@ static inline size_t state_count(StateUnit unit, const Registry *r, Part part) {
     return 0;
 }
 
-/* Leg `which` of an entry, layers [layer, layer + layers) of it. */
+/* Layers [layer, layer + layers) of leg number `which` of an entry. */
 static inline Leg plan_leg(const Registry *r, const PlanEntry *e, int which, const PlanState *s,
                            int layer, int layers) {
     Part part = e->part[which];
     Leg l;
     memset(&l, 0, sizeof l);
-    l.W = part_layers(r, part, SLOT_PARAM, s->p, layer, layers);
-    l.G = part_layers(r, part, SLOT_GRAD, s->g, layer, layers);
-    l.M = part_layers(r, part, SLOT_MOMENT, s->m, layer, layers);
+    l.W = part_layers(r, part, SLOT_PARAM, s->param, layer, layers);
+    l.G = part_layers(r, part, SLOT_GRAD, s->grad, layer, layers);
+    l.M = part_layers(r, part, SLOT_MOMENT, s->moment, layer, layers);
     l.heads = part.heads;
     l.by_column = part.by_column;
-    if (s->w) l.copy = s->w + (l.W.p - s->p);
-    if (!s->v) return l;
+    if (s->weight) l.copy = s->weight + (l.W.p - s->param);
+    if (!s->state) return l;
     size_t held = (size_t)(layer - part_held(r, part).first);
     for (int k = 0; k < RULE_STATES && rule_table[e->rule].state[k].name; k++)
-        l.state[k] = s->v + e->state[which][k] +
+        l.state[k] = s->state + e->state[which][k] +
                      held * state_count(rule_table[e->rule].state[k].unit, r, part);
     if (rule_table[e->coupling].state[0].name) {
         size_t each = state_count(rule_table[e->coupling].state[0].unit, r, e->part[1]);
-        size_t before = (size_t)which * (size_t)part_held(r, part).layers + held;
-        l.coupled = s->v + e->coupled + before * each;
+        size_t index = (size_t)which * (size_t)part_held(r, part).layers + held;
+        l.coupled = s->state + e->coupled + index * each;
     }
     return l;
 }
 
-/* Updates since the state at element `at` began, with the one that is being made: 1 for its first. */
+/* Updates since the state at element `at` began, this one included: 1 in the state's first. */
 static inline int plan_age(const Plan *plan, size_t at, int step) {
     for (int i = 0; i < plan->states; i++)
         if (plan->state[i].at == at) return step - plan->state[i].since;
@@ -152,7 +149,7 @@ static inline Step plan_entry(const Plan *plan, const Registry *r, const PlanEnt
     for (int i = 0; i < e->legs; i++) step.leg[i] = plan_leg(r, e, i, s, layer, layers);
     step.lr = e->lr * s->lr_scale;
     step.weight_decay = e->weight_decay;
-    step.momentum = s->beta;
+    step.momentum = s->momentum;
     step.gscale = s->gscale;
     step.age = step.coupling_age = s->step;
     if (step.rule->state[0].name) step.age = plan_age(plan, e->state[0][0], s->step);
@@ -165,22 +162,22 @@ static inline Step plan_entry(const Plan *plan, const Registry *r, const PlanEnt
 /* Elements of scratch that an entry takes for `layers` layers at a time. */
 static inline size_t plan_scratch(const Plan *plan, const Registry *r, const PlanEntry *e,
                                   const OptimOptions *o, int layers) {
-    PlanState nowhere;
-    memset(&nowhere, 0, sizeof nowhere);
-    nowhere.step = 1;
-    Step step = plan_entry(plan, r, e, o, &nowhere, part_held(r, e->part[0]).first, layers);
+    PlanState no_memory;
+    memset(&no_memory, 0, sizeof no_memory);
+    no_memory.step = 1;
+    Step step = plan_entry(plan, r, e, o, &no_memory, part_held(r, e->part[0]).first, layers);
     return step_scratch(&step);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Building                                                                                       */
 
-/* An entry of one part; a second may be added. */
+/* Adds an entry of one part; the caller may add a second part. */
 static inline PlanEntry *plan_add(Plan *plan, const char *name, RuleId rule, Part part, double lr,
                                   double weight_decay) {
     PlanEntry *e = &plan->e[plan->n++];
     memset(e, 0, sizeof *e);
-    snprintf(e->name, sizeof e->name, "%s", name);
+    e->name[0] = name;
     e->rule = rule;
     e->part[0] = part;
     e->legs = 1;
@@ -189,7 +186,8 @@ static inline PlanEntry *plan_add(Plan *plan, const char *name, RuleId rule, Par
     return e;
 }
 
-/* The two tensors of a circuit: one entry where the rule or a coupling needs both, else two. */
+/* Adds the two tensors of a circuit: in one entry if the rule or a coupling needs both, else in
+   two. */
 static inline void plan_add_circuit(Plan *plan, const char *const name[2], const Config *c,
                                     RuleId chosen, RuleId coupling, const Part part[2], double lr) {
     RuleId rule = rule_base(chosen, &c->optim);
@@ -199,7 +197,7 @@ static inline void plan_add_circuit(Plan *plan, const char *const name[2], const
         return;
     }
     PlanEntry *e = plan_add(plan, name[0], rule, part[0], lr, c->weight_decay);
-    snprintf(e->name, sizeof e->name, "%s, %s", name[0], name[1]);
+    e->name[1] = name[1];
     e->part[1] = part[1];
     e->legs = 2;
     e->coupling = coupling;
@@ -208,10 +206,11 @@ static inline void plan_add_circuit(Plan *plan, const char *const name[2], const
 static inline void plan_add_circuits(Plan *plan, const Config *c) {
     static const char *const qk_names[2] = {"W_Q", "W_K"}, *const ov_names[2] = {"W_O", "W_V"};
     Shape s = shape_of(c);
-    int K = s.NKV * s.HS;
-    Part qk[2] = {{T_WQKV, 0, s.A, s.NH, 0}, {T_WQKV, s.A, K, s.NKV, 0}};
-    Part ov[2] = {{T_WO, 0, s.C, s.NH, 1}, {T_WQKV, s.A + K, K, s.NKV, 0}};
-    /* CM has no directions to hand over: it applies Circuit-Muon itself. */
+    int KV = s.NKV * s.HS;
+    Part qk[2] = {{T_WQKV, 0, s.A, s.NH, 0}, {T_WQKV, s.A, KV, s.NKV, 0}};
+    Part ov[2] = {{T_WO, 0, s.C, s.NH, 1}, {T_WQKV, s.A + KV, KV, s.NKV, 0}};
+    /* Circuit-Muon rescales the directions of a rule. CM has none; it applies Circuit-Muon
+       itself. */
     int circuit = c->optim.circuit && rule_table[c->ov].direction;
     plan_add_circuit(plan, qk_names, c, (RuleId)c->qk, RULE_AUTO, qk, c->lr_qk);
     plan_add_circuit(plan, ov_names, c, (RuleId)c->ov, circuit ? RULE_CIRCUIT : RULE_AUTO, ov,
@@ -227,8 +226,8 @@ static inline void plan_add_mlp(Plan *plan, const Config *c) {
     plan_add(plan, "W_proj", rule, proj, c->lr_mlp, c->weight_decay);
 }
 
-/* Embeddings, head and vectors. The rows of the vocabulary's padding are zero and stay zero; only a rule that
-   works element by element gets them. */
+/* Adds embeddings, head and vectors. The rows of the vocabulary's padding are zero and stay zero;
+   only a rule that works element by element sees them. */
 static inline void plan_add_rest(Plan *plan, const Config *c, const Registry *r) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
@@ -257,7 +256,8 @@ static inline void plan_add_rest(Plan *plan, const Config *c, const Registry *r)
     }
 }
 
-/* The part's name within its tensor: rows of wqkv and of a gated wfc have one, whole tensors none. */
+/* The name of a part within its tensor: rows of wqkv and of a gated wfc have a name, whole tensors
+   have none. */
 static inline const char *part_name(const Registry *r, Part part) {
     const Tensor *t = &r->t[part.id];
     if (part.id == T_WFC && part.rows < t->rows) return part.first ? ".up" : ".gate";
@@ -265,8 +265,8 @@ static inline const char *part_name(const Registry *r, Part part) {
     return part.first == 0 ? ".q" : part.first + part.rows == t->rows ? ".v" : ".k";
 }
 
-/* Makes room for a state of a part: (layers, rows, cols) numbers, or (2, layers, heads) where the state is
-   one of both legs. Returns where it starts. */
+/* Makes room for a state of a part: (layers, rows, cols) numbers, or (2, layers, heads) if both
+   legs have the state. Returns the element where the state starts. */
 static inline size_t plan_take(Plan *plan, const Registry *r, Part part, RuleState state,
                                int with_moment) {
     int layers = part_held(r, part).layers, of_both = state.unit == PER_HEAD;
@@ -290,8 +290,9 @@ static inline size_t plan_take(Plan *plan, const Registry *r, Part part, RuleSta
     return at;
 }
 
-/* Room for an entry's states, and how many layers it updates together: as many as fit the budget of scratch,
-   which keeps a CPU's working set in its cache and a GPU's memory small, but at least one. */
+/* Makes room for an entry's states, and sets how many layers it updates together: at least one, and
+   as many as fit the budget of scratch. The budget keeps a CPU's working set in its cache, and a
+   GPU's scratch small. */
 static inline void plan_finish(Plan *plan, PlanEntry *e, const Registry *r, const Config *c) {
     const Rule *rule = &rule_table[e->rule], *coupling = &rule_table[e->coupling];
     for (int i = 0; i < e->legs; i++)
@@ -306,7 +307,7 @@ static inline void plan_finish(Plan *plan, PlanEntry *e, const Registry *r, cons
     if (need > plan->arena_size) plan->arena_size = need;
 }
 
-/* Removes the entries of which every leg is frozen. */
+/* Removes the entries all of whose legs are frozen. */
 static inline void plan_drop_frozen(Plan *plan, const Registry *r) {
     int kept = 0;
     for (int i = 0; i < plan->n; i++) {
@@ -318,17 +319,19 @@ static inline void plan_drop_frozen(Plan *plan, const Registry *r) {
     plan->n = kept;
 }
 
-/* Refuses an entry that would update a frozen tensor: -1 and a sentence. */
+/* Refuses an entry that would update a frozen tensor along with another: returns -1 and a
+   sentence. */
 static inline int plan_check_frozen(const Plan *plan, const Registry *r, char *err) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         const Tensor *a = &r->t[e->part[0].id], *b = &r->t[e->part[e->legs - 1].id];
         if (!a->frozen && !b->frozen) continue;
         const Tensor *frozen = a->frozen ? a : b, *other = a->frozen ? b : a;
-        return fail(err,
-                    "--freeze %s: the rule of %s updates both together; freeze %s too, or choose a "
-                    "rule that updates each alone",
-                    frozen->name, e->name, other->name);
+        return fail(
+            err,
+            "--freeze %s: the rule of %s, %s updates both together; freeze %s too, or choose "
+            "a rule that updates each alone",
+            frozen->name, e->name[0], e->name[1], other->name);
     }
     return 0;
 }
@@ -369,7 +372,7 @@ static inline void plan_step(const Plan *plan, const Registry *r, const Config *
             plan->arena_size);
 }
 
-/* Whether plan_step writes the layers' copy of a tensor along with it, of all its rows. */
+/* Whether plan_step writes the layers' copy of a tensor, all of its rows, along with the tensor. */
 static inline int plan_writes_copy(const Plan *plan, TensorId id) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
@@ -380,12 +383,13 @@ static inline int plan_writes_copy(const Plan *plan, TensorId id) {
     return 1;
 }
 
-/* Elements between two tensors that plan_stale rather includes than starts a new range after them: to write
-   256 KiB takes about as long as to start a kernel. */
+/* The most elements between two stale tensors that plan_stale puts into one range with them:
+   writing 256 KiB takes about as long as starting another kernel. */
 enum { STALE_GAP = 1 << 16 };
 
-/* What plan_step leaves of the layers' copy to be written: range number `index` is elements [*first, *first +
-   *n) of the allocation. Returns 0 past the last. Tensors that follow each other are one range. */
+/* The elements of the layers' copy that plan_step does not write. Range number `index` is elements
+   [*first, *first + *n) of the allocation; tensors that follow each other are one range. Returns 0
+   past the last range. */
 static inline int plan_stale(const Plan *plan, const Registry *r, int index, size_t *first,
                              size_t *n) {
     *first = 0;
@@ -415,12 +419,13 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         Mat m = part_view(r, e->part[0], NULL);
-        char shape[64], rule[64];
+        char name[64], shape[64], rule[64];
+        snprintf(name, sizeof name, "%s%s%s", e->name[0], e->legs > 1 ? ", " : "",
+                 e->legs > 1 ? e->name[1] : "");
         snprintf(shape, sizeof shape, "%d x %d x %d", m.n0, m.rows, m.cols);
         snprintf(rule, sizeof rule, "%s%s%s", rule_table[e->rule].flag, e->coupling ? "+" : "",
                  e->coupling ? rule_table[e->coupling].flag : "");
-        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", e->name, rule, shape, e->lr,
-                e->weight_decay);
+        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", name, rule, shape, e->lr, e->weight_decay);
     }
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
@@ -441,30 +446,26 @@ static inline void plan_title(FILE *out, const Config *c) {
     fprintf(out, ", %s on the rest", rule_table[RULE_ADAMW].title);
 }
 
-/* One tensor of the plan, of which an entry has one or two: its name and its part. Returns 0 past the
-   last. */
-static inline int plan_group(const Plan *plan, int index, char name[24], Part *part) {
+/* Name and part of leg number `index`, counted over all entries. Returns 0 past the last. */
+static inline int plan_group(const Plan *plan, int index, const char **name, Part *part) {
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
-        const char *comma = strstr(e->name, ", ");
-        if (index >= e->legs) {
-            index -= e->legs;
-            continue;
+        if (index < e->legs) {
+            *name = e->name[index];
+            *part = e->part[index];
+            return 1;
         }
-        *part = e->part[index];
-        if (index) snprintf(name, 24, "%s", comma + 2);
-        else snprintf(name, 24, "%.*s", comma ? (int)(comma - e->name) : 24, e->name);
-        return 1;
+        index -= e->legs;
     }
     return 0;
 }
 
-/* Copies the parameters to where plan_groups_json will look for them. */
+/* Copies the parameters p to `before`, where plan_groups_json reads them. */
 static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM *p,
                                     floatM *before) {
-    char name[24];
+    const char *name;
     Part part;
-    for (int i = 0; plan_group(plan, i, name, &part); i++)
+    for (int i = 0; plan_group(plan, i, &name, &part); i++)
         la_copy(part_view(r, part, before), part_view(r, part, p));
 }
 
@@ -472,16 +473,17 @@ static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM 
 
        {"W_Q": {"update_rms": 0.0011, "effective_lr": 0.021}, ...}
 
-   update_rms is ||dW||_F / sqrt(n), dW = p - before of all layers, with learning rate, weight decay and
-   everything. effective_lr, for matrices of the blocks, is the learning rate at which plain Muon
-   (a matrix sign without shape factor, whose RMS is 1 / sqrt(max(rows, cols))) takes a step of that
-   RMS. `before`, laid out by the registry, is overwritten by dW. */
+   update_rms is ||dW||_F / sqrt(n), where dW = p - before in all layers is the whole change,
+   learning rate and weight decay included. effective_lr, for matrices of the blocks, is the
+   learning rate at which plain Muon (a matrix sign without shape factor, whose RMS is
+   1 / sqrt(max(rows, cols))) takes a step of equal RMS. `before`, laid out by the registry, is
+   overwritten by dW. */
 static inline void plan_groups_json(FILE *out, const Plan *plan, const Registry *r, floatM *p,
                                     floatM *before) {
-    char name[24];
+    const char *name;
     Part part;
     fputc('{', out);
-    for (int i = 0; plan_group(plan, i, name, &part); i++) {
+    for (int i = 0; plan_group(plan, i, &name, &part); i++) {
         Role role = r->t[part.id].role;
         Mat W = part_view(r, part, p), D = part_view(r, part, before);
         double sum = 0;

@@ -1,7 +1,7 @@
 /*
-The rules: one table, a row for each. The parser, --help, --dry-run, the line that a run starts with, the
-plan, the names of states in checkpoints and libcmuon are all fed from a row. A new rule is a file with the
-functions of its row, and the row.
+The table of rules. The parser, --help, --dry-run, the line that a run starts with, the plan, the
+names of states in checkpoints and libcmuon all read a rule's row. A new rule is one row, and one
+file with the functions that the row names.
 */
 #ifndef CM_RULE_H
 #define CM_RULE_H
@@ -18,8 +18,8 @@ functions of its row, and the row.
 #include "partner.h"
 #include "quack.h"
 
-/* X(id, a row of struct Rule, which leg.h explains). `auto` stands for another row, and `circuit` is
-   chosen by --circuit. */
+/* X(id, fields of a Rule, which leg.h explains). `auto` stands for another row; --circuit chooses
+   `circuit`. */
 /* clang-format off */
 #define RULES(X)                                                                                   \
     X(RULE_AUTO, .flag = "auto", .title = "", .where = ON_MATRIX)                                  \
@@ -61,8 +61,8 @@ typedef enum { RULES(RULE_ENUMERATOR) RULES_END } RuleId;
 #define RULE_ROW(ID, ...) {__VA_ARGS__},
 static const Rule rule_table[] = {RULES(RULE_ROW)};
 
-/* Value i of a flag that chooses among the rules which apply at `where`: its name, "" where rule i does not
-   apply, NULL past the last. */
+/* The name of value i of a flag that chooses among the rules at `where`: "" if rule i does not
+   apply there, NULL past the last. */
 static inline const char *rule_choice(int i, unsigned where) {
     if (i < 0 || i >= RULES_END) return NULL;
     return rule_table[i].where & where ? rule_table[i].flag : "";
@@ -74,7 +74,7 @@ static inline const char *rule_choice_embed(int i) { return rule_choice(i, ON_EM
 static inline const char *rule_choice_head(int i) { return rule_choice(i, ON_HEAD); }
 static inline const char *rule_choice_base(int i) { return rule_choice(i, ON_BASE); }
 
-/* The rule whose directions are applied: a coupling (QuacK) rescales those of its base. */
+/* The rule whose directions are applied: a coupling (QuacK) rescales the directions of its base. */
 static inline RuleId rule_base(RuleId rule, const OptimOptions *o) {
     return rule_table[rule].couple ? (RuleId)o->quack_base : rule;
 }
@@ -97,7 +97,7 @@ static inline void rule_circuit_names(char *text, size_t size) {
     }
 }
 
-/* Whether a rule has no meaning where it would be used: -1 and a sentence. */
+/* Refuses a use of a rule that has no meaning: returns -1 and a sentence. */
 static inline int rule_check(RuleId rule, const RuleUse *use, char *err) {
     char names[256];
     if (!(rule_table[rule].where & use->on))

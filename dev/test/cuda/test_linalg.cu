@@ -1000,7 +1000,7 @@ static void check_plan_copy(const char *flags) {
                    1,
                    w};
     plan_step(&plan, &r, &c, &s);
-    const float *p = on_host(s.p, r.size[SLOT_PARAM]);
+    const float *p = on_host(s.param, r.size[SLOT_PARAM]);
     const floatX *before = download(w, r.size[SLOT_PARAM]);
     size_t first, n, untouched, cast = 0, right = 0;
     int ranges = 0, adamw = 0, stale = 0;
@@ -1008,7 +1008,7 @@ static void check_plan_copy(const char *flags) {
         check(n > 0 && first + n <= r.size[SLOT_PARAM] && first >= cast,
               "%s: range %d overlaps the one before", flags, ranges);
         cast = first + n;
-        cast_weights(w + first, s.p + first, n);
+        cast_weights(w + first, s.param + first, n);
     }
     const floatX *after = download(w, r.size[SLOT_PARAM]);
     for (int id = 0; id < TENSORS; id++) {
