@@ -138,11 +138,6 @@ static Case small(int call) { return case_new(call, call == ROOT ? 9 : 24, 4, 2,
 /* ---------------------------------------------------------------------------------------------- */
 /* Fixtures                                                                                       */
 
-static double case_number(const Fixture *fx, const char *name, const char *key) {
-    char text[64];
-    return atof(fixture_case_option(fx, name, key, text, sizeof text));
-}
-
 /* w + leg, step: in the case, or in the data set that it shares. */
 static const FixtureRecord *case_record(const Fixture *fx, const char *name, const char *key,
                                         int step) {
@@ -206,15 +201,14 @@ static int check_state(const Fixture *fx, const char *name, const char *key, int
 }
 
 static int cm_fixture(const Fixture *fx, const char *name) {
-    char circuit[8];
-    fixture_case_option(fx, name, "circuit", circuit, sizeof circuit);
-    int is_ov = !strcmp(circuit, "ov"), seen = 0;
+    int is_ov = case_is(fx, name, "circuit", "ov"), seen = 0;
     const char *legs = is_ov ? "vo" : "qk";
     Case c;
     memset(&c, 0, sizeof c);
     c.call = is_ov ? OV : QK;
     c.o = cm_options_new();
-    c.H = (int)case_number(fx, name, "heads"), c.S = (int)case_number(fx, name, "kv_heads");
+    c.H = (int)case_number(fx, name, "heads");
+    c.S = (int)case_number(fx, name, "kv_heads");
     c.eta = (float)case_number(fx, name, "lr");
     if (case_set(fx, name, "cm", c.o)) {
         case_free(&c);
@@ -225,8 +219,10 @@ static int cm_fixture(const Fixture *fx, const char *name) {
         const FixtureRecord *start = case_record(fx, name, key, 0);
         c.b[leg] = floats_of(start);
         c.b[4 + leg] = (float *)calloc(start->count, sizeof(float));
-        if (legs[leg] == 'k' || legs[leg] == 'v')
-            c.d = (int)start->dims[1], c.k = (int)start->dims[0] / c.S;
+        if (legs[leg] == 'k' || legs[leg] == 'v') {
+            c.d = (int)start->dims[1];
+            c.k = (int)start->dims[0] / c.S;
+        }
     }
     c.n = 6;
     for (int step = 1; step <= 3; step++) {
@@ -251,21 +247,19 @@ static int cm_fixture(const Fixture *fx, const char *name) {
 static int muon_fixture(const Fixture *fx, const char *name) {
     Case c;
     memset(&c, 0, sizeof c);
-    c.call = MUON, c.n = 3;
+    c.call = MUON;
+    c.n = 3;
     c.o = cm_options_new();
-    char parts_text[8], axis[8];
-    const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
-    fixture_case_option(fx, name, "parts", parts_text, sizeof parts_text);
-    fixture_option(flags, "axis", axis, sizeof axis);
-    int parts = atoi(parts_text);
+    int parts = (int)case_number(fx, name, "parts");
     /* Blocks of columns are not contiguous: the library has no stride for them. */
-    if (!strcmp(axis, "1") || case_set(fx, name, "muon", c.o)) {
+    if (case_is(fx, name, "axis", "1") || case_set(fx, name, "muon", c.o)) {
         case_free(&c);
         return 0;
     }
     const FixtureRecord *start = case_record(fx, name, "w", 0);
     float *w = floats_of(start), *m = (float *)calloc(start->count, sizeof(float));
-    c.H = (int)start->dims[0] / parts, c.d = (int)start->dims[1];
+    c.H = (int)start->dims[0] / parts;
+    c.d = (int)start->dims[1];
     c.eta = (float)case_number(fx, name, "lr");
     for (int step = 1; step <= 3; step++) {
         float *g = floats_of(case_record(fx, name, "g", step));
@@ -284,8 +278,8 @@ static int muon_fixture(const Fixture *fx, const char *name) {
     return 1;
 }
 
-/* The sign in emulated bf16 is within a few roundings of that in fp32, which auto is, and made of numbers that
-   bf16 has; a head is too small to differ. */
+/* The sign in emulated bf16 is within a few roundings of that in fp32, which auto is, and made of
+   numbers that bf16 has; a head is too small to differ. */
 static void test_msign_compute(void) {
     for (int head = 0; head < 2; head++) {
         Case c = case_new(MSIGN, head ? 80 : 48, 40, 1, 1, 5), fp32 = case_copy(&c),
@@ -305,7 +299,9 @@ static void test_msign_compute(void) {
         check(case_same(&c, &fp32), "msign_compute=auto is not fp32");
         check(head ? e == 0 : e > 1e-4 && e < 0.02 && narrow,
               "cm_msign in bf16, head %d: %g from fp32, bf16 %d", head, e, narrow);
-        case_free(&c), case_free(&fp32), case_free(&bf16);
+        case_free(&c);
+        case_free(&fp32);
+        case_free(&bf16);
     }
 }
 
@@ -502,7 +498,8 @@ static void test_options(void) {
         b.o = NULL;
         check(case_run(&a) == 0 && case_run(&b) == 0 && case_same(&a, &b), "%s without options",
               call_names[call]);
-        case_free(&a), case_free(&b);
+        case_free(&a);
+        case_free(&b);
     }
 }
 
@@ -574,7 +571,10 @@ static void test_arguments(void) {
                 written +=
                     gradients ? status != 0 : status != CM_EOVERLAP || !case_same(&e, &before);
                 case_free(&before);
-                if (call == MUON) e.b[i] = old, case_free(&e);
+                if (call == MUON) {
+                    e.b[i] = old;
+                    case_free(&e);
+                }
             }
         check(!written, "%s: %d overlaps", call_names[call], written);
         case_free(&c);
@@ -662,7 +662,8 @@ static void test_idle(void) {
             int weights = c.n / 3;
             for (int i = weights; i < c.n; i++)
                 for (size_t j = 0; j < c.size[i]; j++) c.b[i][j] = sign ? -0.0f : 0;
-            c.b[0][3] = -0.0f, c.b[0][4] = 0;
+            c.b[0][3] = -0.0f;
+            c.b[0][4] = 0;
             Case e = case_copy(&c);
             int status = case_run(&e);
             check(status == 0 && case_same(&c, &e), "%s: a step without gradient",
@@ -674,7 +675,8 @@ static void test_idle(void) {
                 worst = fmax(worst, fabs((double)e.b[0][j] - 0.95 * (double)c.b[0][j]));
             check(status == 0 && worst < 1e-6, "%s: decay alone, off by %g", call_names[call],
                   worst);
-            case_free(&c), case_free(&e);
+            case_free(&c);
+            case_free(&e);
         }
 }
 
@@ -693,7 +695,8 @@ static void test_bounds(void) {
         }
         check(status == 0 && kept, "%s writes all of its outputs and nothing else",
               call_names[call]);
-        case_free(&c), case_free(&e);
+        case_free(&c);
+        case_free(&e);
     }
     /* One head, one shared head, width below the sum of heads. */
     static const int shapes[][4] = {{1, 1, 1, 1}, {3, 1, 1, 5}, {5, 4, 1, 8}, {64, 6, 3, 4}};
@@ -746,7 +749,8 @@ static void test_memory(void) {
             }
             check(survived > 0 || (root && call == ROOT), "%s never ran without scratch",
                   call_names[call]);
-            case_free(&c), case_free(&right);
+            case_free(&c);
+            case_free(&right);
         }
     allocations_left = 0;
     cm_options *o = cm_options_new();
@@ -760,7 +764,8 @@ static void take_too_much(const Job *job, Arena *arena) {
     check(!p && !q, "an arena that ran out gives memory");
 }
 
-/* What may not happen: scratch that is too little. Nothing beyond it is written, and the call says so. */
+/* What may not happen: scratch that is too little. Nothing beyond it is written, and the call says
+   so. */
 static void test_overrun(void) {
     enum { ROOM = 64 };
     float memory[2 * ROOM];
@@ -775,11 +780,15 @@ static void test_overrun(void) {
     Job job = job_of(&c, RULE_MUON, 1, 0.1f);
     job.step.leg[0] = leg_of(12, 8, 0, 0);
     size_t need = work_scratch(work_step, &job);
-    job.step.leg[0].W.p = x[0], job.step.leg[0].M.p = x[1], job.step.leg[0].G.p = x[2];
+    job.step.leg[0].W.p = x[0];
+    job.step.leg[0].M.p = x[1];
+    job.step.leg[0].G.p = x[2];
     for (size_t size = 0; size < need; size += 16) {
         float *room = (float *)malloc((need + 16) * sizeof *room);
         for (size_t i = 0; i < need + 16; i++) room[i] = 7;
-        arena.p = room, arena.size = size, arena.used = 0;
+        arena.p = room;
+        arena.size = size;
+        arena.used = 0;
         int status = run_threads(work_step, &job, &arena, 1), kept = 1;
         for (size_t i = size; i < need + 16; i++) kept &= room[i] == 7;
         check(status == CM_EINTERNAL && kept, "%zu numbers of scratch where %zu are needed: %s",
@@ -812,10 +821,11 @@ static void test_thread_option(void) {
                   call_names[call], omp_get_max_threads());
             case_free(&e);
         }
-        case_free(&c), case_free(&one);
+        case_free(&c);
+        case_free(&one);
     }
     /* Called from inside a parallel region, as a program that updates its layers in parallel does.
-     */
+       */
     Case c = large(QK, 6), e[4];
     for (int i = 0; i < 4; i++) e[i] = case_copy(&c);
     int bad = 0;
@@ -880,7 +890,8 @@ static void test_concurrency(void) {
             check(a->n > 0 && a->n == b->n && case_same(a, b), "thread %d: %s differs from serial",
                   t, call_names[call]);
             a->o = b->o = NULL;
-            case_free(a), case_free(b);
+            case_free(a);
+            case_free(b);
         }
     check(!bad, "%d threads did not start", bad);
     cm_options_free(shared);
