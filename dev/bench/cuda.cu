@@ -458,12 +458,22 @@ static void bench_parameters(const BenchShape *s) {
     device_zero(second, n * sizeof(floatM));
     OptimOptions options;
     memset(&options, 0, sizeof options);
-    options.adam_beta1 = 0.9, options.adam_beta2 = 0.95, options.adam_eps = 1e-8;
+    options.adam_beta1 = 0.9;
+    options.adam_beta2 = 0.95;
+    options.adam_eps = 1e-8;
     Step adam;
     memset(&adam, 0, sizeof adam);
-    adam.rule = &rule_table[RULE_ADAMW], adam.options = &options, adam.legs = 1;
-    adam.leg[0].W = P, adam.leg[0].G = G, adam.leg[0].M = M, adam.leg[0].state[0] = second;
-    adam.lr = 1e-4, adam.weight_decay = 0.1, adam.gscale = 1, adam.step = 10;
+    adam.rule = &rule_table[RULE_ADAMW];
+    adam.options = &options;
+    adam.legs = 1;
+    adam.leg[0].W = P;
+    adam.leg[0].G = G;
+    adam.leg[0].M = M;
+    adam.leg[0].state[0] = second;
+    adam.lr = 1e-4;
+    adam.weight_decay = 0.1;
+    adam.gscale = 1;
+    adam.step = 10;
     layer_row("weights to floatX", m + (double)n * sizeof(floatX),
               time_ms([&] { cast_weights(w, p, n); }, 1));
     layer_row("sum of squares, to the host", m, time_ms([&] { la_sum_squares(g, n); }, 1));

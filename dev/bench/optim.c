@@ -52,7 +52,8 @@ typedef struct {
 static Weight weight_new(const Model *m, int rows, int cols) {
     Weight w;
     size_t n = (size_t)m->measured * rows * cols;
-    w.rows = rows, w.cols = cols;
+    w.rows = rows;
+    w.cols = cols;
     for (int i = 0; i < 4; i++) {
         w.p[i] = (floatM *)malloc(n * sizeof(floatM));
         if (!w.p[i]) die("out of memory: %zu numbers", n);
@@ -183,8 +184,10 @@ static void bench(const Model *m) {
     memset(&b, 0, sizeof b);
     int C = m->width, L = m->measured;
     b.m = m;
-    b.qkv = weight_new(m, 3 * C, C), b.o = weight_new(m, C, C);
-    b.fc = weight_new(m, 4 * C, C), b.proj = weight_new(m, C, 4 * C);
+    b.qkv = weight_new(m, 3 * C, C);
+    b.o = weight_new(m, C, C);
+    b.fc = weight_new(m, 4 * C, C);
+    b.proj = weight_new(m, C, 4 * C);
 #define FIELD(NAME) offsetof(OptimOptions, NAME)
     const Flag options[] = {
 #include "../../llmc/optim/options.def"
@@ -224,7 +227,10 @@ static void bench(const Model *m) {
                s[0] / muon_best);
     }
     fflush(stdout);
-    weight_free(&b.qkv), weight_free(&b.o), weight_free(&b.fc), weight_free(&b.proj);
+    weight_free(&b.qkv);
+    weight_free(&b.o);
+    weight_free(&b.fc);
+    weight_free(&b.proj);
     free(b.arena.p);
 }
 

@@ -1,6 +1,7 @@
 /*
-Reads test fixtures (*.fix), which dev/reference writes. A file is a sequence of records: a text line
-`name dtype ndim d0 d1 ...\n` with dtype f4, f8, i4 or s1 (string), then the little-endian data.
+Reads test fixtures (*.fix), which dev/reference writes. A file is a sequence of records: a text
+line `name dtype ndim d0 d1 ...\n` with dtype f4, f8, i4 or s1 (string), then the little-endian
+data.
 
     Fixture *fx = fixture_load("dev/test/fixtures/optim_basic.fix");
     const FixtureRecord *r = fixture_get(fx, "case.muon.w", "f4");

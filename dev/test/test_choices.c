@@ -64,7 +64,9 @@ static void test_parse(void) {
 static void test_file(void) {
     static const char *const bad[] = {"", "c", "cm.c choices 2\na=1\n", "something else\na=1\n"};
     Choices a, b, c;
-    memset(&a, 0, sizeof a), memset(&b, 0, sizeof b), memset(&c, 0, sizeof c);
+    memset(&a, 0, sizeof a);
+    memset(&b, 0, sizeof b);
+    memset(&c, 0, sizeof c);
     check(!choices_read(&a, path, err) && !a.n, "a file that is not there");
     choices_set(&a, "attention of a GPU", "flash");
     check(!choices_write(&a, path, err) && !a.changed, "writing: %s", err);
@@ -92,7 +94,9 @@ static void test_file(void) {
     check(!choices_read(&b, path, err) && b.n == 1 && is(&b, "x", "1"), "a file cut short");
     check(choices_write(&a, "/nowhere/at/all", err) && strstr(err, "/nowhere"),
           "a folder that is not there: %s", err);
-    choices_free(&a), choices_free(&b), choices_free(&c);
+    choices_free(&a);
+    choices_free(&b);
+    choices_free(&c);
 }
 
 static const Test tests[] = {TEST(memory), TEST(parse), TEST(file)};

@@ -76,10 +76,12 @@ static void test_refusals(void) {
     h[8] = 9;
     write_bytes("long.bin", h, sizeof h);
     check_refused("long.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "damaged");
-    h[8] = 10, h[11] = 0x80; /* more than 2^31 tokens promised */
+    h[8] = 10;
+    h[11] = 0x80; /* more than 2^31 tokens promised */
     write_bytes("huge.bin", h, sizeof h);
     check_refused("huge.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "truncated");
-    h[11] = 0, h[4] = 7;
+    h[11] = 0;
+    h[4] = 7;
     write_bytes("version.bin", h, sizeof h);
     check_refused("version.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "version 7");
 

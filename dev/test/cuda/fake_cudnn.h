@@ -63,16 +63,21 @@ static size_t fake_version(void) { return (size_t)fake.version; }
 static size_t fake_cudart(void) { return 13000; }
 static const char *fake_error(CudnnStatus) { return "FAKE_ERROR"; }
 static void fake_last_error(char *text, size_t size) { snprintf(text, size, "%s", fake_said); }
-static CudnnStatus fake_create(CudnnHandle *handle) { return *handle = &fake, 0; }
+static CudnnStatus fake_create(CudnnHandle *handle) {
+    *handle = &fake;
+    return 0;
+}
 static CudnnStatus fake_destroy(CudnnHandle) { return 0; }
 static CudnnStatus fake_set_stream(CudnnHandle, void *) { return 0; }
 static CudnnStatus fake_make(int kind, CudnnDescriptor *made) {
     *made = new FakeDescriptor{kind, 0, 0, NULL, {}, {}};
-    return fake.live++, 0;
+    fake.live++;
+    return 0;
 }
 static CudnnStatus fake_unmake(CudnnDescriptor d) {
     delete (FakeDescriptor *)d;
-    return fake.live--, 0;
+    fake.live--;
+    return 0;
 }
 
 static CudnnStatus fake_set(CudnnDescriptor descriptor, int attribute, int type, int64_t count,
@@ -129,7 +134,8 @@ static CudnnStatus fake_finalize(CudnnDescriptor descriptor) {
         d->graph = config->graph;
         if (fake.engines[(size_t)d->engine].fails) return fake_fail("this engine does not compile");
     }
-    return d->finalized = 1, 0;
+    d->finalized = 1;
+    return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
