@@ -154,7 +154,8 @@ static void test_accuracy(void) {
                 const floatM *fast = sign_of(x, 1, rows, cols, which);
                 double e = error_of(fast, plain, n);
                 double rounding = error_of(plain_rounded_sign(x, rows, cols, which), plain, n);
-                double bound = fmax(FAST_OVER_PLAIN * rounding, TOL(1e-5, 1e-13));
+                /* The second term is for a plain iteration that is exact by chance. */
+                double bound = fmax(FAST_OVER_PLAIN * rounding, TOL(2e-5, 1e-12));
                 check(e <= bound, "%s of %d x %d, %s: %g from the plain iteration, rounding %g",
                       table_names[which], rows, cols, kind_names[kind], e, rounding);
                 if (!exact || kind == DEFICIENT || which != MSIGN_PE8) continue;

@@ -373,7 +373,9 @@ static void test_joint(void) {
             half_directions(&p, &o, D);
             joint_by_definition(&p, &o, E);
             double e = legs_distance(D, E, p.n);
-            check(e < TOL(3e-4, 1e-6), "joint, %s is %g from the definition", describe(&o, s), e);
+            /* pe8 leaves singular values from 1e-3 of the norm within 1e-4 of 1. */
+            check(e < (o.msign == MSIGN_PE8 ? 3e-4 : TOL(3e-4, 1e-6)),
+                  "joint, %s is %g from the definition", describe(&o, s), e);
             /* In units of the learning rate, each leg moves the composed map by at most 1, and both
                together by at most 2. */
             for (int h = 0; h < s.H && o.whitening == WHITEN_BOTH && !o.isotropic; h++) {
