@@ -19,6 +19,9 @@ last line of the output is always "N passed, N failed".
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 static int check_passed, check_failed;
 
@@ -39,6 +42,14 @@ __attribute__((format(printf, 4, 5), unused)) static int check_at(const char *fi
     printf("\n");
     va_end(args);
     return 0;
+}
+
+__attribute__((unused)) static void use_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
 }
 
 /* |a - b| / max(|b|, floor). INFINITY for NaN. */

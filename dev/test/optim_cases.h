@@ -165,14 +165,6 @@ static inline void adamw_update(Leg l, floatM *v, const OptimOptions *o, double 
     run_step_of(s);
 }
 
-static inline void set_threads(int n) {
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
-}
-
 /* ---------------------------------------------------------------------------------------------- */
 /* Exact decompositions of small dense row-major matrices in double                               */
 

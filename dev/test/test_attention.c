@@ -72,14 +72,6 @@ static double error_of_lse(const floatM *a, const double *b, size_t n) {
     return worst;
 }
 
-static void set_threads(int threads) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
-}
-
 static void test_shape(Shape x) {
     /* Scores up to 12 move a probability by 12 times the precision. dqkv is three products
        further. */
@@ -110,13 +102,13 @@ static void test_shape(Shape x) {
 
     /* With 5 threads a few heads are cut into pieces. The bits do not change. */
     for (int t = 1; t < 6; t += 4) {
-        set_threads(t);
+        use_threads(t);
         attention_forward(out2, lse, qkv, x.B, x.T, x.NH, x.NKV, x.HS, scale);
         attention_backward(dqkv2, dout, qkv, out2, lse, x.B, x.T, x.NH, x.NKV, x.HS, scale);
         check(memcmp(out, out2, n * sizeof *out) == 0, "%s: out with %d threads", text, t);
         check(memcmp(dqkv, dqkv2, n3 * sizeof *dqkv) == 0, "%s: dqkv with %d threads", text, t);
     }
-    set_threads(threads);
+    use_threads(threads);
 
     /* Decoding one position from caches equals the last row of each sequence. */
     size_t CKV = (size_t)x.NKV * x.HS;

@@ -105,16 +105,11 @@ static void test_determinism(void) {
     gemm_serial(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, C, (size_t)N);
     int most = thread_count();
     for (int threads = 1; threads < 6; threads++) {
-#ifdef _OPENMP
-        omp_set_num_threads(threads);
-#endif
+        use_threads(threads);
         gemm_builtin(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, D, (size_t)N);
         check(memcmp(C, D, (size_t)M * N * sizeof *C) == 0, "%d threads, other bits", threads);
     }
-#ifdef _OPENMP
-    omp_set_num_threads(most);
-#endif
-    (void)most;
+    use_threads(most);
     gemm(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, C, (size_t)N);
     for (int i = 0; i < 5; i++) {
         gemm(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, D, (size_t)N);

@@ -213,7 +213,7 @@ static void test_same_bits(void) {
         floatM *x = normals_m((size_t)n * size, 1), *first = NULL;
         if (n > 2) memset(x + size, 0, size * sizeof *x);
         for (int threads = 1; threads <= 4; threads++) {
-            set_threads(threads);
+            use_threads(threads);
             floatM *y = sign_of(x, n, rows, cols, MSIGN_PE8);
             if (!first) first = y;
             check(!memcmp(first, y, (size_t)n * size * sizeof *y),
@@ -226,7 +226,7 @@ static void test_same_bits(void) {
                   "item %d of %d x %d depends on its neighbours", i, rows, cols);
         release();
     }
-    set_threads(2);
+    use_threads(2);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -391,13 +391,13 @@ static void test_bf16_extremes(void) {
         check(zeros, "the bf16 sign of zero, %d x %d, is not zero", rows, cols);
         floatM *x = normals_m(3 * n, 1), *y = NULL, *kept = copy_of(x, n);
         for (int threads = 1; threads <= 3; threads++) {
-            set_threads(threads);
+            use_threads(threads);
             const floatM *z = sign_in(x, 3, rows, cols, MSIGN_PE8, 1);
             if (!y) y = copy_of(z, 3 * n);
             check(!memcmp(y, z, 3 * n * sizeof *y), "bf16 sign of %d x %d with %d threads", rows,
                   cols, threads);
         }
-        set_threads(2);
+        use_threads(2);
         check(!memcmp(y + n, sign_in(x + n, 1, rows, cols, MSIGN_PE8, 1), n * sizeof *y),
               "the bf16 sign of %d x %d depends on its neighbours", rows, cols);
         Mat rounded = mat_dense(copy_of(y, 3 * n), 3, rows, cols);
@@ -478,7 +478,7 @@ static void test_symmetric_product(void) {
                         0.5 * sum + (beta ? 2 * (double)C0[(size_t)i * ldc + j] : 0);
                 }
             for (int threads = 1; threads <= 3; threads++) {
-                set_threads(threads);
+                use_threads(threads);
                 floatM *C = copy_of(C0, ldc * N);
                 gemm_symmetric(ta, !ta, N, K, (floatM)0.5, A, lda, A, lda, beta ? 2 : 0, C, ldc);
                 if (!first) first = C;
@@ -502,7 +502,7 @@ static void test_symmetric_product(void) {
                   "symmetric product %d, K %d, form %d: %g", N, K, form, sqrt(off / norm));
             release();
         }
-    set_threads(2);
+    use_threads(2);
 }
 
 /* The inverse root of Grams with eigenvalues from 1 down to 1/condition: against the exact root,
@@ -529,7 +529,7 @@ static void test_root(void) {
                 exact[i] = exact_rroot(stored, k, 1e-5);
             }
             for (int threads = 1; threads <= 3; threads++) {
-                set_threads(threads);
+                use_threads(threads);
                 floatM *g = copy_of(G, ITEMS * kk), *r = take_m(ITEMS * kk);
                 run_invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5,
                             ROOT_CANS25);
@@ -556,7 +556,7 @@ static void test_root(void) {
             }
             release();
         }
-    set_threads(2);
+    use_threads(2);
 }
 
 static void test_accuracy_forms(void) {
@@ -582,6 +582,6 @@ static const Test tests[] = {TEST(accuracy_forms),
 
 int main(int argc, char **argv) {
     add_free = 0;
-    set_threads(2);
+    use_threads(2);
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }

@@ -123,7 +123,7 @@ static void test_elementwise(void) {
     double bad[6] = {0};
     int copies = 0;
     for (int trial = 0; trial < TRIALS; trial++) {
-        set_threads(trial % 10 ? 1 : 2);
+        use_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), rows = pick(1, 9), cols = pick(1, 9);
         double *expected = take((size_t)n0 * n1 * rows * cols);
         View X = random_view(0, n0, n1, rows, cols), Y = random_view(1, n0, n1, rows, cols);
@@ -210,7 +210,7 @@ static void test_elementwise(void) {
 static void test_products(void) {
     double bad[5] = {0};
     for (int trial = 0; trial < 240; trial++) {
-        set_threads(trial % 10 ? 1 : 2);
+        use_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), m = pick(1, 12), n = pick(1, 12), k = pick(1, 40);
         if (trial % 80 == 0) { /* one item that is large enough for all threads */
             n0 = n1 = 1;
@@ -324,7 +324,7 @@ static void test_sums(void) {
         double expected = 0, got[3];
         for (size_t j = 0; j < sizes[i]; j++) expected += (double)x[j] * (double)x[j];
         for (int n = 1; n <= 3; n++) {
-            set_threads(n);
+            use_threads(n);
             got[n - 1] = la_sum_squares(x, sizes[i]);
         }
         check(relative_error(got[0], expected, 1e-30) < 1e-13 || got[0] == expected,
@@ -334,12 +334,12 @@ static void test_sums(void) {
     }
     floatM s[3][8];
     for (int n = 1; n <= 3; n++) {
-        set_threads(n);
+        use_threads(n);
         la_norms(s[n - 1], mat_dense(x, 8, 80, 100), 1);
     }
     check(!memcmp(s[0], s[1], sizeof s[0]) && !memcmp(s[0], s[2], sizeof s[0]),
           "la_norms depends on threads");
-    set_threads(threads);
+    use_threads(threads);
     release();
 }
 
@@ -1694,13 +1694,13 @@ static int processors; /* threads at the start of the program */
 /* Operations on large arrays run in all threads. The matrices of the other tests are so small that
    a second thread would slow them down. */
 static void test_operations(void) {
-    set_threads(processors);
+    use_threads(processors);
     test_decompositions();
     test_elementwise();
     test_products();
     test_vectors();
     test_sums();
-    set_threads(1);
+    use_threads(1);
 }
 
 static const Test tests[] = {
@@ -1713,6 +1713,6 @@ int main(int argc, char **argv) {
     char err[ERR_LEN] = "";
     if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
     processors = thread_count();
-    set_threads(1);
+    use_threads(1);
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }

@@ -234,7 +234,7 @@ static void test_operations(void) {
     double worst = 0, solved = 0;
     for (int trial = 0; trial < 200; trial++) {
         int n = pick(1, 4), rows = pick(1, trial % 20 ? 9 : 150), cols = pick(1, 9);
-        set_threads(trial % 20 ? 1
+        use_threads(trial % 20 ? 1
                                : 2); /* starting a second thread takes longer than most trials */
         int flip_x = trial & 1, flip_y = trial >> 1 & 1, group = n % 2 ? 1 : 2;
         size_t size = (size_t)n * rows * cols;
@@ -373,9 +373,10 @@ static void test_joint(void) {
             half_directions(&p, &o, D);
             joint_by_definition(&p, &o, E);
             double e = legs_distance(D, E, p.n);
-            /* pe8 leaves singular values from 1e-3 of the norm within 1e-4 of 1. */
-            check(e < (o.msign == MSIGN_PE8 ? 3e-4 : TOL(3e-4, 1e-6)),
-                  "joint, %s is %g from the definition", describe(&o, s), e);
+            /* Where k > d the stack (k, 2 d) is nearly square here, and its least singular value
+               can be too small for the steps of a table. */
+            check(e < (s.k > s.d ? 3e-4 : TOL(3e-4, 1e-6)), "joint, %s is %g from the definition",
+                  describe(&o, s), e);
             /* In units of the learning rate, each leg moves the composed map by at most 1, and both
                together by at most 2. */
             for (int h = 0; h < s.H && o.whitening == WHITEN_BOTH && !o.isotropic; h++) {
@@ -1726,6 +1727,6 @@ static const Test tests[] = {TEST(operations),
 int main(int argc, char **argv) {
     char err[ERR_LEN] = "";
     if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
-    set_threads(1);
+    use_threads(1);
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }
