@@ -1,5 +1,5 @@
-# Shell functions of the scripts in this folder, which read it with `.`; it does nothing by itself.
-# POSIX sh; needs curl or wget, and sha256sum or shasum.
+# Shell functions for the scripts in this folder, which source this file. It does nothing by itself.
+# POSIX sh. Needs curl or wget, and sha256sum or shasum.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -11,7 +11,7 @@ fail() {
     exit "$fail_status"
 }
 
-# fetch URL FILE: goes on where an earlier attempt at FILE stopped. An error page is a failure.
+# fetch URL FILE: downloads, and continues where an earlier attempt at FILE stopped. An error page is a failure.
 fetch() {
     if command -v curl >/dev/null 2>&1; then
         curl --fail --silent --show-error --location --retry 2 --connect-timeout 10 \
@@ -24,7 +24,7 @@ fetch() {
     fi
 }
 
-# sha256 FILE: its checksum in hexadecimal, empty if it cannot be read
+# sha256 FILE: prints the checksum in hexadecimal, or nothing if the file cannot be read
 sha256() {
     { sha256sum "$1" 2>/dev/null || shasum -a 256 "$1" 2>/dev/null; } | cut -c 1-64
 }

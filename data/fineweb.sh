@@ -5,8 +5,8 @@
 #
 #   data/fineweb.sh [N]        N = 1 unless given
 #
-# Can be interrupted and started again: it goes on where it stopped and checks what is there.
-# FINEWEB_URL names another place that has the files.
+# The script can be interrupted and started again. It checks the files that exist and continues where it stopped.
+# FINEWEB_URL is the URL of another folder that has the files.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=data/fetch.sh
@@ -21,11 +21,11 @@ url=${FINEWEB_URL:-https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/
 folder=$here/fineweb10B
 mkdir -p "$folder"
 
-# state FILE: "complete", "partial" (fewer tokens than its header promises) or "bad" (anything else)
+# state FILE: prints "complete", "partial" (fewer tokens than the header states) or "bad" (anything else)
 state() {
     [ -f "$1" ] || { echo bad; return; }
     size=$(wc -c <"$1")
-    # shellcheck disable=SC2046 # twelve words, one a byte: magic 20240520, version 1, token count
+    # shellcheck disable=SC2046 # twelve words, one for each byte: magic 20240520, version 1, token count
     set -- $(od -An -v -tu1 -N12 "$1")
     if [ $# -ne 12 ] || [ "$1 $2 $3 $4 $5 $6 $7 $8" != "136 216 52 1 1 0 0 0" ]; then
         echo bad
@@ -44,7 +44,7 @@ state() {
 
 get() {
     if [ "$(state "$folder/$1")" = complete ]; then
-        say "data/fineweb10B/$1 is there"
+        say "data/fineweb10B/$1 exists"
         return
     fi
     part=$folder/$1.part
@@ -52,11 +52,11 @@ get() {
         [ "$(state "$part")" = partial ] || rm -f "$part"
         say "fetching $url/$1"
         fetch "$url/$1" "$part" ||
-            fail 1 "cannot fetch $url/$1; run data/fineweb.sh $shards again to go on from there"
+            fail 1 "cannot fetch $url/$1; run data/fineweb.sh $shards again to continue"
     fi
     [ "$(state "$part")" = complete ] || {
         rm -f "$part"
-        fail 1 "$url/$1 is not a complete token shard; what came was removed, try again later"
+        fail 1 "$url/$1 is not a complete token shard; the download was removed, try again later"
     }
     mv "$part" "$folder/$1"
 }

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Fetches GPT-2's byte-pair encoding (1.5 MB) into data/gpt2-bpe/, for data/tokenize and for
-# sampling from models trained on GPT-2 tokens.
+# Fetches GPT-2's byte-pair encoding (1.5 MB) into data/gpt2-bpe/. data/tokenize needs it, and so does sampling
+# from models that were trained on GPT-2 tokens.
 #
 #   data/gpt2_bpe.sh
 #
-# GPT2_BPE_URL names another place that has the two files.
+# GPT2_BPE_URL is the URL of another folder that has the two files.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=data/fetch.sh
@@ -16,7 +16,7 @@ mkdir -p "$folder"
 
 get() {
     if has_sha256 "$folder/$1" "$2"; then
-        say "data/gpt2-bpe/$1 is there"
+        say "data/gpt2-bpe/$1 exists"
         return
     fi
     say "fetching $url/$1"

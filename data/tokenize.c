@@ -4,11 +4,11 @@ Text to token shards with GPT-2's byte-pair encoding.
     data/tokenize --input "texts/part*.txt" --output data/mine
     zcat big.txt.gz | data/tokenize --input - --output data/big --separator "<|endoftext|>"
 
-Every document is <|endoftext|> followed by its tokens; a file is one document unless --separator
-divides it. Documents run on across shards. PREFIX_val_000000.bin comes first and is for validation,
-then PREFIX_train_000001.bin and on, the naming of the FineWeb shards; so
+Every document is <|endoftext|> followed by its tokens. A file is one document unless --separator
+divides it. A document may continue in the next shard. Shards are named as FineWeb's. The first,
+PREFIX_val_000000.bin, is for validation, the others, PREFIX_train_000001.bin and on, are for
+training. To train on them:
     --data "PREFIX_train_*.bin" --val-data PREFIX_val_000000.bin
-trains on the result.
 */
 #include "llmc/base.h"
 #include "llmc/data.h"
@@ -27,7 +27,7 @@ static const Flag option_table[] = {
     FLAG_TEXT("input", input, "",
               "text: a file, a quoted pattern such as \"texts/*.txt\", or - for standard input"),
     FLAG_TEXT("separator", separator, "",
-              "a line of exactly this text ends a document; without it a file is one document"),
+              "a line of exactly this text ends a document; empty: a file is one document"),
 #undef SECTION
 #define SECTION "Shards"
     FLAG_TEXT("output", output, "",
@@ -36,8 +36,7 @@ static const Flag option_table[] = {
               "tokens in a shard; the last may have fewer"),
     FLAG_LONG("val-tokens", val_tokens, "-1", -1, 4294967295.,
               "tokens at the beginning that are for validation; 0: none; -1: one shard, or a tenth "
-              "if all "
-              "the text fits into one"),
+              "if all the text fits into one"),
 #undef SECTION
 #define SECTION "Tokenizer"
     FLAG_TEXT("encoder", encoder, "data/gpt2-bpe/encoder.json",
@@ -47,15 +46,15 @@ static const Flag option_table[] = {
 #undef SECTION
 #define OPTIONS (int)(sizeof option_table / sizeof option_table[0])
 
-/* Tokens gather in `pending`; as soon as it holds a shard and more, the shard is written. That one
-   token more is how the end knows whether all the text fits into one shard. */
+/* `pending` collects tokens. The next shard is written when `pending` holds more tokens than the
+   shard takes. So at the end it is known whether all the text fits into one shard. */
 typedef struct {
     const Options *o;
     Tokenizer tokenizer;
     TokenList pending;
     uint16_t *shard;
     size_t shard_capacity;
-    int shards; /* written */
+    int shards; /* number of shards that are written */
     uint64_t bytes, tokens, documents;
 } Job;
 
@@ -82,7 +81,7 @@ static int write_shard(Job *job, size_t n, char *err) {
     return 0;
 }
 
-/* Tokens the next shard should have. */
+/* The number of tokens that the next shard should have. */
 static size_t next_shard(const Job *job) {
     if (job->shards == 0 && job->o->val_tokens > 0) return (size_t)job->o->val_tokens;
     return (size_t)job->o->shard_tokens;
@@ -109,8 +108,9 @@ static int write_rest(Job *job, char *err) {
     return job->pending.count ? write_shard(job, job->pending.count, err) : 0;
 }
 
-/* One document, encoded in pieces so that a huge one needs no huge list. A piece ends before a
-   space that follows a visible character: such a space always begins a word, so no word is cut. */
+/* Adds a document. It is encoded in pieces, so that a huge document needs no huge list. A piece
+   ends before a space that follows a visible character. Such a space always begins a word, so no
+   word is cut. */
 static int add_document(Job *job, const char *text, size_t n, char *err) {
     if (n == 0) return 0;
     job->documents++;
@@ -129,7 +129,7 @@ static int add_document(Job *job, const char *text, size_t n, char *err) {
     return 0;
 }
 
-/* A text, divided at the separator lines. */
+/* Adds a text, which separator lines divide into documents. */
 static int add_text(Job *job, const char *text, size_t n, char *err) {
     const char *separator = job->o->separator, *end = text + n, *document = text;
     size_t m = strlen(separator);
@@ -178,7 +178,8 @@ static int add_files(Job *job, char *err) {
     return status;
 }
 
-/* Shards of an earlier run that this one would not overwrite would be trained on with it. */
+/* Refuses to mix shards with those of an earlier run, because a pattern of names would match
+   both. */
 static int check_output(const Options *o, char *err) {
     if (!o->input[0]) return fail(err, "--input FILE is missing: what to read (see --help)");
     if (!o->output[0]) return fail(err, "--output PREFIX is missing: where to write (see --help)");

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Turns the output of `make -nB` into compile_commands.json: an entry for each compiler's command line.
+# Converts the output of `make -nB` to compile_commands.json, with an entry for each command of a compiler.
 # usage: make -nB TARGETS | scripts/compile_commands.sh >compile_commands.json
 awk -v folder="$(pwd)" '
     function quoted(s) { gsub(/\\/, "\\\\", s); gsub(/"/, "\\\"", s); return "\"" s "\"" }

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Draws the losses of runs against steps, tokens and training time.
+"""Draws the losses of runs over steps, tokens and training time.
 
     scripts/plot.py runs/a runs/b              picture in runs/plot.png
     scripts/plot.py runs/* -o compare.png
     scripts/plot.py runs/muon-s1 runs/muon-s2  seeds of one run: their mean with a min-max band
 
-Validation loss is bold with markers; training loss is light, smoothed, with the raw values behind
-it. Runs whose names differ only in an ending like -s1 or _seed2 are seeds of one run; --group gives
-another pattern for that ending, --no-group draws every run for itself. Time is the sum of the
-steps' own times: validation and checkpoints are not in it. Needs matplotlib.
+Validation loss is bold with markers. Training loss is light and smoothed, with the raw values behind
+it. Runs whose names differ only in an ending like -s1 or _seed2 are seeds of one run. --group gives
+another pattern for the ending, and --no-group draws every run separately. Time is the sum of the
+times of steps, without validation and checkpoints. Needs matplotlib.
 """
 
 import argparse
@@ -46,10 +46,10 @@ def read_run(path):
             try:
                 line = json.loads(text)
                 step, tokens = line["step"], line["tokens"]
-                # A log may leave steps out; `ms` is the time of one step.
+                # A log may skip steps. `ms` is the time of one step.
                 seconds += (line.get("ms") or 0) / 1000 * max(step - last_step, 0)
             except (ValueError, KeyError, TypeError):
-                # A run that is being written, or was killed, may end within a line.
+                # The log of a running or killed run may end within a line.
                 if text.endswith("\n"):
                     print(f"warning: {log}:{number} is not a log line, left out", file=sys.stderr)
                 continue
@@ -71,7 +71,7 @@ def group_runs(runs, ending):
     for name, columns in runs:
         short = re.sub(ending, "", name) if ending else name
         groups.setdefault(short or name, []).append((name, columns))
-    # A seed alone keeps its full name.
+    # A run without other seeds keeps its full name.
     return {short if len(members) > 1 else members[0][0]: [columns for _, columns in members]
             for short, members in groups.items()}
 
@@ -83,7 +83,7 @@ def curve(run, key):
 
 
 def average(runs, key, np):
-    """Over the steps that all seeds have: {x name: x}, and the values as an array (seeds, steps)."""
+    """{x name: x} and the values as an array (seeds, steps), for the steps that all seeds have."""
     curves = [curve(run, key) for run in runs]
     steps = sorted(set.intersection(*(set(c) for c in curves)))
     if not steps:
@@ -94,8 +94,8 @@ def average(runs, key, np):
 
 
 def smooth(values, np):
-    """Along each row, the centered mean over a window that grows with the run and shrinks towards
-    its beginning, where the loss is steep: no lag."""
+    """Along each row, the mean over a centered window, which does not lag. The window grows with the
+    length of the run and shrinks towards its beginning, where the loss is steep."""
     n = values.shape[1]
     half = n // 60
     total = np.cumsum(np.pad(values, ((0, 0), (1, 0))), axis=1)
@@ -106,8 +106,8 @@ def smooth(values, np):
 
 
 def loss_range(curves, np):
-    """Limits that show the run and not its first moments: all of the last nine tenths of the steps,
-    and a third more above. Diverged runs, far above the best one, do not set the scale."""
+    """Limits of the vertical axis. They show the last nine tenths of the steps and a third more above,
+    because the first steps would hide the rest. Diverged runs do not set the scale."""
     lows, highs = [], []
     for step, values in curves:
         late = values[step >= step[0] + 0.1 * (step[-1] - step[0])]
@@ -249,7 +249,7 @@ def main():
     except re.error as problem:
         fail(f"--group {args.group} is not a regular expression: {problem}")
     paths = list(dict.fromkeys(os.path.normpath(path) for path in args.runs))
-    # A shell's runs/* also names the picture of last time.
+    # The shell's runs/* also matches the picture of an earlier call.
     paths = [p for p in paths if len(paths) == 1 or os.path.isdir(p) or not p.endswith(".png")]
     groups = group_runs([read_run(path) for path in paths], ending)
     output = args.output or os.path.join(os.path.dirname(paths[0]) or ".", "plot.png")

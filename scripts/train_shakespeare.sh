@@ -9,19 +9,19 @@ cd "$(dirname "$0")/.."
 run=${1:-shakespeare}
 [ $# -gt 0 ] && shift
 
-# The text, or another edition of Shakespeare, or, without any network, the text of this repository,
-# so that the program can be tried anywhere.
+# Without a network the program trains on the text of this repository, so that it can be tried anywhere.
 if ! data=$(sh data/tinyshakespeare.sh); then
     data=data/repository.txt
     cat README.md docs/*.md train_gpt.c generate.c llmc/*.h llmc/*/*.h dev/test/*.c >"$data"
-    echo "note: training on the text of this repository instead, $data; its losses compare with nothing else." >&2
+    echo "note: training on the text of this repository instead, $data; its losses do not compare with others." >&2
 fi
 
-# The other edition ends in a play of which training sees nothing: it takes a longer run, with decay.
+# In the other edition the validation part is a play that training does not see. It needs a longer run, with
+# weight decay.
 [ "${data##*/}" != shakespeare.txt ] || [ $# -gt 0 ] ||
     set -- --steps 1600 --weight-decay 0.1
 
-# A run that was interrupted goes on; one that is finished is not overwritten.
+# An interrupted run is resumed. A finished run is not overwritten.
 if [ -d "runs/$run/checkpoints" ] && [ -n "$(ls -A "runs/$run/checkpoints")" ]; then
     ./train_gpt --data "$data" --run "$run" --resume "$@"
 else

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Static analysis of the programs and the library: gcc -fanalyzer, cppcheck and clang-tidy, each where it
-# is installed. dev/analyze/known lists the reports that are wrong or accepted; they are counted, all
-# others are printed. Exit status 0 if there are no others. Takes some minutes.
+# Static analysis of the programs and the library by gcc -fanalyzer, cppcheck and clang-tidy, as far as they
+# are installed. dev/analyze/known lists the reports that are wrong or accepted. They are counted, and all others
+# are printed. Exit status 0 if there are no others. Takes some minutes.
 # usage: make analyze, or dev/analyze/run.sh [SOURCE...]
 set -u
 cd "$(dirname "$0")/../.."

@@ -1,6 +1,6 @@
 /*
-Milliseconds and GFLOP/s of attention. Only the work below the diagonal counts: two products
-forward, five backward, each 2 HS B NH T (T + 1) / 2. Beside it, the GFLOP/s of a square product.
+Milliseconds and GFLOP/s of attention, and GFLOP/s of a square product for comparison. Only the work
+below the diagonal counts: two products forward, five backward, each 2 HS B NH T (T + 1) / 2.
 
     make build/bench_attention && build/bench_attention
 */
@@ -53,7 +53,7 @@ int main(void) {
                     if (what == 0) attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale);
                     if (what == 1)
                         attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
-                    if (what == 2) /* any T rows can be the caches */
+                    if (what == 2) /* any T rows can serve as caches */
                         attention_decode(out, qkv, dqkv, dqkv + (size_t)T * NKV * HS, T - 1, NH,
                                          NKV, HS, scale);
                 }

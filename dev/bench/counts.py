@@ -1,5 +1,5 @@
-"""Counts what changes to the CUDA backend save: bytes of memory traffic and floating-point operations, from
-shapes alone. Nothing is measured; only a device can show what the counts are worth in time.
+"""Counts the savings of changes to the CUDA backend: bytes of memory traffic and floating-point operations, from
+shapes alone. Nothing is measured. Only a device can show how much time the counts save.
 
     python3 dev/bench/counts.py [124m|350m|774m] [--batch 32]
 """

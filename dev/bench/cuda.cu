@@ -1,14 +1,14 @@
 /*
-What each part of a training step costs on a GPU: matrix products, attention, the kernels of layers,
-the optimizers. Prints a Markdown table for each; --json FILE keeps the numbers.
+Measures the parts of a training step on a GPU: matrix products, attention, the kernels of layers,
+the optimizers. Prints a Markdown table for each. --json FILE writes the numbers.
 
     make build/cuda/bench_cuda
     build/cuda/bench_cuda [--only gemm|attention|layers|optimizer] [--json FILE]
 
-Shapes are those of GPT-2 124M on 16 x 1024 tokens, for optimizers also those of 340M and 1B. Times
-are of CUDA events, the median of several after a warm-up. Kernels of layers start with an empty L2
-cache, the others with what the previous call left there. --smoke runs tiny shapes, the only ones
-for the emulator.
+Shapes are those of GPT-2 124M on 16 x 1024 tokens, and for optimizers also those of 340M and 1B.
+Times come from CUDA events: the median of several after a warm-up. Kernels of layers start with an
+empty L2 cache, the others with the contents that the previous call left. --smoke runs tiny shapes,
+the only ones that the emulator can run.
 */
 #include "../../llmc/cuda/backend.cuh"
 #include "../../llmc/optim/plan.h"
@@ -41,7 +41,7 @@ static const Flag bench_flags[] = {
 enum { BENCH_FLAGS = sizeof bench_flags / sizeof *bench_flags };
 
 /* ---------------------------------------------------------------------------------------------- */
-/* the report */
+/* The report */
 
 static FILE *json;
 static int json_rows;
@@ -68,11 +68,11 @@ static void json_row(const char *name, double ms, const char *unit, double rate)
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* time and memory */
+/* Time and memory */
 
 static int smoke;
 static cudaEvent_t event_start, event_end;
-static void *flush_memory; /* written in order to empty the L2 cache */
+static void *flush_memory; /* writing it empties the L2 cache */
 enum { FLUSH = 256 << 20, ROUNDS = 9 };
 
 static int ascending(const void *a, const void *b) {
@@ -132,9 +132,9 @@ static void give_back(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* matrix products */
+/* Matrix products */
 
-static double peak; /* FLOP/s that the maker states for floatX; 0: not known */
+static double peak; /* FLOP/s that the data sheet states for floatX; 0: unknown */
 
 static void gemm_row(const char *name, int M, int N, int K, double items, double most, double ms) {
     double rate = 2 * items * M * N * K / ms * 1e-9;
@@ -166,7 +166,7 @@ static void bench_linear(const char *name, int N, int I, int O) {
     give_back();
 }
 
-/* The products of a sign, on all layers at once, in fp32 and with TF32. */
+/* The products of a sign on all layers in one batch, in fp32 and with TF32. */
 static void bench_fp32(const char *name, int count, int rows, int cols) {
     Mat X = mat_dense(masters((size_t)count * rows * cols), count, rows, cols);
     Mat G = mat_dense(masters((size_t)count * rows * rows), count, rows, rows);
@@ -191,8 +191,8 @@ static void bench_fp32(const char *name, int count, int rows, int cols) {
     give_back();
 }
 
-/* The MLP with GELU in the epilogues and with kernels of its own: forward through the first
-   layer and its activation, and backward from the second layer to the output of the first. */
+/* The MLP with GELU in the epilogues and with GELU in kernels of its own: forward through the first
+   matrix and the activation, and backward from the second matrix to the output of the first. */
 static void bench_gelu(int N, int C, int F) {
     floatX *x = reals((size_t)N * C), *y = reals((size_t)N * F), *h = reals((size_t)N * F),
            *dh = reals((size_t)N * F);
@@ -231,7 +231,7 @@ static void bench_gemm(const BenchShape *s) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* attention */
+/* Attention */
 
 typedef struct {
     int B, T, NH, NKV, HS;
@@ -315,7 +315,7 @@ static void bench_attention(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* the layers' kernels */
+/* The kernels of layers */
 
 static double copy_rate; /* GB/s of a copy, read plus written */
 
@@ -377,7 +377,7 @@ static void bench_embedding(const BenchShape *s) {
     int *tokens = (int *)must(take(DEVICE_TOKENS(N) * sizeof(int))), used = 0;
     char *seen = (char *)calloc((size_t)Vp, 1);
     if (!host || !seen) die("out of memory");
-    for (int i = 0; i < N; i++) { /* roughly like text: token k has frequency 1 / (k + 1) */
+    for (int i = 0; i < N; i++) { /* roughly as in text, token k has the frequency 1 / (k + 1) */
         double u = (double)((unsigned)i * 2654435761u >> 8) / 16777216.0;
         host[i] = min_int(s->V - 1, (int)(exp(u * log((double)s->V)) - 1));
         used += !seen[host[i]];
@@ -396,7 +396,7 @@ static void bench_embedding(const BenchShape *s) {
 static void bench_heads_in_place(const BenchShape *s) {
     int N = s->B * s->T, HS = s->C / s->NH;
     size_t n = (size_t)N * 3 * s->C, angles = (size_t)s->T * (HS / 2);
-    double x = (double)N * s->C * sizeof(floatX); /* elements of queries; of keys */
+    double x = (double)N * s->C * sizeof(floatX); /* bytes of the queries */
     floatX *qkv = reals(n), *dqkv = reals(n);
     floatM *rstd = masters((size_t)N * 2 * s->NH), *cosine = masters(angles),
            *sine = masters(angles);
@@ -458,12 +458,22 @@ static void bench_parameters(const BenchShape *s) {
     device_zero(second, n * sizeof(floatM));
     OptimOptions options;
     memset(&options, 0, sizeof options);
-    options.adam_beta1 = 0.9, options.adam_beta2 = 0.95, options.adam_eps = 1e-8;
+    options.adam_beta1 = 0.9;
+    options.adam_beta2 = 0.95;
+    options.adam_eps = 1e-8;
     Step adam;
     memset(&adam, 0, sizeof adam);
-    adam.rule = &rule_table[RULE_ADAMW], adam.options = &options, adam.legs = 1;
-    adam.leg[0].W = P, adam.leg[0].G = G, adam.leg[0].M = M, adam.leg[0].state[0] = second;
-    adam.lr = 1e-4, adam.weight_decay = 0.1, adam.gscale = 1, adam.age = 10;
+    adam.rule = &rule_table[RULE_ADAMW];
+    adam.options = &options;
+    adam.legs = 1;
+    adam.leg[0].W = P;
+    adam.leg[0].G = G;
+    adam.leg[0].M = M;
+    adam.leg[0].state[0] = second;
+    adam.lr = 1e-4;
+    adam.weight_decay = 0.1;
+    adam.gscale = 1;
+    adam.age = 10;
     layer_row("weights to floatX", m + (double)n * sizeof(floatX),
               time_ms([&] { cast_weights(w, p, n); }, 1));
     layer_row("sum of squares, to the host", m, time_ms([&] { la_sum_squares(g, n); }, 1));
@@ -495,14 +505,14 @@ static void bench_layers(const BenchShape *s) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* optimizers */
+/* Optimizers */
 
 typedef struct {
     const char *name;
     int layers, width, heads;
 } Model;
 
-/* The update of one model by one plan, and the part of it that is timed. */
+/* The timed parts of the update of a model by a plan. */
 enum { PART_ATTENTION, PART_MLP, PART_REST, PART_ALL, PARTS };
 typedef struct {
     Config c;
@@ -612,7 +622,7 @@ static void setup(const BenchConfig *b) {
     if (config_apply(&c, NULL, config_presets[PRESET_GPT2], err)) die("%s", err);
     c.vocab = 50257;
     c.device = b->device;
-    c.attention = ATTENTION_FLASH; /* both are timed */
+    c.attention = ATTENTION_FLASH; /* bench_attention times the others too */
     if (config_resolve(&c, err) || device_setup(&c, NULL, err)) die("%s", err);
     device_describe(text, sizeof text);
     if (b->json[0] && !(json = fopen(b->json, "w")))

@@ -1,14 +1,14 @@
 /*
-GFLOP/s of the matrix products at the shapes of training: the built-in product, and in a build with
-oneDNN its fp32 and bf16. The best of several rounds. % is relative to what the threads reach in
-registers.
+GFLOP/s of the matrix products at the shapes of training: the built-in product and, in a build with
+oneDNN, oneDNN's fp32 and bf16 products. Each is the best of several rounds. % is relative to the
+rate of multiply-adds in registers.
 
     make build/bench_gemm && build/bench_gemm
 */
 #include "../../llmc/cpu/gemm.h"
 
-/* GFLOP/s of multiply-adds in all threads with every operand in a register: the upper bound for
-   this compiler's vectors. */
+/* GFLOP/s of multiply-adds in all threads with every operand in a register, the upper bound for the
+   vectors of this compiler. */
 static double gemm_flops_peak(void) {
     const int CHAINS = 12, ROUNDS = 400000;
     double best = 0;

@@ -1,7 +1,7 @@
 /*
-Writes what llm.c's CPU trainer expects to find, without any download: a GPT-2 124M of random weights
-(gpt2_124M.bin) and a shard of random tokens for training and validation. The timing of a step does
-not depend on the values. usage: llmc_files FOLDER
+Writes the files that llm.c's CPU trainer reads: a GPT-2 124M of random weights (gpt2_124M.bin) and
+a shard of random tokens for training and validation. They replace downloads, because the time of a
+step does not depend on the values. usage: llmc_files FOLDER
 */
 #include "llmc/base.h"
 #include "llmc/files.h"

@@ -1,13 +1,15 @@
 /*
-Milliseconds a step and GFLOP/s of every optimizer rule at the weights of three GPTs: what the update
-costs, and what Compositional Muon costs beside Muon on the same weights.
+Milliseconds a step and GFLOP/s of every optimizer rule on the weights of three GPTs. The table
+shows what the update costs, and what Compositional Muon costs relative to Muon on equal weights.
 
     make build/bench_optim && build/bench_optim [--model tiny|124m|340m|1b|all] [--threads N]
 
-Without --model: 124m and 340m. All weights are fp32, the sign is pe8, Gaussian weights and gradients.
-GFLOP/s are nominal: those of the plain algorithm (8 products of X X^T, A A and P X a sign, 25 steps of
-3 products an inverse root), so that an algorithm that needs fewer shows as speed. Of a large model one
-layer is measured and multiplied by the layers. The rules take turns; best and median of the rounds.
+Without --model: 124m and 340m. Weights and gradients are Gaussian and fp32, and the sign is pe8.
+GFLOP/s are nominal. They count the operations of the plain algorithm: for a sign 8 steps with the
+products X X^T, A A and P X, for an inverse root 25 steps with 3 products. So an algorithm with
+fewer operations shows as faster. For a large model one layer is measured, and the time is
+multiplied by the number of layers. The rules take turns. Times are the best and the median of the
+rounds.
 */
 #include "../../llmc/flags.h"
 #include "../../llmc/optim/rule.h"
@@ -16,7 +18,7 @@ layer is measured and multiplied by the layers. The rules take turns; best and m
 typedef struct {
     const char *name;
     int layers, width, heads;
-    int measured; /* layers */
+    int measured; /* number of layers that are measured */
 } Model;
 
 static const Model models[] = {{"tiny", 4, 128, 4, 4},
@@ -52,7 +54,8 @@ typedef struct {
 static Weight weight_new(const Model *m, int rows, int cols) {
     Weight w;
     size_t n = (size_t)m->measured * rows * cols;
-    w.rows = rows, w.cols = cols;
+    w.rows = rows;
+    w.cols = cols;
     for (int i = 0; i < 4; i++) {
         w.p[i] = (floatM *)malloc(n * sizeof(floatM));
         if (!w.p[i]) die("out of memory: %zu numbers", n);
@@ -66,7 +69,8 @@ static void weight_free(Weight *w) {
     for (int i = 0; i < 4; i++) free(w->p[i]);
 }
 
-/* Rows [first, first + rows) of a tensor as a leg; with by_column its heads are blocks of columns. */
+/* Rows [first, first + rows) of a tensor as a leg; with by_column its heads are blocks of
+   columns. */
 static Leg leg(const Model *m, const Weight *w, int first, int rows, int by_column) {
     Leg l;
     Mat view[3];
@@ -90,7 +94,8 @@ typedef struct {
     int step;
 } Bench;
 
-/* A step of one leg or, where b is given, of two. Without memory of the arena it is only measured. */
+/* A step of one leg or, if b is given, of two. If the arena has no memory, the step only measures
+   its scratch. */
 static void step(Bench *bench, RuleId rule, const OptimOptions *o, Leg a, const Leg *b) {
     Step s;
     memset(&s, 0, sizeof s);
@@ -157,7 +162,7 @@ static double sign_flops(double rows, double cols) {
     return 8 * (4 * m * m * n + 2 * m * m * m);
 }
 
-/* Nominal operations of one layer; 0 where they do not matter. */
+/* Nominal operations of one layer. 0 for rules without products. */
 static double rule_flops(const Model *m, Case rule) {
     double C = m->width, H = m->heads, k = C / H, head = H * sign_flops(k, C);
     double root = H * (25 * 6 * k * k * k + 2 * k * k * C), whitening = H * 4 * k * k * C;
@@ -183,8 +188,10 @@ static void bench(const Model *m) {
     memset(&b, 0, sizeof b);
     int C = m->width, L = m->measured;
     b.m = m;
-    b.qkv = weight_new(m, 3 * C, C), b.o = weight_new(m, C, C);
-    b.fc = weight_new(m, 4 * C, C), b.proj = weight_new(m, C, 4 * C);
+    b.qkv = weight_new(m, 3 * C, C);
+    b.o = weight_new(m, C, C);
+    b.fc = weight_new(m, 4 * C, C);
+    b.proj = weight_new(m, C, 4 * C);
 #define FIELD(NAME) offsetof(OptimOptions, NAME)
     const Flag options[] = {
 #include "../../llmc/optim/options.def"
@@ -194,7 +201,7 @@ static void bench(const Model *m) {
     b.options.adam_beta1 = 0.9;
     b.options.adam_beta2 = 0.95;
     b.options.adam_eps = 1e-8;
-    for (int rule = 0; rule < CASES; rule++) run(&b, (Case)rule); /* measures scratch */
+    for (int rule = 0; rule < CASES; rule++) run(&b, (Case)rule); /* measures the scratch */
     b.arena.p = (floatM *)malloc(b.arena.size * sizeof(floatM));
     if (!b.arena.p) die("out of memory: %zu numbers", b.arena.size);
     double first = now_seconds();
@@ -224,7 +231,10 @@ static void bench(const Model *m) {
                s[0] / muon_best);
     }
     fflush(stdout);
-    weight_free(&b.qkv), weight_free(&b.o), weight_free(&b.fc), weight_free(&b.proj);
+    weight_free(&b.qkv);
+    weight_free(&b.o);
+    weight_free(&b.fc);
+    weight_free(&b.proj);
     free(b.arena.p);
 }
 

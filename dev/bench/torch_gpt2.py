@@ -1,13 +1,13 @@
 """Tokens a second of GPT-2 in PyTorch, for a comparison on one card: bf16 autocast over fp32 weights, flash
 attention (scaled_dot_product_attention), fused AdamW, gradient accumulation, gradients clipped to norm 1, as
 they are or through torch.compile. The shapes, the batch and the tokens of a step are those of train_gpt_cuda;
-tokens are random, since no time depends on them.
+tokens are random, because no time depends on them.
 
     python3 dev/bench/torch_gpt2.py --model 124M --batch 32 --compile
 
-Prints one JSON object on one line, also after a failure ("result" is not "ok" then). Where --budget seconds
-end before --steps whole steps were timed, the step's time is put together from those micro-batches and
-updates that were timed, and "how" says so.
+Prints one JSON object on one line, also after a failure ("result" is not "ok" then). If --budget seconds
+end before --steps whole steps are timed, the time of a step is estimated from the micro-batches and updates
+that were timed, and "how" says so.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class GPT2(nn.Module):
 
 
 class Clock:
-    """Seconds of work on the device; reading it waits for the device."""
+    """Seconds of work on the device. Reading the clock waits for the device."""
 
     def __init__(self, device):
         self.wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)

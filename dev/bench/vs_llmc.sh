@@ -1,13 +1,13 @@
 #!/bin/sh
-# Tokens per second of GPT-2 124M at B=4, T=64, fp32, AdamW: this program against llm.c's CPU trainer,
-# in one run, in turn, on the same threads. Needs a checkout of llm.c (default peers/llm.c).
+# Tokens per second of GPT-2 124M at B=4, T=64, fp32, AdamW: this trainer and llm.c's CPU trainer take turns in
+# one run, with equal numbers of threads. Needs a checkout of llm.c (default peers/llm.c).
 # usage: dev/bench/vs_llmc.sh [LLMC_FOLDER] [ROUNDS]
 set -eu
 cd "$(dirname "$0")/../.."
 peer=${1:-peers/llm.c}
 rounds=${2:-3}
 threads=${OMP_NUM_THREADS:-$(nproc)}
-[ -f "$peer/train_gpt2.c" ] || { echo "no llm.c in $peer: clone it there first" >&2; exit 1; }
+[ -f "$peer/train_gpt2.c" ] || { echo "there is no llm.c in $peer: clone it there first" >&2; exit 1; }
 make -s train_gpt build/bench_llmc_files
 make -s -C "$peer" train_gpt2 >/dev/null
 data=build/llmc
@@ -21,7 +21,7 @@ cp "$data/val.bin" "$tokens/tiny_shakespeare_val.bin"
 echo "GPT-2 124M, B=4 T=64 (256 tokens a step), fp32, AdamW, $threads threads"
 round=1
 while [ "$round" -le "$rounds" ]; do
-    # llm.c: steps 1 and 2 (step 0 allocates), then it is stopped.
+    # Steps 1 and 2 of llm.c count, because step 0 allocates. Then it is stopped.
     (cd "$peer" && exec env OMP_NUM_THREADS="$threads" stdbuf -oL ./train_gpt2) >"$data/llmc.out" 2>&1 &
     peer_pid=$!
     until grep -q '^step 2:' "$data/llmc.out"; do kill -0 $peer_pid 2>/dev/null || break; sleep 0.2; done

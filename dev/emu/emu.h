@@ -1,13 +1,13 @@
 /*
-Runs our CUDA kernels on a CPU, so that they can be tested without a GPU. A build with -DCM_CUDA
--DCM_EMU and -Idev/emu finds cuda_runtime.h and cuda_bf16.h in this folder, and they include this
-file. Compile with g++ or clang++.
+Runs our CUDA kernels on a CPU, so that tests need no GPU. A build with -DCM_CUDA -DCM_EMU and
+-Idev/emu finds cuda_runtime.h and cuda_bf16.h in this folder, and they include this file. Compile
+with g++ or clang++.
 
-A grid runs block by block, the threads of a block as fibers: a fiber runs until it reaches a
+A grid runs block by block. The threads of a block are fibers: a fiber runs until it reaches a
 barrier (of the block, of a warpgroup, a shuffle, a vote), then the next fiber runs. A GPU may
-choose this order too, and it is an unkind one: what a thread writes before a barrier, the others
-have not seen. Launches alternate between running blocks, and the threads within them, forwards and
-backwards. A captured stream records copies of what it is asked to do, and replays them.
+choose this order too. It exposes missing barriers, because a fiber runs before the others have
+written what it should wait for. Launches run blocks, and the threads within them, alternately
+forwards and backwards. A captured stream records copies of its work and replays them.
 
 These mistakes end the test:
     a barrier that not all threads of the block reach; a warp operation without the whole warp, or
@@ -47,7 +47,7 @@ beyond that of their types, and time.
 #endif
 
 /* ---------------------------------------------------------------------------------------------- */
-/* language */
+/* The language */
 
 #define __global__
 #define __device__
@@ -83,8 +83,7 @@ static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
     return {x, y, z, w};
 }
 
-/* bf16 is the upper half of a float. Conversion rounds to nearest, ties to even; a NaN stays
-   NaN. */
+/* bf16 is the upper half of a float. Conversion rounds to nearest, ties to even, and keeps NaN. */
 struct __nv_bfloat16 {
     uint16_t bits;
     __nv_bfloat16() = default;
@@ -133,7 +132,7 @@ static inline int atomicAdd(int *p, int v) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* fibers */
+/* Fibers */
 
 enum { EMU_READY, EMU_AT_BLOCK_BARRIER, EMU_AT_GROUP_BARRIER, EMU_AT_WARP_BARRIER, EMU_DONE };
 enum { EMU_MAX_THREADS = 1024, EMU_EXCHANGE_BYTES = 64, EMU_COPIES = 256 };
@@ -180,14 +179,14 @@ struct EmuState {
     const void *arguments;
     unsigned char *shared;
     unsigned char
-        *seen; /* `shared` as the tensor cores see it: when all threads last published it */
+        *seen; /* `shared` as the tensor cores see it: after all threads last published it */
     const char *kernel;
     int votes_or, votes_count;
-    long launches, blocks;              /* started so far */
+    long launches, blocks;              /* numbers of those that have started */
     size_t dynamic_bytes, static_bytes; /* of shared memory, in the current launch */
     std::vector<std::function<void()>>
         *recording;   /* work of a captured stream; NULL: there is none */
-    pthread_t driver; /* a thread such as a driver starts, see cudaGetDeviceCount */
+    pthread_t driver; /* a thread as a driver starts it, see cudaGetDeviceCount */
 };
 inline EmuState emu;
 
@@ -434,13 +433,13 @@ static inline void emu_grid(const char *kernel, dim3 grid, dim3 block, size_t sh
     emu.launches++;
 }
 
-/* Does a piece of the stream's work now, or records it if the stream is being captured. */
+/* Does work of the stream now, or records it if the stream is being captured. */
 template <typename F> static inline void emu_do(const F &f) {
     if (emu.recording) emu.recording->push_back(f);
     else f();
 }
 
-/* The arguments are copied at once, as by a launch. */
+/* Copies the arguments, as a launch does. */
 template <typename... P>
 static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared,
                               void (*kernel)(P...), std::type_identity_t<P>... a) {
@@ -460,7 +459,7 @@ static inline void emu_not_captured(const char *call) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* barriers, shuffles, votes */
+/* Barriers, shuffles, votes */
 
 static inline void __syncthreads(void) { emu_yield(EMU_AT_BLOCK_BARRIER, "__syncthreads"); }
 
@@ -478,8 +477,8 @@ static inline int __syncthreads_count(int vote) {
     return emu.votes_count;
 }
 
-/* Every lane hands in `bytes` bytes and gets those of all 32 lanes, EMU_EXCHANGE_BYTES apart.
-   They stay valid until the lane's second next warp operation. */
+/* Every lane contributes `bytes` bytes and gets those of all 32 lanes, EMU_EXCHANGE_BYTES apart.
+   They stay valid during the lane's next warp operation. */
 static inline const unsigned char *emu_exchange(const void *mine, size_t bytes, const char *where) {
     EmuThread *t = emu.current;
     unsigned char(*slots)[EMU_EXCHANGE_BYTES] = emu.warp[t->warp].exchange[t->operations++ % 2];
@@ -634,7 +633,7 @@ static inline cudaError_t cudaStreamCreate(cudaStream_t *s) {
     return cudaSuccess;
 }
 
-/* One device with 1 GiB, or with CM_EMU_MEMORY bytes, which a test may make too small. */
+/* One device with 1 GiB, or with CM_EMU_MEMORY bytes, by which tests make the device too small. */
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
@@ -694,9 +693,9 @@ static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Graphs: work between begin and end of a capture is recorded with copies of its arguments and
-   not done; a launch of the graph does it. Blocks run in the order of the launches, which
-   differs from replay to replay. */
+/* Graphs: the work between the begin and the end of a capture is not done but recorded, with copies
+   of its arguments. A launch of the graph does the work. The order of blocks alternates from launch
+   to launch, so it differs from replay to replay. */
 
 typedef std::vector<std::function<void()>> *cudaGraph_t;
 typedef std::vector<std::function<void()>> *cudaGraphExec_t;

@@ -1,38 +1,38 @@
 #!/usr/bin/env bash
-# One visit to a GPU, all answers: builds, tests, compares with the CPU, kills and resumes, measures, compares
-# with llm.c and PyTorch, profiles, sanitizes, trains. Ends by itself; needs no network. dev/gpu/README.md
-# says how to prepare a visit and how to read the report.
+# All checks of a visit to a GPU: builds, tests, compares with the CPU, kills and resumes runs, measures, compares
+# with llm.c and PyTorch, profiles, sanitizes, trains. Ends by itself and needs no network. dev/gpu/README.md
+# tells how to prepare a visit and how to read the report.
 #
 #     bash dev/gpu/check.sh [--only STEP,STEP | --from STEP] [--prebuilt DIR_OR_TAR] [--llmc DIR]
 #                           [--data 'TRAIN SHARDS'] [--val-data 'VALIDATION SHARDS'] [--out DIR]
-#     bash dev/gpu/check.sh --dry         the steps and their limits; runs nothing
-#     bash dev/gpu/check.sh --rehearse    the whole script on the emulator, at toy size, with every failure
+#     bash dev/gpu/check.sh --dry         prints the steps and their limits, runs nothing
+#     bash dev/gpu/check.sh --rehearse    runs the whole script on the emulator, at toy size, with every failure
 #
-#   --prebuilt  programs to take where they cannot be built here in time: what dev/gpu/prepare.sh leaves in
-#               dev/gpu/carry/prebuilt.tar.gz, which is taken if it is there, or a folder of programs
-#   --llmc      a folder that holds llm.c's train_gpt2cu, built (dev/gpu/carry/llmc, if it is there)
-#   --only, --from   a second visit: these steps, or this one and those after it
-#   --out       folder of report.md and report.json; else $OUT, else build/gpu-report
+#   --prebuilt  programs to take if they cannot be built on this machine in time: a folder, or a file of
+#               dev/gpu/prepare.sh. Default: dev/gpu/carry/prebuilt.tar.gz, if it exists
+#   --llmc      a folder that has llm.c's train_gpt2cu, built. Default: dev/gpu/carry/llmc, if it exists
+#   --only, --from   for a second visit: only these steps, or this step and all later ones
+#   --out       folder of report.md and report.json. Default: $OUT, else build/gpu-report
 #
-# A step passes, fails, is skipped (this machine lacks what it needs), or is "not known": it ran past its
-# limit. Steps that the time did not suffice for are "not run". The report is written anew after every step.
+# A step passes, fails, is skipped (this machine lacks something that it needs), or is "not known" (it ran past
+# its limit). Steps are "not run" if no time was left. The report is written anew after every step.
 # Exit status: 1 if anything failed; else 2 if anything is not known or not run; else 0.
-# Environment: CHECK_SECONDS (480) for all of it; CHECK_PYTHON (python3), the one that has PyTorch.
+# Environment: CHECK_SECONDS (480), for all steps; CHECK_PYTHON (python3), a Python that has PyTorch.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 self=$here/check.sh
 cd "$here/../.."
 
 work=${CHECK_WORK:-build/gpu-check} # logs, runs and results
-root=${CHECK_ROOT:-.}               # where make leaves the programs
+root=${CHECK_ROOT:-.}               # the folder into which make builds the programs
 out=${CHECK_OUT:-${OUT:-build/gpu-report}}
 python=${CHECK_PYTHON:-python3}
 export CHECK_TOY=${CHECK_TOY:-}     # toy sizes, for the rehearsal
 
-# name | limit in seconds | what it answers. The most valuable first: whatever ends the visit, ends the list.
+# name | limit in seconds | what it checks. The most valuable steps come first, because the visit may be cut off.
 steps=(
     "environment|30|the GPU, its driver, compilers, libraries, tools"
-    "build|150|the programs that the first steps need; the others go on being built beside them"
+    "build|150|the programs that the first steps need; the others are built during these steps"
     "kernels|90|every kernel against its CPU twin; the whole model against its reference"
     "parity|60|each preset in miniature, 20 steps: CUDA fp32 and bf16 against the CPU"
     "graph|45|--cuda-graph on and off: the same log and checkpoint to the bit"
@@ -44,7 +44,7 @@ steps=(
     "programs|60|the programs as their users meet them (dev/test/cuda_test.sh)"
     "ncu|50|five kernels under the profiler"
     "sanitizer|110|compute-sanitizer on the kernel tests"
-    "train|600|preset speedrun for what time is left: Muon and CM, the same seed"
+    "train|600|preset speedrun in the time that is left: Muon and CM, one seed"
 )
 # shellcheck source=dev/gpu/steps.sh
 . "$here/steps.sh"
@@ -53,7 +53,7 @@ steps=(
 
 # ---- running one step
 
-# limit_of STEP LIMIT: the limit, or the one of CHECK_LIMIT=STEP=SECONDS.
+# limit_of STEP LIMIT: prints LIMIT, or the SECONDS of CHECK_LIMIT=STEP=SECONDS.
 limit_of() {
     if [ -n "${CHECK_LIMIT:-}" ] && [ "${CHECK_LIMIT%%=*}" = "$1" ]; then say "${CHECK_LIMIT#*=}"; else say "$2"; fi
 }
@@ -67,7 +67,7 @@ run_step() {
     child=$!
     wait $child || status=$?
     child=
-    # By force, but before its limit: not by us.
+    # Something else than this script has killed the step, because its limit was not reached.
     [ $status != 137 ] || [ $((SECONDS - start)) -ge "$limit" ] || status=1
     case $status in
     0) result=passed ;;
@@ -90,15 +90,15 @@ result_line() {
     printf '%-12s %-9s %4s s  %s\n' "$1" "$2" "$3" "$4"
 }
 
-# chosen NAME: whether --only and --from leave the step in.
+# chosen NAME: whether --only and --from choose the step.
 chosen() {
     [ "$1" != "$from" ] || begun=1
     [ $begun = 1 ] || return 1
     [ -z "$only" ] || case ",$only," in *",$1,"*) ;; *) return 1 ;; esac
 }
 
-# Forgets former visits; one with --only or --from only the steps that it runs anew, so that its report tells
-# what the visit before it on this machine has found too.
+# Forgets former visits. A visit with --only or --from forgets only the steps that it runs, so that its report
+# includes the other results of the former visit to this machine.
 forget() {
     if [ -z "$only$from" ] || [ ! -s "$work/results.tsv" ]; then rm -rf "$work"; fi
     rm -rf "$work/build" "$work/runs" "$work/used"
@@ -115,7 +115,7 @@ forget() {
     done
 }
 
-stop() { # a signal: what is running ends, what is known is written
+stop() { # on a signal: ends the running programs and writes the report
     trap '' INT TERM HUP
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
     [ -z "$builder" ] || kill -TERM "$builder" 2>/dev/null || true
@@ -126,7 +126,7 @@ stop() { # a signal: what is running ends, what is known is written
 
 results_of_now() { awk -F '\t' -v asked="$asked" 'index(asked, " " $1 " ") { print $2 }' "$work/results.tsv"; }
 
-# The last report, with the steps that never began. Sets the exit status.
+# Writes the last report, with the steps that never began. Sets `failed` and `open`, the numbers of steps.
 finish() {
     for entry in "${steps[@]}"; do
         name=${entry%%|*}
@@ -144,7 +144,7 @@ finish() {
 # ---- the command line
 
 dry=0 only="" from="" step="" build=""
-carry=dev/gpu/carry # what travels with the sources, and git ignores
+carry=dev/gpu/carry # files that travel with the sources; git ignores them
 prebuilt=${CHECK_PREBUILT-$(first_of $carry/prebuilt.tar.gz)} llmc=${CHECK_LLMC-$(first_of $carry/llmc)}
 while [ $# -gt 0 ]; do
     case $1 in
@@ -188,11 +188,11 @@ if [ $dry = 1 ]; then
         IFS='|' read -r name limit text <<<"$entry"
         printf '%-12s at most %3s s   %s\n' "$name" "$limit" "$text"
     done
-    say "all of it at most ${CHECK_SECONDS:-480} s (CHECK_SECONDS)"
+    say "all steps at most ${CHECK_SECONDS:-480} s (CHECK_SECONDS)"
     exit 0
 fi
 if ! nvidia-smi -L 2>/dev/null | grep '^GPU' >/dev/null && [ ! -e /dev/nvidia0 ]; then
-    say "There is no NVIDIA GPU here (nvidia-smi names none): nothing was checked." >&2
+    say "This machine has no NVIDIA GPU (nvidia-smi names none): nothing was checked." >&2
     exit 1
 fi
 
@@ -220,7 +220,7 @@ find_gpu
 for entry in "${steps[@]}"; do
     IFS='|' read -r name limit text <<<"$entry"
     [[ $asked = *" $name "* ]] || continue
-    left=$((CHECK_END - $(date +%s) - 8)) # 8: what an end by force takes
+    left=$((CHECK_END - $(date +%s) - 8)) # 8 s is the grace of timeout --kill-after
     [ $left -ge 5 ] || break
     limit=$(limit_of "$name" "$limit")
     [ "$left" -ge "$limit" ] || limit=$left

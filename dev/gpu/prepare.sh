@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the GPU's programs here, so that a visit to a GPU need not: packs them into dev/gpu/carry/prebuilt.tar.gz,
-# which dev/gpu/check.sh takes where it cannot build them itself in time. Needs nvcc, but no GPU. The CPU's
-# programs among them run on any x86-64 of the last ten years (AVX2), and need no oneDNN.
+# Builds the programs of a visit to a GPU on this machine and packs them into dev/gpu/carry/prebuilt.tar.gz.
+# dev/gpu/check.sh takes them if it cannot build them itself in time. Needs nvcc, but no GPU. The CPU programs
+# run on any x86-64 of the last ten years (AVX2) and need no oneDNN.
 # usage: sh dev/gpu/prepare.sh [ARCH [TARGET...]]    ARCH is sm_90 (H100, H200), sm_80 (A100), ...
 set -eu
 cd "$(dirname "$0")/../.."

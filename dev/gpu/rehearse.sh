@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # shellcheck disable=SC2016 # dollars in single quotes are for the stand-ins
-# Rehearses dev/gpu/check.sh where there is no GPU: the whole script at toy size on the emulator's programs
-# (`make test` builds them), then every way in which a visit can go wrong. Tools that need a device are small
-# stand-ins, written below, that print what the real ones print, so that the reading of it is tried too.
+# Rehearses dev/gpu/check.sh without a GPU: the whole script at toy size with the emulator's programs (`make test`
+# builds them), then every way in which a visit can go wrong. The small programs below stand in for tools that
+# need a device. They print what these tools print, so that the parsing of their output is tested too.
 # Ends with "N passed, N failed". usage: bash dev/gpu/check.sh --rehearse
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -16,7 +16,7 @@ mkdir -p "$dir/bin" "$dir/llmc" "$dir/prebuilt" "$dir/tmp"
 export OMP_WAIT_POLICY=passive
 real_python=$(command -v "${CHECK_PYTHON:-python3}" || true)
 
-stand_in() { # NAME: a program from stdin
+stand_in() { # NAME: writes the program NAME from stdin
     cat >"$dir/$1"
     chmod +x "$dir/$1"
 }
@@ -44,8 +44,8 @@ stand_in bin/nvcc <<'END'
 #!/bin/sh
 echo "Cuda compilation tools, release 13.0, V13.0.88"
 END
-# "Builds" by linking the emulator's programs. REHEARSE: fail, slow, or the name of a program and of what is
-# wrong with it.
+# "Builds" by linking the emulator's programs. REHEARSE is fail, slow, or the name of a program and a script that
+# replaces the program.
 stand_in bin/make <<'END'
 #!/bin/bash
 set -eu
@@ -118,7 +118,7 @@ if [ "$1" = --help ]; then echo "  --kernel-name-exclude arg   key1=val1,key2=va
 tool=$2
 while [ $# -gt 0 ] && [[ $1 != /* ]]; do shift; done
 echo "========= COMPUTE-SANITIZER"
-# One run is enough to try this; the tests are run by the step before.
+# One run is enough here. The step `kernels` runs the tests.
 if [ "$tool ${1##*/}" = "racecheck test_layers" ]; then "$@" || exit; fi
 if [ "${REHEARSE_SANITIZER:-}" = "$tool" ]; then
     echo "========= Error: Race reported between Write access at flash_forward_kernel(float *)+0x2c0 and Read access at flash_forward_kernel(float *)+0x3a0 [8 hazards]"
@@ -136,7 +136,7 @@ for i in 1 2 3 4 5 6; do
 done
 echo "total average iteration time: 1100.000000 ms"
 END
-# Where there is no PyTorch, a python3 that says what the benchmark would say.
+# Without PyTorch, a python3 that prints what the benchmark would print.
 if [ -z "$real_python" ] || ! "$real_python" -c 'import torch' 2>/dev/null; then
     stand_in bin/python-rehearsed <<END
 #!/bin/sh
@@ -168,7 +168,7 @@ expect() { # DESCRIPTION COMMAND...
         told=1
     fi
 }
-# visit ENVIRONMENT... -- ARGUMENTS: one run of check.sh; leaves status, $dir/said and $dir/out.
+# visit ENVIRONMENT... -- ARGUMENTS: runs check.sh. Sets `status` and writes $dir/said and $dir/out.
 visit() {
     local settings=()
     while [ "$1" != -- ]; do settings+=("$1"); shift; done
@@ -181,7 +181,7 @@ visit() {
         CHECK_CUDA_TEST="$dir/programs_test" CHECK_PREBUILT="" CHECK_LLMC="" "${settings[@]}" \
         bash dev/gpu/check.sh "$@" >"$dir/said" 2>&1 || status=$?
 }
-result() { # STEP RESULT: as the report's table says it
+result() { # STEP RESULT: whether the report has this result of the step
     grep -q "^| $1 | $2 |" "$dir/out/report.md"
 }
 says() { grep -q -e "$1" "$dir/out/report.md"; }
@@ -189,7 +189,7 @@ ended() { [ "$status" = "$1" ]; }
 valid() { [ -z "$real_python" ] || "$real_python" -m json.tool <"$dir/out/report.json" >/dev/null; }
 started=$SECONDS
 
-# ---- all of it, when all is well
+# ---- a visit without faults
 
 visit -- --llmc "$dir/llmc"
 cp "$dir/out/report.md" "$dir/report.md"
@@ -235,7 +235,7 @@ expect "a slow build: prebuilt programs" result graph passed
 visit REHEARSE=slow CHECK_LIMIT=build=2 -- --only build,graph
 expect "a slow build and nothing prebuilt" result graph 'not known'
 
-# ---- what fails, and what is not known
+# ---- failures and unknown results
 
 visit REHEARSE='test_layers echo 7 passed, 1 failed; exit 1' -- --only kernels
 expect "a failing test ends with $status" ended 1
@@ -268,7 +268,7 @@ expect "a row that fails is named" says '| cm | --attention flash | failed |'
 expect "the other rows stand" says '| adamw | --attention flash | ok |'
 visit REHEARSE='train_gpt_cuda case "$*" in *"batch-size 2 "*"steps 6"*) echo "error: the run needs 9 MiB and the device has 4 MiB free: the largest --batch-size that fits is 3; x"; exit 1 ;; *) exec $real "$@" ;; esac' -- --only speed
 expect "a batch that does not fit" says '| does not fit |'
-# Flags that the trainer may not have yet: a trainer that claims them, and leaves them out.
+# Flags that the trainer may not have yet: this trainer lists them in --help and ignores them.
 visit REHEARSE='train_gpt_cuda if [ "$1" = --help ]; then $real --help
     printf "%s\n" "  --logit-rows N  rows (default 0)" "  --gelu NAME  where" "       (fused or unfused; default fused)" \
         "  --gemm NAME  how (first or measured; default first)" "  --msign-compute NAME  in (bf16 or fp32; default bf16)"

@@ -1,5 +1,5 @@
-# The report of check.sh: report.md for people, report.json with the raw numbers. Sourced by check.sh. Steps
-# leave their results in tab-separated files in $work:
+# Writes the report of check.sh: report.md for people, report.json with the raw numbers. check.sh sources this
+# file. Steps write their results to tab-separated files in $work:
 #   results.tsv  step, result, seconds, text
 #   checks.tsv   step, what, result, detail, seconds
 #   rows.tsv     step, who, model, batch, tokens, optimizer, flags, result, ms, update ms, tokens/s, MFU of the
@@ -8,13 +8,13 @@
 #   train.tsv    step, validation loss of Muon, of CM
 # shellcheck shell=bash disable=SC2154 # work, out, python and steps are check.sh's
 
-# gpu NAME: a fact about the GPU that find_gpu has found.
+# gpu NAME: prints a fact about the GPU that find_gpu has found.
 gpu() { sed -n "s/^$1=//p" "$work/gpu" 2>/dev/null | head -n 1; }
 
-# attach FILE TITLE: a part of the report, if there is one.
+# attach FILE TITLE: prints a part of the report, if the file is not empty.
 attach() { [ ! -s "$1" ] || { say; say "## $2"; say; cat "$1"; }; }
 
-# A table of checks of one step.
+# checks_table STEP TITLE: the checks of a step.
 checks_table() {
     [ -s "$work/checks.tsv" ] || return 0
     awk -F '\t' -v step="$1" -v title="$2" '
@@ -23,7 +23,7 @@ checks_table() {
         { printf "| %s | %s | %s | %s |\n", $2, $3, $4, $5 }' "$work/checks.tsv"
 }
 
-# A table of measured rows of one step.
+# rows_table STEP TITLE: the measured rows of a step.
 rows_table() {
     [ -s "$work/rows.tsv" ] || return 0
     awk -F '\t' -v step="$1" -v title="$2" -v gpu="$(gpu name)" '
@@ -39,7 +39,7 @@ rows_table() {
             $10, $11, percent($12), percent($13), $14, substr($15, 1, 16) }' "$work/rows.tsv"
 }
 
-# Peers beside our best row of the same model with AdamW, and with CM.
+# The rows of peers, each with our best rows of its model with AdamW and with CM.
 peers_table() {
     [ -s "$work/rows.tsv" ] || return 0
     awk -F '\t' -v gpu="$(gpu name)" '
@@ -94,14 +94,14 @@ write_markdown() {
     attach "$work/environment.md" "Machine"
 }
 
-# What the awk programs of write_json share: strings and numbers of JSON.
+# Shared by the awk programs of write_json: strings and numbers of JSON.
 json_awk='
     function text(s) { gsub(/[\\"]/, "\\\\&", s); gsub(/[\001-\037]/, " ", s); return "\"" s "\"" }
     function number(s) { return s ~ /^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$/ ? s : "null" }
     BEGIN { FS = "\t" }
     NR > 1 { printf ",\n  " }'
 
-# list FILE AWK: a JSON array with a member for each line.
+# list FILE AWK: prints a JSON array with a member for each line.
 list() {
     printf '['
     [ ! -s "$1" ] || awk -v gpu="$(gpu name)" "$json_awk $2" "$1"
@@ -137,7 +137,7 @@ write_json() {
         list "$work/train.tsv" '{ printf "{\"step\": %s, \"muon\": %s, \"cm\": %s}", number($1), number($2), number($3) }'
         printf ',\n"bench": ['
         local comma="" file
-        for file in "$work"/bench.*.json; do # one that was cut short is half a file
+        for file in "$work"/bench.*.json; do # a file that was cut short does not end in ]}
             [ -s "$file" ] || continue
             [ "$(tail -c 3 "$file")" = "]}" ] || continue
             printf '%s' "$comma"
@@ -148,8 +148,8 @@ write_json() {
     }
 }
 
-# Writes everything that is known by now. At most eight files: some machines give back no more. Within a step
-# (report quick) the JSON is not read back.
+# Writes all results so far, in at most eight files, because some machines return no more. Within a step
+# (report quick) the JSON is not validated.
 report() {
     mkdir -p "$out"
     write_markdown >"$out/report.md.new"

@@ -1,7 +1,7 @@
 /*
-Writes token shards that look somewhat like text, for a machine that has no data: tokens of GPT-2's
-vocabulary with frequencies about as 1 / rank, every second one decided by the one before it. A model
-can learn both. usage: shard FILE TOKENS SEED
+Writes a token shard that resembles text, for a machine that has no data: tokens of GPT-2's
+vocabulary with frequencies of about 1 / rank, of which every second follows from the token before
+it. A model can learn both. usage: shard FILE TOKENS SEED
 */
 #include <errno.h>
 #include <math.h>
@@ -22,11 +22,17 @@ static double draw(void) { /* in [0, 1), by splitmix64 */
 
 int main(int argc, char **argv) {
     int32_t header[256] = {20240520, 1};
-    if (argc != 4) return fprintf(stderr, "usage: shard FILE TOKENS SEED\n"), 2;
+    if (argc != 4) {
+        fprintf(stderr, "usage: shard FILE TOKENS SEED\n");
+        return 2;
+    }
     long tokens = atol(argv[2]);
     state = strtoull(argv[3], NULL, 10);
     FILE *f = fopen(argv[1], "wb");
-    if (!f) return fprintf(stderr, "error: cannot create %s: %s\n", argv[1], strerror(errno)), 1;
+    if (!f) {
+        fprintf(stderr, "error: cannot create %s: %s\n", argv[1], strerror(errno));
+        return 1;
+    }
     header[2] = (int32_t)tokens;
     fwrite(header, sizeof header, 1, f);
     for (long i = 0, last = 0; i < tokens; i++) {
@@ -36,6 +42,9 @@ int main(int argc, char **argv) {
         uint16_t token = (uint16_t)last;
         fwrite(&token, sizeof token, 1, f);
     }
-    if (ferror(f) || fclose(f)) return fprintf(stderr, "error: cannot write %s\n", argv[1]), 1;
+    if (ferror(f) || fclose(f)) {
+        fprintf(stderr, "error: cannot write %s\n", argv[1]);
+        return 1;
+    }
     return 0;
 }

@@ -1,16 +1,16 @@
-# The steps of check.sh, and their tools. Sourced by check.sh; each step runs in a shell of its own, under its
-# limit. A step fails if it exits with another status than 0, 75 (not known) and 77 (skipped), or says `bad`.
+# The steps of check.sh and their tools. check.sh sources this file. Each step runs in its own shell, under its
+# limit. A step fails if it calls `bad` or exits with another status than 0, 75 (not known) and 77 (skipped).
 # shellcheck shell=bash disable=SC2154 # work, root, out, step, python and the like are check.sh's
 
 # ---- tools
 
 say() { printf '%s\n' "$*"; }
-note() { say "$*" >"$work/$step.note"; say "$*"; }           # what the summary says about a step
+note() { say "$*" >"$work/$step.note"; say "$*"; }           # the text of the step in the summary
 skip() { note "$*"; exit 77; }
-bad() { say "$*" >>"$work/$step.failed"; say "FAIL $*"; }    # the step has failed, whatever comes
+bad() { say "$*" >>"$work/$step.failed"; say "FAIL $*"; }    # the step fails
 unknown() { say "$*" >>"$work/$step.unknown"; say "not known: $*"; }
 now() { date -u '+%Y-%m-%dT%H:%M:%SZ'; }
-left() { say $((CHECK_END - $(date +%s) - 10)); }            # seconds of the visit
+left() { say $((CHECK_END - $(date +%s) - 10)); }            # seconds that are left of the visit
 
 # check_row WHAT RESULT DETAIL SECONDS
 check_row() {
@@ -18,8 +18,8 @@ check_row() {
     say "$1: $2; $3"
 }
 
-# limited SECONDS COMMAND...: its exit status, or 124 where it ran past. It is waited for in the background, so
-# that a signal to this shell ends it too.
+# limited SECONDS COMMAND...: returns the exit status of the command, or 124 if it ran past. The command runs in
+# the background, so that a signal to this shell ends it too.
 running=
 limited() {
     local seconds=$1 status=0 start=$SECONDS
@@ -36,15 +36,15 @@ stop_running() {
     exit 143
 }
 
-# field FILE NAME: the numbers of a member of a file of JSON lines, a line each; null and absent are left out.
+# field FILE NAME: prints the numbers of a member of a file of JSON lines, one a line, without null.
 field() { [ ! -f "$1" ] || sed -n "s/.*\"$2\": \([-0-9][-0-9.e+]*\).*/\1/p" "$1"; }
 text_field() { [ ! -f "$1" ] || sed -n "s/.*\"$2\": \"\([^\"]*\)\".*/\1/p" "$1"; }
 median() { sort -g | awk '{ x[NR] = $1 } END { if (NR) printf "%.10g\n", (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 }'; }
-strip() { sed 's/, "ms".*//' "$1"; }  # of a log what does not depend on time
+strip() { sed 's/, "ms".*//' "$1"; }  # a log without its times
 newest() { find "$1/checkpoints" -name 'step_*.ckpt' 2>/dev/null | sort | tail -n 1; }
 lines() { wc -l 2>/dev/null <"$1" || say 0; }
 
-# Sentences, some 200 kB.
+# text FILE: writes about 200 kB of sentences, unless the file exists.
 text() {
     [ ! -s "$1" ] || return 0
     awk 'BEGIN {
@@ -61,8 +61,8 @@ text() {
     }' >"$1"
 }
 
-# deviations A B: of every member of train_loss and val_loss of two logs the relative difference, a line each
-# "step difference"; fails where the logs have other steps, or anything is not a number.
+# deviations A B: prints "step difference" for every training and validation loss of two logs. The difference is
+# relative. Fails if the logs have different steps, or if a loss is not a number.
 deviations() {
     paste -d '|' <(sed 's/|//g' "$1") <(sed 's/|//g' "$2") | awk -F '|' '
         function field(line, name,   p) {
@@ -82,14 +82,14 @@ deviations() {
         END { exit bad || n < 2 }'
 }
 
-# ---- what this machine has
+# ---- the machine
 
 find_gpu() {
     local name names all
     names="name driver_version compute_cap clocks.sm clocks.max.sm clocks.mem clocks.max.mem power.limit memory.total
         ecc.mode.current mig.mode.current persistence_mode temperature.gpu pcie.link.gen.current"
     names=$(say "$names" | tr -s ' \n' ' ')
-    # One call, since each may take a second; one by one where a driver does not know them all.
+    # One call, because each may take a second. A driver that does not know all fields is asked one by one.
     if all=$(nvidia-smi --query-gpu="${names// /,}" --format=csv,noheader 2>/dev/null); then
         say "$all" | head -n 1 | awk -v names="$names" '{
             split(names, n, " "); k = split($0, v, ", ")
@@ -101,13 +101,13 @@ find_gpu() {
     done >"$work/gpu"
 }
 
-first_of() { # FILE...: the first that exists
+first_of() { # FILE...: prints the first that exists
     local file
     for file in "$@"; do if [ -e "$file" ]; then say "$file"; return; fi; done
 }
 
-# Writes env.sh: where nvcc, the headers and the libraries are. What the toolkit lacks may lie in Python's
-# wheels, as cuDNN, NVRTC and cuBLAS do where PyTorch was installed by pip.
+# Writes env.sh, the paths of nvcc, headers and libraries. Python's wheels may have what the toolkit lacks: pip
+# installs cuDNN, NVRTC and cuBLAS with PyTorch.
 find_paths() {
     local toolkit wheels="" lib cpath="" library="" ld="" bin=""
     lib=$(command -v nvcc || first_of ${CUDA_HOME:+"$CUDA_HOME/bin/nvcc"} /usr/local/cuda/bin/nvcc /usr/local/cuda-*/bin/nvcc /opt/cuda/bin/nvcc)
@@ -133,7 +133,7 @@ find_paths() {
     for lib in "$cublas_so" "$nvrtc_so" "$cudnn_so"; do
         case $lib in "" | /usr/lib/*) ;; *) ld=$ld:${lib%/*} ;; esac
     done
-    # A wheel has libcublasLt.so.13 alone; the linker asks for libcublasLt.so.
+    # A wheel has only libcublasLt.so.13, and the linker looks for libcublasLt.so.
     case $cublas_so in
     *.so | "") ;;
     *) mkdir -p "$work/lib" && ln -sf "$cublas_so" "$work/lib/libcublasLt.so" && library=$(readlink -f "$work/lib") ;;
@@ -160,7 +160,7 @@ find_paths() {
     } >"$work/paths.md"
 }
 
-# sanitizer_path, ncu_path: the PATH's, or the toolkit's.
+# tool_path NAME: prints the path of a tool, from PATH or from the toolkit.
 tool_path() {
     command -v "$1" || first_of "${CUDA_HOME:-/usr/local/cuda}/bin/$1" /usr/local/cuda-*/bin/"$1" \
         /opt/nvidia/nsight-compute/*/"$1" "${CUDA_HOME:-/usr/local/cuda}/compute-sanitizer/$1"
@@ -187,7 +187,7 @@ step_environment() {
     nvidia-smi || true
     ldconfig -p 2>/dev/null | grep -E 'libcudnn\.so|libcublasLt|libnvidia-ml|libcuda\.so' || true
     note "$(gpu name), driver $(gpu driver_version), $(gpu clocks.max.sm) at most, $(gpu power.limit)"
-    # PyTorch is large: the disk may as well read it while the compiler is busy.
+    # PyTorch is large. The disk can read it while the compiler is busy.
     [ -n "$CHECK_TOY" ] || (timeout 90 "$python" -c 'import torch' >/dev/null 2>&1 &)
     [ -n "$(gpu name)" ] || unknown "nvidia-smi does not name the GPU"
 }
@@ -197,10 +197,11 @@ step_environment() {
 bf16_tests() { find dev/test/cuda -name 'test_*.cu' ! -name test_emu.cu | sed 's|.*/\(test_.*\)\.cu|build/cuda/\1|' | sort; }
 fp32_tests() { bf16_tests | grep -v cudnn | sed 's/$/_fp32/'; }
 
-# Builds one program and leaves a mark for it: ok or bad. Another compiler's warnings must not cost the visit.
+# build_one TARGET: builds a program and writes ok or bad to $work/build. Warnings of another compiler must not
+# fail the build.
 build_one() {
     local target=$1 name=${1##*/} status=0 extra=()
-    # Without the list of kernel tests, and of its twin, test_gpt_cuda does not wait for all of them.
+    # Without the list of kernel tests and without test_gpt_cuda_fp32, test_gpt_cuda does not wait for them.
     case $name in
     test_gpt_cuda) extra=(CUDA_KERNEL_TESTS="" --assume-old=test_gpt_cuda_fp32) ;;
     test_gpt_cuda_fp32) extra=(CUDA_KERNEL_TESTS="") ;;
@@ -214,7 +215,7 @@ build_one() {
     if [ $status = 0 ]; then say ok; else say bad; fi >"$work/build/$name"
 }
 
-# All programs, one make for each, so that each is known when it is done; those of the first steps begin first.
+# Builds all programs, each by its own make, so that the end of each is known. Those of the first steps come first.
 build_all() {
     local order target cores
     cores=$(nproc)
@@ -250,8 +251,8 @@ unpack_prebuilt() {
     fi
 }
 
-# program TARGET: sets `path` to the program, waiting for the build. Fails if there is none: 1 where the build
-# has failed, 75 where it has not ended in time.
+# program TARGET: waits for the build and sets `path` to the program. Returns 1 if the build has failed, 75 if it
+# has not ended in time.
 program() {
     local target=$1 name=${1##*/} mark deadline
     path=
@@ -274,7 +275,7 @@ program() {
     case $path in /*) ;; *) path=$PWD/$path ;; esac
 }
 
-# need VARIABLE TARGET ...: paths of programs; ends the step where one is missing.
+# need VARIABLE TARGET ...: sets variables to the paths of programs. Ends the step if one is missing.
 need() {
     local status
     while [ $# -gt 0 ]; do
@@ -302,7 +303,7 @@ step_build() {
     [ ${#missing[@]} = 0 ] || bad "not built: ${missing[*]}${prebuilt:+, the prebuilt ones are taken}"
 }
 
-# has FLAG [CHOICE]: whether the trainer knows a flag, and a choice of it.
+# has FLAG [CHOICE]: whether the trainer has a flag, and a choice of it.
 has() {
     [ -s "$work/help.txt" ] || "$train" --help >"$work/help.txt" 2>&1 || true
     [ -n "${2:-}" ] || { grep -q -e "^  --$1 " "$work/help.txt"; return; }
@@ -337,8 +338,8 @@ one_test() {
     fi
 }
 
-# The reading of memory in test_cudnn is of the whole device, so no other program may run beside it: all of
-# them run one after the other.
+# test_cudnn reads the used memory of the whole device, so no other program may run at that time. Therefore all
+# tests run one after the other.
 step_kernels() {
     local target others32
     passed=0
@@ -352,10 +353,10 @@ step_kernels() {
     note "$passed tests passed"
 }
 
-# In fp32 the GPU differs by the order of its sums: 2e-4 of every loss at most. In bf16 weights and activations
-# keep 8 bits, each rounded by up to 2^-9; in the mean loss of thousands of tokens most of that averages out.
-# Under the emulator the losses of these models differ by 2e-5 before the first update and by 3e-4 in twenty
-# steps; ten times that is allowed.
+# In fp32 the GPU differs from the CPU by the order of sums: at most 2e-4 of every loss. In bf16 weights and
+# activations have 8 bits, and each is rounded by up to 2^-9. Most of that averages out in the mean loss of
+# thousands of tokens. On the emulator the losses of these models differ by 2e-5 before the first update and by
+# 3e-4 within twenty steps. Ten times that is allowed.
 step_parity() {
     local cpu train train32 dir flags name kind worst first status
     need cpu train_gpt train train_gpt_cuda train32 train_gpt_cuda_fp32
@@ -368,7 +369,7 @@ step_parity() {
         --warmup 4"
     cases=("tiny --optimizer cm" "gpt2 --optimizer cm" "gpt2 --optimizer adamw"
         "llama --optimizer muon --kv-heads 2" "speedrun --optimizer cm")
-    if [ -n "$CHECK_TOY" ]; then # fewer tokens average out less
+    if [ -n "$CHECK_TOY" ]; then # with fewer tokens, less averages out
         limits="2e-4 2e-2 2e-3" small="$small --layers 2 --width 32 --heads 2 --seq-len 16 --batch-size 4
             --total-batch-tokens 64 --steps 6 --val-tokens 64"
         cases=("tiny --optimizer cm" "speedrun --optimizer muon --kv-heads 1")
@@ -422,14 +423,14 @@ small_model() {
         --total-batch-tokens 1024 --steps "$1" --checkpoint-every 17 --val-every 50 --val-tokens 1024)
     [ -z "$CHECK_TOY" ] || shape=(--data ../../text.txt --layers 1 --width 32 --heads 2 --seq-len 16 --batch-size 2
         --total-batch-tokens 64 --steps 24 --checkpoint-every 7 --val-every 10 --val-tokens 64)
-    # An algorithm that was chosen by timing may be another one in the next start.
+    # A run may choose other algorithms by timing after a restart.
     if has gemm first; then shape+=(--gemm first); fi
     if has gelu unfused; then shape+=(--gelu unfused); fi
     export CM_NO_PEAK=1
 }
 
-# in_folder DIR SECONDS COMMAND...: runs it there, output in DIR/out; 76 where it says that an attention is not to
-# be had.
+# in_folder DIR SECONDS COMMAND...: runs the command in DIR, with its output in DIR/out. Returns 76 if the command
+# reports that an attention is not available.
 in_folder() {
     local folder=$1 seconds=$2 status=0 old=$PWD
     shift 2
@@ -443,8 +444,8 @@ in_folder() {
     return $status
 }
 
-# state_of FILE: a checkpoint without the line of its header that names --cuda-graph, and without the size and
-# the checksum at its end. Layout: docs/formats.md.
+# state_of FILE: prints a checkpoint without the header's line of --cuda-graph, the size and the checksum.
+# Layout: docs/formats.md.
 state_of() {
     local length
     length=$(od -An -tu8 -j24 -N8 "$1" | tr -d ' ')
@@ -483,8 +484,8 @@ step_graph() {
     note "$(awk -F '\t' '$1 == "graph" { printf "%s%s %s", n++ ? ", " : "", $2, $3 }' "$work/checks.tsv")"
 }
 
-# broken SIGNAL FOLDER PROGRAM FLAGS...: starts a run in FOLDER, sends it the signal after some steps, resumes
-# it. Sets `detail`; returns 1 with the reason there, or 75 where the signal came too late.
+# broken SIGNAL FOLDER PROGRAM FLAGS...: starts a run in FOLDER, sends it the signal after some steps, and resumes
+# it. Sets `detail`. Returns 1 for a failure, or 75 if the signal came too late.
 broken() {
     local signal=$1 folder=$2 program=$3 old=$PWD tries=0 status=0 log after child sent
     shift 3
@@ -512,7 +513,7 @@ broken() {
         detail="$detail, status $status after $(($(date +%s) - sent)) s"
         [ $status = 143 ] || { detail="$detail, not 143"; return 1; }
         [ -n "$(newest "$folder/runs/r")" ] || { detail="$detail, no checkpoint"; return 1; }
-        # The checkpoint must be of the step at which it stopped, else a step was lost.
+        # The checkpoint must be of the last step of the log, or a step was lost.
         [ "$(newest "$folder/runs/r" | sed 's/.*step_0*\([0-9]*\)\.ckpt/\1/')" = "$(field "$log" step | tail -n 1)" ] ||
             { detail="$detail, its checkpoint is not of its last step"; return 1; }
     fi
@@ -521,7 +522,7 @@ broken() {
     [ $status = 0 ] || { detail="$detail; --resume ends with $status: $(tail -n 1 "$folder/out")"; return 1; }
 }
 
-# interrupted NAME SIGNALS PROGRAM FLAGS...: once unbroken, then once for each signal, and compares.
+# interrupted NAME SIGNALS PROGRAM FLAGS...: compares an unbroken run with a run that is resumed after each signal.
 interrupted() {
     local name=$1 signals=$2 program=$3 status=0 start=$SECONDS signal log same
     shift 3
@@ -568,7 +569,7 @@ step_resume() {
 
 # ---- speed
 
-# The data of the large runs, in the array `data`, and in words in `source`.
+# Sets the array `data` to the flags of the data of large runs, and `source` to their description.
 large_data() {
     local shard=$work/shard
     if [ -n "$CHECK_TOY" ]; then
@@ -594,12 +595,12 @@ large_data() {
     fi
 }
 
-# shape_of MODEL: flags on top of --preset gpt2.
+# shape_of MODEL: prints the flags that follow --preset gpt2.
 shape_of() {
     if [ -n "$CHECK_TOY" ]; then say "--layers 1 --width 32 --heads 2 --seq-len 32"; return; fi
     case $1 in
     124M) ;;
-    one) say "--layers 1" ;; # block, of 124M's size
+    one) say "--layers 1" ;; # one layer of 124M
     350M) say "--layers 24 --width 1024 --heads 16" ;;
     774M) say "--layers 36 --width 1280 --heads 20" ;;
     esac
@@ -615,8 +616,8 @@ row() {
     report quick
 }
 
-# measure MODEL BATCH OPTIMIZER STEPS DROP FLAGS...: a row from a run of some steps, of which the first are
-# dropped. Where the batch does not fit, the largest power of two that does is taken instead.
+# measure MODEL BATCH OPTIMIZER STEPS DROP FLAGS...: adds a row from a run of STEPS steps, of which the first DROP
+# do not count. If the batch does not fit, adds another row with the largest power of two that fits.
 total=524288
 measure() {
     local model=$1 batch=$2 optimizer=$3 count=$4 drop=$5 status=0 run=$work/runs/speed log=$work/speed.out tokens=$total fits
@@ -667,7 +668,7 @@ measure() {
     fi
 }
 
-# update_time OPTIMIZER: what the trainer's --dry-run says about its update, where the log does not tell.
+# update_time OPTIMIZER: adds a row with the time of the update from --dry-run, for logs without that time.
 update_time() {
     local status=0 batch=32 tokens=$total ms whole
     [ -z "$CHECK_TOY" ] || { batch=2 tokens=128; }
@@ -682,7 +683,7 @@ update_time() {
         "best of three micro-batches and updates, put together"
 }
 
-# The flags of the attention that had the most tokens/s in the step `speed`; flash where nothing was measured.
+# Prints the flags of the attention with the most tokens/s in the step `speed`, or flash if none was measured.
 fastest_attention() {
     [ -s "$work/rows.tsv" ] || { say "--attention flash"; return; }
     awk -F '\t' 'BEGIN { flags = "--attention flash" }
@@ -695,7 +696,7 @@ step_speed() {
     need train train_gpt_cuda
     large_data
     say "data: $source"
-    flash="--attention flash" # every row says its attention
+    flash="--attention flash" # every row names its attention
     # shellcheck disable=SC2086 # lists of flags
     {
         measure 124M 32 adamw 6 2 $flash
@@ -712,7 +713,7 @@ step_speed() {
             shift
             has "$flag" || { say "no --$flag yet"; left_out="${left_out:-}${left_out:+, }--$flag"; continue; }
             for value in "$@"; do
-                # The first rows have run with the default.
+                # The first rows are those of the default.
                 [ "$value" != "$(default_of "$flag")" ] || { say "--$flag $value is the default"; continue; }
                 if [ "$flag" = msign-compute ]; then best=cm; else best=adamw; fi
                 measure 124M 32 $best 6 2 $flash "--$flag" "$value"
@@ -743,17 +744,17 @@ step_large() {
     note "$(awk -F '\t' '$1 == "large" { printf "%s%s %s %s", n++ ? ", " : "", $3, $6, $8 == "ok" ? $11 " tokens/s" : $8 }' "$work/rows.tsv")"
 }
 
-# Python as it was found: PyTorch brings its own libraries, which the toolkit's must not stand in for.
+# Python in the original environment: PyTorch has its own libraries, and must not load the toolkit's.
 torch_python() { # SECONDS ARGUMENTS...
     local seconds=$1
     shift
     limited "$seconds" env -u CPATH -u LIBRARY_PATH LD_LIBRARY_PATH="${CHECK_LD_BEFORE:-}" "$python" "$@"
 }
 
-# torch_row MODEL BATCH MODE SECONDS: PyTorch at our shape.
+# torch_row MODEL BATCH MODE SECONDS: adds a row of PyTorch at our shape.
 torch_row() {
     local model=$1 batch=$2 mode=$3 seconds=$4 status=0 file=$work/torch.json result flags=() size=$1 tokens=$total
-    [ "$mode" = eager ] || [ -n "$CHECK_TOY" ] || flags+=(--compile) # a minute on a CPU
+    [ "$mode" = eager ] || [ -n "$CHECK_TOY" ] || flags+=(--compile) # compilation takes a minute on a CPU
     [ -z "$CHECK_TOY" ] || { size=tiny batch=2 tokens=128; }
     [ "$(left)" -ge 15 ] || { row PyTorch "$model" "$batch" "$tokens" AdamW "$mode" "not run" "" "" "" "" "" "" ""; return 0; }
     torch_python "$seconds" dev/bench/torch_gpt2.py --model "$size" --batch "$batch" --total "$tokens" --steps 3 \
@@ -764,20 +765,20 @@ torch_row() {
     if [ "$result" != ok ]; then
         tail -n 3 "$work/torch.err"
         cat "$file"
-        unknown "PyTorch $model $mode: $result $(text_field "$file" error)" # a peer that fails is no fault of ours
+        unknown "PyTorch $model $mode: $result $(text_field "$file" error)" # a failing peer is no failure of ours
     fi
     row "$(text_field "$file" peer | sed 's/^$/PyTorch/')" "$model" "$batch" "$tokens" AdamW "$mode, SDPA $(text_field "$file" sdpa)" "$result" \
         "$(field "$file" ms)" "$(field "$file" update_ms)" "$(field "$file" tok_s)" "" "" "$(field "$file" mb)" \
         "$(text_field "$file" how)"
 }
 
-# llmc_row MODEL DEPTH BATCH FLAGS...: llm.c's trainer at our shape, by its own flags: no samples (-s 0), no
-# HellaSwag (-h 0), one batch of validation before and after.
+# llmc_row MODEL DEPTH BATCH FLAGS...: adds a row of llm.c's trainer at our shape, with its own flags: no samples
+# (-s 0), no HellaSwag (-h 0), one batch of validation before and after.
 llmc_row() {
     local model=$1 depth=$2 batch=$3 status=0 file=$work/llmc.out ms rate result=ok tokens=$total
     shift 3
     [ "$(left)" -ge 12 ] || { row llm.c "$model" "$batch" "$tokens" AdamW "$*" "not run" "" "" "" "" "" "" ""; return 0; }
-    # It must write nothing into its folder, and reads files from where it runs.
+    # The trainer reads files relative to the current folder. It must not write into its own folder.
     limited 40 "$llmc/train_gpt2cu" -i "$llmc_train" -j "$llmc_val" -e "d$depth" -b "$batch" -t 1024 -d "$tokens" -x 6 \
         -v 1000000 -m 1 -s 0 -h 0 -l 0.0006 -c 0.1 -u 700 -q 0.0 "$@" >"$file" 2>&1 || status=$?
     ms=$(sed -n 's/^step .*| \([0-9.]*\) ms |.*/\1/p' "$file" | tail -n +3 | median)
@@ -850,7 +851,7 @@ step_programs() {
 
 # ---- profiler and sanitizer
 
-# Names of kernels in a file.
+# kernels_of FILE: prints the names of the kernels in a source file.
 kernels_of() {
     awk '/__global__/ { seek = 1 }
         seek {
@@ -860,7 +861,7 @@ kernels_of() {
         }' "$1"
 }
 
-# metric FILE NAME: a metric of ncu's text output.
+# metric FILE NAME: prints a metric from ncu's text output.
 metric() { sed -n "s/^ *$2  *[^ ]*  *\([0-9][0-9,.]*\) *$/\1/p" "$1" | tr -d , | head -n 1; }
 
 step_ncu() {
@@ -876,7 +877,7 @@ step_ncu() {
     [ -z "$CHECK_TOY" ] || { batch=2 tokens=64; }
     for kernel in $wanted; do
         file=$work/ncu.$kernel.out status=0 seconds=15
-        # One block of layers is enough: a kernel's size is the same in all. --clock-control none leaves the clocks alone.
+        # One layer is enough, because a kernel has one size in all layers. --clock-control none keeps the clocks.
         # shellcheck disable=SC2046 # a list of flags
         CM_NO_PEAK=1 limited $seconds "$ncu" --clock-control none --set basic --kernel-name "regex:^$kernel" --launch-count 1 \
             --kill yes "$train" --preset gpt2 $(shape_of "${CHECK_TOY:-one}") --optimizer adamw --batch-size $batch \
@@ -891,7 +892,7 @@ step_ncu() {
             else unknown "$kernel: $(tail -n 1 "$file" | cut -c 1-120)"; fi
             continue
         fi
-        # ncu chooses the unit of a duration.
+        # ncu chooses the unit of a duration by its size.
         printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$kernel" "$(sed -n 's/^ *Duration  *\([a-z]*\)  *\([0-9.,]*\) *$/\1 \2/p' "$file" | tr -d , | head -n 1 |
             awk '{ f = $1 ~ /^n/ ? 1e-3 : $1 ~ /^m/ ? 1e3 : 1; printf "%.2f", $2 * f }')" "$(metric "$file" 'DRAM Throughput')" \
             "$(metric "$file" 'Compute (SM) Throughput')" "$(metric "$file" 'Achieved Occupancy')" \
@@ -902,12 +903,12 @@ step_ncu() {
     note "$done kernels, one launch each"
 }
 
-# sanitize TOOL TEST: errors in kernels of ours fail; the libraries' have their own habits.
+# sanitize TOOL TEST: reports about our kernels are failures. Reports about the libraries' kernels are not.
 sanitize() {
     local tool=$1 name=$2 status=0 start=$SECONDS log=$work/sanitizer.$1.$2.log ours summary flags=() limit=${sanitizer_limit:-25}
     status=0
     program "build/cuda/$name" || { check_row "$tool $name" "not known" "there is no $name" 0; unknown "$name"; return 0; }
-    # The libraries' kernels take most of the time. Not so for initcheck: what they write must be seen.
+    # The libraries' kernels would take most of the time. initcheck must see what they write.
     [ "$tool" = initcheck ] || flags=("${exclude[@]}")
     limited "$limit" "$sanitizer" --tool "$tool" --print-limit 50 --error-exitcode 9 "${flags[@]}" "$path" >"$log" 2>&1 || status=$?
     ours=$(grep -E '^=.* (at|in|by) .*\+0x[0-9a-f]+' "$log" |
@@ -925,7 +926,7 @@ sanitize() {
         grep -E '^=' "$log" | head -n 40
         bad "$tool $name: $summary"
         check_row "$tool $name" FAILED "$summary, $ours lines about our kernels" $((SECONDS - start))
-    else # the test itself fails, which the step `kernels` says
+    else # the test itself fails, which the step `kernels` reports
         check_row "$tool $name" "not known" "the test ends with $status; $summary" $((SECONDS - start))
         unknown "$tool $name"
     fi
@@ -950,9 +951,9 @@ step_sanitizer() {
     note "$(awk -F '\t' '$1 == "sanitizer" { n[$3]++ } END { for (k in n) printf "%s%d %s", c++ ? ", " : "", n[k], k }' "$work/checks.tsv")"
 }
 
-# ---- a longer run
+# ---- training
 
-# Muon and CM on preset speedrun, in the time that is left: as many steps as the rate seen allows.
+# Muon and CM on preset speedrun, in the time that is left. The measured rate gives the number of steps.
 step_train() {
     local train seconds rate tokens=524288 count name status batch=32 val=262144 model=()
     need train train_gpt_cuda
@@ -979,7 +980,7 @@ step_train() {
         *) bad "$name: $(tail -n 1 "$work/train.$name.out" | cut -c 1-160)" ;;
         esac
     done
-    # The validations that both have.
+    # The validation losses of steps that both runs have.
     awk 'function f(name,   p, s) {
             p = index($0, "\"" name "\": ")
             s = p ? substr($0, p + length(name) + 4) : "null"
@@ -1002,7 +1003,7 @@ step_train() {
         done
     } >"$work/train.md"
     note "$count steps of $tokens tokens; validation loss $(tail -n 1 "$work/train.tsv" | awk -F '\t' '{ print "Muon " $2 ", CM " $3 }'); $source"
-    # Whatever the data, a model that learns is below where it began.
+    # On any data, a model that learns ends with a lower loss.
     awk -F '\t' -v need="$([ -n "$CHECK_TOY" ] && say 0 || say 0.5)" 'NR == 1 { a = $2; b = $3 } { c = $2; d = $3 }
         END { exit !(NR > 1 && c < a - need && d < b - need) }' "$work/train.tsv" || bad "it does not learn"
 }

@@ -8,8 +8,8 @@ nn.Linear orientation [out, in]; head_dim and the number of key heads follow fro
 Options are those of docs/libcmuon.md. An error raises CmuonError (or TypeError, ValueError for a
 buffer that is not such an array) and leaves every buffer as it was.
 
-The library is looked for in $CMUON_LIBRARY, in the root of this repository (make libcmuon.so), and
-where the system finds libraries.
+The module searches for the library at $CMUON_LIBRARY, in the root of this repository (make
+libcmuon.so), and in the library folders of the system.
 """
 
 import ctypes
@@ -59,7 +59,7 @@ def _text(key, value):
 
 
 class _Options:
-    """A cm_options for the length of a `with`."""
+    """A cm_options that exists during a `with` block."""
 
     def __init__(self, options):
         self.options = options
@@ -81,7 +81,7 @@ class _Options:
 
 
 def _address(name, x, shape=None, written=True):
-    """Where the numbers of an array or tensor lie, if they lie as the library needs them."""
+    """The address of the numbers of an array or tensor. Raises if their layout is not the library's."""
     if hasattr(x, "data_ptr"):
         ok = str(x.dtype) == "torch.float32" and x.device.type == "cpu" and x.is_contiguous()
         address = x.data_ptr()

@@ -78,7 +78,7 @@ class Cmuon:
                 w = one.weight, two.weight
                 if self.rule == "cm":
                     call(*w, *(p.grad for p in w), *(self.m[p] for p in w), lr=factor * self.lr_cm,
-                         n_heads=b.heads, threads=1)  # small matrices: threads would only wait
+                         n_heads=b.heads, threads=1)  # more threads would slow down small matrices
                 else:
                     self.muon(*w, factor=factor)
             self.muon(b.up.weight, b.down.weight, factor=factor)

@@ -5,7 +5,7 @@
 dev/test/fixtures/bpe/ gets the first 500 merges of GPT-2 (vocab.bpe), a vocabulary of the 256
 bytes, these 500 tokens and <|endoftext|> (encoder.json), and expected.txt: a line per string, its
 bytes in hexadecimal ("-" when empty), a tab, its token ids. The ids come from the slow and obvious
-algorithm below and the `regex` module (pip install regex), sharing no code with the C.
+algorithm below and the `regex` module (pip install regex), which share no code with the C.
 Bytes that are not UTF-8 are surrogate escapes here, that is, characters of no class.
 """
 import json

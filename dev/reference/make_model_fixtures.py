@@ -4,8 +4,8 @@ trainer must reproduce. Run from anywhere: python dev/reference/make_model_fixtu
 Records: flags (builds the model), x, y (i4, B x T, some y = -1), param.NAME, logits (B, T, vocab),
 loss, grad.NAME; then for each optimizer O in adamw, cm: O.flags, O.losses (the loss before each of
 ten steps on this batch) and O.param.NAME after them. For muon and cm_iso there are flags and
-losses only. With float32 arithmetic as a yardstick the
-script prints how far rounding alone moves each result.
+losses only. The script
+prints how far rounding to float32 moves each result.
 """
 
 import os
@@ -48,7 +48,7 @@ OPTIMIZERS = {
           "--scale spectral --damping 0.01 --mp 1 --isotropic off --hybrid on "
           "--inv-root cans25",
 }
-# Ten losses only, to check the routing of flags that the two above leave at their defaults.
+# Only ten losses, to check the routing of flags that have their defaults in the two cases above.
 MATRIX = (" --momentum 0.95 --nesterov auto --momentum-form auto --msign simple12 "
           "--damping 0.05 --mp 1.5 --inv-root eigh")
 LOSSES_ONLY = {
@@ -89,7 +89,7 @@ class Trainer:
         return w
 
     def blocks(self, name):
-        """Row cuts of a fused tensor: each block is a matrix of its own to Muon."""
+        """Cuts of a fused tensor into blocks of rows. Muon treats each block as a matrix."""
         c = self.c
         if name == "wqkv":
             return [c.heads * c.head_dim, (c.heads + c.kv_heads) * c.head_dim]
@@ -164,7 +164,7 @@ def relative(a, b):
 
 
 def worst(a, b):
-    """Largest relative error over the tensors, and whose it is."""
+    """The largest relative error of a tensor, and the name of the tensor."""
     return max((relative(a[n], b[n]), n) for n in b)
 
 

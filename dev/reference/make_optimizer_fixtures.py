@@ -11,8 +11,8 @@ are shared: option data=NAME means data.NAME.wq.0, data.NAME.gq.1 ...; flags sta
 differs from the record defaults.RULE (for rules other than cm, the rule's first case); only the
 last step's weights are stored, and the state only where it is not a plain momentum or Adam's.
 
-The oracle runs in float64 on float32 inputs. The script prints per case how far the same rule in
-float32 moves from it, relative to the total displacement: the yardstick for a test's tolerance.
+The oracle runs in float64 on float32 inputs. For each case the script prints the distance of the rule
+in float32 from it, relative to the total displacement. A test's tolerance follows from this distance.
 """
 
 import os
@@ -179,7 +179,7 @@ class Cases:
         self.writer.put(f"case.{name}.{key}", value, dtype)
 
     def run(self, name, rule, data, options):
-        """The results in float64; notes what float32 would do."""
+        """The results in float64. Notes the distance of float32."""
         out = RUNNERS[rule](data, options, np.float64)
         out32 = RUNNERS[rule](data, options, np.float32)
         error = 0.0
@@ -358,7 +358,7 @@ def variant_list():
             for c in CONNECTIONS:
                 add(f"{leg}_{'iso' if iso else 'full'}_{SHORT[c]}", gqa=True, **base,
                     isotropic=iso, connection=c)
-            for whitening in ("both", "post"):  # without post-whitening there is nothing to undo
+            for whitening in ("both", "post"):  # connections act on post-whitened steps only
                 add(f"{leg}_{'iso' if iso else 'full'}_{whitening}_renorm", **base, isotropic=iso,
                     whitening=whitening, per_mat_renorm=1)
             add(f"{leg}_{'iso' if iso else 'full'}_renorm_froscal", gqa=True, **base,

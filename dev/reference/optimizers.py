@@ -1,10 +1,10 @@
-"""The optimizers of this project in NumPy, written to be read and to be trusted.
+"""The optimizers of this project in NumPy, written for clarity.
 
 Every rule is one function in the storage orientation of nn.Linear: a weight is (rows = outputs,
 cols = inputs), y = x W^T. Attention weights are wq (H*k, d), wk and wv (Hkv*k, d) with heads on the
 rows, and wo (d, H*k) with heads on the columns; query head h reads key/value head h // (H/Hkv).
-Functions take the state and return the new state; nothing is changed in place. Arithmetic follows
-the dtype of the weights: the fixtures use float64, float32 shows what rounding alone costs.
+Functions take the state and return the new state, and change nothing in place. Arithmetic has the
+dtype of the weights: float64 for the fixtures, float32 to show the cost of rounding.
 
     python dev/reference/optimizers.py        checks the mathematical properties below in float64
 

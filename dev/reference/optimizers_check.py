@@ -1,7 +1,7 @@
-"""Numerical proof of the properties the oracle must have. Run through `python optimizers.py`.
+"""Numerical checks of the properties that the oracle must have. Run through `python optimizers.py`.
 
 Everything is float64 with the exact sign (SVD) and the exact root (eigh) unless a line is about a
-polynomial. A property that must NOT hold is checked as well: a test that cannot fail proves little.
+polynomial. Properties that must NOT hold are checked too, because a test that cannot fail proves little.
 """
 
 import numpy as np

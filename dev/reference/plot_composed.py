@@ -1,4 +1,4 @@
-"""Draws what dev/test/test_composed.c measured: how far a step moves the composed maps.
+"""Draws the measurements of dev/test/test_composed.c: how far a step moves the composed maps.
 
     build/test_composed --csv composed.csv
     python dev/reference/plot_composed.py composed.csv docs/composed_step.png

@@ -1,6 +1,6 @@
 /*
-What the tests of the optimizers need of the matrix product itself, on both backends. On CUDA they
-run under the emulator, where device memory is plain memory, compiled as C++:
+What the tests of the optimizers call of the matrix product, on both backends. The tests of the CUDA
+backend run on the emulator, where device memory is plain memory. They are compiled as C++:
 
     g++ -std=c++20 -Idev/emu -DCM_CUDA -DCM_EMU -DCM_FP32 ... -x c++ dev/test/test_optim.c
 */
@@ -9,8 +9,9 @@ run under the emulator, where device memory is plain memory, compiled as C++:
 
 #include "../../llmc/linalg.h"
 
-/* The longest enumerations run one case in SPARSE. Momenta are accurate to MOMENTUM_TOL; on CUDA
-   a sum has only one accumulator. */
+/* The longest enumerations run one case in SPARSE. MOMENTUM_TOL is the tolerance of momenta after
+   three steps: about ten roundings of fp32, and twice that on CUDA, where a sum has one
+   accumulator. */
 #ifdef CM_CUDA
 enum { SPARSE = 5 };
 #define MOMENTUM_TOL 2e-6
@@ -21,9 +22,11 @@ enum { SPARSE = 1 };
 
 #ifdef CM_CUDA
 
-/* Selects exact fp32, which the tolerances assume. Runs before main, for tests without a set-up. */
+/* Selects exact fp32, which the tolerances assume. It runs before main, because some tests do not
+   call it. */
 static inline int gemm_setup(Compute compute, char *err) {
-    (void)compute, (void)err;
+    (void)compute;
+    (void)err;
     cm_gpu.allow_tf32 = 0;
     return 0;
 }

@@ -1,6 +1,6 @@
 /*
-A test harness of one page. A test is a function without arguments that calls check(...) any number
-of times. A program lists its tests in a table, and main runs the table:
+A small test harness. A test is a function without arguments that calls check(...) any number of
+times. A program lists its tests in a table, and main runs the table:
 
     static const Test tests[] = {TEST(values), TEST(errors)}; // test_values, test_errors
     int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }
@@ -19,6 +19,9 @@ last line of the output is always "N passed, N failed".
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 static int check_passed, check_failed;
 
@@ -41,13 +44,21 @@ __attribute__((format(printf, 4, 5), unused)) static int check_at(const char *fi
     return 0;
 }
 
-/* |a - b| / max(|b|, floor); INFINITY for NaN. */
+__attribute__((unused)) static void use_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
+
+/* |a - b| / max(|b|, floor). INFINITY for NaN. */
 __attribute__((unused)) static double relative_error(double a, double b, double floor) {
     double e = fabs(a - b) / fmax(fabs(b), floor);
     return e == e ? e : INFINITY;
 }
 
-/* ||a - b||_2 / max(||b||_2, floor), the measure of nearly all numeric tests; INFINITY for NaN. */
+/* ||a - b||_2 / max(||b||_2, floor), the measure of nearly all numeric tests. INFINITY for NaN. */
 #define DEFINE_RELATIVE_L2(NAME, TYPE_A, TYPE_B)                                                   \
     __attribute__((unused)) static double NAME(const TYPE_A *a, const TYPE_B *b, size_t n,         \
                                                double floor) {                                     \
@@ -77,8 +88,9 @@ typedef struct {
     { #NAME, test_##NAME }
 #define COUNT_OF(ARRAY) ((int)(sizeof(ARRAY) / sizeof(ARRAY)[0]))
 
-/* A program that draws random numbers by counting draws points this at its counter. Every test starts
-   at draw 0, so its numbers do not depend on which tests run before it. */
+/* A program whose random numbers are functions of the number of the draw points this at its counter
+   of draws. Every test then starts at draw 0, and its numbers do not depend on which tests run
+   first. */
 __attribute__((unused)) static uint64_t *check_draws;
 
 static inline double check_milliseconds(void) {
@@ -87,14 +99,14 @@ static inline double check_milliseconds(void) {
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
-/* 1 if the test is to run: no names are given, or one of them is the beginning of its name. */
+/* 1 if the test is chosen: no names are given, or its name begins with one of them. */
 static inline int check_chosen(const char *test, int argc, char **argv) {
     int chosen = argc < 2;
     for (int i = 1; i < argc; i++) chosen |= strncmp(test, argv[i], strlen(argv[i])) == 0;
     return chosen;
 }
 
-/* Ends the program if a name on the command line is the beginning of no test's name. */
+/* Ends the program if no test's name begins with one of the names on the command line. */
 static inline void check_names(const Test *tests, int count, int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         int found = 0;
@@ -107,7 +119,7 @@ static inline void check_names(const Test *tests, int count, int argc, char **ar
     }
 }
 
-/* Runs the tests of the table, or those that the command line names. */
+/* Runs the tests of the table that the command line chooses. */
 static inline void check_run(const Test *tests, int count, int argc, char **argv) {
     check_names(tests, count, argc, argv);
     for (int i = 0; i < count; i++) {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The programs from the outside: training, kill -9 and resume, full disks, damaged files, mistakes on the
-# command line, sampling. TRAIN_GPT and GENERATE name other builds. usage: cli_test.sh [TEST...]
+# Tests of the programs as users run them: training, kill -9 and resume, full disks, damaged files, mistakes
+# on the command line, sampling. TRAIN_GPT and GENERATE name other builds. usage: cli_test.sh [TEST...]
 set -u
 here=$(pwd)
 case ${TRAIN_GPT:=$here/train_gpt} in /*) ;; *) TRAIN_GPT=$here/$TRAIN_GPT ;; esac
@@ -36,7 +36,7 @@ awk 'BEGIN {
 }' >text.txt
 minute="--data text.txt --layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 4 --threads 1"
 
-# A run from its beginning to its end.
+# A complete run.
 test_end_to_end() {
     rm -rf runs/a
     check "10 steps" train $minute --run a --steps 10 --val-every 5
@@ -65,15 +65,14 @@ test_end_to_end() {
     cp -r runs/a a.saved
 }
 
-# The run of test_end_to_end with its ten steps, for the tests that go on from there.
+# The run of test_end_to_end after its ten steps, which other tests continue.
 ten_steps() {
     [ -d a.saved ] || { train $minute --run a --steps 10 --val-every 5 && cp -r runs/a a.saved; }
     rm -rf runs/a
     cp -r a.saved runs/a
 }
 
-
-# What the programs tell before they run.
+# What the programs print without running.
 test_asking() {
     train $minute --run dry --dry-run
     check "--dry-run: exit status $?" [ $? -eq 0 ]
@@ -150,17 +149,17 @@ test_mistakes() {
 # One wrong byte in a checkpoint.
 damage() { printf 'X' | dd of="$1" bs=1 seek=3000 conv=notrunc 2>/dev/null; }
 
-# Another rule on resume: what both rules have is kept, and the program names the rest.
+# A change of a rule on resume keeps the state that both rules have, and the program names the rest.
 test_other_rules() {
     ten_steps
     train --run a --resume --steps 12 --mlp normuon
     check "other rules: exit status $?" [ $? -eq 0 ]
-    check "other rules: no word of what starts anew" has err 'starting anew: s.wfc.v, s.wproj.v$'
+    check "other rules: the state that starts anew is not named" has err 'starting anew: s.wfc.v, s.wproj.v$'
     train --run a --resume --steps 13
     check "other rules: a further resume: exit status $?" [ $? -eq 0 ]
     check "other rules: a further resume starts something anew" not has err 'anew'
     train --run a --resume --steps 14 --mlp muon
-    check "other rules, back: no word of what is left" has err 'not taken over: s.wfc.v, s.wproj.v$'
+    check "other rules, back: the state that is left out is not named" has err 'not taken over: s.wfc.v, s.wproj.v$'
 }
 
 # A new rule of the embeddings has its own rate, and AdamW that of the run's preset.
@@ -185,7 +184,7 @@ test_damage() {
     train --run a --resume --steps 14
     check "resume past a damaged checkpoint: exit status $?" [ $? -eq 0 ]
     check "no warning names the damaged checkpoint" has err 'warning: .*step_00000012.ckpt is damaged'
-    check "no word of the checkpoint taken instead" has out 'resumed.*step_00000010.ckpt'
+    check "the checkpoint that is taken instead is not named" has out 'resumed.*step_00000010.ckpt'
     check "log.jsonl has $(lines runs/a/log.jsonl) lines, not 15" [ "$(lines runs/a/log.jsonl)" -eq 15 ]
     for f in runs/a/checkpoints/*.ckpt; do damage "$f"; done
     refused "all checkpoints damaged" 'every checkpoint in runs/a/checkpoints is damaged' \
@@ -194,7 +193,7 @@ test_damage() {
         generate --run a
 }
 
-# Divergence, by a decay that multiplies the weights by 1 - lr decay = -1e9 in each step.
+# Divergence: a weight decay that multiplies the weights by 1 - lr decay = -1e9 in each step.
 test_divergence() {
     refused "divergence" 'diverged at step' train $minute --run wild --steps 40 --checkpoint-every 1 --val-every 0 \
         --optimizer adamw --lr 1e6 --weight-decay 1e3
@@ -206,7 +205,7 @@ test_divergence() {
 
 limited() { (ulimit -f 40 && train "$@"); }
 
-# A full disk, which a limit of 20 kB on the size of files stands in for.
+# A limit of 20 kB on the size of files simulates a full disk.
 test_full_disk() {
     ten_steps
     cp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
@@ -218,7 +217,7 @@ test_full_disk() {
     check "no checkpoint after a full disk" [ -f runs/a/checkpoints/step_00000014.ckpt ]
 }
 
-# start FLAGS...: a run in the background, in the folder `broken`.
+# start FLAGS...: starts a run in the background, in the folder `broken`.
 start() {
     (cd broken && exec "$TRAIN_GPT" "$@" >>out 2>>err) &
     child=$!
@@ -228,13 +227,13 @@ finish() {
     status=$?
     child=
 }
-# Starts the run, or goes on with it: from its newest checkpoint or, where there is none yet, anew.
+# Starts the run, or resumes it from its newest checkpoint, or starts it anew if it has no checkpoint yet.
 go_on() {
     if [ -n "$(newest broken/runs/r)" ]; then start --run r --resume
     elif [ -d broken/runs/r/checkpoints ]; then start $flags --resume
     else start $flags; fi
 }
-# Kills the run at a random moment of its life, wherever it is then, and lets the next one go on.
+# Continues the run and kills it at a random moment.
 kill_once() {
     random 30
     at=$drawn
@@ -253,7 +252,7 @@ compare() { # NAME
     check "$1: files are left: $(ls broken/runs/r/checkpoints)" \
         [ "$(ls broken/runs/r/checkpoints)" = "$(ls whole/runs/r/checkpoints)" ]
 }
-begin() { # makes the run that nothing happens to
+begin() { # makes the unbroken run
     rm -rf whole broken
     mkdir whole broken
     (cd whole && train $flags)
@@ -263,11 +262,11 @@ begin() { # makes the run that nothing happens to
 model="--data ../text.txt --run r --layers 2 --width 48 --heads 2 --seq-len 32 --batch-size 2 --steps 30 \
     --val-every 7 --val-tokens 512 --checkpoint-every 3"
 
-# A run that is killed and resumed ends as one that is not, byte for byte.
+# A run that is killed and resumed ends as the unbroken run, byte for byte.
 test_kill() {
     flags="$model --threads 1 --total-batch-tokens 256 --optimizer muon"
     begin
-    # Once before the first checkpoint, which comes at step 3.
+    # The first kill comes before the first checkpoint, which is of step 3.
     start $flags
     await_lines broken/runs/r/log.jsonl 2
     kill -9 $child 2>/dev/null
@@ -279,7 +278,7 @@ test_kill() {
     finish
     compare "kill -9, gradient accumulation"
 
-    # Killed after its last checkpoint was written, before an older one was deleted.
+    # A kill after the last checkpoint was written and before an older one was deleted.
     cp whole/runs/r/checkpoints/step_00000030.ckpt broken/runs/r/checkpoints/step_00000021.ckpt
     (cd broken && train --run r --resume)
     check "a checkpoint too many: files are left: $(ls broken/runs/r/checkpoints)" \
@@ -296,23 +295,23 @@ test_kill() {
     finish
     history="$history SIGTERM at line $((drawn + 2));"
     check "SIGTERM: exit status $status, not 143 ($history)" [ "$status" -eq 143 ]
-    check "SIGTERM: no word on how to go on" has broken/out 'stopped by signal 15.*--run r --resume'
+    check "SIGTERM: the output does not say how to resume" has broken/out 'stopped by signal 15.*--run r --resume'
     kill_once
     start --run r --resume
     finish
-    # The checkpoint written on the signal is one that the unbroken run does not have.
+    # The unbroken run does not have the checkpoint that was written on the signal.
     rm -f broken/runs/r/checkpoints/step_0000002[0-69].ckpt whole/runs/r/checkpoints/step_0000002[0-69].ckpt
     compare "SIGTERM and kill -9, $threads threads"
 }
 
-# The memory that a run announces is the memory that it uses.
+# A run uses the memory that it announces.
 test_memory() {
     train --data text.txt --run m --layers 3 --width 512 --heads 8 --seq-len 64 --batch-size 4 --steps 1 \
         --optimizer adamw --val-tokens 64 --keep-checkpoints 0 --threads 1
     planned=$(sed -n 's/^memory *\([0-9]*\).*/\1/p' out)
     peak=$(sed -n 's/^peak memory \([0-9]*\).*/\1/p' out)
     check "memory: no report" [ "${planned:-0}" -gt 150 ]
-    # 30 MiB for the program and its libraries
+    # The program and its libraries take up to 30 MiB more.
     check "memory: $planned MiB announced, $peak MiB used" \
         awk -v a="$planned" -v b="$peak" 'BEGIN { exit !(b - 30 < 1.25 * a && b > 0.75 * a) }'
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The CUDA programs beside the CPU's: flags, losses, logs, checkpoints and text agree. The programs are
-# the emulated ones, unless TRAIN_CUDA, TRAIN_CUDA_FP32 and GENERATE_CUDA name programs built with nvcc.
+# Compares the CUDA programs with the CPU's: flags, losses, logs, checkpoints and text. The programs are those
+# of the emulator, unless TRAIN_CUDA, TRAIN_CUDA_FP32 and GENERATE_CUDA name programs built with nvcc.
 # usage: cuda_test.sh [TEST...]
 set -u
 here=$(pwd)
@@ -15,10 +15,10 @@ for name in TRAIN_GPT GENERATE TRAIN_CUDA TRAIN_CUDA_FP32 GENERATE_CUDA; do
     [ -x "$program" ] || { echo "FAIL there is no $program"; exit 1; }
 done
 . "$here/dev/test/program.sh"
-# The emulator's times are made up. A GPU's are real, so every new folder may choose other algorithms.
+# The emulator invents times. A GPU's times are real, so every new folder may choose other algorithms.
 [ "$TRAIN_CUDA" = "$here/$emu/train_gpt" ] && emulated=yes chosen= || emulated=no chosen="--gemm first"
 
-# near A B LIMIT: two logs have equally many lines, and their losses differ by at most LIMIT, relatively.
+# near A B LIMIT: two logs have equally many lines, and the relative difference of losses is at most LIMIT.
 near() {
     log_of "$1" >one.tmp-log
     log_of "$2" >two.tmp-log
@@ -53,7 +53,7 @@ rest="--layers 2 --heads 2 --kv-heads 1 --seq-len 24 --val-every 6 --val-tokens 
 shape="$rest --width 32 --steps 12"
 common="$shape --data text.txt --batch-size 2"
 
-# Both programs know all flags, those of a GPU too.
+# Both programs know all flags, including those of a GPU.
 test_help() {
     "$TRAIN_GPT" --help >cpu.help
     "$TRAIN_CUDA" --help >cuda.help
@@ -67,13 +67,13 @@ test_help() {
 test_losses() {
     for flags in "--optimizer cm" "--preset gpt2 --optimizer muon" "--preset llama --optimizer adamw --grad-clip 1"; do
         rm -rf runs
-        # the flags given make the presets small
+        # These flags make the presets small.
         run "$TRAIN_GPT" $flags $common --run cpu
         run "$TRAIN_CUDA_FP32" $flags $common --run fp32 --tf32 off
         check "$flags: fp32 on CUDA ends with $?" [ -n "$(newest runs/fp32)" ]
         run "$TRAIN_CUDA" $flags $common --run bf16
         check "$flags: bf16 on CUDA ends with $?" [ -n "$(newest runs/bf16)" ]
-        # fp32 sums in another order. bf16 has 8 bits, and twelve steps amplify the difference.
+        # In fp32 the order of sums differs. bf16 has 8 bits, and twelve steps amplify its rounding.
         check "$flags: fp32 on CUDA has other losses than the CPU" near runs/cpu runs/fp32 2e-4
         check "$flags: bf16 on CUDA has other losses than the CPU" near runs/cpu runs/bf16 2e-2
         check "$flags: bf16 equals fp32 to all digits, so it is not bf16" \
@@ -122,13 +122,13 @@ test_recompute() {
     check "four micro-batches on CUDA are not one batch" near runs/one runs/four 2e-4
 }
 
-# A run on the CPU, cpu2.
+# Makes the run cpu2 on the CPU.
 cpu_run() {
     rm -rf runs/cpu2
     run "$TRAIN_GPT" $common --optimizer cm --checkpoint-every 4 --keep-checkpoints 9 --run cpu2
 }
 
-# Checkpoints go from one machine to the other and back.
+# A run moves from one machine to the other and back.
 test_move() {
     cpu_run
     mkdir -p runs/moved/checkpoints runs/back/checkpoints
@@ -148,7 +148,7 @@ test_move() {
     check "an fp32 checkpoint in bf16: exit status $?" near runs/cpu2 runs/tobf16 2e-2
 }
 
-# The run that no signal meets, in the folder `unbroken`.
+# Makes the run without signals, in the folder `unbroken`.
 unbroken() {
     flags="$shape --batch-size 2 --data ../text.txt --optimizer cm --checkpoint-every 3 --run r --total-batch-tokens 96 $chosen"
     [ ! -d unbroken ] || return
@@ -157,7 +157,7 @@ unbroken() {
     check "an unbroken run on CUDA" [ -f unbroken/runs/r/checkpoints/step_00000012.ckpt ]
 }
 
-# A run that kill -9 ends, when resumed, ends as the unbroken run, to the bit.
+# A run that is killed and resumed ends as the unbroken run, to the bit.
 test_kill() {
     unbroken
     mkdir broken
@@ -172,8 +172,8 @@ test_kill() {
     check "a killed and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest broken/runs/r)"
 }
 
-# SIGTERM, which no thread of the driver may get, leaves a checkpoint; the resumed run ends as the unbroken
-# run, to the bit.
+# SIGTERM leaves a checkpoint, and the resumed run ends as the unbroken run, to the bit. No thread of the
+# driver may receive the signal.
 test_sigterm() {
     unbroken
     mkdir stopped
@@ -190,7 +190,7 @@ test_sigterm() {
     check "a stopped and resumed run on CUDA ends elsewhere" cmp "$(newest unbroken/runs/r)" "$(newest stopped/runs/r)"
 }
 
-# Replayed micro-batches give the numbers of plain ones.
+# Micro-batches that replay a graph give the numbers of those that do not.
 test_graph() {
     graph="$shape --batch-size 2 --data text.txt --total-batch-tokens 144"
     for flags in "--optimizer cm" "--preset gpt2 --optimizer adamw --recompute act"; do
@@ -202,7 +202,7 @@ test_graph() {
     done
 }
 
-# GELU in the product's epilogue changes the last bits; --recompute changes none.
+# GELU in the epilogue of a product changes the last bits. --recompute changes none.
 test_gelu() {
     gelu="--preset gpt2 --optimizer muon $common"
     run "$TRAIN_CUDA" $gelu --run apart --gelu unfused
@@ -215,7 +215,7 @@ test_gelu() {
     done
 }
 
-# Hopper's attention, on a Hopper GPU, has the portable attention's losses and repeats its own to the bit.
+# On a Hopper GPU, --attention hopper has the losses of the portable attention, and equal runs have equal bits.
 test_hopper() {
     hopper="--layers 2 --heads 2 --kv-heads 1 --head-dim 64 --width 32 --seq-len 136 --batch-size 1 --steps 8 --val-every 4"
     hopper="$hopper --val-tokens 272 --threads 1 --optimizer cm --data text.txt"
@@ -232,7 +232,7 @@ test_hopper() {
     fi
 }
 
-# A run keeps the algorithms of matrix products that it has measured, whichever is the fastest later.
+# A run keeps the algorithms that it has chosen for its products, even if others are faster later.
 test_choices() {
     if [ $emulated = yes ]; then
         mkdir slow fast both
@@ -270,7 +270,7 @@ test_logit_rows() {
 # Sampling.
 test_sampling() {
     cpu_run
-    if [ $emulated = yes ]; then # where the precision is the CPU's
+    if [ $emulated = yes ]; then # the emulator has the precision of the CPU
         run "$GENERATE" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
         cp out cpu.text
         run "$GENERATE_CUDA" --run cpu2 --prompt 'the king' --tokens 60 --temperature 0
@@ -283,13 +283,13 @@ test_sampling() {
     check "generate on CUDA: equal seeds, different text" cmp -s out first
 }
 
-# Refusals name the flag and the reason.
+# Error messages name the flag and the reason.
 test_refusals() {
     refused "no such GPU" '--device 1000: this machine has' run "$TRAIN_CUDA" $common --run no --device 1000
     refused "fp32 in the bf16 program" '--compute fp32.*train_gpt_cuda_fp32' run "$TRAIN_CUDA" $common --run no --compute fp32
     refused "a wide head" '--head-dim 256' run "$TRAIN_CUDA" $common --run no --head-dim 256
     if [ $emulated = yes ]; then
-        CM_EMU_MEMORY=855638016 # 768 MiB are kept back, 32 MiB are cuBLAS's: 16 MiB are left
+        CM_EMU_MEMORY=855638016 # 816 MiB, of which 768 are reserved and 32 are for cuBLAS
         export CM_EMU_MEMORY
         refused "a small GPU" 'the largest --batch-size that fits is [1-9][0-9]*; --recompute' \
             run "$TRAIN_CUDA" $rest --data text.txt --run no --width 128 --batch-size 64

@@ -1,14 +1,15 @@
 /*
-Reads test fixtures (*.fix), written by dev/reference. A file is a sequence of records: a text line
-`name dtype ndim d0 d1 ...\n` with dtype f4, f8, i4 or s1 (string), then the raw little-endian data.
+Reads test fixtures (*.fix), which dev/reference writes. A file is a sequence of records: a text
+line `name dtype ndim d0 d1 ...\n` with dtype f4, f8, i4 or s1 (string), then the little-endian
+data.
 
     Fixture *fx = fixture_load("dev/test/fixtures/optim_basic.fix");
     const FixtureRecord *r = fixture_get(fx, "case.muon.w", "f4");
     r->dims[0], r->count, r->f4[i] ...
     fixture_free(fx);
 
-This is test code: an unreadable file or a missing name ends the test program with a message.
-Assumes a little-endian machine, as the checkpoint and shard formats do.
+An unreadable file or a missing name ends the test program with a message. The machine has to be
+little-endian, as for checkpoints and shards.
 */
 #ifndef CM_FIXTURE_H
 #define CM_FIXTURE_H
@@ -27,7 +28,7 @@ typedef struct {
     int ndim;
     size_t dims[FIXTURE_MAX_DIMS]; /* 1 beyond ndim */
     size_t count;                  /* product of dims; for a string its length */
-    void *data;                    /* malloc'ed, so aligned; a string has a terminating 0 added */
+    void *data;                    /* from malloc, so aligned; a string ends with a 0 */
     const float *f4;               /* the pointer of the record's own dtype; the others are NULL */
     const double *f8;
     const int32_t *i4;
@@ -107,7 +108,7 @@ __attribute__((unused)) static Fixture *fixture_load(const char *path) {
     return fx;
 }
 
-/* The record of that name, or NULL: for records that only some fixtures have. */
+/* The record of this name, or NULL if the fixture has none. */
 __attribute__((unused)) static const FixtureRecord *fixture_find(const Fixture *fx,
                                                                  const char *name) {
     for (int i = 0; i < fx->count; i++)
@@ -115,7 +116,7 @@ __attribute__((unused)) static const FixtureRecord *fixture_find(const Fixture *
     return NULL;
 }
 
-/* The record of that name and type; ends the program if there is none. */
+/* The record of this name and type. Ends the program if there is none. */
 __attribute__((unused)) static const FixtureRecord *fixture_get(const Fixture *fx, const char *name,
                                                                 const char *dtype) {
     const FixtureRecord *r = fixture_find(fx, name);
@@ -125,7 +126,7 @@ __attribute__((unused)) static const FixtureRecord *fixture_get(const Fixture *f
     return r;
 }
 
-/* The same with a printf-style name: fixture_getf(fx, "f4", "case.%s.wq.%d", name, step). */
+/* fixture_get with a printf-style name: fixture_getf(fx, "f4", "case.%s.wq.%d", name, step). */
 __attribute__((format(printf, 3, 4), unused)) static const FixtureRecord *
 fixture_getf(const Fixture *fx, const char *dtype, const char *format, ...) {
     char name[96];
@@ -141,7 +142,7 @@ __attribute__((unused)) static const char *fixture_text(const Fixture *fx, const
     return fixture_get(fx, name, "s1")->s1;
 }
 
-/* "key=value key=value ..." -> value of key as copied into out (size n), or "" if absent. */
+/* Copies the value of a key of "key=value key=value ..." to out (n bytes), "" if there is none. */
 __attribute__((unused)) static const char *fixture_option(const char *options, const char *key,
                                                           char *out, size_t n) {
     size_t length = strlen(key);
@@ -161,19 +162,31 @@ __attribute__((unused)) static const char *fixture_option(const char *options, c
     return out;
 }
 
-/* An option of case NAME: from case.NAME.flags, else from defaults.RULE; ends the program if
-   neither states it. */
-__attribute__((unused)) static const char *
-fixture_case_option(const Fixture *fx, const char *name, const char *key, char *out, size_t n) {
+/* Option `key` of a case, from its own flags or from the defaults of its rule; "" if neither
+   states it. */
+__attribute__((unused)) static const char *case_option(const Fixture *fx, const char *name,
+                                                       const char *key, char *out, size_t n) {
+    char rule[32], record[64];
     const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
     if (fixture_option(flags, key, out, n)[0]) return out;
-    char rule[32], record[64];
     fixture_option(flags, "rule", rule, sizeof rule);
     snprintf(record, sizeof record, "defaults.%s", rule);
     const FixtureRecord *defaults = fixture_find(fx, record);
-    if (!defaults || !fixture_option(defaults->s1, key, out, n)[0])
+    return defaults ? fixture_option(defaults->s1, key, out, n) : out;
+}
+
+__attribute__((unused)) static int case_is(const Fixture *fx, const char *name, const char *key,
+                                           const char *value) {
+    char text[64];
+    return !strcmp(case_option(fx, name, key, text, sizeof text), value);
+}
+
+__attribute__((unused)) static double case_number(const Fixture *fx, const char *name,
+                                                  const char *key) {
+    char text[64];
+    if (!case_option(fx, name, key, text, sizeof text)[0])
         fixture_die("%s: case %s does not state %s", fx->path, name, key);
-    return out;
+    return atof(text);
 }
 
 /* Steps through a list of words:

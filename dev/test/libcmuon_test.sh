@@ -1,7 +1,7 @@
 #!/bin/sh
-# libcmuon from the outside: what it exports, what it never calls and its soname; clients in C and C++ of
-# the shared and the static library; make install and pkg-config; the Python wrapper, where Python has
-# NumPy. usage: libcmuon_test.sh [TEST...]
+# Tests of libcmuon as programs use it: its exports, the functions that it must never call, its soname; clients
+# in C and C++ of the shared and the static library; make install and pkg-config; the Python wrapper, if Python
+# has NumPy. usage: libcmuon_test.sh [TEST...]
 set -u
 here=$(pwd)
 CC=${CC:-cc}
@@ -11,7 +11,7 @@ for file in libcmuon.so.1 libcmuon.so libcmuon.a cmuon.pc; do
 done
 . "$here/dev/test/program.sh"
 cd "$here" || exit 1
-# checked DESCRIPTION COMMAND...: check, with the output of the command.
+# checked DESCRIPTION COMMAND...: check, which prints the output of a command that fails.
 checked() {
     checked=$1
     shift
@@ -21,7 +21,7 @@ same() { [ "$1" = "$2" ] || { echo "have: $1"; echo "want: $2"; false; }; }
 none() { [ -z "$1" ] || { echo "$1"; false; }; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# A program that is C and C++.
+# A client that is valid C and C++.
 cat >"$dir/client.c" <<'END'
 #include <cmuon.h>
 #include <math.h>
@@ -54,7 +54,7 @@ cp llmc/cmuon.h "$dir/include"
 LD_LIBRARY_PATH=$here${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export LD_LIBRARY_PATH
 
-# It exports the functions that the header declares, and no other symbol.
+# The library exports the functions that the header declares, and no other symbol.
 test_exports() {
     declared=$(sed -n 's/.*[ *]\(cm_[a-z_]*\)(.*/\1/p' llmc/cmuon.h | sort | tr '\n' ' ')
     exported=$(nm -D --defined-only libcmuon.so | awk '{ print $NF }' | sort | tr '\n' ' ')
@@ -64,7 +64,7 @@ test_exports() {
     checked "libcmuon.so.1 has another soname" same \
         "$(readelf -d libcmuon.so.1 | sed -n 's/.*SONAME.*\[\(.*\)\].*/\1/p')" libcmuon.so.1
     checked "libcmuon.so is no link to libcmuon.so.1" same "$(readlink libcmuon.so)" libcmuon.so.1
-    # It never calls what ends the process or prints.
+    # The library calls no function that ends the process or prints.
     calls=$(nm -D --undefined-only libcmuon.so | awk '{ print $NF }' | sed 's/@.*//' |
         grep -E '^_*(abort|exit|_exit|_Exit|quick_exit|assert_fail|std(out|err)|v?f?printf(_chk)?|put(s|char)|f(puts|putc|write)|perror|raise|kill)$')
     checked "libcmuon.so calls nothing that exits or prints" none "$calls"
@@ -91,7 +91,7 @@ test_clients() {
     fi
 }
 
-# A program loads the library, a thread uses it, the program unloads it before the thread ends.
+# A program loads the library and unloads it while a thread that has used it still runs.
 test_plugin() {
     cat >"$dir/plugin.c" <<'END'
 #include <dlfcn.h>
@@ -127,7 +127,7 @@ END
     checked "plugin: unloaded while a thread lives that used it" "$dir/plugin"
 }
 
-# Installed under a prefix, found by pkg-config.
+# make install with a prefix, and pkg-config.
 test_install() {
     MAKEFLAGS= make --no-print-directory -s install PREFIX="$dir/prefix" CC="$CC" >"$dir/install" 2>&1
     status=$?

@@ -1,17 +1,17 @@
 /*
-What the tests of the optimizers share: the memory and the random numbers of a test, exact
-decompositions, the options of a fixture's case, and pairs of weights (W_Q, W_K) or (W_O, W_V) with
-the steps, directions and gauges of them. A test includes it first.
+Shared by the tests of the optimizers: memory and random numbers of a test, exact decompositions,
+the options of a fixture's case, and pairs of weights (W_Q, W_K) or (W_O, W_V) with their steps,
+directions and gauges. A test includes this file first.
 
-Programs are built with float and with double: TOL(f, d) is the tolerance of the two.
+Programs are built with float and with double. TOL(f, d) is f in the first and d in the second.
 */
 #ifndef CM_OPTIM_CASES_H
 #define CM_OPTIM_CASES_H
 
 #include "backend.h"
 
-/* The plan cuts layers into chunks by this budget; here it is a variable, so that a test can vary
-   it. */
+/* The plan cuts layers into chunks whose scratch fits this budget. A variable replaces the constant
+   here, so that a test can vary the budget. */
 #undef LA_SCRATCH_BUDGET
 static size_t scratch_budget = (size_t)8 << 20;
 #define LA_SCRATCH_BUDGET scratch_budget
@@ -30,7 +30,7 @@ static size_t scratch_budget = (size_t)8 << 20;
 /* ---------------------------------------------------------------------------------------------- */
 /* Memory and random numbers                                                                      */
 
-/* Everything a test allocates is given back at once by release(). */
+/* release() frees everything that a test has allocated. */
 static void *pool[1 << 16];
 static int pool_used;
 
@@ -57,7 +57,8 @@ static uint64_t draws, draw_seed = 7;
 static inline double normal(void) { return rng_normal(draw_seed, 7, draws++); }
 static inline double uniform(void) { return rng_uniform(draw_seed, 8, draws++); } /* [0, 1) */
 
-/* Random numbers of this case alone from here on: a case that is added changes no other. */
+/* Starts the random numbers of a case. They depend on the name alone, so an added case changes no
+   other case. CM_TEST_SEED tries other numbers. */
 static inline void draw_for(const char *name) {
     const char *seed = getenv("CM_TEST_SEED");
     draw_seed = rng_stream(name) + (seed ? strtoull(seed, NULL, 10) : 0);
@@ -77,14 +78,15 @@ static inline floatM *normals_m(size_t n, double scale) {
     return x;
 }
 
-/* An arena of exactly the size a rule asks for, full of NaN: reading what was never written shows. */
+/* An arena of exactly the size that a rule asks for. It is full of NaN, so that reading a number
+   that was never written shows. */
 static inline Arena arena_of(size_t size) {
     Arena a = {take_m(size), size, 0};
     for (size_t i = 0; i < size; i++) a.p[i] = (floatM)NAN;
     return a;
 }
 
-/* Asking for too little shows, too. */
+/* Reports a rule that asked for too little scratch or did not give it back. */
 static inline void arena_end(const Arena *a, const char *what) {
     check(a->p != NULL && a->used == 0,
           "%s: %zu numbers of scratch were too few, or %zu are left in use", what, a->size,
@@ -142,7 +144,7 @@ static inline Step step_of(RuleId rule, const OptimOptions *o, double lr, double
     return s;
 }
 
-/* Muon on a matrix or, with heads, on blocks of its rows (of its columns). */
+/* Muon on a matrix or, with heads, on blocks of its rows (by_column: of its columns). */
 static inline void muon_update(Leg l, const OptimOptions *o, double beta, double lr, double wd,
                                double gscale) {
     Step s = step_of(l.heads ? RULE_MUON_HEAD : RULE_MUON, o, lr, wd);
@@ -152,7 +154,7 @@ static inline void muon_update(Leg l, const OptimOptions *o, double beta, double
     run_step_of(s);
 }
 
-/* AdamW with second moments v, laid out as a dense W; step counts from 1. */
+/* AdamW with second moments v, which are laid out as a dense W. The first step is number 1. */
 static inline void adamw_update(Leg l, floatM *v, const OptimOptions *o, double lr, double wd,
                                 double gscale, int step) {
     Step s = step_of(RULE_ADAMW, o, lr, wd);
@@ -161,14 +163,6 @@ static inline void adamw_update(Leg l, floatM *v, const OptimOptions *o, double 
     s.gscale = gscale;
     s.age = s.coupling_age = step;
     run_step_of(s);
-}
-
-static inline void set_threads(int n) {
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -193,8 +187,9 @@ static inline double *product(const double *A, int ta, const double *B, int tb, 
     return C;
 }
 
-/* One-sided Jacobi of a tall T (M,N): rotates its columns until they are orthogonal, T becomes U S,
-   V (N,N) collects the rotations, s the norms of the columns (unsorted). */
+/* One-sided Jacobi SVD of a tall T (M,N): rotates the columns of T until they are orthogonal.
+   T becomes U S, V (N,N) is the product of the rotations, s holds the norms of the columns,
+   unsorted. */
 static inline void jacobi_svd(double *T, double *V, double *s, int M, int N) {
     for (int i = 0; i < N * N; i++) V[i] = i % (N + 1) == 0;
     for (int sweep = 0, turned = 1; turned && sweep < 60; sweep++) {
@@ -231,7 +226,7 @@ static inline int descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* The singular values of X (m,n), largest first; there are min(m,n). */
+/* The min(m,n) singular values of X (m,n), largest first. */
 static inline double *singular_values(const double *X, int m, int n) {
     int M = max_int(m, n), N = min_int(m, n);
     double *T = take((size_t)M * N), *V = take((size_t)N * N), *s = take((size_t)N);
@@ -259,7 +254,7 @@ static inline double frobenius(const double *X, size_t n) {
     return sqrt(sum);
 }
 
-/* U V^T of the thin SVD of X (m,n); singular values of rounding size count as zero. */
+/* U V^T of the thin SVD of X (m,n). Singular values of rounding size count as zero. */
 static inline double *exact_sign(const double *X, int m, int n) {
     int M = max_int(m, n), N = min_int(m, n);
     double *T = take((size_t)M * N), *V = take((size_t)N * N), *s = take((size_t)N);
@@ -271,7 +266,7 @@ static inline double *exact_sign(const double *X, int m, int n) {
     return m >= n ? product(T, 0, V, 1, M, N, N) : product(V, 0, T, 1, N, M, N);
 }
 
-/* (G + damping I)^-1/2 of a symmetric G (k,k) of which G + damping I is positive definite. */
+/* (G + damping I)^-1/2 of a symmetric G (k,k), where G + damping I is positive definite. */
 static inline double *exact_rroot(const double *G, int k, double damping) {
     double *T = take((size_t)k * k), *V = take((size_t)k * k), *s = take((size_t)k);
     for (int i = 0; i < k * k; i++) T[i] = G[i] + (i % (k + 1) == 0 ? damping : 0);
@@ -292,13 +287,17 @@ static inline double *inverse(const double *A, int k) {
         for (int r = c; r < k; r++) best = fabs(L[r * k + c]) > fabs(L[best * k + c]) ? r : best;
         for (int j = 0; j < k; j++) {
             double l = L[c * k + j], x = R[c * k + j];
-            L[c * k + j] = L[best * k + j], L[best * k + j] = l;
-            R[c * k + j] = R[best * k + j], R[best * k + j] = x;
+            L[c * k + j] = L[best * k + j];
+            L[best * k + j] = l;
+            R[c * k + j] = R[best * k + j];
+            R[best * k + j] = x;
         }
         for (int r = 0; r < k; r++) {
             double f = r == c ? 0 : L[r * k + c] / L[c * k + c];
-            for (int j = 0; j < k; j++)
-                L[r * k + j] -= f * L[c * k + j], R[r * k + j] -= f * R[c * k + j];
+            for (int j = 0; j < k; j++) {
+                L[r * k + j] -= f * L[c * k + j];
+                R[r * k + j] -= f * R[c * k + j];
+            }
         }
     }
     for (int i = 0; i < k * k; i++) R[i] /= L[i / k * (k + 1)];
@@ -324,30 +323,6 @@ static inline OptimOptions default_options(void) {
 
 static const char *const table_names[] = {"pe8", "quintic5", "quintic5_nv", "simple12"};
 
-/* Option `key` of a case, from its own flags or its rule's defaults; "" if neither states it. */
-static inline const char *case_option(const Fixture *fx, const char *name, const char *key,
-                                      char *out, size_t n) {
-    char rule[32], record[64];
-    const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
-    if (fixture_option(flags, key, out, n)[0]) return out;
-    fixture_option(flags, "rule", rule, sizeof rule);
-    snprintf(record, sizeof record, "defaults.%s", rule);
-    const FixtureRecord *defaults = fixture_find(fx, record);
-    return defaults ? fixture_option(defaults->s1, key, out, n) : out;
-}
-
-static inline int case_is(const Fixture *fx, const char *name, const char *key, const char *value) {
-    char text[64];
-    return !strcmp(case_option(fx, name, key, text, sizeof text), value);
-}
-
-static inline double case_number(const Fixture *fx, const char *name, const char *key) {
-    char text[64];
-    if (!case_option(fx, name, key, text, sizeof text)[0])
-        fixture_die("case %s does not state %s", name, key);
-    return atof(text);
-}
-
 /* Options of a case through the flag table, as a user would set them. */
 static inline OptimOptions case_options(const Fixture *fx, const char *name) {
     char value[64], key[64], err[ERR_LEN] = "";
@@ -355,7 +330,7 @@ static inline OptimOptions case_options(const Fixture *fx, const char *name) {
     for (int i = 0; i < OPTIM_FLAG_COUNT; i++) {
         snprintf(key, sizeof key, "%s", optim_flags[i].name);
         for (char *p = key; *p; p++) *p = *p == '-' ? '_' : *p;
-        if (!strcmp(key, "circuit")) continue; /* a case says by it which circuit it is of */
+        if (!strcmp(key, "circuit")) continue; /* in a fixture, qk or ov: the circuit of the case */
         if (!case_option(fx, name, key, value, sizeof value)[0]) continue;
         if (!strcmp(key, "nesterov")) strcpy(value, value[0] == '1' ? "on" : "off");
         check(!flags_set(optim_flags, OPTIM_FLAG_COUNT, &o, NULL, optim_flags[i].name, value, err),
@@ -364,7 +339,7 @@ static inline OptimOptions case_options(const Fixture *fx, const char *name) {
     return o;
 }
 
-/* Where a case's record lies: with the case, or in the data set that it names. */
+/* A record of a case. It is stored with the case or in the data set that the case names. */
 static inline const FixtureRecord *case_record(const Fixture *fx, const char *name, const char *key,
                                                int step) {
     char data[32];
@@ -379,8 +354,8 @@ static inline floatM *floats_of(const FixtureRecord *r) {
     return x;
 }
 
-/* ||x - r|| / ||r - start||, start NULL being zero: the error relative to what the rule did, not to
-   the weight, which would hide it. */
+/* ||x - r|| / ||r - start||: the error relative to the step of the rule. An error relative to the
+   weight would hide errors of the step. NULL for start means zero. */
 static inline double moved_error(const floatM *x, const FixtureRecord *r,
                                  const FixtureRecord *start) {
     double d = 0, s = 0;
@@ -394,11 +369,12 @@ static inline double moved_error(const floatM *x, const FixtureRecord *r,
     return e == e ? e : INFINITY;
 }
 
-/* The expected values are rounded to float32, 6e-8 of a weight, which may be 50 times its
-   displacement. */
+/* Expected weights are rounded to float32, which costs up to 6e-8 of a weight and so 3e-6 of its
+   displacement, where that is 1/50 of the weight. In float, the sign and the root add up to 1e-5
+   (dev/reference/README.md). */
 #define WEIGHT_TOL TOL(1e-4, 1e-5)
 
-/* Checks what a case says about tensor `key` after `step`, if it says something. */
+/* Compares a tensor after a step with the record of the case, if there is one. Returns 1 if so. */
 static inline int check_state(const Fixture *fx, const char *name, const char *kind,
                               const char *leg, int step, const floatM *x) {
     char record[96], key[8];
@@ -432,10 +408,8 @@ static inline void muon_case(const Fixture *fx, const char *name, const OptimOpt
 /* ---------------------------------------------------------------------------------------------- */
 /* Pairs of factors                                                                               */
 
-/* The trainer's Shape (llmc/shape.h) is another type. */
-#define Shape PairShape
-
-/* Leg 0 is the per-query factor A, W_Q (H k, d) or W_O (d, H k), leg 1 the shared B, (S k, d). */
+/* Leg 0 is the per-query factor A, W_Q (H k, d) or W_O (d, H k). Leg 1 is the shared factor B, W_K
+   or W_V (S k, d). */
 typedef struct {
     int layers, H, S, k, d, output; /* output: A is W_O, whose heads are blocks of columns */
 } LegShape;
@@ -467,23 +441,26 @@ static inline void set_block(LegShape s, floatM *x, int leg, int layer, int h, c
         x[leg_index(s, leg, layer, h, i / s.d, i % s.d)] = (floatM)b[i];
 }
 
-/* The whole matrices of a leg, as stored, and their heads as (k, d) blocks. */
+/* The matrices of a leg, one a layer, as they are stored. */
 static inline Mat leg_whole(LegShape s, floatM *x, int leg) {
     int rows = heads_of(s, leg) * s.k;
     return s.output && !leg ? mat_dense(x, s.layers, s.d, rows) : mat_dense(x, s.layers, rows, s.d);
 }
+
+/* The heads of a leg as (k, d) blocks. */
 static inline Mat leg_view(LegShape s, floatM *x, int leg) {
     return mat_blocks(leg_whole(s, x, leg), heads_of(s, leg), s.output && !leg);
 }
 
-/* Weights whose rows and heads differ in size (a partner Gram that is no multiple of I), Gaussian
-   gradients, zero momentum. */
+/* Weights whose rows and heads differ in size, so that a Gram is no multiple of I; Gaussian
+   gradients; zero momentum. */
 static inline Legs legs_of(LegShape s) {
     Legs p;
     p.s = s;
     for (int leg = 0; leg < 2; leg++) {
         p.n[leg] = (size_t)s.layers * heads_of(s, leg) * s.k * s.d;
-        p.W[leg] = take_m(p.n[leg]), p.M[leg] = take_m(p.n[leg]);
+        p.W[leg] = take_m(p.n[leg]);
+        p.M[leg] = take_m(p.n[leg]);
         p.G[leg] = normals_m(p.n[leg], leg ? 3e-3 : 1e-2);
         for (int i = 0; i < s.layers * heads_of(s, leg); i++) {
             double *b = normals((size_t)s.k * s.d), size = 0.15 + 0.25 * uniform();
@@ -525,8 +502,8 @@ static inline void legs_step(Legs *p, const OptimOptions *o, double lr, double w
     legs_step_scaled(p, o, lr, wd, 1);
 }
 
-/* What a step subtracts from the weights at learning rate 1, in storage order: half of the
-   direction. */
+/* What a step subtracts from the weights at learning rate 1, half of the direction, in storage
+   order. */
 static inline void half_directions(const Legs *p, const OptimOptions *o, floatM *D[2]) {
     Legs q = legs_copy(p);
     legs_step(&q, o, 1, 0);
@@ -536,7 +513,8 @@ static inline void half_directions(const Legs *p, const OptimOptions *o, floatM 
     }
 }
 
-/* Rounding of W - delta costs 1e-7 |W| / |delta| of a delta. */
+/* ||a - b|| / ||b||. If a and b are deltas that were computed as W - (W - delta), rounding costs up
+   to 1e-7 |W| / |delta|. */
 static inline double distance(const floatM *a, const floatM *b, size_t n) {
     double d = 0, s = 0;
     for (size_t i = 0; i < n; i++) {
@@ -556,13 +534,20 @@ static inline void cm_case(const Fixture *fx, const char *name, const OptimOptio
     int output = case_is(fx, name, "circuit", "ov"), seen = 0;
     const char *leg_name[2] = {output ? "o" : "q", output ? "v" : "k"};
     Legs p;
-    p.s.layers = 1, p.s.output = output;
-    p.s.H = (int)case_number(fx, name, "heads"), p.s.S = (int)case_number(fx, name, "kv_heads");
+    p.s.layers = 1;
+    p.s.output = output;
+    p.s.H = (int)case_number(fx, name, "heads");
+    p.s.S = (int)case_number(fx, name, "kv_heads");
     for (int leg = 0; leg < 2; leg++) {
         char key[4] = {'w', leg_name[leg][0], 0};
         const FixtureRecord *start = case_record(fx, name, key, 0);
-        p.W[leg] = floats_of(start), p.M[leg] = take_m(start->count), p.n[leg] = start->count;
-        if (leg) p.s.d = (int)start->dims[1], p.s.k = (int)start->dims[0] / p.s.S;
+        p.W[leg] = floats_of(start);
+        p.M[leg] = take_m(start->count);
+        p.n[leg] = start->count;
+        if (leg) {
+            p.s.d = (int)start->dims[1];
+            p.s.k = (int)start->dims[0] / p.s.S;
+        }
     }
     for (int step = 1; step <= 3; step++) {
         for (int leg = 0; leg < 2; leg++) {
@@ -579,7 +564,18 @@ static inline void cm_case(const Fixture *fx, const char *name, const OptimOptio
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* Rules by definition, shapes and directions                                                    */
+/* Definitions and expected directions                                                            */
+
+/* Two directions that must be equal differ by rounding only, and two that must not be equal differ
+   by more than rounding can explain. Over ten seeds rounding came to 2.2e-6 in float and 8e-15 in
+   double at most, and directions that are different were 2e-4 apart at least. */
+#define EQUAL_DIRECTIONS TOL(3e-5, 1e-12)
+#define OTHER_DIRECTIONS 1e-4
+
+/* The largest relative error of an inverse root of G + damping I. A relative error u of that matrix
+   changes its root by up to kappa u / 2, where kappa is its condition, and the steps of an
+   iteration add some tens of u. u is five times the rounding error of a number. */
+static inline double invroot_bound(double kappa) { return TOL(3e-7, 3e-15) * (40 + kappa / 2); }
 
 static inline const char *describe(const OptimOptions *o, LegShape s) {
     static char text[8][160];
@@ -593,12 +589,13 @@ static inline const char *describe(const OptimOptions *o, LegShape s) {
     return t;
 }
 
-/* C^-1 (k,k) that whitens head h of a leg: from the partner's Gram, for the shared leg the sum over
-   its query heads. */
+/* The whitener C^-1 (k,k) of head h of a leg: the inverse root of the partner's Gram. For the
+   shared leg it is the sum of the Grams of its query heads. */
 static inline double *whitener_by_definition(const Legs *p, int leg, int layer, int h,
                                              const OptimOptions *o) {
     LegShape s = p->s;
-    int G = s.H / s.S, first = leg ? h * G : h / G, count = leg ? G : 1;
+    int G = s.H / s.S, first = leg ? h * G : h / G;
+    int count = leg ? G : 1;
     double *gram = take((size_t)s.k * s.k), *root = take((size_t)s.k * s.k), trace = 0;
     for (int i = 0; i < count; i++) {
         double *w = block_of(s, p->W[1 - leg], 1 - leg, layer, first + i),
@@ -620,7 +617,8 @@ static inline OptimOptions exact_options(void) {
     return o;
 }
 
-/* The change of the composed map A^T B (d,d) of one query head: by leg 0, leg 1 or both (leg 2). */
+/* The change of the composed map A^T B (d,d) of one query head that is due to leg 0, to leg 1, or
+   to both (leg = 2). */
 static inline double *composed(const Legs *p, floatM *const D[2], int leg, int layer, int h) {
     LegShape s = p->s;
     int g = h / (s.H / s.S);
@@ -635,8 +633,8 @@ static inline double *composed(const Legs *p, floatM *const D[2], int leg, int l
     return N;
 }
 
-/* Replaces every head by R A, R^-T B for one R a group, and the gradients as those of the same
-   loss: by R^-T and R. Directions of an equivariant rule change like the weights. */
+/* Changes the gauge of group g: A becomes R A and B becomes R^-T B. Gradients of the same loss
+   become R^-T G_A and R G_B. Directions D of an equivariant rule change like the weights. */
 static inline void gauge(Legs *p, int layer, int g, const double *R, floatM *D[2]) {
     LegShape s = p->s;
     int G = s.H / s.S;
@@ -653,13 +651,15 @@ static inline void gauge(Legs *p, int layer, int g, const double *R, floatM *D[2
     }
 }
 
-enum { ROTATIONS, SIMILARITIES, ALL }; /* O(k), O(k) times scale, GL(k) */
+enum { ROTATIONS, SIMILARITIES, ALL }; /* O(k), multiples of O(k), GL(k) */
 
-/* Directions of plain Muon on every head (or on W_O as a whole), times a factor. */
+/* Directions of plain Muon on every head (with hybrid, on W_O as a whole), times a factor. */
 static inline void muon_directions(const Legs *p, const OptimOptions *options, double factor,
                                    floatM *D[2]) {
     OptimOptions o = *options;
-    o.scale = SCALE_NONE, o.momentum_form = FORM_SUM, o.nesterov = AUTO_OFF;
+    o.scale = SCALE_NONE;
+    o.momentum_form = FORM_SUM;
+    o.nesterov = AUTO_OFF;
     for (int leg = 0; leg < 2; leg++) {
         Leg l = legs_leg(p, leg);
         if (!leg && p->s.output && o.hybrid) l.heads = 0;

@@ -1,6 +1,6 @@
-# Shared by the tests of whole programs, which source it from the root of the repository. A test is a
-# function test_NAME. The script works in an empty folder $dir, which it deletes at its end; it also ends
-# the process $child. `run` leaves what a program prints in the files out and err.
+# Shared by the tests of whole programs, which source this file from the root of the repository. A test is a
+# function test_NAME. The script works in an empty folder $dir. At its end it deletes the folder and ends the
+# process $child. `run` writes the output of a program to the files out and err.
 OMP_WAIT_POLICY=passive # threads that wait must not spin: the machine may be busy with other tests
 export OMP_WAIT_POLICY
 all_tests=$(sed -n 's/^test_\([a-z0-9_]*\)() .*/\1/p' "$0")

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs test programs and scripts, JOBS at a time, and adds up their last lines, "N passed, N failed".
-# With T=NAME a program whose own name begins with NAME runs whole; any other runs its tests whose names
-# begin with NAME. Exit status 0 only if every program ran to its end and nothing failed.
+# With T=NAME, a program whose name begins with NAME runs all of its tests, and any other program runs the tests
+# whose names begin with NAME. Exit status 0 only if every program ran to its end and nothing failed.
 # usage: [T=NAME] run.sh PROGRAM_OR_SCRIPT...
 set -u
 # Threads that wait must not spin: other tests are running.

@@ -20,7 +20,7 @@ typedef struct {
     int B, T, NH, NKV, HS;
 } Shape;
 
-/* Attention by its definition, one query at a time. dout NULL: the forward pass only. */
+/* Attention by its definition, one query at a time. If dout is NULL, only the forward pass. */
 static void naive_attention(double *out, double *lse, double *dqkv, const floatX *qkv,
                             const floatX *dout, Shape x, double scale) {
     size_t C3 = (size_t)(x.NH + 2 * x.NKV) * x.HS, C = (size_t)x.NH * x.HS;
@@ -36,7 +36,7 @@ static void naive_attention(double *out, double *lse, double *dqkv, const floatX
                 for (int j = 0; j <= i; j++) {
                     double s = 0;
                     for (int c = 0; c < x.HS; c++) s += (double)qkv[qi + c] * qkv[k + j * C3 + c];
-                    /* inputs are in [-1,1), so exp does not overflow */
+                    /* Inputs are in [-1, 1), so exp does not overflow. */
                     sum += p[j] = exp(scale * s);
                 }
                 lse[((size_t)b * x.NH + h) * x.T + i] = log(sum);
@@ -61,12 +61,9 @@ static void naive_attention(double *out, double *lse, double *dqkv, const floatX
     free(p);
 }
 
+DEFINE_RELATIVE_L2(relative_l2_xd, floatX, double)
 static double error_of(const floatX *a, const double *b, size_t n) {
-#ifdef CM_DOUBLE
-    return relative_l2_dd(a, b, n, 1e-30);
-#else
-    return relative_l2_fd(a, b, n, 1e-30);
-#endif
+    return relative_l2_xd(a, b, n, 1e-30);
 }
 
 static double error_of_lse(const floatM *a, const double *b, size_t n) {
@@ -75,15 +72,9 @@ static double error_of_lse(const floatM *a, const double *b, size_t n) {
     return worst;
 }
 
-static void set_threads(int threads) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
-}
-
 static void test_shape(Shape x) {
+    /* Scores up to 12 move a probability by 12 times the precision. dqkv is three products
+       further. */
     double tolerance = sizeof(floatX) == 8 ? 1e-13 : 2e-6, scale = 1 / sqrt(x.HS) + 0.01;
     int threads = thread_count();
     size_t C3 = (size_t)(x.NH + 2 * x.NKV) * x.HS, C = (size_t)x.NH * x.HS;
@@ -95,7 +86,7 @@ static void test_shape(Shape x) {
     double *dqkv_ref = (double *)malloc(n3 * 8);
     char text[100];
     snprintf(text, sizeof text, "B %d T %d NH %d NKV %d HS %d", x.B, x.T, x.NH, x.NKV, x.HS);
-    /* every output is set, and none is added to */
+    /* NaN shows an output that is not set, or that is added to. */
     for (size_t i = 0; i < n; i++) out[i] = (floatX)NAN;
     for (size_t i = 0; i < n3; i++) dqkv[i] = (floatX)NAN;
     naive_attention(out_ref, lse_ref, dqkv_ref, qkv, dout, x, scale);
@@ -109,15 +100,15 @@ static void test_shape(Shape x) {
     e = error_of(dqkv, dqkv_ref, n3);
     check(e < 3 * tolerance, "%s: dqkv is off by %g", text, e);
 
-    /* 5 threads cut a few heads into pieces, and the bits stay. */
+    /* With 5 threads a few heads are cut into pieces. The bits do not change. */
     for (int t = 1; t < 6; t += 4) {
-        set_threads(t);
+        use_threads(t);
         attention_forward(out2, lse, qkv, x.B, x.T, x.NH, x.NKV, x.HS, scale);
         attention_backward(dqkv2, dout, qkv, out2, lse, x.B, x.T, x.NH, x.NKV, x.HS, scale);
         check(memcmp(out, out2, n * sizeof *out) == 0, "%s: out with %d threads", text, t);
         check(memcmp(dqkv, dqkv2, n3 * sizeof *dqkv) == 0, "%s: dqkv with %d threads", text, t);
     }
-    set_threads(threads);
+    use_threads(threads);
 
     /* Decoding one position from caches equals the last row of each sequence. */
     size_t CKV = (size_t)x.NKV * x.HS;
@@ -173,7 +164,7 @@ static void test_finite_differences(void) {
 #endif
 }
 
-/* With scores of some hundreds the maximum has to be subtracted before exp. */
+/* Scores of some hundreds overflow exp, unless the maximum is subtracted first. */
 static void test_large_scores(void) {
     enum { T = 40, HS = 16, C3 = 3 * HS };
     floatX *qkv = random_vector(T * C3), *out = random_vector(T * HS);
@@ -223,8 +214,9 @@ static void test_shapes(void) {
     static const int lengths[] = {1, 7, 33, 130}, sizes[] = {8, 16, 64, 128};
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
-            Shape same = {2, lengths[i], 2, 2, sizes[j]}, grouped = {1, lengths[i], 6, 2, sizes[j]};
-            test_shape(same);
+            Shape equal = {2, lengths[i], 2, 2, sizes[j]};
+            Shape grouped = {1, lengths[i], 6, 2, sizes[j]};
+            test_shape(equal);
             test_shape(grouped);
         }
     Shape more[] = {{1, 600, 2, 1, 32}, {1, 257, 1, 1, 20}, {1, 64, 1, 1, 256}, {3, 31, 3, 3, 7}};

@@ -1,16 +1,19 @@
-/* Checkpoints: contents, damage of every kind, full disks, kills, the folder of checkpoints. */
-#include "check.h"
+/* Tests of checkpoints: contents, damage of every kind, full disks, kills, the folder of
+   checkpoints. */
+#include "folder.h"
 #include "llmc/checkpoint.h"
 
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-static char root[] = "/tmp/test_checkpoint.XXXXXX";
 static char err[ERR_LEN];
 
-static void in_root(char *path, const char *name) { file_path(path, "%s/%s", root, name); }
+static void path_in_folder(char *path, const char *name) {
+    file_path(path, "%s/%s", scratch_folder, name);
+}
 
-/* A checkpoint whose every byte follows from `step`; `scale` makes the tensors larger. */
+/* Saves a checkpoint whose contents are a function of `step`. `scale` multiplies the size of a
+   tensor. */
 static int save(const char *path, int64_t step, int64_t scale) {
     CkptWriter w;
     char header[256];
@@ -21,7 +24,7 @@ static int save(const char *path, int64_t step, int64_t scale) {
     snprintf(header, sizeof header, "step=%lld\nnote=a=b c\n", (long long)step);
     ckpt_begin(&w, path, header, err);
     ckpt_tensor(&w, "weights", CKPT_F32, 3, shape, err);
-    for (int64_t at = 0; at < count; at += 11) /* pieces that divide nothing evenly */
+    for (int64_t at = 0; at < count; at += 11) /* the pieces do not divide the tensor evenly */
         ckpt_write(&w, data + at, 4 * (count - at < 11 ? count - at : 11), err);
     ckpt_tensor(&w, "pi", CKPT_F64, 0, scalar, err);
     ckpt_write(&w, &pi, 8, err);
@@ -47,7 +50,7 @@ static void write_all(const char *path, const unsigned char *data, size_t size) 
     if (fwrite(data, 1, size, f) != size || fclose(f)) abort();
 }
 
-/* The path of the newest checkpoint; returns as ckpt_open_newest does. */
+/* Sets path to the newest checkpoint. Returns the status of ckpt_open_newest. */
 static int newest(const char *dir, char *path) {
     Ckpt c;
     int status = ckpt_open_newest(&c, dir, path, err);
@@ -55,25 +58,14 @@ static int newest(const char *dir, char *path) {
     return status;
 }
 
-/* 1 if nothing but checkpoints is in dir. */
+/* 1 if dir has no temporary files. */
 static int tidy(const char *dir) {
     struct dirent *entry;
     int clean = 1;
-    DIR *folder = opendir(dir);
-    while (folder && (entry = readdir(folder)) != NULL) clean &= !strstr(entry->d_name, ".tmp");
-    if (folder) closedir(folder);
+    DIR *stream = opendir(dir);
+    while (stream && (entry = readdir(stream)) != NULL) clean &= !strstr(entry->d_name, ".tmp");
+    if (stream) closedir(stream);
     return clean;
-}
-
-static void empty_folder(const char *dir) {
-    struct dirent *entry;
-    char path[FILE_PATH_SIZE];
-    DIR *folder = opendir(dir);
-    while (folder && (entry = readdir(folder)) != NULL) {
-        file_path(path, "%s/%s", dir, entry->d_name);
-        if (entry->d_name[0] != '.') unlink(path);
-    }
-    if (folder) closedir(folder);
 }
 
 static void test_contents(void) {
@@ -81,7 +73,7 @@ static void test_contents(void) {
     int dtype = -1, ndim = -1;
     int64_t dims[CKPT_MAX_DIMS] = {0}, bytes = -1;
     Ckpt c;
-    in_root(path, "contents.ckpt");
+    path_in_folder(path, "contents.ckpt");
     check(save(path, 120, 1) == 0, "save: %s", err);
     if (!check(ckpt_open(&c, path, err) == 0, "open: %s", err)) return;
     check(ckpt_value(&c, "step", value, sizeof value) == 0 && !strcmp(value, "120"), "step");
@@ -107,7 +99,7 @@ static void test_contents(void) {
 
     char other[FILE_PATH_SIZE];
     size_t size, other_size;
-    in_root(other, "again.ckpt");
+    path_in_folder(other, "again.ckpt");
     check(save(other, 120, 1) == 0, "%s", err);
     unsigned char *a = read_all(path, &size), *b = read_all(other, &other_size);
     check(size == other_size && !memcmp(a, b, size), "equal contents give equal bytes");
@@ -118,20 +110,20 @@ static void test_contents(void) {
     free(a);
     free(b);
 
-    in_root(path, "large.ckpt"); /* several buffers long */
+    path_in_folder(path, "large.ckpt"); /* larger than several buffers */
     check(save(path, 1, 40000) == 0 && ckpt_open(&c, path, err) == 0, "large: %s", err);
     w = (const float *)ckpt_find(&c, "weights", NULL, NULL, NULL, &bytes);
     check(w && bytes == 4800000 && w[1199999] == 1200000.0f, "large values");
     ckpt_close(&c);
 }
 
-/* Every truncation and every flipped bit is an error that names the file, and never a crash. */
+/* Every truncation and every flipped bit is an error whose message names the file. */
 static void test_damage(void) {
     char path[FILE_PATH_SIZE], bad[FILE_PATH_SIZE];
     size_t size, missed = 0, unnamed = 0;
     Ckpt c;
-    in_root(path, "contents.ckpt");
-    in_root(bad, "bad.ckpt");
+    path_in_folder(path, "contents.ckpt");
+    path_in_folder(bad, "bad.ckpt");
     unsigned char *data = read_all(path, &size);
     unsigned char *copy = (unsigned char *)malloc(size + 64);
     for (size_t cut = 0; cut < size; cut++) {
@@ -160,15 +152,14 @@ static void test_damage(void) {
     write_all(bad, copy, size + 8);
     check(ckpt_open(&c, bad, err) == -1 && strstr(err, "length"), "bytes appended: %s", err);
 
-    /* Two records swapped, or a lost block of zeros, keep the length: the checksum must see
-       them. */
+    /* Swapped words keep the length, so only the checksum can show them. */
     memcpy(copy, data, size);
     memcpy(copy + 40, data + 48, 8);
     memcpy(copy + 48, data + 40, 8);
     write_all(bad, copy, size);
     check(ckpt_open(&c, bad, err) == -1 && strstr(err, "checksum"), "swapped words: %s", err);
 
-    /* Absurd lengths under a right checksum, as an unsound writer would leave them. */
+    /* A faulty writer may leave absurd lengths under a right checksum. */
     missed = 0;
     for (size_t at = 24; at + 8 <= size - 16; at += 8) {
         const uint64_t absurd[] = {UINT64_MAX, UINT64_MAX - 7, (uint64_t)1 << 62, size, size + 8};
@@ -179,7 +170,7 @@ static void test_damage(void) {
             memcpy(copy + size - 8, &sum, 8);
             write_all(bad, copy, size);
             if (ckpt_open(&c, bad, err) == 0) {
-                /* Some words are data; what was indexed must still lie inside the file. */
+                /* Some words are data and may change. All records must stay inside the file. */
                 for (int r = 0; r < c.count; r++) {
                     const unsigned char *p = (const unsigned char *)c.records[r].data;
                     missed += p && (p < c.map || p + c.records[r].bytes > c.map + c.size);
@@ -198,15 +189,16 @@ static void test_damage(void) {
     write_all(bad, copy, size);
     check(ckpt_open(&c, bad, err) == -1 && strstr(err, "newer"), "newer version: %s", err);
 
-    /* Version 1 has the same layout. */
+    /* Version 1 has the layout of version 2. */
     copy[strlen(CKPT_MAGIC)] = '1';
     uint64_t checksum = checkpoint_hash(copy, size - 8);
     memcpy(copy + size - 8, &checksum, 8);
     write_all(bad, copy, size);
     check(ckpt_open(&c, bad, err) == 0 && c.version == 1 && c.count == 4, "version 1: %s", err);
     ckpt_close(&c);
-    check(ckpt_open(&c, root, err) == -1 && strstr(err, "regular file"), "a folder: %s", err);
-    in_root(bad, "missing.ckpt");
+    check(ckpt_open(&c, scratch_folder, err) == -1 && strstr(err, "regular file"), "a folder: %s",
+          err);
+    path_in_folder(bad, "missing.ckpt");
     check(ckpt_open(&c, bad, err) == -1 && strstr(err, "No such file"), "missing: %s", err);
     free(copy);
     free(data);
@@ -216,7 +208,7 @@ static void test_misuse(void) {
     CkptWriter w;
     char path[FILE_PATH_SIZE];
     int64_t dims[1] = {4}, huge[2] = {(int64_t)1 << 62, 1};
-    in_root(path, "misuse.ckpt");
+    path_in_folder(path, "misuse.ckpt");
     check(ckpt_begin(&w, path, "no equal sign\n", err) == -1, "a header line without =");
     check(ckpt_begin(&w, path, "a=b", err) == -1, "a header without its line end");
     check(ckpt_begin(&w, path, "a=x\ny\n", err) == -1, "a line break in a value");
@@ -237,27 +229,27 @@ static void test_misuse(void) {
     ckpt_abort(&w);
     ckpt_abort(&w);
     check(ckpt_commit(&w, err) == -1, "a commit after an abort");
-    check(access(path, F_OK) == -1 && tidy(root), "no file is left");
+    check(access(path, F_OK) == -1 && tidy(scratch_folder), "no file is left");
 }
 
-/* A limit on the size of files is in place of a full disk: write() fails in the middle too. */
+/* A limit on the size of files simulates a full disk. With it, write() can fail in the middle. */
 static void test_full_disk(void) {
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], found[FILE_PATH_SIZE];
-    struct rlimit before, limit;
-    in_root(dir, "full");
+    struct rlimit unlimited, limit;
+    path_in_folder(dir, "full");
     check(file_make_folders(dir, err) == 0, "%s", err);
     ckpt_path(path, dir, 1);
     check(save(path, 1, 1) == 0, "%s", err);
-    getrlimit(RLIMIT_FSIZE, &before);
+    getrlimit(RLIMIT_FSIZE, &unlimited);
     void (*old)(int) = signal(SIGXFSZ, SIG_IGN);
     static const rlim_t limits[] = {0, 100, 1 << 20, 4700000, 4800000};
     for (int i = 0; i < 5; i++) {
-        limit = before;
+        limit = unlimited;
         limit.rlim_cur = limits[i];
         setrlimit(RLIMIT_FSIZE, &limit);
         ckpt_path(path, dir, 2);
         int status = save(path, 2, 40000);
-        setrlimit(RLIMIT_FSIZE, &before);
+        setrlimit(RLIMIT_FSIZE, &unlimited);
         check(status == -1 && strstr(err, path) && strstr(err, "it needs ") &&
                   strstr(err, "Older checkpoints are kept"),
               "limit %ld: %s", (long)limits[i], err);
@@ -267,7 +259,7 @@ static void test_full_disk(void) {
     }
     signal(SIGXFSZ, old);
 
-    /* More than any disk holds is refused before a byte of it is written. */
+    /* A checkpoint that is larger than any disk is refused before a byte is written. */
     CkptWriter w;
     ckpt_path(path, dir, 3);
     ckpt_begin(&w, path, "", err);
@@ -277,24 +269,25 @@ static void test_full_disk(void) {
     check(tidy(dir), "no file is left");
 
     check(ckpt_begin(&w, "/dev/full/x.ckpt", "", err) == -1, "not a folder");
-    file_path(path, "%s/nowhere/step_00000001.ckpt", root);
+    file_path(path, "%s/nowhere/step_00000001.ckpt", scratch_folder);
     check(save(path, 1, 1) == -1 && strstr(err, path) && strstr(err, "No such file"), "%s", err);
 
-    /* Root may write anywhere: the child gives up its rights. */
-    in_root(dir, "locked");
+    /* The child process becomes an ordinary user, because the root user may write anywhere. */
+    path_in_folder(dir, "locked");
     mkdir(dir, 0755);
     ckpt_path(path, dir, 1);
-    check(save(path, 1, 1) == 0 && chmod(root, 0755) == 0 && chmod(path, 0) == 0, "%s", err);
+    check(save(path, 1, 1) == 0 && chmod(scratch_folder, 0755) == 0 && chmod(path, 0) == 0, "%s",
+          err);
     chmod(dir, 0555);
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
         if (getuid() == 0 && (setgid(65534) || setuid(65534))) _exit(0);
-        char again[FILE_PATH_SIZE];
+        char denied[FILE_PATH_SIZE];
         int bad = 0;
-        bad |= newest(dir, again) != -1 || !strstr(err, "Permission denied");
-        ckpt_path(again, dir, 2);
-        bad |= (save(again, 2, 1) != -1 || !strstr(err, "Permission denied")) << 1;
+        bad |= newest(dir, denied) != -1 || !strstr(err, "Permission denied");
+        ckpt_path(denied, dir, 2);
+        bad |= (save(denied, 2, 1) != -1 || !strstr(err, "Permission denied")) << 1;
         bad |= (ckpt_prune(dir, 1, err) != 0) << 2; /* nothing to delete */
         _exit(bad);
     }
@@ -307,7 +300,7 @@ static void test_full_disk(void) {
 static void test_folder(void) {
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], found[FILE_PATH_SIZE];
     int64_t *steps;
-    in_root(dir, "folder");
+    path_in_folder(dir, "folder");
     check(newest(dir, found) == 1, "no folder: no checkpoint");
     mkdir(dir, 0755);
     check(newest(dir, found) == 1, "empty folder: no checkpoint");
@@ -330,7 +323,8 @@ static void test_folder(void) {
           "the list of %d is sorted and ours", n);
     free(steps);
 
-    /* Leftovers of this process and of one that is gone are deleted, a living one's is not. */
+    /* Pruning deletes temporary files of this process and of a process that has ended, and keeps
+       those of a running process. */
     char dead[FILE_PATH_SIZE], own[FILE_PATH_SIZE], alive[FILE_PATH_SIZE];
     fflush(stdout);
     pid_t child = fork();
@@ -358,10 +352,10 @@ static void test_folder(void) {
     ckpt_path(path, dir, 100);
     check(!strcmp(found, path), "step 100 is the newest now");
 
-    /* A damaged newest checkpoint is named on stderr and passed over. */
+    /* A damaged newest checkpoint is named on stderr, and the one before it is used. */
     if (truncate(path, 100)) abort();
     char warning[FILE_PATH_SIZE];
-    in_root(warning, "warning.txt");
+    path_in_folder(warning, "warning.txt");
     fflush(stderr);
     int saved_stderr = dup(2), fd = open(warning, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     dup2(fd, 2);
@@ -387,13 +381,14 @@ static void test_folder(void) {
     check(status == -1 && strstr(err, "every checkpoint"), "all damaged: %s", err);
 }
 
-/* A child saves in a loop and is killed at a random moment: what is there must be whole. */
+/* A child process saves in a loop and is killed at a random moment. All checkpoints must be
+   whole. */
 static void test_kill(void) {
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE];
     int64_t last = 0;
     int valid = 1, clean = 1;
     uint64_t random = 12345;
-    in_root(dir, "kill");
+    path_in_folder(dir, "kill");
     mkdir(dir, 0755);
     ckpt_path(path, dir, 0);
     check(save(path, 0, 3000) == 0, "%s", err);
@@ -419,7 +414,7 @@ static void test_kill(void) {
         valid &= w && w[89999] == (float)(last + 89999);
         int64_t *steps;
         int n = ckpt_list(dir, &steps, err);
-        for (int i = 0; i < n; i++) { /* every one of them, not only the newest */
+        for (int i = 0; i < n; i++) { /* all of them, not only the newest */
             Ckpt each;
             ckpt_path(path, dir, steps[i]);
             int status = ckpt_open(&each, path, err);
@@ -436,7 +431,7 @@ static void test_kill(void) {
     check(last > 0, "the child saved something");
 }
 
-/* The checksum does not depend on how the bytes arrive, and its speed is no obstacle. */
+/* The checksum does not depend on how the bytes are divided. The test prints its speed. */
 static void test_hash(void) {
     unsigned char data[1000];
     for (int i = 0; i < 1000; i++) data[i] = (unsigned char)(i * 7);
@@ -471,19 +466,8 @@ static const Test tests[] = {TEST(contents), TEST(damage), TEST(misuse), TEST(fu
                              TEST(folder),   TEST(kill),   TEST(hash)};
 
 int main(int argc, char **argv) {
-    if (!mkdtemp(root)) {
-        perror(root);
-        return 1;
-    }
+    folder_make("cm_test_checkpoint");
     check_run(tests, COUNT_OF(tests), argc, argv);
-    static const char *const folders[] = {"full", "locked", "folder", "kill"};
-    char path[FILE_PATH_SIZE];
-    for (int i = 0; i < 4; i++) {
-        in_root(path, folders[i]);
-        empty_folder(path);
-        rmdir(path);
-    }
-    empty_folder(root);
-    rmdir(root);
+    folder_remove();
     return check_done();
 }

@@ -1,9 +1,9 @@
 /*
-Tests of llmc/choices.h: what is set is read back, damaged files are refused, and runs beside each
-other lose nothing of each other's.
+Tests of llmc/choices.h: choices are read back as they were set, damaged files are refused, and runs
+at the same time do not lose each other's choices.
 */
 #include "../../llmc/choices.h"
-#include "check.h"
+#include "folder.h"
 
 static char err[ERR_LEN], path[FILE_PATH_SIZE];
 
@@ -21,8 +21,8 @@ static void test_memory(void) {
     Choices s;
     char key[32], value[32];
     memset(&s, 0, sizeof s);
-    check(is(&s, "a", NULL) && is(NULL, "a", NULL), "something is chosen before anything was");
-    choices_set(NULL, "a", "1"); /* keeps nothing */
+    check(is(&s, "a", NULL) && is(NULL, "a", NULL), "there is a choice before any was set");
+    choices_set(NULL, "a", "1"); /* NULL keeps no choices */
     for (int i = 0; i < 100; i++) {
         snprintf(key, sizeof key, "key %d of a GPU", i);
         snprintf(value, sizeof value, "%d", i * i);
@@ -32,7 +32,7 @@ static void test_memory(void) {
           "many choices");
     s.changed = 0;
     choices_set(&s, "key 7 of a GPU", "49");
-    check(!s.changed, "the same again is a change");
+    check(!s.changed, "setting an equal value is a change");
     choices_set(&s, "key 7 of a GPU", "50");
     check(s.changed && s.n == 100 && is(&s, "key 7 of a GPU", "50"), "another value");
     Choices run;
@@ -40,7 +40,7 @@ static void test_memory(void) {
     check(!choices_recall(NULL, "a") && !choices_recall(&run, "key 7 of a GPU"),
           "recalled from nowhere");
     run.from = &s;
-    check(!choices_recall(&run, "b") && !run.n, "recalled what there is not");
+    check(!choices_recall(&run, "b") && !run.n, "recalled a choice that nobody made");
     check(!strcmp(choices_recall(&run, "key 7 of a GPU"), "50") && run.n == 1,
           "what another run has measured");
     choices_set(&s, "key 7 of a GPU", "51");
@@ -64,7 +64,9 @@ static void test_parse(void) {
 static void test_file(void) {
     static const char *const bad[] = {"", "c", "cm.c choices 2\na=1\n", "something else\na=1\n"};
     Choices a, b, c;
-    memset(&a, 0, sizeof a), memset(&b, 0, sizeof b), memset(&c, 0, sizeof c);
+    memset(&a, 0, sizeof a);
+    memset(&b, 0, sizeof b);
+    memset(&c, 0, sizeof c);
     check(!choices_read(&a, path, err) && !a.n, "a file that is not there");
     choices_set(&a, "attention of a GPU", "flash");
     check(!choices_write(&a, path, err) && !a.changed, "writing: %s", err);
@@ -86,23 +88,24 @@ static void test_file(void) {
     check(!choices_write(&a, path, err) && !choices_read(&b, path, err),
           "a bad file is not replaced: %s", err);
     check(is(&b, "attention of a GPU", "cudnn"), "what replaces a bad file");
-    static const char half[] = CHOICES_FORMAT "x=1\ny=2"; /* the last line may not be whole */
+    static const char half[] =
+        CHOICES_FORMAT "x=1\ny=2"; /* the last line has no end and is dropped */
     choices_free(&b);
     put_file(half, sizeof half - 1);
     check(!choices_read(&b, path, err) && b.n == 1 && is(&b, "x", "1"), "a file cut short");
     check(choices_write(&a, "/nowhere/at/all", err) && strstr(err, "/nowhere"),
           "a folder that is not there: %s", err);
-    choices_free(&a), choices_free(&b), choices_free(&c);
+    choices_free(&a);
+    choices_free(&b);
+    choices_free(&c);
 }
 
 static const Test tests[] = {TEST(memory), TEST(parse), TEST(file)};
 
 int main(int argc, char **argv) {
-    char folder[] = "/tmp/cm_choices_XXXXXX";
-    if (!mkdtemp(folder)) die("no temporary folder");
-    file_path(path, "%s/choices.txt", folder);
+    folder_make("cm_test_choices");
+    file_path(path, "%s/choices.txt", scratch_folder);
     check_run(tests, COUNT_OF(tests), argc, argv);
-    unlink(path);
-    rmdir(folder);
+    folder_remove();
     return check_done();
 }

@@ -1,10 +1,10 @@
 /*
-libcmuon through its C ABI: the fixtures of the oracle, the options, the mistakes a caller can make,
-and the promises of cmuon.h: a failing call changes nothing, running out of memory anywhere is an
-error code, threads neither disturb each other nor change a bit.
+Tests of libcmuon through its C ABI: the fixtures of the oracle, the options, the mistakes that a
+caller can make, and the promises of cmuon.h. A failing call changes nothing, a call without memory
+returns an error code, and threads neither disturb each other nor change a bit.
 
-The library is included as source, so that allocations can be made to fail. How it links and what it
-exports is libcmuon_test.sh.
+This file includes the library as source, so that allocations can be made to fail. libcmuon_test.sh
+tests how the library links and what it exports.
 */
 #include <errno.h>
 #include <pthread.h>
@@ -15,7 +15,7 @@ exports is libcmuon_test.sh.
 #include "check.h"
 #include "fixture.h"
 
-/* The allocation after `allocations_left` more fails, and all later ones; -1: none does. */
+/* `allocations_left` more allocations succeed, and all later ones fail. -1: none fails. */
 static int allocations_left = -1, allocations_failed;
 
 static int allocation_fails(void) {
@@ -47,7 +47,7 @@ static int test_memalign(void **p, size_t align, size_t n) {
 enum { QK, OV, MUON, MSIGN, ROOT, CALLS };
 static const char *const call_names[] = {"cm_qk", "cm_ov", "cm_muon", "cm_msign", "cm_inv_sqrt"};
 
-/* Buffers in the order of the arguments: w, g, m of cm_muon, the six of a pair. */
+/* Buffers are in the order of the arguments: w, g, m of cm_muon, or the six of a pair. */
 typedef struct {
     int call, d, H, S, k; /* cm_muon, cm_msign: (H, d); cm_inv_sqrt: n = d */
     float eta;
@@ -123,7 +123,7 @@ static double case_distance(const Case *a, const Case *b) {
     return worst;
 }
 
-/* Runs a copy, which must fail with `code` and change nothing. */
+/* Runs a copy of the case, which must fail with `code` and change nothing. */
 static void check_refused(const Case *c, int code, const char *what) {
     Case e = case_copy(c);
     int status = case_run(&e);
@@ -138,12 +138,7 @@ static Case small(int call) { return case_new(call, call == ROOT ? 9 : 24, 4, 2,
 /* ---------------------------------------------------------------------------------------------- */
 /* Fixtures                                                                                       */
 
-static double case_number(const Fixture *fx, const char *name, const char *key) {
-    char text[64];
-    return atof(fixture_case_option(fx, name, key, text, sizeof text));
-}
-
-/* w + leg, step: in the case, or in the data set that it shares. */
+/* A record of a case. It is stored with the case or in the data set that the case names. */
 static const FixtureRecord *case_record(const Fixture *fx, const char *name, const char *key,
                                         int step) {
     char record[96], data[32];
@@ -186,7 +181,13 @@ static float *floats_of(const FixtureRecord *r) {
     return x;
 }
 
-/* Compares with what the fixture holds of (key, step), relative to the way from step 0. */
+/* Expected weights are rounded to float32: 6e-8 of a weight, which may be 50 times its
+   displacement. The sign and the root in float add up to 1e-5, and the library keeps momenta in
+   float. */
+#define STATE_TOL 2e-4
+
+/* Compares x with the record (key, step), relative to the distance from step 0. Returns 0 if there
+   is no such record. */
 static int check_state(const Fixture *fx, const char *name, const char *key, int step,
                        const float *x) {
     char record[96];
@@ -201,20 +202,19 @@ static int check_state(const Fixture *fx, const char *name, const char *key, int
         moved += (y - from) * (y - from);
     }
     error = sqrt(error) / fmax(sqrt(moved), 1e-30);
-    check(error < 2e-4, "%s: %s after step %d is off by %g", name, key, step, error);
+    check(error < STATE_TOL, "%s: %s after step %d is off by %g", name, key, step, error);
     return 1;
 }
 
 static int cm_fixture(const Fixture *fx, const char *name) {
-    char circuit[8];
-    fixture_case_option(fx, name, "circuit", circuit, sizeof circuit);
-    int is_ov = !strcmp(circuit, "ov"), seen = 0;
+    int is_ov = case_is(fx, name, "circuit", "ov"), seen = 0;
     const char *legs = is_ov ? "vo" : "qk";
     Case c;
     memset(&c, 0, sizeof c);
     c.call = is_ov ? OV : QK;
     c.o = cm_options_new();
-    c.H = (int)case_number(fx, name, "heads"), c.S = (int)case_number(fx, name, "kv_heads");
+    c.H = (int)case_number(fx, name, "heads");
+    c.S = (int)case_number(fx, name, "kv_heads");
     c.eta = (float)case_number(fx, name, "lr");
     if (case_set(fx, name, "cm", c.o)) {
         case_free(&c);
@@ -225,8 +225,10 @@ static int cm_fixture(const Fixture *fx, const char *name) {
         const FixtureRecord *start = case_record(fx, name, key, 0);
         c.b[leg] = floats_of(start);
         c.b[4 + leg] = (float *)calloc(start->count, sizeof(float));
-        if (legs[leg] == 'k' || legs[leg] == 'v')
-            c.d = (int)start->dims[1], c.k = (int)start->dims[0] / c.S;
+        if (legs[leg] == 'k' || legs[leg] == 'v') {
+            c.d = (int)start->dims[1];
+            c.k = (int)start->dims[0] / c.S;
+        }
     }
     c.n = 6;
     for (int step = 1; step <= 3; step++) {
@@ -251,21 +253,19 @@ static int cm_fixture(const Fixture *fx, const char *name) {
 static int muon_fixture(const Fixture *fx, const char *name) {
     Case c;
     memset(&c, 0, sizeof c);
-    c.call = MUON, c.n = 3;
+    c.call = MUON;
+    c.n = 3;
     c.o = cm_options_new();
-    char parts_text[8], axis[8];
-    const char *flags = fixture_getf(fx, "s1", "case.%s.flags", name)->s1;
-    fixture_case_option(fx, name, "parts", parts_text, sizeof parts_text);
-    fixture_option(flags, "axis", axis, sizeof axis);
-    int parts = atoi(parts_text);
+    int parts = (int)case_number(fx, name, "parts");
     /* Blocks of columns are not contiguous: the library has no stride for them. */
-    if (!strcmp(axis, "1") || case_set(fx, name, "muon", c.o)) {
+    if (case_is(fx, name, "axis", "1") || case_set(fx, name, "muon", c.o)) {
         case_free(&c);
         return 0;
     }
     const FixtureRecord *start = case_record(fx, name, "w", 0);
     float *w = floats_of(start), *m = (float *)calloc(start->count, sizeof(float));
-    c.H = (int)start->dims[0] / parts, c.d = (int)start->dims[1];
+    c.H = (int)start->dims[0] / parts;
+    c.d = (int)start->dims[1];
     c.eta = (float)case_number(fx, name, "lr");
     for (int step = 1; step <= 3; step++) {
         float *g = floats_of(case_record(fx, name, "g", step));
@@ -284,8 +284,8 @@ static int muon_fixture(const Fixture *fx, const char *name) {
     return 1;
 }
 
-/* The sign in emulated bf16 is within a few roundings of that in fp32, which auto is, and made of numbers that
-   bf16 has; a head is too small to differ. */
+/* The sign in emulated bf16 consists of bf16 numbers and is within a few roundings of the sign in
+   fp32, except for heads, which are signed in fp32 anyway. auto means fp32. */
 static void test_msign_compute(void) {
     for (int head = 0; head < 2; head++) {
         Case c = case_new(MSIGN, head ? 80 : 48, 40, 1, 1, 5), fp32 = case_copy(&c),
@@ -305,7 +305,9 @@ static void test_msign_compute(void) {
         check(case_same(&c, &fp32), "msign_compute=auto is not fp32");
         check(head ? e == 0 : e > 1e-4 && e < 0.02 && narrow,
               "cm_msign in bf16, head %d: %g from fp32, bf16 %d", head, e, narrow);
-        case_free(&c), case_free(&fp32), case_free(&bf16);
+        case_free(&c);
+        case_free(&fp32);
+        case_free(&bf16);
     }
 }
 
@@ -341,21 +343,22 @@ static void root_fixture(const Fixture *fx, const char *name) {
     }
 }
 
-/* Runs what the library can express; *other counts cases of rules that it does not have. */
-static int test_fixture(const char *path, int *refused, int *other) {
+/* Runs the cases that the library can express. *refused counts cases whose options it refuses, and
+   *foreign cases of rules that it does not have. */
+static int run_fixture(const char *path, int *refused, int *foreign) {
     Fixture *fx = fixture_load(path);
     char name[64], rule[32];
     int ran = 0, ok;
-    *refused = *other = 0;
+    *refused = *foreign = 0;
     for (const char *p = fixture_text(fx, "cases"); fixture_word(&p, name, sizeof name);) {
         fixture_option(fixture_getf(fx, "s1", "case.%s.flags", name)->s1, "rule", rule,
                        sizeof rule);
         ok = 1;
         if (!strcmp(rule, "cm")) *refused += !(ok = cm_fixture(fx, name));
-        else if (!strcmp(rule, "muon")) *other += !(ok = muon_fixture(fx, name));
+        else if (!strcmp(rule, "muon")) *foreign += !(ok = muon_fixture(fx, name));
         else if (!strcmp(rule, "msign")) msign_fixture(fx, name);
         else if (!strcmp(rule, "invroot")) root_fixture(fx, name);
-        else *other += !(ok = 0);
+        else *foreign += !(ok = 0);
         ran += ok;
     }
     fixture_free(fx);
@@ -363,12 +366,13 @@ static int test_fixture(const char *path, int *refused, int *other) {
 }
 
 static void test_fixtures(void) {
-    int refused, other, ran = test_fixture("dev/test/fixtures/optim_basic.fix", &refused, &other);
-    check(!refused && ran == 36 && other == 3,
-          "optim_basic.fix: %d cases ran, %d refused, %d other", ran, refused, other);
-    ran = test_fixture("dev/test/fixtures/optim_variants.fix", &refused, &other);
-    check(!refused && ran == 224 && other == 27,
-          "optim_variants.fix: %d cases ran, %d refused, %d other", ran, refused, other);
+    int refused, foreign;
+    int ran = run_fixture("dev/test/fixtures/optim_basic.fix", &refused, &foreign);
+    check(!refused && ran == 36 && foreign == 3,
+          "optim_basic.fix: %d cases ran, %d refused, %d of other rules", ran, refused, foreign);
+    ran = run_fixture("dev/test/fixtures/optim_variants.fix", &refused, &foreign);
+    check(!refused && ran == 224 && foreign == 27,
+          "optim_variants.fix: %d cases ran, %d refused, %d of other rules", ran, refused, foreign);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -470,18 +474,18 @@ static void test_options(void) {
         cm_options_free(o);
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        cm_options *o = cm_options_new(), before;
+        cm_options *o = cm_options_new(), kept;
         cm_options_set(o, "momentum", "0.7");
-        before = *o;
+        kept = *o;
         int status = cm_options_set(o, bad[i].key, bad[i].value);
-        check(status == bad[i].code && !memcmp(o, &before, sizeof before), "%s=%s: %s",
+        check(status == bad[i].code && !memcmp(o, &kept, sizeof kept), "%s=%s: %s",
               bad[i].key ? bad[i].key : "NULL", bad[i].value ? bad[i].value : "NULL",
               cm_strerror(status));
         cm_options_free(o);
     }
     check(cm_options_set(NULL, "momentum", "0.9") == CM_ENULL, "options NULL");
     cm_options_free(NULL);
-    /* The values reach the struct. */
+    /* cm_options_set stores the values. */
     cm_options *o = cm_options_new();
     check(o->optim.momentum == 0.95 && o->optim.damping == 0.01 && o->optim.mp == 1 &&
               o->optim.hybrid == 1 && o->optim.isotropic == 0 && o->weight_decay == 0 &&
@@ -495,14 +499,15 @@ static void test_options(void) {
     cm_options_set(o, "isotropic", "1");
     check(o->weight_decay == 0.25 && o->optim.isotropic == 1, "weight_decay, isotropic");
     cm_options_free(o);
-    /* options NULL: the defaults. */
+    /* NULL for the options means the defaults. */
     for (int call = 0; call < CALLS; call++) {
         Case a = small(call), b = case_copy(&a);
         cm_options_free(b.o);
         b.o = NULL;
         check(case_run(&a) == 0 && case_run(&b) == 0 && case_same(&a, &b), "%s without options",
               call_names[call]);
-        case_free(&a), case_free(&b);
+        case_free(&a);
+        case_free(&b);
     }
 }
 
@@ -531,10 +536,10 @@ static void test_arguments(void) {
         for (int i = 0; i < 5; i++) {
             int *const fields[] = {&c.d, &c.H, &c.S, &c.k}, pair = call == QK || call == OV;
             for (int f = 0; f < (pair ? 4 : call == ROOT ? 1 : 2); f++) {
-                int before = *fields[f];
+                int valid = *fields[f];
                 *fields[f] = sizes[i];
                 check_refused(&c, CM_ESIZE, "size");
-                *fields[f] = before;
+                *fields[f] = valid;
             }
         }
         if (call <= MUON) {
@@ -569,12 +574,15 @@ static void test_arguments(void) {
                 if (call == MUON) e = case_new(call, 24, 24, 1, 1, 3);
                 float *old = e.b[i];
                 e.b[i] = e.b[j];
-                Case before = case_copy(&e);
+                Case start = case_copy(&e);
                 int status = case_run(&e);
                 written +=
-                    gradients ? status != 0 : status != CM_EOVERLAP || !case_same(&e, &before);
-                case_free(&before);
-                if (call == MUON) e.b[i] = old, case_free(&e);
+                    gradients ? status != 0 : status != CM_EOVERLAP || !case_same(&e, &start);
+                case_free(&start);
+                if (call == MUON) {
+                    e.b[i] = old;
+                    case_free(&e);
+                }
             }
         check(!written, "%s: %d overlaps", call_names[call], written);
         case_free(&c);
@@ -631,14 +639,14 @@ static void test_nonfinite(void) {
         for (int i = 0; i < c.n; i++)
             for (int v = 0; v < 3; v++) {
                 size_t at = v == 0 ? 0 : v == 1 ? c.size[i] - 1 : c.size[i] / 2;
-                float before = c.b[i][at];
+                float kept = c.b[i][at];
                 c.b[i][at] = values[v];
                 check_refused(&c, CM_ENONFINITE, "a value that is not finite");
-                c.b[i][at] = before;
+                c.b[i][at] = kept;
             }
         case_free(&c);
     }
-    /* Finite values whose result is not. */
+    /* Finite arguments whose results are not finite. */
     for (int call = QK; call <= MUON; call++) {
         Case c = small(call);
         int gradient = call == MUON ? 1 : 3, momentum = call == MUON ? 2 : 5;
@@ -654,7 +662,7 @@ static void test_nonfinite(void) {
     }
 }
 
-/* No gradient, no momentum, no decay: not a bit changes, not even the sign of a zero. */
+/* A step without gradient, momentum and decay changes no bit, not even the sign of a zero. */
 static void test_idle(void) {
     for (int call = QK; call <= MUON; call++)
         for (int sign = 0; sign < 2; sign++) {
@@ -662,7 +670,8 @@ static void test_idle(void) {
             int weights = c.n / 3;
             for (int i = weights; i < c.n; i++)
                 for (size_t j = 0; j < c.size[i]; j++) c.b[i][j] = sign ? -0.0f : 0;
-            c.b[0][3] = -0.0f, c.b[0][4] = 0;
+            c.b[0][3] = -0.0f;
+            c.b[0][4] = 0;
             Case e = case_copy(&c);
             int status = case_run(&e);
             check(status == 0 && case_same(&c, &e), "%s: a step without gradient",
@@ -674,11 +683,12 @@ static void test_idle(void) {
                 worst = fmax(worst, fabs((double)e.b[0][j] - 0.95 * (double)c.b[0][j]));
             check(status == 0 && worst < 1e-6, "%s: decay alone, off by %g", call_names[call],
                   worst);
-            case_free(&c), case_free(&e);
+            case_free(&c);
+            case_free(&e);
         }
 }
 
-/* What is not an output, and what lies behind an output, stays. */
+/* A call writes all of its outputs, no inputs, and nothing behind a buffer. */
 static void test_bounds(void) {
     for (int call = 0; call < CALLS; call++) {
         Case c = small(call), e;
@@ -688,14 +698,15 @@ static void test_bounds(void) {
         int status = case_run(&e), kept = 1;
         for (int i = 0; i < c.n; i++) {
             int gradient = c.n == 6 ? i == 2 || i == 3 : c.n == 3 && i == 1;
-            int same = !memcmp(c.b[i], e.b[i], c.size[i] * sizeof(float));
-            kept &= same == gradient && e.b[i][e.size[i]] == 77;
+            int unchanged = !memcmp(c.b[i], e.b[i], c.size[i] * sizeof(float));
+            kept &= unchanged == gradient && e.b[i][e.size[i]] == 77;
         }
         check(status == 0 && kept, "%s writes all of its outputs and nothing else",
               call_names[call]);
-        case_free(&c), case_free(&e);
+        case_free(&c);
+        case_free(&e);
     }
-    /* One head, one shared head, width below the sum of heads. */
+    /* One head; one shared head; heads that together are wider than d. */
     static const int shapes[][4] = {{1, 1, 1, 1}, {3, 1, 1, 5}, {5, 4, 1, 8}, {64, 6, 3, 4}};
     for (int i = 0; i < 4; i++)
         for (int call = QK; call <= OV; call++) {
@@ -712,16 +723,16 @@ static void test_bounds(void) {
 
 static void *run_in_thread(void *c) { return (void *)(intptr_t)case_run((Case *)c); }
 
-/* Every call in a thread of its own (its scratch is then fresh), with the n-th allocation and all
-   after it failing: an error and nothing changed, or the result in spite of it. */
+/* Runs every call in a new thread, which has no scratch yet, while the n-th allocation and all
+   later ones fail. The call must return an error and change nothing, or give the right result. */
 static void test_memory(void) {
     for (int call = 0; call < CALLS; call++)
         for (int root = 0; root < 2; root++) {
-            Case c = small(call), right;
+            Case c = small(call), expected;
             cm_options_set(c.o, "threads", "1");
             if (root) cm_options_set(c.o, "inv_root", "eigh");
-            right = case_copy(&c);
-            check(case_run(&right) == 0, "%s with memory", call_names[call]);
+            expected = case_copy(&c);
+            check(case_run(&expected) == 0, "%s with memory", call_names[call]);
             int survived = 0;
             for (int n = 0; n < 12; n++) {
                 Case e = case_copy(&c);
@@ -735,8 +746,9 @@ static void test_memory(void) {
                 int code = (int)(intptr_t)status;
                 survived += code == 0 && allocations_failed;
                 if (code == 0)
-                    check(case_distance(&e, &right) < 1e-5, "%s: wrong by %g after %d allocations",
-                          call_names[call], case_distance(&e, &right), n);
+                    check(case_distance(&e, &expected) < 1e-5,
+                          "%s: wrong by %g after %d allocations", call_names[call],
+                          case_distance(&e, &expected), n);
                 else
                     check(started && code == CM_ENOMEM && case_same(&c, &e),
                           "%s: %s after %d allocations", call_names[call], cm_strerror(code), n);
@@ -746,7 +758,8 @@ static void test_memory(void) {
             }
             check(survived > 0 || (root && call == ROOT), "%s never ran without scratch",
                   call_names[call]);
-            case_free(&c), case_free(&right);
+            case_free(&c);
+            case_free(&expected);
         }
     allocations_left = 0;
     cm_options *o = cm_options_new();
@@ -760,7 +773,8 @@ static void take_too_much(const Job *job, Arena *arena) {
     check(!p && !q, "an arena that ran out gives memory");
 }
 
-/* What may not happen: scratch that is too little. Nothing beyond it is written, and the call says so. */
+/* A workspace that is too small, which must never happen. The call must return an error and write
+   nothing beyond the workspace. */
 static void test_overrun(void) {
     enum { ROOM = 64 };
     float memory[2 * ROOM];
@@ -775,11 +789,15 @@ static void test_overrun(void) {
     Job job = job_of(&c, RULE_MUON, 1, 0.1f);
     job.step.leg[0] = leg_of(12, 8, 0, 0);
     size_t need = work_scratch(work_step, &job);
-    job.step.leg[0].W.p = x[0], job.step.leg[0].M.p = x[1], job.step.leg[0].G.p = x[2];
+    job.step.leg[0].W.p = x[0];
+    job.step.leg[0].M.p = x[1];
+    job.step.leg[0].G.p = x[2];
     for (size_t size = 0; size < need; size += 16) {
         float *room = (float *)malloc((need + 16) * sizeof *room);
         for (size_t i = 0; i < need + 16; i++) room[i] = 7;
-        arena.p = room, arena.size = size, arena.used = 0;
+        arena.p = room;
+        arena.size = size;
+        arena.used = 0;
         int status = run_threads(work_step, &job, &arena, 1), kept = 1;
         for (size_t i = size; i < need + 16; i++) kept &= room[i] == 7;
         check(status == CM_EINTERNAL && kept, "%zu numbers of scratch where %zu are needed: %s",
@@ -791,14 +809,14 @@ static void test_overrun(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Threads                                                                                        */
 
-/* Matrices large enough for the product to be shared among threads. */
+/* Matrices that are large enough for products to run in several threads. */
 static Case large(int call, uint64_t seed) {
     return case_new(call, call == ROOT ? 48 : 160, call >= MUON ? 96 : 4, 2, 24, seed);
 }
 
 static void test_thread_option(void) {
 #ifdef _OPENMP
-    int before = omp_get_max_threads();
+    int caller_threads = omp_get_max_threads();
     for (int call = 0; call < CALLS; call++) {
         Case c = large(call, 5), one = case_copy(&c);
         cm_options_set(one.o, "threads", "1");
@@ -808,14 +826,14 @@ static void test_thread_option(void) {
             cm_options_set(e.o, "threads", threads == 2 ? "2" : "3");
             check(case_run(&e) == 0 && case_same(&one, &e), "%s with %d threads differs",
                   call_names[call], threads);
-            check(omp_get_max_threads() == before, "%s leaves the number of threads at %d",
+            check(omp_get_max_threads() == caller_threads, "%s leaves the number of threads at %d",
                   call_names[call], omp_get_max_threads());
             case_free(&e);
         }
-        case_free(&c), case_free(&one);
+        case_free(&c);
+        case_free(&one);
     }
-    /* Called from inside a parallel region, as a program that updates its layers in parallel does.
-     */
+    /* Calls from inside a parallel region, as in a program that updates its layers in parallel. */
     Case c = large(QK, 6), e[4];
     for (int i = 0; i < 4; i++) e[i] = case_copy(&c);
     int bad = 0;
@@ -833,7 +851,7 @@ static void test_thread_option(void) {
 
 enum { THREADS = 8, ROUNDS = 6 };
 
-/* One thread's life: every call on its own buffers, with options that all threads share. */
+/* What one thread does: every call, on its own buffers, with options that all threads share. */
 static void life(Case *c, int thread) {
     for (int round = 0; round < ROUNDS; round++)
         for (int i = 0; i < CALLS; i++) {
@@ -880,7 +898,8 @@ static void test_concurrency(void) {
             check(a->n > 0 && a->n == b->n && case_same(a, b), "thread %d: %s differs from serial",
                   t, call_names[call]);
             a->o = b->o = NULL;
-            case_free(a), case_free(b);
+            case_free(a);
+            case_free(b);
         }
     check(!bad, "%d threads did not start", bad);
     cm_options_free(shared);

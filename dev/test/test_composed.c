@@ -1,23 +1,24 @@
 /*
-What Compositional Muon promises, measured on a model in training: per head, a step moves the composed
-map A^T B (W_Q^T W_K, or W_O W_V) by at most the learning rate in the spectral norm, up to a term of
-second order. Two small models are trained with the trainer's own steps, by CM and by Muon, and after
-every step the weights before and after are compared, whatever the optimizer says that it did.
+Measures on a model in training what Compositional Muon promises: a step moves the composed map A^T
+B of each head (W_Q^T W_K, or W_O W_V) by at most the learning rate in the spectral norm, up to a
+term of second order. The test trains two small models with the trainer's own steps, one by CM and
+one by Muon, and compares the weights before and after every step. It does not rely on the
+optimizer's own reports.
 
-With --csv FILE the measurements are written too; dev/reference/plot_composed.py draws them.
+--csv FILE writes the measurements, and dev/reference/plot_composed.py draws them.
 */
 #include "dev/test/check.h"
 
-#ifdef CM_CUDA /* on the emulator, where device memory is plain memory */
+#ifdef CM_CUDA /* the emulator, where device memory is plain memory */
 #include "llmc/cuda/backend.cuh"
 #define BACKEND_READY
-enum { STEPS = 16 }; /* which takes its time */
+enum { STEPS = 16 }; /* the emulator is slow */
 #else
 enum { STEPS = 40 };
 #endif
 #define CM_NO_MAIN
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function" /* what only main calls */
+#pragma GCC diagnostic ignored "-Wunused-function" /* functions that only main calls */
 #include "train_gpt.c"
 #pragma GCC diagnostic pop
 
@@ -27,15 +28,15 @@ static char err[ERR_LEN];
 static char folder[] = "/tmp/cm_test_composed_XXXXXX";
 
 /* ---------------------------------------------------------------------------------------------- */
-/* spectral norms */
+/* Spectral norms */
 
-/* Largest eigenvalue of K (n,n), a product of two positive semidefinite matrices, from above and
-   overwriting K: with p = 2^14, lambda <= (tr K^p)^(1/p) <= n^(1/p) lambda, which is 1.0002 lambda at
-   n = 32. Power iteration would err to the other side, and slowly, since after a sign many singular
-   values lie together. */
+/* An upper bound of the largest eigenvalue lambda of K (n,n), a product of two positive
+   semidefinite matrices, which is overwritten. With p = 2^14, lambda <= (tr K^p)^(1/p) <= n^(1/p)
+   lambda, and n^(1/p) is 1.0002 for n = 32. Power iteration would give a lower bound and converge
+   slowly, because many singular values are close together after a sign. */
 static double largest_eigenvalue(double *K, int n) {
     static double square[4 * MAX_K * MAX_K];
-    double log_scale = 0, power = 1; /* K^power of the argument is exp(log_scale) K now */
+    double log_scale = 0, power = 1; /* (the argument K)^power = exp(log_scale) K */
     for (int i = 0;; i++) {
         double trace = 0;
         for (int r = 0; r < n; r++) trace += K[r * n + r];
@@ -48,7 +49,8 @@ static double largest_eigenvalue(double *K, int n) {
             for (int s = 0; s < n; s++)
                 for (int c = 0; c < n; c++) square[r * n + c] += K[r * n + s] * K[s * n + c];
         memcpy(K, square, (size_t)n * n * sizeof(double));
-        log_scale *= 2, power *= 2;
+        log_scale *= 2;
+        power *= 2;
     }
 }
 
@@ -62,8 +64,8 @@ static void gram(double *G, const double *X, int n, int d) {
         }
 }
 
-/* ||X^T Y|| of X, Y (n,d) without the (d,d) product: its squared singular values are the eigenvalues of
-   (X X^T)(Y Y^T). */
+/* ||X^T Y|| of X, Y (n,d) without the (d,d) product. The squared singular values of X^T Y are the
+   eigenvalues of (X X^T)(Y Y^T). */
 static double product_norm(const double *X, const double *Y, int n, int d) {
     static double GX[4 * MAX_K * MAX_K], GY[4 * MAX_K * MAX_K], K[4 * MAX_K * MAX_K];
     gram(GX, X, n, d);
@@ -81,7 +83,7 @@ static double norm_of(const double *X, int n, int d) {
     return sqrt(largest_eigenvalue(G, n));
 }
 
-/* The measure against plain power iteration on the (d,d) product, which approaches from below. */
+/* product_norm, an upper bound, against power iteration on the (d,d) product, a lower bound. */
 static void test_measure(void) {
     enum { K = 6, D = 20 };
     double X[K * D], Y[K * D], v[D], w[D], M[D][D], norm = 0;
@@ -115,9 +117,9 @@ static void test_measure(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* a training run under measurement */
+/* Training under measurement */
 
-/* Sentences of a small grammar: enough for the loss to fall in a few steps. */
+/* Sentences of a small grammar, from which a model learns in a few steps. */
 static void write_text(const char *path) {
     static const char *const who[WORDS] = {"the king", "a fool",    "my lord",   "the sea",
                                            "a ghost",  "our queen", "the night", "a friar",
@@ -134,28 +136,31 @@ static void write_text(const char *path) {
 }
 
 typedef struct {
-    double largest[2]; /* of QK, of OV */
-    double excess;     /* largest ratio - (1 + second order) */
-    double second;     /* largest second-order term */
-    char where[64];    /* of the excess */
+    double
+        largest[2]; /* largest ratio of a step of the composed map to the learning rate: QK, OV */
+    double excess;  /* largest ratio - (1 + second-order term) */
+    double second;  /* largest second-order term */
+    char where[64]; /* step and head of the largest excess */
     double first_loss, last_loss;
 } Result;
 
-/* One head, `now` and `before` being (k,d) views of its two factors: the ratio to lr, and the term of
-   second order. With d = now - before, the map moved by A'^T B' - A^T B = dA^T B' + A^T dB, which is a
-   product of two stacks of 2k rows; formed from the differences, so that nothing cancels. */
-static double measure(const Mat now[2], const Mat before[2], int item, double lr, double *second) {
+/* The step of the composed map of a head divided by lr, and the second-order term. `stepped` and
+   `initial` are (k,d) views of the two factors after and before the step. With dA = A' - A and dB =
+   B' - B the map moves by A'^T B' - A^T B = dA^T B' + A^T dB, a product of two stacks of 2k rows.
+   The stacks are formed from the differences, so that nothing cancels. */
+static double measure(const Mat stepped[2], const Mat initial[2], int item, double lr,
+                      double *second) {
     static double X[2 * MAX_K * MAX_D], Y[2 * MAX_K * MAX_D];
-    int k = now[0].rows, d = now[0].cols, kd = k * d;
+    int k = stepped[0].rows, d = stepped[0].cols, kd = k * d;
     double *dA = X, *A = X + kd, *B_now = Y, *dB = Y + kd;
     for (int r = 0; r < k; r++)
         for (int c = 0; c < d; c++) {
             double at[2], was[2];
             for (int i = 0; i < 2; i++) {
-                at[i] =
-                    (double)mat_item(now[i], item)[(size_t)r * now[i].rs + (size_t)c * now[i].cs];
+                at[i] = (double)mat_item(
+                    stepped[i], item)[(size_t)r * stepped[i].rs + (size_t)c * stepped[i].cs];
                 was[i] = (double)mat_item(
-                    before[i], item)[(size_t)r * before[i].rs + (size_t)c * before[i].cs];
+                    initial[i], item)[(size_t)r * initial[i].rs + (size_t)c * initial[i].cs];
             }
             dA[r * d + c] = at[0] - was[0];
             A[r * d + c] = was[0];
@@ -171,7 +176,8 @@ static Mat part_heads(const Registry *r, Part part, floatM *base) {
     return mat_blocks(part_view(r, part, base), part.heads, part.by_column);
 }
 
-/* STEPS steps of a small model, all other flags at their defaults, so --mp 1 and no weight decay. */
+/* Trains a small model for STEPS steps. Flags that are not given have their defaults: --mp 1, no
+   weight decay. */
 static Result train_measured(const char *optimizer, const char *text, FILE *csv) {
     static Run run;
     static Model model;
@@ -199,8 +205,8 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
     Plan plan = plan_build(&run.config, &r);
     if (model_create(m, &run.config, &r, &plan, 1, err) || model_init(m, err)) die("%s", err);
     size_t bytes = r.size[SLOT_PARAM] * sizeof(floatM);
-    floatM *before = (floatM *)malloc(bytes);
-    if (!before) die("test_composed: out of memory");
+    floatM *initial = (floatM *)malloc(bytes);
+    if (!initial) die("test_composed: out of memory");
 
     int A = c.heads * c.head_dim, H = c.heads;
     Part parts[2][2] = {{{T_WQKV, 0, A, H, 0}, {T_WQKV, A, A, H, 0}},
@@ -208,21 +214,21 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
     static const char *const circuit[] = {"qk", "ov"};
     for (int step = 0; step < STEPS; step++) {
         double loss, norm, lr = c.lr * schedule_lr(&c.schedule, step);
-        memcpy(before, m->p.param, bytes);
+        memcpy(initial, m->p.param, bytes);
         if (train_step(&run, m, &loss, &norm, err)) die("%s", err);
         *(step ? &result.last_loss : &result.first_loss) = loss;
         for (int ov = 0; ov < 2; ov++) {
             Mat now[2], was[2];
             for (int i = 0; i < 2; i++) {
                 now[i] = part_heads(&r, parts[ov][i], m->p.param);
-                was[i] = part_heads(&r, parts[ov][i], before);
+                was[i] = part_heads(&r, parts[ov][i], initial);
             }
             for (int item = 0; item < c.layers * H; item++) {
                 double second, ratio = measure(now, was, item, lr, &second),
                                excess = ratio - 1 - second;
                 if (ratio > result.largest[ov]) result.largest[ov] = ratio;
                 if (second > result.second) result.second = second;
-                if (!(excess <= result.excess)) { /* or not a number */
+                if (!(excess <= result.excess)) { /* true for NaN too */
                     result.excess = excess;
                     snprintf(result.where, sizeof result.where, "step %d, %s, layer %d, head %d",
                              step + 1, circuit[ov], item / H, item % H);
@@ -233,7 +239,7 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
             }
         }
     }
-    free(before);
+    free(initial);
     run.log.fd = -1; /* no log was opened */
     close_run(&run);
     model_free(m);
@@ -241,7 +247,7 @@ static Result train_measured(const char *optimizer, const char *text, FILE *csv)
 }
 
 static char text[FILE_PATH_SIZE];
-static const char *csv_path; /* with --csv FILE, where the measurements go */
+static const char *csv_path; /* FILE of --csv, or NULL */
 
 static void test_budget(void) {
     FILE *csv = NULL;
@@ -254,13 +260,15 @@ static void test_budget(void) {
     printf(
         "CM: second order at most %.4f, bound exceeded by at most %.2g (%s); loss %.3f to %.3f\n",
         cm.second, cm.excess, cm.where, cm.first_loss, cm.last_loss);
+    /* The norm is overestimated by up to 2e-4, pe8 leaves singular values up to 1e-4 above 1, and
+       the weights and roots are rounded. */
     check(cm.excess <= 1e-3,
           "CM moves a composed map by 1 + second order + %.4g learning rates at %s", cm.excess,
           cm.where);
     for (int ov = 0; ov < 2; ov++)
-        check(cm.largest[ov] > 0.5, "CM uses no more than %.4f of the budget of %s", cm.largest[ov],
+        check(cm.largest[ov] > 0.5, "CM uses only %.4f of the budget of %s", cm.largest[ov],
               ov ? "OV" : "QK");
-    /* The same measure without the promise: were it blind, this would fail. */
+    /* Muon does not keep CM's bound. If it seemed to, the measure would be blind. */
     check(fmax(muon.largest[0], muon.largest[1]) > 1, "Muon stays within CM's budget: %.4f, %.4f",
           muon.largest[0], muon.largest[1]);
     check(cm.last_loss < 0.7 * cm.first_loss && muon.last_loss < 0.7 * muon.first_loss,

@@ -1,31 +1,14 @@
-/* llmc/data.h: formats, orders, resuming, validation and what is said about bad files. */
+/* Tests of llmc/data.h: formats, orders, resuming, validation, and messages about bad files. */
 #include "llmc/data.h"
 
 #include <signal.h>
 #include <sys/resource.h>
 
-#include "dev/test/check.h"
+#include "dev/test/folder.h"
 
-static char folder[64] = "/tmp/cm_test_data_XXXXXX";
 static char err[ERR_LEN];
 
-static const char *in_folder(const char *name) {
-    static char paths[8][FILE_PATH_SIZE];
-    static int turn;
-    char *path = paths[turn++ % 8];
-    file_path(path, "%s/%s", folder, name);
-    return path;
-}
-
-static void write_bytes(const char *name, const void *bytes, size_t n) {
-    FILE *f = fopen(in_folder(name), "wb");
-    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) {
-        perror(name);
-        exit(1);
-    }
-}
-
-/* A shard of n tokens first, first + 1, ... */
+/* Writes a shard of the n tokens first, first + 1, ... */
 static void write_counting(const char *name, int first, size_t n) {
     uint16_t *tokens = (uint16_t *)malloc((n + 1) * sizeof(uint16_t));
     for (size_t i = 0; i < n; i++) tokens[i] = (uint16_t)(first + (int)i);
@@ -44,7 +27,7 @@ static void open_or_exit(Data *d, const char *name, int part, int order, uint64_
     }
 }
 
-/* The message names the file (or pattern) and says `word`. */
+/* Opening must fail with a message that names the file or pattern and contains `word`. */
 static void check_refused(const char *name, int part, int order, int T, int rows,
                           const char *word) {
     Data d;
@@ -76,10 +59,12 @@ static void test_refusals(void) {
     h[8] = 9;
     write_bytes("long.bin", h, sizeof h);
     check_refused("long.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "damaged");
-    h[8] = 10, h[11] = 0x80; /* more than 2^31 tokens promised */
+    h[8] = 10;
+    h[11] = 0x80; /* the header promises more than 2^31 tokens */
     write_bytes("huge.bin", h, sizeof h);
     check_refused("huge.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "truncated");
-    h[11] = 0, h[4] = 7;
+    h[11] = 0;
+    h[4] = 7;
     write_bytes("version.bin", h, sizeof h);
     check_refused("version.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "version 7");
 
@@ -100,7 +85,7 @@ static void test_refusals(void) {
         write_bytes("other.bin", h, sizeof h);
         check_refused("other.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, others[i].word);
     }
-    /* 10 tokens: rows of 4 and a step of 2 rows need 2 * 4 + 1 < 10, the benchmark's condition */
+    /* A step of 2 rows of 4 tokens needs 2 * 4 + 1 < 10 tokens, by the benchmark's rule. */
     Data d;
     open_or_exit(&d, "good.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 2);
     data_close(&d);
@@ -143,7 +128,8 @@ static void test_kinds(void) {
     data_close(&d);
 }
 
-/* The benchmark's loader, as it is described, against DATA_SEQUENTIAL in several micro-batches. */
+/* DATA_SEQUENTIAL with micro-batches of several sizes against the rule of the benchmark's
+   loader. */
 static void test_sequential(void) {
     enum { T = 4, ROWS = 6, B = T * ROWS, STEPS = 60 };
     static const size_t lengths[] = {100, B + 1, 3 * B + 1, 3 * B + 2, 9};
@@ -195,7 +181,8 @@ static void test_permutation(void) {
         }
     }
     check(!bad && moved > 300 * 301 / 2 * 9 / 10, "not a permutation: %d, moved %d", bad, moved);
-    /* where 0 goes under 60,000 keys: 5 degrees of freedom, the 0.1 % quantile is 20.5 */
+    /* The image of 0 under 60,000 keys is uniform. Chi-square with 5 degrees of freedom exceeds
+       20.5 with a probability of 0.1 %. */
     int count[6] = {0};
     for (uint64_t key = 0; key < 60000; key++) count[data_permute(rng_mix(key), 6, 0)]++;
     double chi2 = 0;
@@ -203,12 +190,19 @@ static void test_permutation(void) {
     check(chi2 < 20.5, "image of 0 among 6 is not uniform: chi2 = %g", chi2);
 }
 
-/* Draws an epoch's worth of rows and marks where each began; every token is its own position. */
-static void test_shuffled(void) {
-    enum { T = 8, ROWS = 5, LENGTHS = 4 };
-    static const size_t lengths[LENGTHS] = {1000, T + 1, 333, T};
+/* The shards r_1.bin to r_4.bin of the tests of DATA_SHUFFLED, for rows of 8 tokens. The tokens of
+   shard i count from 2000 i, so a token tells its shard and its position. */
+enum { LENGTHS = 4 };
+static const size_t lengths[LENGTHS] = {1000, 8 + 1, 333, 8};
+static void write_rows(void) {
     static const char *names[LENGTHS] = {"r_1.bin", "r_2.bin", "r_3.bin", "r_4.bin"};
     for (int i = 0; i < LENGTHS; i++) write_counting(names[i], 2000 * i, lengths[i]);
+}
+
+/* Draws the rows of six epochs. Each row must have its place in the epoch's pattern, once. */
+static void test_shuffled(void) {
+    enum { T = 8, ROWS = 5 };
+    write_rows();
     Data d;
     int x[ROWS * T], y[ROWS * T], bad = 0, used = ROWS;
     unsigned char seen[2000 * LENGTHS];
@@ -223,7 +217,7 @@ static void test_shuffled(void) {
               "rows of the files: %zu %zu %zu %zu", file_rows[0], file_rows[1], file_rows[2],
               file_rows[3]);
         for (size_t i = 0; i < rows; i++) {
-            if (used == ROWS) { /* steps flow over the ends of shards and epochs */
+            if (used == ROWS) { /* steps continue over the ends of shards and epochs */
                 if (data_next(&d, ROWS, x, y, err)) bad++;
                 used = 0;
             }
@@ -246,10 +240,11 @@ static void test_shuffled(void) {
     data_close(&d);
 }
 
-/* Same seed, same rows, however a step is divided; another seed, other rows. */
+/* A seed gives the same rows for every size of micro-batches, and another seed gives other rows. */
 static void test_determinism(void) {
     enum { T = 8, ROWS = 6, STEPS = 50, N = STEPS * ROWS * T };
     static int x[4][N], y[4][N];
+    write_rows();
     for (int run = 0; run < 4; run++) {
         Data d;
         open_or_exit(&d, "r_?.bin", DATA_ALL, DATA_SHUFFLED, run == 3 ? 8 : 7, T, ROWS);
@@ -261,13 +256,14 @@ static void test_determinism(void) {
     check(!memcmp(x[0], x[1], sizeof x[0]) && !memcmp(x[0], x[2], sizeof x[0]) &&
               !memcmp(y[0], y[1], sizeof y[0]),
           "micro-batches change the data");
-    int same = 0;
-    for (int r = 0; r < STEPS * ROWS; r++) same += x[0][r * T] == x[3][r * T];
-    check(same < STEPS * ROWS / 10, "seeds 7 and 8 share %d rows", same);
+    int shared = 0;
+    for (int r = 0; r < STEPS * ROWS; r++) shared += x[0][r * T] == x[3][r * T];
+    check(shared < STEPS * ROWS / 10, "seeds 7 and 8 share %d rows", shared);
 }
 
 static void test_resume(void) {
     enum { T = 8, ROWS = 4, STEPS = 120, B = ROWS * T };
+    write_rows();
     for (int order = DATA_SEQUENTIAL; order <= DATA_SHUFFLED; order++) {
         static int x[STEPS][B], y[STEPS][B];
         DataState states[STEPS];
@@ -278,7 +274,7 @@ static void test_resume(void) {
             states[i] = data_state(&d);
             bad += data_next(&d, ROWS, x[i], y[i], err);
         }
-        open_or_exit(&e, "r_?.bin", DATA_ALL, order, 99, T, ROWS); /* the state carries the seed */
+        open_or_exit(&e, "r_?.bin", DATA_ALL, order, 99, T, ROWS); /* the state has the seed */
         for (int i = 0; i < STEPS; i += 7) {
             bad += data_seek(&e, states[i], err);
             for (int k = i; k < STEPS && k < i + 45; k++) {
@@ -287,7 +283,7 @@ static void test_resume(void) {
             }
         }
         check(!bad, "order %d: %d steps differ after resuming", order, bad);
-        /* within a step the state is that of its beginning */
+        /* Within a step the state is that of the beginning of the step. */
         bad = data_seek(&e, states[5], err) || data_next(&e, 1, xx, yy, err);
         DataState s = data_state(&e);
         check(!bad && memcmp(&s, &states[5], sizeof s) == 0, "state within a step");
@@ -301,7 +297,7 @@ static void test_resume(void) {
     }
 }
 
-/* Token i of the text is i % 251, so a position can be told from a few tokens. */
+/* The training part of the text has bytes below 200, the validation part has bytes from 200 on. */
 static void test_text_split(void) {
     enum { N = 1239, T = 16, TRAIN = N - N / 10 };
     unsigned char text[N];
@@ -342,16 +338,16 @@ static void test_validation(void) {
         check(data_val_rows(&d, limits[l]) == rows[l], "limit %zu: %zu rows", limits[l],
               data_val_rows(&d, limits[l]));
         size_t targets = 0, expect = limits[l] && limits[l] < 43 ? limits[l] : 43;
-        int bad = 0, x[3 * T], y[3 * T], next = 1;
-        for (size_t row = 0; row < 9; row += 3) { /* goes past the last row */
+        int bad = 0, x[3 * T], y[3 * T], token = 1;
+        for (size_t row = 0; row < 9; row += 3) { /* the last batch goes past the last row */
             bad += data_val_batch(&d, row, 3, limits[l], x, y, err);
             for (int i = 0; i < 3 * T; i++) {
                 if (y[i] < 0) {
                     bad += x[i] != 0 || y[i] != -1;
                     continue;
                 }
-                if (next == 20) next = 101;
-                bad += y[i] != next++ || x[i] != y[i] - 1;
+                if (token == 20) token = 101;
+                bad += y[i] != token++ || x[i] != y[i] - 1;
                 targets++;
             }
         }
@@ -405,7 +401,7 @@ static void test_checksum(void) {
     check(checksum_of("c_1.bin") == h && checksum_of("c_?.bin") != h, "the number of files counts");
 }
 
-/* Shards above 2 and 4 GiB, as sparse files: offsets and counts are 64-bit. */
+/* A sparse shard of more than 4 GiB: offsets and counts have 64 bits. */
 static void test_large(void) {
     uint32_t count = 2200000000u, header[3] = {DATA_MAGIC, DATA_VERSION, count};
     unsigned char h[DATA_HEADER_BYTES] = {0};
@@ -416,7 +412,7 @@ static void test_large(void) {
     off_t at = DATA_HEADER_BYTES + 2 * ((off_t)count - 1);
     int made = fd >= 0 && pwrite(fd, last, 2, at) == 2;
     if (fd >= 0) close(fd);
-    check(made, "cannot make a sparse file of 4.4 GB in %s", folder);
+    check(made, "cannot make a sparse file of 4.4 GB in %s", scratch_folder);
     if (!made) return;
     Data d;
     int x[8], y[8];
@@ -429,7 +425,8 @@ static void test_large(void) {
     data_close(&d);
     open_or_exit(&d, "large.bin", DATA_ALL, DATA_SHUFFLED, 0, 8, 1);
     uint64_t far = 0;
-    for (int i = 0; i < 1000; i++) { /* without reading, which would fill the page cache */
+    for (int i = 0; i < 1000;
+         i++) { /* locates rows without reading them, which would fill the page cache */
         size_t file, start;
         data_locate(&d, &d.next, 0, &file, &start);
         far += start > (uint64_t)1 << 31;
@@ -439,7 +436,7 @@ static void test_large(void) {
     unlink(in_folder("large.bin"));
 }
 
-/* The benchmark: 10^8 tokens a shard and 524,288 a step make exactly 190 steps a shard. */
+/* The benchmark has 10^8 tokens a shard and 524,288 tokens a step, so 190 steps a shard. */
 static void test_benchmark_steps(void) {
     enum { T = 1024, ROWS = 512, B = T * ROWS };
     unsigned char h[DATA_HEADER_BYTES] = {0x88, 0xd8, 0x34, 1, 1, 0, 0, 0, 0x00, 0xe1, 0xf5, 0x05};
@@ -477,9 +474,10 @@ static void test_writing(void) {
     check(data_write_shard(in_folder("no/such/folder.bin"), tokens, 3, err) == -1 &&
               strstr(err, "no/such/folder.bin"),
           "%s", err);
-    /* a full disk, played by a limit on the size of files: the old file stays, nothing is left */
+    /* A limit on the size of files simulates a full disk. The old file stays, and no temporary file
+       is left. */
     write_counting("kept.bin", 5, 100);
-    int before = count_files();
+    int files = count_files();
     struct rlimit old, small;
     getrlimit(RLIMIT_FSIZE, &old);
     small = old;
@@ -489,20 +487,11 @@ static void test_writing(void) {
     int status = data_write_shard(in_folder("kept.bin"), tokens, 5000, err);
     setrlimit(RLIMIT_FSIZE, &old);
     check(status == -1 && strstr(err, "kept.bin"), "full disk: %s", err);
-    check(count_files() == before, "a temporary file was left behind");
+    check(count_files() == files, "a temporary file was left behind");
     Data d;
     open_or_exit(&d, "kept.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 8, 1);
     check(data_tokens(&d) == 100, "the old shard is gone");
     data_close(&d);
-}
-
-static void remove_folder(void) {
-    glob_t g;
-    memset(&g, 0, sizeof g);
-    if (glob(in_folder("*"), 0, NULL, &g) == 0)
-        for (size_t i = 0; i < g.gl_pathc; i++) unlink(g.gl_pathv[i]);
-    globfree(&g);
-    rmdir(folder);
 }
 
 static const Test tests[] = {
@@ -511,11 +500,8 @@ static const Test tests[] = {
     TEST(checksum),    TEST(large),  TEST(benchmark_steps), TEST(writing)};
 
 int main(int argc, char **argv) {
-    if (!mkdtemp(folder)) {
-        perror(folder);
-        return 1;
-    }
+    folder_make("cm_test_data");
     check_run(tests, COUNT_OF(tests), argc, argv);
-    remove_folder();
+    folder_remove();
     return check_done();
 }

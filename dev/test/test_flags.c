@@ -1,4 +1,4 @@
-/* Flags: parsing, errors, --help, JSON, Markdown. */
+/* Tests of llmc/flags.h: parsing, errors, --help, JSON, Markdown. */
 #include "check.h"
 #include "llmc/flags.h"
 
@@ -74,9 +74,9 @@ static void test_values(void) {
               !strcmp(c.run, "a=b") && c.optimizer == 1 && c.tied == 0 && c.dry_run == 1 &&
               c.offset == -5,
           "all flags: %s", err);
-    int all = 1;
-    for (int i = 0; i < N; i++) all &= given[i];
-    check(all, "all flags are marked as given");
+    int every = 1;
+    for (int i = 0; i < N; i++) every &= given[i];
+    check(every, "all flags are marked as given");
     check(parse(&c, "--lr .5") == 0 && given[2] && !given[0] && !given[6], "only --lr is given");
     check(parse(&c, "--run=") == 0 && c.run[0] == 0, "an empty string is a value");
     check(parse(&c, "--run=--lr") == 0 && !strcmp(c.run, "--lr"), "--name=--x");
@@ -193,21 +193,21 @@ static int same_value(const Flag *flag, const Config *a, const Config *b) {
     return strcmp(text_a, text_b) == 0;
 }
 
-/* Every value printed parses to itself. */
+/* The printed text of every value parses to that value. */
 static void test_round_trip(void) {
     Config a, b;
     char text[FLAG_STRING_SIZE];
     uint64_t random = 1;
     parse(&a, "");
     parse(&b, "");
-    int same = 1;
+    int equal = 1;
     for (int i = 0; i < 20000; i++) {
         random = random * 6364136223846793005u + 1442695040888963407u;
         a.lr = (double)(random >> 11) / 9007199254740992.0; /* [0, 1) */
         flags_get_text(&table[2], &a, text);
-        same &= flags_set(table, N, &b, NULL, "lr", text, err) == 0 && a.lr == b.lr;
+        equal &= flags_set(table, N, &b, NULL, "lr", text, err) == 0 && a.lr == b.lr;
     }
-    check(same, "doubles round-trip");
+    check(equal, "doubles round-trip");
     a.lr = 0.1;
     flags_get_text(&table[2], &a, text);
     check(!strcmp(text, "0.1"), "shortest text of 0.1 is %s", text);
@@ -306,7 +306,7 @@ static void test_output(void) {
     free(help);
 }
 
-/* Choices by a function: value 1 is none of this flag's. */
+/* Choices of a flag that come from a function. The flag does not have value 1. */
 static const char *color(int i) {
     static const char *const names[] = {"red", "", "blue", "green"};
     return i >= 0 && i < 4 ? names[i] : NULL;

@@ -19,9 +19,9 @@ static floatX *random_matrix(size_t n) {
     return p;
 }
 
-/* Relative L2 error of the C that `product` computes. Infinity if it writes outside of C or,
-   with beta = 0, reads C, which is NaN at first. `rounded`: the inputs are rounded to bf16
-   first. */
+/* The relative L2 error of the C that `product` computes. Infinity if it writes outside of C or,
+   with beta = 0, reads C, which is NaN at first. `rounded`: the product rounds its inputs to
+   bf16. */
 static double product_error(Product *product, int rounded, int ta, int tb, int M, int N, int K,
                             double alpha, double beta, int pad) {
     size_t lda = (size_t)((ta ? M : K) + pad), ldb = (size_t)((tb ? K : N) + 2 * pad);
@@ -73,6 +73,7 @@ static void test_product(const char *name, Product *product, int rounded) {
                                     {32, 128, 32}, {33, 600, 65}, {64, 64, 513},  {70, 1, 70},
                                     {130, 97, 70}, {131, 129, 3}, {150, 530, 40}, {300, 260, 31}};
     static const double factors[][2] = {{1, 0}, {1, 1}, {-0.5, 0}, {2, -0.25}};
+    /* Sums of up to 600 terms; the longest in one accumulator err by some tens of the precision. */
     double tolerance = sizeof(floatX) == 8 ? 1e-14 : 1.5e-6;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int t = 0; t < 4; t++)
@@ -95,8 +96,8 @@ static void test_product(const char *name, Product *product, int rounded) {
           name);
 }
 
-/* The built-in product gives equal bits for every number of threads, other products for one
-   number. */
+/* The built-in product gives equal bits for every number of threads. Other products give equal bits
+   for one number of threads. */
 static void test_determinism(void) {
     int M = 300, N = 200, K = 700;
     floatX *A = random_matrix((size_t)M * K), *B = random_matrix((size_t)N * K);
@@ -104,16 +105,11 @@ static void test_determinism(void) {
     gemm_serial(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, C, (size_t)N);
     int most = thread_count();
     for (int threads = 1; threads < 6; threads++) {
-#ifdef _OPENMP
-        omp_set_num_threads(threads);
-#endif
+        use_threads(threads);
         gemm_builtin(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, D, (size_t)N);
         check(memcmp(C, D, (size_t)M * N * sizeof *C) == 0, "%d threads, other bits", threads);
     }
-#ifdef _OPENMP
-    omp_set_num_threads(most);
-#endif
-    (void)most;
+    use_threads(most);
     gemm(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, C, (size_t)N);
     for (int i = 0; i < 5; i++) {
         gemm(0, 1, M, N, K, 1, A, (size_t)K, B, (size_t)K, 0, D, (size_t)N);
@@ -174,7 +170,7 @@ static void test_bf16(void) {
     double rounding = product_error(gemm_model, 0, 0, 1, 64, 64, 256, 1, 0, 0);
     check(rounding > 1e-4 && rounding < 1e-2, "bf16 against exact inputs: %g", rounding);
     test_product("gemm_model, bf16", gemm_model, 1);
-    double inside = 0; /* inside a parallel region the rounding takes another path */
+    double inside = 0; /* the rounding has its own path inside a parallel region */
 #pragma omp parallel num_threads(2)
 #pragma omp critical
     inside = fmax(inside, product_error(gemm_model, 1, 1, 0, 40, 50, 300, 1, 1, 3));

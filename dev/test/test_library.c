@@ -1,7 +1,7 @@
 /*
-Tests of llmc/cuda/library.h: a library is found in every place where people have one. A tiny
-library is compiled into folders that are laid out like toolkits, wheels and environments, below a
-folder of the test. The library's one function returns where it is.
+Tests of llmc/cuda/library.h, which finds libraries in all common places. The test compiles a tiny
+library and copies it into folders that are laid out like toolkits, wheels and environments, below a
+temporary folder.
 */
 #include "../../llmc/cuda/library.h"
 
@@ -65,8 +65,8 @@ static void expect_at(const char *folder, const char *beside, int first, const c
     }
     snprintf(wanted, sizeof wanted, "%s/%s/" NAME, root, folder);
     char a[PATH_MAX] = "", b[PATH_MAX] = "";
-    int same = realpath(path, a) && realpath(wanted, b) && !strcmp(a, b);
-    check(library && same && !why[0], "%s: \"%s\" instead of %s (%s)", what, path, wanted, why);
+    int expected = realpath(path, a) && realpath(wanted, b) && !strcmp(a, b);
+    check(library && expected && !why[0], "%s: \"%s\" instead of %s (%s)", what, path, wanted, why);
     if (!library) return;
     int (*answer)(void) = NULL;
     void *symbol = dlsym(library, "cm_test_answer");
@@ -83,8 +83,8 @@ static void expect(const char *folder, const char *beside, const char *what) {
     expect_at(folder, beside, 0, what);
 }
 
-/* Fills one place after the other, from the last in the search order to the first. Each has to
-   win over all before it. */
+/* Adds the library to one place after the other, from the last in the search order to the first.
+   The added library must win over all others. */
 static void test_places(void) {
     char beside[512];
     clear();
@@ -101,8 +101,7 @@ static void test_places(void) {
     put_library("home/.local/lib/python3.12/site-packages/nvidia/cm_test/lib");
     expect("home/.local/lib/python3.12/site-packages/nvidia/cm_test/lib", NULL, "the user's own");
 
-    /* /.../real/bin/python3 has the packages; /.../venv/bin/python3 is a link to it, and gets
-       some later. */
+    /* real/bin/python3 has packages. venv/bin/python3 is a link to it, and gets packages later. */
     put_library("real/lib/python3.12/dist-packages/nvidia/cm_test/lib");
     shell("mkdir -p '%s/real/bin' '%s/venv/bin' && printf '#!/bin/sh\\n' >'%s/real/bin/python3' && "
           "chmod +x '%s/real/bin/python3' && ln -s '%s/real/bin/python3' '%s/venv/bin/python3'",
@@ -150,7 +149,7 @@ static void test_places(void) {
     expect_at("other/site-packages/nvidia/cublas/lib", beside, 1, "beside a loaded one before all");
 }
 
-/* A file that does not load is skipped, and named if nothing else is found. */
+/* A file that does not load is skipped. The message names it if no other library is found. */
 static void test_broken(void) {
     clear();
     set("CM_TEST_LIBRARY_PATH", "broken");

@@ -1,6 +1,6 @@
-/* The run folder: names, refusal to overwrite, lines, truncation on resume, full disks; and what
-   a person sees of a run: times, the progress line, the loss curve. */
-#include "check.h"
+/* Tests of the run folder: names, refusal to overwrite, lines, truncation on resume, full disks;
+   and of what a person sees of a run: times, the progress line, the loss curve. */
+#include "folder.h"
 #include "llmc/curve.h"
 #include "llmc/log.h"
 
@@ -8,7 +8,6 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-static char root[] = "/tmp/test_log.XXXXXX";
 static char err[ERR_LEN];
 
 static char *read_text(const char *path) {
@@ -44,30 +43,30 @@ static void test_names(void) {
     RunLog log;
     static const char *const bad[] = {"", ".", "..", ".hidden", "a/b", "/a", "a/", "a\nb"};
     for (int i = 0; i < 8; i++)
-        check(log_open(&log, root, bad[i], 0, err) == -1 && strstr(err, "--run"), "name \"%s\": %s",
-              bad[i], err);
-    check(log_open(&log, root, "seed 1, lr=3e-4 caf\xc3\xa9", 0, err) == 0, "a plain name: %s",
-          err);
+        check(log_open(&log, scratch_folder, bad[i], 0, err) == -1 && strstr(err, "--run"),
+              "name \"%s\": %s", bad[i], err);
+    check(log_open(&log, scratch_folder, "seed 1, lr=3e-4 caf\xc3\xa9", 0, err) == 0,
+          "a plain name: %s", err);
     log_close(&log);
     char file[FILE_PATH_SIZE];
-    file_path(file, "%s/file", root);
+    file_path(file, "%s/file", scratch_folder);
     write_text(file, "w", "x");
     check(log_open(&log, file, "a", 0, err) == -1 && strstr(err, file), "runs dir is a file: %s",
           err);
     char deep[FILE_PATH_SIZE];
-    file_path(deep, "%s/x/y/z", root);
+    file_path(deep, "%s/x/y/z", scratch_folder);
     check(log_open(&log, deep, "a", 0, err) == 0, "missing folders are made: %s", err);
     log_close(&log);
     char name[300];
     memset(name, 'n', sizeof name - 1);
     name[sizeof name - 1] = 0;
-    check(log_open(&log, root, name, 0, err) == -1 && strstr(err, "too long"), "%s", err);
+    check(log_open(&log, scratch_folder, name, 0, err) == -1 && strstr(err, "too long"), "%s", err);
 }
 
 static void test_lines(void) {
     RunLog log;
     LogCurve curve = {0, NULL, NULL, NULL};
-    check(log_open(&log, root, "lines", 0, err) == 0, "%s", err);
+    check(log_open(&log, scratch_folder, "lines", 0, err) == 0, "%s", err);
     float loss = 3.14159274f;
     LogLine extra = log_line_empty();
     extra.step = 2;
@@ -103,8 +102,8 @@ static void test_lines(void) {
     check(log_read("/nonexistent/log.jsonl", &curve, err) == -1 && strstr(err, "/nonexistent"),
           "%s", err);
 
-    /* Nine digits name every float. */
-    check(log_open(&log, root, "floats", 0, err) == 0, "%s", err);
+    /* Nine digits are enough for every float. */
+    check(log_open(&log, scratch_folder, "floats", 0, err) == 0, "%s", err);
     uint32_t random = 1;
     float values[300];
     for (int i = 0; i < 300; i++) {
@@ -112,9 +111,9 @@ static void test_lines(void) {
         values[i] = (float)random * 1.7e-9f;
         put_line(&log, i, (double)values[i], NAN);
     }
-    int same = log_read(log.path, &curve, err) == 0 && curve.n == 300;
-    for (int i = 0; i < 300 && same; i++) same &= (float)curve.train[i] == values[i];
-    check(same, "floats round-trip");
+    int equal = log_read(log.path, &curve, err) == 0 && curve.n == 300;
+    for (int i = 0; i < 300 && equal; i++) equal &= (float)curve.train[i] == values[i];
+    check(equal, "floats round-trip");
     log_curve_free(&curve);
     log_close(&log);
 }
@@ -122,36 +121,37 @@ static void test_lines(void) {
 static void test_overwrite(void) {
     RunLog log, second;
     char path[FILE_PATH_SIZE];
-    check(log_open(&log, root, "run", 0, err) == 0, "%s", err);
-    check(log_open(&second, root, "run", 1, err) == -1 && strstr(err, "another process"),
+    check(log_open(&log, scratch_folder, "run", 0, err) == 0, "%s", err);
+    check(log_open(&second, scratch_folder, "run", 1, err) == -1 && strstr(err, "another process"),
           "two writers: %s", err);
     check(put_line(&log, 0, NAN, 10) == 0, "%s", err);
     log_close(&log);
-    check(log_open(&log, root, "run", 0, err) == 0, "step 0 alone may be overwritten: %s", err);
+    check(log_open(&log, scratch_folder, "run", 0, err) == 0, "step 0 alone may be overwritten: %s",
+          err);
     char *text = read_text(log.path);
-    check(!*text, "and is: %s", text);
+    check(!*text, "step 0 is still there: %s", text);
     free(text);
     check(put_line(&log, 0, NAN, 10) == 0 && put_line(&log, 1, 9, NAN) == 0, "%s", err);
     log_close(&log);
-    char *before = read_text(log.path);
-    check(log_open(&log, root, "run", 0, err) == -1 && strstr(err, "--resume") &&
+    char *lines = read_text(log.path);
+    check(log_open(&log, scratch_folder, "run", 0, err) == -1 && strstr(err, "--resume") &&
               strstr(err, "--run") && strstr(err, "/run"),
           "a run with steps: %s", err);
     text = read_text(log.path);
-    check(!strcmp(text, before), "is not touched");
+    check(!strcmp(text, lines), "the refused start changes the log");
     free(text);
-    check(log_open(&log, root, "run", 1, err) == 0, "resume: %s", err);
+    check(log_open(&log, scratch_folder, "run", 1, err) == 0, "resume: %s", err);
     text = read_text(log.path);
-    check(!strcmp(text, before), "and keeps its lines");
+    check(!strcmp(text, lines), "resume drops lines");
     free(text);
-    free(before);
+    free(lines);
     log_close(&log);
 
-    check(log_open(&log, root, "saved", 0, err) == 0, "%s", err);
+    check(log_open(&log, scratch_folder, "saved", 0, err) == 0, "%s", err);
     log_close(&log);
-    file_path(path, "%s/saved/checkpoints/step_00000010.ckpt", root);
+    file_path(path, "%s/saved/checkpoints/step_00000010.ckpt", scratch_folder);
     write_text(path, "w", "x");
-    check(log_open(&log, root, "saved", 0, err) == -1 && strstr(err, "--resume"),
+    check(log_open(&log, scratch_folder, "saved", 0, err) == -1 && strstr(err, "--resume"),
           "a run with checkpoints: %s", err);
 }
 
@@ -162,17 +162,17 @@ static void test_truncate(void) {
     for (int t = 0; t < 6; t++) {
         char name[32];
         snprintf(name, sizeof name, "cut%d", t);
-        check(log_open(&log, root, name, 0, err) == 0, "%s", err);
+        check(log_open(&log, scratch_folder, name, 0, err) == 0, "%s", err);
         for (int i = 0; i < 5; i++) put_line(&log, i, 5 - i, NAN);
         char *kept = read_text(log.path);
         for (int i = 5; i < 9; i++) put_line(&log, i, 5 - i, NAN);
-        char *all = read_text(log.path);
+        char *complete = read_text(log.path);
         log_close(&log);
         write_text(log.path, "a", tails[t]);
 
-        check(log_open(&log, root, name, 1, err) == 0, "%s", err);
+        check(log_open(&log, scratch_folder, name, 1, err) == 0, "%s", err);
         char *text = read_text(log.path);
-        check(!strcmp(text, all), "resume drops \"%s\":\n%s", tails[t], text);
+        check(!strcmp(text, complete), "resume drops \"%s\":\n%s", tails[t], text);
         free(text);
         check(log_truncate_after(&log, 4, err) == 0, "%s", err);
         text = read_text(log.path);
@@ -180,60 +180,62 @@ static void test_truncate(void) {
         free(text);
         for (int i = 5; i < 9; i++) put_line(&log, i, 5 - i, NAN);
         text = read_text(log.path);
-        check(!strcmp(text, all), "the log goes on as if unbroken:\n%s", text);
+        check(!strcmp(text, complete), "the log goes on as if unbroken:\n%s", text);
         free(text);
         check(log_truncate_after(&log, -1, err) == 0, "%s", err);
         text = read_text(log.path);
         check(!*text, "nothing is left");
         free(text);
         free(kept);
-        free(all);
+        free(complete);
         log_close(&log);
     }
-    /* Zero bytes, as a power cut may leave them. */
-    check(log_open(&log, root, "zeros", 0, err) == 0 && put_line(&log, 1, 1, NAN) == 0, "%s", err);
-    char *before = read_text(log.path);
+    /* A power cut may leave zero bytes. */
+    check(log_open(&log, scratch_folder, "zeros", 0, err) == 0 && put_line(&log, 1, 1, NAN) == 0,
+          "%s", err);
+    char *lines = read_text(log.path);
     const char zeros[64] = {0};
     check(write(log.fd, "{\"step\": 2, ", 12) == 12 && write(log.fd, zeros, 63) == 63 &&
               write(log.fd, "}\n", 2) == 2,
           "zeros");
     log_close(&log);
-    check(log_open(&log, root, "zeros", 1, err) == 0, "%s", err);
+    check(log_open(&log, scratch_folder, "zeros", 1, err) == 0, "%s", err);
     char *text = read_text(log.path);
     struct stat st;
-    check(stat(log.path, &st) == 0 && (size_t)st.st_size == strlen(before) && !strcmp(text, before),
+    check(stat(log.path, &st) == 0 && (size_t)st.st_size == strlen(lines) && !strcmp(text, lines),
           "zeros are dropped");
     free(text);
-    free(before);
+    free(lines);
     log_close(&log);
 }
 
-/* A file size limit stands for the full disk: the line that does not fit leaves no part of
-   itself. */
+/* A limit on the size of files simulates a full disk. No part of a line that does not fit is
+   left. */
 static void test_full_disk(void) {
     RunLog log;
-    struct rlimit before, limit;
-    check(log_open(&log, root, "full", 0, err) == 0 && put_line(&log, 1, 1, NAN) == 0, "%s", err);
+    struct rlimit unlimited, limit;
+    check(log_open(&log, scratch_folder, "full", 0, err) == 0 && put_line(&log, 1, 1, NAN) == 0,
+          "%s", err);
     char *kept = read_text(log.path);
-    getrlimit(RLIMIT_FSIZE, &before);
+    getrlimit(RLIMIT_FSIZE, &unlimited);
     void (*old)(int) = signal(SIGXFSZ, SIG_IGN);
     for (size_t room = 0; room <= 60; room += 30) {
-        limit = before;
+        limit = unlimited;
         limit.rlim_cur = strlen(kept) + room;
         setrlimit(RLIMIT_FSIZE, &limit);
         int status = put_line(&log, 2, 2, NAN);
-        setrlimit(RLIMIT_FSIZE, &before);
+        setrlimit(RLIMIT_FSIZE, &unlimited);
         char *text = read_text(log.path);
         check(status == -1 && strstr(err, log.path) && strstr(err, "too large"), "room %zu: %s",
               room, err);
         check(!strcmp(text, kept), "room %zu leaves a part:\n%s", room, text);
         free(text);
     }
-    limit = before;
+    limit = unlimited;
     limit.rlim_cur = 10;
     setrlimit(RLIMIT_FSIZE, &limit);
     int status = log_run_json(&log, NULL, 0, NULL, "none", NULL, 0, err);
-    setrlimit(RLIMIT_FSIZE, &before);
+    setrlimit(RLIMIT_FSIZE, &unlimited);
     signal(SIGXFSZ, old);
     char path[FILE_PATH_SIZE];
     file_path(path, "%s/run.json", log.dir);
@@ -243,8 +245,8 @@ static void test_full_disk(void) {
     log_close(&log);
 }
 
-/* A child logs until it is killed: every line but perhaps the last is whole, and resume mends
-   that. */
+/* A child process logs until it is killed. Every line but the last is whole, and resuming drops a
+   last line that is not. */
 static void test_kill(void) {
     RunLog log;
     LogCurve curve = {0, NULL, NULL, NULL};
@@ -252,14 +254,14 @@ static void test_kill(void) {
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
-        if (log_open(&log, root, "kill", 0, err)) _exit(1);
+        if (log_open(&log, scratch_folder, "kill", 0, err)) _exit(1);
         for (int64_t step = 0;; step++)
             if (put_line(&log, step, 1.0 / (double)(step + 1), NAN)) _exit(1);
     }
     usleep(30000);
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
-    check(log_open(&log, root, "kill", 1, err) == 0, "%s", err);
+    check(log_open(&log, scratch_folder, "kill", 1, err) == 0, "%s", err);
     check(log_read(log.path, &curve, err) == 0 && curve.n > 0, "%d lines", curve.n);
     for (int i = 0; i < curve.n; i++) whole &= curve.step[i] == i && curve.train[i] > 0;
     check(whole, "all lines are there");
@@ -289,7 +291,7 @@ static void test_run_json(void) {
     const LogPair pairs[] = {
         {"version", "1.0 \"x\"", 0}, {"parameters", "124439808", 1}, {"gpu", NULL, 0}};
     flags_defaults(table, 3, &c);
-    check(log_open(&log, root, "json", 0, err) == 0, "%s", err);
+    check(log_open(&log, scratch_folder, "json", 0, err) == 0, "%s", err);
     check(log_run_json(&log, table, 3, &c, "built-in", pairs, 3, err) == 0, "%s", err);
     check(log_run_json(&log, table, 3, &c, "built-in", pairs, 3, err) == 0, "again: %s", err);
     file_path(path, "%s/run.json", log.dir);
@@ -338,7 +340,7 @@ static void test_progress(void) {
     progress_begin(&p, f, 100, 1100);
     check(!p.live && isnan(progress_eta(&p)), "a file is no terminal, and nothing is known yet");
     p.last = 0;
-    progress_time(&p, 101, 50); /* the first step is slow: it must not count */
+    progress_time(&p, 101, 50); /* the slow first step must not count */
     check(isnan(progress_eta(&p)), "no estimate from the first step");
     for (int i = 2; i <= 100; i++) progress_time(&p, 100 + i, 49 + i);
     check(fabs(progress_eta(&p) - 900) < 1e-6, "900 steps of 1 s take %g s", progress_eta(&p));
@@ -367,7 +369,7 @@ static void test_progress(void) {
     fclose(f);
 }
 
-/* The curve as text; the caller frees it. */
+/* The curve as text, which the caller frees. */
 static char *curve_text(const double *train, const double *val, int n, int width, int height) {
     char *text = NULL;
     size_t size = 0;
@@ -404,7 +406,7 @@ static void test_curve(void) {
     for (char *c = text; *c; c++) ascii &= (unsigned char)*c < 0x80;
     stars = strchr(first, '*');
     check(lines == 12 && ascii && strstr(text, "step 1990"), "%d lines:\n%s", lines, text);
-    /* The losses fall: the first row has its star left of the middle, the last one right of it. */
+    /* The losses fall, so the star of the first row is left of the middle. */
     check(stars && stars - first < 30 && stars < strchr(first, '\n'), "it falls:\n%s", text);
     check(strstr(text, "above the scale: up to 10.00") && strstr(text, "train 3.0000"),
           "legend:\n%s", text);
@@ -412,7 +414,7 @@ static void test_curve(void) {
 
     static const int sizes[][2] = {{0, 0}, {1, 1}, {9, 3}, {20, 5}, {500, 40}, {5000, 400}};
     for (int s = 0; s < 6; s++)
-        for (int n = 0; n < 5; n++) { /* must neither crash nor print nothing */
+        for (int n = 0; n < 5; n++) { /* every size gives some output */
             text = curve_text(train, val, n, sizes[s][0], sizes[s][1]);
             check(*text != 0, "size %d, %d points", s, n);
             free(text);
@@ -432,30 +434,13 @@ static void test_curve(void) {
     free(text);
 }
 
-static void remove_tree(const char *dir) {
-    char path[FILE_PATH_SIZE];
-    struct dirent *entry;
-    DIR *folder = opendir(dir);
-    while (folder && (entry = readdir(folder)) != NULL) {
-        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
-        file_path(path, "%s/%s", dir, entry->d_name);
-        if (entry->d_type == DT_DIR) remove_tree(path);
-        else unlink(path);
-    }
-    if (folder) closedir(folder);
-    rmdir(dir);
-}
-
 static const Test tests[] = {TEST(names),     TEST(lines), TEST(overwrite), TEST(truncate),
                              TEST(full_disk), TEST(kill),  TEST(run_json),  TEST(numbers_text),
                              TEST(progress),  TEST(curve)};
 
 int main(int argc, char **argv) {
-    if (!mkdtemp(root)) {
-        perror(root);
-        return 1;
-    }
+    folder_make("cm_test_log");
     check_run(tests, COUNT_OF(tests), argc, argv);
-    remove_tree(root);
+    folder_remove();
     return check_done();
 }

@@ -1,10 +1,11 @@
 /*
-The optimizers: the linear-algebra operations against plain loops, the rules against the fixtures of
-the NumPy oracle and against their definitions by exact decompositions, the properties that follow
-from the theory (bounds, equivariance, reductions), the routing of the plan, and the schedules.
+Tests of the optimizers: the linear-algebra operations against plain loops; the rules against the
+fixtures of the NumPy oracle and against their definitions by exact decompositions; the properties
+that follow from the theory (bounds, equivariance, reductions); the routing of the plan; and the
+schedules.
 
-Built twice, with float (and oneDNN where there is one) and with double: TOL(f, d) is the tolerance
-of the two. Everything runs in both.
+The program is built with float (and oneDNN where it is installed) and with double. Both run every
+test. TOL(f, d) is the tolerance f in float and d in double.
 */
 #include "optim_cases.h"
 
@@ -29,29 +30,35 @@ static void test_decompositions(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* The operations of linalg.h against loops, on views of every kind                               */
 
-/* A random view, its memory, and a copy of that memory. */
+/* A random view, its memory, and a copy of the initial memory. */
 typedef struct {
     Mat m;
-    floatM *memory, *before;
+    floatM *memory, *initial;
     size_t size;
 } View;
 
 enum { APART, ROW_BLOCKS, COLUMN_BLOCKS, REPEATED };
 
-/* n0 x n1 items of (rows, cols) as separate matrices, as blocks of rows or of columns of larger
-   ones, or one of them repeated; transposed or not; always with memory between and around that is
-   not theirs. */
+/* A view of n0 x n1 items (rows, cols): separate matrices, blocks of rows or of columns of larger
+   matrices, or one matrix repeated; transposed or not. Between and around the items is memory that
+   does not belong to them. */
 static View view_of(int kind, int transposed, int n0, int n1, int rows, int cols) {
     int r = transposed ? cols : rows, c = transposed ? rows : cols, pad = pick(0, 3);
     size_t ld = (size_t)(kind == COLUMN_BLOCKS ? n1 * c : c) + (size_t)pad;
     size_t s1 = (size_t)r * ld + 5, s0 = (size_t)n1 * s1 + 2;
     if (kind == ROW_BLOCKS) s1 = (size_t)r * ld;
-    if (kind == COLUMN_BLOCKS) s1 = (size_t)c, s0 = (size_t)r * ld + 2;
-    if (kind == REPEATED) s1 = 0, s0 = (size_t)r * ld + 2;
+    if (kind == COLUMN_BLOCKS) {
+        s1 = (size_t)c;
+        s0 = (size_t)r * ld + 2;
+    }
+    if (kind == REPEATED) {
+        s1 = 0;
+        s0 = (size_t)r * ld + 2;
+    }
     View v;
     v.size = (size_t)n0 * s0 + 16;
     v.memory = normals_m(v.size, 1);
-    v.before = copy_of(v.memory, v.size);
+    v.initial = copy_of(v.memory, v.size);
     Mat m = {v.memory + 3, n0, n1, s0, s1, r, c, ld, 1};
     v.m = transposed ? mat_t(m) : m;
     return v;
@@ -61,11 +68,11 @@ static View random_view(int writable, int n0, int n1, int rows, int cols) {
     return view_of(pick(0, writable ? 2 : 3), pick(0, 1), n0, n1, rows, cols);
 }
 
-/* Other numbers in the same geometry. */
+/* A view with the geometry of v and other numbers. */
 static View view_like(const View *v) {
     View w = *v;
     w.memory = normals_m(v->size, 1);
-    w.before = copy_of(w.memory, v->size);
+    w.initial = copy_of(w.memory, v->size);
     w.m.p = w.memory + (v->m.p - v->memory);
     return w;
 }
@@ -75,10 +82,10 @@ static size_t element(const View *v, int i, int r, int c) {
            (size_t)(i % v->m.n1) * v->m.s1 + (size_t)r * v->m.rs + (size_t)c * v->m.cs;
 }
 
-static double was(const View *v, int i, int r, int c) { return v->before[element(v, i, r, c)]; }
+static double was(const View *v, int i, int r, int c) { return v->initial[element(v, i, r, c)]; }
 
-/* Largest error of the view against expected (items, rows, cols), relative to the largest expected
-   number; infinite if anything outside the view was written. */
+/* The largest error of the view against expected (items, rows, cols), relative to the largest
+   expected number. Infinity if memory outside the view was written. */
 static double view_error(const View *v, const double *expected) {
     double worst = 0, largest = 1e-30;
     unsigned char *inside = (unsigned char *)take_bytes(v->size);
@@ -92,11 +99,11 @@ static double view_error(const View *v, const double *expected) {
                 inside[element(v, i, r, c)] = 1;
             }
     for (size_t j = 0; j < v->size; j++)
-        if (!inside[j] && memcmp(&v->memory[j], &v->before[j], sizeof(floatM))) return INFINITY;
+        if (!inside[j] && memcmp(&v->memory[j], &v->initial[j], sizeof(floatM))) return INFINITY;
     return worst / largest;
 }
 
-/* Fills expected[] by EXPRESSION of i, r, c. */
+/* Fills expected[] with EXPRESSION, which refers to item i, row r and column c. */
 #define EXPECT(V, EXPRESSION)                                                                      \
     do {                                                                                           \
         size_t at_ = 0;                                                                            \
@@ -116,12 +123,12 @@ static void test_elementwise(void) {
     double bad[6] = {0};
     int copies = 0;
     for (int trial = 0; trial < TRIALS; trial++) {
-        set_threads(trial % 10 ? 1 : 2);
+        use_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), rows = pick(1, 9), cols = pick(1, 9);
         double *expected = take((size_t)n0 * n1 * rows * cols);
         View X = random_view(0, n0, n1, rows, cols), Y = random_view(1, n0, n1, rows, cols);
         double a = normal(), b = trial % 3 ? normal() : 0;
-        if (b == 0) fill_nan(&Y); /* must be overwritten, not multiplied by 0 */
+        if (b == 0) fill_nan(&Y); /* Y must be overwritten, not multiplied by 0 */
         la_axpby(Y.m, a, X.m, b);
         EXPECT(Y, a * was(&X, i, r, c) + (b != 0 ? b * was(&Y, i, r, c) : 0));
         bad[0] = fmax(bad[0], view_error(&Y, expected));
@@ -131,7 +138,7 @@ static void test_elementwise(void) {
         EXPECT(Y, was(&X, i, r, c));
         bad[1] = fmax(bad[1], view_error(&Y, expected) > 0);
 
-        /* The gradient has the geometry of the momentum, U any. */
+        /* G has the geometry of M. U may have another one. */
         int nesterov = trial & 1;
         View M = random_view(1, n0, n1, rows, cols), U = random_view(1, n0, n1, rows, cols);
         View G = view_like(&M);
@@ -165,7 +172,7 @@ static void test_elementwise(void) {
         View P = view_of(pick(0, 2), 0, n0, n1, rows, cols), D = view_like(&P), V = view_like(&P);
         M = view_like(&P);
         for (size_t i = 0; i < V.size; i++)
-            V.memory[i] = V.before[i] = (floatM)fabs((double)V.memory[i]);
+            V.memory[i] = V.initial[i] = (floatM)fabs((double)V.memory[i]);
         double scale = 0.5 + uniform(), b1 = uniform(), b2 = uniform(), rate = uniform();
         double root = 1 + uniform(), eps = 0.2 + 0.2 * uniform(), keep = 0.9;
         floatX *copy = (floatX *)take_bytes(P.size * sizeof *copy);
@@ -184,14 +191,14 @@ static void test_elementwise(void) {
                 }
         bad[5] = fmax(bad[5],
                       fmax(view_error(&P, expected), fmax(view_error(&M, m1), view_error(&V, v1))));
-        size_t same = 0, zeros = 0, inside = trial % 2 ? mat_size(P.m) : 0;
+        size_t equal = 0, zeros = 0, inside = trial % 2 ? mat_size(P.m) : 0;
         for (int i = 0; i < count; i++)
             for (int e = 0; e < rows * cols; e++) {
                 size_t x = element(&P, i, e / cols, e % cols);
-                same += (floatM)copy[x] == P.memory[x];
+                equal += (floatM)copy[x] == P.memory[x];
             }
         for (size_t i = 0; i < P.size; i++) zeros += (floatM)copy[i] == 0;
-        copies += (!inside || same == inside) && zeros == P.size - inside;
+        copies += (!inside || equal == inside) && zeros == P.size - inside;
         release();
     }
     static const char *const names[] = {"axpby", "copy", "momentum", "scale", "norms", "adamw"};
@@ -203,10 +210,14 @@ static void test_elementwise(void) {
 static void test_products(void) {
     double bad[5] = {0};
     for (int trial = 0; trial < 240; trial++) {
-        set_threads(trial % 10 ? 1 : 2);
+        use_threads(trial % 10 ? 1 : 2);
         int n0 = pick(1, 3), n1 = pick(1, 4), m = pick(1, 12), n = pick(1, 12), k = pick(1, 40);
-        if (trial % 80 == 0)
-            n0 = n1 = 1, m = 70, n = 90, k = 130; /* one large: all threads on it */
+        if (trial % 80 == 0) { /* one item that is large enough for all threads */
+            n0 = n1 = 1;
+            m = 70;
+            n = 90;
+            k = 130;
+        }
         double *expected = take((size_t)n0 * n1 * m * (size_t)max_int(m, n));
         View A = random_view(0, n0, n1, m, k), B = random_view(0, n0, n1, k, n);
         View C = random_view(1, n0, n1, m, n);
@@ -235,7 +246,7 @@ static void test_products(void) {
                 }
         bad[1] = fmax(bad[1], view_error(&G, expected));
 
-        /* Square dense matrices. */
+        /* The remaining operations take square dense matrices. */
         View X = view_of(APART, 0, n0, n1, m, m), Z = view_of(APART, 0, n0, n1, m, m);
         View Y = view_of(APART, 0, n0, n1, m, m), *outs[3] = {&X, &Y, &Z}, *out = outs[trial % 3];
         double e = trial % 4 ? normal() : 0, f = normal(), h = normal();
@@ -248,8 +259,8 @@ static void test_products(void) {
         EXPECT(X, 0.5 * (was(&X, i, r, c) + was(&X, i, c, r)));
         bad[3] = fmax(bad[3], view_error(&X, expected));
 
-        /* A Gram plus damping; sometimes an almost symmetric one, of which the symmetric part
-           counts. */
+        /* A Gram plus damping. Every second matrix is not quite symmetric, and only its symmetric
+           part may count. */
         int small = min_int(m, 9), twisted = trial & 1;
         double damping = 0.01 + uniform();
         View S = view_of(APART, 0, n0, n1, small, small),
@@ -276,7 +287,7 @@ static void test_products(void) {
         check(bad[i] <= (i == 4 ? TOL(5e-5, 1e-12) : TOL(1e-5, 1e-13)), "la_%s is off by %g",
               names[i], bad[i]);
 
-    /* The eigenvalues are clamped from below, so a zero Gram without damping has a finite root. */
+    /* la_eigh_rroot clamps eigenvalues from below by 1e-12, so a zero Gram has a finite root. */
     floatM zero[4] = {0}, root[4];
     la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0,
                   take_m(la_eigh_scratch(2)));
@@ -304,7 +315,7 @@ static void test_vectors(void) {
 #undef ON_COPY
 }
 
-/* Sums do not depend on the number of threads, which would make runs irreproducible. */
+/* Sums that depended on the number of threads would make runs irreproducible. */
 static void test_sums(void) {
     int threads = thread_count();
     static const size_t sizes[] = {0, 1, 255, 256, 257, 10007, 70000};
@@ -313,7 +324,7 @@ static void test_sums(void) {
         double expected = 0, got[3];
         for (size_t j = 0; j < sizes[i]; j++) expected += (double)x[j] * (double)x[j];
         for (int n = 1; n <= 3; n++) {
-            set_threads(n);
+            use_threads(n);
             got[n - 1] = la_sum_squares(x, sizes[i]);
         }
         check(relative_error(got[0], expected, 1e-30) < 1e-13 || got[0] == expected,
@@ -323,12 +334,12 @@ static void test_sums(void) {
     }
     floatM s[3][8];
     for (int n = 1; n <= 3; n++) {
-        set_threads(n);
+        use_threads(n);
         la_norms(s[n - 1], mat_dense(x, 8, 80, 100), 1);
     }
     check(!memcmp(s[0], s[1], sizeof s[0]) && !memcmp(s[0], s[2], sizeof s[0]),
           "la_norms depends on threads");
-    set_threads(threads);
+    use_threads(threads);
     release();
 }
 
@@ -352,8 +363,7 @@ static void msign_case(const Fixture *fx, const char *name) {
         double *own = take(r->count), *sign;
         for (size_t i = 0; i < r->count; i++) own[i] = (double)r->f4[i];
         sign = exact_sign(own, rows, cols);
-        check(relative_l2_dd(sign, exact, r->count, 1) < 1e-11, "%s: the test's own sign is off",
-              name);
+        check(relative_l2_dd(sign, exact, r->count, 1) < 1e-11, "%s: exact_sign is off", name);
     }
 }
 
@@ -420,11 +430,12 @@ static void test_msign(void) {
                                     {64, 17}, {1, 9}, {9, 1},  {30, 60}};
     for (int i = 0; i < 9; i++)
         for (int table = 0; table < 4; table++) {
-            /* A batch of very different sizes: each item has its own norm. */
+            /* The items of a batch differ in size by 1e6, and msign must divide by their own
+               norms. */
             int m = shapes[i][0], n = shapes[i][1], items = 4;
             floatM *x = normals_m((size_t)items * m * n, 1), *y;
             for (int j = 0; j < items * m * n; j++) x[j] *= (floatM)pow(100, j / (m * n) - 2);
-            if (m == 3) /* square Gaussian matrices may be nearly singular */
+            if (m == 3) /* Square Gaussian matrices may be nearly singular. */
                 for (int j = 0; j < items * 9; j++)
                     x[j] = (floatM)(0.2 * (double)x[j] + (j % 9 % 4 == 0) * pow(100, j / 9 - 2));
             y = copy_of(x, (size_t)items * m * n);
@@ -432,8 +443,10 @@ static void test_msign(void) {
             double worst = 0, lowest = 9, highest = 0;
             for (int j = 0; j < items; j++) {
                 double *X = take((size_t)m * n), *Y = take((size_t)m * n), *s;
-                for (int e = 0; e < m * n; e++)
-                    X[e] = (double)x[j * m * n + e], Y[e] = (double)y[j * m * n + e];
+                for (int e = 0; e < m * n; e++) {
+                    X[e] = (double)x[j * m * n + e];
+                    Y[e] = (double)y[j * m * n + e];
+                }
                 worst = fmax(worst, relative_l2_dd(Y, exact_sign(X, m, n), (size_t)m * n, 1));
                 s = singular_values(Y, m, n);
                 highest = fmax(highest, s[0]);
@@ -449,11 +462,13 @@ static void test_msign(void) {
                   highest);
             release();
         }
-    /* Zero in, zero out, also beside a matrix that is not; NaN and infinity do not stay hidden. */
+    /* The sign of a zero matrix is zero, also beside a matrix that is not zero. NaN and infinity
+       stay visible. */
     for (int table = 0; table < 4; table++) {
         floatM *x = normals_m(4 * 6 * 4, 1);
         memset(x, 0, 24 * sizeof *x);
-        x[2 * 24 + 5] = (floatM)NAN, x[3 * 24 + 7] = (floatM)INFINITY;
+        x[2 * 24 + 5] = (floatM)NAN;
+        x[3 * 24 + 7] = (floatM)INFINITY;
         run_msign(mat_dense(x, 4, 6, 4), table, 0);
         int zero = 1, finite = 1, nan = 1, inf = 1;
         for (int i = 0; i < 24; i++) {
@@ -468,7 +483,7 @@ static void test_msign(void) {
     }
 }
 
-/* Errors of the three inverse roots of items Grams (k,k) against the exact one. */
+/* Compares the three inverse roots of `items` Grams (k,k) with the exact root. */
 static void check_invroot(const double *grams, int items, int k, double damping, const char *what) {
     static const char *const names[] = {"cans25", "cans12", "eigh"};
     size_t kk = (size_t)k * k, n = items * kk;
@@ -483,9 +498,11 @@ static void check_invroot(const double *grams, int items, int k, double damping,
                 R[e] = (double)root[j * kk + e];
             }
             double e = relative_l2_dd(R, exact_rroot(G, k, damping), kk, 1e-30);
+            const double *s = singular_values(G, k, k);
+            double kappa = (s[0] + damping) / (s[k - 1] + damping);
             for (int r = 0; which != ROOT_EIGH && r < k * k; r++)
                 if (R[r] != R[r % k * k + r / k]) e = INFINITY; /* symmetric to the bit */
-            check(e < TOL(1e-4, 1e-9), "%s of %s, %d x %d, damping %g, item %d is off by %g",
+            check(e < invroot_bound(kappa), "%s of %s, %d x %d, damping %g, item %d is off by %g",
                   names[which], what, k, k, damping, j, e);
         }
     }
@@ -496,14 +513,16 @@ static void test_invroot(void) {
     for (int i = 0; i < 6; i++) {
         int k = sizes[i], items = 3, d = 4 * k;
         double *grams = take((size_t)items * k * k);
-        for (int e = 0, j = 0; j < items; j++) { /* of weights of deviation 0.02, 0.2 and 2 */
+        /* Grams of weights with standard deviations 0.02, 0.2 and 2. */
+        for (int e = 0, j = 0; j < items; j++) {
             double *x = normals((size_t)k * d), *g = product(x, 0, x, 1, k, k, d);
             for (int f = 0; f < k * k; f++) grams[e++] = g[f] * 4e-4 * pow(100, j);
         }
         check_invroot(grams, items, k, 0.01, "random Grams");
         release();
     }
-    /* Out of the reach of twelve steps the result shows the coefficients: values of the oracle. */
+    /* The iterations have not converged for such small eigenvalues, so their results show the
+       coefficients. Expected values are the oracle's. */
     static const double steps12[] = {0.9999999999999931, 6786.417901637372, 3948.6579238688178};
     static const double steps25[] = {0.9999999999999931, 32768, 4096};
     for (int which = ROOT_CANS25; which <= ROOT_CANS12; which++) {
@@ -517,8 +536,8 @@ static void test_invroot(void) {
         }
         release();
     }
-    /* Eigenvalues spread over many decades: in float the coupled iteration survives only if its two
-       sequences are multiplied in an order that does not amplify rounding errors. */
+    /* Eigenvalues over many decades. In float the coupled iteration diverges unless it multiplies
+       its two sequences in an order that does not amplify rounding errors. */
     for (int decades = 2; decades <= 5; decades++)
         for (int k = 8; k <= 32; k *= 2)
             for (int little = 0; little < 2; little++) {
@@ -534,7 +553,7 @@ static void test_invroot(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Compositional Muon against its definition, by exact roots and signs                            */
 
-/* Half of each leg's direction, U being the gradient (zero momentum). */
+/* Half of each leg's direction. The momentum is zero, so U is the gradient. */
 static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
     LegShape s = p->s;
     int pre = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_PRE;
@@ -567,8 +586,8 @@ static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
     }
 }
 
-/* Chosen so that no matrix that is signed is nearly square, where the sign has no accuracy to test.
-   */
+/* No matrix of these shapes that goes through a sign is nearly square. The sign of a nearly square
+   Gaussian matrix is too ill-conditioned to compare. */
 static const LegShape shapes[] = {
     {1, 3, 3, 4, 24, 0},  {1, 3, 3, 4, 30, 1}, {2, 4, 2, 3, 30, 0}, {2, 4, 2, 3, 26, 1},
     {1, 1, 1, 5, 17, 0},  {3, 1, 1, 5, 17, 1}, {1, 4, 1, 2, 11, 0}, {1, 6, 1, 2, 30, 1},
@@ -589,13 +608,14 @@ static void test_definition(void) {
             o.mp = variant / 16 == 2 ? 3 : 1;
             o.inv_root = variant % 3;
             o.damping = variant & 1 ? 0.1 : 0.02;
-            if (!shapes[i].output && !o.hybrid) continue; /* the same thing */
+            if (!shapes[i].output && !o.hybrid) continue; /* hybrid concerns W_O only */
             Legs p = legs_of(shapes[i]);
             floatM *D[2], *E[2];
             half_directions(&p, &o, D);
             by_definition(&p, &o, E);
             double e = legs_distance(D, E, p.n);
-            check(e < TOL(3e-4, 1e-6), "%s is %g from the definition", describe(&o, p.s), e);
+            /* The largest of ten seeds: 3e-5 in float, 3e-14 in double. */
+            check(e < TOL(3e-4, 1e-9), "%s is %g from the definition", describe(&o, p.s), e);
             release();
         }
 }
@@ -603,8 +623,8 @@ static void test_definition(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* Properties                                                                                     */
 
-/* [M_1 .. M_H] (d, H d) of the A leg, or [M_1; ..] (G d, d) of the B leg over the heads of one
-   group. */
+/* The largest singular value of the composed maps M_h of `count` heads, side by side for the A leg,
+   [M_1 .. M_H] (d, H d), and below each other for the B leg, [M_1; ..] (G d, d). */
 static double stacked_norm(const Legs *p, floatM *const D[2], int leg, int first, int count,
                            double *smallest) {
     int d = p->s.d, rank = min_int(p->s.k * (leg ? 1 : count), d);
@@ -624,7 +644,10 @@ enum { UNDAMPED, DAMPED, MUCH_DAMPED, POST_ONLY, ISOTROPIC, DEGENERATE, BOUND_KI
 
 static OptimOptions bound_options(int kind) {
     OptimOptions o = exact_options();
-    if (kind == DAMPED || kind == DEGENERATE) o.damping = 0.01, o.inv_root = ROOT_CANS25;
+    if (kind == DAMPED || kind == DEGENERATE) {
+        o.damping = 0.01;
+        o.inv_root = ROOT_CANS25;
+    }
     if (kind == DAMPED) o.msign = MSIGN_PE8;
     if (kind == MUCH_DAMPED) o.damping = 1;
     if (kind == POST_ONLY) o.whitening = WHITEN_POST;
@@ -632,20 +655,23 @@ static OptimOptions bound_options(int kind) {
     return o;
 }
 
-/* A first head of rank one with a gradient of rank one, and a second head of zero. */
+/* Gives the first head weights and gradient of rank one, and the second head zero weights. */
 static void degrade(Legs *p) {
     LegShape s = p->s;
     for (int leg = 0; leg < 2; leg++) {
         double *b = block_of(s, p->W[leg], leg, 0, 0), *g = block_of(s, p->G[leg], leg, 0, 0);
-        for (int e = s.d; e < s.k * s.d; e++) b[e] = b[e % s.d], g[e] = -g[e % s.d];
+        for (int e = s.d; e < s.k * s.d; e++) {
+            b[e] = b[e % s.d];
+            g[e] = -g[e % s.d];
+        }
         set_block(s, p->W[leg], leg, 0, 0, b);
         set_block(s, p->G[leg], leg, 0, 0, g);
         if (heads_of(s, leg) > 1) set_block(s, p->W[leg], leg, 0, 1, take((size_t)s.k * s.d));
     }
 }
 
-/* Each leg moves the composed map of a head by at most 1/2, both by at most 1; times sqrt(k) when
-   isotropic. */
+/* In units of the learning rate, each leg moves the composed map of a head by at most 1/2, and both
+   together by at most 1. The bounds of the isotropic rule are sqrt(k) times that. */
 static void check_head_bounds(const Legs *p, floatM *const D[2], int kind, int h) {
     LegShape s = p->s;
     OptimOptions o = bound_options(kind);
@@ -665,8 +691,8 @@ static void check_head_bounds(const Legs *p, floatM *const D[2], int kind, int h
     }
 }
 
-/* Without damping the bound is attained by all singular values there are: of each leg that has a
-   sign of its own, of hybrid W_O over all heads together, of a shared factor over its group. */
+/* Without damping every nonzero singular value attains the bound: those of each leg that has a sign
+   of its own, of hybrid W_O over all heads together, of a shared factor over its group. */
 static void check_attained(const Legs *p, floatM *const D[2]) {
     LegShape s = p->s;
     OptimOptions o = bound_options(UNDAMPED);
@@ -708,8 +734,8 @@ static void test_bounds(void) {
             if (kind == UNDAMPED) check_attained(&p, D);
             release();
         }
-    /* What must exceed the bounds does: no whitening after the sign; and per-head W_O summed over
-       four heads that agree, by sqrt(4). */
+    /* Two rules must exceed the bound: one without whitening after the sign, and the per-head rule
+       for W_O, whose steps add up to sqrt(4) times the bound when four heads agree. */
     for (int whitening = WHITEN_PRE; whitening <= WHITEN_NONE; whitening += 2) {
         OptimOptions o = exact_options();
         Legs p = legs_of(shapes[0]);
@@ -717,7 +743,7 @@ static void test_bounds(void) {
         for (size_t i = 0; i < p.n[1]; i++) p.W[1][i] *= 8;
         half_directions(&p, &o, D);
         double norm = operator_norm(composed(&p, D, 0, 0, 0), 24, 24);
-        check(norm > 1, "%s stays in the bound, %g", describe(&o, p.s), norm);
+        check(norm > 1, "%s stays within the bound, %g", describe(&o, p.s), norm);
         release();
     }
     for (int hybrid = 0; hybrid < 2; hybrid++) {
@@ -779,8 +805,8 @@ static void test_equivariance(void) {
                     half_directions(&q, &o, E);
                     double e = legs_distance(E, D, p.n);
                     int expected = group <= rules[rule].group;
-                    check(expected ? e < TOL(5e-4, 1e-7) : e > 1e-3, "%s: %s %s, distance %g",
-                          describe(&o, s),
+                    check(expected ? e < EQUAL_DIRECTIONS : e > OTHER_DIRECTIONS,
+                          "%s: %s %s, distance %g", describe(&o, s),
                           expected ? "must be equivariant under"
                                    : "should not be equivariant under",
                           group == ALL ? "GL(k)"
@@ -791,20 +817,20 @@ static void test_equivariance(void) {
                         release();
                         continue;
                     }
-                    double worst =
-                        0; /* so the change of the composed map does not depend on the gauge */
+                    /* The change of the composed map does not depend on the gauge. */
+                    double worst = 0;
                     half_directions(&p, &o, D);
                     for (int h = 0; h < s.H; h++)
                         worst = fmax(worst, relative_l2_dd(composed(&q, E, 2, 0, h),
                                                            composed(&p, D, 2, 0, h),
                                                            (size_t)s.d * s.d, 1e-30));
-                    check(worst < TOL(1e-3, 1e-7), "%s: the composed step changes by %g",
+                    check(worst < EQUAL_DIRECTIONS, "%s: the composed step changes by %g",
                           describe(&o, s), worst);
                     release();
                 }
 }
 
-/* Without whitening, or with so much damping that nothing else is left of the Gram: Muon. */
+/* CM without whitening is Muon, and so is CM whose damping dwarfs the Gram. */
 static void check_muon_limit(LegShape s, int hybrid) {
     OptimOptions o = default_options();
     Legs p = legs_of(s);
@@ -819,40 +845,49 @@ static void check_muon_limit(LegShape s, int hybrid) {
     half_directions(&p, &o, D);
     for (int leg = 0; leg < 2; leg++)
         for (size_t e = 0; e < p.n[leg]; e++) D[leg][e] *= (floatM)1e3;
+    /* sqrt(damping) (G + damping I)^-1/2 is I - G / (2 damping), and the eigenvalues of G are below
+       20 in these shapes: 1e-5, twice, and more after the sign of an ill-conditioned matrix; the
+       largest of ten seeds was 1.6e-5. In float the subtraction of a delta of size 5e-4 from
+       weights rounds: 1.7e-4. */
     double e = legs_distance(D, E, p.n);
-    check(e < TOL(2e-3, 2e-5), "%s: sqrt(damping) delta is %g from Muon", describe(&o, s), e);
+    check(e < TOL(2e-3, 1e-4), "%s: sqrt(damping) delta is %g from Muon", describe(&o, s), e);
     release();
 }
 
-/* A scalar before a sign is lost, head by head: pre is none and both is post. Not so for the one
-   sign over all heads of W_O, which sees their relative sizes. */
+/* A sign removes a scalar factor of its argument. So isotropic whitening before the sign has no
+   effect if each head has a sign of its own: `pre` is `none`, and `both` is `post`. The one sign
+   over all heads of W_O does see their relative sizes. */
 static void check_isotropic_pre(LegShape s, int hybrid) {
-    static const int same[2][2] = {{WHITEN_PRE, WHITEN_NONE}, {WHITEN_BOTH, WHITEN_POST}};
+    static const int pairs[2][2] = {{WHITEN_PRE, WHITEN_NONE}, {WHITEN_BOTH, WHITEN_POST}};
     Legs p = legs_of(s);
     for (int i = 0; i < 2; i++) {
-        OptimOptions o = default_options(), other;
+        OptimOptions o = default_options(), without_pre;
         floatM *D[2], *E[2];
-        o.isotropic = 1, o.hybrid = hybrid, o.whitening = same[i][0];
-        other = o, other.whitening = same[i][1];
+        o.isotropic = 1;
+        o.hybrid = hybrid;
+        o.whitening = pairs[i][0];
+        without_pre = o;
+        without_pre.whitening = pairs[i][1];
         half_directions(&p, &o, D);
-        half_directions(&p, &other, E);
+        half_directions(&p, &without_pre, E);
         double e = legs_distance(D, E, p.n);
         int lost = !hybrid || s.H == 1 || s.S == 1;
-        check(lost ? e < TOL(1e-5, 1e-13) : e > 1e-2, "%s: %g from that without pre",
-              describe(&o, s), e);
+        check(lost ? e < TOL(1e-5, 1e-13) : e > OTHER_DIRECTIONS,
+              "%s: %g from the rule without whitening before the sign", describe(&o, s), e);
     }
     release();
 }
 
-/* Partners with W W^T = c^2 I: the full rule is the isotropic one, msign(U) / sqrt(c^2 + damping).
-   */
+/* If the partners have W W^T = c^2 I, the full rule and the isotropic rule are both
+   msign(U) / sqrt(c^2 + damping). */
 static void check_orthonormal_partner(LegShape s) {
     OptimOptions o = default_options(), isotropic;
     Legs p = legs_of(s);
     floatM *D[2], *E[2];
     double c = 0.7;
     o.hybrid = 0;
-    isotropic = o, isotropic.isotropic = 1;
+    isotropic = o;
+    isotropic.isotropic = 1;
     for (int leg = 0; leg < 2; leg++)
         for (int j = 0; j < s.layers * s.H; j++) {
             double *b = exact_sign(block_of(s, p.W[leg], leg, j / s.H, j % s.H), s.k, s.d);
@@ -868,7 +903,8 @@ static void check_orthonormal_partner(LegShape s) {
     release();
 }
 
-/* One head: hybrid is per head. Zero W_O, as at the start of a run: C_O^-1 = damping^-1/2. */
+/* With one head the hybrid rule is the per-head rule. With W_O = 0, as at the start of a run,
+   C_O^-1 = damping^-1/2. */
 static void check_output(LegShape s) {
     OptimOptions o = default_options(), per_head = o;
     Legs p = legs_of(s);
@@ -877,8 +913,8 @@ static void check_output(LegShape s) {
     half_directions(&p, &o, D);
     half_directions(&p, &per_head, E);
     double e = distance(D[0], E[0], p.n[0]);
-    check(s.H == 1 ? e < TOL(1e-5, 1e-13) : e > 1e-2, "%s: O leg %g from the per-head rule",
-          describe(&o, s), e);
+    check(s.H == 1 ? e < TOL(1e-5, 1e-13) : e > OTHER_DIRECTIONS,
+          "%s: O leg %g from the per-head rule", describe(&o, s), e);
     check(!memcmp(D[1], E[1], p.n[1] * sizeof(floatM)), "%s: hybrid changes V", describe(&o, s));
     memset(p.W[0], 0, p.n[0] * sizeof(floatM));
     half_directions(&p, &o, D);
@@ -888,14 +924,16 @@ static void check_output(LegShape s) {
     release();
 }
 
-/* Grouped queries. The per-query leg is that of a model with the shared factor written out. The
-   shared leg sees the sum of the group's Grams, so that G equal query heads are one that is sqrt(G)
-   larger. */
+/* Grouped queries. The per-query leg equals that of a model that stores a copy of the shared factor
+   for every query head. The shared leg sees the sum of the group's Grams, so G equal query heads
+   are one head that is sqrt(G) times as large. */
 static void check_grouped(LegShape s) {
     int G = s.H / s.S;
     OptimOptions o = default_options(), divided = o;
     LegShape written_out = s, single = s;
-    written_out.S = s.H, single.H = s.S, divided.shared_div = DIV_GROUP;
+    written_out.S = s.H;
+    single.H = s.S;
+    divided.shared_div = DIV_GROUP;
     Legs p = legs_of(s), q = legs_of(written_out), r = legs_of(single);
     floatM *D[2], *E[2];
     memcpy(q.W[0], p.W[0], p.n[0] * sizeof(floatM));
@@ -938,8 +976,8 @@ static void test_reductions(void) {
     }
 }
 
-/* Each leg's gradient has a size of its own that does not matter. A leg depends on the partner's
-   weights, not on its own. */
+/* The size of a leg's gradient does not matter. A leg depends on its partner's weights and not on
+   its own. */
 static void check_independence(const Legs *p, const OptimOptions *o) {
     floatM *D[2], *E[2];
     Legs q = legs_copy(p);
@@ -954,14 +992,14 @@ static void check_independence(const Legs *p, const OptimOptions *o) {
         for (size_t j = 0; j < p->n[leg]; j++) q.W[leg][j] *= -2;
         half_directions(&q, o, E);
         double own = distance(E[leg], D[leg], p->n[leg]);
-        double other = distance(E[!leg], D[!leg], p->n[!leg]);
-        check(own < TOL(1e-5, 1e-13) && other > 1e-2,
-              "%s: leg %d changes by %g with its own weights, the other by %g", describe(o, p->s),
-              leg, own, other);
+        double partner = distance(E[!leg], D[!leg], p->n[!leg]);
+        check(own < TOL(1e-5, 1e-13) && partner > OTHER_DIRECTIONS,
+              "%s: leg %d changes by %g with its own weights, its partner by %g", describe(o, p->s),
+              leg, own, partner);
     }
 }
 
-/* Reversing the groups, and the query heads with them, reverses the step. */
+/* Reversing the order of the groups and of their query heads reverses the order of the step. */
 static void check_permutation(const Legs *p, const OptimOptions *o) {
     LegShape s = p->s;
     int G = s.H / s.S;
@@ -978,11 +1016,12 @@ static void check_permutation(const Legs *p, const OptimOptions *o) {
             }
     half_directions(&q, o, E);
     double e = legs_distance(E, reversed, p->n);
-    check(e < TOL(2e-5, 1e-10), "%s: permuting the heads changes it by %g", describe(o, s), e);
+    check(e < EQUAL_DIRECTIONS, "%s: permuting the heads changes the step by %g", describe(o, s),
+          e);
 }
 
-/* The first head's step does not see the last one's gradient, except by hybrid; layers do not see
-   each other at all. */
+/* The step of the first head depends on the gradient of the last head only with hybrid. Layers do
+   not depend on each other. */
 static void check_locality(const Legs *p, const OptimOptions *o) {
     LegShape s = p->s;
     size_t kd = (size_t)s.k * s.d;
@@ -998,7 +1037,7 @@ static void check_locality(const Legs *p, const OptimOptions *o) {
             change[leg] = relative_l2_dd(block_of(s, E[leg], leg, 0, 0),
                                          block_of(s, D[leg], leg, 0, 0), kd, 1e-30);
         check(change[1] == 0, "%s: another head's gradient changes the B leg", describe(o, s));
-        check(o->hybrid && s.output ? change[0] > 1e-2 : change[0] == 0,
+        check(o->hybrid && s.output ? change[0] > OTHER_DIRECTIONS : change[0] == 0,
               "%s: another head's gradient changes the A leg by %g", describe(o, s), change[0]);
     }
     if (s.layers > 1) {
@@ -1006,7 +1045,9 @@ static void check_locality(const Legs *p, const OptimOptions *o) {
         second.s.layers = 1;
         for (int leg = 0; leg < 2; leg++) {
             size_t skip = second.n[leg] = p->n[leg] / (size_t)s.layers;
-            second.W[leg] += skip, second.G[leg] += skip, second.M[leg] += skip;
+            second.W[leg] += skip;
+            second.G[leg] += skip;
+            second.M[leg] += skip;
             D[leg] += skip;
         }
         half_directions(&second, o, E);
@@ -1028,8 +1069,8 @@ static void test_invariances(void) {
         }
 }
 
-/* Steepest descent: <G, delta> is the nuclear norm of the whitened gradient, and no other step of A
-   that keeps the bound descends more. */
+/* Steepest descent: <G, delta> is the nuclear norm of the whitened gradient, and no other step
+   within the bound descends more. */
 static void test_optimality(void) {
     static const LegShape legs[] = {{1, 2, 2, 4, 24, 0}, {1, 4, 2, 3, 30, 0}, {1, 3, 3, 5, 30, 1}};
     for (int i = 0; i < 3; i++) {
@@ -1050,27 +1091,29 @@ static void test_optimality(void) {
                 check(relative_error(descent, dual, 1e-30) < TOL(1e-5, 1e-10),
                       "leg %d descends by %g of %g", leg, descent, dual);
                 for (int trial = 0; trial < 10; trial++) {
-                    double *z = normals(kd), other = 0;
+                    double *z = normals(kd), rival = 0;
                     for (size_t e = 0; e < kd; e++) z[e] += 0.1 * trial * g[e] / frobenius(g, kd);
                     z = product(C, 0, exact_sign(z, s.k, s.d), 0, s.k, s.d, s.k);
-                    for (size_t e = 0; e < kd; e++) other += g[e] * z[e];
-                    best = fmax(best, other);
+                    for (size_t e = 0; e < kd; e++) rival += g[e] * z[e];
+                    best = fmax(best, rival);
                 }
-                check(best < descent, "another step in the bound descends more: %g > %g", best,
+                check(best < descent, "another step within the bound descends more: %g > %g", best,
                       descent);
             }
         release();
     }
 }
 
-/* Momentum: m = b m + g and m = b m + (1 - b) g differ by a factor that the sign removes; the
-   gradient's factor gscale goes into the buffer. */
+/* The momenta m = b m + g and m = b m + (1 - b) g differ by a factor, which the sign removes. The
+   buffer holds gradients times gscale. */
 static void test_momentum(void) {
     for (int nesterov = 0; nesterov < 2; nesterov++) {
         OptimOptions sum = default_options(), ema;
-        sum.momentum = 0.9, sum.momentum_form = FORM_SUM,
+        sum.momentum = 0.9;
+        sum.momentum_form = FORM_SUM;
         sum.nesterov = nesterov ? AUTO_ON : AUTO_OFF;
-        ema = sum, ema.momentum_form = FORM_EMA;
+        ema = sum;
+        ema.momentum_form = FORM_EMA;
         Legs p = legs_of(shapes[3]), q = legs_copy(&p);
         floatM *start[2] = {copy_of(p.W[0], p.n[0]), copy_of(p.W[1], p.n[1])};
         for (int step = 0; step < 4; step++) {
@@ -1084,7 +1127,8 @@ static void test_momentum(void) {
         for (int leg = 0; leg < 2; leg++) {
             for (size_t i = 0; i < p.n[leg]; i++) {
                 q.M[leg][i] /= (floatM)(3 * (1 - 0.9));
-                p.W[leg][i] -= start[leg][i], q.W[leg][i] -= start[leg][i];
+                p.W[leg][i] -= start[leg][i];
+                q.W[leg][i] -= start[leg][i];
             }
             double m = distance(q.M[leg], p.M[leg], p.n[leg]),
                    w = distance(q.W[leg], p.W[leg], p.n[leg]);
@@ -1095,7 +1139,8 @@ static void test_momentum(void) {
         release();
     }
     OptimOptions o = default_options();
-    Legs p = legs_of(shapes[0]); /* each rule takes its own form: the buffer shows which */
+    /* The defaults of momentum_form differ from rule to rule, and the buffer shows them. */
+    Legs p = legs_of(shapes[0]);
     muon_update(legs_leg(&p, 0), &o, 0.75, 0.1, 0, 1);
     check(relative_error((double)p.M[0][5], 0.25 * (double)p.G[0][5], 0) < 1e-6,
           "Muon's buffer is not EMA");
@@ -1107,29 +1152,35 @@ static void test_momentum(void) {
     check(muon.beta == 0.75 && muon.gain == 0.25 && muon.nesterov,
           "Muon's momentum is not EMA with Nesterov");
     check(cm.beta == 0.75 && cm.gain == 1 && !cm.nesterov, "CM's momentum is not a plain sum");
-    o.momentum_form = FORM_SUM, o.nesterov = AUTO_OFF;
+    o.momentum_form = FORM_SUM;
+    o.nesterov = AUTO_OFF;
     muon = momentum_of(&o, 0, 0.75);
-    o.momentum_form = FORM_EMA, o.nesterov = AUTO_ON;
+    o.momentum_form = FORM_EMA;
+    o.nesterov = AUTO_ON;
     cm = momentum_of(&o, 1, 0.75);
     check(muon.gain == 1 && !muon.nesterov && cm.gain == 0.25 && cm.nesterov,
           "momentum options are ignored");
 }
 
-/* gscale, the factor of gradient clipping, is the same as a gradient multiplied beforehand. */
+/* A step with gscale, the factor of gradient clipping, equals a step with the gradient times
+   gscale. */
 static void test_gscale(void) {
     OptimOptions o = default_options();
     floatM *W[2], *G[2], *M[2], *V[2];
     for (int rule = 0; rule < 2; rule++) {
         for (int i = 0; i < 2; i++) {
-            W[i] = i ? copy_of(W[0], 35) : normals_m(35, 1),
+            W[i] = i ? copy_of(W[0], 35) : normals_m(35, 1);
             G[i] = i ? copy_of(G[0], 35) : normals_m(35, 1);
-            M[i] = i ? copy_of(M[0], 35) : normals_m(35, 1), V[i] = take_m(35);
+            M[i] = i ? copy_of(M[0], 35) : normals_m(35, 1);
+            V[i] = take_m(35);
         }
         for (int e = 0; e < 35; e++) G[1][e] *= 4;
         for (int i = 0; i < 2; i++) {
             Leg l = leg_of(mat_dense(W[i], 1, 5, 7), mat_dense(G[i], 1, 5, 7),
                            mat_dense(M[i], 1, 5, 7), 0, 0);
-            o.adam_beta1 = 0.9, o.adam_beta2 = 0.95, o.adam_eps = 1e-3;
+            o.adam_beta1 = 0.9;
+            o.adam_beta2 = 0.95;
+            o.adam_eps = 1e-3;
             if (rule) adamw_update(l, V[i], &o, 0.1, 0.1, i ? 1 : 4, 3);
             else muon_update(l, &o, 0.9, 0.1, 0.1, i ? 1 : 4);
         }
@@ -1140,15 +1191,20 @@ static void test_gscale(void) {
     }
 }
 
-/* per_mat_renorm: each leg of a layer has the norm of its sign, sqrt(rank), and the same direction;
-   so the size of the partner no longer matters. */
+/* per_mat_renorm gives each leg of a layer the norm of its sign, sqrt(rank), and keeps its
+   direction. So the size of the partner does not matter. */
 static void test_renorm(void) {
     for (int i = 0; i < SHAPES; i++) {
         LegShape s = shapes[i];
         OptimOptions o = default_options(), plain;
-        o.per_mat_renorm = 1, o.hybrid = 0;
-        if (s.k <= s.d) o.damping = 0, o.inv_root = ROOT_EIGH;
-        plain = o, plain.per_mat_renorm = 0;
+        o.per_mat_renorm = 1;
+        o.hybrid = 0;
+        if (s.k <= s.d) {
+            o.damping = 0;
+            o.inv_root = ROOT_EIGH;
+        }
+        plain = o;
+        plain.per_mat_renorm = 0;
         Legs p = legs_of(s);
         floatM *D[2], *E[2];
         half_directions(&p, &o, D);
@@ -1179,23 +1235,25 @@ static void test_renorm(void) {
     }
 }
 
-/* Nothing in, nothing out: zero gradient and momentum leave every bit; weight decay alone shrinks.
-   */
+/* A step with zero gradient and momentum changes no bit of the weights. With weight decay it
+   multiplies them by 1 - lr wd. */
 static void test_nothing(void) {
     for (int i = 0; i < SHAPES; i++)
         for (int variant = 0; variant < 8; variant++) {
             OptimOptions o = default_options();
-            o.isotropic = variant & 1, o.hybrid = variant >> 1 & 1, o.per_mat_renorm = variant >> 2;
+            o.isotropic = variant & 1;
+            o.hybrid = variant >> 1 & 1;
+            o.per_mat_renorm = variant >> 2;
             Legs p = legs_of(shapes[i]), q;
             for (int leg = 0; leg < 2; leg++) memset(p.G[leg], 0, p.n[leg] * sizeof(floatM));
             q = legs_copy(&p);
             legs_step(&q, &o, 0.1, 0);
-            int same = 1;
+            int kept = 1;
             for (int leg = 0; leg < 2; leg++) {
-                same &= !memcmp(p.W[leg], q.W[leg], p.n[leg] * sizeof(floatM));
-                same &= !memcmp(p.M[leg], q.M[leg], p.n[leg] * sizeof(floatM));
+                kept &= !memcmp(p.W[leg], q.W[leg], p.n[leg] * sizeof(floatM));
+                kept &= !memcmp(p.M[leg], q.M[leg], p.n[leg] * sizeof(floatM));
             }
-            check(same, "%s: a zero gradient changes something", describe(&o, p.s));
+            check(kept, "%s: a zero gradient changes weights or momenta", describe(&o, p.s));
             legs_step(&q, &o, 0.1, 0.5);
             for (int leg = 0; leg < 2; leg++)
                 for (size_t e = 0; e < p.n[leg]; e++) p.W[leg][e] *= (floatM)0.95;
@@ -1204,26 +1262,29 @@ static void test_nothing(void) {
             release();
         }
     OptimOptions o = default_options();
-    floatM *w = normals_m(40, 1), *before = copy_of(w, 40), *g = take_m(40), *m = take_m(40),
+    floatM *w = normals_m(40, 1), *start = copy_of(w, 40), *g = take_m(40), *m = take_m(40),
            *v = take_m(40);
     Leg l = leg_of(mat_dense(w, 1, 5, 8), mat_dense(g, 1, 5, 8), mat_dense(m, 1, 5, 8), 0, 0);
-    o.adam_beta1 = 0.9, o.adam_beta2 = 0.95, o.adam_eps = 1e-8;
+    o.adam_beta1 = 0.9;
+    o.adam_beta2 = 0.95;
+    o.adam_eps = 1e-8;
     muon_update(l, &o, 0.95, 0.1, 0, 1);
     adamw_update(l, v, &o, 0.1, 0, 1, 1);
-    check(!memcmp(w, before, 40 * sizeof *w), "a zero gradient moves Muon's or AdamW's weights");
+    check(!memcmp(w, start, 40 * sizeof *w), "a zero gradient moves Muon's or AdamW's weights");
     release();
 }
 
-/* Muon's shape factors by hand, and an update of the size they promise. */
+/* Muon's shape factors against numbers worked out by hand, and the size of an update. */
 static void test_muon_scale(void) {
-    OptimOptions by = default_options();
-    by.scale = SCALE_SPECTRAL;
-    check(muon_scale(&by, 32, 8) == 2 && muon_scale(&by, 8, 32) == 1, "spectral scale");
-    by.scale = SCALE_RMS;
-    check(fabs(muon_scale(&by, 25, 9) - 1) < 1e-15 && fabs(muon_scale(&by, 9, 25) - 1) < 1e-15,
+    OptimOptions options = default_options();
+    options.scale = SCALE_SPECTRAL;
+    check(muon_scale(&options, 32, 8) == 2 && muon_scale(&options, 8, 32) == 1, "spectral scale");
+    options.scale = SCALE_RMS;
+    check(fabs(muon_scale(&options, 25, 9) - 1) < 1e-15 &&
+              fabs(muon_scale(&options, 9, 25) - 1) < 1e-15,
           "rms scale");
-    by.scale = SCALE_NONE;
-    check(muon_scale(&by, 32, 8) == 1, "scale none");
+    options.scale = SCALE_NONE;
+    check(muon_scale(&options, 32, 8) == 1, "scale none");
     static const int sizes[][2] = {{24, 8}, {8, 24}, {6, 60}};
     for (int i = 0; i < 3; i++) {
         OptimOptions o = default_options();
@@ -1244,8 +1305,7 @@ static void test_muon_scale(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* The plan                                                                                       */
 
-/* A model parameter block as the plan must see it: rows [first, first + rows) of a tensor, in the
-   order (layer, row, column), copied out of an allocation or back. */
+/* Copies rows [first, first + rows) of a tensor out of an allocation, as (layer, row, column). */
 static floatM *cut(const Registry *r, TensorId id, int first, int rows, const floatM *x) {
     const Tensor *t = &r->t[id];
     size_t n = (size_t)rows * t->cols;
@@ -1256,6 +1316,7 @@ static floatM *cut(const Registry *r, TensorId id, int first, int rows, const fl
     return y;
 }
 
+/* Copies the rows y back into the allocation x. */
 static void paste(const Registry *r, TensorId id, int first, int rows, floatM *x, const floatM *y) {
     const Tensor *t = &r->t[id];
     size_t n = (size_t)rows * t->cols;
@@ -1264,11 +1325,11 @@ static void paste(const Registry *r, TensorId id, int first, int rows, floatM *x
                n * sizeof *y);
 }
 
-/* What plan_step should do, tensor by tensor and layer by layer on copies. */
+/* What plan_step should do, computed tensor by tensor and layer by layer on copies. */
 typedef struct {
     const Config *c;
     const Registry *r;
-    floatM *p, *g, *m, *v; /* v laid out by the registry here */
+    floatM *p, *g, *m, *v; /* v has the registry's layout, unlike the plan's state */
     double scale, beta, gscale;
     int step;
 } Expected;
@@ -1280,11 +1341,12 @@ static void expect_adamw(Expected *e, TensorId id, int first, int rows, double l
     Leg l = leg_of(mat_dense(p, layers, rows, cols), mat_dense(g, layers, rows, cols),
                    mat_dense(m, layers, rows, cols), 0, 0);
     adamw_update(l, v, &e->c->optim, lr * e->scale, wd, e->gscale, e->step);
-    paste(e->r, id, first, rows, e->p, p), paste(e->r, id, first, rows, e->m, m),
-        paste(e->r, id, first, rows, e->v, v);
+    paste(e->r, id, first, rows, e->p, p);
+    paste(e->r, id, first, rows, e->m, m);
+    paste(e->r, id, first, rows, e->v, v);
 }
 
-/* parts > 0: that many blocks of rows, of columns if axis. */
+/* Muon on `parts` blocks of rows (axis 1: of columns), or on the whole matrix if parts is 0. */
 static void expect_muon(Expected *e, TensorId id, int first, int rows, int parts, int axis) {
     int cols = e->r->t[id].cols, layers = e->r->t[id].layers;
     floatM *p = cut(e->r, id, first, rows, e->p), *g = cut(e->r, id, first, rows, e->g);
@@ -1295,7 +1357,8 @@ static void expect_muon(Expected *e, TensorId id, int first, int rows, int parts
                          mat_dense(m + at, 1, rows, cols), parts, axis);
         muon_update(leg, &e->c->optim, e->beta, e->c->lr * e->scale, e->c->weight_decay, e->gscale);
     }
-    paste(e->r, id, first, rows, e->p, p), paste(e->r, id, first, rows, e->m, m);
+    paste(e->r, id, first, rows, e->p, p);
+    paste(e->r, id, first, rows, e->m, m);
 }
 
 static void expect_cm(Expected *e, TensorId id, int rows, int output, int shared_first,
@@ -1371,8 +1434,8 @@ static void expect_step(Expected *e) {
     }
 }
 
-/* Runs two steps of a plan beside what they should be. Returns the worst error of any tensor
-   relative to its displacement; infinite if padding changed. */
+/* Runs two steps of a plan and what they should be. Returns the largest error of a tensor relative
+   to its displacement, and the name of the tensor. Infinity if padding changed. */
 static double plan_error(const char *flags, char *worst_name, size_t size, floatM **result) {
     static char text[1024];
     char *argv[64], err[ERR_LEN] = "", *save = NULL;
@@ -1419,20 +1482,27 @@ static double plan_error(const char *flags, char *worst_name, size_t size, float
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r.t[id];
         floatM *a = take_m(t->size), *b = take_m(t->size);
-        for (size_t i = 0; i < t->size; i++)
-            a[i] = p[t->slot[SLOT_PARAM].at + i] - start[t->slot[SLOT_PARAM].at + i],
+        for (size_t i = 0; i < t->size; i++) {
+            a[i] = p[t->slot[SLOT_PARAM].at + i] - start[t->slot[SLOT_PARAM].at + i];
             b[i] = e.p[t->slot[SLOT_PARAM].at + i] - start[t->slot[SLOT_PARAM].at + i];
+        }
         double x = fmax(distance(a, b, t->size), distance(m + t->slot[SLOT_PARAM].at,
                                                           e.m + t->slot[SLOT_PARAM].at, t->size));
-        if (x > worst) worst = x, snprintf(worst_name, size, "%s", t->name);
-        memset(e.p + t->slot[SLOT_PARAM].at, 0, t->size * sizeof *p); /* what remains is padding */
+        if (x > worst) {
+            worst = x;
+            snprintf(worst_name, size, "%s", t->name);
+        }
+        /* What remains is padding. */
+        memset(e.p + t->slot[SLOT_PARAM].at, 0, t->size * sizeof *p);
         for (size_t i = 0; i < t->size; i++) start[t->slot[SLOT_PARAM].at + i] = 0;
     }
     if (result) *result = copy_of(p, r.size[SLOT_PARAM]);
     for (int id = 0; id < TENSORS; id++)
         memset(p + r.t[id].slot[SLOT_PARAM].at, 0, r.t[id].size * sizeof *p);
-    if (memcmp(p, start, r.size[SLOT_PARAM] * sizeof *p))
-        worst = INFINITY, snprintf(worst_name, size, "padding");
+    if (memcmp(p, start, r.size[SLOT_PARAM] * sizeof *p)) {
+        worst = INFINITY;
+        snprintf(worst_name, size, "padding");
+    }
     return worst;
 }
 
@@ -1446,31 +1516,31 @@ static void test_plan(void) {
     char flags[512], where[64];
     for (int model = 0; model < 3; model++)
         for (int i = 0; i < 16; i++) {
-            /* All pairs of rules over --qk and --ov; --mlp in turn. */
+            /* Every pair of rules of --qk and --ov. --mlp alternates. */
             snprintf(flags, sizeof flags, "%s --qk %s --ov %s --mlp %s", models[model],
                      rules[i % 4], rules[i / 4], i % 3 ? "muon" : "adamw");
             double e = plan_error(flags, where, sizeof where, NULL);
             check(e < TOL(2e-4, 1e-9), "%s: %s is off by %g", flags, where, e);
             release();
         }
-    /* --optimizer stands for a choice of the others. */
+    /* --optimizer sets --qk, --ov and --mlp. */
     static const char *const optimizers[][2] = {{"cm", "--qk cm --ov cm --mlp muon"},
                                                 {"muon", "--qk muon --ov muon --mlp muon"},
                                                 {"adamw", "--qk adamw --ov adamw --mlp adamw"}};
     for (int i = 0; i < 3; i++) {
-        floatM *one, *other;
+        floatM *by_optimizer, *by_role;
         uint64_t at = draws;
         snprintf(flags, sizeof flags, "%s --optimizer %s", models[1], optimizers[i][0]);
-        double e = plan_error(flags, where, sizeof where, &one);
+        double e = plan_error(flags, where, sizeof where, &by_optimizer);
         draws = at;
         snprintf(flags, sizeof flags, "%s %s", models[1], optimizers[i][1]);
-        plan_error(flags, where, sizeof where, &other);
-        check(e < TOL(2e-4, 1e-9) && one[100] == other[100], "--optimizer %s: %s is off by %g",
-              optimizers[i][0], where, e);
+        plan_error(flags, where, sizeof where, &by_role);
+        check(e < TOL(2e-4, 1e-9) && by_optimizer[100] == by_role[100],
+              "--optimizer %s: %s is off by %g", optimizers[i][0], where, e);
         release();
     }
-    /* Cut into chunks of one or two layers (scratch for all three does not fit), the step is the
-       same. */
+    /* With too little scratch for all three layers the plan works in chunks of one or two layers.
+       The step does not change. */
     for (int i = 0; i < 4; i++) {
         snprintf(flags, sizeof flags, "%s --qk %s --ov %s", models[1], rules[i % 3], rules[i % 3]);
         scratch_budget = i < 3 ? 1 : 12000;
@@ -1481,8 +1551,7 @@ static void test_plan(void) {
     }
 }
 
-/* The plan covers every parameter once, nothing twice, and second moments of AdamW do not overlap.
-   */
+/* The plan covers every parameter exactly once, and AdamW's second moments do not overlap. */
 static void test_plan_cover(void) {
     static const char *const presets[] = {"tiny", "gpt2", "llama", "speedrun"};
     for (int i = 0; i < 4; i++) {
@@ -1511,14 +1580,15 @@ static void test_plan_cover(void) {
                     moments[e->state[leg][0] + x] += 1;
             }
         }
-        int right = 1, once = 1;
+        int covered = 1, apart = 1;
         for (int id = 0; id < TENSORS; id++)
             for (size_t x = 0; x < r.t[id].size; x++)
-                right &= count[r.t[id].slot[SLOT_PARAM].at + x]-- == 1;
-        for (size_t x = 0; x < r.size[SLOT_PARAM]; x++) right &= count[x] == 0;
-        for (size_t x = 0; x < plan.state_size; x++) once &= moments[x] <= 1;
-        check(right && once, "--preset %s: the plan covers the parameters once %d, moments once %d",
-              presets[i], right, once);
+                covered &= count[r.t[id].slot[SLOT_PARAM].at + x]-- == 1;
+        for (size_t x = 0; x < r.size[SLOT_PARAM]; x++) covered &= count[x] == 0;
+        for (size_t x = 0; x < plan.state_size; x++) apart &= moments[x] <= 1;
+        check(covered && apart,
+              "--preset %s: the plan covers the parameters once %d, moments are apart %d",
+              presets[i], covered, apart);
         release();
     }
 }
@@ -1533,39 +1603,84 @@ static void test_schedules(void) {
     check(fabs(schedule_lr(&s, STEP) - (VALUE)) < 1e-12,                                           \
           "schedule %d, warmup %d: %g at step %d, not %g", s.kind, s.warmup,                       \
           schedule_lr(&s, STEP), STEP, (double)(VALUE))
-    s.steps = 100, s.kind = SCHEDULE_CONSTANT;
-    AT(0, 1), AT(50, 1), AT(99, 1);
+    s.steps = 100;
+    s.kind = SCHEDULE_CONSTANT;
+    AT(0, 1);
+    AT(50, 1);
+    AT(99, 1);
     s.warmup = 4;
-    AT(0, 0.25), AT(1, 0.5), AT(3, 1), AT(4, 1), AT(99, 1);
-    s.warmup = 0, s.kind = SCHEDULE_LINEAR;
-    AT(0, 1), AT(25, 0.75), AT(99, 0.01), AT(100, 0), AT(120, 0);
+    AT(0, 0.25);
+    AT(1, 0.5);
+    AT(3, 1);
+    AT(4, 1);
+    AT(99, 1);
+    s.warmup = 0;
+    s.kind = SCHEDULE_LINEAR;
+    AT(0, 1);
+    AT(25, 0.75);
+    AT(99, 0.01);
+    AT(100, 0);
+    AT(120, 0);
     s.final = 0.1;
-    AT(0, 1), AT(50, 0.55), AT(99, 0.1 + 0.9 * 0.01), AT(100, 0.1);
-    s.warmup = 20; /* the decay spans what remains after it */
-    AT(19, 1), AT(20, 1), AT(60, 0.55), AT(100, 0.1);
-    s.warmup = 0, s.kind = SCHEDULE_COSINE;
-    AT(0, 1), AT(25, 0.1 + 0.9 * (0.5 + 0.5 * sqrt(0.5))), AT(50, 0.55),
-        AT(75, 0.1 + 0.9 * (0.5 - 0.5 * sqrt(0.5))), AT(100, 0.1);
-    s.warmup = 20, s.final = 0;
-    AT(9, 0.5), AT(20, 1), AT(40, 0.5 + 0.5 * sqrt(0.5)), AT(60, 0.5), AT(100, 0);
-    s.warmup = 0, s.kind = SCHEDULE_TRAPEZOID, s.cooldown = 0.5;
-    AT(0, 1), AT(50, 1), AT(51, 0.98), AT(75, 0.5), AT(99, 0.02), AT(100, 0);
+    AT(0, 1);
+    AT(50, 0.55);
+    AT(99, 0.1 + 0.9 * 0.01);
+    AT(100, 0.1);
+    s.warmup = 20; /* the decay spans the steps after the warm-up */
+    AT(19, 1);
+    AT(20, 1);
+    AT(60, 0.55);
+    AT(100, 0.1);
+    s.warmup = 0;
+    s.kind = SCHEDULE_COSINE;
+    AT(0, 1);
+    AT(25, 0.1 + 0.9 * (0.5 + 0.5 * sqrt(0.5)));
+    AT(50, 0.55);
+    AT(75, 0.1 + 0.9 * (0.5 - 0.5 * sqrt(0.5)));
+    AT(100, 0.1);
+    s.warmup = 20;
+    s.final = 0;
+    AT(9, 0.5);
+    AT(20, 1);
+    AT(40, 0.5 + 0.5 * sqrt(0.5));
+    AT(60, 0.5);
+    AT(100, 0);
+    s.warmup = 0;
+    s.kind = SCHEDULE_TRAPEZOID;
+    s.cooldown = 0.5;
+    AT(0, 1);
+    AT(50, 1);
+    AT(51, 0.98);
+    AT(75, 0.5);
+    AT(99, 0.02);
+    AT(100, 0);
     s.final = 0.2;
-    AT(75, 0.6), AT(100, 0.2);
-    s.final = 0, s.warmup = 10;
-    AT(0, 0.1), AT(9, 1), AT(10, 1), AT(50, 1), AT(75, 0.5);
-    s.warmup = 0, s.cooldown = 1;
-    AT(0, 1), AT(1, 0.99), AT(50, 0.5);
+    AT(75, 0.6);
+    AT(100, 0.2);
+    s.final = 0;
+    s.warmup = 10;
+    AT(0, 0.1);
+    AT(9, 1);
+    AT(10, 1);
+    AT(50, 1);
+    AT(75, 0.5);
+    s.warmup = 0;
+    s.cooldown = 1;
+    AT(0, 1);
+    AT(1, 0.99);
+    AT(50, 0.5);
     s.cooldown = 0.7;
     static const int runs[] = {10, 3250, 3600};
-    for (int i = 0; i < 3; i++) { /* the speedrun: 1, then (1 - s/N) / 0.7 from s/N = 0.3 on */
+    /* The speedrun's schedule is 1 up to s/N = 0.3, then (1 - s/N) / 0.7. */
+    for (int i = 0; i < 3; i++) {
         int N = s.steps = runs[i];
         for (int step = 0; step < N; step++)
             AT(step, step < 0.3 * N ? 1 : (1 - (double)step / N) / 0.7);
         AT(N - 1, 1 / (0.7 * N));
     }
 #undef AT
-    s.momentum_warmup = 0, s.momentum_start = 0.85;
+    s.momentum_warmup = 0;
+    s.momentum_start = 0.85;
     check(schedule_momentum(&s, 0, 0.95) == 0.95, "momentum without warm-up");
     s.momentum_warmup = 300;
     check(fabs(schedule_momentum(&s, 0, 0.95) - 0.85) < 1e-15 &&
@@ -1578,15 +1693,15 @@ static void test_schedules(void) {
 static int processors; /* threads at the start of the program */
 
 /* Operations on large arrays run in all threads. The matrices of the other tests are so small that
-   they would only wait for a second thread. */
+   a second thread would slow them down. */
 static void test_operations(void) {
-    set_threads(processors);
+    use_threads(processors);
     test_decompositions();
     test_elementwise();
     test_products();
     test_vectors();
     test_sums();
-    set_threads(1);
+    use_threads(1);
 }
 
 static const Test tests[] = {
@@ -1599,6 +1714,6 @@ int main(int argc, char **argv) {
     char err[ERR_LEN] = "";
     if (gemm_setup(COMPUTE_FP32, err)) die("%s", err);
     processors = thread_count();
-    set_threads(1);
+    use_threads(1);
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }

@@ -1,5 +1,6 @@
-/* llmc/tokenizer.h against an independent implementation (dev/reference/make_bpe_fixture.py), what
-   it says about bad files, and the program data/tokenize. */
+/* Tests of llmc/tokenizer.h against an independent implementation
+   (dev/reference/make_bpe_fixture.py), of its messages about bad files, and of the program
+   data/tokenize. */
 int tokenize_main(int argc, char **argv);
 #define main tokenize_main
 #include "data/tokenize.c"
@@ -9,30 +10,13 @@ int tokenize_main(int argc, char **argv);
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include "dev/test/check.h"
+#include "dev/test/folder.h"
 
 #define FIXTURES "dev/test/fixtures/bpe/"
 
-static char folder[64] = "/tmp/cm_test_tokenizer_XXXXXX";
 static char err[ERR_LEN];
 
-static const char *in_folder(const char *name) {
-    static char paths[8][FILE_PATH_SIZE];
-    static int turn;
-    char *path = paths[turn++ % 8];
-    file_path(path, "%s/%s", folder, name);
-    return path;
-}
-
-static void write_bytes(const char *name, const void *bytes, size_t n) {
-    FILE *f = fopen(in_folder(name), "wb");
-    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f)) {
-        perror(name);
-        exit(1);
-    }
-}
-
-/* The bytes that these tokens stand for are the ones given. */
+/* 1 if decoding the tokens gives the text. */
 static int round_trip(const Tokenizer *t, const TokenList *list, const char *text, size_t n) {
     size_t at = 0, k;
     for (size_t i = 0; i < list->count; i++) {
@@ -43,14 +27,14 @@ static int round_trip(const Tokenizer *t, const TokenList *list, const char *tex
     return at == n;
 }
 
-/* Every line of expected.txt, three times: first with an empty cache, then a full one, then with
-   the lines appended to one list. */
+/* Encodes every line of expected.txt in three passes: with an empty cache, with a full cache, and
+   with the tokens of all lines appended to one list. */
 static void test_expected(Tokenizer *t) {
     size_t n;
     char *file = (char *)tokenizer_read(FIXTURES "expected.txt", &n, err);
     if (!check(file != NULL, "%s", err)) return;
     int lines = 0;
-    TokenList all = {0, 0, 0};
+    TokenList joined = {0, 0, 0};
     for (int pass = 0; pass < 3; pass++) {
         for (char *line = file, *next; *line; line = next) {
             next = strchr(line, '\n') + 1;
@@ -67,17 +51,18 @@ static void test_expected(Tokenizer *t) {
                 text[length++] = (char)byte;
             }
             TokenList list = {0, 0, 0};
-            size_t mark = all.count;
-            int status = tokenizer_encode(t, text, length, 0, pass == 2 ? &all : &list, err);
-            const int *ids = pass == 2 ? all.ids + mark : list.ids;
-            size_t count = pass == 2 ? all.count - mark : list.count, same = 0, expected = 0;
+            size_t mark = joined.count;
+            int status = tokenizer_encode(t, text, length, 0, pass == 2 ? &joined : &list, err);
+            const int *ids = pass == 2 ? joined.ids + mark : list.ids;
+            size_t count = pass == 2 ? joined.count - mark : list.count;
+            size_t equal = 0, expected = 0;
             for (s++; s < next - 1; expected++) {
                 long id = strtol(s, &s, 10);
-                same += expected < count && ids[expected] == id;
+                equal += expected < count && ids[expected] == id;
             }
-            check(!status && same == expected && count == expected,
+            check(!status && equal == expected && count == expected,
                   "pass %d: %.*s: %zu tokens, %zu of %zu as expected", pass, (int)(next - 1 - line),
-                  line, count, same, expected);
+                  line, count, equal, expected);
             if (pass < 2)
                 check(round_trip(t, &list, text, length), "decoding gives other bytes: %.*s",
                       (int)(next - 1 - line), line);
@@ -86,7 +71,7 @@ static void test_expected(Tokenizer *t) {
         }
     }
     check(lines >= 60, "only %d strings in the fixture", lines);
-    free(all.ids);
+    free(joined.ids);
     free(file);
 }
 
@@ -110,7 +95,8 @@ static void test_special(Tokenizer *t) {
     free(plain.ids);
 }
 
-/* Words of a megabyte: merging must not be quadratic. 2^20 spaces in front of a word. */
+/* Words of a megabyte, and 2^20 spaces in front of a word. A quadratic time for merging would
+   exceed the limit. */
 static void test_long_words(Tokenizer *t) {
     size_t n = (size_t)1 << 20;
     char *text = (char *)malloc(n + 1);
@@ -155,7 +141,7 @@ static void check_refused(const char *encoder, const char *bpe, const char *file
           "should fail on %s with \"%s\": %s", file, word, err);
 }
 
-/* A vocabulary that is too small or malformed in one way each. */
+/* Vocabularies and merges, each malformed in one way. */
 static void test_refusals(void) {
     static const char bpe[] = FIXTURES "vocab.bpe", encoder[] = FIXTURES "encoder.json";
     check_refused("none.json", bpe, "none.json", "gpt2_bpe.sh");
@@ -203,7 +189,8 @@ static void test_refusals(void) {
     size_t n;
     char *json = (char *)tokenizer_read(encoder, &n, err);
     int accepted = 0;
-    for (size_t cut = 0; json && cut + 2 < n; cut += 61) { /* without its "}\n" at the longest */
+    for (size_t cut = 0; json && cut + 2 < n;
+         cut += 61) { /* every cut removes at least the final "}\n" */
         Tokenizer t;
         write_bytes("cut.json", json, cut);
         if (tokenizer_load(&t, in_folder("cut.json"), bpe, err) == 0) {
@@ -215,7 +202,8 @@ static void test_refusals(void) {
     free(json);
 }
 
-/* Runs data/tokenize in a child, its output in the file "out"; gives the exit status. */
+/* Runs data/tokenize in a child process, with its output in the file "out". Returns the exit
+   status. */
 static int run_tokenize(const char *input, const char *output, const char *flag, const char *value,
                         size_t file_limit) {
     fflush(stdout);
@@ -248,11 +236,12 @@ static int run_tokenize(const char *input, const char *output, const char *flag,
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-static int output_says(const char *word) {
+/* 1 if the output of data/tokenize contains the words; prints the output otherwise. */
+static int output_has(const char *word) {
     size_t n;
     char *text = (char *)tokenizer_read(in_folder("out"), &n, err);
     int found = text && strstr(text, word);
-    if (!found && text) printf("tokenize said: %s\n", text);
+    if (!found && text) printf("the output of tokenize: %s\n", text);
     free(text);
     return found;
 }
@@ -275,7 +264,7 @@ static void read_shards(const char *pattern, TokenList *list, size_t *files) {
 }
 
 static void test_program(Tokenizer *t) {
-    /* three documents, one of them empty, Windows line ends at the separators */
+    /* Three documents, one of them with blank lines; one separator has a Windows line end. */
     TokenList expected = {0, 0, 0};
     FILE *f = fopen(in_folder("docs.txt"), "wb");
     static const char *docs[] = {"First the document.\n", "@@\nA second one,\n\nin two parts.\n",
@@ -290,16 +279,16 @@ static void test_program(Tokenizer *t) {
 
     TokenList got = {0, 0, 0};
     int status = run_tokenize(in_folder("docs.txt"), in_folder("a"), "--separator", "@@@", 0);
-    read_shards("a_*.bin", &got, &files); /* a_train before a_val */
-    check(status == 0 && output_says("3 documents") && files == 2, "status %d", status);
+    read_shards("a_*.bin", &got, &files); /* a_train sorts before a_val */
+    check(status == 0 && output_has("3 documents") && files == 2, "status %d", status);
     check(got.count == n && !memcmp(got.ids, expected.ids + n / 10, (n - n / 10) * sizeof(int)) &&
               !memcmp(got.ids + n - n / 10, expected.ids, n / 10 * sizeof(int)),
           "a tenth is for validation, the rest for training");
     check(run_tokenize(in_folder("docs.txt"), in_folder("a"), NULL, NULL, 0) == 1 &&
-              output_says("a_val_000000.bin exists"),
+              output_has("a_val_000000.bin exists"),
           "old shards are not mixed with new ones");
 
-    /* no validation, standard input, no separator: one document */
+    /* Standard input without a separator is one document. No tokens are for validation. */
     got.count = 0;
     status = run_tokenize("-", in_folder("b"), "--val-tokens", "0", 0);
     read_shards("b_train_000001.bin", &got, &files);
@@ -309,7 +298,7 @@ static void test_program(Tokenizer *t) {
               access(in_folder("b_val_000000.bin"), F_OK),
           "standard input: status %d, %d documents", status, ends);
 
-    /* shards of 10 tokens: val first, then train 1, 2, ... */
+    /* Shards of 10 tokens: the validation shard is first, then come training shards 1, 2, ... */
     TokenList cut = {0, 0, 0};
     status = run_tokenize("-", in_folder("c"), "--shard-tokens", "10", 0);
     read_shards("c_val_000000.bin", &cut, &files);
@@ -319,38 +308,38 @@ static void test_program(Tokenizer *t) {
               !memcmp(cut.ids, got.ids, cut.count * sizeof(int)),
           "%zu shards, %zu tokens", files, cut.count);
     check(run_tokenize("-", in_folder("d"), "--val-tokens", "1000", 0) == 1 &&
-              output_says("none would be left"),
+              output_has("none would be left"),
           "validation takes everything");
 
-    /* a disk that fills up */
+    /* A limit on the size of files simulates a full disk. */
     char big[20000];
     for (size_t i = 0; i < sizeof big; i++) big[i] = (char)('!' + i * i % 90);
     write_bytes("big.txt", big, sizeof big);
     check(run_tokenize(in_folder("big.txt"), in_folder("e"), "--val-tokens", "0", 4096) == 1 &&
-              output_says("cannot write"),
+              output_has("cannot write"),
           "full disk");
     check(access(in_folder("e_train_000001.bin"), F_OK) != 0, "half a shard was left behind");
     check(run_tokenize(in_folder("nothing.txt"), in_folder("f"), NULL, NULL, 0) == 1 &&
-              output_says("nothing.txt does not exist"),
+              output_has("nothing.txt does not exist"),
           "missing input");
     check(run_tokenize(in_folder("a_val_000000.bin"), in_folder("f"), NULL, NULL, 0) == 1 &&
-              output_says("already is a token shard"),
+              output_has("already is a token shard"),
           "a shard as input");
     free(got.ids);
     free(cut.ids);
     free(expected.ids);
 }
 
-/* A document encoded in pieces has the tokens it has in one. */
+/* A document that is encoded in pieces has the tokens of the whole document. */
 static void test_pieces(Tokenizer *t) {
-    size_t n = (size_t)17 << 20; /* a piece has 16 MiB */
+    size_t n = (size_t)17 << 20; /* more than a piece, which has 16 MiB */
     char *text = (char *)malloc(n);
     uint64_t h = 1;
     for (size_t i = 0; i < n; i++) {
         h = rng_mix(h);
         text[i] = "the in a  \n\xc3\xa9,'s1"[h % 18];
     }
-    memcpy(text + ((size_t)16 << 20) - 2, "a   b", 5); /* where a piece must not end */
+    memcpy(text + ((size_t)16 << 20) - 2, "a   b", 5); /* a piece must not end here */
     Options o;
     memset(&o, 0, sizeof o);
     o.shard_tokens = INT64_MAX;
@@ -370,16 +359,7 @@ static void test_pieces(Tokenizer *t) {
     free(text);
 }
 
-static void remove_folder(void) {
-    glob_t g;
-    memset(&g, 0, sizeof g);
-    if (glob(in_folder("*"), 0, NULL, &g) == 0)
-        for (size_t i = 0; i < g.gl_pathc; i++) unlink(g.gl_pathv[i]);
-    globfree(&g);
-    rmdir(folder);
-}
-
-static Tokenizer tokenizer; /* of the fixtures */
+static Tokenizer tokenizer; /* from the files of the fixtures */
 
 static void test_fixture_expected(void) { test_expected(&tokenizer); }
 static void test_fixture_special(void) { test_special(&tokenizer); }
@@ -393,14 +373,11 @@ static const Test tests[] = {
     TEST(refusals)};
 
 int main(int argc, char **argv) {
-    if (!mkdtemp(folder)) {
-        perror(folder);
-        return 1;
-    }
+    folder_make("cm_test_tokenizer");
     if (tokenizer_load(&tokenizer, FIXTURES "encoder.json", FIXTURES "vocab.bpe", err))
         die("%s", err);
     check_run(tests, COUNT_OF(tests), argc, argv);
     tokenizer_free(&tokenizer);
-    remove_folder();
+    folder_remove();
     return check_done();
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs programs that were built with clang -fsanitize=thread and OpenMP. Archer, a tool of LLVM's OpenMP,
-# tells ThreadSanitizer about OpenMP's barriers; two small programs first show that a race is found and
-# that a barrier is none. usage: [CC=clang] tsan.sh PROGRAM...
+# tells ThreadSanitizer about OpenMP's barriers. Two small programs first show that a race is reported and a
+# barrier is not. usage: [CC=clang] tsan.sh PROGRAM...
 set -u
 CC=${CC:-clang}
 clang=$(readlink -f "$(command -v "$CC")") || exit 1

@@ -1,7 +1,7 @@
 /*
-Support for the tests of attention: shapes, random numbers for them, comparison with the CPU twin,
-and test_case, which holds attention_forward and attention_backward, by whichever kernels, to the
-twin and to equal bits. test_attention.cu explains the tolerances.
+Shared by the tests of attention: shapes, random numbers for them, and comparison with the CPU twin.
+test_case runs attention_forward and attention_backward, by whichever kernels are chosen, and
+compares them with the twin and two runs with each other. test_attention.cu explains the tolerances.
 */
 #ifndef CM_TEST_ATTENTION_CASES_H
 #define CM_TEST_ATTENTION_CASES_H
@@ -31,7 +31,7 @@ template <typename T> static int untouched(const T *p, size_t n) {
     return same_bits(p, device_array<T>(n), n);
 }
 
-/* Host numbers on the device, `shift` elements after an aligned address. */
+/* A copy of host numbers on the device, `shift` elements after an aligned address. */
 template <typename T> static T *shifted(float *from, size_t n, int shift) {
     T *p = device_array<T>(n + (size_t)shift) + shift;
     put(p, from, n);
@@ -42,8 +42,8 @@ template <typename T> static T *shifted(float *from, size_t n, int shift) {
 
 typedef struct {
     int B, T, NH, NKV, HS;
-    double scale, size; /* scale of q . k; size of q and k */
-    int shift;          /* elements between an aligned address and the arrays */
+    double scale, size; /* scale of q . k; size of the numbers of q and k */
+    int shift;          /* elements from an aligned address to the arrays */
 } Case;
 
 static size_t width(const Case *c) { return (size_t)(c->NH + 2 * c->NKV) * (size_t)c->HS; }

@@ -1,7 +1,7 @@
 /*
-Support for the kernel tests: random numbers, and arrays that exist on the host in float and on the
-device in any type. Numbers are rounded to the device's type on the host too, so that a CPU twin
-reads what the kernel reads. Works on a GPU and under the emulator. release() frees everything.
+Shared by the kernel tests: random numbers, and arrays that exist on the host in float and on the
+device in any type. Numbers are rounded to the device's type on the host too, so that the CPU twin
+reads what the kernel reads. Works on a GPU and on the emulator. release() frees every array.
 */
 #ifndef CM_TEST_DEVICE_H
 #define CM_TEST_DEVICE_H
@@ -16,9 +16,9 @@ static inline void must(cudaError_t status, const char *call, const char *file, 
     if (status != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
 }
 
-/* Random numbers in [-1, 1). draw_for(NAME) starts the stream of a case. The stream depends on
-   the name alone, so a case that is added, left out or moved changes no other. CM_TEST_SEED
-   tries other numbers. */
+/* Random numbers in [-1, 1). draw_for(NAME) starts the stream of a case. The stream depends on the
+   name alone, so adding, removing or moving a case changes no other case. CM_TEST_SEED tries other
+   numbers. */
 static uint64_t device_drawn, device_stream, device_seed = 7;
 static inline void draw_for(const char *name) {
     const char *seed = getenv("CM_TEST_SEED");
@@ -97,7 +97,7 @@ static inline int *ints_on_device(const int *from, size_t n) {
     return p;
 }
 
-/* A copy of n device numbers on the host, after all kernels that were queued. */
+/* A copy of n device numbers on the host, made after all queued kernels have run. */
 template <typename T> static inline float *on_host(const T *from, size_t n) {
     float *p = host_array(n);
     T *t = (T *)malloc((n + !n) * sizeof(T));
@@ -109,9 +109,9 @@ template <typename T> static inline float *on_host(const T *from, size_t n) {
     return p;
 }
 
-/* How much results in T may differ, relative to their norm: by the rounding of results (in bf16
-   at most 2^-8 of a number, half of the last place, and twice that over two roundings), or by
-   the order of float sums. */
+/* How much results in T may differ, relative to their norm. In bf16 the rounding of results counts:
+   at most 2^-8 of a number, half of the last place, and twice that over two roundings. In float the
+   order of sums counts. */
 template <typename T> static inline double tolerance(void) { return sizeof(T) == 2 ? 4e-3 : 2e-6; }
 
 #endif

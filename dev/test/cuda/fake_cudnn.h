@@ -1,11 +1,11 @@
 /*
 A cuDNN that runs on the CPU, for the emulator. It takes the descriptors that cudnn.cuh makes and
-executes the graph operation by operation in float, with virtual tensors rounded to their types. So
-the meaning of the graph, its strides, ids and numbers is tested. Which graphs the real cuDNN
-supports, it does not know.
+executes the graph operation by operation in float, with virtual tensors rounded to their types.
+This tests the meaning of the graph, its strides, ids and numbers. It does not test which graphs the
+real cuDNN supports.
 
-It checks what the real cuDNN would refuse: sizes of values, descriptors that are used before they
-are finalized, tensors without memory, unaligned addresses. fake_said has the reason.
+It refuses what the real cuDNN refuses: wrong sizes of values, descriptors that are used before they
+are finalized, tensors without memory, unaligned addresses. fake_said holds the reason.
 */
 #ifndef CM_FAKE_CUDNN_H
 #define CM_FAKE_CUDNN_H
@@ -21,17 +21,17 @@ typedef struct {
 
 static struct {
     int version;
-    std::vector<FakeEngine> engines; /* the best engine first */
+    std::vector<FakeEngine> engines; /* in the order that heuristics propose */
     int64_t workspace;               /* bytes of workspace of every plan */
-    /* executions fail; they differ in a bit of dq; they have a wrong dk */
+    /* whether executions fail; whether they differ in a bit of dq; whether dk is wrong */
     int refuse, racing, wrong;
-    int live, executions; /* descriptors that are not destroyed; executions so far */
+    int live, executions; /* descriptors that exist; executions so far */
 } fake;
 static char fake_said[256];
 
 struct FakeDescriptor {
     int kind, finalized, engine;
-    const FakeDescriptor *graph; /* of a configuration and of a plan */
+    const FakeDescriptor *graph; /* the graph of a configuration or of a plan */
     std::map<int, std::vector<char>> values;
     std::map<int, int64_t> counts;
 };
@@ -63,16 +63,21 @@ static size_t fake_version(void) { return (size_t)fake.version; }
 static size_t fake_cudart(void) { return 13000; }
 static const char *fake_error(CudnnStatus) { return "FAKE_ERROR"; }
 static void fake_last_error(char *text, size_t size) { snprintf(text, size, "%s", fake_said); }
-static CudnnStatus fake_create(CudnnHandle *handle) { return *handle = &fake, 0; }
+static CudnnStatus fake_create(CudnnHandle *handle) {
+    *handle = &fake;
+    return 0;
+}
 static CudnnStatus fake_destroy(CudnnHandle) { return 0; }
 static CudnnStatus fake_set_stream(CudnnHandle, void *) { return 0; }
 static CudnnStatus fake_make(int kind, CudnnDescriptor *made) {
     *made = new FakeDescriptor{kind, 0, 0, NULL, {}, {}};
-    return fake.live++, 0;
+    fake.live++;
+    return 0;
 }
 static CudnnStatus fake_unmake(CudnnDescriptor d) {
     delete (FakeDescriptor *)d;
-    return fake.live--, 0;
+    fake.live--;
+    return 0;
 }
 
 static CudnnStatus fake_set(CudnnDescriptor descriptor, int attribute, int type, int64_t count,
@@ -129,11 +134,12 @@ static CudnnStatus fake_finalize(CudnnDescriptor descriptor) {
         d->graph = config->graph;
         if (fake.engines[(size_t)d->engine].fails) return fake_fail("this engine does not compile");
     }
-    return d->finalized = 1, 0;
+    d->finalized = 1;
+    return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* execution */
+/* Execution */
 
 /* A tensor of one execution: its description and its elements, which are in memory or, for a
    virtual tensor, in an array in the order of offsets. */
@@ -332,7 +338,9 @@ static CudnnStatus fake_execute(CudnnHandle, CudnnDescriptor plan_, CudnnDescrip
 
 /* Installs the fake as cuDNN of this version. */
 static void fake_install(int version) {
-    fake.version = version, fake.engines = {{8, 0, 0}}, fake.workspace = 4096;
+    fake.version = version;
+    fake.engines = {{8, 0, 0}};
+    fake.workspace = 4096;
     fake.refuse = fake.racing = fake.wrong = 0;
     cm_gpu.cudnn_api = {fake_version, fake_cudart,     fake_error,  fake_last_error, fake_create,
                         fake_destroy, fake_set_stream, fake_make,   fake_unmake,     fake_set,

@@ -1,7 +1,7 @@
 /*
-Tests of llmc/cuda/mma.cuh and attention.cuh: the products of a warp element by element, numbers
-that blocks hand on, and attention against its CPU twin, over shapes that take every path of the
-kernels. The twin reads numbers rounded like the device's. Runs on a GPU and under the emulator.
+Tests of llmc/cuda/mma.cuh and attention.cuh: the products of a warp element by element, sums that
+blocks pass on to other blocks, and attention against its CPU twin, over shapes that take every path
+of the kernels. The twin reads numbers rounded like the device's. Runs on a GPU and on the emulator.
 
 Tolerances, relative to the norm of the result. fp32: sums in another order, and p = exp(s - lse),
 whose relative error is the absolute error of s, 2e-7 of its size; 2e-6 for the rest. bf16: p and ds
@@ -95,15 +95,15 @@ template <typename T, int D> static void test_products(const char *type) {
     }
 }
 
-/* The places of the elements in a tile of 16 rows. */
+/* Writes the offset of each element in a tile of 16 rows. */
 template <typename T, int D> __global__ static void places(int *where) {
     Tile<T, D> tile = {(T *)(void *)(where + 16 * D)}; /* never read */
     for (int i = (int)threadIdx.x; i < 16 * D; i += 32)
         where[i] = (int)(tile.at(i / D, i % D) - tile.p);
 }
 
-/* Every element has a place of its own, pieces of 16 bytes are contiguous, and equal pieces of 8
-   rows are in 8 different groups of banks. */
+/* No two elements have one offset, pieces of 16 bytes are contiguous, and equal pieces of 8 rows
+   are in 8 different groups of banks. */
 template <typename T, int D> static void test_places(void) {
     enum { N = 16 * D, PIECE = 16 / sizeof(T) };
     int *d = device_array<int>(2 * N), taken[N] = {0}, wrong = 0, crowded = 0;
@@ -129,9 +129,9 @@ template <typename T, int D> static void test_places(void) {
     release();
 }
 
-/* Blocks that hand on numbers, as attention's backward pass does: block n, in the order of the
-   tickets, adds n + thread to what the block before has left in N rows, one float4 for each
-   thread, row after row. */
+/* Blocks that pass numbers on, as in attention's backward pass: block n, in the order of the
+   tickets, adds n + thread to what the previous block has left in N rows. Each thread has one
+   float4 of each row. */
 enum { HAND_THREADS = 128 };
 __global__ static void hand_over(float4 *rows, int *ticket, int N) {
     SHARED(int, drawn);
@@ -154,7 +154,7 @@ __global__ static void hand_over(float4 *rows, int *ticket, int N) {
 
 static void test_hand_over(void) {
     enum { BLOCKS = 40, N = 20, ALL = 4 * N * HAND_THREADS };
-    for (int again = 0; again < 2; again++) { /* the emulator alternates the order of blocks */
+    for (int launch = 0; launch < 2; launch++) { /* the emulator alternates the order of blocks */
         float *rows = device_array<float>(ALL);
         int *counts = device_array<int>(1 + N), wrong = 0;
         MUST(cudaMemsetAsync(counts, 0, (1 + N) * sizeof *counts, cm_gpu.stream));
@@ -207,8 +207,8 @@ static void test_lengths(void) {
         }
 }
 
-/* Scores that rise and fall along the keys, by less and by more than the softmax's threshold;
-   and scores far below those of the zeros that pad the tiles. */
+/* Scores that rise and fall along the keys by less and by more than the threshold of the softmax,
+   and scores far below 0, the score of the padding of the tiles. */
 static void test_ramps(void) {
     static const float steps[] = {0.5f, 3, -3, 40, -40, 0}, starts[] = {0, 0, -40, 0, 0, -500};
     for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
@@ -238,26 +238,25 @@ static void test_ramps(void) {
     }
 }
 
-/* Row t of out of all heads in sequence b. */
+/* The offset in out of row t of sequence b. */
 static size_t out_at(const Case *c, int b, int t) {
     return ((size_t)b * (size_t)c->T + (size_t)t) * (size_t)c->NH * (size_t)c->HS;
 }
-/* Later tokens do not change earlier outputs, not a bit; nor do other sequences or other heads.
-   NaN appears only from its token on; from a value it may reach back to the beginning of its
-   tile. */
+/* Later tokens, other sequences and other heads change no bit of an output. NaN appears from its
+   token on. If it is in a value, it may appear from the beginning of the token's tile on. */
 static void test_causality(void) {
     const Case c = {2, 150, 2, 2, 32, 0.2, 2, 0};
     const int t = 140, tile = FlashForward<32>::ROWS, before = t / tile * tile;
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, HS = (size_t)c.HS;
-    float *qkv = make_qkv(&c), *other = host_array(N * W);
+    float *qkv = make_qkv(&c), *changed = host_array(N * W);
     floatX *d_qkv = on_device<floatX>(qkv, N * W);
     floatX *out = device_array<floatX>(N * C), *out2 = device_array<floatX>(N * C);
     floatM *lse = device_array<floatM>(N * 2), *lse2 = device_array<floatM>(N * 2);
     forward(out, lse, d_qkv, &c);
 
-    memcpy(other, qkv, N * W * sizeof *qkv); /* sequence 0 from t on */
-    for (size_t i = (size_t)t * W; i < (size_t)c.T * W; i++) other[i] = (float)(20 * draw());
-    put(d_qkv, other, N * W);
+    memcpy(changed, qkv, N * W * sizeof *qkv); /* sequence 0 changes from t on */
+    for (size_t i = (size_t)t * W; i < (size_t)c.T * W; i++) changed[i] = (float)(20 * draw());
+    put(d_qkv, changed, N * W);
     forward(out2, lse2, d_qkv, &c);
     check(same_bits(out2, out, out_at(&c, 0, t)), "out before token %d changes with it", t);
     check(!same_bits(out2 + out_at(&c, 0, t), out + out_at(&c, 0, t), C),
@@ -270,9 +269,9 @@ static void test_causality(void) {
     for (int part = 0; part < 3;
          part++) { /* one element of head 1 of query, key or value t of sequence 0 */
         size_t in = (size_t)t * W + (size_t)part * C + HS + 3;
-        memcpy(other, qkv, N * W * sizeof *qkv);
-        other[in] = NAN;
-        put(d_qkv, other, N * W);
+        memcpy(changed, qkv, N * W * sizeof *qkv);
+        changed[in] = NAN;
+        put(d_qkv, changed, N * W);
         forward(out2, lse2, d_qkv, &c);
         size_t clean = out_at(&c, 0, part == 2 ? before : t);
         check(same_bits(out2, out, clean), "part %d: NaN at token %d changes out before it", part,
@@ -323,9 +322,8 @@ static void test_backward_causality(void) {
     release();
 }
 
-/* A NaN in one element of a query, a key or a value, with lse and out from before: other
-   sequences, other groups of heads and tokens before the NaN's tile keep their gradients, to the
-   bit. */
+/* A NaN in one element of a query, a key or a value after the forward pass. Other sequences, other
+   groups of heads and tokens before the NaN's tile keep every bit of their gradients. */
 static void test_backward_poison(void) {
     const Case c = {2, 150, 4, 2, 32, 0.2, 2, 0};
     enum { B_AT = 1, T_AT = 140, HEAD = 3, GROUP = 1, TILE = FlashBackward<32>::ROWS };
@@ -370,14 +368,14 @@ static void test_backward_poison(void) {
     release();
 }
 
-/* The order of the blocks does not change the results. */
+/* Results do not depend on the order of the blocks. */
 static void test_order_of(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = cm_gpu.flash_cache;
     size_t head = 2 * (size_t)c.T * (size_t)c.HS * sizeof(floatX) * (size_t)(c.NH / c.NKV);
     float *qkv = make_qkv(&c), *dout = random_array(N * C, 1);
     floatX *d_qkv = on_device<floatX>(qkv, N * W), *d_dout = on_device<floatX>(dout, N * C);
     floatX *out[3], *dqkv[3];
-    for (int i = 0; i < 3; i++) { /* one head at a time, two, all */
+    for (int i = 0; i < 3; i++) { /* one head at a time, two heads, all heads */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
         out[i] = device_array<floatX>(N * C);
         dqkv[i] = device_array<floatX>(N * W);
@@ -399,7 +397,8 @@ static void test_order(void) {
     test_order_of({2, 200, 6, 2, 16, 0.25, 2, 0});
 }
 
-/* The scratch used is exactly what attention_scratch returns, whatever it holds before. */
+/* attention_scratch returns exactly the scratch that is used. Its initial contents do not
+   matter. */
 static void test_scratch_of(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
     size_t used = attention_scratch(c.B, c.T, c.NH, c.NKV, c.HS);
@@ -411,7 +410,7 @@ static void test_scratch_of(const Case c) {
     size_t bytes = cm_gpu.scratch_bytes;
     unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, d_qkv, &c);
-    for (int fill = 0; fill < 3; fill++) { /* NaN; zeros; what the last call has left */
+    for (int fill = 0; fill < 3; fill++) { /* NaN; zeros; the contents after the last call */
         if (fill < 2) MUST(cudaMemsetAsync(scratch, fill ? 0 : 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, d_qkv, out, lse, &c);
         check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
@@ -438,8 +437,9 @@ static void test_scratch(void) {
     check(huge > (size_t)64 * 128 * 128 * 4 * ((1 << 20) - 128), "%zu bytes of scratch", huge);
 }
 
-/* The ticket and all counts are 0 before blocks hand on sums. With old counts a block would
-   start too early, which the emulator does not show, because it runs blocks one after another. */
+/* The ticket and all counts are 0 before blocks pass sums on. With counts of an earlier launch a
+   block would start too early. The emulator does not show that, because it runs one block after
+   another. */
 template <int D> static void test_counts(int B, int T, int NH, int NKV) {
     size_t n = flash_scratch<D>(B, T, NH, NKV).n_counts, rows = (size_t)B * (size_t)T * (size_t)NH;
     floatX *x = on_device<floatX>(random_array(rows, 1), rows);
@@ -455,7 +455,7 @@ template <int D> static void test_counts(int B, int T, int NH, int NKV) {
     release();
 }
 
-/* One position, against the twin and the last row of the forward pass. */
+/* Decoding one position, against the twin and against the last row of the forward pass. */
 static void test_decode(void) {
     static const Case cases[] = {
         {1, 1, 2, 1, 64, 0.125, 2, 0},     {1, 32, 4, 2, 16, 0.25, 2, 0},
@@ -492,7 +492,7 @@ static void test_decode(void) {
     }
 }
 
-/* Other kernels that were chosen are called first, and may decline. */
+/* Chosen kernels of a library are called first and may decline. */
 static int library_answer, library_calls;
 static int library_forward(floatX *, floatM *, const floatX *, int, int, int, int, int, double) {
     library_calls++;

@@ -2,7 +2,7 @@
 Tests of llmc/cuda/wgmma.cuh and attention_sm90.cuh: the products of a warpgroup element by element,
 for every kind of operand and every place in the swizzle's pattern; then attention by these kernels
 against the CPU twin and against the portable kernels, over shapes around the edges of tiles. Runs
-under the emulator and on GPUs of compute capability 9.0; on other GPUs it says that it is skipped.
+on the emulator and on GPUs of compute capability 9.0. On other GPUs it prints that it is skipped.
 Tolerances are those of test_attention.cu.
 */
 #include "../../../llmc/cuda/attention_choice.cuh"
@@ -14,7 +14,7 @@ Tolerances are those of test_attention.cu.
 /* Products of a warpgroup */
 
 enum { TEST_ROWS = 144, TEST_COLS = 128, TEST_SIZE = TEST_ROWS * TEST_COLS };
-enum { IN_REGISTERS = 2 }; /* TRANS_A of a left side */
+enum { IN_REGISTERS = 2 }; /* value of TRANS_A: the left side is in registers */
 
 /* out (2,64,8 NT) = sums over two times 16 k of A B, for each of two warpgroups. A is at row ra
    and column ca of x, B at row rb and column cb of y (TEST_ROWS,TEST_COLS), untransposed or
@@ -118,8 +118,8 @@ template <int NT> static void test_kinds(void) {
     test_kind<IN_REGISTERS, 1, NT>();
 }
 
-/* Warpgroups with barriers of their own: one passes three, the other one. Each thread reads what
-   another thread of its warpgroup has written. */
+/* Each warpgroup has its own barrier. One warpgroup passes it three times, the other once. Each
+   thread reads what another thread of its warpgroup has written. */
 __global__ static void group_meetings(int *out) {
     SHARED(int, room);
     int thread = (int)threadIdx.x, group = thread / WARPGROUP, sum = thread,
@@ -150,7 +150,7 @@ static void test_meetings(void) {
 }
 
 #ifdef CM_EMU
-/* The result of a product is not there before it is waited for. */
+/* The emulator delivers the result of a product only after the wait. */
 __global__ static void early_reader(float *early, float *late) {
     SHARED(__nv_bfloat16, memory);
     Panels<64, 64> X = {wgmma_aligned(memory)};
@@ -264,13 +264,13 @@ static void test_beside_portable(const Case c) {
     release();
 }
 
-/* The order of the blocks does not change the results. */
+/* Results do not depend on the order of the blocks. */
 static void test_order(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, cache = cm_gpu.flash_cache;
     floatX *qkv = on_device<floatX>(make_qkv(&c), N * W),
            *dout = on_device<floatX>(random_array(N * C, 1), N * C);
     floatX *out[2], *dqkv[2];
-    for (int i = 0; i < 2; i++) { /* one head at a time, all */
+    for (int i = 0; i < 2; i++) { /* one head at a time, all heads */
         floatM *lse = device_array<floatM>(N * (size_t)c.NH);
         out[i] = device_array<floatX>(N * C);
         dqkv[i] = device_array<floatX>(N * W);
@@ -285,7 +285,7 @@ static void test_order(const Case c) {
     release();
 }
 
-/* Later tokens do not change earlier outputs, not a bit. */
+/* Later tokens change no bit of earlier outputs. */
 static void test_causality(const Case c, int t) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS, before = (size_t)t * C;
     float *x = make_qkv(&c);
@@ -303,7 +303,7 @@ static void test_causality(const Case c, int t) {
     release();
 }
 
-/* The scratch used is exactly what hopper_scratch returns, whatever it holds before. */
+/* hopper_scratch returns exactly the scratch that is used. Its initial contents do not matter. */
 static void test_scratch(const Case c) {
     size_t N = rows(&c), W = width(&c), C = (size_t)c.NH * (size_t)c.HS;
     size_t used = hopper_scratch(c.B, c.T, c.NH, c.HS);
@@ -315,7 +315,7 @@ static void test_scratch(const Case c) {
     size_t bytes = cm_gpu.scratch_bytes;
     unsigned char *scratch = (unsigned char *)cm_gpu.scratch;
     forward(out, lse, qkv, &c);
-    for (int fill = 0; fill < 2; fill++) { /* NaN; what the last call has left */
+    for (int fill = 0; fill < 2; fill++) { /* NaN; the contents after the last call */
         if (!fill) MUST(cudaMemsetAsync(scratch, 0xff, bytes, cm_gpu.stream));
         backward(fill ? dqkv : first, out, qkv, out, lse, &c);
         check(cm_gpu.scratch_bytes == bytes, "T %d: scratch has grown", c.T);
@@ -380,7 +380,7 @@ static void test_choice(void) {
     t.T = 2;
     t.NH = t.NKV = 1;
     t.HS = 2;
-    /* which differs: nothing; out, lse, dq, dk, dv of token 1 */
+    /* What differs: nothing, or one of out, lse, dq, dk, dv of token 1. */
     for (int part = 0; part < 6; part++) {
         floatX out[2][4], dqkv[2][12];
         floatM lse[2][2];
@@ -463,7 +463,7 @@ static const Test tests[] = {TEST(support),
                              TEST(choice)};
 
 int main(int argc, char **argv) {
-    /* Without warpgroup products only the refusal is tested, which is the first test. */
+    /* Without warpgroup products only the first test runs, which tests the refusal. */
     char why[128] = "";
     int hopper = !hopper_supports(64, why, sizeof why) && !hopper_supports(128, why, sizeof why);
     if (!hopper) printf("test_attention_sm90: left out: %s\n", why);

@@ -1,8 +1,8 @@
 /*
 Tests of cuDNN's attention (llmc/cuda/cudnn.cuh) against the CPU's, and of the choice between
-cuDNN's and ours (llmc/cuda/attention_choice.cuh). On a GPU with a cuDNN they use the real one;
-under the emulator one that executes the graph on the CPU (fake_cudnn.h). Tested everywhere: what
-happens without cuDNN, and how often NVML is asked (llmc/cuda/nvml.cuh).
+cuDNN's kernels and ours (llmc/cuda/attention_choice.cuh). On a GPU the tests use the installed
+cuDNN. On the emulator they use one that executes the graph on the CPU (fake_cudnn.h). On every
+machine they test what happens without cuDNN, and how often NVML is asked (llmc/cuda/nvml.cuh).
 */
 #include "../../../llmc/cuda/attention_choice.cuh"
 #include "../../../llmc/cuda/nvml.cuh"
@@ -49,7 +49,7 @@ static void test_shape(AttentionShape s) {
     check(e < 6e-3, "%s: out differs by %g", name, e);
     check(l < 1e-4, "%s: lse differs by %g", name, l);
 
-    /* The backward pass reads out in bf16, so the CPU reads that too. */
+    /* The backward pass reads out in bf16, and so does the CPU. */
     put(out_d, out, A);
     put(lse_d, lse, R);
     cpu_attention_backward(dqkv, dout, qkv, out, lse, B, T, NH, NKV, HS, scale);
@@ -78,7 +78,8 @@ static void test_shape(AttentionShape s) {
     release();
 }
 
-/* A smaller batch of a planned shape works. One more position does not, and the reason is given. */
+/* A smaller batch of a planned shape works. A longer sequence does not, and the message has the
+   reason. */
 static void test_unplanned(AttentionShape s) {
     size_t N = (size_t)s.B * (size_t)(s.T + 8), Q = N * (size_t)((s.NH + 2 * s.NKV) * s.HS);
     floatX *qkv = device_array<floatX>(Q), *out = device_array<floatX>(Q);
@@ -115,7 +116,7 @@ static void test_state(void) {
     check(!small[0], "half a text: %s", small);
 }
 
-/* The choice. It may fail only if cuDNN is demanded. */
+/* The choice may fail only if cuDNN is demanded. */
 static void test_choice(int available, AttentionShape s) {
     char note[256] = "", err[ERR_LEN] = "";
     cuda_scratch_free();
@@ -161,7 +162,8 @@ static const char *chosen(AttentionShape s, AttentionKind attention, int *status
     return *status ? err : note;
 }
 
-/* auto tries sequences that are long enough, and never takes kernels that give other bits. */
+/* auto tries cuDNN for long sequences, and never takes kernels whose bits differ from run to
+   run. */
 static void test_auto(void) {
     AttentionShape s = shape_of(1, 512, 1, 1, 8);
     int status;
@@ -176,8 +178,8 @@ static void test_auto(void) {
     check(!cm_gpu.cudnn_fast && !cm_gpu.attention_forward, "auto is fast");
 }
 
-/* Engines with different notes and plans: notes decide the order, but only bits and numbers
-   refuse an engine. */
+/* Engines with different notes and plans. Notes decide the order in which engines are tried. An
+   engine is refused only if its bits differ from run to run or its numbers are wrong. */
 static void test_engines(AttentionShape s) {
     int status;
     fake_install(91900);
@@ -221,8 +223,8 @@ static void test_engines(AttentionShape s) {
     check(status && strstr(text, "known mistakes"), "9.10.1: %s", text);
 }
 
-/* A pass that fails after the choice is a recorded failure that says how to go on. From then on
-   no kernel starts and no call is made. */
+/* A pass that fails after the choice records a failure, and the message says what to do. After a
+   failure no kernel starts and no call is made. */
 static void test_failure(AttentionShape s) {
     int status;
     fake_install(91900);
@@ -261,7 +263,7 @@ static void test_absent(void) {
     test_choice(0, emulated_shapes[1]);
 }
 
-/* A cuDNN of this version: 9.19 sets dq_sum to 0 itself, 9.5 does not. */
+/* Tests with a cuDNN of this version: 9.19 sets dq_sum to 0 itself, 9.5 does not. */
 static void check_version(int version) {
     char why[384] = "";
     fake_install(version);
@@ -299,7 +301,7 @@ int main(int argc, char **argv) {
 
 #else
 
-/* Where the libraries are, and that cuDNN without a device says so. */
+/* The test names the libraries that it found. cuDNN without a device fails with that reason. */
 static void test_where(int available, const char *why) {
     char text[2400] = "?";
     cudnn_where(text, sizeof text);
@@ -308,14 +310,15 @@ static void test_where(int available, const char *why) {
         check(strstr(text, "cuDNN 9."), "cuDNN is at \"%s\"", text);
     }
     check(available || why[0], "no reason is given");
-    check(!available || text[0], "a library that works lies nowhere");
+    check(!available || text[0], "a library that works has no path");
     check(!text[0] || available || strstr(why, "cuDNN"), "the reason is \"%s\"", why);
 }
 
 static void test_library(void) {
     char why[384] = "";
+    /* Few shapes, because a plan takes seconds. */
     const AttentionShape shapes[] = {shape_of(2, 128, 2, 2, 64), shape_of(2, 384, 4, 1, 128),
-                                     shape_of(1, 1024, 6, 2, 64)}; /* a plan takes seconds */
+                                     shape_of(1, 1024, 6, 2, 64)};
     int available = cudnn_start(why, sizeof why) == 0, devices = 0;
     test_where(available, why);
     if (!available) printf("no cuDNN: %s\n", why);

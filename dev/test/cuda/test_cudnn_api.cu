@@ -12,7 +12,7 @@ compares numbers, and signatures by the size and kind of each parameter: enumera
 #define HAVE_CUDNN_HEADER
 #endif
 
-/* Whether a value of A is passed in the way of a value of B. */
+/* Whether values of A and of B are passed alike. */
 template <typename A, typename B> constexpr bool passed_alike() {
     if (std::is_void<A>::value || std::is_void<B>::value) return std::is_same<A, B>::value;
     if (std::is_pointer<A>::value) return std::is_pointer<B>::value;
@@ -56,7 +56,7 @@ static void test_numbers(void) {
 #else
     printf("no cudnn_backend.h to compare with\n");
 #endif
-    /* Numbers of one kind are different, with cuDNN's header or without. */
+    /* Numbers of one kind differ from each other. This needs no header of cuDNN. */
     const int kinds[] = {
         DNN_BACKEND_TENSOR_DESCRIPTOR,         DNN_BACKEND_MATMUL_DESCRIPTOR,
         DNN_BACKEND_POINTWISE_DESCRIPTOR,      DNN_BACKEND_REDUCTION_DESCRIPTOR,

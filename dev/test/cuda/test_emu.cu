@@ -1,6 +1,6 @@
 /*
-Tests of the emulator itself (dev/emu): kernels run as CUDA defines, and mistakes in a kernel are
-found. A mistake ends the program, so each is made in a child process.
+Tests of the emulator (dev/emu): kernels run as CUDA defines, and the emulator finds mistakes in
+kernels. A mistake ends the program, so each is made in a child process.
 */
 #include "../check.h"
 #include "device.h"
@@ -24,7 +24,7 @@ static void test_coordinates(void) {
     check(!wrong, "%d of %d threads have not run once a launch", wrong, n);
 }
 
-/* A block's sum by a tree in shared memory, the textbook's use of barriers. */
+/* The sum of a block by a tree in shared memory, as in textbooks. */
 __global__ void tree(float *out, const float *x) {
     SHARED(float, s);
     int t = (int)threadIdx.x, n = (int)blockDim.x;

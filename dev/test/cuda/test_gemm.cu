@@ -1,8 +1,8 @@
 /*
-The matrix product against sums in double precision: every epilogue, transposes, odd shapes, strides
-and alignments, separate C and D, batches; the plans, the choice of algorithms and the text of
-choices. Runs on a GPU and under the emulator, whose two algorithms and pretended times make choices
-predictable.
+Tests of the matrix product against sums in double precision: every epilogue, transposes, odd
+shapes, strides and alignments, separate C and D, batches. Tests of the plans, the choice of
+algorithms and the text of choices. Runs on a GPU and on the emulator, whose two algorithms and
+invented times make choices predictable.
 */
 #include "../../../llmc/cuda/gemm.cuh"
 #include "device.h"
@@ -61,7 +61,7 @@ static double gelu_slope_error(double x) {
 
 typedef struct {
     int ta, tb, M, N, K, batch;
-    /* elements from row to row; elements before the first */
+    /* padding elements of a row; elements before the first row */
     int pad, shift;
     int bias, tf32, apart, epilogue, shared; /* shared: all items have the first item's B */
     double alpha, beta;
@@ -259,8 +259,8 @@ static const int shapes[][3] = {{1, 1, 1},    {1, 7, 3},    {5, 1, 2},   {3, 2, 
                                 {8, 64, 129}, {65, 67, 33}};
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 
-/* Shapes, transposes, alignment, scalars and the place of C, in turns, so that every pair of
-   these occurs. */
+/* Shapes, transposes, alignments, scalars and places of C, combined so that every pair of them
+   occurs. */
 template <typename IN, typename OUT> static void test_plain(int tf32) {
     static const double alphas[] = {1, -0.75, 2}, betas[] = {0, 1, -0.5};
     int turn = 0;
@@ -307,9 +307,9 @@ template <typename IN, typename OUT> static void test_batches(void) {
         }
 }
 
-/* GELU and its gradient. A library has to have what the layers need, x w^T and dy w with even
-   rows; the emulated one has everything. */
-/* The library must have what a bf16 model uses. In other types the layers can do without. */
+/* GELU and its gradient. In bf16 the library must have the epilogues that the layers use, for x w^T
+   and dy w with even rows. In other types the layers can do without. The emulated library has
+   all. */
 template <typename IN, typename OUT> static void test_epilogues(int tf32) {
     const int all_bf16 = sizeof(IN) == 2 && sizeof(OUT) == 2;
     int done = 0, tried = 0, missing = 0;
@@ -358,7 +358,9 @@ template <typename T> static void test_calls(void) {
     T *dh = device_array<T>(N * F);
     Case t = {0, 1, N, F, I, 1, 0, 0, 1, 0, 0, GEMM_GELU, 0, 1, 0};
     Operands<T, T> o = {};
-    o.A = {N, I, I, 0, 0, 0, x, dx}, o.B = {F, I, I, 0, 0, 0, w, dw}, o.bias = b;
+    o.A = {N, I, I, 0, 0, 0, x, dx};
+    o.B = {F, I, I, 0, 0, 0, w, dw};
+    o.bias = b;
     cm_gpu.allow_tf32 = 0;
     gemm(0, 1, N, F, I, 1, dx, I, dw, I, 0, plain, F, db);
     int there = !gemm_gelu(0, 1, N, F, I, dx, I, dw, I, y, F, h, F, db);
@@ -386,7 +388,7 @@ template <typename T> static void test_calls(void) {
     check(right[0], "gemm with a bias is wrong");
     check(!there || (right[1] && right[2]), "gemm_gelu is wrong: H %d, Y %d", right[1], right[2]);
     check(!there || right[3], "gemm_dgelu is wrong");
-    /* What the library refuses, it refuses before anything is written. */
+    /* The library refuses a call before it writes anything. */
     T *untouched = device_array<T>(N * F);
     check(gemm_gelu(0, 1, N, F, I, dx, I, dw, I, untouched, F, h, F + 4, db) == -1,
           "rows of aux at multiples of 4");
@@ -527,7 +529,7 @@ static void small_check(const Small &s, const float *z, const char *when) {
 }
 static int equal_bits(const float *a, const float *b) { return !memcmp(a, b, SM * SN * sizeof *a); }
 
-/* Resets everything, as in a new process. */
+/* Resets all state, as in a new process. */
 
 /* Which algorithm the emulated library pretends to be the fastest. */
 static void set_fastest(const char *index) { setenv("CM_EMU_FASTEST", index, 1); }
@@ -554,7 +556,7 @@ static void test_choice(void) {
     if (emulated)
         check(!equal_bits(measured, unmeasured),
               "the emulator's two algorithms have the same bits");
-    gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN); /* another kind */
+    gemm(0, 0, SM, SN, SK, 1, s.dx, SK, s.dy, SN, 0, s.dz, SN); /* another kind of call */
     check(cm_gpu.gemm_choice_count == 2, "beta = 0 is no kind of its own");
     char *text = gemm_choices_text(1);
 
@@ -566,13 +568,13 @@ static void test_choice(void) {
     check(again && !strcmp(text, again), "the text changes on the way");
     free(again);
 
-    set_fastest("0"); /* plans made before are dropped when choices are read */
+    set_fastest("0"); /* reading choices drops earlier plans */
     gemm_choices_clear();
     small_product(s);
     check(gemm_choices_take(text, 1, err) == 0 && equal_bits(measured, small_product(s)),
           "an old plan is kept");
 
-    cm_gpu.gemm_measure = 0; /* nor need the run that reads choices measure */
+    cm_gpu.gemm_measure = 0; /* a run that reads choices need not measure */
     gemm_choices_clear();
     check(gemm_choices_take(text, 1, err) == 0, "the text is not taken: %s", err);
     check(equal_bits(measured, small_product(s)),
@@ -717,7 +719,7 @@ static void test_damage(void) {
     check(cm_gpu.gemm_choice_count == 2, "a text of two choices leaves %zu",
           cm_gpu.gemm_choice_count);
 
-    /* Choices of other runs become this run's own only when it has used the product. */
+    /* A choice of another run becomes a choice of this run when this run uses the product. */
     gemm_choices_clear();
     check(!gemm_choices_take(text, 0, err) && !gemm_choices_text(0),
           "choices of others are the run's own");
@@ -738,7 +740,7 @@ static void test_damage(void) {
 }
 
 /* ---------------------------------------------------------------------------------------------- */
-/* What only the emulator can pretend */
+/* Tests that only the emulator allows */
 
 #ifdef CM_EMU
 static void test_pretended(void) {

@@ -1,8 +1,8 @@
 /*
 Tests of the CUDA linear algebra (llmc/cuda/linalg.cuh): every operation against its CPU twin on
 views of every kind, the iterations on small matrices against eigendecompositions in double, and the
-sign of a matrix in TF32. Each operation runs twice, has to give equal bits, and may write nothing
-but its result.
+sign of a matrix in TF32. Each operation runs twice, must give equal bits, and must write only its
+result.
 */
 #include <initializer_list>
 
@@ -19,10 +19,10 @@ static const double EACH = 1e-6, SUMS = 3e-6;
 /* A product in TF32 reads a factor with ten bits of mantissa after the leading one. Hardware may
    round or truncate the rest, which moves the factor by at most this. */
 static const double TF32 = 1.0 / 1024;
-/* rounding to bf16 moves a number by at most this part of it */
+/* Rounding to bf16 moves a number by at most this part of it. */
 static const double BF16 = 1.0 / 256;
 
-/* Starts a case. Every case has random numbers of its own, by its parameters. */
+/* Starts the random numbers of a case, which depend on its parameters. */
 static void stream(std::initializer_list<int> parameters) {
     uint64_t hash = 14695981039346656037u;
     for (int x : parameters) hash = (hash ^ (uint64_t)(unsigned)x) * 1099511628211u;
@@ -40,7 +40,7 @@ typedef struct {
     size_t size;
 } View;
 
-static View views[8]; /* of the current case */
+static View views[8]; /* the views of the current case */
 static int view_count;
 
 enum { DENSE, APART, ROW_BLOCKS, COLUMN_BLOCKS, REPEATED };
@@ -198,7 +198,7 @@ static void test_elements(int n0, int n1, int rows, int cols, int trial) {
     double a = draw(), b = trial % 3 ? draw() : 0;
 
     View *Y = random_view(1, n0, n1, rows, cols), *X = random_view(0, n0, n1, rows, cols);
-    if (b == 0) fill(Y, NAN); /* must be overwritten, not multiplied by 0 */
+    if (b == 0) fill(Y, NAN); /* Y must be overwritten, not multiplied by 0 */
     COMPARE(axpby, EACH, 1, (at(Y), a, at(X), b));
     COMPARE(copy, 0, 1, (at(Y), at(X)));
     View *s = vector((size_t)n);
@@ -508,8 +508,7 @@ static void multiply(double *C, const double *A, const double *B, int k) {
             for (int j = 0; j < k; j++) C[i * k + j] += A[i * k + l] * B[l * k + j];
 }
 
-/* The iteration of optim/invroot.h as it is written there: P = Z Y, Y <- a Y + b Y P, Z <- a Z +
-   b P Z. */
+/* The iteration of optim/invroot.h: P = Z Y, Y <- a Y + b Y P, Z <- a Z + b P Z. */
 static void root_steps(float *R, const float *G, int k, double damping, int steps) {
     enum { MOST = 32 * 32 };
     double Y[MOST], Z[MOST], P[MOST], T[MOST], norm = 0;
@@ -530,7 +529,7 @@ static void root_steps(float *R, const float *G, int k, double damping, int step
     for (int i = 0; i < k * k; i++) R[i] = (float)(sqrt(0.999 / sqrt(norm)) * Z[i]);
 }
 
-/* Half-way, the iterates are more sensitive to rounding than the root is. */
+/* The iterates after some of the steps, which are more sensitive to rounding than the root. */
 static void test_root_steps(void) {
     for (int steps = 2; steps < 12; steps += 3) {
         stream({12, steps});
@@ -806,7 +805,7 @@ static void check_singular_values(const float *y, int n, int rows, int cols, dou
 }
 
 /* msign of Gaussian matrices: heads on the Gram, tall matrices, matrices beyond the fused sizes,
-   near-square ones by the plain iteration; exact and with TF32.  Hardware that truncates to TF32
+   near-square ones by the plain iteration; exact and with TF32. Hardware that truncates to TF32
    makes every factor smaller by a part d, between 0 and 2^-10, half of that on average. Near the
    sign a step is X <- a X + P' X with P' = b A + c A^2, whose slope is 0 as a + b + c = 1. A is
    too small by 2 d, which makes the step 1 + d. P' X is too small by 2 d, and with b + c = 1 - a
@@ -843,7 +842,7 @@ static void test_sign(void) {
         }
 }
 
-/* The step of msign_bf16 by the operations of this backend, in fp32 that is rounded. */
+/* msign_bf16 by the operations of this backend, in fp32 with rounded results. */
 static const float *sign_by_rounding(View *X, const MsignTable *table) {
     int n = mat_count(X->dev), rows = X->dev.rows, cols = X->dev.cols, tall = rows > cols;
     size_t m = (size_t)min_int(rows, cols), memory = 2 * arena_round((size_t)n * m * m) + 64;
@@ -887,7 +886,7 @@ static void test_sign_bf16(void) {
         for (size_t i = 0; i < size; i++) narrow &= rounded<__nv_bfloat16>(y[i]) == y[i];
         check(narrow, "the bf16 sign of %d x %d is not bf16", rows, cols);
 
-        X->h[0] = NAN; /* of the first item */
+        X->h[0] = NAN; /* in the first item */
         y = sign_on_device(X, MSIGN_PE8, 1);
         int lost = 1, spread = 0;
         for (size_t i = 0; i < size; i++)
@@ -902,7 +901,8 @@ static void test_sign_bf16(void) {
         check(zero, "the bf16 sign of zero, %d x %d, is not zero", rows, cols);
         forget();
     }
-    /* Heads stay in fp32: equal bits. Also, what auto means. */
+    /* Heads stay in fp32, so their bits are equal. auto means the precision of the layers if TF32
+       is allowed, else fp32. */
     View *X = dense(2, 16, 40);
     each(X, [&](size_t at, int, int, int) { X->h[at] = (float)rng_normal(3, 4, at); });
     const float *fp32 = sign_on_device(X, MSIGN_PE8, 0), *bf16 = sign_on_device(X, MSIGN_PE8, 1);
@@ -920,7 +920,8 @@ static void test_sign_bf16(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* The layers' copy of the parameters                                                             */
 
-/* How many of n elements of the copy are p rounded, bit by bit; and how many were never written. */
+/* How many of n elements of the copy are the rounded p to the bit. *untouched is how many were
+   never written. */
 static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouched) {
     size_t right = 0;
     *untouched = 0;
@@ -933,7 +934,7 @@ static size_t copied(const floatX *w, const float *p, size_t n, size_t *untouche
     return right;
 }
 
-/* A copy of device memory, not converted. */
+/* A copy of device memory on the host, in the device's type. */
 template <typename T> static T *download(const T *from, size_t n) {
     T *to = (T *)(void *)host_array((n * sizeof(T) + 3) / sizeof(float));
     MUST(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));

@@ -1,5 +1,5 @@
 /*
-The CPU backend under names of its own, see twin.h.
+Defines the functions of twin.h.
 */
 #include "../../../llmc/cpu/backend.h"
 #include "twin.h"

@@ -1,6 +1,6 @@
 /*
-The CPU backend beside the CUDA backend, for tests: each function of llmc/cpu as cpu_NAME, in float,
-compiled as C in twin.c. Views (Mat) hold pointers to host memory.
+The CPU backend beside the CUDA backend, for tests. Each function of llmc/cpu is here as cpu_NAME,
+in float. twin.c is compiled as C. Views (Mat) point to host memory.
 */
 #ifndef CM_TWIN_H
 #define CM_TWIN_H
