@@ -53,7 +53,7 @@ TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUIL
 EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
 EMU_TESTS = $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%) \
             $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS))) \
-            $(patsubst %,$(BUILD)/emu/test_%_fp32,gpt optim variants msign) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,optim variants msign) \
             $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32
 EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/generate_fp32
 
@@ -167,10 +167,8 @@ $(BUILD)/emu/test_attention_sm90: emulator =
 # This test compares with cuDNN's header, where the toolkit has one.
 $(BUILD)/emu/test_cudnn_api: emulator =
 $(BUILD)/emu/test_cudnn_api: EMU_FLAGS += $(addprefix -isystem ,$(wildcard $(cuda_root)/include))
-$(BUILD)/emu/test_gpt_fp32: test_gpt.c | $(BUILD)/emu $(EMULATOR)
-	$(emu_build)
-$(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu | $(BUILD)/emu $(EMULATOR)
-	$(emu_build)
+$(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu $(BUILD)/twin.o | $(BUILD)/emu $(EMULATOR_OPENMP)
+	$(emu_build) $(filter -fopenmp,$(CFLAGS))
 $(BUILD)/emu/test_%_fp32: dev/test/test_%.c | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
 $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32: train_gpt.cu VERSION | $(BUILD)/emu $(EMULATOR)
@@ -233,7 +231,7 @@ $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32): $(BUILD)/cuda/test_%_fp32: dev
 	$(nvcc_build)
 $(BUILD)/cuda/bench_cuda: dev/bench/cuda.cu | $(BUILD)/cuda
 	$(nvcc_build)
-test_gpt_cuda test_gpt_cuda_fp32: test_gpt.cu | $(BUILD)
+test_gpt_cuda test_gpt_cuda_fp32: test_gpt.cu $(BUILD)/twin.o | $(BUILD)
 	$(nvcc_build)
 # The tests that run on a device: the model's program, and one program for each file of kernels, in both precisions.
 test_gpt_cuda: | test_gpt_cuda_fp32 $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%) $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32)
@@ -252,7 +250,8 @@ T ?=
 open := (
 stem = $(patsubst test_%,%,$(patsubst %_fp32,%,$(patsubst %_double,%,$(notdir $(1)))))
 source_of = $(firstword $(wildcard $(if $(findstring /emu/,$(1)),dev/test/cuda/test_$(stem).cu) dev/test/test_$(stem).c \
-              test_$(stem).c $(if $(filter gpt_cuda,$(stem)),test_gpt.cu)))
+              test_$(stem).c $(if $(filter gpt_cuda,$(stem)),test_gpt.cu))) \
+            $(if $(filter %/test_gpt_cuda_fp32,$(1)),test_gpt.c)
 ifneq ($(T),)
   holders := $(shell grep -l 'TEST$(open)$(T)' test_gpt.c test_gpt.cu dev/test/test_*.c dev/test/cuda/test_*.cu; \
                      grep -l '^test_$(T)' $(TEST_SCRIPTS))

@@ -84,6 +84,10 @@ void cpu_la_vec_moment(float *v, const float *s, int n, double beta, double a);
 void cpu_la_vec_root_recip(float *s, const float *v, int n, double eps);
 void cpu_la_vec_balance(float *s, const float *t, int n, double target, double power);
 
+/* Update number `step` (from 1) of a model of these flags: parameters p, gradients g, first
+   moments m and states v lie as the registry and the plan of the flags lay them out. */
+void cpu_plan_step(const char *flags, float *p, float *g, float *m, float *v, int step);
+
 #ifdef __cplusplus
 }
 #endif
