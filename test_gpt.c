@@ -271,10 +271,7 @@ static void test_qk(int qk_norm, int pos, int NKV) {
     const char *name = case_of("qk, norm %d, pos %s, NKV %d", qk_norm, all_positions[pos], NKV);
     QK o = {2, 3, 2, NKV, 8, qk_norm, NULL, NULL, NULL, NULL, NULL, NULL};
     size_t row = (size_t)(o.NH + 2 * NKV) * 8, n = 6 * row, angles = 3 * 4;
-    Config c;
-    memset(&c, 0, sizeof c);
-    c.pos = pos, c.seq_len = 3, c.head_dim = 8;
-    if (rotary_bytes(&c)) {
+    if (pos_is_rotary((PosKind)pos)) {
         o.cosine = array(angles), o.sine = array(angles);
         rope_table(o.cosine, o.sine, 3, 8, pos, 50);
     }
@@ -614,7 +611,7 @@ static void test_classifier_range(void) {
 static void test_rope_table(void) {
     enum { HS = 128, HALF = 64, T = 3 };
     floatM *cosine = array(T * HALF), *sine = array(T * HALF);
-    for (int pos = POS_ROPE; pos <= POS_ROPE_HALF; pos++) {
+    for (int pos = POS_ROPE; pos <= POS_ROPE_HALF; pos++) { /* the two whose formula is below */
         rope_table(cosine, sine, T, HS, pos, 1024);
         for (int t = 0; t < T; t++)
             for (int j = 0; j < HALF; j++) {

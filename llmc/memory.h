@@ -59,7 +59,7 @@ static int has_copy(void) { return sizeof(floatX) != sizeof(floatM); }
 
 /* Bytes of the cosines, and of the sines; 0 without rotary positions. */
 static size_t rotary_bytes(const Config *c) {
-    if (c->pos != POS_ROPE && c->pos != POS_ROPE_HALF) return 0;
+    if (!pos_is_rotary((PosKind)c->pos)) return 0;
     return (size_t)c->seq_len * (size_t)(c->head_dim / 2) * sizeof(floatM);
 }
 

@@ -83,6 +83,17 @@ static inline int norm_is_centred(NormKind norm) {
     return 0;
 }
 
+/* Whether queries and keys are turned by angles that grow with the position. */
+static inline int pos_is_rotary(PosKind pos) {
+    switch (pos) {
+    case POS_ROPE:
+    case POS_ROPE_HALF: return 1;
+    case POS_LEARNED:
+    case POS_NONE: return 0;
+    }
+    return 0;
+}
+
 /* The sizes of a model and of its largest batch. */
 typedef struct {
     int B, T, N;     /* sequences, tokens in each, tokens in all: N = B T */
