@@ -2,8 +2,6 @@
 The CPU backend under names of its own, see twin.h.
 */
 #include "../../../llmc/cpu/backend.h"
-#include "../../../llmc/optim/plan.h"
-#include "../config_of.h"
 #include "twin.h"
 
 void cpu_embed_forward(float *x, const int *tokens, const float *wte, const float *wpe, int B,
@@ -192,24 +190,4 @@ void cpu_la_vec_root_recip(float *s, const float *v, int n, double eps) {
 
 void cpu_la_vec_balance(float *s, const float *t, int n, double target, double power) {
     la_vec_balance(s, t, n, target, power);
-}
-
-void cpu_plan_step(const char *flags, float *p, float *g, float *m, float *v, int step) {
-    Config c = config_of(flags, "");
-    Registry r = registry_build(&c);
-    Plan plan = plan_build(&c, &r);
-    float *scratch = malloc((plan.arena_size + 1) * sizeof *scratch);
-    if (!scratch) die("twin: out of memory");
-    Arena arena = {scratch, plan.arena_size, 0};
-    PlanState s = {.p = p,
-                   .g = g,
-                   .m = m,
-                   .v = v,
-                   .arena = &arena,
-                   .lr_scale = 1,
-                   .beta = c.optim.momentum,
-                   .gscale = 1,
-                   .step = step};
-    plan_step(&plan, &r, &c, &s);
-    free(scratch);
 }

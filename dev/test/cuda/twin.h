@@ -1,6 +1,6 @@
 /*
 The CPU backend beside the CUDA backend, for tests: each function of llmc/cpu as cpu_NAME, in float,
-compiled as C in twin.c. Views (Mat) hold pointers to host memory.
+compiled as C in twin.c and twin_plan.c. Views (Mat) hold pointers to host memory.
 */
 #ifndef CM_TWIN_H
 #define CM_TWIN_H
