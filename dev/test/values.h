@@ -27,9 +27,9 @@ typedef struct {
 } RuleRole;
 
 __attribute__((unused)) static const RuleRole rule_roles[] = {
-    {"--qk", "W_Q W_K", ON_QK},         {"--ov", "W_O W_V", ON_OV},
-    {"--mlp", "W_fc W_proj", ON_MLP},   {"--embed", "wte wpe", ON_EMBED},
-    {"--head", "whead bhead", ON_HEAD},
+    {"--qk", "W_Q W_K", ON_QK},       {"--ov", "W_O W_V", ON_OV},
+    {"--mlp", "W_fc W_proj", ON_MLP}, {"--embed", "wte wpe", ON_EMBED},
+    {"--head", "whead", ON_HEAD},
 };
 
 /* Calls body(role, rule, circuit) for every rule in every role where it applies, and with
