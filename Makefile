@@ -53,7 +53,7 @@ TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUIL
 EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
 EMU_TESTS = $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%) \
             $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS))) \
-            $(patsubst %,$(BUILD)/emu/test_%_fp32,gpt optim variants msign) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,optim variants msign) \
             $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32
 EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/generate_fp32
 
@@ -157,6 +157,9 @@ endif
 # The twin's sums are what the kernels' sums are compared with: vectorised, they are more exact.
 $(BUILD)/twin.o: dev/test/cuda/twin.c | $(BUILD)
 	$(CC) $(subst -O3,-O1,$(OPT)) $(CFLAGS) $(deps) -c $< -o $@
+# A few updates of small matrices, for programs without OpenMP.
+$(BUILD)/twin_plan.o: dev/test/cuda/twin_plan.c | $(BUILD)
+	$(CC) $(subst -O3,-O0,$(OPT)) $(filter-out -fopenmp,$(CFLAGS)) -Wno-unknown-pragmas $(deps) -c $< -o $@
 $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%): $(BUILD)/emu/test_%: dev/test/cuda/test_%.cu $(BUILD)/twin.o | $(BUILD)/emu $(EMULATOR_OPENMP)
 	$(emu_build) $(filter -fopenmp,$(CFLAGS))
 $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%_fp32): $(BUILD)/emu/test_%_fp32: dev/test/cuda/test_%.cu $(BUILD)/twin.o | $(BUILD)/emu $(EMULATOR_OPENMP)
@@ -167,9 +170,7 @@ $(BUILD)/emu/test_attention_sm90: emulator =
 # This test compares with cuDNN's header, where the toolkit has one.
 $(BUILD)/emu/test_cudnn_api: emulator =
 $(BUILD)/emu/test_cudnn_api: EMU_FLAGS += $(addprefix -isystem ,$(wildcard $(cuda_root)/include))
-$(BUILD)/emu/test_gpt_fp32: test_gpt.c | $(BUILD)/emu $(EMULATOR)
-	$(emu_build)
-$(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu | $(BUILD)/emu $(EMULATOR)
+$(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32: test_gpt.cu $(BUILD)/twin_plan.o | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
 $(BUILD)/emu/test_%_fp32: dev/test/test_%.c | $(BUILD)/emu $(EMULATOR)
 	$(emu_build)
@@ -233,7 +234,7 @@ $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32): $(BUILD)/cuda/test_%_fp32: dev
 	$(nvcc_build)
 $(BUILD)/cuda/bench_cuda: dev/bench/cuda.cu | $(BUILD)/cuda
 	$(nvcc_build)
-test_gpt_cuda test_gpt_cuda_fp32: test_gpt.cu | $(BUILD)
+test_gpt_cuda test_gpt_cuda_fp32: test_gpt.cu $(BUILD)/twin_plan.o | $(BUILD)
 	$(nvcc_build)
 # The tests that run on a device: the model's program, and one program for each file of kernels, in both precisions.
 test_gpt_cuda: | test_gpt_cuda_fp32 $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%) $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%_fp32)
@@ -252,7 +253,8 @@ T ?=
 open := (
 stem = $(patsubst test_%,%,$(patsubst %_fp32,%,$(patsubst %_double,%,$(notdir $(1)))))
 source_of = $(firstword $(wildcard $(if $(findstring /emu/,$(1)),dev/test/cuda/test_$(stem).cu) dev/test/test_$(stem).c \
-              test_$(stem).c $(if $(filter gpt_cuda,$(stem)),test_gpt.cu)))
+              test_$(stem).c $(if $(filter gpt_cuda,$(stem)),test_gpt.cu))) \
+            $(if $(filter %/test_gpt_cuda_fp32,$(1)),test_gpt.c)
 ifneq ($(T),)
   holders := $(shell grep -l 'TEST$(open)$(T)' test_gpt.c test_gpt.cu dev/test/test_*.c dev/test/cuda/test_*.cu; \
                      grep -l '^test_$(T)' $(TEST_SCRIPTS))

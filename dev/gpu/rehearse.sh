@@ -54,7 +54,7 @@ set -eu
 for target in "$@"; do
     name=${target##*/}
     case $name in
-    -* | *=* | twin.o) continue ;;
+    -* | *=* | twin.o | twin_plan.o) continue ;;
     train_gpt_cuda) from=$REHEARSE_EMU/train_gpt ;;
     train_gpt_cuda_fp32) from=$REHEARSE_EMU/train_gpt_fp32 ;;
     generate_cuda) from=$REHEARSE_EMU/generate_fp32 ;;

@@ -226,6 +226,7 @@ build_all() {
     fi
     ${CC:-cc} -O2 dev/gpu/shard.c -o "$work/shard" -lm || rm -f "$work/shard"
     build_one build/twin.o # all kernel tests link it
+    build_one build/twin_plan.o # test_gpt_cuda links it
     mapfile -t order < <(
         say train_gpt_cuda
         bf16_tests

@@ -88,10 +88,9 @@ typedef struct {
     { #NAME, test_##NAME }
 #define COUNT_OF(ARRAY) ((int)(sizeof(ARRAY) / sizeof(ARRAY)[0]))
 
-/* A program whose random numbers are functions of the number of the draw points this at its counter
-   of draws. Every test then starts at draw 0, and its numbers do not depend on which tests run
-   first. */
-__attribute__((unused)) static uint64_t *check_draws;
+/* A program with random numbers sets this to draw_for (draw.h): each test then starts the stream of
+   its own name, so that its numbers do not depend on which tests run before it. */
+__attribute__((unused)) static void (*check_begin)(const char *test);
 
 static inline double check_milliseconds(void) {
     struct timespec t;
@@ -126,7 +125,7 @@ static inline void check_run(const Test *tests, int count, int argc, char **argv
         if (!check_chosen(tests[i].name, argc, argv)) continue;
         int passed = check_passed, failed = check_failed;
         double start = check_milliseconds();
-        if (check_draws) *check_draws = 0;
+        if (check_begin) check_begin(tests[i].name);
         tests[i].run();
         printf("%-32s %6d checks %8.0f ms", tests[i].name,
                check_passed + check_failed - passed - failed, check_milliseconds() - start);

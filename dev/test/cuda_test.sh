@@ -81,37 +81,6 @@ test_losses() {
     done
 }
 
-# The rules that FLAG takes, but `auto`.
-rules_of() {
-    "$TRAIN_GPT" --"$1" '?' 2>&1 | sed 's/.* takes one of auto, \(.*\), not .*/\1/; s/,//g; s/ or / /'
-}
-
-# nth N WORD...: word N, counted round and round.
-nth() {
-    n=$1
-    shift
-    shift $((n % $#))
-    echo "$1"
-}
-
-# Every rule, in every role that it applies to, takes the same steps on both machines. In fp32 the two differ
-# by the order of sums, as in test_losses; a sign that turns over, which lion has, moves one weight by 2 lr.
-test_rules() {
-    rules="--layers 1 --width 24 --heads 2 --head-dim 8 --kv-heads 1 --ff-width 40 --seq-len 12 --batch-size 2 \
-        --steps 5 --val-every 5 --val-tokens 24 --threads 1 --init gpt2 --data text.txt"
-    qk=$(rules_of qk) ov=$(rules_of ov) mlp=$(rules_of mlp) embed=$(rules_of embed) head=$(rules_of head)
-    k=0
-    for first in $qk; do
-        flags="--qk $first --ov $(nth $k $ov) --mlp $(nth $k $mlp) --embed $(nth $k $embed) --head $(nth $k $head)"
-        rm -rf runs
-        check "$flags: exit status on the CPU" run "$TRAIN_GPT" $rules $flags --run cpu
-        check "$flags: exit status on CUDA" run "$TRAIN_CUDA_FP32" $rules $flags --run fp32 --tf32 off $chosen
-        check "$flags: fp32 on CUDA has other losses than the CPU" near runs/cpu runs/fp32 2e-4
-        k=$((k + 1))
-    done
-    check "$k rules of --qk were tried" [ "$k" -ge "$(echo $ov | wc -w)" ]
-}
-
 # Recomputation changes no number; accumulation adds up to one batch.
 test_recompute() {
     run "$TRAIN_CUDA" $common --optimizer cm --run whole

@@ -1,38 +1,41 @@
 /*
-Tests of llmc/cpu/layers.h that need no reference: a gradient that is NULL is skipped, and a failure is
-recorded once and makes downloads NaN. That the layers compute what they should is tested by finite
-differences and by PyTorch's numbers in test_gpt.c.
+Tests of llmc/cpu/layers.h that need no reference: a gradient that is NULL is skipped, and a
+failure is recorded once and makes downloads NaN. That the layers compute what they should is
+tested by finite differences and by PyTorch's numbers in test_gpt.c.
 */
 #include "../../llmc/cpu/backend.h"
-#include "../../llmc/rng.h"
 #include "check.h"
+#include "draw.h"
+#include "values.h"
 
 enum { B = 2, T = 19, N = B * T, C = 24, O = 40, V = 11 };
 
-static uint64_t drawn;
 static void fill(floatM *x, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] = (floatM)(2 * rng_uniform(7, 1, drawn++) - 1);
+    for (size_t i = 0; i < n; i++) x[i] = (floatM)draw();
 }
 
 static int same(const floatM *a, const floatM *b, size_t n) { return !memcmp(a, b, n * sizeof *a); }
 
 /* The gradients of a norm are those of a norm without the one that is frozen. */
-static void test_norm(void) {
+static void check_norm(int kind) {
     static floatX x[N * C], dy[N * C], dx[2][N * C];
     static floatM gain[C], mean[N], rstd[N], dgain[C], dbias[2][C], dsum[2][C];
+    const char *name = case_of("norm %s", all_norms[kind]);
     fill(x, N * C);
     fill(dy, N * C);
     fill(gain, C);
     fill(mean, N);
     fill(rstd, N);
-    norm_backward(dx[0], dgain, dbias[0], dsum[0], dy, NULL, x, gain, mean, rstd, N, C,
-                  NORM_LAYERNORM);
-    norm_backward(dx[1], NULL, dbias[1], dsum[1], dy, NULL, x, gain, mean, rstd, N, C,
-                  NORM_LAYERNORM);
+    norm_backward(dx[0], dgain, dbias[0], dsum[0], dy, NULL, x, gain, mean, rstd, N, C, kind);
+    norm_backward(dx[1], NULL, dbias[1], dsum[1], dy, NULL, x, gain, mean, rstd, N, C, kind);
     check(same(dx[0], dx[1], N * C) && same(dbias[0], dbias[1], C) && same(dsum[0], dsum[1], C),
-          "without dgain the other gradients differ");
-    norm_backward(dx[1], NULL, NULL, NULL, dy, NULL, x, gain, mean, rstd, N, C, NORM_LAYERNORM);
-    check(same(dx[0], dx[1], N * C), "without any gradient dx differs");
+          "%s: without dgain the other gradients differ", name);
+    norm_backward(dx[1], NULL, NULL, NULL, dy, NULL, x, gain, mean, rstd, N, C, kind);
+    check(same(dx[0], dx[1], N * C), "%s: without any gradient dx differs", name);
+}
+
+static void test_norm(void) {
+    for (int kind = 0; kind < COUNT_OF(all_norms); kind++) check_norm(kind);
 }
 
 static void test_linear(void) {
@@ -80,10 +83,9 @@ static void test_failure(void) {
     cm_cpu.failure[0] = 0;
 }
 
-int main(void) {
-    test_norm();
-    test_linear();
-    test_embed();
-    test_failure();
-    return check_done();
+static const Test tests[] = {TEST(norm), TEST(linear), TEST(embed), TEST(failure)};
+
+int main(int argc, char **argv) {
+    check_begin = draw_for;
+    return check_main(tests, COUNT_OF(tests), argc, argv);
 }

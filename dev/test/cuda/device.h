@@ -7,27 +7,13 @@ reads what the kernel reads. Works on a GPU and on the emulator. release() frees
 #define CM_TEST_DEVICE_H
 
 #include "../../../llmc/cuda/runtime.cuh"
-#include "../../../llmc/rng.h"
 #include "../check.h"
+#include "../draw.h"
 
 /* Makes a call of the run-time library. The test ends if it fails. */
 #define MUST(CALL) must((CALL), #CALL, __FILE__, __LINE__)
 static inline void must(cudaError_t status, const char *call, const char *file, int line) {
     if (status != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(status));
-}
-
-/* Random numbers in [-1, 1). draw_for(NAME) starts the stream of a case. The stream depends on the
-   name alone, so adding, removing or moving a case changes no other case. CM_TEST_SEED tries other
-   numbers. */
-static uint64_t device_drawn, device_stream, device_seed = 7;
-static inline void draw_for(const char *name) {
-    const char *seed = getenv("CM_TEST_SEED");
-    if (seed) device_seed = strtoull(seed, NULL, 10);
-    device_stream = rng_stream(name);
-    device_drawn = 0;
-}
-static inline double draw(void) {
-    return 2 * rng_uniform(device_seed, device_stream, device_drawn++) - 1;
 }
 
 static void *device_arrays[512], *host_arrays[512];

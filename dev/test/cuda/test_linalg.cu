@@ -26,7 +26,7 @@ static const double BF16 = 1.0 / 256;
 static void stream(std::initializer_list<int> parameters) {
     uint64_t hash = 14695981039346656037u;
     for (int x : parameters) hash = (hash ^ (uint64_t)(unsigned)x) * 1099511628211u;
-    device_drawn = hash;
+    draw_count = hash;
 }
 
 static int pick(int lo, int hi) { return lo + (int)((draw() + 1) / 2 * (hi - lo + 1)); }

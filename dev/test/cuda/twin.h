@@ -1,6 +1,6 @@
 /*
-The CPU backend beside the CUDA backend, for tests. Each function of llmc/cpu is here as cpu_NAME,
-in float. twin.c is compiled as C. Views (Mat) point to host memory.
+The CPU backend beside the CUDA backend, for tests: each function of llmc/cpu as cpu_NAME, in float,
+compiled as C in twin.c and twin_plan.c. Views (Mat) hold pointers to host memory.
 */
 #ifndef CM_TWIN_H
 #define CM_TWIN_H
@@ -83,6 +83,10 @@ void cpu_la_vec_gauge(float *x, const float *l, const float *r, const float *nor
 void cpu_la_vec_moment(float *v, const float *s, int n, double beta, double a);
 void cpu_la_vec_root_recip(float *s, const float *v, int n, double eps);
 void cpu_la_vec_balance(float *s, const float *t, int n, double target, double power);
+
+/* Update number `step` (from 1) of a model of these flags: parameters p, gradients g, first
+   moments m and states v lie as the registry and the plan of the flags lay them out. */
+void cpu_plan_step(const char *flags, float *p, float *g, float *m, float *v, int step);
 
 #ifdef __cplusplus
 }
