@@ -58,6 +58,7 @@ typedef struct {
     Mat W, G, M;
     int heads, by_column;
     floatM *state[RULE_STATES]; /* the rule's states, in the order of its row */
+    int age;                    /* updates since these states began, this one included: 1 in the first */
     floatM *coupled;            /* the state of the coupling */
     floatX *copy;               /* the layers' copy of W, laid out as W; or NULL */
 } Leg;
@@ -75,7 +76,6 @@ typedef struct {
     double lr, weight_decay;
     double momentum;  /* coefficient of Muon and CM in this step */
     double gscale;    /* multiplies the gradient */
-    int age;          /* updates since the rule's states began, this one included: 1 in the first */
     int coupling_age; /* updates since the coupling's state began, this one included */
     Arena *arena;
 } Step;
