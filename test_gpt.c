@@ -1292,9 +1292,9 @@ static void write_version_1(const char *path, const Model *m) {
     release();
 }
 
-/* A file of version 1 whose rules change on resume: W_O and W_V hand nothing on to W_Q and W_K, whose
-   state is as large. What both rules have is kept to the bit, and so are the moments of W_V, whose
-   rows follow those that start anew. */
+/* A file of version 1 whose rules change on resume: W_O and W_V hand nothing on to W_Q and W_K,
+   whose state is as large. What both rules have is kept to the bit, and so are the moments of W_V,
+   whose rows follow those that start anew. */
 static void test_version_1_change(void) {
     char path[FILE_PATH_SIZE], note[2048], flags[512];
     static Model m, n;

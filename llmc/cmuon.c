@@ -312,7 +312,7 @@ static Job job_of(const Call *c, RuleId rule, int legs, float eta) {
     job.step.weight_decay = c->options->weight_decay;
     job.step.momentum = c->options->optim.momentum;
     job.step.gscale = 1;
-    job.step.age = job.step.coupling_age = 1;
+    job.step.coupling_age = 1;
     return job;
 }
 

@@ -322,15 +322,65 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
     return 0;
 }
 
-/* The default rates of embeddings and head, those of presets included, are AdamW's. Where another
-   rule is chosen and no rate is given, the rule's own rate replaces them. */
-static inline void config_rates_of_vocabulary(Config *c, const unsigned char *given) {
-    int embed = flags_find(config_flags, CONFIG_FLAGS, "lr-embed");
-    int head = flags_find(config_flags, CONFIG_FLAGS, "lr-head");
-    if (c->embed != RULE_AUTO && c->embed != RULE_ADAMW && !given[embed])
-        c->lr_embed = rule_table[c->embed].lr;
-    if (c->head != RULE_AUTO && c->head != RULE_ADAMW && !given[head])
-        c->lr_head = rule_table[c->head].lr;
+/* Fills in the rules and learning rates that `auto` and 0 leave open. */
+static inline void config_resolve_rules(Config *c) {
+    RuleId attention = RULE_CM, mlp = RULE_MUON;
+    switch ((OptimizerKind)c->optimizer) {
+    case OPT_CM: break;
+    case OPT_MUON: attention = RULE_MUON; break;
+    case OPT_ADAMW: attention = mlp = RULE_ADAMW; break;
+    }
+    if (c->qk == RULE_AUTO) c->qk = attention;
+    if (c->ov == RULE_AUTO) c->ov = attention;
+    if (c->mlp == RULE_AUTO) c->mlp = mlp;
+    if (c->embed == RULE_AUTO) c->embed = RULE_ADAMW;
+    if (c->head == RULE_AUTO) c->head = RULE_ADAMW;
+    const int rule[] = {c->qk, c->ov, c->mlp};
+    double *rate[] = {&c->lr_qk, &c->lr_ov, &c->lr_mlp};
+    for (int i = 0; i < 3; i++) {
+        if (*rate[i] == 0) *rate[i] = c->lr;
+        if (*rate[i] == 0) *rate[i] = rule_lr((RuleId)rule[i], &c->optim);
+    }
+    if (c->lr == 0) c->lr = rule_table[attention].lr; /* for the log's column lr */
+}
+
+/* The matrices that a flag gives a rule to, with the flag of their rate. */
+typedef struct {
+    size_t rule, rate; /* offsets of the fields in Config */
+    const char *flag;  /* of the rate */
+} ConfigRole;
+enum { CONFIG_ROLES = 5 };
+static const ConfigRole config_roles[CONFIG_ROLES] = {
+    {offsetof(Config, qk), offsetof(Config, lr_qk), "lr-qk"},
+    {offsetof(Config, ov), offsetof(Config, lr_ov), "lr-ov"},
+    {offsetof(Config, mlp), offsetof(Config, lr_mlp), "lr-mlp"},
+    {offsetof(Config, embed), offsetof(Config, lr_embed), "lr-embed"},
+    {offsetof(Config, head), offsetof(Config, lr_head), "lr-head"},
+};
+static inline int *config_rule(Config *c, int role) {
+    return (int *)(void *)((char *)c + config_roles[role].rule);
+}
+static inline double *config_rate(Config *c, int role) {
+    return (double *)(void *)((char *)c + config_roles[role].rate);
+}
+static inline int config_is_given(const unsigned char *given, const char *flag) {
+    return given[flags_find(config_flags, CONFIG_FLAGS, flag)];
+}
+
+/* Replaces rates of defaults and presets, which are rates of the rules that these choose. A preset's
+   --lr is one of matrix signs, and those of embeddings and head are AdamW's. A rule of another kind
+   has its own rate, unless a flag gives one. */
+static inline void config_rates(Config *c, const unsigned char *given) {
+    Config chosen = *c;
+    config_resolve_rules(&chosen);
+    for (int i = 0; i < CONFIG_ROLES; i++) {
+        int of_block = config_roles[i].rate < offsetof(Config, lr_embed);
+        RuleId usual = of_block ? RULE_MUON : RULE_ADAMW, rule = (RuleId)*config_rule(&chosen, i);
+        int from_preset = of_block ? c->lr > 0 && !config_is_given(given, "lr") : 1;
+        if (from_preset && !config_is_given(given, config_roles[i].flag) &&
+            rule_lr(rule, &c->optim) != rule_lr(usual, &c->optim))
+            *config_rate(c, i) = rule_lr(rule, &c->optim);
+    }
 }
 
 /* Parses a command line: defaults, then the preset, then the flags given, which are marked in
@@ -349,9 +399,11 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
                 "GPU is train_gpt_cuda (make cuda)",
                 config_flags[i].name);
 #endif
+    if (!status && (!c->runs_dir[0] || !c->run[0]))
+        return fail(err, "--runs-dir and --run need names; the folder at hand is --runs-dir .");
     if (!status) status = config_match_muon(c, given, err);
     if (!status) status = config_apply(c, given, config_presets[c->preset], err);
-    if (!status) config_rates_of_vocabulary(c, given);
+    if (!status) config_rates(c, given);
     return status;
 }
 
@@ -390,28 +442,6 @@ static inline int config_check_rules(const Config *c, char *err) {
         if (rule_check((RuleId)roles[i].rule, &roles[i].use, err)) return -1;
     }
     return 0;
-}
-
-/* Fills in the rules and learning rates that `auto` and 0 leave open. */
-static inline void config_resolve_rules(Config *c) {
-    RuleId attention = RULE_CM, mlp = RULE_MUON;
-    switch ((OptimizerKind)c->optimizer) {
-    case OPT_CM: break;
-    case OPT_MUON: attention = RULE_MUON; break;
-    case OPT_ADAMW: attention = mlp = RULE_ADAMW; break;
-    }
-    if (c->qk == RULE_AUTO) c->qk = attention;
-    if (c->ov == RULE_AUTO) c->ov = attention;
-    if (c->mlp == RULE_AUTO) c->mlp = mlp;
-    if (c->embed == RULE_AUTO) c->embed = RULE_ADAMW;
-    if (c->head == RULE_AUTO) c->head = RULE_ADAMW;
-    const int rule[] = {c->qk, c->ov, c->mlp};
-    double *rate[] = {&c->lr_qk, &c->lr_ov, &c->lr_mlp};
-    for (int i = 0; i < 3; i++) {
-        if (*rate[i] == 0) *rate[i] = c->lr;
-        if (*rate[i] == 0) *rate[i] = rule_lr((RuleId)rule[i], &c->optim);
-    }
-    if (c->lr == 0) c->lr = rule_table[attention].lr; /* for the log's column lr */
 }
 
 /* Refuses sizes whose products would not fit the types that hold them. Sizes are ints in the

@@ -432,22 +432,24 @@ static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, i
     return 0;
 }
 
-/* Takes over the flags of the run that a checkpoint is of. Where this start changes the rule of the
-   embeddings or of the head, the checkpoint's rate is that of the other rule: the new rule has the
-   rate that it has in a new run of this preset. */
+/* Takes over the flags of the run that a checkpoint is of. Where this start changes a rule, the
+   checkpoint's rate is that of the other rule: the new rule has the rate that it has in a new run of
+   this preset. */
 static inline int resume_flags(Run *run, const Ckpt *ckpt, char *err) {
-    Config *c = &run->asked, before = *c, fresh = *c;
-    const unsigned char *given = run->given;
-    const int lr_embed = flags_find(config_flags, CONFIG_FLAGS, "lr-embed");
-    const int lr_head = flags_find(config_flags, CONFIG_FLAGS, "lr-head");
-    if (load_flags(&before, NULL, ckpt, err) || load_flags(c, given, ckpt, err)) return -1;
+    Config *c = &run->asked, before = *c, fresh;
+    if (load_flags(&before, NULL, ckpt, err) || load_flags(c, run->given, ckpt, err)) return -1;
     flags_defaults(config_flags, CONFIG_FLAGS, &fresh);
     if (config_apply(&fresh, NULL, config_presets[c->preset], err)) return -1;
-    fresh.embed = c->embed;
-    fresh.head = c->head;
-    config_rates_of_vocabulary(&fresh, given);
-    if (c->embed != before.embed && !given[lr_embed]) c->lr_embed = fresh.lr_embed;
-    if (c->head != before.head && !given[lr_head]) c->lr_head = fresh.lr_head;
+    fresh.optimizer = c->optimizer;
+    for (int i = 0; i < CONFIG_ROLES; i++) *config_rule(&fresh, i) = *config_rule(c, i);
+    config_rates(&fresh, run->given);
+    Config now = *c;
+    config_resolve_rules(&before);
+    config_resolve_rules(&now);
+    for (int i = 0; i < CONFIG_ROLES; i++)
+        if (*config_rule(&now, i) != *config_rule(&before, i) &&
+            !config_is_given(run->given, config_roles[i].flag))
+            *config_rate(c, i) = *config_rate(&fresh, i);
     return 0;
 }
 

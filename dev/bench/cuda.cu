@@ -473,7 +473,7 @@ static void bench_parameters(const BenchShape *s) {
     adam.lr = 1e-4;
     adam.weight_decay = 0.1;
     adam.gscale = 1;
-    adam.age = 10;
+    adam.leg[0].age = 10;
     layer_row("weights to floatX", m + (double)n * sizeof(floatX),
               time_ms([&] { cast_weights(w, p, n); }, 1));
     layer_row("sum of squares, to the host", m, time_ms([&] { la_sum_squares(g, n); }, 1));

@@ -107,7 +107,8 @@ static void step(Bench *bench, RuleId rule, const OptimOptions *o, Leg a, const 
     s.lr = 1e-4;
     s.momentum = 0.95;
     s.gscale = 1;
-    s.age = s.coupling_age = ++bench->step;
+    s.coupling_age = ++bench->step;
+    s.leg[0].age = s.leg[1].age = bench->step;
     s.arena = &bench->arena;
     size_t need = step_scratch(&s);
     if (!bench->arena.p && need > bench->arena.size) bench->arena.size = need;

@@ -131,6 +131,7 @@ test_mistakes() {
     check "a refused resume changed a checkpoint" cmp "$(newest runs/a)" "$(newest a.saved)"
     refused "frozen tensor of an unknown name" 'no tensor "wtf"; it has wte' train $minute --run e --freeze wte,wtf
     refused "frozen leg of a pair" '--freeze wo: .* freeze wqkv too' train $minute --run e --freeze wo
+    refused "a folder without a name" '--runs-dir and --run need names' train $minute --runs-dir ''
     refused "no data file" 'nowhere.txt' train --data nowhere.txt --run e
     printf 'too short' >short.txt
     refused "short text" 'short.txt' train --data short.txt --run e --seq-len 32 --batch-size 1
@@ -173,6 +174,10 @@ test_other_embed() {
     check "resume with a rate" train --run a --resume --steps 5 --embed muon --lr-embed 0.05
     check "resume without flags" train --run a --resume --steps 6
     check "a rate that was given is lost" has runs/a/run.json '"lr-embed": 0.05\>'
+    rm -rf runs/a
+    check "a run of --preset speedrun" train --preset speedrun $minute --total-batch-tokens 128 --run a --steps 2
+    check "resume with --mlp adamw" train --run a --resume --steps 3 --mlp adamw
+    check "AdamW on the MLPs has Muon's rate" has runs/a/run.json '"lr-mlp": 0.002\>'
 }
 
 # Damaged checkpoints.

@@ -126,6 +126,7 @@ static inline Leg leg_of(Mat W, Mat G, Mat M, int heads, int by_column) {
     l.M = M;
     l.heads = heads;
     l.by_column = by_column;
+    l.age = 1;
     return l;
 }
 
@@ -140,7 +141,7 @@ static inline Step step_of(RuleId rule, const OptimOptions *o, double lr, double
     s.weight_decay = wd;
     s.momentum = o->momentum;
     s.gscale = 1;
-    s.age = s.coupling_age = 1;
+    s.coupling_age = 1;
     return s;
 }
 
@@ -161,7 +162,7 @@ static inline void adamw_update(Leg l, floatM *v, const OptimOptions *o, double 
     s.leg[0] = l;
     s.leg[0].state[0] = v;
     s.gscale = gscale;
-    s.age = s.coupling_age = step;
+    s.leg[0].age = step;
     run_step_of(s);
 }
 

@@ -310,7 +310,7 @@ static void test_operations(void) {
         l.M.p = m[1];
         l.state[0] = v[1];
         s.gscale = 2;
-        s.age = step;
+        l.age = step;
         s.arena = &arena;
         const floatM *u = adamw_direction(&s, &l, &scale).p;
         for (int i = 0; i < 35; i++) w[i] = (floatM)(0.97 * (double)w[i] - 0.1 * (double)u[i]);
@@ -1089,7 +1089,7 @@ static void test_controls(void) {
             Step s = step_of(RULE_MUONH, &o, 0.01, 0);
             s.leg[0] = l;
             s.leg[0].state[0] = radius;
-            s.age = step + 1;
+            s.leg[0].age = step + 1;
             run_step_of(s);
             if (step == 0) relative = distance(w, initial, n);
             /* The sphere is that of the initial weights. */
@@ -1137,7 +1137,7 @@ static void test_quack(void) {
             Arena arena = arena_of(2 * arena_round((size_t)n));
             Mat U[2];
             q.legs = 2;
-            q.age = q.coupling_age = step + 1;
+            q.coupling_age = step + 1;
             q.arena = &arena;
             for (int leg = 0; leg < 2; leg++) {
                 q.leg[leg] = legs_leg(&p, leg);
@@ -1344,7 +1344,8 @@ static void check_quadratic(int role, int rule) {
         for (size_t i = (size_t)t->used_rows * t->cols; t->layers == 1 && i < t->size; i++)
             zero &= run.p[t->slot[SLOT_PARAM].at + i] == 0;
     }
-    /* A rule that looks at whole matrices gets those of the vocabulary, as padding changes its scale. */
+    /* A rule that looks at whole matrices gets the rows of the vocabulary only: padding would change
+       its scale. */
     int whole = !(rule_table[rule].traits & ELEMENT_BY_ELEMENT), used = 1;
     for (int i = 0; i < run.plan.n; i++) {
         const Part *part = &run.plan.e[i].part[0];
@@ -1465,7 +1466,7 @@ static void test_lion(void) {
         s.leg[0] = leg_of(mat_dense(w, 1, ROWS, COLS), mat_dense(g, 1, ROWS, COLS),
                           mat_dense(m, 1, ROWS, COLS), 0, 0);
         s.gscale = 2;
-        s.age = s.coupling_age = step;
+        s.leg[0].age = step;
         if (step == 1) g[4] = 0;
         run_step_of(s);
         for (int i = 0; i < N; i++) {
@@ -1536,6 +1537,8 @@ static void test_head_group(void) {
 
 /* Every rule has its own default learning rate. --lr sets the rates of all matrices of the blocks,
    and --lr-qk, --lr-ov and --lr-mlp set one each. */
+#define SMALL_SPEEDRUN "--preset speedrun --layers 1 --width 32 --heads 2 --seq-len 32"
+
 static void test_rates(void) {
     static const struct {
         const char *flags;
@@ -1555,6 +1558,10 @@ static void test_rates(void) {
         {"--embed auto --head muon --lr-head 0.3", 0.02, 0.02, 0.02, 0.1, 0.3},
         {"--preset gpt2 --embed muon", 0.02, 0.02, 0.02, 0.02, 0.004},
         {"--preset gpt2", 0.02, 0.02, 0.02, 0.0006, 0.004},
+        {SMALL_SPEEDRUN, 0.025, 0.025, 0.025, 0.7, 0.004},
+        {SMALL_SPEEDRUN " --qk adamw --mlp lion", 0.002, 0.025, 0.0003, 0.7, 0.004},
+        {SMALL_SPEEDRUN " --optimizer adamw --ov muon", 0.002, 0.025, 0.002, 0.7, 0.004},
+        {SMALL_SPEEDRUN " --mlp lion --lr 0.01", 0.01, 0.01, 0.01, 0.7, 0.004},
     };
     for (int i = 0; i < (int)(sizeof cases_of / sizeof *cases_of); i++) {
         Run run = run_of(cases_of[i].flags);

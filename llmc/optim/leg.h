@@ -58,9 +58,9 @@ typedef struct {
     Mat W, G, M;
     int heads, by_column;
     floatM *state[RULE_STATES]; /* the rule's states, in the order of its row */
-    int age;                    /* updates since these states began, this one included: 1 in the first */
-    floatM *coupled;            /* the state of the coupling */
-    floatX *copy;               /* the layers' copy of W, laid out as W; or NULL */
+    int age;         /* updates since these states began, this one included: 1 in the first */
+    floatM *coupled; /* the state of the coupling */
+    floatX *copy;    /* the layers' copy of W, laid out as W; or NULL */
 } Leg;
 
 typedef struct Rule Rule;

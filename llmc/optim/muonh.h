@@ -23,7 +23,7 @@ static inline void muonh_step(const Step *s) {
     floatM *ratio = arena_take(s->arena, (size_t)n), *norm = arena_take(s->arena, (size_t)n);
     momentum_step(U, l->M, l->G, momentum_of(s->options, 0, s->momentum), s->gscale);
     msign(mat_flat(U), s->options, s->arena);
-    if (s->age == 1) la_norms(radius, l->W, 1);
+    if (l->age == 1) la_norms(radius, l->W, 1);
     la_copy(mat_vector(ratio, n), mat_vector(radius, n));
     la_norms(norm, U, 1);
     la_vec_div(ratio, norm, n, MUONH_SIGN_FLOOR);

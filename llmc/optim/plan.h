@@ -146,13 +146,16 @@ static inline Step plan_entry(const Plan *plan, const Registry *r, const PlanEnt
     step.coupling = e->coupling == RULE_AUTO ? NULL : &rule_table[e->coupling];
     step.options = o;
     step.legs = e->legs;
-    for (int i = 0; i < e->legs; i++) step.leg[i] = plan_leg(r, e, i, s, layer, layers);
+    for (int i = 0; i < e->legs; i++) {
+        step.leg[i] = plan_leg(r, e, i, s, layer, layers);
+        step.leg[i].age =
+            step.rule->state[0].name ? plan_age(plan, e->state[i][0], s->step) : s->step;
+    }
     step.lr = e->lr * s->lr_scale;
     step.weight_decay = e->weight_decay;
     step.momentum = s->momentum;
     step.gscale = s->gscale;
-    step.age = step.coupling_age = s->step;
-    if (step.rule->state[0].name) step.age = plan_age(plan, e->state[0][0], s->step);
+    step.coupling_age = s->step;
     if (step.coupling && step.coupling->state[0].name)
         step.coupling_age = plan_age(plan, e->coupled, s->step);
     step.arena = s->arena;
