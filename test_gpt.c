@@ -542,7 +542,7 @@ static void test_value_gradients(void) {
                          bits & 1 ? "on" : "off", bits & 2 ? "on" : "off", bits & 4 ? "on" : "off",
                          bits & 8 ? "on" : "off");
                 test_model_gradient("--preset tiny --layers 2 --width 16 --heads 2 --ff-width 12 "
-                                    "--seq-len 5 --vocab 20 --batch-size 2",
+                                    "--seq-len 5 --vocab 20 --batch-size 3",
                                     changes, 2, 1000, 8);
             }
 }
