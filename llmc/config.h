@@ -367,9 +367,9 @@ static inline int config_is_given(const unsigned char *given, const char *flag) 
     return given[flags_find(config_flags, CONFIG_FLAGS, flag)];
 }
 
-/* Replaces rates of defaults and presets, which are rates of the rules that these choose. A preset's
-   --lr is one of matrix signs, and those of embeddings and head are AdamW's. A rule of another kind
-   has its own rate, unless a flag gives one. */
+/* Replaces rates of defaults and presets, which are rates of the rules that these choose. The --lr
+   of a preset is one of matrix signs, and those of embeddings and head are AdamW's. A rule of
+   another kind has its own rate, unless a flag gives one. */
 static inline void config_rates(Config *c, const unsigned char *given) {
     Config chosen = *c;
     config_resolve_rules(&chosen);

@@ -1,46 +1,12 @@
 /*
-The linear-algebra contract of the optimizers: batches of matrices as views, and some forty
-operations on them. A backend implements the operations (cpu/linalg.h, cuda/linalg.cuh); the
-formulas that use them exist once. view.h makes views from views.
-
-A Mat is a batch of n0 x n1 matrices of equal shape: element (r, c) of item (i, j) lies at
-p + i s0 + j s1 + r rs + c cs, with rs or cs equal to 1. So a head of W_Q in a fused (L, 3C, C)
-tensor, a column block of W_O read as its transpose, and one matrix repeated over a group (s1 = 0)
-are all views. Nothing is copied to be transposed.
+The linear-algebra contract of the optimizers: some forty operations on batches of matrices, which
+are views (view.h), and the scratch memory of those who call them. A backend implements the
+operations (cpu/linalg.h, cuda/linalg.cuh); the formulas that use them exist once.
 */
 #ifndef CM_LINALG_H
 #define CM_LINALG_H
 
-#include "base.h"
-
-typedef struct {
-    floatM *p; /* NULL: a view that only describes a shape */
-    int n0, n1;
-    size_t s0, s1;
-    int rows, cols;
-    size_t rs, cs;
-} Mat;
-
-/* p + n; NULL stays NULL. */
-static inline floatM *mat_offset(floatM *p, size_t n) { return p ? p + n : p; }
-
-/* A batch of n contiguous row-major matrices. */
-static inline Mat mat_dense(floatM *p, int n, int rows, int cols) {
-    Mat m = {p, n, 1, (size_t)rows * cols, 0, rows, cols, (size_t)cols, 1};
-    return m;
-}
-
-static inline int mat_count(Mat m) { return m.n0 * m.n1; }
-static inline size_t mat_size(Mat m) { return (size_t)m.n0 * m.n1 * m.rows * m.cols; }
-static inline floatM *mat_item(Mat m, int i) {
-    return m.p + (size_t)(i / m.n1) * m.s0 + (size_t)(i % m.n1) * m.s1;
-}
-
-static inline void mat_swap(Mat *a, Mat *b) {
-    Mat c = *a;
-    *a = *b;
-    *b = c;
-}
+#include "view.h"
 
 /* Scratch memory. Rules take from it, and give back in stack order by setting `used` back to its
    earlier value.
@@ -71,6 +37,12 @@ static inline floatM *arena_take(Arena *a, size_t n) {
 static inline Arena arena_piece(floatM *memory, size_t n, int w) {
     Arena piece = {mat_offset(memory, n * (size_t)w), n, 0};
     return piece;
+}
+
+/* Dense memory for items shaped as those of m, in m's two-level batch. */
+static inline Mat mat_take(Mat m, Arena *arena) {
+    Mat dense = mat_dense(arena_take(arena, mat_size(m)), mat_count(m), m.rows, m.cols);
+    return mat_batch(dense, m.n0, m.n1);
 }
 
 /*
@@ -173,8 +145,6 @@ enum { LA_ROOT_STEPS = 25, LA_SIGN_STEPS = 12 };
    NaN is never done. */
 #define LA_ROOT_DONE(GAP, BEFORE)                                                                  \
     ((GAP) < (sizeof(floatM) == 8 ? 1e-9 : 1e-5) || ((GAP) < 0.01 && 2 * (GAP) > (BEFORE)))
-
-#include "view.h"
 
 #ifdef CM_CUDA
 #include "cuda/linalg.cuh"

@@ -433,8 +433,8 @@ static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, i
 }
 
 /* Takes over the flags of the run that a checkpoint is of. Where this start changes a rule, the
-   checkpoint's rate is that of the other rule: the new rule has the rate that it has in a new run of
-   this preset. */
+   checkpoint's rate is that of the other rule: the new rule has the rate that it has in a new run
+   of this preset. */
 static inline int resume_flags(Run *run, const Ckpt *ckpt, char *err) {
     Config *c = &run->asked, before = *c, fresh;
     if (load_flags(&before, NULL, ckpt, err) || load_flags(c, run->given, ckpt, err)) return -1;

@@ -1,10 +1,44 @@
 /*
-Views of batches of matrices, made from other views. Nothing is copied; a view of NULL is NULL.
-*/
-#include "linalg.h" /* which includes this file, before the operations that need views */
+Batches of matrices as views, and views made from views. A view of NULL is NULL.
 
+A Mat is a batch of n0 x n1 matrices of equal shape: element (r, c) of item (i, j) lies at
+p + i s0 + j s1 + r rs + c cs, with rs or cs equal to 1. So a head of W_Q in a fused (L, 3C, C)
+tensor, a column block of W_O read as its transpose, and one matrix repeated over a group (s1 = 0)
+are all views. Nothing is copied to be transposed.
+*/
 #ifndef CM_VIEW_H
 #define CM_VIEW_H
+
+#include "base.h"
+
+typedef struct {
+    floatM *p; /* NULL: a view that only describes a shape */
+    int n0, n1;
+    size_t s0, s1;
+    int rows, cols;
+    size_t rs, cs;
+} Mat;
+
+/* p + n; NULL stays NULL. */
+static inline floatM *mat_offset(floatM *p, size_t n) { return p ? p + n : p; }
+
+/* A batch of n contiguous row-major matrices. */
+static inline Mat mat_dense(floatM *p, int n, int rows, int cols) {
+    Mat m = {p, n, 1, (size_t)rows * cols, 0, rows, cols, (size_t)cols, 1};
+    return m;
+}
+
+static inline int mat_count(Mat m) { return m.n0 * m.n1; }
+static inline size_t mat_size(Mat m) { return (size_t)m.n0 * m.n1 * m.rows * m.cols; }
+static inline floatM *mat_item(Mat m, int i) {
+    return m.p + (size_t)(i / m.n1) * m.s0 + (size_t)(i % m.n1) * m.s1;
+}
+
+static inline void mat_swap(Mat *a, Mat *b) {
+    Mat c = *a;
+    *a = *b;
+    *b = c;
+}
 
 /* Every item transposed. */
 static inline Mat mat_t(Mat m) {
@@ -87,12 +121,6 @@ static inline Mat mat_columns(Mat m, int first, int cols) {
 
 /* n numbers as a row, for operations on matrices. */
 static inline Mat mat_vector(floatM *p, int n) { return mat_dense(p, 1, 1, n); }
-
-/* Dense memory for items shaped as those of m, in m's two-level batch. */
-static inline Mat mat_take(Mat m, Arena *arena) {
-    Mat dense = mat_dense(arena_take(arena, mat_size(m)), mat_count(m), m.rows, m.cols);
-    return mat_batch(dense, m.n0, m.n1);
-}
 
 /* The heads (L, heads) x (k, d) of a projection that is stored as (L, 1) x (rows, cols): blocks of
    k rows or, with by_column, blocks of k columns, each of which is read as its transpose. */

@@ -1344,8 +1344,8 @@ static void check_quadratic(int role, int rule) {
         for (size_t i = (size_t)t->used_rows * t->cols; t->layers == 1 && i < t->size; i++)
             zero &= run.p[t->slot[SLOT_PARAM].at + i] == 0;
     }
-    /* A rule that looks at whole matrices gets the rows of the vocabulary only: padding would change
-       its scale. */
+    /* A rule that looks at whole matrices gets the rows of the vocabulary only: padding would
+       change its scale. */
     int whole = !(rule_table[rule].traits & ELEMENT_BY_ELEMENT), used = 1;
     for (int i = 0; i < run.plan.n; i++) {
         const Part *part = &run.plan.e[i].part[0];
