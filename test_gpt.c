@@ -18,14 +18,6 @@ the root of the repository.
 /* ---------------------------------------------------------------------------------------------- */
 /* help */
 
-static void set_threads(int threads) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
-}
-
 /* The summed loss of targets (B,T) after a forward pass, and how many there are; see head_loss. */
 static double loss_of(Model *m, const int *y, int B, double scale, int64_t *count) {
     Shape s = shape_with(m->s, B, m->s.T);
@@ -80,7 +72,7 @@ static double gradient_error(Function f, void *of, floatX *x, const floatX *g, s
     double d = 0, s = 0;
     size_t tested = min_size(n, most), crossed = 0;
     int threads = thread_count();
-    set_threads(1);
+    use_threads(1);
     for (size_t k = 0; k < tested; k++) {
         size_t i = n <= most ? k : draw_index(n);
         for (int tries = 0; n > most && k % 2 && g[i] == 0 && tries < 1000; tries++)
@@ -93,7 +85,7 @@ static double gradient_error(Function f, void *of, floatX *x, const floatX *g, s
         d += (value - g[i]) * (value - g[i]);
         s += value * value;
     }
-    set_threads(threads);
+    use_threads(threads);
     if (2 * crossed > tested || s == 0) return INFINITY; /* nothing was tested */
     double e = sqrt(d / s);
     return e == e ? e : INFINITY;
@@ -405,7 +397,7 @@ static void test_classifier_gradient(double softcap) {
 }
 
 static void test_layers(void) {
-    set_threads(2); /* sums over rows are cut in two; the differences are taken by one thread */
+    use_threads(2); /* sums over rows are cut in two; the differences are taken by one thread */
     test_embed();
     for (int kind = 0; kind < COUNT_OF(all_norms); kind++)
         for (int i = 0; i < 8; i++) test_norm(kind, i & 1, i >> 1 & 1, i >> 2);
@@ -424,7 +416,7 @@ static void test_layers(void) {
     test_classifier_gradient(0);
     test_classifier_gradient(15);
     test_classifier_gradient(3);
-    set_threads(1);
+    use_threads(1);
 }
 
 /* The mean loss of a batch as a function of the parameters. */
@@ -470,11 +462,11 @@ static void test_model_gradient(const char *preset, const char *changes, int B, 
     draw_batch(&c, x, y, B * m.s.T);
     floatM *before = random_array(elements(&m), 1);
     memcpy(m.p.grad, before, elements(&m) * sizeof *before);
-    set_threads(B == m.s.B ? 2 : 1); /* two threads wait long for each other on a busy machine */
+    use_threads(B == m.s.B ? 2 : 1); /* two threads wait long for each other on a busy machine */
     forward(&m, x, B);
     loss_of(&m, y, B, 1.0 / (B * m.s.T - 1), &count);
     backward(&m, B);
-    set_threads(1);
+    use_threads(1);
     subtract(m.p.grad, before, elements(&m));
     Loss loss = {&m, x, y, B};
     for (int id = 0; id < TENSORS; id++) {
@@ -688,9 +680,9 @@ static void test_accumulation(const char *preset) {
           "%s: loss %.15g in pieces, %.15g whole", preset, pieces, loss);
     e = relative_l2_m(half.p.grad, whole, elements(&m), 1e-30);
     check(e < BY_TYPE(1e-13, 2e-6), "%s: logits in pieces change the gradient by %.1e", preset, e);
-    set_threads(3);
+    use_threads(3);
     double shared = loss_and_gradient(&m, x, y, 4);
-    set_threads(1);
+    use_threads(1);
     check(relative_error(shared, loss, 1) < BY_TYPE(1e-14, 1e-6),
           "%s: loss %.15g with three threads, %.15g "
           "with one",
@@ -859,11 +851,11 @@ static void test_init(const char *preset, const char *changes) {
     if (config_apply(&c, NULL, changes, err)) die("%s", err);
     Registry r = registry_build(&c);
     floatM *p = array(r.size[SLOT_PARAM]), *q = array(r.size[SLOT_PARAM]);
-    set_threads(1);
+    use_threads(1);
     params_init(&r, p, 42);
-    set_threads(3);
+    use_threads(3);
     params_init(&r, q, 42);
-    set_threads(1);
+    use_threads(1);
     check(same_bits(p, q, r.size[SLOT_PARAM]), "%s: initial values depend on the threads", preset);
     params_init(&r, q, 43);
     for (int id = 0; id < TENSORS; id++) {
@@ -968,7 +960,7 @@ static void test_update(const char *preset, const char *rule, int threads) {
     floatM *start = array(elements(&m[0]));
     memcpy(start, m[0].p.param, bytes);
     draw_batch(&c, x, y, 16);
-    set_threads(threads);
+    use_threads(threads);
     for (int step = 0; step < 3; step++) {
         check(train(&m[0], x, y, step) == train(&m[1], x, y, step), "%s %s: two losses", preset,
               rule);
@@ -976,7 +968,7 @@ static void test_update(const char *preset, const char *rule, int threads) {
         for (size_t i = 0; i < elements(&m[2]); i++) m[2].p.grad[i] *= 4;
         optimizer_step(&m[2], step, 0.25);
     }
-    set_threads(1);
+    use_threads(1);
     check(same_bits(m[0].p.param, m[1].p.param, elements(&m[0])) &&
               same_bits(m[0].p.moment, m[1].p.moment, elements(&m[0])) &&
               same_bits(m[0].p.state, m[1].p.state, m[0].plan.state_size),

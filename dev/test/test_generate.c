@@ -356,7 +356,7 @@ static void test_prompt(void) {
     tokenizer_free(&t);
 }
 
-static void use_threads(int threads) {
+static void set_up(int threads) {
     char err[ERR_LEN];
     static Config machine;
     machine.threads = threads;
@@ -364,9 +364,9 @@ static void use_threads(int threads) {
 }
 
 static void test_decoding(void) {
-    use_threads(2);
+    set_up(2);
     test_decode("");
-    use_threads(1); /* the models below are too small to gain from threads */
+    set_up(1); /* the models below are too small to gain from threads */
     test_decode("--preset tiny --norm layernorm --pos learned --qk-norm off --act gelu --biases on "
                 "--tied on --embed-norm off --softcap 0");
     test_decode("--act swiglu --tied on --softcap 0 --embed-norm off --kv-heads 2");
