@@ -129,7 +129,7 @@ static void test_copies(void) {
                                          "--optimizer adamw --mlp lion",
                                          "--optimizer adamw --embed normuon --head muonh",
                                          "--optimizer muon --qk adamw --freeze wo"};
-    for (int i = 0; i < COUNT_OF(rules); i++) test_copy(rules[i]);
+    for (int i = 0; i < COUNT_OF(choice); i++) test_copy(choice[i]);
 }
 
 /* Rows of logits at a time: all, or a multiple of 256 up to 8192 within a 64th of the memory,

@@ -403,6 +403,6 @@ static const Test tests[] = {TEST(decoding),      TEST(decoding_values),
                              TEST(text),          TEST(prompt)};
 
 int main(int argc, char **argv) {
-    use_threads(1);
+    set_up(1);
     return check_main(tests, COUNT_OF(tests), argc, argv);
 }
