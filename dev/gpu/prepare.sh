@@ -20,7 +20,7 @@ if [ $# -eq 0 ]; then
     set -- train_gpt_cuda train_gpt_cuda_fp32 generate_cuda test_gpt_cuda test_gpt_cuda_fp32 $build/train_gpt $build/generate \
         $build/cuda/bench_cuda "$@"
 fi
-portable="-O3 $([ "$(uname -m)" != x86_64 ] || echo -march=x86-64-v3)"
+portable="-O2 $([ "$(uname -m)" != x86_64 ] || echo -march=x86-64-v3)"
 make BUILD=$build ONEDNN=no OPT="$portable" ARCH="$arch" "$@"
 pack=$build/pack
 rm -rf $pack
