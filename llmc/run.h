@@ -335,7 +335,7 @@ static inline int state_is_saved(const Ckpt *ckpt, const StateTensor *s) {
    record's data, or NULL if the file has none, or one of another plan. */
 static inline const floatM *version_1_state(const Ckpt *ckpt, Plan *plan) {
     char unused[ERR_LEN];
-    uint64_t vocab;
+    uint64_t vocab = 0;
     int64_t bytes = 0;
     int dtype = 0;
     Config c;
