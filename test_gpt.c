@@ -1454,6 +1454,30 @@ static void test_state_shape(void) {
     model_free(&m);
 }
 
+/* Scratch that does not suffice, which would be a mistake of the plan, is a recorded failure. */
+static void test_scratch(void) {
+    static Model m;
+    int x[16], y[16];
+    char flags[512];
+    snprintf(flags, sizeof flags, "--preset llama%s --optimizer cm", saved_flags);
+    Config c = config_of(flags, "");
+    create(&m, &c);
+    randomise(&m);
+    draw_batch(&c, x, y, 16);
+    loss_and_gradient(&m, x, y, 2);
+    m.arena.size = 16;
+    check(!device_failure(), "a failure before: %s", device_failure());
+    optimizer_step(&m, 0, 1);
+    check(device_check(err) == -1 && strstr(err, "internal error: the update needs"),
+          "an arena that is too small: %s", err);
+#ifdef CM_CUDA
+    cm_gpu.failure[0] = 0;
+#else
+    cm_cpu.failure[0] = 0;
+#endif
+    model_free(&m);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* every rule in every role */
 
@@ -1773,9 +1797,9 @@ static void test_shards(void) {
     GRADIENT_TESTS TEST(classifiers), TEST(rope_table), TEST(registries),                          \
         TEST(accumulation_presets), TEST(causality_presets), TEST(init_presets),                   \
         TEST(memory_presets), TEST(recompute_values), TEST(update_rules), TEST(train_step),        \
-        TEST(checkpoints), TEST(version_1), TEST(version_1_change), TEST(rule_changes),            \
-        TEST(state_shape), TEST(rules_in_roles), TEST(frozen), TEST(freeze_errors),                \
-        TEST(freeze_resume), TEST(shards)
+        TEST(scratch), TEST(checkpoints), TEST(version_1), TEST(version_1_change),                 \
+        TEST(rule_changes), TEST(state_shape), TEST(rules_in_roles), TEST(frozen),                 \
+        TEST(freeze_errors), TEST(freeze_resume), TEST(shards)
 
 /* Runs the tests of a table, which save into a folder of their own. */
 static void run_in_folder(const Test *tests, int count, int argc, char **argv) {

@@ -360,7 +360,8 @@ static inline void plan_entry_step(const Plan *plan, const Registry *r, const Pl
     step_run(&step);
 }
 
-/* Updates the layers of every tensor whose moments are held. */
+/* Updates the layers of every tensor whose moments are held. Too little scratch is a recorded
+   failure (device_check). */
 static inline void plan_step(const Plan *plan, const Registry *r, const Config *c,
                              const PlanState *s) {
     for (int i = 0; i < plan->n; i++) {
@@ -371,8 +372,8 @@ static inline void plan_step(const Plan *plan, const Registry *r, const Config *
             plan_entry_step(plan, r, e, c, s, l, min_int(e->chunk, end - l));
     }
     if (plan->arena_size && !s->arena->p)
-        die("internal error: the update needs %zu numbers of scratch and has %zu", s->arena->size,
-            plan->arena_size);
+        device_fail("internal error: the update needs %zu numbers of scratch and has %zu",
+                    s->arena->size, plan->arena_size);
 }
 
 /* Whether plan_step writes the layers' copy of a tensor, all of its rows, along with the tensor. */
