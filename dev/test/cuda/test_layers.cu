@@ -568,9 +568,11 @@ static void classifier_case(int N, int V, int Vp, double softcap, double spread,
     cpu_classifier(losses, z_cpu, targets, N, V, Vp, softcap, 0.25);
     /* A logit z, and so its exponent, is known to a few times 2^-24 z; a probability is known to
        as much of itself. What is left of the target's, p - 1, and a small loss have the errors
-       of p and of the logits, however small they are. A gradient is rounded once. */
+       of p and of the logits, however small they are. A gradient is rounded once. Where the
+       compiler does not vectorise, under sanitizers, the CPU adds the V terms of a row in one
+       running sum, whose error is a few roundings times the square root of V. */
     double size = softcap > 0 ? fmin(spread, softcap) : spread,
-           exponent = SUMS + 8 * 0x1p-24 * size;
+           exponent = SUMS + 8 * 0x1p-24 * size + 4 * 0x1p-24 * sqrt((double)V);
     double rounding = sizeof(floatX) == 2 ? 0x1p-8 : 0, most = 0;
     like(what, losses_d, losses, (size_t)N, SUMS, size * sqrt((double)N));
     for (size_t i = 0; i < n; i++) {
