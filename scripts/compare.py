@@ -1,0 +1,537 @@
+#!/usr/bin/env python3
+"""Compares optimizers: many short, deterministic runs, several at once, one CSV row a run.
+
+    scripts/compare.py dev/compare/GRID.toml                 runs what is not done yet
+    scripts/compare.py dev/compare/GRID.toml --dry-run       how many runs, how long
+    scripts/compare.py dev/compare/GRID.toml --table         what the results say so far
+
+A grid file (TOML; docs/comparison.md has every key) names settings, arms, learning rates and seeds.
+For each arm of a setting the rate is chosen first, on the seeds of [tune]: around the best rate,
+`around` rates on each side must have been tried, so the grid grows where the best lies on its edge.
+Then the arm runs at its best rate on the fresh seeds of [final]. Seeds decide initial weights and data
+order, so runs of equal seed pair up.
+
+A run is skipped if the results have a row with its flags. A killed comparison goes on where it
+stopped: its unfinished runs begin anew. Needs Python 3.11, nothing else.
+"""
+
+import argparse
+import datetime
+import fcntl
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+
+import results
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WINDOWS = 16  # of the curve of training losses
+
+
+def fail(message):
+    sys.exit(f"error: {message}")
+
+
+# ---- the grid
+
+
+def ladder(step, factor):
+    """Rate number `step` of the ladder of rates: 0.01 factor^step, to three digits."""
+    return float(f"{0.01 * factor ** step:.3g}")
+
+
+def rung(rate, factor):
+    """The number of the rate nearest to `rate`."""
+    return round(math.log(rate / 0.01) / math.log(factor))
+
+
+def seeds_of(value, where):
+    """[1, 2] or "101-108" as a list of seeds."""
+    if isinstance(value, list) and all(isinstance(v, int) and v >= 0 for v in value):
+        return value
+    if isinstance(value, str) and value.count("-") == 1:
+        first, last = value.split("-")
+        if first.isdigit() and last.isdigit() and int(first) <= int(last):
+            return list(range(int(first), int(last) + 1))
+    fail(f"{where}: seeds are a list of numbers or text like \"101-108\", not {value!r}")
+
+
+KEYS = {
+    "": {"name", "title", "program", "baseline", "rate", "run", "tune", "final", "setting", "arm"},
+    "rate": {"flags", "factor", "around", "start"},
+    "tune": {"seeds"},
+    "final": {"seeds"},
+    "setting": {"name", "title", "run", "arms", "final", "tune", "fixed", "start", "baseline"},
+    "arm": {"name", "title", "run", "start", "final", "rate", "colour", "settings", "fixed"},
+}
+
+
+def check_keys(table, kind, where):
+    unknown = set(table) - KEYS[kind]
+    if unknown:
+        fail(f"{where}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(KEYS[kind]))}")
+
+
+def read_grid(path):
+    """The grid file, with defaults filled in. Ends the program if it has no meaning."""
+    try:
+        with open(path, "rb") as f:
+            grid = tomllib.load(f)
+    except OSError as problem:
+        fail(f"cannot read the grid {path}: {problem.strerror}")
+    except tomllib.TOMLDecodeError as problem:
+        fail(f"{path} is not TOML: {problem}")
+    check_keys(grid, "", path)
+    for key in ("name", "arm"):
+        if not grid.get(key):
+            fail(f"{path}: {key} is missing")
+    grid.setdefault("program", "./train_gpt")
+    grid.setdefault("run", {})
+    grid.setdefault("setting", [{"name": "all"}])
+    grid.setdefault("baseline", grid["arm"][0]["name"])
+    for kind in ("rate", "tune", "final"):
+        check_keys(grid.setdefault(kind, {}), kind, f"{path}, [{kind}]")
+    rate = grid["rate"]
+    rate.setdefault("flags", ["lr"])
+    rate.setdefault("factor", 2 ** 0.5)
+    rate.setdefault("around", 1)
+    rate.setdefault("start", 0.014)
+    if not rate["factor"] > 1:
+        fail(f"{path}: rate.factor must be above 1")
+    grid["tune"]["seeds"] = seeds_of(grid["tune"].get("seeds", [1]), f"{path}, [tune]")
+    grid["final"]["seeds"] = seeds_of(grid["final"].get("seeds", []), f"{path}, [final]")
+    for kind in ("setting", "arm"):
+        names = set()
+        for item in grid[kind]:
+            if not item.get("name"):
+                fail(f"{path}: a {kind} has no name")
+            check_keys(item, kind, f"{path}, {kind} {item['name']}")
+            if item["name"] in names:
+                fail(f"{path}: two {kind}s are named {item['name']}")
+            names.add(item["name"])
+            item.setdefault("title", item["name"])
+            item.setdefault("run", {})
+    for setting in grid["setting"]:
+        for name in setting.get("arms", []) + [setting.get("baseline", grid["baseline"])]:
+            if name not in {arm["name"] for arm in grid["arm"]}:
+                fail(f"{path}, setting {setting['name']}: there is no arm {name}")
+    return grid
+
+
+def arms_of(grid, setting):
+    """The arms that run in a setting."""
+    chosen = setting.get("arms")
+    return [arm for arm in grid["arm"]
+            if (chosen is None or arm["name"] in chosen) and
+            (setting["name"] in arm["settings"] if "settings" in arm else True)]
+
+
+def count_of(grid, setting, arm):
+    """The fresh seeds on which an arm runs: the first `final` of [final]."""
+    seeds = grid["final"]["seeds"]
+    limit = arm.get("final", setting.get("final", len(seeds)))
+    if isinstance(limit, dict):  # by setting
+        limit = limit.get(setting["name"], setting.get("final", len(seeds)))
+    if "final" in setting:
+        limit = min(limit, setting["final"])
+    return seeds[:limit]
+
+
+def text_of(value):
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# Flags that say where and when a run is, and leave its numbers alone.
+PLACES = {"run", "runs-dir", "threads", "keep-checkpoints", "checkpoint-every", "print-every", "resume"}
+
+
+class Job:
+    """One run: its place in the grid and its flags."""
+
+    def __init__(self, grid, setting, arm, rate, seed, stage):
+        self.setting, self.arm, self.rate, self.seed, self.stage = setting, arm, rate, seed, stage
+        flags = dict(grid["run"]) | setting["run"] | arm["run"]
+        if rate is not None:
+            flags |= {name: rate for name in arm.get("rate", grid["rate"]["flags"])}
+        flags["seed"] = seed
+        self.flags = {name: text_of(value) for name, value in flags.items()}
+        self.key = " ".join(f"--{n} {v}" for n, v in sorted(self.flags.items()) if n not in PLACES)
+        self.name = f"{setting['name']}.{arm['name']}.{text_of(rate)}.s{seed}"
+
+
+def settled(tried, around, factor):
+    """(best rate, rates still to try) from {rate: mean loss}, where `around` rates on each side of the
+    best must be known. A rate whose runs diverged has loss inf, and needs no rate beyond it."""
+    best = min(tried, key=lambda rate: (tried[rate], rate))
+    at = rung(best, factor)
+    wanted = [ladder(at + i, factor) for i in range(-around, around + 1)]
+    if math.isinf(tried[best]):  # all diverged: only lower rates can help
+        wanted = [ladder(at - 1, factor)]
+    return best, [rate for rate in wanted if rate not in tried]
+
+
+def arm_jobs(grid, setting, arm, known):
+    """(jobs of the rates, jobs of the fresh seeds, best rate) of an arm. The best rate is None and there
+    are no jobs of fresh seeds while the rate is not settled."""
+    def job(rate, seed, stage):
+        return Job(grid, setting, arm, rate, seed, stage)
+
+    factor, around = grid["rate"]["factor"], grid["rate"]["around"]
+    tune_seeds = setting.get("tune", grid["tune"]["seeds"])
+    fixed = arm.get("fixed", setting.get("fixed"))
+    if isinstance(fixed, dict):
+        fixed = fixed.get(arm["name"])
+    if fixed is not None:
+        return [], [job(fixed, seed, "final") for seed in count_of(grid, setting, arm)], fixed
+    start = arm.get("start", setting.get("start", grid["rate"]["start"]))
+    at = rung(start, factor)
+    rates = [ladder(at + i, factor) for i in range(-around, around + 1)]
+    tune = []
+    while True:
+        jobs = [job(rate, seed, "tune") for rate in rates for seed in tune_seeds]
+        tune += jobs
+        if any(j.key not in known for j in jobs):
+            return tune, [], None
+        tried = {}
+        for j in tune:
+            tried.setdefault(j.rate, []).append(known[j.key]["final_val"])
+        best, rates = settled({r: results.mean(v) for r, v in tried.items()}, around, factor)
+        if not rates:
+            break
+        if min(rates) < 1e-6 or max(rates) > 1e3:
+            fail(f"{setting['name']}, {arm['name']}: no best rate between 1e-6 and 1000")
+    return tune, [job(best, seed, "final") for seed in count_of(grid, setting, arm)], best
+
+
+def all_jobs(grid, known):
+    """Every job that is known to be needed so far, in the order in which they should run: setting by
+    setting, first the rates, then the fresh seeds with all arms of a seed together."""
+    jobs = []
+    for setting in grid["setting"]:
+        tune, final = [], []
+        for arm in arms_of(grid, setting):
+            of_rates, of_seeds, _ = arm_jobs(grid, setting, arm, known)
+            tune += of_rates
+            final += of_seeds
+        seeds = grid["final"]["seeds"]
+        jobs += tune + sorted(final, key=lambda j: seeds.index(j.seed))
+    return jobs
+
+
+# ---- running
+
+
+def version_of(run):
+    """The version of the program, and the commit of the repository if this is one."""
+    commit = subprocess.run(["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--exclude=*"],
+                            capture_output=True, text=True)
+    return f"{run['version']} {commit.stdout.strip()}".strip()
+
+
+def read_log(path):
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f if line.endswith("\n")]
+
+
+def finite(value):
+    return value is not None and math.isfinite(value)
+
+
+def make_row(grid, job, folder, seconds, cpu_seconds):
+    """The row of a finished run, from its folder."""
+    with open(os.path.join(folder, "run.json"), encoding="utf-8") as f:
+        run = json.load(f)
+    log = read_log(os.path.join(folder, "log.jsonl"))
+    vals = [(line["step"], line["val_loss"]) for line in log if finite(line["val_loss"])]
+    losses = [line["train_loss"] for line in log if line["step"] > 0 and finite(line["train_loss"])]
+    times = sorted(line["ms"] for line in log if finite(line["ms"]))
+    steps = run["flags"]["steps"]
+    complete = bool(log) and log[-1]["step"] == steps and finite(log[-1]["val_loss"])
+    bad = not complete or (vals[0][0] == 0 and vals[-1][1] > vals[0][1])
+    best_step, best = min(vals, key=lambda v: v[1]) if vals else (0, math.inf)
+    tail = losses[-max(1, steps // 10):]
+    edges = [round(i * len(losses) / WINDOWS) for i in range(WINDOWS + 1)]
+    windows = [(b, losses[a:b]) for a, b in zip(edges, edges[1:]) if b > a]
+    return {
+        "grid": grid["name"], "setting": job.setting["name"], "arm": job.arm["name"],
+        "rate": text_of(job.rate), "stage": job.stage, "seed": job.seed,
+        "final_val": f"{vals[-1][1]:.6f}" if complete else "inf", "best_val": f"{best:.6f}",
+        "best_step": best_step, "train_tail": f"{results.mean(tail):.6f}" if complete else "inf",
+        "diverged": int(bad), "steps": steps, "tokens": log[-1]["tokens"] if log else 0,
+        "parameters": run["parameters"], "ms": f"{times[len(times) // 2]:.2f}" if times else "nan",
+        "seconds": f"{seconds:.1f}", "cpu_seconds": f"{cpu_seconds:.1f}",
+        "threads": run["machine"]["threads"],
+        "cpu": run["machine"].get("gpu") or run["machine"]["cpu"], "version": version_of(run),
+        "gemm": run["machine"]["gemm"], "train_data": run["train_checksum"],
+        "val_data": run["val_checksum"], "date": datetime.datetime.now(datetime.timezone.utc).date(),
+        "val_curve": " ".join(f"{s}:{v:.4f}" for s, v in vals),
+        "train_curve": " ".join(f"{end}:{results.mean(x):.4f}" for end, x in windows),
+        "flags": job.key,
+    }
+
+
+class Runner:
+    """Runs jobs side by side, each a process of its own."""
+
+    def __init__(self, grid, args):
+        self.grid, self.args, self.running = grid, args, {}
+
+    def start(self, job):
+        folder = os.path.join(self.args.runs_dir, job.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(self.args.runs_dir, exist_ok=True)
+        flags = {"keep-checkpoints": "0", "threads": str(self.args.threads)} | job.flags
+        command = [self.grid["program"], "--run", job.name, "--runs-dir", self.args.runs_dir]
+        for name, value in flags.items():
+            command += [f"--{name}", value]
+        output = tempfile.TemporaryFile()
+        try:
+            child = subprocess.Popen(command, cwd=self.args.folder, stdin=subprocess.DEVNULL, stdout=output,
+                                     stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError as problem:
+            self.stop()
+            fail(f"cannot run {self.grid['program']}: {problem.strerror}; the grid's `program` names it, "
+                 f"and `make train_gpt` builds it")
+        self.running[child.pid] = (job, folder, output, time.monotonic())
+
+    def wait(self):
+        """Waits for the end of a run; returns its job and its row."""
+        pid, status, usage = os.wait4(-1, 0)
+        job, folder, output, start = self.running.pop(pid)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+        code = os.waitstatus_to_exitcode(status)
+        if code != 0 and "not finite" not in text:
+            self.stop()
+            fail(f"{job.name} ended with {code}: {text.strip()[-1500:]}\n(flags: {job.key})")
+        row = make_row(self.grid, job, folder, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
+        if not self.args.keep_runs:
+            shutil.rmtree(folder, ignore_errors=True)
+        return job, row
+
+    def stop(self):
+        for pid in self.running:
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.running = {}
+
+
+def duration(seconds):
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def known_rows(args):
+    try:
+        return {row["flags"]: row for row in results.read(args.results)}
+    except (ValueError, OSError) as problem:
+        fail(str(problem))
+
+
+def measured_seconds(grid, args, job, memory):
+    """Expected time of a run: the median of the results' runs of its setting, else measured by
+    --dry-run, with a twentieth for validation and start."""
+    name = job.setting["name"]
+    if name not in memory:
+        times = sorted(row["seconds"] for row in args.known.values()
+                       if row["setting"] == name and row["grid"] == grid["name"])
+        if times:
+            memory[name] = times[len(times) // 2]
+        else:
+            command = [grid["program"], "--dry-run", "--threads", str(args.threads)]
+            for flag, value in job.flags.items():
+                command += [f"--{flag}", value]
+            out = subprocess.run(command, cwd=args.folder, capture_output=True, text=True)
+            if out.returncode:
+                fail(f"{' '.join(command)}: {out.stderr.strip()}")
+            words = out.stdout.replace(",", " ").split()
+            at = [i for i, w in enumerate(words) if w == "ms" and words[i + 1:i + 3] == ["a", "step"]]
+            if not at:
+                fail("the program's --dry-run names no time of a step")
+            steps = int(job.flags.get("steps", 1200))
+            memory[name] = 1.05 * float(words[at[0] - 1]) * steps / 1000
+    return memory[name]
+
+
+def plan_text(grid, args):
+    """What is to be done, and for how long, if no arm needs rates beyond its first ones."""
+    lines, total, count, memory = [], 0.0, 0, {}
+    for setting in grid["setting"]:
+        jobs, open_arms = {}, 0
+        for arm in arms_of(grid, setting):
+            of_rates, of_seeds, best = arm_jobs(grid, setting, arm, args.known)
+            if best is None:
+                open_arms += 1
+                of_seeds = [Job(grid, setting, arm, 1.0, s, "final") for s in count_of(grid, setting, arm)]
+            jobs |= {j.key + ("?" if best is None and j.stage == "final" else ""): j
+                     for j in of_rates + of_seeds}
+        todo = [j for key, j in jobs.items() if key not in args.known]
+        each = measured_seconds(grid, args, todo[0], memory) if todo else 0
+        total += each * len(todo)
+        count += len(todo)
+        lines.append(f"{setting['name']}: {len(jobs)} runs, {len(jobs) - len(todo)} done, {len(todo)} to do"
+                     + (f" at about {duration(each)}" if todo else "")
+                     + (f"; the rate of {open_arms} arms is open, which may add runs" if open_arms else ""))
+    lines.append(f"{count} runs to do, {args.jobs} at once: about {duration(total / args.jobs)}")
+    return "\n".join(lines)
+
+
+def run_all(grid, args):
+    runner = Runner(grid, args)
+    lock = open(args.results + ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        fail(f"another comparison writes {args.results}")
+
+    def interrupted(number, _frame):
+        runner.stop()
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    begin, finished = time.monotonic(), 0
+    while True:
+        jobs = all_jobs(grid, args.known)
+        busy = {job.key for job, *_ in runner.running.values()}
+        todo = [j for j in jobs if j.key not in args.known]
+        late = args.seconds and time.monotonic() - begin > args.seconds
+        for job in todo:
+            if len(runner.running) >= args.jobs or late:
+                break
+            if job.key not in busy:
+                busy.add(job.key)
+                runner.start(job)
+        if not runner.running:
+            break
+        job, row = runner.wait()
+        results.append(args.results, row)
+        args.known = known_rows(args)
+        finished += 1
+        spent = time.monotonic() - begin
+        print(f"{row['final_val']}  {job.name}  {float(row['seconds']):.0f} s; {len(todo) - 1} known to be left, "
+              f"{duration(spent / finished * (len(todo) - 1))}", flush=True)
+    os.unlink(args.results + ".lock")
+    if todo:
+        print(f"the time is over: {len(todo)} runs are left; the same command goes on")
+        return 3
+    return 0
+
+
+# ---- what the results say
+
+
+def number(value, digits=4):
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def compare_setting(grid, setting, known, key="final_val"):
+    """[(arm, best rate, losses by seed, paired test against the baseline, corrected p)] of a setting, the
+    best arm first. Arms without a settled rate or a fresh seed are left out. Diverged runs are not left
+    out: they make a mean infinite."""
+    base = setting.get("baseline", grid["baseline"])
+    arms = []
+    for arm in arms_of(grid, setting):
+        _, final, best = arm_jobs(grid, setting, arm, known)
+        losses = {j.seed: known[j.key][key] for j in final if j.key in known}
+        if best is not None and losses:
+            arms.append((arm, best, losses))
+    of_base = next((losses for arm, _, losses in arms if arm["name"] == base), {})
+    tests = {}
+    for arm, _, losses in arms:
+        pairs = [losses[s] - of_base[s] for s in losses if s in of_base]
+        if arm["name"] != base and pairs and all(map(math.isfinite, pairs)):
+            tests[arm["name"]] = results.paired(pairs)
+    corrected = results.holm({name: test["p"] for name, test in tests.items()})
+    table = [(arm, best, losses, tests.get(arm["name"]), corrected.get(arm["name"], math.nan))
+             for arm, best, losses in arms]
+    return sorted(table, key=lambda row: results.mean(list(row[2].values())))
+
+
+def print_table(grid, args, key="final_val"):
+    for setting in grid["setting"]:
+        table = compare_setting(grid, setting, args.known, key)
+        if not table:
+            continue
+        base = setting.get("baseline", grid["baseline"])
+        print(f"\n{setting['title']}: {len(table)} arms, differences from {base}, 95 % intervals\n")
+        print("| arm | rate | seeds | loss | deviation | difference | interval | p | p, all arms | pairs needed |")
+        print("|-|-|-|-|-|-|-|-|-|-|")
+        for arm, best, losses, test, p in table:
+            values = list(losses.values())
+            row = [arm["title"], text_of(best), str(len(values)), number(results.mean(values)),
+                   number(results.deviation(values))]
+            row += ["-"] * 5 if test is None else [
+                f"{test['mean']:+.4f}", f"± {number(test['half'])}", f"{test['p']:.2g}", f"{p:.2g}",
+                f"{test['needed']:.0f}"]
+            print("| " + " | ".join(row) + " |")
+
+
+def print_rates(grid, args):
+    """For each arm, the mean loss of every rate on the seeds that chose it."""
+    for setting in grid["setting"]:
+        print(f"\n{setting['title']}: mean loss by rate, on the seeds that chose the rate\n")
+        for arm in arms_of(grid, setting):
+            tune, _, best = arm_jobs(grid, setting, arm, args.known)
+            tried = {}
+            for job in tune:
+                if job.key in args.known:
+                    tried.setdefault(job.rate, []).append(args.known[job.key]["final_val"])
+            if not tried:
+                continue
+            text = "  ".join(f"{text_of(r)}{'*' if r == best else ''} {number(results.mean(v))}"
+                             for r, v in sorted(tried.items()))
+            print(f"{arm['name']:16} {text}{'' if best is not None else '  (the best is open)'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", help="grid file")
+    parser.add_argument("--results", help="CSV of the results (default: beside the grid, GRID.csv)")
+    parser.add_argument("--runs-dir", help="folder of the runs while they run (default runs/compare)")
+    parser.add_argument("--keep-runs", action="store_true", help="keep the folders of finished runs")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)),
+                        help="runs at once (default: the processors, %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a run (default 1)")
+    parser.add_argument("--seconds", type=float, default=0, help="start no run after this time; 0: no limit")
+    parser.add_argument("--setting", help="only these settings, with commas between")
+    parser.add_argument("--arms", help="only these arms, with commas between")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run and how long, then stop")
+    parser.add_argument("--table", action="store_true", help="print what the results say, then stop")
+    args = parser.parse_args()
+    grid = read_grid(args.grid)
+    for kind, chosen in (("setting", args.setting), ("arm", args.arms)):
+        if chosen:
+            for name in chosen.split(","):
+                if name not in {item["name"] for item in grid[kind]}:
+                    fail(f"the grid has no {kind} {name}")
+            grid[kind] = [item for item in grid[kind] if item["name"] in chosen.split(",")]
+    args.folder = os.getcwd()
+    args.results = args.results or os.path.splitext(args.grid)[0] + ".csv"
+    args.runs_dir = os.path.abspath(args.runs_dir or os.path.join("runs", "compare"))
+    if args.jobs < 1 or args.threads < 1:
+        fail("--jobs and --threads are at least 1")
+    args.known = known_rows(args)
+    if args.table:
+        print_rates(grid, args)
+        print_table(grid, args)
+        return 0
+    print(plan_text(grid, args), flush=True)
+    return 0 if args.dry_run else run_all(grid, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Results of comparisons: one row a run in a CSV file, and the statistics of their differences.
+
+Only the standard library is needed, because scripts/compare.py must run wherever the trainer does.
+"""
+
+import csv
+import io
+import math
+import os
+
+# name: meaning. A row has all of them. `flags` are the flags of the trainer that decide the numbers of
+# the run, as "--name value" in order of names; two rows with equal flags are the same run.
+COLUMNS = {
+    "grid": "name of the grid",
+    "setting": "name of the setting, such as plain",
+    "arm": "name of the arm, such as cm",
+    "rate": "learning rate of the arm",
+    "stage": "tune (chooses the rate) or final (fresh seeds)",
+    "seed": "seed of initialisation and data order",
+    "final_val": "validation loss after the last step, nats per token; inf if the run diverged",
+    "best_val": "lowest validation loss",
+    "best_step": "step of the lowest validation loss",
+    "train_tail": "mean training loss of the last tenth of the steps",
+    "diverged": "1 if losses became NaN or ended above the first validation loss, else 0",
+    "steps": "optimizer steps",
+    "tokens": "training tokens",
+    "parameters": "parameters of the model",
+    "ms": "median time of a step in milliseconds",
+    "seconds": "time of the whole program",
+    "cpu_seconds": "processor time of the whole program",
+    "threads": "threads of the program",
+    "cpu": "processor or GPU",
+    "version": "version of the program, and the commit where known",
+    "gemm": "library of the matrix products",
+    "train_data": "checksum of the training data",
+    "val_data": "checksum of the validation data",
+    "date": "day of the run, UTC",
+    "val_curve": "step:loss of every validation, with spaces between",
+    "train_curve": "step:mean training loss of the steps before it, in sixteen windows",
+    "flags": "flags that decide the numbers",
+}
+NUMBERS = ("rate", "final_val", "best_val", "train_tail", "ms", "seconds", "cpu_seconds")
+INTEGERS = ("seed", "best_step", "diverged", "steps", "tokens", "parameters", "threads")
+
+
+def row_text(row):
+    """A row as a line of CSV."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow([row[name] for name in COLUMNS])
+    return out.getvalue()
+
+
+def read(path):
+    """The rows of a CSV file as dictionaries with numbers; [] if the file does not exist. A last line
+    that a kill cut off is left out. Raises ValueError for any other line that is not a row."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8", newline="") as f:
+        text = f.read()
+    whole = text[:text.rfind("\n") + 1]
+    lines = list(csv.reader(io.StringIO(whole)))
+    if not lines:
+        return []
+    if lines[0] != list(COLUMNS):
+        raise ValueError(f"{path}: its first line does not name the columns of this version: "
+                         f"{', '.join(COLUMNS)}")
+    rows = []
+    for number, fields in enumerate(lines[1:], 2):
+        if len(fields) != len(COLUMNS):
+            raise ValueError(f"{path}, row {number}: {len(fields)} fields instead of {len(COLUMNS)}")
+        row = dict(zip(COLUMNS, fields))
+        try:
+            for name in NUMBERS:
+                row[name] = float(row[name])
+            for name in INTEGERS:
+                row[name] = int(row[name])
+        except ValueError as problem:
+            raise ValueError(f"{path}, row {number}: {name} is not a number: {problem}") from None
+        rows.append(row)
+    return rows
+
+
+def append(path, row):
+    """Adds a row and waits until it is on the disk. A line that a kill cut off is removed first."""
+    folder = os.path.dirname(path)
+    if folder:
+        os.makedirs(folder, exist_ok=True)
+    with open(path, "ab+") as f:
+        size = f.seek(0, os.SEEK_END)
+        if size:
+            f.seek(max(0, size - (1 << 20)))
+            tail = f.read()
+            cut = len(tail) - 1 - tail.rfind(b"\n")
+            if cut:
+                f.truncate(size - cut)
+        else:
+            f.write(",".join(COLUMNS).encode() + b"\n")
+        f.write(row_text(row).encode())
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def curve(text):
+    """"100:2.1 200:1.9" as [(100, 2.1), (200, 1.9)]."""
+    return [(int(step), float(loss)) for step, loss in (point.split(":") for point in text.split())]
+
+
+# ---- statistics
+
+
+def mean(x):
+    return math.fsum(x) / len(x)
+
+
+def deviation(x):
+    """Standard deviation of a sample of at least two, else NaN."""
+    if len(x) < 2:
+        return math.nan
+    m = mean(x)
+    return math.sqrt(math.fsum((v - m) ** 2 for v in x) / (len(x) - 1))
+
+
+def beta_fraction(a, b, x):
+    """Lentz's evaluation of the continued fraction of the incomplete beta function (DLMF 8.17.22)."""
+    tiny = 1e-300
+    c, d = 1.0, 1 - (a + b) * x / (a + 1)
+    d = 1 / (d if abs(d) > tiny else tiny)
+    value = d
+    for m in range(1, 500):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1 + term * d
+            d = 1 / (d if abs(d) > tiny else tiny)
+            c = 1 + term / c
+            c = c if abs(c) > tiny else tiny
+            value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return value
+
+
+def beta_regularised(a, b, x):
+    """I_x(a, b), the regularised incomplete beta function."""
+    if x <= 0 or x >= 1:
+        return 0.0 if x <= 0 else 1.0
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) +
+                     b * math.log1p(-x))
+    if x < (a + 1) / (a + b + 2):
+        return front * beta_fraction(a, b, x) / a
+    return 1 - front * beta_fraction(b, a, 1 - x) / b
+
+
+def t_two_sided(t, freedom):
+    """Probability that |T| of Student's distribution is at least |t|."""
+    if math.isnan(t):
+        return math.nan
+    if math.isinf(t):
+        return 0.0
+    return beta_regularised(freedom / 2, 0.5, freedom / (freedom + t * t))
+
+
+def t_quantile(level, freedom):
+    """The t with P(|T| < t) = level."""
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2 if high < 4 else math.sqrt(max(low, 1e-3) * high)
+        if 1 - t_two_sided(middle, freedom) < level:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def paired(differences, level=0.95):
+    """The paired t-test of differences: mean, standard error, t, two-sided p, half width of the
+    confidence interval of `level`, and the number of pairs that would show a true difference of the
+    measured mean with power 0.9 at p < 0.01."""
+    n = len(differences)
+    m, s = mean(differences), deviation(differences)
+    if n < 2:
+        return {"n": n, "mean": m, "se": math.nan, "t": math.nan, "p": math.nan, "half": math.nan,
+                "needed": math.nan}
+    se = s / math.sqrt(n)
+    t = m / se if se > 0 else math.copysign(math.inf, m) if m else math.nan
+    needed = (2.5758 + 1.2816) ** 2 * (s / m) ** 2 if m else math.inf  # normal quantiles .995, .9
+    return {"n": n, "mean": m, "se": se, "t": t, "p": t_two_sided(t, n - 1),
+            "half": t_quantile(level, n - 1) * se, "needed": max(2, needed)}
+
+
+def holm(p):
+    """{name: p} corrected for the number of tests (Holm 1979). NaN stays NaN and does not count."""
+    known = sorted((value, name) for name, value in p.items() if not math.isnan(value))
+    corrected, least = {name: math.nan for name in p}, 0.0
+    for i, (value, name) in enumerate(known):
+        least = max(least, min(1.0, value * (len(known) - i)))
+        corrected[name] = least
+    return corrected
