@@ -594,6 +594,8 @@ def main():
                         help="runs at once (default: the processors, %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default 1)")
     parser.add_argument("--seconds", type=float, default=0, help="start no run after this time; 0: no limit")
+    parser.add_argument("--set", action="append", default=[], metavar="FLAG=VALUE",
+                        help="a flag of every run, which wins over the grid's [run]")
     parser.add_argument("--setting", help="only these settings, with commas between")
     parser.add_argument("--arms", help="only these arms, with commas between")
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long, then stop")
@@ -602,6 +604,11 @@ def main():
     if (args.grid is None) == (args.sweep is None):
         fail("give a grid file, or --sweep and flags of the trainer; see --help")
     grid = read_grid(args.grid) if args.grid else sweep_grid(args.sweep)
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            fail(f"--set {text}: it is FLAG=VALUE")
+        grid["run"][name.removeprefix("--")] = value
     for kind, chosen in (("setting", args.setting), ("arm", args.arms)):
         if chosen:
             for name in chosen.split(","):
