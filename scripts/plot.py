@@ -12,10 +12,10 @@ another pattern for the ending, and --no-group draws every run separately. The d
 of validation losses from the first arm, paired by seed and step. Time is the sum of the times of
 steps, without validation and checkpoints.
 
---from-csv draws the runs on fresh seeds of a file by scripts/compare.py, an arm at one rate. --rates
-draws the final loss of the runs that chose the rate.
+--from-csv draws the runs on fresh seeds of a file by scripts/compare.py, an arm at one rate.
+--rates draws the final loss of the runs that chose the rate.
 
-An arm has its color in every picture (scripts/style.py). Needs matplotlib.
+An arm has its colour in every picture (scripts/style.py). Needs matplotlib.
 """
 
 import argparse
@@ -49,20 +49,27 @@ EARLY = 0.2
 # A machine that does only this run repeats a step within a few percent. One that shares its cores
 # with another program takes about twice as long in the windows that it shares.
 LOAD_WINDOWS, LOAD_FACTOR, LOAD_COUNT = 20, 1.3, 2
-LOADED_LOG = (f"* loaded machine: in at least {LOAD_COUNT} of {LOAD_WINDOWS} windows of the run, the mean "
-              f"step took over {LOAD_FACTOR} times as long as the run's fast steps (tenth percentile)")
+LOADED_LOG = (
+    f"* loaded machine: in at least {LOAD_COUNT} of {LOAD_WINDOWS} windows of the run, the mean "
+    f"step took over {LOAD_FACTOR} times as long as the run's fast steps (tenth percentile)"
+)
 # With one thread, a program that has a core for itself computes for nearly all of its time.
 LOAD_SHARE = 0.8
-LOADED_CSV = (f"* loaded machine: in the median run of one thread, the processor worked for less than "
-              f"{LOAD_SHARE:.0%} of the time")
+LOADED_CSV = (
+    f"* loaded machine: in at least half of the runs, of one thread each, the processor worked for "
+    f"less than {LOAD_SHARE:.0%} of the time"
+)
 # How far from the others' differences an arm must be to be left out of their picture.
 FAR = 5
 # The raw training losses and their bands of more arms than this would be a blur.
 SPREAD_ARMS = 3
 LETTER_INCHES = 0.075  # mean width of a letter of a legend
 TICK_INCHES = 0.78  # width of the label of a rate
-RATES_NOTES = ["Points: seeds. Lines: their means. Rings: the rate that the arm ran at on fresh seeds, or its "
-               "best.", "Crosses at the upper edge: diverged. Open triangles there: above the picture."]
+RATES_NOTES = [
+    "Points: seeds. Lines: their means. Rings: the rate that the arm ran at on fresh seeds, or its "
+    "best.",
+    "Crosses at the upper edge: diverged. Open triangles there: above the picture.",
+]
 GREY = "#666666"
 
 
@@ -78,8 +85,8 @@ def fail(message):
 
 
 def loaded(ms):
-    """Whether the times of a run's steps are those of a machine that did other work too. A load that
-    slows every step alike does not show."""
+    """Whether the times of a run's steps are those of a machine that did other work too. A load
+    that slows every step alike does not show."""
     if len(ms) < 2 * LOAD_WINDOWS:
         return False
     fast = sorted(ms)[len(ms) // 10]
@@ -154,19 +161,28 @@ def read_run(path):
         fail(f"the run {path} has no losses yet")
     name = os.path.basename(os.path.dirname(os.path.abspath(log)))
     val = points["val_loss"]
-    return {"name": name, "arm": name, "seed": seed_of(log), "train": points["train_loss"],
-            "val": after_start(val), "final": val[-1][3] if val else None,
-            "ms": sorted(times)[len(times) // 2] if times else None, "loaded": loaded(times)}
+    return {
+        "name": name,
+        "arm": name,
+        "seed": seed_of(log),
+        "train": points["train_loss"],
+        "val": after_start(val),
+        "final": val[-1][3] if val else None,
+        "ms": sorted(times)[len(times) // 2] if times else None,
+        "loaded": loaded(times),
+    }
 
 
 def group_runs(runs, ending):
-    """{label: runs of one arm}, in order of appearance. A run without other seeds keeps its full name
-    as the label."""
+    """{label: runs of one arm}, in order of appearance. A run without other seeds keeps its full
+    name as the label."""
     arms = {}
     for run in runs:
         run["arm"] = (re.sub(ending, "", run["name"]) if ending else "") or run["name"]
         arms.setdefault(run["arm"], []).append(run)
-    return {arm if len(members) > 1 else members[0]["name"]: members for arm, members in arms.items()}
+    return {
+        arm if len(members) > 1 else members[0]["name"]: members for arm, members in arms.items()
+    }
 
 
 # ---- results of a comparison
@@ -212,18 +228,27 @@ def run_of_row(row):
     each_tokens = row["tokens"] / max(row["steps"], 1)
 
     def points(curve):
-        return [(step, step * each_tokens, step * row["ms"] / 1000, loss)
-                for step, loss in curve if math.isfinite(loss)]
+        return [
+            (step, step * each_tokens, step * row["ms"] / 1000, loss)
+            for step, loss in curve
+            if math.isfinite(loss)
+        ]
 
     # A window's mean belongs to its middle.
     windows = results.curve(row["train_curve"])
     starts = [0] + [step for step, _ in windows]
     middles = [((start + end + 1) / 2, loss) for start, (end, loss) in zip(starts, windows)]
     waited = row["threads"] == 1 and row["cpu_seconds"] < LOAD_SHARE * row["seconds"]
-    return {"name": row["arm"], "arm": row["arm"], "seed": row["seed"], "train": points(middles),
-            "val": after_start(points(results.curve(row["val_curve"]))),
-            "final": math.inf if row["diverged"] else row["final_val"],
-            "ms": row["ms"] if math.isfinite(row["ms"]) else None, "loaded": waited}
+    return {
+        "name": row["arm"],
+        "arm": row["arm"],
+        "seed": row["seed"],
+        "train": points(middles),
+        "val": after_start(points(results.curve(row["val_curve"]))),
+        "final": math.inf if row["diverged"] else row["final_val"],
+        "ms": row["ms"] if math.isfinite(row["ms"]) else None,
+        "loaded": waited,
+    }
 
 
 def groups_of_rows(rows, order):
@@ -231,11 +256,16 @@ def groups_of_rows(rows, order):
     groups = {}
     for arm, of_arm in by_arm(rows, order).items():
         rate = chosen_rate(of_arm)
-        runs = [run_of_row(row) for row in of_arm if row["stage"] == "final" and row["rate"] == rate]
+        runs = [
+            run_of_row(row) for row in of_arm if row["stage"] == "final" and row["rate"] == rate
+        ]
         if runs:
             groups[arm] = runs
     if not groups:
-        fail("there is no run on fresh seeds yet (stage final); --rates draws those that choose the rate")
+        fail(
+            "there is no run on fresh seeds yet (stage final); --rates draws those that choose "
+            "the rate"
+        )
     return groups
 
 
@@ -247,21 +277,25 @@ def is_diverged(run):
 
 
 def average(runs, key):
-    """{step, tokens, seconds} and the losses as an array (seeds, steps), for the steps that all seeds
-    have, or None. Diverged runs are left out, unless all have diverged."""
+    """{step, tokens, seconds} and the losses as an array (seeds, steps), for the steps that all
+    seeds have, or None. Diverged runs are left out, unless all have diverged."""
     kept = [run for run in runs if not is_diverged(run)] or runs
     curves = [{point[0]: point for point in run[key]} for run in kept]
     steps = sorted(set.intersection(*(set(c) for c in curves)))
     if not steps:
         return None
     table = np.array([[c[s] for s in steps] for c in curves], float)  # seeds, steps, 4
-    x = {"step": np.array(steps), "tokens": table[:, :, 1].mean(0), "seconds": table[:, :, 2].mean(0)}
+    x = {
+        "step": np.array(steps),
+        "tokens": table[:, :, 1].mean(0),
+        "seconds": table[:, :, 2].mean(0),
+    }
     return x, table[:, :, 3]
 
 
 def smooth(values):
-    """Along each row, the mean over a centered window, which does not lag. The window grows with the
-    length of the run and shrinks towards its beginning, where the loss is steep."""
+    """Along each row, the mean over a centered window, which does not lag. The window grows with
+    the length of the run and shrinks towards its beginning, where the loss is steep."""
     n = values.shape[1]
     total = np.cumsum(np.pad(values, ((0, 0), (1, 0))), axis=1)
     i = np.arange(n)
@@ -282,9 +316,9 @@ def pairs_of(runs, base):
 
 
 def difference(runs, base):
-    """(steps, mean, half width, pairs) of the differences of validation losses from `base`, where half
-    is that of the mean's 95 % interval, or None without three pairs. Without a pair, the means are
-    subtracted. None if no step is common."""
+    """(steps, mean, half width, pairs) of the differences of validation losses from `base`, where
+    half is that of the mean's 95 % interval, or None without three pairs. Without a pair, the means
+    are subtracted. None if no step is common."""
     pairs = pairs_of(runs, base)
     if not pairs:
         one, other = average(runs, "val"), average(base, "val")
@@ -299,13 +333,15 @@ def difference(runs, base):
     table = np.array([[a[s] - b[s] for s in steps] for a, b in tables])
     half = None
     if len(pairs) > 2:
-        half = results.t_quantile(0.95, len(pairs) - 1) * table.std(0, ddof=1) / math.sqrt(len(pairs))
+        half = (
+            results.t_quantile(0.95, len(pairs) - 1) * table.std(0, ddof=1) / math.sqrt(len(pairs))
+        )
     return np.array(steps), table.mean(0), half, len(pairs)
 
 
 def loss_range(curves):
-    """Limits of the vertical axis from [(steps, losses)]: the last four fifths of the steps, and a third
-    more above for the legend. Diverged runs do not set the scale."""
+    """Limits of the vertical axis from [(steps, losses)]: the last four fifths of the steps, and a
+    third more above for the legend. Diverged runs do not set the scale."""
     lows, highs = [], []
     for steps, values in curves:
         late = values[steps >= EARLY * steps[-1]]
@@ -318,8 +354,8 @@ def loss_range(curves):
 
 
 def split_far(curves):
-    """(near, far) of {label: difference}: an arm whose last difference is above FAR times the median one
-    would make all others look equal."""
+    """(near, far) of {label: difference}: an arm whose last difference is above FAR times the
+    median one would make all others look equal."""
     ends = {label: abs(curve[1][-1]) for label, curve in curves.items()}
     limit = FAR * float(np.median(list(ends.values())))
     far = [label for label in curves if len(curves) > 2 and ends[label] > limit]
@@ -400,31 +436,52 @@ def tokens_per_step(runs):
 
 
 def set_style():
-    plt.rcParams.update({
-        "font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": "#888888", "axes.labelcolor": "#333333", "xtick.color": "#555555",
-        "ytick.color": "#555555", "axes.grid": True, "grid.color": "#e6e6e6",
-        "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 10.5,
-        "axes.titlelocation": "left", "axes.titlecolor": "#333333", "svg.hashsalt": "plot",
-    })
+    plt.rcParams.update(
+        {
+            "font.size": 10.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#888888",
+            "axes.labelcolor": "#333333",
+            "xtick.color": "#555555",
+            "ytick.color": "#555555",
+            "axes.grid": True,
+            "grid.color": "#e6e6e6",
+            "grid.linewidth": 0.8,
+            "axes.axisbelow": True,
+            "axes.titlesize": 10.5,
+            "axes.titlelocation": "left",
+            "axes.titlecolor": "#333333",
+            "svg.hashsalt": "plot",
+        }
+    )
 
 
 def looks_of(groups):
-    """{label: (color, dash, marker)}. The look is that of the arm, without the ending of a seed."""
+    """{label: (colour, dash, marker)}. The look is that of the arm, without the ending of a seed."""
     looks = style.looks(runs[0]["arm"] for runs in groups.values())
     return {label: looks[runs[0]["arm"]] for label, runs in groups.items()}
 
 
 def line_style(look, order):
-    """Arguments of a bold line. A line above another must have gaps, and its markers must be smaller,
-    so that both are seen where they coincide."""
+    """Arguments of a bold line. A line above another must have gaps, and its markers must be
+    smaller, so that both are seen where they coincide."""
     color, dash, marker = look
-    return {"color": color, "ls": (0, dash) if dash else "-", "lw": 2, "marker": marker, "mec": "white",
-            "mew": 0.7, "ms": max(7.5 - 0.6 * order, 4.5), "zorder": 4 + order}
+    return {
+        "color": color,
+        "ls": (0, dash) if dash else "-",
+        "lw": 2,
+        "marker": marker,
+        "mec": "white",
+        "mew": 0.7,
+        "ms": max(7.5 - 0.6 * order, 4.5),
+        "zorder": 4 + order,
+    }
 
 
 def drawing_order(looks):
     """{label: place} from the lowest line to the highest: solid lines first, as they hide most."""
+
     def ink(label):
         dash = looks[label][1]
         return sum(dash[::2]) / sum(dash) if dash else 1
@@ -433,8 +490,8 @@ def drawing_order(looks):
 
 
 def draw_losses(axis, runs, key, scale, look, order, label, spread):
-    """One arm's training and validation losses in one panel, with the spread of training losses if that
-    is asked for; returns the handle for the legend."""
+    """One arm's training and validation losses in one panel, with the spread of training losses if
+    that is asked for; returns the handle for the legend."""
     bold = line_style(look, order)
     train, val = average(runs, "train"), average(runs, "val")
     handle = None
@@ -442,38 +499,59 @@ def draw_losses(axis, runs, key, scale, look, order, label, spread):
         x, values = train
         x, light = x[key] / scale, smooth(values)
         if spread and len(values) > 1:
-            axis.fill_between(x, light.min(0), light.max(0), color=look[0], alpha=0.12, lw=0, zorder=1)
+            axis.fill_between(
+                x, light.min(0), light.max(0), color=look[0], alpha=0.12, lw=0, zorder=1
+            )
         elif spread:
             axis.plot(x, values[0], color=look[0], lw=0.5, alpha=0.15, zorder=1)
-        handle, = axis.plot(x, light.mean(0), color=look[0], lw=1.1, alpha=0.5, ls=bold["ls"], zorder=2,
-                            label=label)
+        (handle,) = axis.plot(
+            x, light.mean(0), color=look[0], lw=1.1, alpha=0.5, ls=bold["ls"], zorder=2, label=label
+        )
     if val is not None:
         x, values = val
         x = x[key] / scale
         if len(values) > 1:
-            axis.fill_between(x, values.min(0), values.max(0), color=look[0], alpha=0.2, lw=0, zorder=3)
-        handle, = axis.plot(x, values.mean(0), markevery=max(1, len(x) // 20), label=label, **bold)
+            axis.fill_between(
+                x, values.min(0), values.max(0), color=look[0], alpha=0.2, lw=0, zorder=3
+            )
+        (handle,) = axis.plot(
+            x, values.mean(0), markevery=max(1, len(x) // 20), label=label, **bold
+        )
     return handle
 
 
 def draw_differences(axis, groups, looks, order):
-    """The differences of all arms from the first one; returns the largest number of pairs of seeds. The
-    last differences of arms that are out of the picture are written into it."""
+    """The differences of all arms from the first one; returns the largest number of pairs of seeds.
+    The last differences of arms that are out of the picture are written into it."""
     base, *others = groups
     found = {label: difference(groups[label], groups[base]) for label in others}
     curves = {label: curve for label, curve in found.items() if curve is not None}
     axis.axhline(0, color=looks[base][0], lw=1.6, zorder=2)
     for label, (steps, mean, half, _) in curves.items():
         if half is not None:
-            axis.fill_between(steps, mean - half, mean + half, color=looks[label][0], alpha=0.16, lw=0,
-                              zorder=1)
-        axis.plot(steps, mean, markevery=max(1, len(steps) // 20), **line_style(looks[label], order[label]))
+            axis.fill_between(
+                steps, mean - half, mean + half, color=looks[label][0], alpha=0.16, lw=0, zorder=1
+            )
+        axis.plot(
+            steps,
+            mean,
+            markevery=max(1, len(steps) // 20),
+            **line_style(looks[label], order[label]),
+        )
     near, far = split_far(curves)
     axis.set_ylim(*difference_range([curves[label] for label in near]))
     if far:
         text = "\n".join(f"{label}: {curves[label][1][-1]:+.4f}" for label in far)
-        axis.text(0.98, 0.98, f"out of the picture, at the end\n{text}", transform=axis.transAxes, ha="right",
-                  va="top", fontsize=9, color=GREY)
+        axis.text(
+            0.98,
+            0.98,
+            f"out of the picture, at the end\n{text}",
+            transform=axis.transAxes,
+            ha="right",
+            va="top",
+            fontsize=9,
+            color=GREY,
+        )
     axis.set_ylabel(f"validation loss minus that of {base}")
     return max(count for _, _, _, count in curves.values())
 
@@ -489,8 +567,16 @@ def step_axis(axis, ratio):
 
 
 def legend_box(axis, handles, title):
-    legend = axis.legend(handles=handles, loc="upper right", framealpha=0.85, edgecolor="none", title=title,
-                         fontsize=9, title_fontsize=9, handlelength=3.2)
+    legend = axis.legend(
+        handles=handles,
+        loc="upper right",
+        framealpha=0.85,
+        edgecolor="none",
+        title=title,
+        fontsize=9,
+        title_fontsize=9,
+        handlelength=4,
+    )
     legend.get_title().set_color(GREY)
     legend.set_zorder(100)
 
@@ -522,9 +608,18 @@ def finish(figure, title, entries, heading, notes):
     if text:
         figure.text(0.008, 0.08 / height, text, fontsize=8.5, color=GREY, va="bottom", ha="left")
     if entries:
-        box = figure.legend(handles=entries, loc="lower center", bbox_to_anchor=(0.5, lower / height),
-                            ncols=columns, frameon=False, title=heading, fontsize=9, title_fontsize=9,
-                            handlelength=3.2, borderaxespad=0.3)
+        box = figure.legend(
+            handles=entries,
+            loc="lower center",
+            bbox_to_anchor=(0.5, lower / height),
+            ncols=columns,
+            frameon=False,
+            title=heading,
+            fontsize=9,
+            title_fontsize=9,
+            handlelength=4,
+            borderaxespad=0.3,
+        )
         box.get_title().set_color(GREY)
     if title:
         figure.text(0.5, 1 - 0.12 / height, title, fontsize=13, ha="center", va="top")
@@ -557,7 +652,10 @@ def notes_of(groups, pairs, note):
     if any(len(runs) > 1 for runs in groups.values()):
         text += " Bands: lowest to highest seed."
     if pairs > 2:
-        text += f" Bands of differences: 95 % interval of the mean of up to {pairs} pairs of equal seed."
+        text += (
+            f" Bands of differences: 95 % interval of the mean of up to {pairs} pairs of equal "
+            f"seed."
+        )
     elif pairs == 2:
         text += " Differences: mean of two pairs of equal seed."
     return [text] + ([note] if any(is_loaded(runs) for runs in groups.values()) else [])
@@ -576,8 +674,16 @@ def draw_loss_panels(axes, panels, groups, looks, order):
     handles = {}
     for label, runs in groups.items():
         for axis, (key, scale) in zip(axes, panels):
-            handles[label] = draw_losses(axis, runs, key, scale, looks[label], order[label], label,
-                                         spread=len(groups) <= SPREAD_ARMS)
+            handles[label] = draw_losses(
+                axis,
+                runs,
+                key,
+                scale,
+                looks[label],
+                order[label],
+                label,
+                spread=len(groups) <= SPREAD_ARMS,
+            )
         if handles[label] is None:
             fail(f"the seeds of {label} have no logged step in common: give --no-group")
     limits = loss_range(all_curves(groups))
@@ -589,20 +695,26 @@ def draw_loss_panels(axes, panels, groups, looks, order):
 
 
 def draw_legends(axes, groups, handles):
-    """Legends within the first panel and the last; with many arms, the entries of one below them."""
+    """Legends within the first panel and the last; with many arms, the entries of one below
+    them."""
     ranking = sorted(groups, key=lambda label: (final_text(groups[label])[0], label))
     finals = {label: f"{label}   {final_text(groups[label])[1]}" for label in ranking}
     if len(groups) > LEGEND_INSIDE:
         return [relabelled(handles[n], f"{finals[n]}; {step_text(groups[n])}") for n in ranking]
-    legend_box(axes[0], [relabelled(handles[n], finals[n]) for n in ranking], "final validation loss")
-    legend_box(axes[-1], [relabelled(handles[n], f"{n}   {step_text(groups[n])}") for n in ranking],
-               "median time of a step")
+    legend_box(
+        axes[0], [relabelled(handles[n], finals[n]) for n in ranking], "final validation loss"
+    )
+    legend_box(
+        axes[-1],
+        [relabelled(handles[n], f"{n}   {step_text(groups[n])}") for n in ranking],
+        "median time of a step",
+    )
     return []
 
 
 def draw(groups, title="", note=LOADED_LOG, time="training time"):
-    """The figure of the losses of {label: runs}: over steps, with the differences from the first arm,
-    and over time."""
+    """The figure of the losses of {label: runs}: over steps, with the differences from the first
+    arm, and over time."""
     set_style()
     every = [run for runs in groups.values() for run in runs]
     ratio = tokens_per_step(every)
@@ -612,7 +724,7 @@ def draw(groups, title="", note=LOADED_LOG, time="training time"):
     figure, axes = make_panels(len(panels) + compared)
     looks = looks_of(groups)
     order = drawing_order(looks)
-    loss_axes = axes[:len(panels) - 1] + axes[-1:]
+    loss_axes = axes[: len(panels) - 1] + axes[-1:]
     handles = draw_loss_panels(loss_axes, panels, groups, looks, order)
     step_axis(axes[0], ratio)
     if not ratio:
@@ -625,8 +737,13 @@ def draw(groups, title="", note=LOADED_LOG, time="training time"):
         step_axis(axes[-2], ratio)
         axes[-2].set_xlim(axes[0].get_xlim())
     below = draw_legends(axes, groups, handles)
-    finish(figure, title, below, "final validation loss; median time of a step",
-           notes_of(groups, pairs, note))
+    finish(
+        figure,
+        title,
+        below,
+        "final validation loss; median time of a step",
+        notes_of(groups, pairs, note),
+    )
     return figure
 
 
@@ -648,7 +765,7 @@ def rate_limits(arms):
     for at in arms.values():
         rates = list(at)
         best = min(range(len(rates)), key=lambda i: results.mean(at[rates[i]]))
-        for rate in rates[max(0, best - 1):best + 2]:
+        for rate in rates[max(0, best - 1) : best + 2]:
             values += [v for v in at[rate] if math.isfinite(v)]
     if not values:
         return 0.0, 1.0
@@ -658,24 +775,61 @@ def rate_limits(arms):
 
 
 def draw_rate_curve(axis, at, chosen, look, order, top):
-    """Points of seeds, the line through their means, and the chosen rate of one arm. Values above the
-    picture are shown at its edge: diverged runs as crosses, others as open triangles."""
+    """Points of seeds, the line through their means, and the chosen rate of one arm. Values above
+    the picture are shown at its edge: diverged runs as crosses, others as open triangles."""
     bold = line_style(look, order)
     means = {rate: results.mean(v) for rate, v in at.items() if all(map(math.isfinite, v))}
-    handle, = axis.plot(list(means), list(means.values()), **{**bold, "ms": 5})
+    (handle,) = axis.plot(list(means), list(means.values()), **{**bold, "ms": 5})
     for rate, values in at.items():
         inside = [v for v in values if v <= top]
-        axis.plot([rate] * len(inside), inside, ls="", marker=look[2], ms=3.5, color=look[0], mew=0, alpha=0.45,
-                  zorder=3)
+        axis.plot(
+            [rate] * len(inside),
+            inside,
+            ls="",
+            marker=look[2],
+            ms=3.5,
+            color=look[0],
+            mew=0,
+            alpha=0.45,
+            zorder=3,
+        )
         if any(map(math.isinf, values)):
-            axis.plot([rate], [0.965], ls="", marker="x", ms=8, mew=2, color=look[0], zorder=20,
-                      transform=axis.get_xaxis_transform())
+            axis.plot(
+                [rate],
+                [0.965],
+                ls="",
+                marker="x",
+                ms=8,
+                mew=2,
+                color=look[0],
+                zorder=20,
+                transform=axis.get_xaxis_transform(),
+            )
         elif len(inside) < len(values):
-            axis.plot([rate], [0.975], ls="", marker="^", ms=6, mfc="none", mew=1.3, color=look[0], zorder=19,
-                      transform=axis.get_xaxis_transform())
+            axis.plot(
+                [rate],
+                [0.975],
+                ls="",
+                marker="^",
+                ms=6,
+                mfc="none",
+                mew=1.3,
+                color=look[0],
+                zorder=19,
+                transform=axis.get_xaxis_transform(),
+            )
     if chosen in means:
-        axis.plot([chosen], [means[chosen]], ls="", marker="o", ms=13, mfc="none", mew=1.6, color=look[0],
-                  zorder=21)
+        axis.plot(
+            [chosen],
+            [means[chosen]],
+            ls="",
+            marker="o",
+            ms=13,
+            mfc="none",
+            mew=1.6,
+            color=look[0],
+            zorder=21,
+        )
     return handle
 
 
@@ -713,9 +867,17 @@ def draw_rates_panel(axis, rows, arms, looks, order, inches):
     rate_ticks(axis, sorted({rate for at in tried.values() for rate in at}), inches)
     handles = [entry for _, _, entry in sorted(entries, key=lambda e: e[:2])]
     longest = max(len(handle.get_label()) for handle in handles)
-    box = axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.11), frameon=False, fontsize=9,
-                      title="mean loss at the best rate", title_fontsize=9, handlelength=3.2,
-                      ncols=max(1, min(len(handles), int(inches / (LETTER_INCHES * longest + 0.75)))))
+    box = axis.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.11),
+        frameon=False,
+        fontsize=9,
+        title="mean loss at the best rate",
+        title_fontsize=9,
+        handlelength=4,
+        ncols=max(1, min(len(handles), int(inches / (LETTER_INCHES * longest + 0.75)))),
+    )
     box.get_title().set_color(GREY)
 
 
@@ -729,7 +891,9 @@ def draw_rates(rows, arms=None, title=""):
     looks = style.looks(row["arm"] for row in rows)
     order = drawing_order(looks)
     inches = 7.5 if len(settings) == 1 else 6.5
-    figure, axes = plt.subplots(1, len(settings), figsize=(inches * len(settings) + 1, 5.6), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(settings), figsize=(inches * len(settings) + 1, 5.6), squeeze=False
+    )
     for axis, setting in zip(axes[0], settings):
         axis.tick_params(length=0)
         axis.set_ylabel("final validation loss (nats per token)")
@@ -764,9 +928,16 @@ def draw_csv(args):
         return draw_rates(rows, split(args.arms), args.title), f"{stem}-rates.png"
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     if len(settings) > 1:
-        fail(f"{args.from_csv} has several settings, choose one with --setting: {', '.join(settings)}")
-    figure = draw(groups_of_rows(rows, split(args.arms)), args.title, LOADED_CSV,
-                  "steps times median time of a step")
+        fail(
+            f"{args.from_csv} has several settings, choose one with --setting: "
+            f"{', '.join(settings)}"
+        )
+    figure = draw(
+        groups_of_rows(rows, split(args.arms)),
+        args.title,
+        LOADED_CSV,
+        "steps times median time of a step",
+    )
     return figure, f"{stem}-{settings[0]}.png"
 
 
@@ -784,20 +955,36 @@ def draw_runs(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="*", help="run folders, or log.jsonl files")
-    parser.add_argument("-o", "--output", help="picture to write (default: plot.png beside the first run; "
-                        "with --from-csv, FILE-SETTING.png or FILE-rates.png); .png, .pdf and .svg are "
-                        "understood")
-    parser.add_argument("--group", metavar="REGEX", default=SEED_ENDING,
-                        help="ending of a name that marks a seed (default: %(default)s)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        help="picture to write (default: plot.png beside the first run; "
+        "with --from-csv, FILE-SETTING.png or FILE-rates.png); .png, .pdf and .svg are "
+        "understood",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="REGEX",
+        default=SEED_ENDING,
+        help="ending of a name that marks a seed (default: %(default)s)",
+    )
     parser.add_argument("--no-group", action="store_true", help="draw every run for itself")
     parser.add_argument("--from-csv", metavar="FILE", help="results of scripts/compare.py to draw")
-    parser.add_argument("--setting", help="setting to draw; with --rates, several with commas between")
-    parser.add_argument("--arms", help="arms to draw, with commas between; the first is the one that "
-                        "differences are taken from")
-    parser.add_argument("--rates", action="store_true", help="draw final loss against learning rate")
+    parser.add_argument(
+        "--setting", help="setting to draw; with --rates, several with commas between"
+    )
+    parser.add_argument(
+        "--arms",
+        help="arms to draw, with commas between; the first is the one that "
+        "differences are taken from",
+    )
+    parser.add_argument(
+        "--rates", action="store_true", help="draw final loss against learning rate"
+    )
     parser.add_argument("--title", default="", help="title of the picture")
     args = parser.parse_args()
     if bool(args.runs) == bool(args.from_csv):

@@ -1,9 +1,10 @@
 """Colours, dashes and markers of arms, equal in every picture of this project.
 
-An arm is a name, such as cm or muon-head. colour(name) and dash(name) are functions of the name alone,
-so neither the order of arguments nor the choice of arms changes a picture's colours. looks(names)
-gives the arms of one picture looks that differ from each other: of two names without an entry whose
-colours are equal, the second in the alphabet takes the next free colour. Only the standard library is needed.
+An arm is a name, such as cm or muon-head. colour(name) and dash(name) are functions of the name
+alone, so neither the order of arguments nor the choice of arms changes a picture's colours.
+looks(names) gives the arms of one picture looks that differ from each other: of two names without
+an entry whose colours are equal, the second in the alphabet takes the next free colour. Only the
+standard library is needed.
 """
 
 import zlib
@@ -30,8 +31,8 @@ COLOURS = {
     "quack": "#6b9420",
 }
 # Lengths of strokes and gaps in widths of the line; () is a solid line. They go to Matplotlib as
-# linestyle=(0, dash) and to SVG, times the width, as stroke-dasharray. Gaps are wide enough to show the
-# line below where two lines coincide.
+# linestyle=(0, dash) and to SVG, times the width, as stroke-dasharray. Gaps are wide enough to show
+# the line below where two lines coincide.
 DASHES = [(), (5, 3), (1.2, 1.8), (7, 2.5, 1.2, 2.5), (2.6, 2.2), (7, 2, 1.2, 2, 1.2, 2), (10, 4),
           (3, 2, 1.2, 2)]
 # Matplotlib's names of filled markers.
@@ -83,9 +84,10 @@ def free(table, first, used):
 
 
 def looks(names):
-    """{name: (colour, dash, marker)} of one picture. Dashes and markers differ from name to name as far
-    as there are enough of them, and so do the colours of names without an entry. Names with an entry
-    choose first and the others in alphabetical order, so the order of `names` has no influence."""
+    """{name: (colour, dash, marker)} of one picture. Dashes and markers differ from name to name as
+    far as there are enough of them, and so do the colours of names without an entry. Names with an
+    entry choose first and the others in alphabetical order, so the order of `names` has no
+    influence."""
     chosen, colours, dashes, markers = {}, [], [], []
     for name in sorted(set(names), key=lambda n: (ORDER.get(n, len(ORDER)), n)):
         own = colour(name)
