@@ -24,7 +24,7 @@ COLOURS = {
     "cm-ov": "#a08a00",
     "cm-released": "#c2604f",
     "cm2": "#e0218a",           # magenta
-    "circuit-muon": "#c2609a",
+    "circuit": "#c2609a",
     "adamw": "#777777",         # grey
     "lion": "#96705a",
     "aurora": "#4f8a5b",
@@ -42,7 +42,7 @@ OTHERS = ["#c44e52", "#4878cf", "#5f9e2f", "#b36bd4", "#b5791f", "#1f97a8", "#d1
           "#7a68d8", "#2d9c68", "#a8664a", "#607d94"]
 # The order in which arms get dashes and markers. Neighbours differ in both.
 ORDER = {name: place for place, name in enumerate(
-    ["muon", "cm", "muon-head", "muon-group", "cm-iso", "cm-match", "adamw", "circuit-muon", "cm2",
+    ["muon", "cm", "muon-head", "muon-group", "cm-iso", "cm-match", "adamw", "circuit", "cm2",
      "cm-qk", "cm-ov", "cm-released", "normuon", "aurora", "lion", "quack", "muonh"])}
 
 
