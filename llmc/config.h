@@ -101,11 +101,9 @@ static const Flag config_flags[] = {
     FLAG_INT("device", device, "0", 0, 1024, "GPU to use, as nvidia-smi counts them"),
     FLAG_CHOICE(
         "attention", attention, "auto", CHOICES(ATTENTIONS),
-        "flash: our flash attention; cudnn: cuDNN's; auto: the faster of these two on this GPU. "
-        "auto "
-        "never takes cudnn-fast, which sums dq in any order, so that equal runs may differ in "
-        "bits, nor hopper, ours for H100 and H200 (bf16, heads of 64 or 128), which has not run on "
-        "a device yet"),
+        "flash: our flash attention; hopper: ours for H100 and H200 (bf16, heads of 64 or 128); "
+        "cudnn: cuDNN's; auto: the fastest of these on this GPU. auto never takes cudnn-fast, "
+        "which sums dq in any order, so that equal runs may differ in bits"),
     FLAG_CHOICE("cuda-graph", cuda_graph, "auto", "auto|on|off",
                 "record the kernels of a micro-batch and replay them, which saves the time of "
                 "launches; auto: if a micro-batch takes less than 10 ms and replaying gives equal "

@@ -308,19 +308,11 @@ enum { ATTENTION_WORTH_IT = 512 };
    heads, (B,NH,T,T) in bf16, would crowd out the activations. */
 enum { CUDNN_WORKSPACE_PART = 8 };
 
-/* Whether auto tries the kernels for Hopper: not before their tests have run on a device,
-   because an illegal access or a hang in the trial would end a run that did not ask for them.
-   The help of --attention says so. */
-enum { HOPPER_BY_ITSELF = 0 };
-
 /* Returns 0 if a candidate can be tried: it has a plan, a device and memory. Else -1 and `why`. */
 static inline int attention_can(const AttentionShape *s, int automatic, TrialKind who, char *why,
                                 size_t size) {
     size_t room = 0, all = 0;
-    if (who == TRIAL_HOPPER) {
-        if (automatic && !HOPPER_BY_ITSELF) return refuse(why, size, "only when it is named");
-        return hopper_supports(s->HS, why, size);
-    }
+    if (who == TRIAL_HOPPER) return hopper_supports(s->HS, why, size);
     if (cudnn_attention_plan(s->B, s->T, s->NH, s->NKV, s->HS, why, size)) return -1;
     size_t need = cudnn_attention_workspace(s->B, s->T, s->NH, s->NKV, s->HS);
     CUDA_CHECK(cudaMemGetInfo(&room, &all));

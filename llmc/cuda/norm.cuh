@@ -129,10 +129,11 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
 /* With dxhat = dy gain:  dx = dres + rstd (dxhat - mean(dxhat) - xhat mean(dxhat xhat)); RMSNorm
    has no first mean. A block walks along some rows, R at a time, so that several loads are in
    flight and one barrier serves 2 R sums. A thread has W columns. It keeps its parts of dgain,
-   of dbias and, with SUM, of the sum of dx, and stores them in partials: (blocks,C) of dgain,
-   then of dbias, then of the sum. */
+   of dbias and of the sum of dx, and stores them in partials: (blocks,C) of dgain, then of dbias,
+   then of the sum. The sums are formed whether they are wanted or not: without one of them the
+   compiler would contract the products of dx in another way, and dx would have other bits. */
 enum { NORM_WARPS = 18 }; /* most warps of a block */
-template <int W, int R, int SUM>
+template <int W, int R>
 __global__ static void __launch_bounds__(32 * NORM_WARPS)
     norm_backward_kernel(floatX *dx, float *__restrict__ partials, const floatX *dy,
                          const floatX *dres, const floatX *__restrict__ x,
@@ -185,8 +186,7 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
             unpack(out, res_raw[k]);
             UNROLLED_FOR (int i = 0; i < W; i++) {
                 out[i] += r[k] * (d[k][i] - a - xhat[k][i] * b);
-                if constexpr (SUM)
-                    dsum[i] += n + k < end ? to_float(from_float<floatX>(out[i])) : 0;
+                dsum[i] += n + k < end ? to_float(from_float<floatX>(out[i])) : 0;
             }
             if (c < C && n + k < end) store(dx + (n + k) * C + c, out);
         }
@@ -194,7 +194,7 @@ __global__ static void __launch_bounds__(32 * NORM_WARPS)
     if (c >= C) return;
     store_floats(partials + block * C + c, dgain);
     store_floats(partials + (blocks + block) * C + c, dbias);
-    if constexpr (SUM) store_floats(partials + (2 * blocks + block) * C + c, dsum);
+    store_floats(partials + (2 * blocks + block) * C + c, dsum);
 }
 
 /* dx alone, a row to a warp, for rows that norm_backward_kernel cannot do. */
@@ -271,12 +271,8 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
     if (wide && norm_threads(C) <= 32 * NORM_WARPS) {
         unsigned blocks = norm_blocks(N, C), threads = norm_threads(C);
         float *partials = (float *)cuda_scratch(norm_scratch(N, C));
-#define NORM_BACKWARD(SUM)                                                                         \
-    LAUNCH((norm_backward_kernel<XW, 2, SUM>), blocks, threads, 0, dx, partials, dy, dres, x,      \
-           gain, mean, rstd, N, C, centred)
-        if (dsum) NORM_BACKWARD(1);
-        else NORM_BACKWARD(0);
-#undef NORM_BACKWARD
+        LAUNCH((norm_backward_kernel<XW, 2>), blocks, threads, 0, dx, partials, dy, dres, x, gain,
+               mean, rstd, N, C, centred);
         add_partials({{dgain, dbias, dsum}}, partials, blocks, C);
     } else if (wide) {
         norm_backward_any<XW>(dx, dgain, dbias, dsum, dy, dres, x, gain, mean, rstd, N, C, centred);
