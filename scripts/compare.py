@@ -34,6 +34,7 @@ import results
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WINDOWS = 16  # of the curve of training losses
+LEAST_RATE, GREATEST_RATE = 1e-6, 1e3  # of the ladder
 
 
 def fail(message):
@@ -152,7 +153,20 @@ def text_of(value):
 
 
 # Flags that say where and when a run is, and leave its numbers alone.
-PLACES = {"run", "runs-dir", "threads", "keep-checkpoints", "checkpoint-every", "print-every", "resume"}
+PLACES = {"run", "runs-dir", "threads", "keep-checkpoints", "checkpoint-every", "print-every", "resume",
+          "log-groups"}
+SWITCHES = {"log-groups", "resume"}  # flags without a value
+
+
+def arguments(flags):
+    """{name: text} as arguments of the program. A switch stands alone, and is left out when off."""
+    words = []
+    for name, value in flags.items():
+        if name not in SWITCHES:
+            words += [f"--{name}", value]
+        elif value == "on":
+            words.append(f"--{name}")
+    return words
 
 
 class Job:
@@ -206,10 +220,10 @@ def arm_jobs(grid, setting, arm, known):
         for j in tune:
             tried.setdefault(j.rate, []).append(known[j.key]["final_val"])
         best, rates = settled({r: results.mean(v) for r, v in tried.items()}, around, factor)
+        # The ladder ends where no rate makes sense: a best rate at its end stands.
+        rates = [rate for rate in rates if LEAST_RATE <= rate <= GREATEST_RATE]
         if not rates:
             break
-        if min(rates) < 1e-6 or max(rates) > 1e3:
-            fail(f"{setting['name']}, {arm['name']}: no best rate between 1e-6 and 1000")
     return tune, [job(best, seed, "final") for seed in count_of(grid, setting, arm)], best
 
 
@@ -292,8 +306,7 @@ class Runner:
         os.makedirs(self.args.runs_dir, exist_ok=True)
         flags = {"keep-checkpoints": "0", "threads": str(self.args.threads)} | job.flags
         command = [self.grid["program"], "--run", job.name, "--runs-dir", self.args.runs_dir]
-        for name, value in flags.items():
-            command += [f"--{name}", value]
+        command += arguments(flags)
         output = tempfile.TemporaryFile()
         try:
             child = subprocess.Popen(command, cwd=self.args.folder, stdin=subprocess.DEVNULL, stdout=output,
@@ -352,8 +365,7 @@ def measured_seconds(grid, args, job, memory):
             memory[name] = times[len(times) // 2]
         else:
             command = [grid["program"], "--dry-run", "--threads", str(args.threads)]
-            for flag, value in job.flags.items():
-                command += [f"--{flag}", value]
+            command += arguments(job.flags)
             out = subprocess.run(command, cwd=args.folder, capture_output=True, text=True)
             if out.returncode:
                 fail(f"{' '.join(command)}: {out.stderr.strip()}")
