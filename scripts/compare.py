@@ -66,7 +66,7 @@ def seeds_of(value, where):
 
 
 KEYS = {
-    "": {"name", "title", "program", "baseline", "rate", "run", "tune", "final", "setting", "arm"},
+    "": {"name", "title", "program", "baseline", "question", "rate", "run", "tune", "final", "setting", "arm"},
     "rate": {"flags", "factor", "around", "start"},
     "tune": {"seeds"},
     "final": {"seeds"},
