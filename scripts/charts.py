@@ -14,6 +14,7 @@ MINUS = "\u2212"
 PANEL = 336  # width of a chart that fills a phone's screen
 MINI = 168  # width of a chart of which two fill a phone's screen
 OUTLIER = 3.0  # a value beyond this many medians does not set a scale
+BEYOND = 4.0  # nor does an interval that ends this many times farther than those of the question's arm
 
 
 def signed(value, digits=4):
@@ -37,14 +38,38 @@ def ellipsis(text, size, width):
     return text
 
 
+def write_fitting(canvas, x, y, text, size, width, colour="ink", bold=False):
+    """A text in one line, made smaller by up to a fifth and then shortened where it is too long."""
+    fitting = max(0.8 * size, min(size, size * width / max(text_width(text, size), 1)))
+    canvas.text(x, y, ellipsis(text, fitting, width), fitting, colour, "start", bold)
+
+
+def wrapped(text, size, width):
+    """A text as lines of a width."""
+    lines = []
+    for word in text.split():
+        if lines and text_width(lines[-1] + " " + word, size) <= width:
+            lines[-1] += " " + word
+        else:
+            lines.append(word)
+    return lines
+
+
 # ---- the differences: the picture that answers the question
 
 
+def reach(arm):
+    """The distance from 0 of the farther end of an arm's interval."""
+    return abs(arm.test["mean"]) + (arm.test["half"] if math.isfinite(arm.test["half"]) else 0)
+
+
 def difference_limit(views):
-    """The scale of all panels: the largest end of an interval that is no outlier."""
-    sizes = [abs(a.test["mean"]) + (a.test["half"] if math.isfinite(a.test["half"]) else 0)
-             for view in views for a in view.arms if a.test]
-    return 1.06 * robust_limit(sizes) or 0.01
+    """The scale of all panels: the farthest end of an interval that is not far beyond the question's."""
+    tested = [arm for view in views for arm in view.arms if arm.test]
+    asked = max((reach(arm) for arm in tested if arm.is_question), default=0.0)
+    if asked:
+        return 1.06 * max(reach(arm) for arm in tested if reach(arm) <= BEYOND * asked)
+    return 1.06 * robust_limit([reach(arm) for arm in tested]) or 0.01
 
 
 class Forest:
@@ -53,9 +78,9 @@ class Forest:
 
     def __init__(self, width, wide):
         self.width, self.wide = width, wide
-        self.row = 21 if wide else 34
-        self.left = 0.36 * width if wide else 6
-        self.right = width - (122 if wide else 6)
+        self.row = 21 if wide else 36
+        self.left = 0.37 * width if wide else 10
+        self.right = width - (138 if wide else 10)
 
     def height(self, view):
         return 20 + self.row * len(view.arms) + 40
@@ -68,8 +93,8 @@ def numbers_of(arm):
     if arm.test is None:
         return "diverged" if any(map(math.isinf, arm.losses.values())) else "no pairs"
     half = arm.test["half"]
-    spread = f" \u00b1 {half:.4f}" if math.isfinite(half) else " (one pair)"
-    return f"{signed(arm.test['mean'])}{spread}"
+    spread = f" \u00b1 {half:.4f}" if math.isfinite(half) else ""
+    return f"{signed(arm.test['mean'])}{spread} ({arm.test['n']})"
 
 
 def draw_forest(canvas, x, y, view, limit, unit, size):
@@ -77,19 +102,23 @@ def draw_forest(canvas, x, y, view, limit, unit, size):
     left, right, top = x + size.left, x + size.right, y + 20
     bottom = top + size.row * len(view.arms)
     axes = Axes(canvas, (left, top, right, bottom), (-limit, limit), (0, 1))
-    values = ticks(-limit, limit, 4)
-    axes.x_axis(values, labels(values), f"difference of validation loss from {view.base_title}, {unit}",
-                grid=True)
+    values = ticks(-limit, limit, 5)
+    axes.x_axis(values, labels(values), f"difference of validation loss from {view.base_title}, {unit}")
     zero = axes.x(0)
-    canvas.line([(zero, top - 4), (zero, bottom)], "axis", 1.4)
     canvas.text(zero - 8, top - 7, "\u2190 better", 10, "muted", "end")
     canvas.text(zero + 8, top - 7, "worse \u2192", 10, "muted")
     for i, arm in enumerate(view.arms):
-        middle = top + size.row * (i + (0.5 if size.wide else 0.68))
-        line = middle + 4 if size.wide else top + size.row * i + 13
-        title = ellipsis(arm.title, 11, (size.left - 14 if size.wide else size.width - 128))
-        canvas.text(x + 4, line, title, 11, "ink", "start", arm.is_question)
-        canvas.text(x + size.width - 4, line, numbers_of(arm), 10.5, "ink" if arm.is_question else "muted", "end",
+        row = top + size.row * i
+        middle, line = (row + size.row / 2, row + size.row / 2 + 4) if size.wide else (row + 24, row + 13)
+        # In a narrow panel lines of the grid do not cross the names.
+        upper, lower = (row, row + size.row) if size.wide else (row + 17, row + size.row - 1)
+        for value in values:
+            canvas.line([(axes.x(value), upper), (axes.x(value), lower)], "grid")
+        canvas.line([(zero, upper), (zero, lower)], "axis", 1.4)
+        numbers = numbers_of(arm)
+        free = size.left - 12 if size.wide else size.width - 24 - text_width(numbers, 10.5)
+        write_fitting(canvas, x + 4, line, arm.title, 11, free, "ink", arm.is_question)
+        canvas.text(x + size.width - 4, line, numbers, 10.5, "ink" if arm.is_question else "muted", "end",
                     arm.is_question)
         draw_interval(canvas, axes, arm, middle, limit)
 
@@ -114,7 +143,7 @@ def draw_interval(canvas, axes, arm, y, limit):
         elif abs(end) <= limit:
             canvas.line([(axes.x(end), y - 3.5), (axes.x(end), y + 3.5)], arm.colour, 1.5)
     if abs(mean) <= limit:
-        tip = f"{arm.title}: {numbers_of(arm)}, {arm.test['n']} pairs"
+        tip = f"{arm.title}: {numbers_of(arm)} pairs"
         canvas.mark(axes.x(mean), y, arm.marker, arm.colour, 5 if arm.is_question else 4.2,
                     hollow=not arm.decided, tip=tip)
 
@@ -128,23 +157,29 @@ def forest(view, limit, unit):
     return canvas.svg(f"{view.title}: difference of each arm from {view.base_title}", words)
 
 
-def picture(views, limit, unit, title, note):
-    """The panels of all settings in two columns, each in the lower of the two so far."""
-    width, gap = 452, 16
+def picture(views, limit, unit, title, answer, note):
+    """The panels of all settings in two columns, each in the lower of the two so far, below the answer."""
+    width, gap = 470, 16
     size = Forest(width, wide=True)
     columns = 2 if len(views) > 1 else 1
-    bottoms, places = [58.0] * columns, []
+    total = columns * width + (columns - 1) * gap + 24
+    answer = wrapped(answer, 13, total - 32)
+    head = 44 + 19 * len(answer)
+    bottoms, places = [head] * columns, []
     for view in views:
         column = bottoms.index(min(bottoms))
         places.append((column, bottoms[column]))
-        bottoms[column] += 20 + size.height(view) + 12
-    total = columns * width + (columns - 1) * gap + 24
-    canvas = Canvas(total, max(bottoms) + 8)
-    canvas.text(16, 26, ellipsis(title, 17, total - 30), 17, "ink", "start", True)
-    canvas.text(16, 45, ellipsis(note, 11.5, total - 30), 11.5, "muted")
+        bottoms[column] += 18 + size.height(view) + 14
+    note = wrapped(note, 11, total - 32)
+    canvas = Canvas(total, max(bottoms) + 16 * len(note) + 6)
+    write_fitting(canvas, 16, 28, title, 17, total - 32, bold=True)
+    for i, line in enumerate(answer):
+        canvas.text(16, 50 + 19 * i, line, 13)
+    for i, line in enumerate(note):
+        canvas.text(16, max(bottoms) + 6 + 16 * i, line, 11, "muted")
     for view, (column, top) in zip(views, places):
         x = 12 + column * (width + gap)
-        canvas.text(x + 4, top + 12, ellipsis(view.title, 12.5, width - 8), 12.5, "ink", "start", True)
+        write_fitting(canvas, x + 4, top + 12, view.title, 12.5, width + 4, bold=True)
         draw_forest(canvas, x, top + 18, view, limit, unit, size)
     return canvas
 
@@ -220,7 +255,8 @@ def interval_points(found, step_from=0):
 
 
 def difference_curves(view, arms):
-    """[(arm, SVG)]: for each arm, how its difference from the baseline develops; one scale for all."""
+    """[(arm, SVG, has a scale of its own)]: for each arm, how its difference from the baseline develops. All
+    panels have one scale, but for an arm that ends beyond it."""
     base = view.base
     if base is None:
         return []
@@ -235,7 +271,12 @@ def difference_curves(view, arms):
     last = max(p[0] for _, train, val in data for p in train + val)
     limit = robust_limit([abs(m) + 0.7 * h for _, train, val in data for s, m, h in train + val
                           if s >= last / 3]) or 0.01
-    return [(arm, difference_curve(view, arm, train, val, last, limit)) for arm, train, val in data]
+    out = []
+    for arm, train, val in data:
+        end = max(abs(p[1]) for p in (train[-1:] + val[-1:]))
+        own = end > limit
+        out.append((arm, difference_curve(view, arm, train, val, last, 1.4 * end if own else limit), own))
+    return out
 
 
 def difference_curve(view, arm, train, val, last, limit):
@@ -268,15 +309,22 @@ def step_axis_small(axes, last):
 
 
 def rate_charts(view, arms):
-    """[(arm, SVG)]: final loss of every run that chose the rate, and of the fresh seeds."""
+    """[(arm, SVG, has a scale of its own)]: final loss of every run that chose the rate, and of the fresh
+    seeds. All panels have one scale, but for an arm whose losses all lie above it."""
     finite = [row["final_val"] for arm in arms for row in arm.tune + arm.final if math.isfinite(row["final_val"])]
     if not finite:
         return []
     low = min(finite)
     above = sorted(v - low for v in finite)
     high = low + 2.2 * max(above[len(above) // 2], 1e-3)
-    pad = 0.08 * (high - low)
-    return [(arm, rate_chart(view, arm, (low - pad, high + pad))) for arm in arms if arm.tune or arm.final]
+    out = []
+    for arm in arms:
+        of_arm = [row["final_val"] for row in arm.tune + arm.final if math.isfinite(row["final_val"])]
+        own = bool(of_arm) and min(of_arm) > high
+        limits = (min(of_arm), max(max(of_arm), min(of_arm) + 1e-3)) if own else (low, high)
+        pad = 0.08 * (limits[1] - limits[0])
+        out.append((arm, rate_chart(view, arm, (limits[0] - pad, limits[1] + pad)), own))
+    return out
 
 
 def rate_chart(view, arm, limits):
@@ -286,7 +334,7 @@ def rate_chart(view, arm, limits):
     axes = Axes(canvas, (40, 16, MINI - 8, 112), span, limits, x_log=True)
     values = ticks(*limits, 4)
     axes.y_axis(values, labels(values), 9)
-    marks = log_ticks(*span, 3)
+    marks = rates[:1] + rates[1:][-1:]
     axes.x_axis(marks, [log_label(v) for v in marks], "", 9)
     if arm.best is not None:
         x = axes.x(arm.best)
@@ -299,7 +347,7 @@ def rate_chart(view, arm, limits):
             means.append((rate, results.mean(losses)))
     axes.line(means, arm.colour, 1.6, arm.dash)
     for row in arm.final:
-        draw_run(axes, row, arm, 2.4, 0.35)
+        draw_run(axes, row, arm, 2.6, 0.5, 7)
     for row in arm.tune:
         draw_run(axes, row, arm, 3.2, 1.0)
     words = "; ".join(f"rate {rate:g}: {loss:.4f}" for rate, loss in means)
@@ -307,9 +355,10 @@ def rate_chart(view, arm, limits):
     return canvas.svg(f"{view.title}, {arm.title}: final loss by learning rate", words + chosen)
 
 
-def draw_run(axes, row, arm, size, opacity):
-    """A run: a marker, an arrow where its loss is above the panel, a cross where it diverged."""
-    x, canvas = axes.x(row["rate"]), axes.canvas
+def draw_run(axes, row, arm, size, opacity, aside=0):
+    """A run: a marker, an arrow where its loss is above the panel, a cross where it diverged. Fresh seeds
+    stand `aside` pixels beside their rate."""
+    x, canvas = axes.x(row["rate"]) + aside, axes.canvas
     loss, top = row["final_val"], axes.box[1]
     tip = f"rate {row['rate']:g}, seed {row['seed']}: {loss:.4f}" + (", diverged" if row["diverged"] else "")
     if row["diverged"] or not math.isfinite(loss):
@@ -335,7 +384,7 @@ def clock_chart(view, clocks, base):
         y = top + row * i
         ratio = f", \u00d7 {ms / base_ms:.2f}" if base_ms else ""
         mark = f"  \u25b2 {loaded:.0%} loaded" if loaded else ""
-        text = f"{ms:.1f} ms{ratio}{mark}"
+        text = f"{ms:.3g} ms{ratio}{mark}"
         canvas.text(4, y + 12, ellipsis(arm.title, 11, PANEL - 16 - text_width(text, 10.5)), 11, "ink", "start",
                     arm.is_question)
         canvas.text(PANEL - 4, y + 12, text, 10.5, "muted", "end")

@@ -29,6 +29,7 @@ DECIDED = 0.01  # a corrected p below which a difference counts as shown (docs/c
 LIKELY = 0.05
 MANY_PAIRS = 10000  # more pairs than anyone runs
 CURVES = 4  # arms of one picture of losses
+FEW_ARMS = 3  # a setting with more takes the page's whole width
 FEW_SEEDS = 5  # the protocol's least
 # A run had less processor time for a second than this part of what the setting's best runs had.
 LOADED = 0.9
@@ -125,7 +126,12 @@ def plural(count, word):
 
 
 def p_text(p):
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}" if p < 0.0995 else f"p = {p:.2f}"
+    return "p " + p_number(p)
+
+
+def p_number(p):
+    """A p-value with its sign of relation."""
+    return "< 0.0001" if p < 0.0001 else f"= {p:.2g}" if p < 0.0995 or p == 1 else f"= {p:.2f}"
 
 
 def side(value):
@@ -169,8 +175,9 @@ def finding(title, base, test, p, tests, unit, pairs="pair"):
     if math.isnan(test["half"]):
         return (f"{title} ends {abs(test['mean']):.4f} {unit} {side(test['mean'])} {base} on one {pairs}: "
                 "one pair says nothing about the spread.")
-    corrected = f", {p_text(p)[2:].lstrip('= ')} after correction for {plural(tests, 'arm')}" if tests > 1 else ""
-    corrected = corrected.replace(", <", ", <")
+    corrected = ""
+    if tests > 1:
+        corrected = f", {p_number(p).removeprefix('= ')} after correction for {plural(tests, 'arm')}"
     text = (f"{title} ends {abs(test['mean']):.4f} {unit} {side(test['mean'])} {base} "
             f"({interval_text(test)}; {plural(test['n'], pairs)}; {p_text(test['p'])}{corrected}): ")
     kind, word = verdict(test, p)
@@ -206,10 +213,12 @@ def others_sentence(view):
     shown = [f"{a.title} ({abs(a.test['mean']):.4f} {side(a.test['mean'])})" for a in others if a.decided]
     rest = len(others) - len(shown)
     if not shown:
-        return (f"The other {plural(len(others), 'arm')}: no difference from {view.base_title} at "
-                f"p < {DECIDED}.")
-    text = f"Shown at p < {DECIDED} as well: {', '.join(shown)}."
-    return text + (f" Not shown: the other {rest}." if rest else "")
+        subject = f"{others[0].title} is" if rest == 1 else f"The other {rest} arms are"
+        return f"{subject} not told apart from {view.base_title} at p < {DECIDED}."
+    text = f"Also different from {view.base_title} at p < {DECIDED}: {'; '.join(shown)}."
+    if not view.question or not view.question.decided:
+        text = text.replace("Also different", "Different", 1)
+    return text + (f" Not told apart: {rest} more." if rest else "")
 
 
 def overall_test(views):
@@ -246,7 +255,7 @@ def overall_sentence(views, unit):
     return f"On average over {len(told)} settings, {text}", tally
 
 
-def caveats(views, known_grid):
+def caveats(views):
     """What a reader should know before he believes the numbers."""
     rows = [row for view in views for row in view.rows]
     out = []
@@ -254,7 +263,7 @@ def caveats(views, known_grid):
     undecided = [f"{a.title} ({v.title})" for v in views for a in v.everyone if a.best is None]
     if left or undecided:
         text = f"The comparison is unfinished: {plural(left, 'run')} known to be left"
-        out.append(text + (f"; no rate chosen yet for {', '.join(undecided)}." if undecided else "."))
+        out.append(text + (f"; no rate chosen yet for {'; '.join(undecided)}." if undecided else "."))
     for column, what in (("version", "versions of the program"), ("cpu", "machines"),
                          ("gemm", "libraries of matrix products"), ("threads", "numbers of threads")):
         values = sorted({str(row[column]) for row in rows})
@@ -270,7 +279,7 @@ def caveats(views, known_grid):
                    "test.")
     few = sorted({a.title for v in views for a in v.arms if len(a.losses) < FEW_SEEDS})
     if few:
-        out.append(f"Fewer than {FEW_SEEDS} fresh seeds in some setting: {', '.join(few)}.")
+        out.append(f"Fewer than {FEW_SEEDS} fresh seeds in some setting: {'; '.join(few)}.")
     loaded = sum(1 for view in views for row in view.rows if row["flags"] in loaded_runs(view))
     if loaded:
         out.append(f"{plural(loaded, 'run')} of {len(rows)} shared the processor with other work; losses do not "
@@ -329,19 +338,30 @@ figure svg{display:block;width:100%;height:auto;overflow:visible}
 .panels{display:grid;gap:1.6rem 1.6rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));
  margin:1rem 0;align-items:start}
 .panels figure{max-width:440px}
+.pair{display:grid;gap:.5rem 2rem;align-items:start}
+.pair>div{min-width:0}
+.pair>div>figure{max-width:440px}
+.settings{display:grid;gap:0 2rem;align-items:start;
+ grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr))}
+.settings .whole{grid-column:1/-1}
+.settings>div{min-width:0}
+.halves{display:grid;gap:.5rem 2rem;align-items:start}
+@media(min-width:900px){.pair{grid-template-columns:400px 1fr}.halves{grid-template-columns:1fr 1fr}}
 .minis{display:grid;gap:1rem .5rem;grid-template-columns:repeat(auto-fill,minmax(158px,1fr));margin:.6rem 0;
  align-items:end}
 .minis figure{max-width:230px}
 .minis figcaption{color:var(--ink);font-size:.8rem;line-height:1.25;margin-bottom:.2rem}
 figcaption.head{color:var(--ink);font-weight:600;font-size:.95rem;margin-bottom:.2rem}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem 1rem;margin:.4rem 0;padding:0;font-size:.85rem}
+a{color:inherit;text-underline-offset:.2em}
 .swatch{display:inline-block;width:30px;height:10px;margin-right:.4rem;vertical-align:middle}
 .box{overflow-x:auto;margin:.6rem 0;border:1px solid var(--grid);border-radius:6px;max-width:100%}
 .box:focus-visible{outline:2px solid var(--ink)}
 .tall{max-height:70vh;overflow-y:auto}
 table{border-collapse:collapse;font-size:.85rem;width:100%}
-th,td{padding:.35rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
+th,td{padding:.35rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--grid)}
 th:first-child,td:first-child,td.text,th.text{text-align:left}
+.plain thead th{white-space:normal}
 thead th{background:var(--card);position:sticky;top:0;font-weight:600;vertical-align:bottom}
 tbody tr:last-child>*{border-bottom:0}
 tr.asked>*{font-weight:600}
@@ -364,10 +384,19 @@ dd{margin:0 0 .5rem;overflow-wrap:anywhere}
  @page{margin:14mm}
  body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
  main{padding:0;max-width:none}
- h2,h3,figcaption{break-after:avoid}
- .panels{grid-template-columns:1fr 1fr}
- .minis{grid-template-columns:repeat(4,1fr)}
+ h2{margin-top:1.6rem}
+ h2,h3,figcaption,.note,.legend{break-after:avoid}
+ .setting,.settings>div{break-inside:avoid}
+ .panels,.halves{grid-template-columns:1fr 1fr}
+ .pair{grid-template-columns:2fr 3fr}
+ .minis{grid-template-columns:repeat(5,1fr)}
+ .pair .minis,.halves .minis,.settings .minis{grid-template-columns:repeat(3,1fr)}
+ .settings{grid-template-columns:1fr 1fr}
+ .settings .whole .minis{grid-template-columns:repeat(6,1fr)}
+ .pair,.legend,.minis figcaption,.note{font-size:8pt}
+ dl{grid-template-columns:12rem 1fr}
  .verdicts li,tr{break-inside:avoid}
+ nav{display:none}
  .box,.tall{overflow:visible;max-height:none;border:0}
  table{font-size:7pt}th,td{padding:.15rem .25rem;white-space:normal}
  th button::after{content:""!important}
@@ -427,7 +456,8 @@ def figure(svg, caption="", head=""):
     return f"<figure>{above}{svg}{below}</figure>"
 
 
-def mini(arm, svg, extra=""):
+def mini(arm, svg, own=False, extra=""):
+    extra += " (own scale)" if own else ""
     return f"<figure><figcaption>{swatch(arm)}{escape(arm.title + extra)}</figcaption>{svg}</figure>"
 
 
@@ -468,7 +498,18 @@ def number(value, digits=4):
 
 def section(title, *parts):
     body = "\n".join(part for part in parts if part)
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+    return f'<section id="{anchor(title)}">\n<h2>{escape(title)}</h2>\n{body}\n</section>' if body else ""
+
+
+def anchor(title):
+    return title.lower().replace(" ", "-")
+
+
+def contents(sections):
+    """Links to the sections, from their first lines."""
+    titles = [part.split("<h2>")[1].split("</h2>")[0] for part in sections]
+    links = "".join(f'<li><a href="#{anchor(title)}">{title}</a></li>' for title in titles)
+    return f'<nav aria-label="Contents"><ul class="legend">{links}</ul></nav>'
 
 
 # ---- sections of the report
@@ -514,11 +555,11 @@ def curves_section(views):
         if svg is None:
             continue
         curves = charts.difference_curves(view, [a for a in view.arms if not a.is_base])
-        parts.append(f"<h3>{escape(view.title)}</h3>{legend(arms)}"
-                     f'<div class="panels">{figure(svg)}</div>')
-        if curves:
-            parts.append(f'<p class="note">Difference from {escape(view.base_title)}, paired by seed:</p>'
-                         f'<div class="minis">{"".join(mini(arm, chart) for arm, chart in curves)}</div>')
+        beside = (f'<div><p class="note">Difference from {escape(view.base_title)}, paired by seed</p>'
+                  f'<div class="minis">{"".join(mini(*chart) for chart in curves)}</div></div>'
+                  if curves else "")
+        parts.append(f'<div class="setting"><h3>{escape(view.title)}</h3><div class="pair"><div>{legend(arms)}'
+                     f"{figure(svg)}</div>{beside}</div></div>")
     if not parts:
         return ""
     return section("Loss curves", '<p class="note">Lines: mean training loss of the steps before, with the standard '
@@ -531,12 +572,14 @@ def rates_section(views):
     for view in views:
         made = charts.rate_charts(view, [a for a in view.everyone if a.tune])
         if made:
-            body = "".join(mini(arm, svg, "" if arm.best is not None else " (open)") for arm, svg in made)
-            parts.append(f'<h3>{escape(view.title)}</h3><div class="minis">{body}</div>')
+            body = "".join(mini(arm, svg, own, "" if arm.best is not None else " (open)") for arm, svg, own in made)
+            kind = "" if len(made) <= FEW_ARMS else ' class="whole"'
+            parts.append(f'<div{kind}><h3>{escape(view.title)}</h3><div class="minis">{body}</div></div>')
     if not parts:
         return ""
+    parts = ['<div class="settings">', *parts, "</div>"]
     return section("Final loss by learning rate", '<p class="note">Large markers: seeds that chose the rate, with '
-                   "their mean as a line. Faint markers: fresh seeds at the chosen rate. A triangle at the top: a loss "
+                   "their mean as a line. Faint markers beside them: fresh seeds at the chosen rate. A triangle at the top: a loss "
                    "above the panel. A cross: diverged.</p>", *parts)
 
 
@@ -605,20 +648,20 @@ def spectra_section(groups):
         arms = [arm for arm in arms if any("spectra" in run for run in arm.runs)]
         if not arms:
             continue
-        parts.append(f"<h3>{escape(title)}</h3>")
-        rows = []
+        rows, halves = [], []
         for circuit, name in CIRCUIT_TITLES.items():
             first = {arm: next(all_heads(r, circuit) for r in arm.runs if "spectra" in r) for arm in arms}
             limits = charts.spectrum_limits(list(first.values()))
             body = "".join(mini(arm, charts.spectrum_chart(f"{title}, {arm.title}: spectra of {name}", arm, heads,
                                                            limits)) for arm, heads in first.items())
-            parts.append(f'<p class="note">{escape(name)}</p><div class="minis">{body}</div>')
+            halves.append(f'<div><p class="note">{escape(name)}</p><div class="minis">{body}</div></div>')
             for arm in arms:
                 heads = [h for run in arm.runs if "spectra" in run for h in all_heads(run, circuit)]
                 rows.append(("", [escape(arm.title), circuit, str(sum("spectra" in r for r in arm.runs)),
                                   str(len(heads)), f"{middle([h['singular'][0] for h in heads]):.3g}",
                                   f"{middle([h['stable_rank'] for h in heads]):.3g}",
                                   f"{middle([h['condition'] for h in heads]):.3g}"]))
+        parts.append(f'<h3>{escape(title)}</h3><div class="halves">{"".join(halves)}</div>')
         parts.append(table(["arm", "circuit", "runs", "heads", "spectral norm", "stable rank", "condition"], rows,
                            f"Spectra, {title}"))
     if not parts:
@@ -663,7 +706,7 @@ def arms_section(views, unit):
         for arm in view.open:
             rows.append(("", [escape(arm.title), f"{arm.best:g}" if arm.best else "open", "0"] + ["\u2013"] * 9 +
                          ["unfinished"]))
-        parts.append(f"<h3>{escape(view.title)}</h3>" + table(head, rows, f"Arms, {view.title}"))
+        parts.append(f"<h3>{escape(view.title)}</h3>" + table(head, rows, f"Arms, {view.title}", "plain"))
     return section("All arms", f'<p class="note">Losses in {unit}. An arm\u2019s mean loss is over its own seeds; the '
                    "difference is over pairs and compares arms with different numbers of seeds. Pairs needed: for a "
                    "true difference of the measured size, at p &lt; 0.01 and power 0.9, one arm alone.</p>", *parts)
@@ -691,7 +734,7 @@ def runs_section(rows, results_name):
                    f"</details><details><summary>What the columns mean</summary><dl>{meaning}</dl></details>")
 
 
-def spread(rows, column, digits=None):
+def spread(rows, column):
     """The values of a column, with how many runs have each where they differ."""
     counts = {}
     for row in rows:
@@ -728,8 +771,8 @@ def conditions_section(grid, grid_path, views, rows, command):
                    scroll_box(f"<pre>{escape(text)}</pre>", "Grid file", True) + "</details>")
 
 
-def caveats_section(views, grid):
-    items = "".join(f"<li>{escape(text)}</li>" for text in caveats(views, grid))
+def caveats_section(views):
+    items = "".join(f"<li>{escape(text)}</li>" for text in caveats(views))
     how = ("Every arm of a setting gets equal steps and data. Its rate is chosen on seeds that are not used again, "
            "with neighbours of the best rate tried on both sides. Runs of equal seed pair up (initial weights and "
            "data order). Tests are paired t-tests, two-sided, corrected by Holm\u2019s method for the arms of a "
@@ -746,11 +789,12 @@ def page(grid, grid_path, known, question, measures, results_name, command):
     unit = unit_of(rows)
     groups = measured_arms(grid, measures) if measures else []
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    body = "\n".join(part for part in [
-        answer_section(grid, views, unit), forest_section(views, charts.difference_limit(views), unit),
-        curves_section(views), rates_section(views), composed_section(groups), spectra_section(groups),
-        clock_section(views), arms_section(views, unit), caveats_section(views, grid), runs_section(rows, results_name),
-        conditions_section(grid, grid_path, views, rows, command)] if part)
+    sections = [part for part in [
+        forest_section(views, charts.difference_limit(views), unit), curves_section(views), rates_section(views),
+        composed_section(groups), spectra_section(groups), clock_section(views), arms_section(views, unit),
+        caveats_section(views), runs_section(rows, results_name),
+        conditions_section(grid, grid_path, views, rows, command)] if part]
+    body = "\n".join([answer_section(grid, views, unit), contents(sections), *sections])
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
@@ -762,11 +806,14 @@ def write_picture(path, grid, views, unit):
     views = [view for view in views if view.base is not None and view.tests]
     if not views:
         compare.fail("there is no difference to draw yet")
-    note = (f"95 % intervals over pairs of equal seed; full markers: decided (p < {DECIDED}, corrected for the arms "
-            "of a setting)")
-    canvas = charts.picture(views, charts.difference_limit(views), unit, grid.get("title", grid["name"]), note)
+    note = ("Mean differences \u00b1 half of the 95 % interval (number of pairs of equal seed). Full marker: decided, "
+            f"p < {DECIDED} after correction for the arms of the setting. Hollow marker: not decided. An arrow points "
+            "to what lies beyond the panel.")
+    answer = " ".join(overall_sentence(views, unit))
+    canvas = charts.picture(views, charts.difference_limit(views), unit, grid.get("title", grid["name"]), answer,
+                            note)
     if path.endswith(".svg"):
-        text = canvas.svg(grid.get("title", grid["name"]), overall_sentence(views, unit)[0], standalone=True)
+        text = canvas.svg(grid.get("title", grid["name"]), answer, standalone=True)
         with open(path, "w", encoding="utf-8") as f:
             f.write(text + "\n")
     elif path.endswith(".png"):

@@ -259,9 +259,11 @@ def labels(values):
 
 
 def log_label(value):
-    if 1e-4 < value < 1e5:
+    """A number of a logarithmic axis, short."""
+    if 1e-4 <= value < 1e5:
         return f"{value:.6f}".rstrip("0").rstrip(".") if value < 1 else f"{value:g}"
-    return f"{value:.0e}".replace("e-0", "e\u2212").replace("e-", "e\u2212").replace("e+0", "e").replace("e+", "e")
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}".replace("-", "\u2212")
 
 
 class Axes:
