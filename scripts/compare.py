@@ -315,15 +315,17 @@ class Runner:
             self.stop()
             fail(f"cannot run {self.grid['program']}: {problem.strerror}; the grid's `program` names it, "
                  f"and `make train_gpt` builds it")
-        self.running[child.pid] = (job, folder, output, time.monotonic())
+        # The object must live until wait() has seen its process end: a forgotten one is waited for by the
+        # next subprocess call, and its end is lost.
+        self.running[child.pid] = (job, folder, output, time.monotonic(), child)
 
     def wait(self):
         """Waits for the end of a run; returns its job and its row."""
         pid, status, usage = os.wait4(-1, 0)
-        job, folder, output, start = self.running.pop(pid)
+        job, folder, output, start, child = self.running.pop(pid)
         output.seek(0)
         text = output.read().decode(errors="replace")
-        code = os.waitstatus_to_exitcode(status)
+        code = child.returncode = os.waitstatus_to_exitcode(status)
         if code != 0 and "not finite" not in text:
             self.stop()
             fail(f"{job.name} ended with {code}: {text.strip()[-1500:]}\n(flags: {job.key})")
