@@ -383,7 +383,7 @@ def clock_chart(view, clocks, base):
     for i, (arm, ms, loaded) in enumerate(clocks):
         y = top + row * i
         ratio = f", \u00d7 {ms / base_ms:.2f}" if base_ms else ""
-        mark = f"  \u25b2 {loaded:.0%} loaded" if loaded else ""
+        mark = f"  \u25b2 {100 * loaded:.0f} % loaded" if loaded else ""
         text = f"{ms:.3g} ms{ratio}{mark}"
         canvas.text(4, y + 12, ellipsis(arm.title, 11, PANEL - 16 - text_width(text, 10.5)), 11, "ink", "start",
                     arm.is_question)

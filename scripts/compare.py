@@ -16,6 +16,7 @@ stopped: its unfinished runs begin anew. Needs Python 3.11, nothing else.
 """
 
 import argparse
+import atexit
 import datetime
 import fcntl
 import json
@@ -417,6 +418,7 @@ def run_all(grid, args):
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
+    atexit.register(runner.stop)  # an error must not leave programs behind
     begin, finished = time.monotonic(), 0
     while True:
         jobs = all_jobs(grid, args.known)

@@ -175,6 +175,8 @@ def finding(title, base, test, p, tests, unit, pairs="pair"):
     if math.isnan(test["half"]):
         return (f"{title} ends {abs(test['mean']):.4f} {unit} {side(test['mean'])} {base} on one {pairs}: "
                 "one pair says nothing about the spread.")
+    if math.isnan(test["p"]):
+        return f"{title} and {base} end equal on all {plural(test['n'], pairs)}."
     corrected = ""
     if tests > 1:
         corrected = f", {p_number(p).removeprefix('= ')} after correction for {plural(tests, 'arm')}"
@@ -239,6 +241,8 @@ def overall_sentence(views, unit):
     """The answer in one sentence, and the count of settings by verdict."""
     told = [view for view in views if view.question is not None and view.question.test is not None]
     if not told:
+        if any(view.question is not None and view.base is not None for view in views):
+            return "No answer: no setting allows a test, for the reasons below.", ""
         return "No answer yet: no setting has runs of both arms on fresh seeds.", ""
     arm, base = told[0].question.title, told[0].base_title
     if len(told) == 1:
@@ -385,7 +389,7 @@ dd{margin:0 0 .5rem;overflow-wrap:anywhere}
  body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
  main{padding:0;max-width:none}
  h2{margin-top:1.6rem}
- h2,h3,figcaption,.note,.legend{break-after:avoid}
+ h2,h3,figcaption,section>.note,.legend{break-after:avoid}
  .setting,.settings>div{break-inside:avoid}
  .panels,.halves{grid-template-columns:1fr 1fr}
  .pair{grid-template-columns:2fr 3fr}
@@ -534,7 +538,7 @@ def forest_section(views, limit, unit):
     panels = "".join(figure(charts.forest(view, limit, unit), head=view.title) for view in views)
     if not panels:
         return ""
-    return section("Differences", f'<p class="note">Mean difference of the final validation loss over pairs of equal '
+    return section("Differences", '<p class="note">Mean difference of the final validation loss over pairs of equal '
                    f"seed, with 95 % intervals; all panels have one scale, and an arrow points to what lies beyond. "
                    f"Full marker: decided (p &lt; {DECIDED} after correction for the arms of the setting); hollow: "
                    f"not decided.</p>", f'<div class="panels">{panels}</div>')
@@ -579,8 +583,8 @@ def rates_section(views):
         return ""
     parts = ['<div class="settings">', *parts, "</div>"]
     return section("Final loss by learning rate", '<p class="note">Large markers: seeds that chose the rate, with '
-                   "their mean as a line. Faint markers beside them: fresh seeds at the chosen rate. A triangle at the top: a loss "
-                   "above the panel. A cross: diverged.</p>", *parts)
+                   "their mean as a line. Faint markers beside them: fresh seeds at the chosen rate. A triangle at "
+                   "the top: a loss above the panel. A cross: diverged.</p>", *parts)
 
 
 class Measured:
@@ -627,8 +631,8 @@ def composed_section(groups):
             parts.append(f'<h3>{escape(title)}</h3>{legend(shown)}<div class="panels">{"".join(panels)}</div>')
     if not parts:
         return ""
-    return section("Composed steps", '<p class="note">How far a step moves a head\u2019s composed map: spectral norm of '
-                   "its change over the learning rate. Line: the largest over heads and layers; area: down to the "
+    return section("Composed steps", '<p class="note">How far a step moves a head\u2019s composed map: spectral norm '
+                   "of its change over the learning rate. Line: the largest over heads and layers; area: down to the "
                    "median. First measured seed of each arm.</p>", *parts)
 
 
