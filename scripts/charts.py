@@ -39,9 +39,11 @@ def ellipsis(text, size, width):
 
 
 def write_fitting(canvas, x, y, text, size, width, colour="ink", bold=False):
-    """A text in one line, made smaller by up to a fifth and then shortened where it is too long."""
-    fitting = max(0.8 * size, min(size, size * width / max(text_width(text, size), 1)))
-    canvas.text(x, y, ellipsis(text, fitting, width), fitting, colour, "start", bold)
+    """A text in one line: smaller where up to a fifth suffices, else shortened."""
+    fitting = min(size, size * width / max(text_width(text, size), 1))
+    if fitting < 0.8 * size:
+        fitting, text = size, ellipsis(text, size, width)
+    canvas.text(x, y, text, fitting, colour, "start", bold)
 
 
 def wrapped(text, size, width):

@@ -390,7 +390,7 @@ dd{margin:0 0 .5rem;overflow-wrap:anywhere}
  main{padding:0;max-width:none}
  h2{margin-top:1.6rem}
  h2,h3,figcaption,section>.note,.legend{break-after:avoid}
- .setting,.settings>div{break-inside:avoid}
+ p,.setting,.settings>div{break-inside:avoid}
  .panels,.halves{grid-template-columns:1fr 1fr}
  .pair{grid-template-columns:2fr 3fr}
  .minis{grid-template-columns:repeat(5,1fr)}
