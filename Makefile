@@ -60,7 +60,7 @@ EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/g
 
 LIBRARY = libcmuon.so.1 libcmuon.so libcmuon.a cmuon.pc
 
-.PHONY: all train check test test-asan asan-programs test-tsan tsan-programs bench install dist clean help
+.PHONY: all train compare check test test-asan asan-programs test-tsan tsan-programs bench install dist clean help
 .PHONY: format format-check analyze compile_commands.json
 all: $(PROGRAMS)
 
@@ -245,6 +245,11 @@ test_gpt_cuda: | test_gpt_cuda_fp32 $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%) 
 RUN ?= shakespeare
 train: train_gpt generate
 	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
+
+# Does CM beat Muon? make compare GRID=dev/compare/attention.toml ARGS="--jobs 8" runs another grid.
+GRID ?= dev/compare/laptop.toml
+compare: train_gpt
+	@sh scripts/compare.sh $(GRID) $(ARGS)
 
 # ---- Tests
 

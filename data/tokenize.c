@@ -1,14 +1,17 @@
 /*
-Text to token shards with GPT-2's byte-pair encoding.
+Text to token shards with GPT-2's byte-pair encoding, and back.
 
     data/tokenize --input "texts/part*.txt" --output data/mine
     zcat big.txt.gz | data/tokenize --input - --output data/big --separator "<|endoftext|>"
+    data/tokenize --decode "data/mine_train_*.bin" --output mine.txt --bytes 10M
 
 Every document is <|endoftext|> followed by its tokens. A file is one document unless --separator
 divides it. A document may continue in the next shard. Shards are named as FineWeb's. The first,
 PREFIX_val_000000.bin, is for validation, the others, PREFIX_train_000001.bin and on, are for
 training. To train on them:
     --data "PREFIX_train_*.bin" --val-data PREFIX_val_000000.bin
+
+--decode writes the text of shards to one file, which a model of bytes can train on.
 */
 #include "llmc/base.h"
 #include "llmc/data.h"
@@ -18,7 +21,8 @@ training. To train on them:
 typedef struct {
     char input[FLAG_STRING_SIZE], output[FLAG_STRING_SIZE], separator[FLAG_STRING_SIZE];
     char encoder[FLAG_STRING_SIZE], bpe[FLAG_STRING_SIZE];
-    int64_t shard_tokens, val_tokens;
+    char decode[FLAG_STRING_SIZE];
+    int64_t shard_tokens, val_tokens, bytes;
 } Options;
 
 #define FIELD(field) offsetof(Options, field)
@@ -31,12 +35,21 @@ static const Flag option_table[] = {
 #undef SECTION
 #define SECTION "Shards"
     FLAG_TEXT("output", output, "",
-              "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ..."),
+              "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ...; with "
+              "--decode the text file to write"),
     FLAG_LONG("shard-tokens", shard_tokens, "100M", 2, 4294967295.,
               "tokens in a shard; the last may have fewer"),
     FLAG_LONG("val-tokens", val_tokens, "-1", -1, 4294967295.,
               "tokens at the beginning that are for validation; 0: none; -1: one shard, or a tenth "
               "if all the text fits into one"),
+#undef SECTION
+#define SECTION "Back to text"
+    FLAG_TEXT(
+        "decode", decode, "",
+        "shards whose text to write: a file, or a quoted pattern such as \"data/mine_*.bin\"; "
+        "a document begins after a newline, or after a line of --separator"),
+    FLAG_LONG("bytes", bytes, "0", 0, INFINITY,
+              "bytes of text after which --decode stops, even within a document; 0: all"),
 #undef SECTION
 #define SECTION "Tokenizer"
     FLAG_TEXT("encoder", encoder, "data/gpt2-bpe/encoder.json",
@@ -181,7 +194,6 @@ static int add_files(Job *job, char *err) {
 /* Refuses to mix shards with those of an earlier run, because a pattern of names would match
    both. */
 static int check_output(const Options *o, char *err) {
-    if (!o->input[0]) return fail(err, "--input FILE is missing: what to read (see --help)");
     if (!o->output[0]) return fail(err, "--output PREFIX is missing: where to write (see --help)");
     static const char *const kinds[] = {"val", "train"};
     for (int i = 0; i < 2; i++) {
@@ -200,16 +212,115 @@ static int check_output(const Options *o, char *err) {
     return 0;
 }
 
-static int tokenize(Job *job, char *err) {
+static int load_tokenizer(Job *job, char *err) {
     const Options *o = job->o;
-    if (check_output(o, err)) return -1;
     if (tokenizer_load(&job->tokenizer, o->encoder, o->bpe, err)) return -1;
     if (job->tokenizer.vocab > 65536 || job->tokenizer.eot < 0)
         return fail(err, "%s: shards need at most 65536 tokens, one of them %s", o->encoder,
                     TOKENIZER_EOT_TEXT);
+    return 0;
+}
+
+static int tokenize(Job *job, char *err) {
+    const Options *o = job->o;
+    if (check_output(o, err) || load_tokenizer(job, err)) return -1;
     int standard = strcmp(o->input, "-") == 0;
     if (standard ? add_standard_input(job, err) : add_files(job, err)) return -1;
     return write_rest(job, err);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Back to text */
+
+/* The file that --decode writes. */
+typedef struct {
+    FILE *file;
+    uint64_t bytes, limit;
+    char last; /* the byte written last */
+} TextFile;
+
+/* Writes bytes up to the limit. An error of the file shows when the file is closed. */
+static void write_text(TextFile *text, const char *bytes, size_t n) {
+    n = min_size(n, (size_t)(text->limit - text->bytes));
+    if (n == 0) return;
+    fwrite(bytes, 1, n, text->file);
+    text->bytes += n;
+    text->last = bytes[n - 1];
+}
+
+/* Writes what divides a document from the next: a newline, or a whole line of --separator. */
+static void write_separator(TextFile *text, const char *separator) {
+    if (!separator[0] || text->last != '\n') write_text(text, "\n", 1);
+    if (!separator[0]) return;
+    write_text(text, separator, strlen(separator));
+    write_text(text, "\n", 1);
+}
+
+/* Writes the text of one shard. */
+static int decode_shard(Job *job, const Data *d, const DataFile *f, TextFile *text, char *err) {
+    const Tokenizer *t = &job->tokenizer;
+    for (size_t i = 0; i < f->count && text->bytes < text->limit; i++) {
+        int id = data_token(d, f, i);
+        size_t n;
+        const char *bytes = tokenizer_decode(t, id, &n);
+        if (!bytes)
+            return fail(err, "%s: token %zu is %d, but %s has only %d tokens", f->path, i, id,
+                        job->o->encoder, t->vocab);
+        if (id == t->eot && job->tokens > 0) write_separator(text, job->o->separator);
+        if (id == t->eot || job->tokens == 0) job->documents++;
+        if (id != t->eot) write_text(text, bytes, n);
+        job->tokens++;
+    }
+    return 0;
+}
+
+/* Writes the text of shards to a temporary file, which replaces `path` once it is complete. */
+static int decode_to_file(Job *job, const Data *d, const char *path, char *err) {
+    char temporary[FILE_PATH_SIZE];
+    file_path(temporary, "%s.tmp-%ld", path, (long)getpid());
+    TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n'};
+    if (!text.file) return fail(err, "cannot create %s: %s", temporary, strerror(errno));
+    if (job->o->bytes > 0) text.limit = (uint64_t)job->o->bytes;
+    int status = 0;
+    for (size_t k = 0; k < d->num_files && !status && !ferror(text.file); k++)
+        status = decode_shard(job, d, &d->files[k], &text, err);
+    job->bytes = text.bytes;
+    int broken = ferror(text.file) || fflush(text.file) || fsync(fileno(text.file));
+    int saved = errno;
+    if (fclose(text.file) && !broken) {
+        broken = 1;
+        saved = errno;
+    }
+    if (!status && (broken || rename(temporary, path)))
+        status = fail(err, "cannot write %s: %s", path, strerror(broken ? saved : errno));
+    if (status) unlink(temporary);
+    return status;
+}
+
+static int decode(Job *job, char *err) {
+    const Options *o = job->o;
+    if (o->input[0]) return fail(err, "--input reads text and --decode reads shards; give one");
+    if (!o->output[0])
+        return fail(err, "--output FILE is missing: where to write the text (see --help)");
+    if (access(o->output, F_OK) == 0)
+        return fail(err, "%.700s exists; remove it or give another --output", o->output);
+    if (load_tokenizer(job, err)) return -1;
+    Data d;
+    if (data_open(&d, o->decode, DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) return -1;
+    int status = d.is_text ? fail(err, "--decode: %s is text, not a token shard", d.files[0].path)
+                           : decode_to_file(job, &d, o->output, err);
+    data_close(&d);
+    return status;
+}
+
+/* Does what the flags ask for. */
+static int run_job(Job *job, char *err) {
+    if (job->o->decode[0]) return decode(job, err);
+    if (!job->o->input[0])
+        return fail(err, "--input FILE is missing: what to read (see --help); --decode SHARDS "
+                         "writes the text of shards");
+    if (job->o->bytes) return fail(err, "--bytes belongs to --decode");
+    return tokenize(job, err);
 }
 
 int main(int argc, char **argv) {
@@ -219,7 +330,9 @@ int main(int argc, char **argv) {
     int status = flags_parse(option_table, OPTIONS, &options, NULL, argc, argv, err);
     if (status < 0) die("%s", err);
     if (status > 0) {
-        flags_help(stdout, "data/tokenize --input FILE --output PREFIX [--flag value ...]",
+        flags_help(stdout,
+                   "data/tokenize --input FILE --output PREFIX [--flag value ...]\n"
+                   "data/tokenize --decode SHARDS --output FILE [--bytes N]",
                    option_table, OPTIONS);
         return 0;
     }
@@ -227,7 +340,7 @@ int main(int argc, char **argv) {
     memset(&job, 0, sizeof job);
     job.o = &options;
     double start = now_seconds();
-    status = tokenize(&job, err);
+    status = run_job(&job, err);
     free(job.pending.ids);
     free(job.shard);
     tokenizer_free(&job.tokenizer);

@@ -55,6 +55,9 @@ typedef struct {
     Schedule schedule; /* .steps is filled from `steps` */
 } Config;
 
+/* The value of --val-every that stands for an eighth of --steps. */
+enum { VAL_EVERY_EIGHTH = -1 };
+
 #define FLAGS_OF_GPU "On a GPU (train_gpt_cuda)"
 #define FIELD(NAME) offsetof(Config, NAME)
 static const Flag config_flags[] = {
@@ -67,8 +70,8 @@ static const Flag config_flags[] = {
                 "continue from the newest checkpoint of --run with the flags it was started with"),
     FLAG_INT("steps", steps, "1200", 0, INFINITY, "optimizer steps of the whole run"),
     FLAG_LONG("seed", seed, "1", 0, INFINITY, "seeds initialisation and data order"),
-    FLAG_INT("val-every", val_every, "200", 0, INFINITY,
-             "steps between validations; 0: only at the end"),
+    FLAG_INT("val-every", val_every, "-1", VAL_EVERY_EIGHTH, INFINITY,
+             "steps between validations; 0: only at the end; -1: an eighth of the run"),
     FLAG_LONG("val-tokens", val_tokens, "0", 0, INFINITY, "validation targets to evaluate; 0: all"),
     FLAG_INT("checkpoint-every", checkpoint_every, "300", 0, INFINITY,
              "steps between checkpoints; 0: only at the end"),
@@ -510,7 +513,15 @@ static inline int config_resolve_batch(Config *c, char *err) {
                 (long long)micro_batch);
 }
 
-/* Fills in every value that 0 or auto leaves open, and refuses values that do not fit together.
+/* An eighth of the run, rounded up, so that a run validates at most eight times after step 0. A
+   checkpoint keeps the flag as it was given, so a run that is resumed with another --steps takes
+   an eighth of the new number. */
+static inline void config_resolve_val_every(Config *c) {
+    if (c->val_every == VAL_EVERY_EIGHTH)
+        c->val_every = max_int(1, c->steps / 8 + (c->steps % 8 > 0));
+}
+
+/* Fills in every value that 0, -1 or auto leaves open, and refuses values that do not fit together.
    c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
 static inline int config_resolve(Config *c, char *err) {
     if (config_check_sizes(c, err) || config_resolve_heads(c, err)) return -1;
@@ -518,6 +529,7 @@ static inline int config_resolve(Config *c, char *err) {
     if (config_resolve_batch(c, err)) return -1;
     config_resolve_rules(c);
     if (config_check_rules(c, err)) return -1;
+    config_resolve_val_every(c);
     c->schedule.steps = c->steps;
     if (c->schedule.kind == SCHEDULE_TRAPEZOID && c->schedule.cooldown == 0)
         c->schedule.kind = SCHEDULE_CONSTANT;

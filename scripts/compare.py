@@ -4,6 +4,7 @@
     scripts/compare.py dev/compare/GRID.toml                 runs what is not done yet
     scripts/compare.py dev/compare/GRID.toml --dry-run       how many runs, how long
     scripts/compare.py dev/compare/GRID.toml --table         what the results say so far
+    scripts/compare.py --sweep --lr 0.005,0.01,0.02 --seed 1,2,3 --optimizer cm,muon    every combination
 
 A grid file (TOML; docs/comparison.md has every key) names settings, arms, learning rates and seeds.
 For each arm of a setting the rate is chosen first, on the seeds of [tune]: around the best rate,
@@ -22,7 +23,7 @@ import fcntl
 import json
 import math
 import os
-import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,6 @@ import tomllib
 
 import results
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WINDOWS = 16  # of the curve of training losses
 LEAST_RATE, GREATEST_RATE = 1e-6, 1e3  # of the ladder
 
@@ -153,21 +153,15 @@ def text_of(value):
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def words_of(flags):
+    """Flags as words of a command line. A switch has no value."""
+    return [word for name, value in flags.items() for word in ([f"--{name}"] if value is None else [f"--{name}", value])]
+
+
 # Flags that say where and when a run is, and leave its numbers alone.
 PLACES = {"run", "runs-dir", "threads", "keep-checkpoints", "checkpoint-every", "print-every", "resume",
           "log-groups"}
-SWITCHES = {"log-groups", "resume"}  # flags without a value
-
-
-def arguments(flags):
-    """{name: text} as arguments of the program. A switch stands alone, and is left out when off."""
-    words = []
-    for name, value in flags.items():
-        if name not in SWITCHES:
-            words += [f"--{name}", value]
-        elif value == "on":
-            words.append(f"--{name}")
-    return words
+SWITCHES = {"log-groups", "resume"}  # flags without a value, `true` or `false` in a grid
 
 
 class Job:
@@ -179,9 +173,12 @@ class Job:
         if rate is not None:
             flags |= {name: rate for name in arm.get("rate", grid["rate"]["flags"])}
         flags["seed"] = seed
-        self.flags = {name: text_of(value) for name, value in flags.items()}
-        self.key = " ".join(f"--{n} {v}" for n, v in sorted(self.flags.items()) if n not in PLACES)
-        self.name = f"{setting['name']}.{arm['name']}.{text_of(rate)}.s{seed}"
+        flags = {name: None if name in SWITCHES else value for name, value in flags.items()
+                 if name not in SWITCHES or value not in (False, "off")}
+        self.flags = {name: None if value is None else text_of(value) for name, value in flags.items()}
+        decisive = {name: value for name, value in sorted(self.flags.items()) if name not in PLACES}
+        self.key = shlex.join(words_of(decisive))
+        self.name = f"{setting['name']}.{arm['name']}.{'own' if rate is None else text_of(rate)}.s{seed}"
 
 
 def settled(tried, around, factor):
@@ -231,6 +228,8 @@ def arm_jobs(grid, setting, arm, known):
 def all_jobs(grid, known):
     """Every job that is known to be needed so far, in the order in which they should run: setting by
     setting, first the rates, then the fresh seeds with all arms of a seed together."""
+    if "sweep" in grid:
+        return sweep_jobs(grid)
     jobs = []
     for setting in grid["setting"]:
         tune, final = [], []
@@ -243,13 +242,85 @@ def all_jobs(grid, known):
     return jobs
 
 
+# ---- a sweep: a grid from a command line
+
+CHOICES = ("preset", "optimizer", "qk", "ov", "mlp", "embed", "head")  # flags whose lists are arms
+
+
+def sweep_grid(words):
+    """A grid of every combination from flags of the trainer, of which --seed, one of the --lr flags and
+    the rules take lists with commas: {"sweep": (rates, seeds)} tells it from a grid file."""
+    flags, lists = {}, {}
+    at = 0
+    while at < len(words):
+        name, equals, value = words[at].removeprefix("--").partition("=")
+        if not words[at].startswith("--") or not name:
+            fail(f"{words[at]!r} is not a flag of the trainer, such as --steps 400")
+        if not equals:
+            at += 1
+            # A flag at the end, or before another flag, is a switch.
+            value = words[at] if at < len(words) and not words[at].startswith("--") else None
+            at -= value is None
+        at += 1
+        if value and "," in value and (name in CHOICES or name == "seed" or name.startswith("lr")):
+            lists[name] = value.split(",")
+        else:
+            flags[name] = value
+    rates = [name for name in lists if name.startswith("lr")]
+    if len(rates) > 1:
+        fail(f"--{rates[0]} and --{rates[1]} both have several rates; give one list")
+    try:
+        seeds = [int(v) for v in lists.pop("seed", [flags.pop("seed", None) or "1"])]
+        tried = sorted(float(v) for v in lists.pop(rates[0])) if rates else [None]
+    except ValueError as problem:
+        fail(f"a rate or a seed is not a number: {problem}")
+    arms = [{}]
+    for name, values in lists.items():
+        arms = [arm | {name: value} for arm in arms for value in values]
+    named = [{"name": "-".join(arm.values()) or "run", "title": " ".join(arm.values()) or "run", "run": arm}
+             for arm in arms]
+    return {"name": "sweep", "program": "./train_gpt", "run": {n: v for n, v in flags.items()},
+            "rate": {"flags": rates or [], "factor": 2 ** 0.5, "around": 0}, "baseline": named[0]["name"],
+            "tune": {"seeds": seeds}, "final": {"seeds": []}, "arm": named,
+            "setting": [{"name": "sweep", "title": "sweep", "run": {}}], "sweep": (tried, seeds)}
+
+
+def sweep_jobs(grid):
+    """Every run of a sweep, the seeds outermost, so that a table is complete after each seed."""
+    rates, seeds = grid["sweep"]
+    return [Job(grid, grid["setting"][0], arm, rate, seed, "tune")
+            for seed in seeds for rate in rates for arm in grid["arm"]]
+
+
+def print_sweep(grid, args):
+    """Loss by rate, mean and deviation over the seeds, and the best rate of each arm."""
+    print()
+    for arm in grid["arm"]:
+        losses = {}
+        for job in sweep_jobs(grid):
+            if job.arm is arm and job.key in args.known:
+                losses.setdefault(job.rate, []).append(args.known[job.key]["final_val"])
+        if not losses:
+            continue
+        best = min(losses, key=lambda rate: results.mean(losses[rate]))
+        print(arm["title"])
+        for rate, values in losses.items():
+            name = "-" if rate is None else text_of(rate)
+            spread = f" ± {results.deviation(values):.4f}" if len(values) > 1 else ""
+            print(f"  {name:>8}  {results.mean(values):.4f}{spread}  ({len(values)} seed"
+                  f"{'s' if len(values) > 1 else ''}){'  best' if rate == best and len(losses) > 1 else ''}")
+        if len(losses) > 1 and best in (min(losses), max(losses)):
+            further = best * (2 if best == max(losses) else 0.5)
+            print(f"  The best rate lies on the edge of those tried; try {text_of(further)} too.")
+
+
 # ---- running
 
 
-def version_of(run):
-    """The version of the program, and the commit of the repository if this is one."""
-    commit = subprocess.run(["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--exclude=*"],
-                            capture_output=True, text=True)
+def version_of(run, program):
+    """The version of the program, and the commit of the repository in which it lies, if any."""
+    commit = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(program)), "describe", "--always",
+                             "--dirty", "--exclude=*"], capture_output=True, text=True)
     return f"{run['version']} {commit.stdout.strip()}".strip()
 
 
@@ -279,14 +350,14 @@ def make_row(grid, job, folder, seconds, cpu_seconds):
     windows = [(b, losses[a:b]) for a, b in zip(edges, edges[1:]) if b > a]
     return {
         "grid": grid["name"], "setting": job.setting["name"], "arm": job.arm["name"],
-        "rate": text_of(job.rate), "stage": job.stage, "seed": job.seed,
+        "rate": "nan" if job.rate is None else text_of(job.rate), "stage": job.stage, "seed": job.seed,
         "final_val": f"{vals[-1][1]:.6f}" if complete else "inf", "best_val": f"{best:.6f}",
         "best_step": best_step, "train_tail": f"{results.mean(tail):.6f}" if complete else "inf",
         "diverged": int(bad), "steps": steps, "tokens": log[-1]["tokens"] if log else 0,
         "parameters": run["parameters"], "ms": f"{times[len(times) // 2]:.2f}" if times else "nan",
         "seconds": f"{seconds:.1f}", "cpu_seconds": f"{cpu_seconds:.1f}",
         "threads": run["machine"]["threads"],
-        "cpu": run["machine"].get("gpu") or run["machine"]["cpu"], "version": version_of(run),
+        "cpu": run["machine"].get("gpu") or run["machine"]["cpu"], "version": version_of(run, grid["program"]),
         "gemm": run["machine"]["gemm"], "train_data": run["train_checksum"],
         "val_data": run["val_checksum"], "date": datetime.datetime.now(datetime.timezone.utc).date(),
         "val_curve": " ".join(f"{s}:{v:.4f}" for s, v in vals),
@@ -307,7 +378,7 @@ class Runner:
         os.makedirs(self.args.runs_dir, exist_ok=True)
         flags = {"keep-checkpoints": "0", "threads": str(self.args.threads)} | job.flags
         command = [self.grid["program"], "--run", job.name, "--runs-dir", self.args.runs_dir]
-        command += arguments(flags)
+        command += words_of(flags)
         output = tempfile.TemporaryFile()
         try:
             child = subprocess.Popen(command, cwd=self.args.folder, stdin=subprocess.DEVNULL, stdout=output,
@@ -316,17 +387,17 @@ class Runner:
             self.stop()
             fail(f"cannot run {self.grid['program']}: {problem.strerror}; the grid's `program` names it, "
                  f"and `make train_gpt` builds it")
-        # The object must live until wait() has seen its process end: a forgotten one is waited for by the
-        # next subprocess call, and its end is lost.
+        # `child` is kept: subprocess itself would wait for a process whose object is gone.
         self.running[child.pid] = (job, folder, output, time.monotonic(), child)
 
     def wait(self):
         """Waits for the end of a run; returns its job and its row."""
         pid, status, usage = os.wait4(-1, 0)
         job, folder, output, start, child = self.running.pop(pid)
+        child.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read().decode(errors="replace")
-        code = child.returncode = os.waitstatus_to_exitcode(status)
+        code = child.returncode
         if code != 0 and "not finite" not in text:
             self.stop()
             fail(f"{job.name} ended with {code}: {text.strip()[-1500:]}\n(flags: {job.key})")
@@ -367,8 +438,7 @@ def measured_seconds(grid, args, job, memory):
         if times:
             memory[name] = times[len(times) // 2]
         else:
-            command = [grid["program"], "--dry-run", "--threads", str(args.threads)]
-            command += arguments(job.flags)
+            command = [grid["program"], "--dry-run", "--threads", str(args.threads)] + words_of(job.flags)
             out = subprocess.run(command, cwd=args.folder, capture_output=True, text=True)
             if out.returncode:
                 fail(f"{' '.join(command)}: {out.stderr.strip()}")
@@ -384,6 +454,11 @@ def measured_seconds(grid, args, job, memory):
 def plan_text(grid, args):
     """What is to be done, and for how long, if no arm needs rates beyond its first ones."""
     lines, total, count, memory = [], 0.0, 0, {}
+    if "sweep" in grid:
+        todo = [j for j in sweep_jobs(grid) if j.key not in args.known]
+        each = measured_seconds(grid, args, todo[0], memory) if todo else 0
+        return (f"{len(sweep_jobs(grid))} runs, {len(todo)} to do, {args.jobs} at once: about "
+                f"{duration(each * len(todo) / args.jobs)}")
     for setting in grid["setting"]:
         jobs, open_arms = {}, 0
         for arm in arms_of(grid, setting):
@@ -406,6 +481,7 @@ def plan_text(grid, args):
 
 def run_all(grid, args):
     runner = Runner(grid, args)
+    os.makedirs(os.path.dirname(os.path.abspath(args.results)), exist_ok=True)
     lock = open(args.results + ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -513,9 +589,33 @@ def print_rates(grid, args):
             print(f"{arm['name']:16} {text}{'' if best is not None else '  (the best is open)'}")
 
 
+def add_narrowing(parser):
+    """The options that change a grid; scripts/report.py has them too."""
+    parser.add_argument("--set", action="append", default=[], metavar="FLAG=VALUE",
+                        help="a flag of every run, which wins over the grid's [run]")
+    parser.add_argument("--setting", help="only these settings, with commas between")
+    parser.add_argument("--arms", help="only these arms, with commas between")
+
+
+def narrow(grid, args):
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            fail(f"--set {text}: it is FLAG=VALUE")
+        grid["run"][name.removeprefix("--")] = value
+    for kind, chosen in (("setting", args.setting), ("arm", args.arms)):
+        if chosen:
+            for name in chosen.split(","):
+                if name not in {item["name"] for item in grid[kind]}:
+                    fail(f"the grid has no {kind} {name}")
+            grid[kind] = [item for item in grid[kind] if item["name"] in chosen.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", help="grid file")
+    parser.add_argument("grid", nargs="?", help="grid file")
+    parser.add_argument("--sweep", nargs=argparse.REMAINDER, metavar="FLAGS",
+                        help="every combination of lists of flags of the trainer: the last argument")
     parser.add_argument("--results", help="CSV of the results (default: beside the grid, GRID.csv)")
     parser.add_argument("--runs-dir", help="folder of the runs while they run (default runs/compare)")
     parser.add_argument("--keep-runs", action="store_true", help="keep the folders of finished runs")
@@ -523,30 +623,34 @@ def main():
                         help="runs at once (default: the processors, %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default 1)")
     parser.add_argument("--seconds", type=float, default=0, help="start no run after this time; 0: no limit")
-    parser.add_argument("--setting", help="only these settings, with commas between")
-    parser.add_argument("--arms", help="only these arms, with commas between")
+    add_narrowing(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long, then stop")
     parser.add_argument("--table", action="store_true", help="print what the results say, then stop")
     args = parser.parse_args()
-    grid = read_grid(args.grid)
-    for kind, chosen in (("setting", args.setting), ("arm", args.arms)):
-        if chosen:
-            for name in chosen.split(","):
-                if name not in {item["name"] for item in grid[kind]}:
-                    fail(f"the grid has no {kind} {name}")
-            grid[kind] = [item for item in grid[kind] if item["name"] in chosen.split(",")]
+    if (args.grid is None) == (args.sweep is None):
+        fail("give a grid file, or --sweep and flags of the trainer; see --help")
+    grid = read_grid(args.grid) if args.grid else sweep_grid(args.sweep)
+    narrow(grid, args)
     args.folder = os.getcwd()
-    args.results = args.results or os.path.splitext(args.grid)[0] + ".csv"
+    args.results = args.results or (os.path.splitext(args.grid)[0] + ".csv" if args.grid else
+                                    os.path.join("runs", "sweep.csv"))
     args.runs_dir = os.path.abspath(args.runs_dir or os.path.join("runs", "compare"))
     if args.jobs < 1 or args.threads < 1:
         fail("--jobs and --threads are at least 1")
     args.known = known_rows(args)
-    if args.table:
+    if not args.table:
+        print(plan_text(grid, args), flush=True)
+        if args.dry_run:
+            return 0
+        status = run_all(grid, args)
+        if status or not args.sweep:
+            return status
+    if args.sweep:
+        print_sweep(grid, args)
+    else:
         print_rates(grid, args)
         print_table(grid, args)
-        return 0
-    print(plan_text(grid, args), flush=True)
-    return 0 if args.dry_run else run_all(grid, args)
+    return 0
 
 
 if __name__ == "__main__":

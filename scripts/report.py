@@ -113,8 +113,10 @@ def question_of(grid, chosen):
 
 def unit_of(rows):
     """Bytes are tokens where the data is text."""
-    words = " ".join(row["flags"] for row in rows).split()
-    files = [value for flag, value in zip(words, words[1:]) if flag == "--data"]
+    files = []
+    for flags in {row["flags"] for row in rows}:
+        words = shlex.split(flags)
+        files += [value for flag, value in zip(words, words[1:]) if flag == "--data"]
     return "nats per byte" if files and all(f.endswith(".txt") for f in files) else "nats per token"
 
 
@@ -788,7 +790,7 @@ def page(grid, grid_path, known, question, measures, results_name, command):
     """The whole HTML file."""
     views = read_views(grid, known, question)
     if not views:
-        compare.fail(f"{results_name} has no run of this grid")
+        compare.fail(f"{results_name} has no run with the flags of this grid (and --set)")
     rows = [row for view in views for row in view.rows]
     unit = unit_of(rows)
     groups = measured_arms(grid, measures) if measures else []
@@ -855,10 +857,12 @@ def main():
     parser.add_argument("--measures", help="JSON file of scripts/measure.py")
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="run folders to measure instead")
     parser.add_argument("--arm", help="the arm that the question is about")
+    compare.add_narrowing(parser)
     parser.add_argument("-o", "--output", help="HTML file (default: beside the results, RESULTS.html)")
     parser.add_argument("--picture", metavar="FILE", help="write the picture of differences only: .png or .svg")
     args = parser.parse_args()
     grid = compare.read_grid(args.grid)
+    compare.narrow(grid, args)
     question = question_of(grid, args.arm)
     args.results = args.results or os.path.splitext(args.grid)[0] + ".csv"
     if not os.path.exists(args.results):

@@ -1,8 +1,10 @@
 """Colours, dashes and markers of arms, equal in every picture of this project.
 
-An arm is a name, such as cm or muon-head. colour(name) and dash(name) are functions of the name alone,
-so neither the order of arguments nor the choice of arms changes a picture's colours. looks(names)
-gives the arms of one picture looks that differ from each other. Only the standard library is needed.
+An arm is a name, such as cm or muon-head. colour(name) and dash(name) are functions of the name
+alone, so neither the order of arguments nor the choice of arms changes a picture's colours.
+looks(names) gives the arms of one picture looks that differ from each other: of two names without
+an entry whose colours are equal, the second in the alphabet takes the next free colour. Only the
+standard library is needed.
 """
 
 import zlib
@@ -22,16 +24,17 @@ COLOURS = {
     "cm-ov": "#a08a00",
     "cm-released": "#c2604f",
     "cm2": "#e0218a",           # magenta
-    "circuit-muon": "#c2609a",
+    "circuit": "#c2609a",
     "adamw": "#777777",         # grey
     "lion": "#96705a",
     "aurora": "#4f8a5b",
     "quack": "#6b9420",
 }
 # Lengths of strokes and gaps in widths of the line; () is a solid line. They go to Matplotlib as
-# linestyle=(0, dash) and to SVG, times the width, as stroke-dasharray.
-DASHES = [(), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (3, 1.2), (6, 1.5, 1.2, 1.2, 1.2, 1.5),
-          (9, 2), (3, 1, 1.2, 1)]
+# linestyle=(0, dash) and to SVG, times the width, as stroke-dasharray. Gaps are wide enough to show
+# the line below where two lines coincide.
+DASHES = [(), (5, 3), (1.2, 1.8), (7, 2.5, 1.2, 2.5), (2.6, 2.2), (7, 2, 1.2, 2, 1.2, 2), (10, 4),
+          (3, 2, 1.2, 2)]
 # Matplotlib's names of filled markers.
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*"]
 # Colours of names without an entry above. Their hues are spread over the circle.
@@ -39,7 +42,7 @@ OTHERS = ["#c44e52", "#4878cf", "#5f9e2f", "#b36bd4", "#b5791f", "#1f97a8", "#d1
           "#7a68d8", "#2d9c68", "#a8664a", "#607d94"]
 # The order in which arms get dashes and markers. Neighbours differ in both.
 ORDER = {name: place for place, name in enumerate(
-    ["muon", "cm", "muon-head", "muon-group", "cm-iso", "cm-match", "adamw", "circuit-muon", "cm2",
+    ["muon", "cm", "muon-head", "muon-group", "cm-iso", "cm-match", "adamw", "circuit", "cm2",
      "cm-qk", "cm-ov", "cm-released", "normuon", "aurora", "lion", "quack", "muonh"])}
 
 
@@ -74,17 +77,22 @@ def marker(name):
     return MARKERS[place(name) % len(MARKERS)]
 
 
+def free(table, first, used):
+    """The entry of a table that is used least, the first such from `first` on."""
+    at = table.index(first)
+    return min(table[at:] + table[:at], key=used.count)
+
+
 def looks(names):
-    """{name: (colour, dash, marker)} of one picture. Colours are those of the names. Dashes and
-    markers differ from name to name as far as there are enough of them. Names with an entry choose
-    first and the others in alphabetical order, so the order of `names` has no influence."""
-    chosen, dashes, markers = {}, [], []
+    """{name: (colour, dash, marker)} of one picture. Dashes and markers differ from name to name as
+    far as there are enough of them, and so do the colours of names without an entry. Names with an
+    entry choose first and the others in alphabetical order, so the order of `names` has no
+    influence."""
+    chosen, colours, dashes, markers = {}, [], [], []
     for name in sorted(set(names), key=lambda n: (ORDER.get(n, len(ORDER)), n)):
-        styles = []
-        for table, first, used in ((DASHES, dash(name), dashes), (MARKERS, marker(name), markers)):
-            at = table.index(first)
-            turned = table[at:] + table[:at]
-            styles.append(min(turned, key=used.count))
-            used.append(styles[-1])
-        chosen[name] = (colour(name), *styles)
+        own = colour(name)
+        colours.append(free(OTHERS, own, colours) if own in OTHERS else own)
+        dashes.append(free(DASHES, dash(name), dashes))
+        markers.append(free(MARKERS, marker(name), markers))
+        chosen[name] = (colours[-1], dashes[-1], markers[-1])
     return chosen

@@ -21,7 +21,7 @@ if [ $# -eq 0 ]; then
         $build/cuda/bench_cuda "$@"
 fi
 portable="-O2 $([ "$(uname -m)" != x86_64 ] || echo -march=x86-64-v3)"
-make BUILD=$build ONEDNN=no OPT="$portable" ARCH="$arch" "$@"
+make BUILD=$build ONEDNN=no OPT="$portable" TEST_OPT="$portable" ARCH="$arch" "$@"
 pack=$build/pack
 rm -rf $pack
 mkdir -p $pack dev/gpu/carry

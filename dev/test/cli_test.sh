@@ -116,6 +116,22 @@ make_shards() {
     shard '\210\330\064\001' '\350\003\000\000' "${tokens%????????}\140\352" >large.bin # ends in 60000
 }
 
+# Validation an eighth of the run apart, rounded up, unless --val-every says otherwise. A run that is resumed
+# with another --steps takes an eighth of the new number.
+validated() { sed -n 's/^{"step": \([0-9]*\),.*"val_loss": [0-9].*/\1/p' "$1/log.jsonl" | tr '\n' ' '; }
+test_val_every() {
+    rm -rf runs/v runs/w
+    train $minute --run v --steps 10
+    check "10 steps were validated at $(validated runs/v)" [ "$(validated runs/v)" = "0 2 4 6 8 10 " ]
+    check "run.json does not have the steps between validations" has runs/v/run.json '"val-every": 2,'
+    train --run v --resume --steps 20
+    check "20 steps were validated at $(validated runs/v)" \
+        [ "$(validated runs/v)" = "0 2 4 6 8 10 12 15 18 20 " ]
+    check "run.json does not have the steps of the resumed run" has runs/v/run.json '"val-every": 3,'
+    train $minute --run w --steps 10 --val-every 0
+    check "--val-every 0 validated at $(validated runs/w)" [ "$(validated runs/w)" = "0 10 " ]
+}
+
 # Mistakes on the command line and in the data.
 test_mistakes() {
     ten_steps

@@ -202,10 +202,10 @@ static void test_refusals(void) {
     free(json);
 }
 
-/* Runs data/tokenize in a child process, with its output in the file "out". Returns the exit
-   status. */
-static int run_tokenize(const char *input, const char *output, const char *flag, const char *value,
-                        size_t file_limit) {
+/* Runs data/tokenize in a child process, with its output in the file "out". `reads` is the flag
+   that names the input. Returns the exit status. */
+static int run_program(const char *reads, const char *input, const char *output, const char *flag,
+                       const char *value, size_t file_limit) {
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
@@ -214,7 +214,7 @@ static int run_tokenize(const char *input, const char *output, const char *flag,
                         (char *)FIXTURES "encoder.json",
                         (char *)"--bpe",
                         (char *)FIXTURES "vocab.bpe",
-                        (char *)"--input",
+                        strdup(reads),
                         strdup(input),
                         (char *)"--output",
                         strdup(output),
@@ -234,6 +234,11 @@ static int run_tokenize(const char *input, const char *output, const char *flag,
     int status = 0;
     waitpid(child, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int run_tokenize(const char *input, const char *output, const char *flag, const char *value,
+                        size_t file_limit) {
+    return run_program("--input", input, output, flag, value, file_limit);
 }
 
 /* 1 if the output of data/tokenize contains the words; prints the output otherwise. */
@@ -330,6 +335,87 @@ static void test_program(Tokenizer *t) {
     free(expected.ids);
 }
 
+/* Whether a file of the folder has this text. */
+static int file_is(const char *name, const char *text, size_t length) {
+    size_t n;
+    char *got = (char *)tokenizer_read(in_folder(name), &n, err);
+    int equal = got && n == length && memcmp(got, text, n) == 0;
+    free(got);
+    return equal;
+}
+
+/* Decoding shards gives the text back: with the separator that divided the documents, byte for
+   byte; without one, with a newline before each document after the first. */
+static void test_decode(void) {
+    /* The last document has bytes that are no UTF-8. */
+    static const char text[] = "One.\n@@@\nTwo,\n\nin parts.\n@@@\nthe \xff\xc3 end\n";
+    static const char joined[] = "One.\n\nTwo,\n\nin parts.\n\nthe \xff\xc3 end\n";
+    size_t n = sizeof text - 1, m = sizeof joined - 1;
+    write_bytes("t.txt", text, n);
+    int status =
+        run_program("--input", in_folder("t.txt"), in_folder("t"), "--separator", "@@@", 0);
+    check(status == 0, "encoding: status %d", status);
+    /* All tokens in one shard, because t_train sorts before t_val. */
+    TokenList list = {0, 0, 0};
+    size_t files;
+    read_shards("t_val_*.bin", &list, &files);
+    read_shards("t_train_*.bin", &list, &files);
+    uint16_t shard[200];
+    size_t count = min_size(list.count, 200);
+    for (size_t i = 0; i < count; i++) shard[i] = (uint16_t)list.ids[i];
+    check(list.count == count && !data_write_shard(in_folder("w_1.bin"), shard, count, err), "%s",
+          err);
+
+    status =
+        run_program("--decode", in_folder("w_*.bin"), in_folder("s.txt"), "--separator", "@@@", 0);
+    check(status == 0 && file_is("s.txt", text, n) && output_has("3 documents"),
+          "with the separator: status %d", status);
+    status = run_program("--decode", in_folder("w_1.bin"), in_folder("j.txt"), NULL, NULL, 0);
+    check(status == 0 && file_is("j.txt", joined, m), "without a separator: status %d", status);
+    status = run_program("--decode", in_folder("w_1.bin"), in_folder("b.txt"), "--bytes", "9", 0);
+    check(status == 0 && file_is("b.txt", joined, 9), "--bytes 9: status %d", status);
+    /* Two shards are one text, even where a document continues in the second. */
+    check(!data_write_shard(in_folder("x_1.bin"), shard, count - 2, err) &&
+              !data_write_shard(in_folder("x_2.bin"), shard + count - 2, 2, err) &&
+              run_program("--decode", in_folder("x_*.bin"), in_folder("x.txt"), NULL, NULL, 0) ==
+                  0 &&
+              file_is("x.txt", joined, m),
+          "two shards: %s", err);
+    free(list.ids);
+}
+
+/* Mistakes leave no file and say what is wrong. */
+static void test_decode_refusals(void) {
+    static const uint16_t foreign[2] = {1, 60000};
+    write_bytes("plain.txt", "no shard", 8);
+    check(!data_write_shard(in_folder("y_1.bin"), foreign, 2, err), "%s", err);
+    check(run_program("--decode", in_folder("y_1.bin"), in_folder("y.txt"), NULL, NULL, 0) == 1 &&
+              output_has("token 1 is 60000"),
+          "a token outside the vocabulary");
+    check(access(in_folder("y.txt"), F_OK) != 0, "a refused shard left a text");
+    check(run_program("--decode", in_folder("plain.txt"), in_folder("y.txt"), NULL, NULL, 0) == 1 &&
+              output_has("is text, not a token shard"),
+          "text to decode");
+    check(run_program("--decode", in_folder("y_1.bin"), in_folder("plain.txt"), NULL, NULL, 0) ==
+                  1 &&
+              output_has("plain.txt exists"),
+          "an output that exists");
+    check(run_program("--decode", in_folder("y_1.bin"), in_folder("y.txt"), "--input", "a.txt",
+                      0) == 1 &&
+              output_has("--input reads text and --decode reads shards"),
+          "both directions");
+    check(run_program("--input", in_folder("plain.txt"), in_folder("y"), "--bytes", "5", 0) == 1 &&
+              output_has("--bytes belongs to --decode"),
+          "--bytes with --input");
+    uint16_t many[4096];
+    for (size_t i = 0; i < 4096; i++) many[i] = 5;
+    check(!data_write_shard(in_folder("z_1.bin"), many, 4096, err) &&
+              run_program("--decode", in_folder("z_1.bin"), in_folder("z.txt"), NULL, NULL, 1024) ==
+                  1 &&
+              output_has("cannot write") && access(in_folder("z.txt"), F_OK),
+          "full disk: %s", err);
+}
+
 /* A document that is encoded in pieces has the tokens of the whole document. */
 static void test_pieces(Tokenizer *t) {
     size_t n = (size_t)17 << 20; /* more than a piece, which has 16 MiB */
@@ -369,8 +455,8 @@ static void test_fixture_pieces(void) { test_pieces(&tokenizer); }
 
 static const Test tests[] = {
     TEST(fixture_expected), TEST(fixture_special), TEST(fixture_long_words),
-    TEST(fixture_program),  TEST(fixture_pieces),  TEST(bytes),
-    TEST(refusals)};
+    TEST(fixture_program),  TEST(fixture_pieces),  TEST(decode),
+    TEST(decode_refusals),  TEST(bytes),           TEST(refusals)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_tokenizer");

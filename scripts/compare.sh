@@ -1,0 +1,47 @@
+#!/bin/sh
+# Does CM beat Muon? A reduced grid at matched learning rates, with error bars: `make compare`.
+#   model     4 layers, width 128 (0.85M parameters)
+#   tokens    300 steps of 2048 bytes a run, some 36 runs, as many at once as there are processors
+#   hardware  any laptop; under 30 minutes on two cores, no GPU, no cost
+# Kill it at any time: it goes on where it stopped. Results: runs/compare/GRID.csv, GRID.html.
+# usage: scripts/compare.sh [GRID.toml [flags of compare.py]]
+set -eu
+cd "$(dirname "$0")/.."
+grid=${1:-dev/compare/laptop.toml}
+[ $# -eq 0 ] || shift
+name=$(basename "$grid" .toml)
+out=runs/compare
+
+if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "error: comparing needs Python 3.11 or later (python3); Debian 12 has it: apt-get install python3" >&2
+    exit 1
+fi
+mkdir -p "$out"
+if [ "$name" = laptop ]; then
+    # Without a network: the text of this repository, so that the comparison can be tried anywhere.
+    if ! data=$(sh data/tinyshakespeare.sh); then
+        data=data/repository.txt
+        [ -s $data ] || cat README.md docs/*.md train_gpt.c generate.c llmc/*.h llmc/*/*.h dev/test/*.c >$data
+        echo "note: comparing on the text of this repository instead, $data; its losses do not compare with others." >&2
+    fi
+    # Programs without oneDNN compute in fp32.
+    compute=fp32
+    ! ./train_gpt --data "$data" --compute bf16 --dry-run >/dev/null 2>&1 || compute=bf16
+    set -- --set "data=$data" --set "compute=$compute" --seconds 1440 "$@"
+fi
+status=0
+python3 scripts/compare.py "$grid" --results "$out/$name.csv" --runs-dir "$out/running" "$@" || status=$?
+[ $status = 0 ] || [ $status = 3 ] || exit $status # 3: the time was over, and the report is of what is there
+# The report reads the grid as the comparison did. Values have no spaces.
+narrowed= previous=
+for word; do
+    case $previous in --set | --setting | --arms) narrowed="$narrowed $previous $word" ;; esac
+    previous=$word
+done
+python3 scripts/report.py "$grid" $narrowed --results "$out/$name.csv" -o "$out/$name.html"
+if python3 -c 'import matplotlib' 2>/dev/null; then
+    python3 scripts/plot.py --from-csv "$out/$name.csv" -o "$out/$name.png"
+    python3 scripts/plot.py --from-csv "$out/$name.csv" --rates -o "$out/$name-rates.png"
+else
+    echo "note: pictures beside the report need matplotlib: python3 -m pip install matplotlib"
+fi
