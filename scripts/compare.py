@@ -17,6 +17,7 @@ stopped: its unfinished runs begin anew. Needs Python 3.11, nothing else.
 """
 
 import argparse
+import atexit
 import datetime
 import fcntl
 import json
@@ -34,6 +35,7 @@ import tomllib
 import results
 
 WINDOWS = 16  # of the curve of training losses
+LEAST_RATE, GREATEST_RATE = 1e-6, 1e3  # of the ladder
 
 
 def fail(message):
@@ -65,7 +67,7 @@ def seeds_of(value, where):
 
 
 KEYS = {
-    "": {"name", "title", "program", "baseline", "rate", "run", "tune", "final", "setting", "arm"},
+    "": {"name", "title", "program", "baseline", "question", "rate", "run", "tune", "final", "setting", "arm"},
     "rate": {"flags", "factor", "around", "start"},
     "tune": {"seeds"},
     "final": {"seeds"},
@@ -157,7 +159,9 @@ def words_of(flags):
 
 
 # Flags that say where and when a run is, and leave its numbers alone.
-PLACES = {"run", "runs-dir", "threads", "keep-checkpoints", "checkpoint-every", "print-every", "resume"}
+PLACES = {"run", "runs-dir", "threads", "keep-checkpoints", "checkpoint-every", "print-every", "resume",
+          "log-groups"}
+SWITCHES = {"log-groups", "resume"}  # flags without a value, `true` or `false` in a grid
 
 
 class Job:
@@ -169,6 +173,8 @@ class Job:
         if rate is not None:
             flags |= {name: rate for name in arm.get("rate", grid["rate"]["flags"])}
         flags["seed"] = seed
+        flags = {name: None if name in SWITCHES else value for name, value in flags.items()
+                 if name not in SWITCHES or value not in (False, "off")}
         self.flags = {name: None if value is None else text_of(value) for name, value in flags.items()}
         decisive = {name: value for name, value in sorted(self.flags.items()) if name not in PLACES}
         self.key = shlex.join(words_of(decisive))
@@ -212,10 +218,10 @@ def arm_jobs(grid, setting, arm, known):
         for j in tune:
             tried.setdefault(j.rate, []).append(known[j.key]["final_val"])
         best, rates = settled({r: results.mean(v) for r, v in tried.items()}, around, factor)
+        # The ladder ends where no rate makes sense: a best rate at its end stands.
+        rates = [rate for rate in rates if LEAST_RATE <= rate <= GREATEST_RATE]
         if not rates:
             break
-        if min(rates) < 1e-6 or max(rates) > 1e3:
-            fail(f"{setting['name']}, {arm['name']}: no best rate between 1e-6 and 1000")
     return tune, [job(best, seed, "final") for seed in count_of(grid, setting, arm)], best
 
 
@@ -488,6 +494,7 @@ def run_all(grid, args):
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
+    atexit.register(runner.stop)  # an error must not leave programs behind
     begin, finished = time.monotonic(), 0
     while True:
         jobs = all_jobs(grid, args.known)
@@ -582,6 +589,28 @@ def print_rates(grid, args):
             print(f"{arm['name']:16} {text}{'' if best is not None else '  (the best is open)'}")
 
 
+def add_narrowing(parser):
+    """The options that change a grid; scripts/report.py has them too."""
+    parser.add_argument("--set", action="append", default=[], metavar="FLAG=VALUE",
+                        help="a flag of every run, which wins over the grid's [run]")
+    parser.add_argument("--setting", help="only these settings, with commas between")
+    parser.add_argument("--arms", help="only these arms, with commas between")
+
+
+def narrow(grid, args):
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            fail(f"--set {text}: it is FLAG=VALUE")
+        grid["run"][name.removeprefix("--")] = value
+    for kind, chosen in (("setting", args.setting), ("arm", args.arms)):
+        if chosen:
+            for name in chosen.split(","):
+                if name not in {item["name"] for item in grid[kind]}:
+                    fail(f"the grid has no {kind} {name}")
+            grid[kind] = [item for item in grid[kind] if item["name"] in chosen.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", nargs="?", help="grid file")
@@ -594,27 +623,14 @@ def main():
                         help="runs at once (default: the processors, %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default 1)")
     parser.add_argument("--seconds", type=float, default=0, help="start no run after this time; 0: no limit")
-    parser.add_argument("--set", action="append", default=[], metavar="FLAG=VALUE",
-                        help="a flag of every run, which wins over the grid's [run]")
-    parser.add_argument("--setting", help="only these settings, with commas between")
-    parser.add_argument("--arms", help="only these arms, with commas between")
+    add_narrowing(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would run and how long, then stop")
     parser.add_argument("--table", action="store_true", help="print what the results say, then stop")
     args = parser.parse_args()
     if (args.grid is None) == (args.sweep is None):
         fail("give a grid file, or --sweep and flags of the trainer; see --help")
     grid = read_grid(args.grid) if args.grid else sweep_grid(args.sweep)
-    for text in args.set:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            fail(f"--set {text}: it is FLAG=VALUE")
-        grid["run"][name.removeprefix("--")] = value
-    for kind, chosen in (("setting", args.setting), ("arm", args.arms)):
-        if chosen:
-            for name in chosen.split(","):
-                if name not in {item["name"] for item in grid[kind]}:
-                    fail(f"the grid has no {kind} {name}")
-            grid[kind] = [item for item in grid[kind] if item["name"] in chosen.split(",")]
+    narrow(grid, args)
     args.folder = os.getcwd()
     args.results = args.results or (os.path.splitext(args.grid)[0] + ".csv" if args.grid else
                                     os.path.join("runs", "sweep.csv"))

@@ -32,7 +32,13 @@ fi
 status=0
 python3 scripts/compare.py "$grid" --results "$out/$name.csv" --runs-dir "$out/running" "$@" || status=$?
 [ $status = 0 ] || [ $status = 3 ] || exit $status # 3: the time was over, and the report is of what is there
-python3 scripts/report.py "$grid" --results "$out/$name.csv" -o "$out/$name.html"
+# The report reads the grid as the comparison did. Values have no spaces.
+narrowed= previous=
+for word; do
+    case $previous in --set | --setting | --arms) narrowed="$narrowed $previous $word" ;; esac
+    previous=$word
+done
+python3 scripts/report.py "$grid" $narrowed --results "$out/$name.csv" -o "$out/$name.html"
 if python3 -c 'import matplotlib' 2>/dev/null; then
     python3 scripts/plot.py --from-csv "$out/$name.csv" -o "$out/$name.png"
     python3 scripts/plot.py --from-csv "$out/$name.csv" --rates -o "$out/$name-rates.png"
