@@ -90,8 +90,10 @@ static const Flag config_flags[] = {
                 "memory, equal numbers"),
     FLAG_INT("logit-rows", logit_rows, "0", 0, INFINITY,
              "rows of logits formed at a time, fewer take less memory; 0: chosen for the machine"),
-    FLAG_SWITCH("dry-run", dry_run,
-                "print parameters, memory, update plan, FLOPs and expected time, then stop"),
+    FLAG_SWITCH(
+        "dry-run", dry_run,
+        "print parameters, memory, update plan, sizes of steps, FLOPs and expected time, then "
+        "stop"),
     FLAG_SWITCH("version", version, "print the version and stop"),
     FLAG_SWITCH("help-markdown", help_markdown, "print this list as Markdown and stop"),
 #undef SECTION

@@ -2,8 +2,8 @@
 Measures on a model in training what Compositional Muon promises: a step moves the composed map A^T
 B of each head (W_Q^T W_K, or W_O W_V) by at most the learning rate in the spectral norm, up to a
 term of second order. The test trains two small models with the trainer's own steps, one by CM and
-one by Muon, and compares the weights before and after every step. It does not rely on the
-optimizer's own reports.
+one by Muon, and compares the weights before and after every step. The norms are those that
+--log-groups reports (llmc/optim/composed.h), and they are held to the (d,d) maps themselves.
 
 --csv FILE writes the measurements, and dev/reference/plot_composed.py draws them.
 */
