@@ -21,6 +21,7 @@ formed at a time.
 #include "llmc/cpu/backend.h"
 #endif
 #include "llmc/guard.h"
+#include "llmc/optim/first_step.h"
 #include "llmc/run.h"
 #include "llmc/schedule.h"
 
@@ -444,7 +445,7 @@ static int train_loop(Run *run, Model *m, int *stopped, char *err) {
         int saves = last || (c->checkpoint_every && run->step % c->checkpoint_every == 0);
         if (validates && run_validation(run, m, &line.val_loss, err)) return -1;
         print_step(&progress, c, &line);
-        char *extra = log_extra(&m->p, &m->plan);
+        char *extra = log_extra(c, &m->p, &m->plan, run->step);
         line.extra = extra;
         int status = log_line(&run->log, &line, err);
         free(extra);
@@ -552,8 +553,10 @@ static int dry_run(Program *p, char *err) {
     hold_signals(0); /* nothing would be lost */
     printf("\n");
     plan_print(stdout, &p->plan, &p->registry);
-    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", flops, flops * tokens);
     if (create(p, err) || model_init(&p->model, err)) return -1;
+    printf("\n");
+    first_steps_print(stdout, &p->plan, &p->registry, c, p->model.p.param, "initial");
+    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", flops, flops * tokens);
     choose_gelu(run, &p->model);
     if (time_step(run, &p->model, &micro_batch, &update, err)) return -1;
     print_expected_time(c, flops, micro_batch, update);
@@ -579,6 +582,7 @@ static int begin(Program *p, char *err) {
         if (c->resume) printf("resumed  from the beginning: there was no checkpoint yet\n");
         if (log_truncate_after(&run->log, -1, err) || model_init(m, err)) return -1;
     }
+    first_steps_print(stdout, &m->plan, &m->p.r, c, m->p.param, p->resumes ? "resumed" : "initial");
     choose_gelu(run, m);
     if (choose_replay(run, m, err)) return -1;
     keep_choices(run);

@@ -81,7 +81,8 @@ static const Flag config_flags[] = {
         "print-every", print_every, "0", 0, INFINITY,
         "steps between printed lines when the output is not a terminal; 0: about 40 lines a run"),
     FLAG_SWITCH("log-groups", log_groups,
-                "add the size of each tensor's update to every line of log.jsonl"),
+                "add to every line of log.jsonl the size of each tensor's update, and the step of "
+                "attention's composed maps"),
     FLAG_INT("threads", threads, "0", 0, 4096, "CPU threads; 0: all cores"),
     FLAG_CHOICE("compute", compute, "auto", "fp32|bf16|auto",
                 "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 "
@@ -92,8 +93,10 @@ static const Flag config_flags[] = {
                 "memory, equal numbers"),
     FLAG_INT("logit-rows", logit_rows, "0", 0, INFINITY,
              "rows of logits formed at a time, fewer take less memory; 0: chosen for the machine"),
-    FLAG_SWITCH("dry-run", dry_run,
-                "print parameters, memory, update plan, FLOPs and expected time, then stop"),
+    FLAG_SWITCH(
+        "dry-run", dry_run,
+        "print parameters, memory, update plan, sizes of steps, FLOPs and expected time, then "
+        "stop"),
     FLAG_SWITCH("version", version, "print the version and stop"),
     FLAG_SWITCH("help-markdown", help_markdown, "print this list as Markdown and stop"),
 #undef SECTION

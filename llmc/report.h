@@ -8,8 +8,10 @@ loss curve. Needs a backend's device_state.
 #include "curve.h"
 #include "data.h"
 #include "log.h"
+#include "optim/composed.h"
 #include "optim/plan.h"
 #include "params.h"
+#include "schedule.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* the model */
@@ -154,9 +156,26 @@ static inline void print_expected_time(const Config *c, double flops, double mic
 /* ---------------------------------------------------------------------------------------------- */
 /* the log */
 
-/* The `extra` of a line of the log, a JSON object for the caller to free: the device's state if it
-   reports one, and with --log-groups the sizes of the last update. NULL if there is neither. */
-static inline char *log_extra(const Params *p, const Plan *plan) {
+/* Writes what update number `step`, counted from 0, did: a JSON object with a member for each
+   tensor and for each circuit. p.before is overwritten. */
+static inline void log_groups(FILE *f, const Config *c, const Params *p, const Plan *plan,
+                              int step) {
+    static const char *const name[2] = {"QK", "OV"};
+    double scale = schedule_lr(&c->schedule, step), lr[2] = {c->lr_qk * scale, c->lr_ov * scale};
+    Part part[2][2];
+    ComposedStep composed[2];
+    circuit_parts(c, part[0], part[1]);
+    for (int i = 0; i < 2; i++) composed[i] = composed_measure(&p->r, part[i], p->param, p->before);
+    fputc('{', f);
+    plan_groups_members(f, plan, &p->r, p->param, p->before);
+    for (int i = 0; i < 2; i++) composed_member(f, name[i], composed[i], lr[i]);
+    fputc('}', f);
+}
+
+/* The `extra` of the line of the log after `step` updates, a JSON object for the caller to free:
+   the device's state if it reports one, and with --log-groups the sizes of the last update. NULL if
+   there is neither. */
+static inline char *log_extra(const Config *c, const Params *p, const Plan *plan, int step) {
     char *text = NULL, state[256];
     size_t size = 0;
     device_state(state, sizeof state);
@@ -165,7 +184,7 @@ static inline char *log_extra(const Params *p, const Plan *plan) {
     fprintf(f, "{%s", state);
     if (p->before) {
         fprintf(f, "%s\"groups\": ", state[0] ? ", " : "");
-        plan_groups_json(f, plan, &p->r, p->param, p->before);
+        log_groups(f, c, p, plan, step - 1);
     }
     fputs("}", f);
     fclose(f);

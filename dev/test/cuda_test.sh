@@ -81,6 +81,33 @@ test_losses() {
     done
 }
 
+# The CUDA programs print the CPU's sizes of steps at the start, and log the composed steps that the CPU logs.
+test_steps() {
+    rm -rf runs
+    run "$TRAIN_GPT" $common --run cpu --log-groups
+    grep -A 9 '^steps ' out >cpu.steps
+    check "the CPU program shows no sizes of steps" [ "$(lines cpu.steps)" -eq 10 ]
+    for program in "$TRAIN_CUDA_FP32" "$TRAIN_CUDA"; do
+        rm -rf runs/cuda
+        run "$program" $common --run cuda --log-groups
+        grep -A 9 '^steps ' out >cuda.steps
+        # Three digits are printed; signs in TF32 or bf16 differ in the third.
+        check "sizes of steps on CUDA are not the CPU's: $program" awk '
+            NR == FNR { line[FNR] = $0; next }
+            FNR > 1 { n = split(line[FNR], a); if (n != split($0, b)) bad = 1
+                for (i = n - 2; i <= n; i++) if ((a[i] - b[i]) ^ 2 > (0.01 * a[i]) ^ 2) bad = 1 }
+            END { exit bad || FNR != 10 }' cpu.steps cuda.steps
+        for circuit in QK OV; do
+            last="s/.*\"$circuit\": {\"composed_max\": \([0-9.e-]*\), \"composed_median\": \([0-9.e-]*\)}.*/\1 \2/p"
+            { sed -n "$last" runs/cpu/log.jsonl | tail -n 1; sed -n "$last" runs/cuda/log.jsonl | tail -n 1; } >steps
+            # Twelve steps amplify bf16's rounding.
+            check "the composed step of $circuit on CUDA is not the CPU's: $(tr '\n' ' ' <steps)" awk '
+                NR == 1 { x = $1; y = $2; next }
+                END { exit !(NR == 2 && x > 0.1 && ($1 - x) ^ 2 < (0.05 * x) ^ 2 && ($2 - y) ^ 2 < (0.05 * y) ^ 2) }' steps
+        done
+    done
+}
+
 # Recomputation changes no number; accumulation adds up to one batch.
 test_recompute() {
     run "$TRAIN_CUDA" $common --optimizer cm --run whole

@@ -1679,7 +1679,7 @@ static void test_groups(void) {
     plan_groups_keep(&run.plan, &run.r, run.p, kept);
     run_step(&run, 1);
     FILE *f = open_memstream(&text, &size);
-    plan_groups_json(f, &run.plan, &run.r, run.p, kept);
+    plan_groups_members(f, &run.plan, &run.r, run.p, kept);
     fclose(f);
     const char *name;
     Part part;
@@ -1707,7 +1707,7 @@ static void test_groups(void) {
         }
         if (!strcmp(name, "wte")) check(!lr || lr > strchr(at, '}'), "wte has an effective_lr");
     }
-    check(groups >= 8 && text[0] == '{' && text[size - 1] == '}', "%d groups: %s", groups, text);
+    check(groups >= 8 && text[0] == '"' && text[size - 1] == '}', "%d groups: %s", groups, text);
     check(strstr(text, "\"W_O\"") && strstr(text, "\"W_V\""), "a circuit's tensors are apart: %s",
           text);
     free(text);

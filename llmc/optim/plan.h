@@ -206,12 +206,22 @@ static inline void plan_add_circuit(Plan *plan, const char *const name[2], const
     e->coupling = coupling;
 }
 
-static inline void plan_add_circuits(Plan *plan, const Config *c) {
-    static const char *const qk_names[2] = {"W_Q", "W_K"}, *const ov_names[2] = {"W_O", "W_V"};
+/* The parts of both circuits: W_Q and W_K, W_O and W_V. */
+static inline void circuit_parts(const Config *c, Part qk[2], Part ov[2]) {
     Shape s = shape_of(c);
     int KV = s.NKV * s.HS;
-    Part qk[2] = {{T_WQKV, 0, s.A, s.NH, 0}, {T_WQKV, s.A, KV, s.NKV, 0}};
-    Part ov[2] = {{T_WO, 0, s.C, s.NH, 1}, {T_WQKV, s.A + KV, KV, s.NKV, 0}};
+    const Part q = {T_WQKV, 0, s.A, s.NH, 0}, k = {T_WQKV, s.A, KV, s.NKV, 0};
+    const Part o = {T_WO, 0, s.C, s.NH, 1}, v = {T_WQKV, s.A + KV, KV, s.NKV, 0};
+    qk[0] = q;
+    qk[1] = k;
+    ov[0] = o;
+    ov[1] = v;
+}
+
+static inline void plan_add_circuits(Plan *plan, const Config *c) {
+    static const char *const qk_names[2] = {"W_Q", "W_K"}, *const ov_names[2] = {"W_O", "W_V"};
+    Part qk[2], ov[2];
+    circuit_parts(c, qk, ov);
     /* Circuit-Muon rescales the directions of a rule. CM has none; it applies Circuit-Muon
        itself. */
     int circuit = c->optim.circuit && rule_table[c->ov].direction;
@@ -464,7 +474,7 @@ static inline int plan_group(const Plan *plan, int index, const char **name, Par
     return 0;
 }
 
-/* Copies the parameters p to `before`, where plan_groups_json reads them. */
+/* Copies the parameters p to `before`, where plan_groups_members reads them. */
 static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM *p,
                                     floatM *before) {
     const char *name;
@@ -473,20 +483,19 @@ static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM 
         la_copy(part_view(r, part, before), part_view(r, part, p));
 }
 
-/* Writes what an update did as a JSON object with a member for each tensor:
+/* Writes what an update did as members of a JSON object, one for each tensor:
 
-       {"W_Q": {"update_rms": 0.0011, "effective_lr": 0.021}, ...}
+       "W_Q": {"update_rms": 0.0011, "effective_lr": 0.021}, ...
 
    update_rms is ||dW||_F / sqrt(n), where dW = p - before in all layers is the whole change,
    learning rate and weight decay included. effective_lr, for matrices of the blocks, is the
    learning rate at which plain Muon (a matrix sign without shape factor, whose RMS is
    1 / sqrt(max(rows, cols))) takes a step of equal RMS. `before`, laid out by the registry, is
    overwritten by dW. */
-static inline void plan_groups_json(FILE *out, const Plan *plan, const Registry *r, floatM *p,
-                                    floatM *before) {
+static inline void plan_groups_members(FILE *out, const Plan *plan, const Registry *r, floatM *p,
+                                       floatM *before) {
     const char *name;
     Part part;
-    fputc('{', out);
     for (int i = 0; plan_group(plan, i, &name, &part); i++) {
         Role role = r->t[part.id].role;
         Mat W = part_view(r, part, p), D = part_view(r, part, before);
@@ -500,7 +509,6 @@ static inline void plan_groups_json(FILE *out, const Plan *plan, const Registry 
             fprintf(out, ", \"effective_lr\": %.6g", rms * sqrt((double)max_int(W.rows, W.cols)));
         fputc('}', out);
     }
-    fputc('}', out);
 }
 
 #endif
