@@ -1227,7 +1227,7 @@ static void test_root_at_third(void) {
             floatM *gram = take_m((size_t)k * k);
             root[which] = take_m((size_t)k * k);
             for (int e = 0; e < k * k; e++) gram[e] = (floatM)G[e];
-            run_invroot(mat_dense(root[which], 1, k, k), mat_dense(gram, 1, k, k), 1e-3,
+            run_invroot(mat_dense(root[which], 1, k, k), mat_dense(gram, 1, k, k), 1e-3, 1,
                         which ? ROOT_EIGH : ROOT_CANS25);
         }
         worst = fmax(worst, distance(root[0], root[1], (size_t)k * k));

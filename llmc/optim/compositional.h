@@ -8,7 +8,7 @@ whitens each factor's momentum by the inverse root of its partner's Gram, before
 
     dA_h = C_B,h^-1 msign(C_B,h^-1 U_A,h),  C_B,h = (B_h B_h^T + lambda I)^1/2,  and A <-> B,
 
-for each head h. A_h and B_h are (k, d) blocks: of W_Q and W_K as stored, or of the transpose of W_O
+for each head h, where --whiten-power A replaces C^-1 by C^-A. A_h and B_h are (k, d) blocks: of W_Q and W_K as stored, or of the transpose of W_O
 and of W_V. So one routine serves both circuits. Both legs read the weights as they were before the
 step. The order is: momentum, reprojection of the momentum, whitening, sign, whitening,
 renormalisation, connection, Circuit-Muon. Leg 0 is A, the factor with the query heads; leg 1 is B,
@@ -23,53 +23,9 @@ the shared factor.
 #include "momentum.h"
 #include "msign.h"
 
-/* C^-1 of a leg's partner, for every `group` consecutive heads of the leg: matrices, or scalars in
-   the isotropic form. */
-typedef struct {
-    Mat matrix;
-    floatM *scalar;
-    int group;
-} Whitener;
-
-/* C^-1 from the Grams of the partner W (L, heads) x (k, d), summed over every `group` consecutive
-   heads. `sharing` heads of the leg share each C^-1. */
-static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOptions *o,
-                                   Arena *arena) {
-    int n = W.n0 * (W.n1 / group), k = W.rows;
-    Whitener w = {mat_dense(NULL, n, k, k), NULL, sharing};
-    if (o->isotropic) {
-        /* (sum over the group of ||W_h||_F^2 / k + lambda)^-1/2 */
-        w.scalar = arena_take(arena, (size_t)n);
-        la_norms(w.scalar, W, group);
-        la_vec_rroot(w.scalar, n, 1.0 / k, o->damping);
-        return w;
-    }
-    w.matrix.p = arena_take(arena, mat_size(w.matrix));
-    size_t mark = arena->used;
-    Mat gram = mat_dense(arena_take(arena, mat_size(w.matrix)), n, k, k);
-    Mat by_layer = mat_batch(gram, W.n0, W.n1 / group);
-    for (int g = 0; g < group; g++) la_gram(by_layer, mat_every(W, g, group), g > 0);
-    invroot(w.matrix, gram, o->damping, o->inv_root, arena);
-    arena->used = mark;
-    return w;
-}
-
-/* Y = C^-1 X for batches of n items (k, d). They are dense, unless each item has a whitener of its
-   own. */
-static inline void whiten(Mat Y, const Whitener *w, Mat X) {
-    if (w->scalar) {
-        la_copy(Y, X);
-        la_scale(Y, w->scalar, w->group);
-    } else if (w->group == 1) {
-        la_gemm(Y, 1, w->matrix, X, 0);
-    } else {
-        la_gemm(mat_grouped(Y, w->group, 0), 1, mat_grouped(w->matrix, w->group, 1),
-                mat_grouped(X, w->group, 0), 0);
-    }
-}
-
 /* Whether whitening comes before the sign. */
 static inline int whitens_pre(const OptimOptions *o) {
+    if (o->whiten_power == 0) return 0;
     switch ((Whitening)o->whitening) {
     case WHITEN_BOTH:
     case WHITEN_PRE: return 1;
@@ -81,6 +37,7 @@ static inline int whitens_pre(const OptimOptions *o) {
 
 /* Whether whitening follows the sign. */
 static inline int whitens_post(const OptimOptions *o) {
+    if (o->whiten_power == 0) return 0;
     switch ((Whitening)o->whitening) {
     case WHITEN_BOTH:
     case WHITEN_POST: return 1;
@@ -88,6 +45,52 @@ static inline int whitens_post(const OptimOptions *o) {
     case WHITEN_NONE: return 0;
     }
     return 0;
+}
+
+/* C^-A of a leg's partner, for every `group` consecutive heads of the leg: matrices, or scalars in
+   the isotropic form. */
+typedef struct {
+    Mat matrix;
+    floatM *scalar;
+    int group;
+} Whitener;
+
+/* C^-A from the Grams of the partner W (L, heads) x (k, d), summed over every `group` consecutive
+   heads. `sharing` heads of the leg share each C^-A. */
+static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOptions *o,
+                                   Arena *arena) {
+    int n = W.n0 * (W.n1 / group), k = W.rows;
+    Whitener w = {mat_dense(NULL, n, k, k), NULL, sharing};
+    if (!whitens_pre(o) && !whitens_post(o)) return w;
+    if (o->isotropic) {
+        /* (sum over the group of ||W_h||_F^2 / k + lambda)^(-A/2) */
+        w.scalar = arena_take(arena, (size_t)n);
+        la_norms(w.scalar, W, group);
+        la_vec_rroot(w.scalar, n, 1.0 / k, o->damping, o->whiten_power);
+        return w;
+    }
+    w.matrix.p = arena_take(arena, mat_size(w.matrix));
+    size_t mark = arena->used;
+    Mat gram = mat_dense(arena_take(arena, mat_size(w.matrix)), n, k, k);
+    Mat by_layer = mat_batch(gram, W.n0, W.n1 / group);
+    for (int g = 0; g < group; g++) la_gram(by_layer, mat_every(W, g, group), g > 0);
+    invroot_power(w.matrix, gram, o->damping, o->whiten_power, o->inv_root, arena);
+    arena->used = mark;
+    return w;
+}
+
+/* Y = C^-A X for batches of n items (k, d). They are dense, unless each item has a whitener of its
+   own. */
+static inline void whiten(Mat Y, const Whitener *w, Mat X) {
+    if (w->scalar) {
+        la_copy(Y, X);
+        la_scale(Y, w->scalar, w->group);
+    } else if (w->group == 1) {
+        la_gemm(Y, 1, w->matrix, X, 0);
+    } else {
+        la_gemm(mat_grouped(Y, w->group, 0), 1, mat_grouped(w->matrix, w->group, 1),
+                mat_grouped(X, w->group, 0), 0);
+    }
 }
 
 /* Gives each layer of U (L, heads) x (k, d), dense, the Frobenius norm of the same layer of

@@ -29,23 +29,24 @@ typedef enum { REPROJECT_OFF, REPROJECT_COPY, REPROJECT_WRITE_BACK } Reproject;
 /* The fields of the first part are the flags of options.def, which libcmuon has too. The fields of
    the second part are flags of the trainer alone. */
 typedef struct {
-    double momentum;    /* coefficient, before any momentum warm-up */
-    int momentum_form;  /* FORM_...; auto: EMA for Muon, SUM for CM, as released */
-    int nesterov;       /* AUTO_...; auto: on for Muon, off for CM, as released */
-    int msign;          /* MSIGN_... */
-    int msign_compute;  /* Compute, for la_sign_in_bf16 */
-    int scale;          /* SCALE_..., Muon only: CM has no shape factor */
-    double mp;          /* CM's learning-rate multiplier */
-    double damping;     /* lambda, added to the diagonal of every partner Gram */
-    int isotropic;      /* C^-1 replaced by the scalar (||W||_F^2 / k + lambda)^-1/2 */
-    int hybrid;         /* one sign over all heads of W_O; else per head */
-    int whitening;      /* WHITEN_... */
-    int inv_root;       /* ROOT_... */
-    int shared_div;     /* DIV_..., grouped-query attention: divisor of the step of K and V */
-    int per_mat_renorm; /* undo the change of norm by the second whitening, one scalar a leg */
-    int method;         /* METHOD_...: a sign and half of the budget for each leg, or one sign */
-    int connection;     /* CONNECTION_..., the representative of a step that is kept */
-    int gauge_damping;  /* add damping to the Grams and traces of the connection too */
+    double momentum;     /* coefficient, before any momentum warm-up */
+    int momentum_form;   /* FORM_...; auto: EMA for Muon, SUM for CM, as released */
+    int nesterov;        /* AUTO_...; auto: on for Muon, off for CM, as released */
+    int msign;           /* MSIGN_... */
+    int msign_compute;   /* Compute, for la_sign_in_bf16 */
+    int scale;           /* SCALE_..., Muon only: CM has no shape factor */
+    double mp;           /* CM's learning-rate multiplier */
+    double damping;      /* lambda, added to the diagonal of every partner Gram */
+    double whiten_power; /* A: legs are whitened by C^-A; 0 whitens nothing, 1 is CM */
+    int isotropic;       /* C^-1 replaced by the scalar (||W||_F^2 / k + lambda)^-1/2 */
+    int hybrid;          /* one sign over all heads of W_O; else per head */
+    int whitening;       /* WHITEN_... */
+    int inv_root;        /* ROOT_... */
+    int shared_div;      /* DIV_..., grouped-query attention: divisor of the step of K and V */
+    int per_mat_renorm;  /* undo the change of norm by the second whitening, one scalar a leg */
+    int method;          /* METHOD_...: a sign and half of the budget for each leg, or one sign */
+    int connection;      /* CONNECTION_..., the representative of a step that is kept */
+    int gauge_damping;   /* add damping to the Grams and traces of the connection too */
     int momentum_reproject; /* REPROJECT_...: project a copy of the momentum, or its buffers */
     int circuit;            /* Circuit-Muon on the directions of V and O */
     double circuit_damping;

@@ -282,7 +282,8 @@ static void test_vectors(void) {
         stream({6, n});
         View *s = vector((size_t)n), *t = vector((size_t)n);
         COMPARE(vec_recip, EACH, 1, (p(s), n, 0.5));
-        COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3));
+        COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 1));
+        COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 0.7));
         COMPARE(vec_div, EACH, 1, (p(s), p(t), n, 0.25));
         COMPARE(vec_mul, EACH, 1, (p(s), n, -3));
         COMPARE(vec_moment, EACH, 2, (p(t), p(s), n, 0.9, 0.5));
@@ -493,7 +494,7 @@ static void test_roots(void) {
             compare(
                 "root_iteration", steps == 12 ? 5e-5 : 3e-7 * (40 + kappa / 2), 1,
                 [&] { check(run_root(R, G, damping, steps, INVROOT_TUNED), "%d is declined", k); },
-                [&] { cpu_la_eigh_rroot(R->host, G->host, damping, scratch->h); });
+                [&] { cpu_la_eigh_rroot(R->host, G->host, damping, 1, scratch->h); });
             check(is_symmetric(R), "the root of %d x %d is not symmetric", k, k);
             forget();
         }
@@ -700,7 +701,7 @@ static void test_eigenvalues(void) {
             }
             G->h[element(G, 0, k - 1, 0)] = NAN;
             upload(G);
-            la_eigh_rroot(R->dev, G->dev, 1, room);
+            la_eigh_rroot(R->dev, G->dev, 1, 1, room);
             const float *r = on_host(R->d, R->size);
             check(isnan(r[0]) && isnan(r[kk - 1]), "la_eigh_rroot of %d hides NaN", k);
             check(n == 1 || !isnan(r[kk]), "la_eigh_rroot of %d spreads NaN", k);
