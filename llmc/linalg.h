@@ -71,6 +71,7 @@ la_sum_squares(x, n)              sum of squares of n numbers, returned to the h
 la_scale(X, s, g)                 X = s X, one number for every g consecutive items
 la_vec_recip(s, n, floor)         s = 1 / max(s, floor)
 la_vec_rroot(s, n, a, b, p)       s = (a s^2 + b)^(-p/2)
+la_vec_damping(s, n, a, b, floor) s = b x + max(0, floor - x), x = a s^2
 la_vec_div(s, t, n, floor)        s = s / max(t, floor)
 la_vec_mul(s, n, a)               s = a s
 la_vec_sqrt(s, n)                 s = sqrt(s)

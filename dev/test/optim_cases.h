@@ -589,9 +589,9 @@ static inline const char *describe(const OptimOptions *o, LegShape s) {
     char *t = text[next++ % 8];
     snprintf(t, sizeof text[0],
              "%s H=%d S=%d k=%d d=%d whitening=%s isotropic=%d hybrid=%d damping=%g renorm=%d "
-             "power=%g",
+             "power=%g relative=%d",
              s.output ? "OV" : "QK", s.H, s.S, s.k, s.d, whitening[o->whitening], o->isotropic,
-             o->hybrid, o->damping, o->per_mat_renorm, o->whiten_power);
+             o->hybrid, o->damping, o->per_mat_renorm, o->whiten_power, o->damping_form);
     return t;
 }
 
@@ -608,10 +608,11 @@ static inline double *whitener_by_definition(const Legs *p, int leg, int layer, 
                *g = product(w, 0, w, 1, s.k, s.k, s.d);
         for (int e = 0; e < s.k * s.k; e++) gram[e] += g[e];
     }
-    if (!o->isotropic) return exact_power(gram, s.k, o->damping, -o->whiten_power / 2);
-    for (int i = 0; i < s.k; i++) trace += gram[i * s.k + i];
-    for (int i = 0; i < s.k; i++)
-        root[i * s.k + i] = pow(trace / s.k + o->damping, -o->whiten_power / 2);
+    for (int i = 0; i < s.k; i++) trace += gram[i * s.k + i] / s.k;
+    double damping = o->damping;
+    if (o->damping_form == DAMPING_RELATIVE) damping = damping * trace + fmax(0, 0.01 - trace);
+    if (!o->isotropic) return exact_power(gram, s.k, damping, -o->whiten_power / 2);
+    for (int i = 0; i < s.k; i++) root[i * s.k + i] = pow(trace + damping, -o->whiten_power / 2);
     return root;
 }
 

@@ -311,6 +311,7 @@ static void test_vectors(void) {
     ON_COPY(la_vec_rroot(s, 4, 3, 1, 1), 1 / 7.0, 1, 1 / sqrt(1.1875), 1 / sqrt(13.0));
     ON_COPY(la_vec_rroot(s, 4, 1, 0, 1), 0.25, 1e6, 4, 0.5);
     ON_COPY(la_vec_rroot(s, 4, 1, 0, 0.5), 0.5, 1e3, 2, sqrt(0.5));
+    ON_COPY(la_vec_damping(s, 4, 0.5, 3, 1), 24, 1, 3 / 32.0 + 1 - 1 / 32.0, 6);
     ON_COPY(la_vec_div(s, t, 4, 1), 2, 0, 0.25 / 8, 2);
     ON_COPY(la_vec_mul(s, 4, -3), -12, 0, -0.75, -6);
     ON_COPY(la_vec_sqrt(s, 4), 2, 0, 0.5, sqrt(2.0));
@@ -514,6 +515,27 @@ static void check_invroot(const double *grams, int items, int k, double damping,
     }
 }
 
+/* C^-1/2 C^-1/2 = C^-1, by every method. */
+static void check_half_power(const double *G, int k) {
+    size_t kk = (size_t)k * k;
+    for (int which = 0; which < 3; which++) {
+        double *root[2];
+        for (int half = 0; half < 2; half++) {
+            floatM *gram = take_m(kk), *r = take_m(kk);
+            for (size_t e = 0; e < kk; e++) gram[e] = (floatM)G[e];
+            run_invroot(mat_dense(r, 1, k, k), mat_dense(gram, 1, k, k), 0.01, half ? 0.5 : 1,
+                        which);
+            root[half] = take(kk);
+            for (size_t e = 0; e < kk; e++) root[half][e] = (double)r[e];
+        }
+        double *square = product(root[1], 0, root[1], 0, k, k, k);
+        double e = relative_l2_dd(square, root[0], kk, 1e-30);
+        /* Three roots of a matrix whose condition is near 1. */
+        check(e < 3 * invroot_bound(1), "root %d of %d x %d: C^-1/2 squared is %g from C^-1", which,
+              k, k, e);
+    }
+}
+
 static void test_invroot(void) {
     static const int sizes[] = {1, 2, 5, 8, 16, 64};
     for (int i = 0; i < 6; i++) {
@@ -527,6 +549,7 @@ static void test_invroot(void) {
         /* Quarters are products of roots; 0.6 is an eigendecomposition. */
         static const double powers[] = {1, 0.25, 0.5, 0.75, 1.5, 2, 0.6};
         for (int j = 0; j < 7; j++) check_invroot(grams, items, k, 0.01, powers[j], "random Grams");
+        check_half_power(grams, k);
         release();
     }
     /* The iterations have not converged for such small eigenvalues, so their results show the
@@ -629,24 +652,53 @@ static void test_definition(void) {
         }
 }
 
-/* The dial between per-head Muon and CM: whiteners to a power, on grouped heads too, against the
-   definition. */
-static void test_whiten_power(void) {
-    static const double powers[] = {0, 0.25, 0.5, 0.6, 0.75, 1.5, 2};
+/* Whiteners to a power, and damping by a share of the Gram, against the definition. */
+static void test_dial(void) {
+    static const double powers[] = {0, 0.25, 0.5, 0.6, 0.75, 1.5, 2, 1};
     for (int i = 0; i < SHAPES; i++)
-        for (int variant = 0; variant < 14; variant++) {
+        for (int variant = 0; variant < 32; variant++) {
             OptimOptions o = default_options();
-            o.whiten_power = powers[variant % 7];
-            o.isotropic = variant / 7;
+            o.whiten_power = powers[variant % 8];
+            o.isotropic = variant / 8 % 2;
+            o.damping_form = variant / 16;
             o.inv_root = i % 3;
             Legs p = legs_of(shapes[i]);
             floatM *D[2], *E[2];
             half_directions(&p, &o, D);
             by_definition(&p, &o, E);
             double e = legs_distance(D, E, p.n);
-            /* As in test_definition. Whitening by C^-2 doubles the condition of what is signed. */
+            /* As in test_definition. Whitening by C^-2 squares the condition of what is signed. */
             check(e < TOL(3e-4, 1e-9) * (o.whiten_power > 1 ? 4 : 1),
                   "%s is %g from the definition", describe(&o, p.s), e);
+            release();
+        }
+}
+
+/* With relative damping the whitening has no scale of its own. If the partner of a leg is s times
+   as large, C^-A before the sign is s^-A times as large, which a sign does not see, and C^-A after
+   the sign makes the step s^-A times as large. Absolute damping has a scale. */
+static void test_covariance(void) {
+    static const double powers[] = {0.5, 1, 1.3, 2}, scale[2] = {0.5, 3};
+    for (int i = 0; i < SHAPES; i++)
+        for (int variant = 0; variant < 16; variant++) {
+            OptimOptions o = default_options();
+            o.whiten_power = powers[variant % 4];
+            o.isotropic = variant / 4 % 2;
+            o.damping_form = variant / 8 ? DAMPING_ABSOLUTE : DAMPING_RELATIVE;
+            Legs p = legs_of(shapes[i]);
+            floatM *D[2], *E[2];
+            half_directions(&p, &o, D);
+            for (int leg = 0; leg < 2; leg++)
+                for (size_t e = 0; e < p.n[leg]; e++) {
+                    p.W[leg][e] *= (floatM)scale[leg];
+                    D[leg][e] *= (floatM)pow(scale[1 - leg], -o.whiten_power);
+                }
+            half_directions(&p, &o, E);
+            double e = legs_distance(E, D, p.n);
+            int relative = o.damping_form == DAMPING_RELATIVE;
+            /* The largest of ten seeds: 2.4e-5 in float, 5e-14 in double. */
+            check(relative ? e < TOL(2e-4, 1e-12) : e > OTHER_DIRECTIONS,
+                  "%s: %g from the direction at another scale", describe(&o, p.s), e);
             release();
         }
 }
@@ -955,6 +1007,16 @@ static void check_output(LegShape s) {
     muon_directions(&p, &o, 0.5 / sqrt(o.damping), E);
     e = distance(D[1], E[1], p.n[1]);
     check(e < TOL(1e-5, 1e-13), "%s: V leg at W_O = 0 is off by %g", describe(&o, s), e);
+    o.damping_form = DAMPING_RELATIVE; /* a mean diagonal of zero counts as 0.01 */
+    o.damping = 0.3;
+    o.whiten_power = 1.5;
+    for (int isotropic = 0; isotropic < 2; isotropic++) {
+        o.isotropic = isotropic;
+        half_directions(&p, &o, D);
+        muon_directions(&p, &o, 0.5 * pow(0.01, -0.75), E);
+        e = distance(D[1], E[1], p.n[1]);
+        check(e < EQUAL_DIRECTIONS, "%s: V leg at W_O = 0 is off by %g", describe(&o, s), e);
+    }
     release();
 }
 
@@ -1739,10 +1801,10 @@ static void test_operations(void) {
 }
 
 static const Test tests[] = {
-    TEST(operations),   TEST(fixtures), TEST(msign),        TEST(invroot),    TEST(definition),
-    TEST(whiten_power), TEST(bounds),   TEST(equivariance), TEST(reductions), TEST(invariances),
-    TEST(optimality),   TEST(momentum), TEST(gscale),       TEST(renorm),     TEST(nothing),
-    TEST(muon_scale),   TEST(plan),     TEST(plan_cover),   TEST(schedules)};
+    TEST(operations),  TEST(fixtures),   TEST(msign),    TEST(invroot),      TEST(definition),
+    TEST(dial),        TEST(covariance), TEST(bounds),   TEST(equivariance), TEST(reductions),
+    TEST(invariances), TEST(optimality), TEST(momentum), TEST(gscale),       TEST(renorm),
+    TEST(nothing),     TEST(muon_scale), TEST(plan),     TEST(plan_cover),   TEST(schedules)};
 
 int main(int argc, char **argv) {
     char err[ERR_LEN] = "";

@@ -349,6 +349,14 @@ static inline void la_vec_rroot(floatM *s, int n, double a, double b, double pow
     }
 }
 
+static inline void la_vec_damping(floatM *s, int n, double a, double b, double floor) {
+    if (!s) return;
+    for (int i = 0; i < n; i++) {
+        double x = a * (double)s[i] * (double)s[i];
+        s[i] = (floatM)(b * x + (x < floor ? floor - x : 0));
+    }
+}
+
 static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
     if (!s || !t) return;
     for (int i = 0; i < n; i++)

@@ -603,6 +603,7 @@ static inline void la_row_norms(floatM *norms, Mat X) {
 typedef enum {
     LA_RECIP,
     LA_RROOT,
+    LA_DAMPING,
     LA_DIV,
     LA_MUL,
     LA_SQRT_OF,
@@ -620,6 +621,10 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
     switch (op) {
     case LA_RECIP: s[i] = (float)(1 / (x > a ? x : a)); break;
     case LA_RROOT: s[i] = (float)pow(1 / sqrt(square > LA_FLOOR ? square : LA_FLOOR), c); break;
+    case LA_DAMPING:
+        square = a * x * x;
+        s[i] = (float)(b * square + (square < c ? c - square : 0));
+        break;
     case LA_DIV: s[i] = (float)(x / (y > a ? y : a)); break;
     case LA_MUL: s[i] *= (float)a; break;
     case LA_SQRT_OF: s[i] = (float)sqrt(x); break;
@@ -641,6 +646,9 @@ static inline void la_vec_recip(floatM *s, int n, double floor) {
 }
 static inline void la_vec_rroot(floatM *s, int n, double a, double b, double power) {
     la_vec(LA_RROOT, s, NULL, n, a, b, power);
+}
+static inline void la_vec_damping(floatM *s, int n, double a, double b, double floor) {
+    la_vec(LA_DAMPING, s, NULL, n, a, b, floor);
 }
 static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
     if (!t) return;

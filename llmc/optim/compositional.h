@@ -55,27 +55,76 @@ typedef struct {
     int group;
 } Whitener;
 
-/* C^-A from the Grams of the partner W (L, heads) x (k, d), summed over every `group` consecutive
-   heads. `sharing` heads of the leg share each C^-A. */
+/* With relative damping a Gram whose mean diagonal x is smaller than this counts as one of this mean:
+   what is missing is added to its diagonal. So a partner that is zero, as W_O is at the start of a
+   run, has C = 0.1 I, which is what the released absolute damping of 0.01 gives it. From a width of a
+   hundred on, the rows of weights with standard deviation 0.02 are longer than 0.1. */
+#define DAMPING_MEAN_FLOOR 0.01
+
+/* s (n) = C^-A in the isotropic form: (x + lambda)^(-A/2), where x, the mean of the diagonal of the
+   Gram, is ||W_h||_F^2 / k, summed over every `group` consecutive heads. */
+static inline void whitener_scalars(floatM *s, Mat W, int group, const OptimOptions *o) {
+    int n = mat_count(W) / group;
+    double mean = 1.0 / W.rows;
+    la_norms(s, W, group);
+    switch ((DampingForm)o->damping_form) {
+    case DAMPING_ABSOLUTE: la_vec_rroot(s, n, mean, o->damping, o->whiten_power); break;
+    case DAMPING_RELATIVE:
+        la_vec_damping(s, n, mean, 1 + o->damping, DAMPING_MEAN_FLOOR);
+        la_vec_sqrt(s, n);
+        la_vec_rroot(s, n, 1, 0, o->whiten_power);
+        break;
+    }
+}
+
+/* Adds relative damping to the diagonals of the dense Grams (n,k,k) of W. */
+static inline void damp_relatively(Mat gram, Mat W, int group, double share, Arena *arena) {
+    size_t mark = arena->used;
+    int n = mat_count(gram), k = gram.rows;
+    floatM *lambda = arena_take(arena, (size_t)n);
+    Mat identity = mat_dense(arena_take(arena, (size_t)k * k), 1, k, k);
+    Mat first = mat_outer(gram, 0, 1);
+    la_norms(lambda, W, group);
+    la_vec_damping(lambda, n, 1.0 / k, share, DAMPING_MEAN_FLOOR);
+    la_polynomial(identity, 1, 0, first, 0, first);
+    la_add_scaled(gram, 1, lambda, mat_grouped(identity, n, 1), 1);
+    arena->used = mark;
+}
+
+/* matrix (n,k,k) = C^-A = (Gram + lambda I)^(-A/2) of W, whose Grams are summed over every `group`
+   consecutive heads. */
+static inline void whitener_matrices(Mat matrix, Mat W, int group, const OptimOptions *o,
+                                     Arena *arena) {
+    size_t mark = arena->used;
+    double damping = o->damping;
+    Mat gram = mat_take(matrix, arena), by_layer = mat_batch(gram, W.n0, W.n1 / group);
+    for (int g = 0; g < group; g++) la_gram(by_layer, mat_every(W, g, group), g > 0);
+    switch ((DampingForm)o->damping_form) {
+    case DAMPING_ABSOLUTE: break;
+    case DAMPING_RELATIVE:
+        damp_relatively(gram, W, group, damping, arena);
+        damping = 0;
+        break;
+    }
+    invroot_power(matrix, gram, damping, o->whiten_power, o->inv_root, arena);
+    arena->used = mark;
+}
+
+/* The whitener by the partner W (L, heads) x (k, d), whose Grams are summed over every `group`
+   consecutive heads. `sharing` heads of the leg share each C^-A. Where nothing is whitened there is
+   none. */
 static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOptions *o,
                                    Arena *arena) {
     int n = W.n0 * (W.n1 / group), k = W.rows;
     Whitener w = {mat_dense(NULL, n, k, k), NULL, sharing};
     if (!whitens_pre(o) && !whitens_post(o)) return w;
     if (o->isotropic) {
-        /* (sum over the group of ||W_h||_F^2 / k + lambda)^(-A/2) */
         w.scalar = arena_take(arena, (size_t)n);
-        la_norms(w.scalar, W, group);
-        la_vec_rroot(w.scalar, n, 1.0 / k, o->damping, o->whiten_power);
+        whitener_scalars(w.scalar, W, group, o);
         return w;
     }
     w.matrix.p = arena_take(arena, mat_size(w.matrix));
-    size_t mark = arena->used;
-    Mat gram = mat_dense(arena_take(arena, mat_size(w.matrix)), n, k, k);
-    Mat by_layer = mat_batch(gram, W.n0, W.n1 / group);
-    for (int g = 0; g < group; g++) la_gram(by_layer, mat_every(W, g, group), g > 0);
-    invroot_power(w.matrix, gram, o->damping, o->whiten_power, o->inv_root, arena);
-    arena->used = mark;
+    whitener_matrices(w.matrix, W, group, o, arena);
     return w;
 }
 

@@ -12,6 +12,7 @@ typedef enum { MSIGN_PE8, MSIGN_QUINTIC5, MSIGN_QUINTIC5_NV, MSIGN_SIMPLE12 } Ms
 typedef enum { SCALE_SPECTRAL, SCALE_RMS, SCALE_NONE } ScaleKind;
 typedef enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH } RootKind;
 typedef enum { WHITEN_BOTH, WHITEN_PRE, WHITEN_POST, WHITEN_NONE } Whitening;
+typedef enum { DAMPING_ABSOLUTE, DAMPING_RELATIVE } DampingForm;
 typedef enum { AUTO_AUTO, AUTO_ON, AUTO_OFF } AutoOnOff;
 typedef enum { FORM_AUTO, FORM_SUM, FORM_EMA } MomentumForm;
 typedef enum { DIV_ONE, DIV_GROUP } SharedDiv;
@@ -37,6 +38,7 @@ typedef struct {
     int scale;           /* SCALE_..., Muon only: CM has no shape factor */
     double mp;           /* CM's learning-rate multiplier */
     double damping;      /* lambda, added to the diagonal of every partner Gram */
+    int damping_form;    /* DAMPING_..., relative: lambda is damping x mean of that diagonal */
     double whiten_power; /* A: legs are whitened by C^-A; 0 whitens nothing, 1 is CM */
     int isotropic;       /* C^-1 replaced by the scalar (||W||_F^2 / k + lambda)^-1/2 */
     int hybrid;          /* one sign over all heads of W_O; else per head */
@@ -67,6 +69,7 @@ typedef struct {
 static inline int optim_check(const OptimOptions *o, int is_ov, int heads, int kv_heads,
                               char *err) {
     int joint = o->method == METHOD_JOINT;
+    int gauged = o->connection != CONNECTION_NONE || o->momentum_reproject != REPROJECT_OFF;
     if (heads < 1 || kv_heads < 1 || heads % kv_heads)
         return fail(err, "%d query heads must be a multiple of %d key and value heads", heads,
                     kv_heads);
@@ -80,6 +83,10 @@ static inline int optim_check(const OptimOptions *o, int is_ov, int heads, int k
         return fail(err,
                     "method joint shares one sign between the legs, so per-mat-renorm, which gives "
                     "each leg the norm of its own sign, has no meaning; turn it off");
+    if (o->damping_form == DAMPING_RELATIVE && o->gauge_damping && gauged)
+        return fail(err,
+                    "damping-form relative is a share of one partner's Gram, and gauge-damping on "
+                    "adds one number to the Grams of both; turn gauge-damping off");
     if (joint && is_ov && o->hybrid)
         return fail(err,
                     "method joint takes a sign per head and hybrid one over all heads of W_O; turn "

@@ -284,6 +284,7 @@ static void test_vectors(void) {
         COMPARE(vec_recip, EACH, 1, (p(s), n, 0.5));
         COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 1));
         COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 0.7));
+        COMPARE(vec_damping, EACH, 1, (p(s), n, 0.5, 0.1, 0.4));
         COMPARE(vec_div, EACH, 1, (p(s), p(t), n, 0.25));
         COMPARE(vec_mul, EACH, 1, (p(s), n, -3));
         COMPARE(vec_moment, EACH, 2, (p(t), p(s), n, 0.9, 0.5));

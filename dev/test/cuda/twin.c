@@ -138,6 +138,9 @@ void cpu_la_vec_rroot(float *s, int n, double a, double b, double power) {
     la_vec_rroot(s, n, a, b, power);
 }
 
+void cpu_la_vec_damping(float *s, int n, double a, double b, double floor) {
+    la_vec_damping(s, n, a, b, floor);
+}
 void cpu_la_vec_div(float *s, const float *t, int n, double floor) { la_vec_div(s, t, n, floor); }
 
 void cpu_la_vec_mul(float *s, int n, double a) { la_vec_mul(s, n, a); }

@@ -62,6 +62,7 @@ double cpu_la_sum_squares(const float *x, size_t n);
 void cpu_la_scale(Mat X, const float *s, int group);
 void cpu_la_vec_recip(float *s, int n, double floor);
 void cpu_la_vec_rroot(float *s, int n, double a, double b, double power);
+void cpu_la_vec_damping(float *s, int n, double a, double b, double floor);
 void cpu_la_vec_div(float *s, const float *t, int n, double floor);
 void cpu_la_vec_mul(float *s, int n, double a);
 void cpu_la_vec_sqrt(float *s, int n);
