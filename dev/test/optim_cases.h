@@ -589,9 +589,10 @@ static inline const char *describe(const OptimOptions *o, LegShape s) {
     char *t = text[next++ % 8];
     snprintf(t, sizeof text[0],
              "%s H=%d S=%d k=%d d=%d whitening=%s isotropic=%d hybrid=%d damping=%g renorm=%d "
-             "power=%g relative=%d",
+             "power=%g relative=%d head_group=%d",
              s.output ? "OV" : "QK", s.H, s.S, s.k, s.d, whitening[o->whitening], o->isotropic,
-             o->hybrid, o->damping, o->per_mat_renorm, o->whiten_power, o->damping_form);
+             o->hybrid, o->damping, o->per_mat_renorm, o->whiten_power, o->damping_form,
+             o->head_group);
     return t;
 }
 

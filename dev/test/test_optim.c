@@ -505,7 +505,8 @@ static void check_invroot(const double *grams, int items, int k, double damping,
             double e = relative_l2_dd(R, exact_power(G, k, damping, -power / 2), kk, 1e-30);
             const double *s = singular_values(G, k, k);
             double kappa = (s[0] + damping) / (s[k - 1] + damping);
-            for (int r = 0; which != ROOT_EIGH && r < k * k; r++)
+            int iterated = which != ROOT_EIGH && 4 * power == floor(4 * power);
+            for (int r = 0; iterated && r < k * k; r++)
                 if (R[r] != R[r % k * k + r / k]) e = INFINITY; /* symmetric to the bit */
             /* Other powers are products, which have the errors of their factors. */
             check(e < (power == 1 ? 1 : 2) * invroot_bound(kappa),
@@ -592,7 +593,7 @@ static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
     int post = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_POST;
     size_t kd = (size_t)s.k * s.d;
     for (int leg = 0; leg < 2; leg++) {
-        int H = heads_of(s, leg), whole = !leg && s.output && o->hybrid;
+        int H = heads_of(s, leg), together = !leg && s.output && o->hybrid ? H : o->head_group;
         double div = leg && o->shared_div == DIV_GROUP ? s.H / s.S : 1;
         D[leg] = take_m(p->n[leg]);
         for (int l = 0; l < s.layers; l++) {
@@ -602,9 +603,10 @@ static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
                 double *u = block_of(s, p->G[leg], leg, l, h),
                        *C = whitener_by_definition(p, leg, l, h, o);
                 memcpy(X + h * kd, pre ? product(C, 0, u, 0, s.k, s.d, s.k) : u, kd * sizeof *X);
-                if (!whole) memcpy(S + h * kd, exact_sign(X + h * kd, s.k, s.d), kd * sizeof *S);
             }
-            if (whole) S = exact_sign(X, H * s.k, s.d);
+            for (int h = 0; h < H; h += together)
+                memcpy(S + h * kd, exact_sign(X + h * kd, together * s.k, s.d),
+                       together * kd * sizeof *S);
             for (int h = 0; h < H; h++) {
                 double *C = whitener_by_definition(p, leg, l, h, o);
                 memcpy(delta + h * kd,
@@ -652,7 +654,14 @@ static void test_definition(void) {
         }
 }
 
-/* Whiteners to a power, and damping by a share of the Gram, against the definition. */
+/* All heads if each group of them has a sign that is well-conditioned (see `shapes`), else 1. */
+static int largest_group(LegShape s) {
+    double ratio = (double)s.S * s.k / s.d;
+    return s.H == s.S && (ratio < 0.7 || ratio > 1.5) ? s.H : 1;
+}
+
+/* Whiteners to a power, damping by a share of the Gram, and signs over groups of heads, against the
+   definition. */
 static void test_dial(void) {
     static const double powers[] = {0, 0.25, 0.5, 0.6, 0.75, 1.5, 2, 1};
     for (int i = 0; i < SHAPES; i++)
@@ -662,6 +671,8 @@ static void test_dial(void) {
             o.isotropic = variant / 8 % 2;
             o.damping_form = variant / 16;
             o.inv_root = i % 3;
+            o.head_group = variant % 3 ? 1 : largest_group(shapes[i]);
+            o.per_mat_renorm = variant % 5 == 0;
             Legs p = legs_of(shapes[i]);
             floatM *D[2], *E[2];
             half_directions(&p, &o, D);

@@ -154,15 +154,21 @@ static inline void renorm(Mat U, Mat sign, Arena *arena) {
     la_scale(whole, ratio, 1);
 }
 
+/* Heads of a leg that share a sign. The hybrid form takes one sign over all heads of W_O, because W_O
+   adds the heads. */
+static inline int heads_of_sign(const Leg *leg, const OptimOptions *o) {
+    return leg->by_column && o->hybrid ? leg->heads : o->head_group;
+}
+
 /* Turns U (L, heads) x (k, d), dense, from the momentum of one leg into the direction. The leg has
-   signs of its own: one for each head, or with whole_sign one over all heads of a layer. */
-static inline void cm_direction(Mat U, const Whitener *w, int whole_sign, const OptimOptions *o,
+   signs of its own, one over every `together` consecutive heads of a layer. */
+static inline void cm_direction(Mat U, const Whitener *w, int together, const OptimOptions *o,
                                 Arena *arena) {
     size_t mark = arena->used;
     Mat X = mat_flat(U), Y = mat_flat(mat_take(U, arena));
     if (whitens_pre(o)) whiten(Y, w, X);
     else la_copy(Y, X);
-    msign(whole_sign ? mat_dense(Y.p, U.n0, U.rows * U.n1, U.cols) : Y, o, arena);
+    msign(mat_dense(Y.p, mat_count(U) / together, U.rows * together, U.cols), o, arena);
     if (whitens_post(o)) whiten(X, w, Y);
     else la_copy(X, Y);
     if (o->per_mat_renorm) renorm(U, Y, arena);
@@ -232,13 +238,13 @@ static inline int legs_coupled(const Step *s) {
 
 /* Sets U to the directions of two coupled legs, from momentum to Circuit-Muon. */
 static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat U[2],
-                                      const Whitener w[2], int whole_sign) {
+                                      const Whitener w[2]) {
     const OptimOptions *o = s->options;
     pair_sources(s, leg, U, momentum_of(o, 1, s->momentum));
     switch ((Method)o->method) {
     case METHOD_HALF_SPLIT:
-        cm_direction(U[0], &w[0], whole_sign, o, s->arena);
-        cm_direction(U[1], &w[1], 0, o, s->arena);
+        for (int i = 0; i < 2; i++)
+            cm_direction(U[i], &w[i], heads_of_sign(&leg[i], o), o, s->arena);
         break;
     case METHOD_JOINT: joint_direction(U, w, o, s->arena); break;
     }
@@ -265,12 +271,11 @@ static inline void cm_rates(const Step *s, int group, double rate[2]) {
     rate[1] = rate[0] / divisor;
 }
 
-/* The hybrid form takes one sign over all heads of W_O, because W_O adds the heads. */
 static inline void cm_step(const Step *s) {
     const OptimOptions *o = s->options;
     size_t mark = s->arena->used;
     const Leg leg[2] = {leg_in_heads(&s->leg[0]), leg_in_heads(&s->leg[1])};
-    int group = leg[0].W.n1 / leg[1].W.n1, whole_sign = o->hybrid && s->leg[0].by_column;
+    int group = leg[0].W.n1 / leg[1].W.n1;
     double keep = 1 - s->lr * s->weight_decay, rate[2];
     Whitener w[2];
     w[0] = whitener_of(leg[1].W, 1, group, o, s->arena);
@@ -279,14 +284,14 @@ static inline void cm_step(const Step *s) {
     if (legs_coupled(s)) {
         Mat U[2];
         for (int i = 0; i < 2; i++) U[i] = mat_take(leg[i].W, s->arena);
-        coupled_directions(s, leg, U, w, whole_sign);
+        coupled_directions(s, leg, U, w);
         for (int i = 0; i < 2; i++) la_axpby(leg[i].W, -rate[i], U[i], keep);
     } else {
         for (int i = 0; i < 2; i++) {
             size_t at = s->arena->used;
             Mat U = mat_take(leg[i].W, s->arena);
             momentum_step(U, leg[i].M, leg[i].G, momentum_of(o, 1, s->momentum), s->gscale);
-            cm_direction(U, &w[i], i == 0 && whole_sign, o, s->arena);
+            cm_direction(U, &w[i], heads_of_sign(&leg[i], o), o, s->arena);
             la_axpby(leg[i].W, -rate[i], U, keep);
             s->arena->used = at;
         }

@@ -42,6 +42,7 @@ typedef struct {
     double whiten_power; /* A: legs are whitened by C^-A; 0 whitens nothing, 1 is CM */
     int isotropic;       /* C^-1 replaced by the scalar (||W||_F^2 / k + lambda)^-1/2 */
     int hybrid;          /* one sign over all heads of W_O; else per head */
+    int head_group;      /* CM and Group Muon: consecutive heads that share a sign */
     int whitening;       /* WHITEN_... */
     int inv_root;        /* ROOT_... */
     int shared_div;      /* DIV_..., grouped-query attention: divisor of the step of K and V */
@@ -55,7 +56,6 @@ typedef struct {
 
     double adam_beta1, adam_beta2, adam_eps;
     double lion_beta1, lion_beta2;
-    int head_group;        /* Group Muon: heads that share a sign */
     double normuon_beta2;  /* NorMuon: decay of the second moment of the rows */
     int aurora_iterations; /* Aurora: signs taken */
     double aurora_power;   /* Aurora: exponent of the correction of the rows */
@@ -83,6 +83,14 @@ static inline int optim_check(const OptimOptions *o, int is_ov, int heads, int k
         return fail(err,
                     "method joint shares one sign between the legs, so per-mat-renorm, which gives "
                     "each leg the norm of its own sign, has no meaning; turn it off");
+    if (joint && o->head_group > 1)
+        return fail(err,
+                    "method joint takes a sign per head and head-group %d one over several heads; "
+                    "set head-group 1",
+                    o->head_group);
+    if (heads % o->head_group || kv_heads % o->head_group)
+        return fail(err, "head-group %d heads share a sign, so it must divide %d and %d",
+                    o->head_group, heads, kv_heads);
     if (o->damping_form == DAMPING_RELATIVE && o->gauge_damping && gauged)
         return fail(err,
                     "damping-form relative is a share of one partner's Gram, and gauge-damping on "
