@@ -222,7 +222,7 @@ static void test_fixture(void) {
         }
         release();
     }
-    check(ran == 251 && of_cm == 222, "optim_variants.fix: %d cases ran, %d of CM", ran, of_cm);
+    check(ran == 281 && of_cm == 252, "optim_variants.fix: %d cases ran, %d of CM", ran, of_cm);
     fixture_free(fx);
 }
 
@@ -1483,8 +1483,8 @@ static void test_lion(void) {
     release();
 }
 
-/* Compares the parameters after two steps of rules that are equal: to the bit, or up to the rounding
-   of sums in another order. */
+/* Compares the parameters after two steps of rules that are equal: to the bit, or up to the
+   rounding of sums in another order. */
 static void check_equal_rules(const char *const rules[2], double bound) {
     size_t n;
     floatM *a = steps_of(rules[0], 6, 6, &n), *b = steps_of(rules[1], 6, 6, &n);

@@ -8,11 +8,11 @@ whitens each factor's momentum by the inverse root of its partner's Gram, before
 
     dA_h = C_B,h^-1 msign(C_B,h^-1 U_A,h),  C_B,h = (B_h B_h^T + lambda I)^1/2,  and A <-> B,
 
-for each head h, where --whiten-power A replaces C^-1 by C^-A. A_h and B_h are (k, d) blocks: of W_Q and W_K as stored, or of the transpose of W_O
-and of W_V. So one routine serves both circuits. Both legs read the weights as they were before the
-step. The order is: momentum, reprojection of the momentum, whitening, sign, whitening,
-renormalisation, connection, Circuit-Muon. Leg 0 is A, the factor with the query heads; leg 1 is B,
-the shared factor.
+for each head h, where --whiten-power A replaces C^-1 by C^-A. A_h and B_h are (k, d) blocks: of
+W_Q and W_K as stored, or of the transpose of W_O and of W_V. So one routine serves both circuits.
+Both legs read the weights as they were before the step. The order is: momentum, reprojection of the
+momentum, whitening, sign, whitening, renormalisation, connection, Circuit-Muon. Leg 0 is A, the
+factor with the query heads; leg 1 is B, the shared factor.
 */
 #ifndef CM_COMPOSITIONAL_H
 #define CM_COMPOSITIONAL_H
@@ -55,10 +55,11 @@ typedef struct {
     int group;
 } Whitener;
 
-/* With relative damping a Gram whose mean diagonal x is smaller than this counts as one of this mean:
-   what is missing is added to its diagonal. So a partner that is zero, as W_O is at the start of a
-   run, has C = 0.1 I, which is what the released absolute damping of 0.01 gives it. From a width of a
-   hundred on, the rows of weights with standard deviation 0.02 are longer than 0.1. */
+/* With relative damping, a Gram whose diagonal has a smaller mean than this counts as one of this
+   mean: what is missing is added to its diagonal. So a partner that is zero, as W_O is at the start
+   of a run, has C = 0.1 I, which is what the released absolute damping of 0.01 gives it. From a
+   width of a hundred on, rows of weights with standard deviation 0.02 are longer than 0.1, so the
+   mean is above this floor. */
 #define DAMPING_MEAN_FLOOR 0.01
 
 /* s (n) = C^-A in the isotropic form: (x + lambda)^(-A/2), where x, the mean of the diagonal of the
@@ -154,8 +155,8 @@ static inline void renorm(Mat U, Mat sign, Arena *arena) {
     la_scale(whole, ratio, 1);
 }
 
-/* Heads of a leg that share a sign. The hybrid form takes one sign over all heads of W_O, because W_O
-   adds the heads. */
+/* Heads of a leg that share a sign. The hybrid form takes one sign over all heads of W_O, because
+   W_O adds the heads. */
 static inline int heads_of_sign(const Leg *leg, const OptimOptions *o) {
     return leg->by_column && o->hybrid ? leg->heads : o->head_group;
 }

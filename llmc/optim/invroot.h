@@ -119,8 +119,8 @@ static inline void invroot(Mat root, Mat gram, double damping, int which, Arena 
     arena->used = mark;
 }
 
-/* root = (gram + damping I)^(-power/2) for a power that is a multiple of 1/4, by inverse roots. gram
-   is overwritten. */
+/* root = (gram + damping I)^(-power/2) for a power that is a multiple of 1/4, by inverse roots.
+   gram is overwritten. */
 static inline void invroot_quarters(Mat root, Mat gram, double damping, double power, int which,
                                     Arena *arena) {
     size_t mark = arena->used;
