@@ -33,8 +33,10 @@ const char *cm_strerror(int code) {
     case CM_EVALUE: return "the option does not take this value; docs/libcmuon.md lists the values";
     case CM_ECOMBINATION:
         return "options that have no meaning together: method=joint needs n_head = n_kv_head, "
-               "per_mat_renorm=0 and in cm_ov hybrid=0; circuit=1 is for cm_ov and needs "
-               "method=half_split and connection=none";
+               "per_mat_renorm=0, head_group=1 and in cm_ov hybrid=0; circuit=1 is for cm_ov and "
+               "needs method=half_split and connection=none; head_group must divide n_head and "
+               "n_kv_head; damping_form=relative with a connection or momentum_reproject needs "
+               "gauge_damping=0";
     case CM_EUNSUPPORTED:
         return "this build of libcmuon computes in fp32 only; set compute to fp32";
     case CM_ENOMEM: return "out of memory; nothing was changed";

@@ -228,8 +228,6 @@ static const Flag config_flags[] = {
 #define FIELD(NAME) offsetof(Config, optim.NAME)
 #include "optim/options.def"
 #define SECTION "Rules to compare with"
-    FLAG_INT("head-group", head_group, "1", 1, INFINITY,
-             "Group Muon: heads that share a sign, 1 (muon-head) to all of them (muon)"),
     FLAG_FLOAT("normuon-beta2", normuon_beta2, "0.95", 0, 0.9999999,
                "NorMuon: decay of the second moment of the rows"),
     FLAG_INT("aurora-iterations", aurora_iterations, "2", 1, 100,

@@ -70,13 +70,14 @@ la_norms(s, X, g)                 s = Frobenius norm over every g consecutive it
 la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
 la_scale(X, s, g)                 X = s X, one number for every g consecutive items
 la_vec_recip(s, n, floor)         s = 1 / max(s, floor)
-la_vec_rroot(s, n, a, b)          s = (a s^2 + b)^-1/2
+la_vec_rroot(s, n, a, b, p)       s = (a s^2 + b)^(-p/2)
+la_vec_damping(s, n, a, b, floor) s = b x + max(0, floor - x), x = a s^2
 la_vec_div(s, t, n, floor)        s = s / max(t, floor)
 la_vec_mul(s, n, a)               s = a s
 la_vec_sqrt(s, n)                 s = sqrt(s)
 la_adamw(P, G, M, V, ..., w)      element-wise, see optim/adamw.h; w, if not NULL, receives P as
                                   floatX, the copy of element P.p[i] in w[i]
-la_eigh_rroot(R, G, a, S)         R = (G + a I)^-1/2 by eigendecomposition, clamped; S is scratch,
+la_eigh_rroot(R, G, a, p, S)      R = (G + a I)^(-p/2) by eigendecomposition, clamped; S is scratch,
                                   la_eigh_scratch(rows) elements for each matrix
 la_fast(on)                       on: until la_fast(0) products may round their input to ten bits
                                   (TF32) if the backend gains by that, and symmetric products need

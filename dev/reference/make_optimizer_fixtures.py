@@ -390,6 +390,19 @@ def variant_list():
             add(f"{leg}_{table}", **base, msign=table)
         for method in ("cans12", "eigh"):
             add(f"{leg}_{method}", **base, inv_root=method, damping=0.001)
+        for power in (0, 0.25, 0.5, 0.75, 1.3, 2):
+            add(f"{leg}_power{power}", **base, whiten_power=power)
+        for iso in (0, 1):
+            form = "iso" if iso else "full"
+            add(f"{leg}_{form}_halfpower", gqa=True, **base, isotropic=iso, whiten_power=0.5)
+            add(f"{leg}_{form}_relative", gqa=True, **base, isotropic=iso,
+                damping_form="relative", damping=0.1)
+            add(f"{leg}_{form}_group", gqa=True, **base, isotropic=iso, head_group=2,
+                per_mat_renorm=iso)
+            add(f"{leg}_{form}_dial", gqa=True, **base, isotropic=iso, head_group=2,
+                whiten_power=0.5, damping_form="relative", hybrid=0)
+        add(f"{leg}_relative_fro", **base, damping_form="relative", connection="frobenius",
+            gauge_damping=0)
     return out
 
 
@@ -443,7 +456,7 @@ def variants(path):
         for rule, o in defaults.items():
             writer.text(f"defaults.{rule}", flags(rule, o))
         for name, rule, data_name, o in listed:
-            changed = {k: v for k, v in o.items() if v != defaults[rule][k]}
+            changed = {k: v for k, v in o.items() if v != defaults[rule].get(k)}
             cases.begin(name, rule, {"data": data_name, **changed})
             plain = rule in ("partner_adamw", "circuit_muon", "quack") or rule == "cm" and (
                 o["momentum_reproject"] != "write_back" and

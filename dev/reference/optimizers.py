@@ -74,11 +74,15 @@ def symmetrize(x):
     return 0.5 * (x + transpose(x))
 
 
-def inv_root(w, method="cans25"):
-    """W^(-1/2) of every symmetric k x k matrix of a batch; damping is already in W."""
-    if method == "eigh":
+def inv_root(w, method="cans25", power=1.0):
+    """W^(-power/2) of every symmetric k x k matrix of a batch; damping is already in W.
+
+    The iteration is for power 1 only; other powers are always taken of the eigenvalues.
+    """
+    if method == "eigh" or power != 1:
         values, vectors = np.linalg.eigh(w)
-        return (vectors * (np.maximum(values, 1e-30) ** -0.5)[..., None, :]) @ transpose(vectors)
+        roots = np.maximum(values, 1e-30) ** (-0.5 * power)
+        return (vectors * roots[..., None, :]) @ transpose(vectors)
     scale = (1.0 - 1e-3) / np.maximum(norm(w), 1e-8)
     y = scale * w
     z = np.broadcast_to(np.eye(w.shape[-1], dtype=w.dtype), w.shape)
@@ -210,6 +214,9 @@ def muonh(w, m, g, lr, radius, beta=0.95, form="ema", nesterov=True, table="pe8"
 class CM:
     circuit: str = "qk"             # qk | ov
     method: str = "half_split"      # half_split | joint
+    whiten_power: float = 1.0       # A: whiten by C^-A
+    head_group: int = 1             # consecutive heads that share a sign
+    damping_form: str = "absolute"  # relative: damping is a share of the Gram's mean diagonal
     isotropic: bool = False         # whiten by a scalar per head instead of a k x k root
     hybrid: bool = True             # ov: one sign for the whole of wo
     whitening: str = "both"         # both | pre | post | none
@@ -270,11 +277,21 @@ def isotropic_scale(gram, damping):
 
 
 def whitener(gram, o):
-    """(Gram + damping I)^(-1/2), or its isotropic form, which sees the trace only."""
+    """(Gram + damping I)^(-A/2), or its isotropic form, which sees the trace only."""
     eye = np.eye(gram.shape[-1], dtype=gram.dtype)
+    damping = o.damping
+    if o.damping_form == "relative":  # a mean below 0.01 counts as 0.01
+        mean = trace(gram) / gram.shape[-1]
+        damping = damping * mean + np.maximum(0.01 - mean, 0)
     if o.isotropic:
-        return isotropic_scale(gram, o.damping) * eye
-    return inv_root(gram + o.damping * eye, o.inv_root)
+        return isotropic_scale(gram, damping) ** o.whiten_power * eye
+    return inv_root(gram + damping * eye, o.inv_root, o.whiten_power)
+
+
+def head_signs(x, together, table):
+    """One sign over every `together` consecutive heads of (heads, k, d), stacked."""
+    heads, k, d = x.shape
+    return msign(x.reshape(heads // together, together * k, d), table).reshape(x.shape)
 
 
 def sylvester(p, q, m):
@@ -318,8 +335,8 @@ def pair_direction(a, b, ua, ub, o):
     """The directions (da, db), to be subtracted, from update sources ua, ub. Budgets are apart."""
     heads, k, d = a.shape
     if o.method == "joint" and (heads != len(b) or o.per_mat_renorm or
-                                (o.circuit == "ov" and o.hybrid)):
-        raise ValueError("joint is defined for MHA, without per_mat_renorm and hybrid only")
+                                o.head_group > 1 or (o.circuit == "ov" and o.hybrid)):
+        raise ValueError("joint is defined for MHA, without per_mat_renorm, head_group and hybrid")
     gram_a, gram_b = grams(a, b)
     ca = group_repeat(whitener(gram_b, o), heads)  # each leg is whitened by its partner
     cb = whitener(gram_a, o)
@@ -331,9 +348,8 @@ def pair_direction(a, b, ua, ub, o):
         sa, sb = sign[:, :, :d], sign[:, :, d:]
     else:
         whole = o.circuit == "ov" and o.hybrid
-        sa = msign(xa.reshape(heads * k, d), o.msign).reshape(xa.shape) if whole else \
-            msign(xa, o.msign)
-        sb = msign(xb, o.msign)
+        sa = head_signs(xa, heads if whole else o.head_group, o.msign)
+        sb = head_signs(xb, o.head_group, o.msign)
     da, db = (ca @ sa, cb @ sb) if post else (sa, sb)
 
     if o.per_mat_renorm:

@@ -270,6 +270,27 @@ def check_reductions():
     small(rel(opt.pair_direction(*one, exact(circuit="ov"))[0],
               opt.pair_direction(*one, exact(circuit="ov", hybrid=False))[0]),
           "one head: hybrid = per head")
+    o = exact(circuit="ov", damping=0.3, damping_form="relative", whiten_power=1.5)
+    small(rel(opt.pair_direction(0 * a, b, 0 * ua, ub, o)[1], 0.01**-0.75 * opt.msign(ub, "svd")),
+          "W_O = 0, relative damping: dV = 0.01^(-A/2) msign(U)")
+    for group, whole in ((1, False), (4, True)):
+        da, db = opt.pair_direction(a, b, ua, ub, exact(whiten_power=0, head_group=group))
+        for x, u in ((da, ua), (db, ub)):
+            small(rel(x, opt.msign(u.reshape(-1, u.shape[2]), "svd").reshape(u.shape) if whole else
+                      opt.msign(u, "svd")), f"power 0, groups of {group}: Muon")
+    for power in (0.5, 1, 1.3):
+        for iso in (False, True):
+            o = exact(whiten_power=power, isotropic=iso, damping_form="relative", damping=0.1)
+            da, db = opt.pair_direction(a, b, ua, ub, o)
+            sa, sb = opt.pair_direction(3 * a, 5 * b, ua, ub, o)
+            small(max(rel(sa, 5.0**-power * da), rel(sb, 3.0**-power * db)),
+                  f"relative damping, power {power}: a partner s times as large, a step s^-A")
+    large(rel(opt.pair_direction(a, 5 * b, ua, ub, exact(damping=0.1))[0],
+              opt.pair_direction(a, b, ua, ub, exact(damping=0.1))[0] / 5),
+          "absolute damping has a scale")
+    gram = a @ opt.transpose(a)
+    half, full = (opt.whitener(gram, exact(whiten_power=p)) for p in (0.5, 1))
+    small(rel(half @ half, full), "C^-1/2 C^-1/2 = C^-1")
     # GQA with repeated kv heads: the query side sees no difference
     a, b, ua, ub = pair(4, 2)
     da = opt.pair_direction(a, b, ua, ub, exact(damping=0.1))[0]

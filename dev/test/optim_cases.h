@@ -101,12 +101,12 @@ static inline void run_msign(Mat X, int which, int bf16) {
     arena_end(&arena, "msign");
 }
 
-static inline void run_invroot(Mat R, Mat G, double damping, int which) {
+static inline void run_invroot(Mat R, Mat G, double damping, double power, int which) {
     Arena none = {NULL, 0, 0};
     Mat shape = mat_dense(NULL, mat_count(G), G.rows, G.cols);
-    invroot(shape, shape, damping, which, &none);
+    invroot_power(shape, shape, damping, power, which, &none);
     Arena arena = arena_of(none.size);
-    invroot(R, G, damping, which, &arena);
+    invroot_power(R, G, damping, power, which, &arena);
     arena_end(&arena, "invroot");
 }
 
@@ -267,13 +267,17 @@ static inline double *exact_sign(const double *X, int m, int n) {
     return m >= n ? product(T, 0, V, 1, M, N, N) : product(V, 0, T, 1, N, M, N);
 }
 
-/* (G + damping I)^-1/2 of a symmetric G (k,k), where G + damping I is positive definite. */
-static inline double *exact_rroot(const double *G, int k, double damping) {
+/* (G + damping I)^power of a symmetric G (k,k), where G + damping I is positive definite. */
+static inline double *exact_power(const double *G, int k, double damping, double power) {
     double *T = take((size_t)k * k), *V = take((size_t)k * k), *s = take((size_t)k);
     for (int i = 0; i < k * k; i++) T[i] = G[i] + (i % (k + 1) == 0 ? damping : 0);
     jacobi_svd(T, V, s, k, k);
-    for (int i = 0; i < k * k; i++) T[i] = V[i] / sqrt(s[i % k]);
+    for (int i = 0; i < k * k; i++) T[i] = V[i] * pow(s[i % k], power);
     return product(T, 0, V, 1, k, k, k);
+}
+
+static inline double *exact_rroot(const double *G, int k, double damping) {
+    return exact_power(G, k, damping, -0.5);
 }
 
 /* A random orthogonal matrix. */
@@ -579,19 +583,21 @@ static inline void cm_case(const Fixture *fx, const char *name, const OptimOptio
 static inline double invroot_bound(double kappa) { return TOL(3e-7, 3e-15) * (40 + kappa / 2); }
 
 static inline const char *describe(const OptimOptions *o, LegShape s) {
-    static char text[8][160];
+    static char text[8][200];
     static int next;
     static const char *const whitening[] = {"both", "pre", "post", "none"};
     char *t = text[next++ % 8];
     snprintf(t, sizeof text[0],
-             "%s H=%d S=%d k=%d d=%d whitening=%s isotropic=%d hybrid=%d damping=%g renorm=%d",
+             "%s H=%d S=%d k=%d d=%d whitening=%s isotropic=%d hybrid=%d damping=%g renorm=%d "
+             "power=%g relative=%d head_group=%d",
              s.output ? "OV" : "QK", s.H, s.S, s.k, s.d, whitening[o->whitening], o->isotropic,
-             o->hybrid, o->damping, o->per_mat_renorm);
+             o->hybrid, o->damping, o->per_mat_renorm, o->whiten_power, o->damping_form,
+             o->head_group);
     return t;
 }
 
-/* The whitener C^-1 (k,k) of head h of a leg: the inverse root of the partner's Gram. For the
-   shared leg it is the sum of the Grams of its query heads. */
+/* The whitener C^-A (k,k) of head h of a leg: the inverse root of the partner's Gram, to the power
+   A. For the shared leg it is the sum of the Grams of its query heads. */
 static inline double *whitener_by_definition(const Legs *p, int leg, int layer, int h,
                                              const OptimOptions *o) {
     LegShape s = p->s;
@@ -603,9 +609,11 @@ static inline double *whitener_by_definition(const Legs *p, int leg, int layer, 
                *g = product(w, 0, w, 1, s.k, s.k, s.d);
         for (int e = 0; e < s.k * s.k; e++) gram[e] += g[e];
     }
-    if (!o->isotropic) return exact_rroot(gram, s.k, o->damping);
-    for (int i = 0; i < s.k; i++) trace += gram[i * s.k + i];
-    for (int i = 0; i < s.k; i++) root[i * s.k + i] = 1 / sqrt(trace / s.k + o->damping);
+    for (int i = 0; i < s.k; i++) trace += gram[i * s.k + i] / s.k;
+    double damping = o->damping;
+    if (o->damping_form == DAMPING_RELATIVE) damping = damping * trace + fmax(0, 0.01 - trace);
+    if (!o->isotropic) return exact_power(gram, s.k, damping, -o->whiten_power / 2);
+    for (int i = 0; i < s.k; i++) root[i * s.k + i] = pow(trace + damping, -o->whiten_power / 2);
     return root;
 }
 

@@ -371,7 +371,7 @@ static void test_fixtures(void) {
     check(!refused && ran == 36 && foreign == 3,
           "optim_basic.fix: %d cases ran, %d refused, %d of other rules", ran, refused, foreign);
     ran = run_fixture("dev/test/fixtures/optim_variants.fix", &refused, &foreign);
-    check(!refused && ran == 224 && foreign == 27,
+    check(!refused && ran == 254 && foreign == 27,
           "optim_variants.fix: %d cases ran, %d refused, %d of other rules", ran, refused, foreign);
 }
 
@@ -384,6 +384,10 @@ static void test_options(void) {
                                           {"isotropic", "on"},
                                           {"hybrid", "off"},
                                           {"hybrid", "1"},
+                                          {"whiten_power", "0"},
+                                          {"whiten-power", "1.3"},
+                                          {"damping_form", "relative"},
+                                          {"head_group", "4"},
                                           {"whitening", "both"},
                                           {"whitening", "pre"},
                                           {"whitening", "post"},
@@ -441,6 +445,9 @@ static void test_options(void) {
         {"isotropic", "2", CM_EVALUE},
         {"isotropic", "", CM_EVALUE},
         {"whitening", "1", CM_EVALUE},
+        {"whiten_power", "2.1", CM_EVALUE},
+        {"whiten_power", "-1", CM_EVALUE},
+        {"head_group", "0", CM_EVALUE},
         {"whitening", "Both", CM_EVALUE},
         {"nesterov", "2", CM_EVALUE},
         {"momentum", "nan", CM_EVALUE},
@@ -610,6 +617,12 @@ static void test_combinations(void) {
                 {OV, 1, 0, "circuit=1 per_mat_renorm=1"},
                 {OV, 0, CM_ECOMBINATION, "circuit=1 method=joint hybrid=0"},
                 {OV, 0, CM_ECOMBINATION, "circuit=1 connection=frobenius"},
+                {QK, 0, 0, "head_group=2 whiten_power=0.5 damping_form=relative"},
+                {OV, 1, 0, "head_group=2 whiten_power=1.3"},
+                {OV, 1, CM_ECOMBINATION, "head_group=4"},
+                {QK, 0, CM_ECOMBINATION, "head_group=2 method=joint"},
+                {QK, 0, CM_ECOMBINATION, "damping_form=relative connection=frobenius"},
+                {QK, 0, 0, "damping_form=relative connection=frobenius gauge_damping=0"},
                 {MUON, 0, 0, "circuit=1 method=joint connection=frobenius"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         Case c = case_new(rows[i].call, 24, 4, rows[i].groups ? 2 : 4, 8, 17), e;

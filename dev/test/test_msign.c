@@ -531,7 +531,7 @@ static void test_root(void) {
             for (int threads = 1; threads <= 3; threads++) {
                 use_threads(threads);
                 floatM *g = copy_of(G, ITEMS * kk), *r = take_m(ITEMS * kk);
-                run_invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5,
+                run_invroot(mat_dense(r, ITEMS, k, k), mat_dense(g, ITEMS, k, k), 1e-5, 1,
                             ROOT_CANS25);
                 if (!first) first = r;
                 check(!memcmp(first, r, ITEMS * kk * sizeof *r), "root of %d x %d with %d threads",

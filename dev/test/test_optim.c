@@ -272,11 +272,12 @@ static void test_products(void) {
                     S.memory[element(&S, i, r, c)] =
                         (floatM)((i + 1) * sym[r * small + c] +
                                  (twisted ? 0.25 * (r > c) - 0.25 * (r < c) : 0));
-        la_eigh_rroot(R.m, S.m, damping, take_m((size_t)n0 * n1 * la_eigh_scratch(small)));
+        double power = trial % 2 ? 1 : 2 * uniform();
+        la_eigh_rroot(R.m, S.m, damping, power, take_m((size_t)n0 * n1 * la_eigh_scratch(small)));
         for (int i = 0; i < n0 * n1; i++) {
             double *g = take((size_t)small * small);
             for (int j = 0; j < small * small; j++) g[j] = (i + 1) * sym[j];
-            memcpy(expected + (size_t)i * small * small, exact_rroot(g, small, damping),
+            memcpy(expected + (size_t)i * small * small, exact_power(g, small, damping, -power / 2),
                    (size_t)small * small * sizeof *g);
         }
         bad[4] = fmax(bad[4], view_error(&R, expected));
@@ -289,7 +290,7 @@ static void test_products(void) {
 
     /* la_eigh_rroot clamps eigenvalues from below by 1e-12, so a zero Gram has a finite root. */
     floatM zero[4] = {0}, root[4];
-    la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0,
+    la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0, 1,
                   take_m(la_eigh_scratch(2)));
     check(relative_error((double)root[0], 1e6, 1) < 1e-6 && root[1] == 0 && root[3] == root[0],
           "la_eigh_rroot of zero: %g %g", (double)root[0], (double)root[1]);
@@ -307,8 +308,10 @@ static void test_vectors(void) {
                   #CALL ": item %d is %g, not %g", i, (double)s[i], e_[i]);                        \
     } while (0)
     ON_COPY(la_vec_recip(s, 4, 0.5), 0.25, 2, 2, 0.5);
-    ON_COPY(la_vec_rroot(s, 4, 3, 1), 1 / 7.0, 1, 1 / sqrt(1.1875), 1 / sqrt(13.0));
-    ON_COPY(la_vec_rroot(s, 4, 1, 0), 0.25, 1e6, 4, 0.5);
+    ON_COPY(la_vec_rroot(s, 4, 3, 1, 1), 1 / 7.0, 1, 1 / sqrt(1.1875), 1 / sqrt(13.0));
+    ON_COPY(la_vec_rroot(s, 4, 1, 0, 1), 0.25, 1e6, 4, 0.5);
+    ON_COPY(la_vec_rroot(s, 4, 1, 0, 0.5), 0.5, 1e3, 2, sqrt(0.5));
+    ON_COPY(la_vec_damping(s, 4, 0.5, 3, 1), 24, 1, 3 / 32.0 + 1 - 1 / 32.0, 6);
     ON_COPY(la_vec_div(s, t, 4, 1), 2, 0, 0.25 / 8, 2);
     ON_COPY(la_vec_mul(s, 4, -3), -12, 0, -0.75, -6);
     ON_COPY(la_vec_sqrt(s, 4), 2, 0, 0.5, sqrt(2.0));
@@ -374,7 +377,7 @@ static void invroot_case(const Fixture *fx, const char *name) {
     double damping = case_number(fx, name, "damping");
     for (int which = 0; which < 3; which++) {
         floatM *gram = floats_of(r), *root = take_m(r->count);
-        run_invroot(mat_dense(root, 1, k, k), mat_dense(gram, 1, k, k), damping, which);
+        run_invroot(mat_dense(root, 1, k, k), mat_dense(gram, 1, k, k), damping, 1, which);
         double *y = take(r->count);
         for (size_t i = 0; i < r->count; i++) y[i] = (double)root[i];
         double e = relative_l2_dd(y, fixture_getf(fx, "f8", "case.%s.%s", name, roots[which])->f8,
@@ -483,28 +486,54 @@ static void test_msign(void) {
     }
 }
 
-/* Compares the three inverse roots of `items` Grams (k,k) with the exact root. */
-static void check_invroot(const double *grams, int items, int k, double damping, const char *what) {
+/* Compares the three inverse roots of `items` Grams (k,k), to a power, with the exact ones. */
+static void check_invroot(const double *grams, int items, int k, double damping, double power,
+                          const char *what) {
     static const char *const names[] = {"cans25", "cans12", "eigh"};
     size_t kk = (size_t)k * k, n = items * kk;
     for (int which = 0; which < 3; which++) {
         floatM *gram = take_m(n), *root = take_m(n);
         for (size_t e = 0; e < n; e++) gram[e] = (floatM)grams[e];
-        run_invroot(mat_dense(root, items, k, k), mat_dense(gram, items, k, k), damping, which);
+        run_invroot(mat_dense(root, items, k, k), mat_dense(gram, items, k, k), damping, power,
+                    which);
         for (int j = 0; j < items; j++) {
             double *G = take(kk), *R = take(kk);
             for (size_t e = 0; e < kk; e++) {
                 G[e] = (double)(floatM)grams[j * kk + e];
                 R[e] = (double)root[j * kk + e];
             }
-            double e = relative_l2_dd(R, exact_rroot(G, k, damping), kk, 1e-30);
+            double e = relative_l2_dd(R, exact_power(G, k, damping, -power / 2), kk, 1e-30);
             const double *s = singular_values(G, k, k);
             double kappa = (s[0] + damping) / (s[k - 1] + damping);
-            for (int r = 0; which != ROOT_EIGH && r < k * k; r++)
+            int iterated = which != ROOT_EIGH && 4 * power == floor(4 * power);
+            for (int r = 0; iterated && r < k * k; r++)
                 if (R[r] != R[r % k * k + r / k]) e = INFINITY; /* symmetric to the bit */
-            check(e < invroot_bound(kappa), "%s of %s, %d x %d, damping %g, item %d is off by %g",
-                  names[which], what, k, k, damping, j, e);
+            /* Other powers are products, which have the errors of their factors. */
+            check(e < (power == 1 ? 1 : 2) * invroot_bound(kappa),
+                  "%s of %s, %d x %d, damping %g, power %g, item %d is off by %g", names[which],
+                  what, k, k, damping, power, j, e);
         }
+    }
+}
+
+/* C^-1/2 C^-1/2 = C^-1, by every method. */
+static void check_half_power(const double *G, int k) {
+    size_t kk = (size_t)k * k;
+    for (int which = 0; which < 3; which++) {
+        double *root[2];
+        for (int half = 0; half < 2; half++) {
+            floatM *gram = take_m(kk), *r = take_m(kk);
+            for (size_t e = 0; e < kk; e++) gram[e] = (floatM)G[e];
+            run_invroot(mat_dense(r, 1, k, k), mat_dense(gram, 1, k, k), 0.01, half ? 0.5 : 1,
+                        which);
+            root[half] = take(kk);
+            for (size_t e = 0; e < kk; e++) root[half][e] = (double)r[e];
+        }
+        double *square = product(root[1], 0, root[1], 0, k, k, k);
+        double e = relative_l2_dd(square, root[0], kk, 1e-30);
+        /* Three roots of a matrix whose condition is near 1. */
+        check(e < 3 * invroot_bound(1), "root %d of %d x %d: C^-1/2 squared is %g from C^-1", which,
+              k, k, e);
     }
 }
 
@@ -518,7 +547,10 @@ static void test_invroot(void) {
             double *x = normals((size_t)k * d), *g = product(x, 0, x, 1, k, k, d);
             for (int f = 0; f < k * k; f++) grams[e++] = g[f] * 4e-4 * pow(100, j);
         }
-        check_invroot(grams, items, k, 0.01, "random Grams");
+        /* Quarters are products of roots; 0.6 is an eigendecomposition. */
+        static const double powers[] = {1, 0.25, 0.5, 0.75, 1.5, 2, 0.6};
+        for (int j = 0; j < 7; j++) check_invroot(grams, items, k, 0.01, powers[j], "random Grams");
+        check_half_power(grams, k);
         release();
     }
     /* The iterations have not converged for such small eigenvalues, so their results show the
@@ -527,7 +559,7 @@ static void test_invroot(void) {
     static const double steps25[] = {0.9999999999999931, 32768, 4096};
     for (int which = ROOT_CANS25; which <= ROOT_CANS12; which++) {
         floatM gram[9] = {1, 0, 0, 0, (floatM)0x1p-30, 0, 0, 0, (floatM)0x1p-24}, root[9];
-        run_invroot(mat_dense(root, 1, 3, 3), mat_dense(gram, 1, 3, 3), 0, which);
+        run_invroot(mat_dense(root, 1, 3, 3), mat_dense(gram, 1, 3, 3), 0, 1, which);
         for (int i = 0; i < 3; i++) {
             double expected = (which == ROOT_CANS12 ? steps12 : steps25)[i];
             check(relative_error((double)root[4 * i], expected, 1) < TOL(1e-5, 1e-10),
@@ -544,8 +576,9 @@ static void test_invroot(void) {
                 double *U = orthogonal(k), *SU = take((size_t)k * k);
                 for (int e = 0; e < k * k; e++)
                     SU[e] = U[e] * 10 * pow(10, -decades * (e / k) / (k - 1.0));
-                check_invroot(product(U, 1, SU, 0, k, k, k), 1, k, little ? 1e-3 : 1e-2,
-                              "a stretched Gram");
+                for (double power = 1; power >= 0.25; power /= 2)
+                    check_invroot(product(U, 1, SU, 0, k, k, k), 1, k, little ? 1e-3 : 1e-2, power,
+                                  "a stretched Gram");
                 release();
             }
 }
@@ -560,7 +593,7 @@ static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
     int post = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_POST;
     size_t kd = (size_t)s.k * s.d;
     for (int leg = 0; leg < 2; leg++) {
-        int H = heads_of(s, leg), whole = !leg && s.output && o->hybrid;
+        int H = heads_of(s, leg), together = !leg && s.output && o->hybrid ? H : o->head_group;
         double div = leg && o->shared_div == DIV_GROUP ? s.H / s.S : 1;
         D[leg] = take_m(p->n[leg]);
         for (int l = 0; l < s.layers; l++) {
@@ -570,9 +603,10 @@ static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
                 double *u = block_of(s, p->G[leg], leg, l, h),
                        *C = whitener_by_definition(p, leg, l, h, o);
                 memcpy(X + h * kd, pre ? product(C, 0, u, 0, s.k, s.d, s.k) : u, kd * sizeof *X);
-                if (!whole) memcpy(S + h * kd, exact_sign(X + h * kd, s.k, s.d), kd * sizeof *S);
             }
-            if (whole) S = exact_sign(X, H * s.k, s.d);
+            for (int h = 0; h < H; h += together)
+                memcpy(S + h * kd, exact_sign(X + h * kd, together * s.k, s.d),
+                       together * kd * sizeof *S);
             for (int h = 0; h < H; h++) {
                 double *C = whitener_by_definition(p, leg, l, h, o);
                 memcpy(delta + h * kd,
@@ -616,6 +650,69 @@ static void test_definition(void) {
             double e = legs_distance(D, E, p.n);
             /* The largest of ten seeds: 3e-5 in float, 3e-14 in double. */
             check(e < TOL(3e-4, 1e-9), "%s is %g from the definition", describe(&o, p.s), e);
+            release();
+        }
+}
+
+/* All heads if each group of them has a sign that is well-conditioned (see `shapes`), else 1. */
+static int largest_group(LegShape s) {
+    double ratio = (double)s.S * s.k / s.d;
+    return s.H == s.S && (ratio < 0.7 || ratio > 1.5) ? s.H : 1;
+}
+
+/* Whiteners to a power, damping by a share of the Gram, and signs over groups of heads, against the
+   definition. */
+static void test_dial(void) {
+    static const double powers[] = {0, 0.25, 0.5, 0.6, 0.75, 1.5, 2, 1};
+    for (int i = 0; i < SHAPES; i++)
+        for (int variant = 0; variant < 32; variant++) {
+            OptimOptions o = default_options();
+            o.whiten_power = powers[variant % 8];
+            o.isotropic = variant / 8 % 2;
+            o.damping_form = variant / 16;
+            o.inv_root = i % 3;
+            o.head_group = variant % 3 ? 1 : largest_group(shapes[i]);
+            o.per_mat_renorm = variant % 5 == 0;
+            Legs p = legs_of(shapes[i]);
+            floatM *D[2], *E[2];
+            half_directions(&p, &o, D);
+            by_definition(&p, &o, E);
+            double e = legs_distance(D, E, p.n);
+            /* As in test_definition. Whitening by C^-2 squares the condition of what is signed. */
+            check(e < TOL(3e-4, 1e-9) * (o.whiten_power > 1 ? 4 : 1),
+                  "%s is %g from the definition", describe(&o, p.s), e);
+            release();
+        }
+}
+
+/* With relative damping the whitening has no scale of its own. If the partner of a leg is s times
+   as large, C^-A before the sign is s^-A times as large, which a sign does not see, and C^-A after
+   the sign makes the step s^-A times as large. Absolute damping has a scale. */
+static void test_covariance(void) {
+    static const double powers[] = {0.25, 0.5, 1, 1.3}, scale[2] = {2, 3};
+    for (int i = 0; i < SHAPES; i++)
+        for (int variant = 0; variant < 16; variant++) {
+            OptimOptions o = default_options();
+            o.whiten_power = powers[variant % 4];
+            o.isotropic = variant / 4 % 2;
+            o.damping_form = variant / 8 ? DAMPING_ABSOLUTE : DAMPING_RELATIVE;
+            o.damping = 0.1;
+            Legs p = legs_of(shapes[i]);
+            floatM *D[2], *E[2];
+            for (int leg = 0; leg < 2; leg++) /* so that no mean diagonal is below its floor */
+                for (size_t e = 0; e < p.n[leg]; e++) p.W[leg][e] *= 2;
+            half_directions(&p, &o, D);
+            for (int leg = 0; leg < 2; leg++)
+                for (size_t e = 0; e < p.n[leg]; e++) {
+                    p.W[leg][e] *= (floatM)scale[leg];
+                    D[leg][e] *= (floatM)pow(scale[1 - leg], -o.whiten_power);
+                }
+            half_directions(&p, &o, E);
+            double e = legs_distance(E, D, p.n);
+            int relative = o.damping_form == DAMPING_RELATIVE;
+            /* The largest of ten seeds: 2.8e-5 in float, 5e-14 in double. */
+            check(relative ? e < TOL(2e-4, 1e-12) : e > OTHER_DIRECTIONS,
+                  "%s: %g from the direction at another scale", describe(&o, p.s), e);
             release();
         }
 }
@@ -830,16 +927,19 @@ static void test_equivariance(void) {
                 }
 }
 
-/* CM without whitening is Muon, and so is CM whose damping dwarfs the Gram. */
+/* CM without whitening, or by the power 0, is Muon, and so is CM whose damping dwarfs the Gram. */
 static void check_muon_limit(LegShape s, int hybrid) {
     OptimOptions o = default_options();
     Legs p = legs_of(s);
     floatM *D[2], *E[2];
     o.hybrid = hybrid;
-    o.whitening = WHITEN_NONE;
-    half_directions(&p, &o, D);
-    muon_directions(&p, &o, 0.5, E);
-    check(legs_distance(D, E, p.n) < TOL(1e-5, 1e-13), "%s is not Muon", describe(&o, s));
+    for (int power = 0; power < 2; power++) {
+        o.whitening = power ? WHITEN_NONE : WHITEN_BOTH;
+        o.whiten_power = power;
+        half_directions(&p, &o, D);
+        muon_directions(&p, &o, 0.5, E);
+        check(legs_distance(D, E, p.n) < TOL(1e-5, 1e-13), "%s is not Muon", describe(&o, s));
+    }
     o.whitening = WHITEN_BOTH;
     o.damping = 1e6;
     half_directions(&p, &o, D);
@@ -921,6 +1021,16 @@ static void check_output(LegShape s) {
     muon_directions(&p, &o, 0.5 / sqrt(o.damping), E);
     e = distance(D[1], E[1], p.n[1]);
     check(e < TOL(1e-5, 1e-13), "%s: V leg at W_O = 0 is off by %g", describe(&o, s), e);
+    o.damping_form = DAMPING_RELATIVE; /* a mean diagonal of zero counts as 0.01 */
+    o.damping = 0.3;
+    o.whiten_power = 1.5;
+    for (int isotropic = 0; isotropic < 2; isotropic++) {
+        o.isotropic = isotropic;
+        half_directions(&p, &o, D);
+        muon_directions(&p, &o, 0.5 * pow(0.01, -0.75), E);
+        e = distance(D[1], E[1], p.n[1]);
+        check(e < EQUAL_DIRECTIONS, "%s: V leg at W_O = 0 is off by %g", describe(&o, s), e);
+    }
     release();
 }
 
@@ -1705,10 +1815,10 @@ static void test_operations(void) {
 }
 
 static const Test tests[] = {
-    TEST(operations), TEST(fixtures),     TEST(msign),      TEST(invroot),     TEST(definition),
-    TEST(bounds),     TEST(equivariance), TEST(reductions), TEST(invariances), TEST(optimality),
-    TEST(momentum),   TEST(gscale),       TEST(renorm),     TEST(nothing),     TEST(muon_scale),
-    TEST(plan),       TEST(plan_cover),   TEST(schedules)};
+    TEST(operations),  TEST(fixtures),   TEST(msign),    TEST(invroot),      TEST(definition),
+    TEST(dial),        TEST(covariance), TEST(bounds),   TEST(equivariance), TEST(reductions),
+    TEST(invariances), TEST(optimality), TEST(momentum), TEST(gscale),       TEST(renorm),
+    TEST(nothing),     TEST(muon_scale), TEST(plan),     TEST(plan_cover),   TEST(schedules)};
 
 int main(int argc, char **argv) {
     char err[ERR_LEN] = "";

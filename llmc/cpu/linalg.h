@@ -341,11 +341,19 @@ static inline void la_vec_recip(floatM *s, int n, double floor) {
         s[i] = (floatM)(1.0 / ((double)s[i] > floor ? (double)s[i] : floor));
 }
 
-static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
+static inline void la_vec_rroot(floatM *s, int n, double a, double b, double power) {
     if (!s) return;
     for (int i = 0; i < n; i++) {
         double x = a * (double)s[i] * (double)s[i] + b;
-        s[i] = (floatM)(1.0 / sqrt(x > LA_FLOOR ? x : LA_FLOOR));
+        s[i] = (floatM)pow(1.0 / sqrt(x > LA_FLOOR ? x : LA_FLOOR), power);
+    }
+}
+
+static inline void la_vec_damping(floatM *s, int n, double a, double b, double floor) {
+    if (!s) return;
+    for (int i = 0; i < n; i++) {
+        double x = a * (double)s[i] * (double)s[i];
+        s[i] = (floatM)(b * x + (x < floor ? floor - x : 0));
     }
 }
 
@@ -448,14 +456,14 @@ static inline void la_eigen(double **vectors, double **values, Mat G, int i, dou
     la_jacobi(a, *vectors, *values, n);
 }
 
-static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
+static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
     if (!R.p || !G.p || !scratch) return;
     int n = G.rows;
 #pragma omp parallel for
     for (int i = 0; i < mat_count(G); i++) {
         double *v, *w;
         la_eigen(&v, &w, G, i, damping, scratch + (size_t)i * la_eigh_scratch(n));
-        for (int k = 0; k < n; k++) w[k] = 1 / sqrt(w[k] > LA_FLOOR ? w[k] : LA_FLOOR);
+        for (int k = 0; k < n; k++) w[k] = pow(1 / sqrt(w[k] > LA_FLOOR ? w[k] : LA_FLOOR), power);
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++) {
                 double sum = 0;

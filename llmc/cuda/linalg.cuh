@@ -603,6 +603,7 @@ static inline void la_row_norms(floatM *norms, Mat X) {
 typedef enum {
     LA_RECIP,
     LA_RROOT,
+    LA_DAMPING,
     LA_DIV,
     LA_MUL,
     LA_SQRT_OF,
@@ -612,14 +613,18 @@ typedef enum {
 } LaVectorOp;
 
 __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, int n, double a,
-                                     double b) {
+                                     double b, double c) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     double x = (double)s[i], y = t ? (double)t[i] : 0,
            square = op == LA_BALANCE ? y * y : a * x * x + b;
     switch (op) {
     case LA_RECIP: s[i] = (float)(1 / (x > a ? x : a)); break;
-    case LA_RROOT: s[i] = (float)(1 / sqrt(square > LA_FLOOR ? square : LA_FLOOR)); break;
+    case LA_RROOT: s[i] = (float)pow(1 / sqrt(square > LA_FLOOR ? square : LA_FLOOR), c); break;
+    case LA_DAMPING:
+        square = a * x * x;
+        s[i] = (float)(b * square + (square < c ? c - square : 0));
+        break;
     case LA_DIV: s[i] = (float)(x / (y > a ? y : a)); break;
     case LA_MUL: s[i] *= (float)a; break;
     case LA_SQRT_OF: s[i] = (float)sqrt(x); break;
@@ -631,33 +636,37 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
     }
 }
 
-static inline void la_vec(LaVectorOp op, floatM *s, const floatM *t, int n, double a, double b) {
-    if (s && n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b);
+static inline void la_vec(LaVectorOp op, floatM *s, const floatM *t, int n, double a, double b,
+                          double c) {
+    if (s && n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b, c);
 }
 
 static inline void la_vec_recip(floatM *s, int n, double floor) {
-    la_vec(LA_RECIP, s, NULL, n, floor, 0);
+    la_vec(LA_RECIP, s, NULL, n, floor, 0, 0);
 }
-static inline void la_vec_rroot(floatM *s, int n, double a, double b) {
-    la_vec(LA_RROOT, s, NULL, n, a, b);
+static inline void la_vec_rroot(floatM *s, int n, double a, double b, double power) {
+    la_vec(LA_RROOT, s, NULL, n, a, b, power);
+}
+static inline void la_vec_damping(floatM *s, int n, double a, double b, double floor) {
+    la_vec(LA_DAMPING, s, NULL, n, a, b, floor);
 }
 static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
     if (!t) return;
-    la_vec(LA_DIV, s, t, n, floor, 0);
+    la_vec(LA_DIV, s, t, n, floor, 0, 0);
 }
-static inline void la_vec_mul(floatM *s, int n, double a) { la_vec(LA_MUL, s, NULL, n, a, 0); }
-static inline void la_vec_sqrt(floatM *s, int n) { la_vec(LA_SQRT_OF, s, NULL, n, 0, 0); }
+static inline void la_vec_mul(floatM *s, int n, double a) { la_vec(LA_MUL, s, NULL, n, a, 0, 0); }
+static inline void la_vec_sqrt(floatM *s, int n) { la_vec(LA_SQRT_OF, s, NULL, n, 0, 0, 0); }
 static inline void la_vec_moment(floatM *v, const floatM *s, int n, double beta, double a) {
     if (!s) return;
-    la_vec(LA_MOMENT, v, s, n, beta, a);
+    la_vec(LA_MOMENT, v, s, n, beta, a, 0);
 }
 static inline void la_vec_root_recip(floatM *s, const floatM *v, int n, double eps) {
     if (!v) return;
-    la_vec(LA_ROOT_RECIP, s, v, n, eps, 0);
+    la_vec(LA_ROOT_RECIP, s, v, n, eps, 0, 0);
 }
 static inline void la_vec_balance(floatM *s, const floatM *t, int n, double target, double power) {
     if (!t) return;
-    la_vec(LA_BALANCE, s, t, n, target, power);
+    la_vec(LA_BALANCE, s, t, n, target, power, 0);
 }
 
 __global__ static void la_vec_gauge_kernel(float *x, const float *l, const float *r,

@@ -530,10 +530,10 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
     __syncthreads();
 }
 
-/* values NULL: R = (G + damping I)^(-1/2). Else R has the eigenvectors in its columns, and
+/* values NULL: R = (G + damping I)^(-power/2). Else R has the eigenvectors in its columns, and
    `values` their eigenvalues. */
-__global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double damping, double *scratch,
-                                      size_t each, int a_shared) {
+__global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double damping, double power,
+                                      double *scratch, size_t each, int a_shared) {
     SHARED(double, sums);
     const int n = G.rows, m = n + n % 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
     double *turns = sums + 32, *w = turns + 3 * m / 2, *v = scratch + (size_t)blockIdx.x * each;
@@ -550,7 +550,7 @@ __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double dampin
     la_jacobi_block(a, v, turns, sums, m);
     for (int i = t; i < n; i += threads) {
         double x = a[i * m + i];
-        w[i] = values ? x : 1 / sqrt(x < LA_FLOOR ? LA_FLOOR : x);
+        w[i] = values ? x : pow(1 / sqrt(x < LA_FLOOR ? LA_FLOOR : x), power);
         if (values) values[(size_t)blockIdx.x * (size_t)n + (size_t)i] = (float)x;
     }
     __syncthreads();
@@ -564,22 +564,23 @@ __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double dampin
     }
 }
 
-static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, floatM *scratch) {
+static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, double power,
+                               floatM *scratch) {
     if (!R.p || !G.p || !scratch) return;
     if (!mat_size(G)) return;
     const size_t m = (size_t)la_even(G.rows), small = (32 + 3 * m / 2 + m) * sizeof(double);
     const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;
     const int a_shared = whole <= cm_gpu.shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
     LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R,
-           values, G, damping, (double *)(void *)scratch, each, a_shared);
+           values, G, damping, power, (double *)(void *)scratch, each, a_shared);
 }
 
-static inline void la_eigh_rroot(Mat R, Mat G, double damping, floatM *scratch) {
-    la_eigh_any(R, NULL, G, damping, scratch);
+static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
+    la_eigh_any(R, NULL, G, damping, power, scratch);
 }
 
 static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
-    la_eigh_any(Q, values, G, 0, scratch);
+    la_eigh_any(Q, values, G, 0, 1, scratch);
 }
 
 #endif

@@ -21,8 +21,8 @@ static inline void partner_scale(Mat A, Mat B, Mat DA, Mat DB, double damping, i
     floatM *of_A = arena_take(arena, (size_t)n), *of_B = arena_take(arena, (size_t)n);
     la_norms(of_A, A, group);
     la_norms(of_B, B, 1);
-    la_vec_rroot(of_A, n, 1.0 / A.rows, damping);
-    la_vec_rroot(of_B, n, 1.0 / B.rows, damping);
+    la_vec_rroot(of_A, n, 1.0 / A.rows, damping, 1);
+    la_vec_rroot(of_B, n, 1.0 / B.rows, damping, 1);
     const Mat leg[2] = {DA, DB};
     const floatM *const factor[2] = {of_B, of_A};
     const int heads_of_factor[2] = {group, 1};

@@ -8,11 +8,11 @@ whitens each factor's momentum by the inverse root of its partner's Gram, before
 
     dA_h = C_B,h^-1 msign(C_B,h^-1 U_A,h),  C_B,h = (B_h B_h^T + lambda I)^1/2,  and A <-> B,
 
-for each head h. A_h and B_h are (k, d) blocks: of W_Q and W_K as stored, or of the transpose of W_O
-and of W_V. So one routine serves both circuits. Both legs read the weights as they were before the
-step. The order is: momentum, reprojection of the momentum, whitening, sign, whitening,
-renormalisation, connection, Circuit-Muon. Leg 0 is A, the factor with the query heads; leg 1 is B,
-the shared factor.
+for each head h, where --whiten-power A replaces C^-1 by C^-A. A_h and B_h are (k, d) blocks: of
+W_Q and W_K as stored, or of the transpose of W_O and of W_V. So one routine serves both circuits.
+Both legs read the weights as they were before the step. The order is: momentum, reprojection of the
+momentum, whitening, sign, whitening, renormalisation, connection, Circuit-Muon. Leg 0 is A, the
+factor with the query heads; leg 1 is B, the shared factor.
 */
 #ifndef CM_COMPOSITIONAL_H
 #define CM_COMPOSITIONAL_H
@@ -23,53 +23,9 @@ the shared factor.
 #include "momentum.h"
 #include "msign.h"
 
-/* C^-1 of a leg's partner, for every `group` consecutive heads of the leg: matrices, or scalars in
-   the isotropic form. */
-typedef struct {
-    Mat matrix;
-    floatM *scalar;
-    int group;
-} Whitener;
-
-/* C^-1 from the Grams of the partner W (L, heads) x (k, d), summed over every `group` consecutive
-   heads. `sharing` heads of the leg share each C^-1. */
-static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOptions *o,
-                                   Arena *arena) {
-    int n = W.n0 * (W.n1 / group), k = W.rows;
-    Whitener w = {mat_dense(NULL, n, k, k), NULL, sharing};
-    if (o->isotropic) {
-        /* (sum over the group of ||W_h||_F^2 / k + lambda)^-1/2 */
-        w.scalar = arena_take(arena, (size_t)n);
-        la_norms(w.scalar, W, group);
-        la_vec_rroot(w.scalar, n, 1.0 / k, o->damping);
-        return w;
-    }
-    w.matrix.p = arena_take(arena, mat_size(w.matrix));
-    size_t mark = arena->used;
-    Mat gram = mat_dense(arena_take(arena, mat_size(w.matrix)), n, k, k);
-    Mat by_layer = mat_batch(gram, W.n0, W.n1 / group);
-    for (int g = 0; g < group; g++) la_gram(by_layer, mat_every(W, g, group), g > 0);
-    invroot(w.matrix, gram, o->damping, o->inv_root, arena);
-    arena->used = mark;
-    return w;
-}
-
-/* Y = C^-1 X for batches of n items (k, d). They are dense, unless each item has a whitener of its
-   own. */
-static inline void whiten(Mat Y, const Whitener *w, Mat X) {
-    if (w->scalar) {
-        la_copy(Y, X);
-        la_scale(Y, w->scalar, w->group);
-    } else if (w->group == 1) {
-        la_gemm(Y, 1, w->matrix, X, 0);
-    } else {
-        la_gemm(mat_grouped(Y, w->group, 0), 1, mat_grouped(w->matrix, w->group, 1),
-                mat_grouped(X, w->group, 0), 0);
-    }
-}
-
 /* Whether whitening comes before the sign. */
 static inline int whitens_pre(const OptimOptions *o) {
+    if (o->whiten_power == 0) return 0;
     switch ((Whitening)o->whitening) {
     case WHITEN_BOTH:
     case WHITEN_PRE: return 1;
@@ -81,6 +37,7 @@ static inline int whitens_pre(const OptimOptions *o) {
 
 /* Whether whitening follows the sign. */
 static inline int whitens_post(const OptimOptions *o) {
+    if (o->whiten_power == 0) return 0;
     switch ((Whitening)o->whitening) {
     case WHITEN_BOTH:
     case WHITEN_POST: return 1;
@@ -88,6 +45,102 @@ static inline int whitens_post(const OptimOptions *o) {
     case WHITEN_NONE: return 0;
     }
     return 0;
+}
+
+/* C^-A of a leg's partner, for every `group` consecutive heads of the leg: matrices, or scalars in
+   the isotropic form. */
+typedef struct {
+    Mat matrix;
+    floatM *scalar;
+    int group;
+} Whitener;
+
+/* With relative damping, a Gram whose diagonal has a smaller mean than this counts as one of this
+   mean: what is missing is added to its diagonal. So a partner that is zero, as W_O is at the start
+   of a run, has C = 0.1 I, which is what the released absolute damping of 0.01 gives it. From a
+   width of a hundred on, rows of weights with standard deviation 0.02 are longer than 0.1, so the
+   mean is above this floor. */
+#define DAMPING_MEAN_FLOOR 0.01
+
+/* s (n) = C^-A in the isotropic form: (x + lambda)^(-A/2), where x, the mean of the diagonal of the
+   Gram, is ||W_h||_F^2 / k, summed over every `group` consecutive heads. */
+static inline void whitener_scalars(floatM *s, Mat W, int group, const OptimOptions *o) {
+    int n = mat_count(W) / group;
+    double mean = 1.0 / W.rows;
+    la_norms(s, W, group);
+    switch ((DampingForm)o->damping_form) {
+    case DAMPING_ABSOLUTE: la_vec_rroot(s, n, mean, o->damping, o->whiten_power); break;
+    case DAMPING_RELATIVE:
+        la_vec_damping(s, n, mean, 1 + o->damping, DAMPING_MEAN_FLOOR);
+        la_vec_sqrt(s, n);
+        la_vec_rroot(s, n, 1, 0, o->whiten_power);
+        break;
+    }
+}
+
+/* Adds relative damping to the diagonals of the dense Grams (n,k,k) of W. */
+static inline void damp_relatively(Mat gram, Mat W, int group, double share, Arena *arena) {
+    size_t mark = arena->used;
+    int n = mat_count(gram), k = gram.rows;
+    floatM *lambda = arena_take(arena, (size_t)n);
+    Mat identity = mat_dense(arena_take(arena, (size_t)k * k), 1, k, k);
+    Mat first = mat_outer(gram, 0, 1);
+    la_norms(lambda, W, group);
+    la_vec_damping(lambda, n, 1.0 / k, share, DAMPING_MEAN_FLOOR);
+    la_polynomial(identity, 1, 0, first, 0, first);
+    la_add_scaled(gram, 1, lambda, mat_grouped(identity, n, 1), 1);
+    arena->used = mark;
+}
+
+/* matrix (n,k,k) = C^-A = (Gram + lambda I)^(-A/2) of W, whose Grams are summed over every `group`
+   consecutive heads. */
+static inline void whitener_matrices(Mat matrix, Mat W, int group, const OptimOptions *o,
+                                     Arena *arena) {
+    size_t mark = arena->used;
+    double damping = o->damping;
+    Mat gram = mat_take(matrix, arena), by_layer = mat_batch(gram, W.n0, W.n1 / group);
+    for (int g = 0; g < group; g++) la_gram(by_layer, mat_every(W, g, group), g > 0);
+    switch ((DampingForm)o->damping_form) {
+    case DAMPING_ABSOLUTE: break;
+    case DAMPING_RELATIVE:
+        damp_relatively(gram, W, group, damping, arena);
+        damping = 0;
+        break;
+    }
+    invroot_power(matrix, gram, damping, o->whiten_power, o->inv_root, arena);
+    arena->used = mark;
+}
+
+/* The whitener by the partner W (L, heads) x (k, d), whose Grams are summed over every `group`
+   consecutive heads. `sharing` heads of the leg share each C^-A. Where nothing is whitened there is
+   none. */
+static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOptions *o,
+                                   Arena *arena) {
+    int n = W.n0 * (W.n1 / group), k = W.rows;
+    Whitener w = {mat_dense(NULL, n, k, k), NULL, sharing};
+    if (!whitens_pre(o) && !whitens_post(o)) return w;
+    if (o->isotropic) {
+        w.scalar = arena_take(arena, (size_t)n);
+        whitener_scalars(w.scalar, W, group, o);
+        return w;
+    }
+    w.matrix.p = arena_take(arena, mat_size(w.matrix));
+    whitener_matrices(w.matrix, W, group, o, arena);
+    return w;
+}
+
+/* Y = C^-A X for batches of n items (k, d). They are dense, unless each item has a whitener of its
+   own. */
+static inline void whiten(Mat Y, const Whitener *w, Mat X) {
+    if (w->scalar) {
+        la_copy(Y, X);
+        la_scale(Y, w->scalar, w->group);
+    } else if (w->group == 1) {
+        la_gemm(Y, 1, w->matrix, X, 0);
+    } else {
+        la_gemm(mat_grouped(Y, w->group, 0), 1, mat_grouped(w->matrix, w->group, 1),
+                mat_grouped(X, w->group, 0), 0);
+    }
 }
 
 /* Gives each layer of U (L, heads) x (k, d), dense, the Frobenius norm of the same layer of
@@ -102,15 +155,21 @@ static inline void renorm(Mat U, Mat sign, Arena *arena) {
     la_scale(whole, ratio, 1);
 }
 
+/* Heads of a leg that share a sign. The hybrid form takes one sign over all heads of W_O, because
+   W_O adds the heads. */
+static inline int heads_of_sign(const Leg *leg, const OptimOptions *o) {
+    return leg->by_column && o->hybrid ? leg->heads : o->head_group;
+}
+
 /* Turns U (L, heads) x (k, d), dense, from the momentum of one leg into the direction. The leg has
-   signs of its own: one for each head, or with whole_sign one over all heads of a layer. */
-static inline void cm_direction(Mat U, const Whitener *w, int whole_sign, const OptimOptions *o,
+   signs of its own, one over every `together` consecutive heads of a layer. */
+static inline void cm_direction(Mat U, const Whitener *w, int together, const OptimOptions *o,
                                 Arena *arena) {
     size_t mark = arena->used;
     Mat X = mat_flat(U), Y = mat_flat(mat_take(U, arena));
     if (whitens_pre(o)) whiten(Y, w, X);
     else la_copy(Y, X);
-    msign(whole_sign ? mat_dense(Y.p, U.n0, U.rows * U.n1, U.cols) : Y, o, arena);
+    msign(mat_dense(Y.p, mat_count(U) / together, U.rows * together, U.cols), o, arena);
     if (whitens_post(o)) whiten(X, w, Y);
     else la_copy(X, Y);
     if (o->per_mat_renorm) renorm(U, Y, arena);
@@ -180,13 +239,13 @@ static inline int legs_coupled(const Step *s) {
 
 /* Sets U to the directions of two coupled legs, from momentum to Circuit-Muon. */
 static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat U[2],
-                                      const Whitener w[2], int whole_sign) {
+                                      const Whitener w[2]) {
     const OptimOptions *o = s->options;
     pair_sources(s, leg, U, momentum_of(o, 1, s->momentum));
     switch ((Method)o->method) {
     case METHOD_HALF_SPLIT:
-        cm_direction(U[0], &w[0], whole_sign, o, s->arena);
-        cm_direction(U[1], &w[1], 0, o, s->arena);
+        for (int i = 0; i < 2; i++)
+            cm_direction(U[i], &w[i], heads_of_sign(&leg[i], o), o, s->arena);
         break;
     case METHOD_JOINT: joint_direction(U, w, o, s->arena); break;
     }
@@ -213,12 +272,11 @@ static inline void cm_rates(const Step *s, int group, double rate[2]) {
     rate[1] = rate[0] / divisor;
 }
 
-/* The hybrid form takes one sign over all heads of W_O, because W_O adds the heads. */
 static inline void cm_step(const Step *s) {
     const OptimOptions *o = s->options;
     size_t mark = s->arena->used;
     const Leg leg[2] = {leg_in_heads(&s->leg[0]), leg_in_heads(&s->leg[1])};
-    int group = leg[0].W.n1 / leg[1].W.n1, whole_sign = o->hybrid && s->leg[0].by_column;
+    int group = leg[0].W.n1 / leg[1].W.n1;
     double keep = 1 - s->lr * s->weight_decay, rate[2];
     Whitener w[2];
     w[0] = whitener_of(leg[1].W, 1, group, o, s->arena);
@@ -227,14 +285,14 @@ static inline void cm_step(const Step *s) {
     if (legs_coupled(s)) {
         Mat U[2];
         for (int i = 0; i < 2; i++) U[i] = mat_take(leg[i].W, s->arena);
-        coupled_directions(s, leg, U, w, whole_sign);
+        coupled_directions(s, leg, U, w);
         for (int i = 0; i < 2; i++) la_axpby(leg[i].W, -rate[i], U[i], keep);
     } else {
         for (int i = 0; i < 2; i++) {
             size_t at = s->arena->used;
             Mat U = mat_take(leg[i].W, s->arena);
             momentum_step(U, leg[i].M, leg[i].G, momentum_of(o, 1, s->momentum), s->gscale);
-            cm_direction(U, &w[i], i == 0 && whole_sign, o, s->arena);
+            cm_direction(U, &w[i], heads_of_sign(&leg[i], o), o, s->arena);
             la_axpby(leg[i].W, -rate[i], U, keep);
             s->arena->used = at;
         }

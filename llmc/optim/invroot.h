@@ -1,10 +1,16 @@
 /*
-(G + lambda I)^(-1/2) of small symmetric Gram matrices, the whitener of Compositional Muon.
+C^-A = (G + lambda I)^(-A/2) of small symmetric Gram matrices, the whitener of Compositional Muon;
+A = 1 unless --whiten-power says otherwise.
 
 cans25, cans12: the coupled iteration with Chebyshev-optimised coefficients (CANS, arXiv
 2506.10935). W = G + lambda I, s = 0.999 / ||W||_F, Y = s W, Z = I; then P = Z Y, Y <- a Y + b Y P,
 Z <- a Z + b P Z, and the root is sqrt(s) Z. Nine steps have tuned (a, b), the others (1.5, -0.5).
 The iteration ends early once P = I to rounding, since further steps would change nothing. eigh: by
+eigendecomposition.
+
+Multiples of a quarter are products of C^-1, C^-1/2 and C^-1/4, for F^1/2 = F F^-1/2 and the
+iteration gives F^-1/2. With F = C^-1 this product loses less to rounding than that of C with its
+root, because the largest errors of F^-1/2 meet the smallest eigenvalues of F. Other powers take an
 eigendecomposition.
 */
 #ifndef CM_INVROOT_H
@@ -108,8 +114,44 @@ static inline void invroot(Mat root, Mat gram, double damping, int which, Arena 
     switch ((RootKind)which) {
     case ROOT_CANS25: invroot_coupled(root, gram, damping, LA_ROOT_STEPS, arena); break;
     case ROOT_CANS12: invroot_coupled(root, gram, damping, 12, arena); break;
-    case ROOT_EIGH: la_eigh_rroot(root, gram, damping, arena_take(arena, room)); break;
+    case ROOT_EIGH: la_eigh_rroot(root, gram, damping, 1, arena_take(arena, room)); break;
     }
+    arena->used = mark;
+}
+
+/* root = (gram + damping I)^(-power/2) for a power that is a multiple of 1/4, by inverse roots.
+   gram is overwritten. */
+static inline void invroot_quarters(Mat root, Mat gram, double damping, double power, int which,
+                                    Arena *arena) {
+    size_t mark = arena->used;
+    Mat factor = mat_take(root, arena), factor_root = mat_take(root, arena);
+    int products = 0;
+    invroot(factor, gram, damping, which, arena); /* C^-1, and C^-bit from here on */
+    for (double bit = 1, rest = power; rest > 0; bit /= 2) {
+        if (bit < 1) {
+            la_copy(gram, factor);
+            invroot(factor_root, gram, 0, which, arena);
+            la_gemm_symmetric(gram, 1, factor, factor_root, 0);
+            la_copy(factor, gram);
+        }
+        for (; rest >= bit; rest -= bit) {
+            if (products > 0) la_gemm_symmetric(gram, 1, root, factor, 0);
+            la_copy(root, products > 0 ? gram : factor);
+            products++;
+        }
+    }
+    arena->used = mark;
+}
+
+/* root (n,k,k) = (gram + damping I)^(-power/2) of gram (n,k,k), by `which` (RootKind) where the
+   power is a multiple of 1/4, else by eigendecomposition. gram is overwritten. */
+static inline void invroot_power(Mat root, Mat gram, double damping, double power, int which,
+                                 Arena *arena) {
+    size_t mark = arena->used, room = (size_t)mat_count(gram) * la_eigh_scratch(gram.rows);
+    if (power == 1) invroot(root, gram, damping, which, arena);
+    else if (which != ROOT_EIGH && 4 * power == floor(4 * power))
+        invroot_quarters(root, gram, damping, power, which, arena);
+    else la_eigh_rroot(root, gram, damping, power, arena_take(arena, room));
     arena->used = mark;
 }
 

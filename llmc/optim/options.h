@@ -12,6 +12,7 @@ typedef enum { MSIGN_PE8, MSIGN_QUINTIC5, MSIGN_QUINTIC5_NV, MSIGN_SIMPLE12 } Ms
 typedef enum { SCALE_SPECTRAL, SCALE_RMS, SCALE_NONE } ScaleKind;
 typedef enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH } RootKind;
 typedef enum { WHITEN_BOTH, WHITEN_PRE, WHITEN_POST, WHITEN_NONE } Whitening;
+typedef enum { DAMPING_ABSOLUTE, DAMPING_RELATIVE } DampingForm;
 typedef enum { AUTO_AUTO, AUTO_ON, AUTO_OFF } AutoOnOff;
 typedef enum { FORM_AUTO, FORM_SUM, FORM_EMA } MomentumForm;
 typedef enum { DIV_ONE, DIV_GROUP } SharedDiv;
@@ -29,30 +30,32 @@ typedef enum { REPROJECT_OFF, REPROJECT_COPY, REPROJECT_WRITE_BACK } Reproject;
 /* The fields of the first part are the flags of options.def, which libcmuon has too. The fields of
    the second part are flags of the trainer alone. */
 typedef struct {
-    double momentum;    /* coefficient, before any momentum warm-up */
-    int momentum_form;  /* FORM_...; auto: EMA for Muon, SUM for CM, as released */
-    int nesterov;       /* AUTO_...; auto: on for Muon, off for CM, as released */
-    int msign;          /* MSIGN_... */
-    int msign_compute;  /* Compute, for la_sign_in_bf16 */
-    int scale;          /* SCALE_..., Muon only: CM has no shape factor */
-    double mp;          /* CM's learning-rate multiplier */
-    double damping;     /* lambda, added to the diagonal of every partner Gram */
-    int isotropic;      /* C^-1 replaced by the scalar (||W||_F^2 / k + lambda)^-1/2 */
-    int hybrid;         /* one sign over all heads of W_O; else per head */
-    int whitening;      /* WHITEN_... */
-    int inv_root;       /* ROOT_... */
-    int shared_div;     /* DIV_..., grouped-query attention: divisor of the step of K and V */
-    int per_mat_renorm; /* undo the change of norm by the second whitening, one scalar a leg */
-    int method;         /* METHOD_...: a sign and half of the budget for each leg, or one sign */
-    int connection;     /* CONNECTION_..., the representative of a step that is kept */
-    int gauge_damping;  /* add damping to the Grams and traces of the connection too */
+    double momentum;     /* coefficient, before any momentum warm-up */
+    int momentum_form;   /* FORM_...; auto: EMA for Muon, SUM for CM, as released */
+    int nesterov;        /* AUTO_...; auto: on for Muon, off for CM, as released */
+    int msign;           /* MSIGN_... */
+    int msign_compute;   /* Compute, for la_sign_in_bf16 */
+    int scale;           /* SCALE_..., Muon only: CM has no shape factor */
+    double mp;           /* CM's learning-rate multiplier */
+    double damping;      /* lambda, added to the diagonal of every partner Gram */
+    int damping_form;    /* DAMPING_..., relative: lambda is damping x mean of that diagonal */
+    double whiten_power; /* A: legs are whitened by C^-A; 0 whitens nothing, 1 is CM */
+    int isotropic;       /* C^-1 replaced by the scalar (||W||_F^2 / k + lambda)^-1/2 */
+    int hybrid;          /* one sign over all heads of W_O; else per head */
+    int head_group;      /* CM and Group Muon: consecutive heads that share a sign */
+    int whitening;       /* WHITEN_... */
+    int inv_root;        /* ROOT_... */
+    int shared_div;      /* DIV_..., grouped-query attention: divisor of the step of K and V */
+    int per_mat_renorm;  /* undo the change of norm by the second whitening, one scalar a leg */
+    int method;          /* METHOD_...: a sign and half of the budget for each leg, or one sign */
+    int connection;      /* CONNECTION_..., the representative of a step that is kept */
+    int gauge_damping;   /* add damping to the Grams and traces of the connection too */
     int momentum_reproject; /* REPROJECT_...: project a copy of the momentum, or its buffers */
     int circuit;            /* Circuit-Muon on the directions of V and O */
     double circuit_damping;
 
     double adam_beta1, adam_beta2, adam_eps;
     double lion_beta1, lion_beta2;
-    int head_group;        /* Group Muon: heads that share a sign */
     double normuon_beta2;  /* NorMuon: decay of the second moment of the rows */
     int aurora_iterations; /* Aurora: signs taken */
     double aurora_power;   /* Aurora: exponent of the correction of the rows */
@@ -66,6 +69,7 @@ typedef struct {
 static inline int optim_check(const OptimOptions *o, int is_ov, int heads, int kv_heads,
                               char *err) {
     int joint = o->method == METHOD_JOINT;
+    int gauged = o->connection != CONNECTION_NONE || o->momentum_reproject != REPROJECT_OFF;
     if (heads < 1 || kv_heads < 1 || heads % kv_heads)
         return fail(err, "%d query heads must be a multiple of %d key and value heads", heads,
                     kv_heads);
@@ -79,6 +83,18 @@ static inline int optim_check(const OptimOptions *o, int is_ov, int heads, int k
         return fail(err,
                     "method joint shares one sign between the legs, so per-mat-renorm, which gives "
                     "each leg the norm of its own sign, has no meaning; turn it off");
+    if (joint && o->head_group > 1)
+        return fail(err,
+                    "method joint takes a sign per head and head-group %d one over several heads; "
+                    "set head-group 1",
+                    o->head_group);
+    if (heads % o->head_group || kv_heads % o->head_group)
+        return fail(err, "head-group %d heads share a sign, so it must divide %d and %d",
+                    o->head_group, heads, kv_heads);
+    if (o->damping_form == DAMPING_RELATIVE && o->gauge_damping && gauged)
+        return fail(err,
+                    "damping-form relative is a share of one partner's Gram, and gauge-damping on "
+                    "adds one number to the Grams of both; turn gauge-damping off");
     if (joint && is_ov && o->hybrid)
         return fail(err,
                     "method joint takes a sign per head and hybrid one over all heads of W_O; turn "

@@ -282,7 +282,9 @@ static void test_vectors(void) {
         stream({6, n});
         View *s = vector((size_t)n), *t = vector((size_t)n);
         COMPARE(vec_recip, EACH, 1, (p(s), n, 0.5));
-        COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3));
+        COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 1));
+        COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 0.7));
+        COMPARE(vec_damping, EACH, 1, (p(s), n, 0.5, 0.1, 0.4));
         COMPARE(vec_div, EACH, 1, (p(s), p(t), n, 0.25));
         COMPARE(vec_mul, EACH, 1, (p(s), n, -3));
         COMPARE(vec_moment, EACH, 2, (p(t), p(s), n, 0.9, 0.5));
@@ -493,7 +495,7 @@ static void test_roots(void) {
             compare(
                 "root_iteration", steps == 12 ? 5e-5 : 3e-7 * (40 + kappa / 2), 1,
                 [&] { check(run_root(R, G, damping, steps, INVROOT_TUNED), "%d is declined", k); },
-                [&] { cpu_la_eigh_rroot(R->host, G->host, damping, scratch->h); });
+                [&] { cpu_la_eigh_rroot(R->host, G->host, damping, 1, scratch->h); });
             check(is_symmetric(R), "the root of %d x %d is not symmetric", k, k);
             forget();
         }
@@ -680,6 +682,7 @@ static void test_eigenvalues(void) {
             int k = sizes[i], n = k > 20 ? 1 : 3;
             size_t kk = (size_t)k * k, limit = cm_gpu.shared_limit;
             stream({15, k, kind});
+            double power = kind == 1 ? 0.7 : 1;
             View *Q = dense(n, k, k), *G = view_of(i % 2 ? APART : DENSE, 0, 1, n, 1, k, k);
             View *R = dense(n, k, k), *w = dense(n, 1, k);
             View *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
@@ -687,8 +690,9 @@ static void test_eigenvalues(void) {
             if (kind == 0) graded(G, 1e5);
             if (kind == 2) fill(G, 0);
             compare(
-                "eigh_rroot", 1e-5, 1u << 2, [&] { la_eigh_rroot(R->dev, G->dev, 10, room); },
-                [&] { cpu_la_eigh_rroot(R->host, G->host, 10, scratch->h); });
+                "eigh_rroot", 1e-5, 1u << 2,
+                [&] { la_eigh_rroot(R->dev, G->dev, 10, power, room); },
+                [&] { cpu_la_eigh_rroot(R->host, G->host, 10, power, scratch->h); });
             check(is_symmetric(R), "la_eigh_rroot of %d x %d is not symmetric", k, k);
             cm_gpu.shared_limit = kind == 1 ? 0 : limit;
             la_eigh(Q->dev, w->dev.p, G->dev, room);
@@ -700,7 +704,7 @@ static void test_eigenvalues(void) {
             }
             G->h[element(G, 0, k - 1, 0)] = NAN;
             upload(G);
-            la_eigh_rroot(R->dev, G->dev, 1, room);
+            la_eigh_rroot(R->dev, G->dev, 1, 1, room);
             const float *r = on_host(R->d, R->size);
             check(isnan(r[0]) && isnan(r[kk - 1]), "la_eigh_rroot of %d hides NaN", k);
             check(n == 1 || !isnan(r[kk]), "la_eigh_rroot of %d spreads NaN", k);

@@ -134,8 +134,13 @@ void cpu_la_scale(Mat X, const float *s, int group) { la_scale(X, s, group); }
 
 void cpu_la_vec_recip(float *s, int n, double floor) { la_vec_recip(s, n, floor); }
 
-void cpu_la_vec_rroot(float *s, int n, double a, double b) { la_vec_rroot(s, n, a, b); }
+void cpu_la_vec_rroot(float *s, int n, double a, double b, double power) {
+    la_vec_rroot(s, n, a, b, power);
+}
 
+void cpu_la_vec_damping(float *s, int n, double a, double b, double floor) {
+    la_vec_damping(s, n, a, b, floor);
+}
 void cpu_la_vec_div(float *s, const float *t, int n, double floor) { la_vec_div(s, t, n, floor); }
 
 void cpu_la_vec_mul(float *s, int n, double a) { la_vec_mul(s, n, a); }
@@ -149,8 +154,8 @@ void cpu_la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, doubl
 
 size_t cpu_la_eigh_scratch(int n) { return la_eigh_scratch(n); }
 
-void cpu_la_eigh_rroot(Mat R, Mat G, double damping, float *scratch) {
-    la_eigh_rroot(R, G, damping, scratch);
+void cpu_la_eigh_rroot(Mat R, Mat G, double damping, double power, float *scratch) {
+    la_eigh_rroot(R, G, damping, power, scratch);
 }
 
 void cpu_la_inner(float *s, Mat X, Mat Y, int group) { la_inner(s, X, Y, group); }

@@ -61,14 +61,15 @@ void cpu_la_norms(float *s, Mat X, int group);
 double cpu_la_sum_squares(const float *x, size_t n);
 void cpu_la_scale(Mat X, const float *s, int group);
 void cpu_la_vec_recip(float *s, int n, double floor);
-void cpu_la_vec_rroot(float *s, int n, double a, double b);
+void cpu_la_vec_rroot(float *s, int n, double a, double b, double power);
+void cpu_la_vec_damping(float *s, int n, double a, double b, double floor);
 void cpu_la_vec_div(float *s, const float *t, int n, double floor);
 void cpu_la_vec_mul(float *s, int n, double a);
 void cpu_la_vec_sqrt(float *s, int n);
 void cpu_la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double beta1, double beta2,
                   double rate, double root, double eps, double keep, float *copy);
 size_t cpu_la_eigh_scratch(int n);
-void cpu_la_eigh_rroot(Mat R, Mat G, double damping, float *scratch);
+void cpu_la_eigh_rroot(Mat R, Mat G, double damping, double power, float *scratch);
 void cpu_la_inner(float *s, Mat X, Mat Y, int group);
 void cpu_la_add_scaled(Mat Y, double a, const float *s, Mat X, int group);
 void cpu_la_row_norms(float *norms, Mat X);
