@@ -319,9 +319,13 @@ def print_sweep(grid, args):
 
 def version_of(run, program):
     """The version of the program, and the commit of the repository in which it lies, if any."""
-    commit = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(program)), "describe", "--always",
-                             "--dirty", "--exclude=*"], capture_output=True, text=True)
-    return f"{run['version']} {commit.stdout.strip()}".strip()
+    try:
+        folder = os.path.dirname(os.path.abspath(program))
+        commit = subprocess.run(["git", "-C", folder, "describe", "--always", "--dirty", "--exclude=*"],
+                                capture_output=True, text=True).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
+    return f"{run['version']} {commit}".strip()
 
 
 def read_log(path):

@@ -357,7 +357,8 @@ step_kernels() {
 # In fp32 the GPU differs from the CPU by the order of sums: at most 2e-4 of every loss. In bf16 weights and
 # activations have 8 bits, and each is rounded by up to 2^-9. Most of that averages out in the mean loss of
 # thousands of tokens. On the emulator the losses of these models differ by 2e-5 before the first update and by
-# 3e-4 within twenty steps. Ten times that is allowed.
+# 3e-4 within twenty steps. Ten times that is allowed. CM on GPT-2 has a small rate, because at its own rate this
+# little model passes a peak that multiplies every difference: signs in bf16 alone move its loss by 4 %.
 step_parity() {
     local cpu train train32 dir flags name kind worst first status
     need cpu train_gpt train train_gpt_cuda train32 train_gpt_cuda_fp32
@@ -368,7 +369,7 @@ step_parity() {
     small="--data $dir/text.txt --runs-dir $dir --layers 3 --width 128 --heads 4 --seq-len 128 --batch-size 8
         --total-batch-tokens 1024 --vocab 256 --steps 20 --val-every 5 --val-tokens 2048 --keep-checkpoints 0
         --warmup 4"
-    cases=("tiny --optimizer cm" "gpt2 --optimizer cm" "gpt2 --optimizer adamw"
+    cases=("tiny --optimizer cm" "gpt2 --optimizer cm --lr 0.005" "gpt2 --optimizer adamw"
         "llama --optimizer muon --kv-heads 2" "speedrun --optimizer cm")
     if [ -n "$CHECK_TOY" ]; then # with fewer tokens, less averages out
         limits="2e-4 2e-2 2e-3" small="$small --layers 2 --width 32 --heads 2 --seq-len 16 --batch-size 4
