@@ -44,12 +44,12 @@ COMMON = ("--lr-embed 0.002 --lr-head 0.001 --lr-scalar 0.003 --weight-decay-emb
 OPTIMIZERS = {
     "adamw": "--optimizer adamw --lr 0.0015 --weight-decay 0.1 " + COMMON,
     "cm": "--optimizer cm --lr 0.02 --weight-decay 0.05 " + COMMON +
-          " --momentum 0.95 --nesterov auto --momentum-form auto --msign pe8 "
+          " --momentum 0.95 --nesterov released --momentum-form released --msign pe8 "
           "--scale spectral --damping 0.01 --mp 1 --isotropic off --hybrid on "
           "--inv-root cans25",
 }
 # Only ten losses, to check the routing of flags that have their defaults in the two cases above.
-MATRIX = (" --momentum 0.95 --nesterov auto --momentum-form auto --msign simple12 "
+MATRIX = (" --momentum 0.95 --nesterov released --momentum-form released --msign simple12 "
           "--damping 0.05 --mp 1.5 --inv-root eigh")
 LOSSES_ONLY = {
     "muon": "--optimizer muon --lr 0.01 --weight-decay 0.05 " + COMMON + MATRIX +

@@ -668,7 +668,7 @@ static inline void muon_directions(const Legs *p, const OptimOptions *options, d
     OptimOptions o = *options;
     o.scale = SCALE_NONE;
     o.momentum_form = FORM_SUM;
-    o.nesterov = AUTO_OFF;
+    o.nesterov = NESTEROV_OFF;
     for (int leg = 0; leg < 2; leg++) {
         Leg l = legs_leg(p, leg);
         if (!leg && p->s.output && o.hybrid) l.heads = 0;

@@ -397,11 +397,11 @@ static void test_options(void) {
                                           {"momentum", "0.9"},
                                           {"momentum_form", "sum"},
                                           {"momentum_form", "ema"},
-                                          {"momentum-form", "auto"},
+                                          {"momentum-form", "released"},
                                           {"nesterov", "0"},
                                           {"nesterov", "1"},
                                           {"nesterov", "on"},
-                                          {"nesterov", "auto"},
+                                          {"nesterov", "released"},
                                           {"weight_decay", "0.1"},
                                           {"damping", "1e-3"},
                                           {"mp", "2"},
@@ -450,6 +450,7 @@ static void test_options(void) {
         {"head_group", "0", CM_EVALUE},
         {"whitening", "Both", CM_EVALUE},
         {"nesterov", "2", CM_EVALUE},
+        {"nesterov", "auto", CM_EVALUE},
         {"momentum", "nan", CM_EVALUE},
         {"momentum", "1", CM_EVALUE},
         {"momentum", "-0.1", CM_EVALUE},
@@ -499,9 +500,9 @@ static void test_options(void) {
               o->threads == 0,
           "the defaults");
     cm_options_set(o, "nesterov", "0");
-    check(o->optim.nesterov == AUTO_OFF, "nesterov=0");
+    check(o->optim.nesterov == NESTEROV_OFF, "nesterov=0");
     cm_options_set(o, "nesterov", "1");
-    check(o->optim.nesterov == AUTO_ON, "nesterov=1");
+    check(o->optim.nesterov == NESTEROV_ON, "nesterov=1");
     cm_options_set(o, "weight_decay", "0.25");
     cm_options_set(o, "isotropic", "1");
     check(o->weight_decay == 0.25 && o->optim.isotropic == 1, "weight_decay, isotropic");

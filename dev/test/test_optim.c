@@ -1221,7 +1221,7 @@ static void test_momentum(void) {
         OptimOptions sum = default_options(), ema;
         sum.momentum = 0.9;
         sum.momentum_form = FORM_SUM;
-        sum.nesterov = nesterov ? AUTO_ON : AUTO_OFF;
+        sum.nesterov = nesterov ? NESTEROV_ON : NESTEROV_OFF;
         ema = sum;
         ema.momentum_form = FORM_EMA;
         Legs p = legs_of(shapes[3]), q = legs_copy(&p);
@@ -1249,7 +1249,14 @@ static void test_momentum(void) {
         release();
     }
     OptimOptions o = default_options();
-    /* The defaults of momentum_form differ from rule to rule, and the buffer shows them. */
+    /* By default the momentum of all rules is equal. Released forms differ from rule to rule, and
+       the buffer shows them. */
+    Momentum equal[2] = {momentum_of(&o, 0, 0.75), momentum_of(&o, 1, 0.75)};
+    for (int is_cm = 0; is_cm < 2; is_cm++)
+        check(equal[is_cm].beta == 0.75 && equal[is_cm].gain == 0.25 && equal[is_cm].nesterov,
+              "the default momentum of %s is not EMA with Nesterov", is_cm ? "CM" : "Muon");
+    o.momentum_form = FORM_RELEASED;
+    o.nesterov = NESTEROV_RELEASED;
     Legs p = legs_of(shapes[0]);
     muon_update(legs_leg(&p, 0), &o, 0.75, 0.1, 0, 1);
     check(relative_error((double)p.M[0][5], 0.25 * (double)p.G[0][5], 0) < 1e-6,
@@ -1263,10 +1270,10 @@ static void test_momentum(void) {
           "Muon's momentum is not EMA with Nesterov");
     check(cm.beta == 0.75 && cm.gain == 1 && !cm.nesterov, "CM's momentum is not a plain sum");
     o.momentum_form = FORM_SUM;
-    o.nesterov = AUTO_OFF;
+    o.nesterov = NESTEROV_OFF;
     muon = momentum_of(&o, 0, 0.75);
     o.momentum_form = FORM_EMA;
-    o.nesterov = AUTO_ON;
+    o.nesterov = NESTEROV_ON;
     cm = momentum_of(&o, 1, 0.75);
     check(muon.gain == 1 && !muon.nesterov && cm.gain == 0.25 && cm.nesterov,
           "momentum options are ignored");

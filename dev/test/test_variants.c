@@ -717,7 +717,7 @@ static void test_reprojection(void) {
                 int active = connection ? connection : CONNECTION_FROBENIUS;
                 o.connection = connection;
                 o.gauge_damping = 0;
-                o.nesterov = nesterov ? AUTO_ON : AUTO_OFF;
+                o.nesterov = nesterov ? NESTEROV_ON : NESTEROV_OFF;
                 Legs p = legs_of(s);
                 for (int leg = 0; leg < 2; leg++)
                     memcpy(p.M[leg], normals_m(p.n[leg], 0.02), p.n[leg] * sizeof(floatM));
@@ -1530,7 +1530,7 @@ static void test_head_group(void) {
         o.head_group = G;
         o.msign = MSIGN_SIMPLE12;
         o.scale = SCALE_NONE;
-        o.nesterov = AUTO_OFF;
+        o.nesterov = NESTEROV_OFF;
         int rows = by_column ? C : ROWS, cols = by_column ? ROWS : C;
         floatM *w = take_m(ROWS * C), *g = normals_m(ROWS * C, 1), *m = take_m(ROWS * C);
         Step s = step_of(RULE_MUON_GROUP, &o, 1, 0);

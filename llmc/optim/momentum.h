@@ -12,20 +12,20 @@ typedef struct {
     int nesterov;
 } Momentum;
 
-/* What the options ask for. `auto` is as the authors released their rules: Muon takes an average
-   (EMA) with Nesterov's momentum, CM a sum without Nesterov's. Sum and average differ by a factor,
-   which a matrix sign removes. */
+/* What the options ask for. Muon was released with an average (EMA) and Nesterov's momentum, and CM
+   with a sum and without, by which CM loses what it gains on Muon (docs/comparison.md). Sum and
+   average differ by a factor, which a matrix sign removes. */
 static inline Momentum momentum_of(const OptimOptions *o, int is_cm, double beta) {
     int average = !is_cm, nesterov = !is_cm;
     switch ((MomentumForm)o->momentum_form) {
-    case FORM_AUTO: break;
-    case FORM_SUM: average = 0; break;
     case FORM_EMA: average = 1; break;
+    case FORM_SUM: average = 0; break;
+    case FORM_RELEASED: break;
     }
-    switch ((AutoOnOff)o->nesterov) {
-    case AUTO_AUTO: break;
-    case AUTO_ON: nesterov = 1; break;
-    case AUTO_OFF: nesterov = 0; break;
+    switch ((NesterovKind)o->nesterov) {
+    case NESTEROV_ON: nesterov = 1; break;
+    case NESTEROV_OFF: nesterov = 0; break;
+    case NESTEROV_RELEASED: break;
     }
     Momentum m = {beta, average ? 1 - beta : 1, nesterov};
     return m;

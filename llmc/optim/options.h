@@ -14,7 +14,8 @@ typedef enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH } RootKind;
 typedef enum { WHITEN_BOTH, WHITEN_PRE, WHITEN_POST, WHITEN_NONE } Whitening;
 typedef enum { DAMPING_ABSOLUTE, DAMPING_RELATIVE } DampingForm;
 typedef enum { AUTO_AUTO, AUTO_ON, AUTO_OFF } AutoOnOff;
-typedef enum { FORM_AUTO, FORM_SUM, FORM_EMA } MomentumForm;
+typedef enum { FORM_EMA, FORM_SUM, FORM_RELEASED } MomentumForm;
+typedef enum { NESTEROV_ON, NESTEROV_OFF, NESTEROV_RELEASED } NesterovKind;
 typedef enum { DIV_ONE, DIV_GROUP } SharedDiv;
 typedef enum { METHOD_HALF_SPLIT, METHOD_JOINT } Method;
 typedef enum {
@@ -31,8 +32,8 @@ typedef enum { REPROJECT_OFF, REPROJECT_COPY, REPROJECT_WRITE_BACK } Reproject;
    the second part are flags of the trainer alone. */
 typedef struct {
     double momentum;     /* coefficient, before any momentum warm-up */
-    int momentum_form;   /* FORM_...; auto: EMA for Muon, SUM for CM, as released */
-    int nesterov;        /* AUTO_...; auto: on for Muon, off for CM, as released */
+    int momentum_form;   /* FORM_...; released: EMA for Muon, SUM for CM */
+    int nesterov;        /* NESTEROV_...; released: on for Muon, off for CM */
     int msign;           /* MSIGN_... */
     int msign_compute;   /* Compute, for la_sign_in_bf16 */
     int scale;           /* SCALE_..., Muon only: CM has no shape factor */
