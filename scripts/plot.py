@@ -245,7 +245,7 @@ def run_of_row(row):
         "seed": row["seed"],
         "train": points(middles),
         "val": after_start(points(results.curve(row["val_curve"]))),
-        "final": math.inf if row["diverged"] else row["final_val"],
+        "final": row["final_val"],
         "ms": row["ms"] if math.isfinite(row["ms"]) else None,
         "loaded": waited,
     }
@@ -755,7 +755,7 @@ def losses_by_rate(rows):
     at = {}
     for row in rows:
         if row["stage"] == "tune":
-            at.setdefault(row["rate"], []).append(math.inf if row["diverged"] else row["final_val"])
+            at.setdefault(row["rate"], []).append(row["final_val"])
     return dict(sorted(at.items()))
 
 
