@@ -31,6 +31,9 @@ import subprocess
 import sys
 import tempfile
 import time
+
+if sys.version_info < (3, 11):
+    sys.exit("error: comparing needs Python 3.11 or later")
 import tomllib
 
 import results
@@ -587,29 +590,35 @@ def known_rows(args):
         fail(str(problem))
 
 
+def dry_run_seconds(grid, args, job):
+    """Expected time of a run from --dry-run, with a twentieth for validation and start."""
+    command = command_of(grid, args, job, "--dry-run")
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as problem:
+        fail_without_program(grid, problem)
+    if out.returncode:
+        fail(f"{shlex.join(command)} {how_it_ended(out.returncode)}: {out.stderr.strip()}")
+    words = out.stdout.replace(",", " ").split()
+    at = [i for i, w in enumerate(words) if w == "ms" and words[i + 1:i + 3] == ["a", "step"]]
+    if not at:
+        fail("the program's --dry-run names no time of a step")
+    return 1.05 * float(words[at[0] - 1]) * steps_of(job) / 1000
+
+
+def steps_of(job):
+    return int(job.flags.get("steps", 1200))  # the trainer's default
+
+
 def measured_seconds(grid, args, job, memory):
-    """Expected time of a run: the median of the results' runs of its setting, else measured by
-    --dry-run, with a twentieth for validation and start."""
+    """Expected time of a run: the median of the results' runs of its setting, else that of --dry-run. The
+    runs of a sweep have one setting, whatever their model."""
     name = job.setting["name"]
     if name not in memory:
         times = sorted(row["seconds"] for row in args.known.values()
-                       if row["setting"] == name and row["grid"] == grid["name"])
-        if times:
-            memory[name] = times[len(times) // 2]
-        else:
-            command = command_of(grid, args, job, "--dry-run")
-            try:
-                out = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            except OSError as problem:
-                fail_without_program(grid, problem)
-            if out.returncode:
-                fail(f"{shlex.join(command)} {how_it_ended(out.returncode)}: {out.stderr.strip()}")
-            words = out.stdout.replace(",", " ").split()
-            at = [i for i, w in enumerate(words) if w == "ms" and words[i + 1:i + 3] == ["a", "step"]]
-            if not at:
-                fail("the program's --dry-run names no time of a step")
-            steps = int(job.flags.get("steps", 1200))
-            memory[name] = 1.05 * float(words[at[0] - 1]) * steps / 1000
+                       if row["setting"] == name and row["grid"] == grid["name"] and "sweep" not in grid
+                       and row["steps"] == steps_of(job))
+        memory[name] = times[len(times) // 2] if times else dry_run_seconds(grid, args, job)
     return memory[name]
 
 

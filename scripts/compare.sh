@@ -44,12 +44,12 @@ for word; do
     previous=$word
 done
 python3 scripts/report.py "$grid" $narrowed --results "$out/$name.csv" -o "$out/$name.html"
-# What a picture lacks, such as runs on fresh seeds, may come later: the report stands without it.
+# A picture shows one setting: of a grid with several there is none, and the report stands without it.
 picture() {
-    python3 scripts/plot.py --from-csv "$out/$name.csv" "$@" || echo "note: there is no such picture yet"
+    python3 scripts/plot.py --from-csv "$out/$name.csv" "$@" || true
 }
 if python3 -c 'import matplotlib' 2>/dev/null; then
-    picture -o "$out/$name.png"
+    ! grep -q ,final, "$out/$name.csv" || picture -o "$out/$name.png"
     picture --rates -o "$out/$name-rates.png"
 else
     echo "note: pictures beside the report need matplotlib: python3 -m pip install matplotlib"
