@@ -402,6 +402,8 @@ def sweep_grid(words):
     tried = [None]
     if rates:
         tried = sorted(numbers_of(rates[0], [rate or "" for rate in lists.pop(rates[0])], float))
+        if tried[0] <= 0:
+            fail(f"--{rates[0]} {text_of(tried[0])}: the rates of a sweep are above 0")
     arms = [{}]
     for name, values in lists.items():
         arms = [arm | {name: value} for arm in arms for value in values]

@@ -771,11 +771,16 @@ def draw(groups, title="", note=LOADED_LOG, time="training time"):
 # ---- loss against learning rate
 
 
+def chooses_rate(row):
+    """Whether a row is of a run that chose the rate. A run without a rate of its own has NaN."""
+    return row["stage"] == "tune" and not math.isnan(row["rate"])
+
+
 def losses_by_rate(rows):
     """{rate: final losses, inf where diverged} of the rows that chose the rate."""
     at = {}
     for row in rows:
-        if row["stage"] == "tune":
+        if chooses_rate(row):
             at.setdefault(row["rate"], []).append(row["final_val"])
     return dict(sorted(at.items()))
 
@@ -905,7 +910,7 @@ def draw_rates_panel(axis, rows, arms, looks, order, inches):
 def draw_rates(rows, arms=None, title=""):
     """The figure of final loss against learning rate, a panel for each setting."""
     set_style()
-    tuned = [row for row in rows if row["stage"] == "tune"]
+    tuned = [row for row in rows if chooses_rate(row)]
     if not tuned:
         fail("there is no run that chose a rate (stage tune)")
     settings = list(dict.fromkeys(row["setting"] for row in tuned))

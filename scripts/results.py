@@ -76,6 +76,8 @@ def parse_row(fields):
         raise ValueError(f"stage is {row['stage']!r} instead of {' or '.join(STAGES)}")
     if row["threads"] < 1:
         raise ValueError("threads is 0")
+    if row["rate"] <= 0:  # NaN is right: no flag sets a rate
+        raise ValueError(f"rate is {row['rate']}")
     if row["diverged"]:
         row["final_val"] = math.inf  # some rows of earlier versions have the loss that the run ended at
     return row

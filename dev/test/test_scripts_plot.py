@@ -180,6 +180,12 @@ class Plot(unittest.TestCase):
             f.write(b"\xff\0\n")
         self.assertIn("is not a file of results", self.run_plot("--from-csv", path))
 
+    def test_rates_of_runs_without_one(self):
+        rows = [make_row("muon", math.nan, seed, "tune") for seed in (1, 2)]
+        self.assertIn("no run that chose", self.run_plot("--from-csv", self.write_rows(rows), "--rates"))
+        path = self.write_rows([make_row("cm", rate, 3, "tune") for rate in (0.01, 0.02)])
+        self.assertIsNone(self.run_plot("--from-csv", path, "--rates"))
+
     # Step 0
 
     def test_no_segment_from_step_0(self):
