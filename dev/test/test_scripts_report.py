@@ -246,7 +246,8 @@ class Csv(unittest.TestCase):
     def test_damaged_bytes(self):
         for old, new in ((b"1.500000", b"nan"), (b"1.500000", b"-inf"), (b"1.500000", b"1e300"),
                          (b"a processor", b"\xff\xfe"), (b"tune", b"none"), (b"10.0", b"\0"),
-                         (b"a processor", b'"' + 200000 * b"x" + b'"'), (b"40960", b"-1"), (b",0.01,", b",0,"), (b"160:", b"160;")):
+                         (b"a processor", b'"' + 200000 * b"x" + b'"'), (b"40960", b"-1"),
+                         (b",0.01,", b",0,"), (b"160:", b"160;")):
             self.write_changed(lambda d: d.replace(old, new, 1))
             with self.assertRaises(ValueError, msg=new[:20]) as caught:
                 results.read(self.path)
@@ -289,7 +290,8 @@ class Grids(unittest.TestCase):
             self.refuse(old, new)
 
     def test_lists_of_a_sweep(self):
-        grid = compare.sweep_grid("--lr 0.02,0.01,0.02 --seed=1,2,1 --optimizer cm,muon,cm --log-groups --steps 9".split())
+        words = "--lr 0.02,0.01,0.02 --seed=1,2,1 --optimizer cm,muon,cm --log-groups --steps 9"
+        grid = compare.sweep_grid(words.split())
         jobs = compare.sweep_jobs(grid)
         self.assertEqual(len({job.key for job in jobs}), len(jobs))
         self.assertEqual([(j.seed, j.rate, j.arm["name"]) for j in jobs],
@@ -306,7 +308,8 @@ class Grids(unittest.TestCase):
         self.assertEqual(compare.sweep_grid(words)["run"], {"weight-decay": "-1"})
 
     def test_sweeps_without_meaning(self):
-        for text in ("", "foo", "--lr 0.1,", "--lr 0.1,inf", "--lr 0,0.1", "--lr", "--seed", "--seed 1.5", "--seed x,1", "--run a",
+        for text in ("", "foo", "--lr 0.1,", "--lr 0.1,inf", "--lr 0,0.1", "--lr", "--seed",
+                     "--seed 1.5", "--seed x,1", "--run a",
                      "--resume", "--steps 1 --steps 2", "--lr 0.1,0.2 --lr-qk 0.1,0.2", "--optimizer ../a,b"):
             with self.assertRaises(SystemExit, msg=text) as caught:
                 compare.sweep_grid(text.split())
