@@ -378,7 +378,7 @@ def clock_chart(view, clocks, base):
     """Bars of milliseconds a step: [(arm, ms, share of runs on a loaded machine)]."""
     row, top, name_width = 26, 4, 0
     canvas = Canvas(PANEL, top + row * len(clocks) + 6)
-    most = max(ms for _, ms, _ in clocks)
+    most = max(ms for _, ms, _ in clocks) or 1.0
     base_ms = next((ms for arm, ms, _ in clocks if arm is base), None)
     scale = (PANEL - 12) / most
     words = []

@@ -18,6 +18,7 @@ stopped: its unfinished runs begin anew. Needs Python 3.11, nothing else.
 
 import argparse
 import atexit
+import ctypes
 import datetime
 import fcntl
 import json
@@ -30,12 +31,18 @@ import subprocess
 import sys
 import tempfile
 import time
+
+if sys.version_info < (3, 11):
+    sys.exit("error: comparing needs Python 3.11 or later")
 import tomllib
 
 import results
 
 WINDOWS = 16  # of the curve of training losses
 LEAST_RATE, GREATEST_RATE = 1e-6, 1e3  # of the ladder
+# Rates have three digits, an error of up to 0.5 %: neighbours this far apart keep their places on the ladder.
+LEAST_FACTOR, GREATEST_FACTOR = 1.02, 100
+MOST_SEEDS = 10000  # more than anyone runs: a slip of the keyboard
 
 
 def fail(message):
@@ -57,29 +64,102 @@ def rung(rate, factor):
 
 def seeds_of(value, where):
     """[1, 2] or "101-108" as a list of seeds."""
-    if isinstance(value, list) and all(isinstance(v, int) and v >= 0 for v in value):
+    if isinstance(value, list) and all(type(v) is int and v >= 0 for v in value):
+        if len(set(value)) < len(value):
+            fail(f"{where}: a seed is given twice in {value}")
         return value
     if isinstance(value, str) and value.count("-") == 1:
         first, last = value.split("-")
-        if first.isdigit() and last.isdigit() and int(first) <= int(last):
+        if first.isdecimal() and last.isdecimal() and 0 <= int(last) - int(first) < MOST_SEEDS:
             return list(range(int(first), int(last) + 1))
     fail(f"{where}: seeds are a list of numbers or text like \"101-108\", not {value!r}")
 
 
+def is_text(value):
+    return isinstance(value, str)
+
+
+def is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_count(value):
+    return type(value) is int and value >= 0
+
+
+def is_rate(value):
+    return is_number(value) and LEAST_RATE <= value <= GREATEST_RATE
+
+
+def is_factor(value):
+    return is_number(value) and LEAST_FACTOR <= value <= GREATEST_FACTOR
+
+
+def is_seeds(value):
+    return isinstance(value, (list, str))  # seeds_of looks inside
+
+
+def is_table(value):
+    return isinstance(value, dict)
+
+
+def is_flags(value):
+    """Whether a value is a table of flags, without those that compare.py itself gives to each run."""
+    return is_table(value) and not RESERVED & set(value) and \
+        all(is_text(v) or isinstance(v, bool) or is_number(v) for v in value.values())
+
+
+def list_of(right):
+    return lambda value: isinstance(value, list) and all(map(right, value))
+
+
+def number_or_table(right):
+    """A value, or a table of values by the name of a setting or an arm."""
+    return lambda value: all(map(right, value.values())) if is_table(value) else right(value)
+
+
+def is_name(value):
+    """Whether a value can be a part of a folder's name and of a line of the CSV."""
+    return is_text(value) and value.isprintable() and value != "" and "/" not in value and value[0] != "."
+
+
+# Flags that compare.py itself gives to each run.
+RESERVED = {"run", "runs-dir", "resume", "dry-run", "help"}
+
+# Each table's keys, with the test of a value and the words for it.
+NAME = (is_name, "text without a slash or a leading dot")
+TEXT = (is_text, "text")
+RATE = (is_rate, f"a rate from {LEAST_RATE:g} to {GREATEST_RATE:g}")
+RATES = (number_or_table(is_rate), "a rate, or a table of rates")
+COUNT = (is_count, "a whole number of at least 0")
+COUNTS = (number_or_table(is_count), "a whole number of at least 0, or a table of them")
+TEXTS = (list_of(is_text), "a list of texts")
+FLAGS = (is_flags, f"a table of flags with texts, numbers or booleans, without {', '.join(sorted(RESERVED))}")
+SEEDS = (is_seeds, "a list of seeds")
+TABLE = (is_table, "a table")
+TABLES = (list_of(is_table), "tables, headed by [[...]]")
 KEYS = {
-    "": {"name", "title", "program", "baseline", "question", "rate", "run", "tune", "final", "setting", "arm"},
-    "rate": {"flags", "factor", "around", "start"},
-    "tune": {"seeds"},
-    "final": {"seeds"},
-    "setting": {"name", "title", "run", "arms", "final", "tune", "fixed", "start", "baseline"},
-    "arm": {"name", "title", "run", "start", "final", "rate", "colour", "settings", "fixed"},
+    "": {"name": NAME, "title": TEXT, "program": TEXT, "baseline": TEXT, "question": TEXT, "rate": TABLE,
+         "run": FLAGS, "tune": TABLE, "final": TABLE, "setting": TABLES, "arm": TABLES},
+    "rate": {"flags": TEXTS, "factor": (is_factor, f"a number from {LEAST_FACTOR} to {GREATEST_FACTOR}"),
+             "around": COUNT, "start": RATE},
+    "tune": {"seeds": SEEDS},
+    "final": {"seeds": SEEDS},
+    "setting": {"name": NAME, "title": TEXT, "run": FLAGS, "arms": TEXTS, "final": COUNT, "tune": SEEDS,
+                "fixed": RATES, "start": RATE, "baseline": TEXT},
+    "arm": {"name": NAME, "title": TEXT, "run": FLAGS, "start": RATE, "final": COUNTS, "rate": TEXTS,
+            "settings": TEXTS, "fixed": RATE},
 }
 
 
-def check_keys(table, kind, where):
-    unknown = set(table) - KEYS[kind]
-    if unknown:
-        fail(f"{where}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(KEYS[kind]))}")
+def check_table(table, kind, where):
+    """Ends the program if a table has an unknown key or a value of a wrong type."""
+    for key, value in table.items():
+        if key not in KEYS[kind]:
+            fail(f"{where}: unknown key {key}; known are {', '.join(sorted(KEYS[kind]))}")
+        right, words = KEYS[kind][key]
+        if not right(value):
+            fail(f"{where}: {key} is {words}, not {value!r}")
 
 
 def read_grid(path):
@@ -91,41 +171,55 @@ def read_grid(path):
         fail(f"cannot read the grid {path}: {problem.strerror}")
     except tomllib.TOMLDecodeError as problem:
         fail(f"{path} is not TOML: {problem}")
-    check_keys(grid, "", path)
+    except UnicodeDecodeError:
+        fail(f"{path} is not TOML: it is not UTF-8 text")
+    check_table(grid, "", path)
     for key in ("name", "arm"):
         if not grid.get(key):
             fail(f"{path}: {key} is missing")
     grid.setdefault("program", "./train_gpt")
     grid.setdefault("run", {})
-    grid.setdefault("setting", [{"name": "all"}])
+    grid["setting"] = grid.get("setting") or [{"name": "all"}]
     grid.setdefault("baseline", grid["arm"][0]["name"])
     for kind in ("rate", "tune", "final"):
-        check_keys(grid.setdefault(kind, {}), kind, f"{path}, [{kind}]")
+        check_table(grid.setdefault(kind, {}), kind, f"{path}, [{kind}]")
     rate = grid["rate"]
     rate.setdefault("flags", ["lr"])
     rate.setdefault("factor", 2 ** 0.5)
     rate.setdefault("around", 1)
     rate.setdefault("start", 0.014)
-    if not rate["factor"] > 1:
-        fail(f"{path}: rate.factor must be above 1")
     grid["tune"]["seeds"] = seeds_of(grid["tune"].get("seeds", [1]), f"{path}, [tune]")
     grid["final"]["seeds"] = seeds_of(grid["final"].get("seeds", []), f"{path}, [final]")
     for kind in ("setting", "arm"):
         names = set()
         for item in grid[kind]:
-            if not item.get("name"):
+            if "name" not in item:
                 fail(f"{path}: a {kind} has no name")
-            check_keys(item, kind, f"{path}, {kind} {item['name']}")
+            check_table(item, kind, f"{path}, {kind} {item['name']}")
             if item["name"] in names:
                 fail(f"{path}: two {kind}s are named {item['name']}")
             names.add(item["name"])
             item.setdefault("title", item["name"])
             item.setdefault("run", {})
-    for setting in grid["setting"]:
-        for name in setting.get("arms", []) + [setting.get("baseline", grid["baseline"])]:
-            if name not in {arm["name"] for arm in grid["arm"]}:
-                fail(f"{path}, setting {setting['name']}: there is no arm {name}")
+    check_references(grid, path)
     return grid
+
+
+def check_references(grid, path):
+    """Ends the program if a name stands for no arm or setting, or a setting has no seeds for its rates."""
+    names = {kind: {item["name"] for item in grid[kind]} for kind in ("setting", "arm")}
+    for setting in grid["setting"]:
+        where = f"{path}, setting {setting['name']}"
+        for name in setting.get("arms", []) + [setting.get("baseline", grid["baseline"])]:
+            if name not in names["arm"]:
+                fail(f"{where}: there is no arm {name}")
+        setting["tune"] = seeds_of(setting.get("tune", grid["tune"]["seeds"]), where)
+        if not setting["tune"]:
+            fail(f"{where}: no seed chooses its rates")
+    for arm in grid["arm"]:
+        for name in arm.get("settings", []):
+            if name not in names["setting"]:
+                fail(f"{path}, arm {arm['name']}: there is no setting {name}")
 
 
 def arms_of(grid, setting):
@@ -199,7 +293,6 @@ def arm_jobs(grid, setting, arm, known):
         return Job(grid, setting, arm, rate, seed, stage)
 
     factor, around = grid["rate"]["factor"], grid["rate"]["around"]
-    tune_seeds = setting.get("tune", grid["tune"]["seeds"])
     fixed = arm.get("fixed", setting.get("fixed"))
     if isinstance(fixed, dict):
         fixed = fixed.get(arm["name"])
@@ -210,7 +303,7 @@ def arm_jobs(grid, setting, arm, known):
     rates = [ladder(at + i, factor) for i in range(-around, around + 1)]
     tune = []
     while True:
-        jobs = [job(rate, seed, "tune") for rate in rates for seed in tune_seeds]
+        jobs = [job(rate, seed, "tune") for rate in rates for seed in setting["tune"]]
         tune += jobs
         if any(j.key not in known for j in jobs):
             return tune, [], None
@@ -245,43 +338,82 @@ def all_jobs(grid, known):
 # ---- a sweep: a grid from a command line
 
 CHOICES = ("preset", "optimizer", "qk", "ov", "mlp", "embed", "head")  # flags whose lists are arms
+# Options of this program that may stand among the trainer's flags.
+OWN = ("jobs", "threads", "seconds", "results", "runs-dir", "keep-runs", "dry-run", "table", "help")
+
+
+def flag_pairs(words):
+    """[(name, value)] of the words of a command line. A switch has the value None."""
+    pairs, at = [], 0
+    while at < len(words):
+        word = words[at]
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            fail(f"{word!r} is not a flag of the trainer, such as --steps 400")
+        at += 1
+        if not equals:
+            has_value = at < len(words) and not words[at].startswith("--")
+            value = words[at] if has_value else None
+            at += has_value
+        pairs.append((name, value))
+    return pairs
+
+
+def own_words(words):
+    """The words of a sweep that are options of this program."""
+    return [f"--{name}" if value is None else f"--{name}={value}"
+            for name, value in flag_pairs(words) if name in OWN]
+
+
+def numbers_of(name, values, kind):
+    """Texts of a flag as numbers, each once."""
+    try:
+        numbers = [kind(value) for value in values]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        fail(f"--{name} {','.join(values)}: it takes numbers, with commas between")
+    return list(dict.fromkeys(numbers))
 
 
 def sweep_grid(words):
     """A grid of every combination from flags of the trainer, of which --seed, one of the --lr flags and
     the rules take lists with commas: {"sweep": (rates, seeds)} tells it from a grid file."""
+    if not words:
+        fail("a sweep needs flags, such as --lr 0.005,0.01,0.02 --seed 1,2,3")
     flags, lists = {}, {}
-    at = 0
-    while at < len(words):
-        name, equals, value = words[at].removeprefix("--").partition("=")
-        if not words[at].startswith("--") or not name:
-            fail(f"{words[at]!r} is not a flag of the trainer, such as --steps 400")
-        if not equals:
-            at += 1
-            # A flag at the end, or before another flag, is a switch.
-            value = words[at] if at < len(words) and not words[at].startswith("--") else None
-            at -= value is None
-        at += 1
+    for name, value in flag_pairs(words):
+        if name in OWN:
+            continue
+        if name in flags or name in lists:
+            fail(f"--{name} is given twice: keep one of them")
+        if name in RESERVED:
+            fail(f"--{name} cannot be a flag of every run of a sweep")
         if value and "," in value and (name in CHOICES or name == "seed" or name.startswith("lr")):
-            lists[name] = value.split(",")
+            lists[name] = list(dict.fromkeys(value.split(",")))
         else:
             flags[name] = value
     rates = [name for name in lists if name.startswith("lr")]
     if len(rates) > 1:
         fail(f"--{rates[0]} and --{rates[1]} both have several rates; give one list")
-    try:
-        seeds = [int(v) for v in lists.pop("seed", [flags.pop("seed", None) or "1"])]
-        tried = sorted(float(v) for v in lists.pop(rates[0])) if rates else [None]
-    except ValueError as problem:
-        fail(f"a rate or a seed is not a number: {problem}")
+    if not rates and "lr" in flags:
+        rates, lists["lr"] = ["lr"], [flags.pop("lr")]
+    seeds = numbers_of("seed", lists.pop("seed", [flags.pop("seed", "1") or ""]), int)
+    tried = [None]
+    if rates:
+        tried = sorted(numbers_of(rates[0], [rate or "" for rate in lists.pop(rates[0])], float))
+        if tried[0] <= 0:
+            fail(f"--{rates[0]} {text_of(tried[0])}: the rates of a sweep are above 0")
     arms = [{}]
     for name, values in lists.items():
         arms = [arm | {name: value} for arm in arms for value in values]
     named = [{"name": "-".join(arm.values()) or "run", "title": " ".join(arm.values()) or "run", "run": arm}
              for arm in arms]
-    return {"name": "sweep", "program": "./train_gpt", "run": {n: v for n, v in flags.items()},
-            "rate": {"flags": rates or [], "factor": 2 ** 0.5, "around": 0}, "baseline": named[0]["name"],
-            "tune": {"seeds": seeds}, "final": {"seeds": []}, "arm": named,
+    for arm in named:
+        if not is_name(arm["name"]):
+            fail(f"{arm['title']!r} is no list of rules")
+    return {"name": "sweep", "program": "./train_gpt", "run": flags, "rate": {"flags": rates},
+            "baseline": named[0]["name"], "arm": named,
             "setting": [{"name": "sweep", "title": "sweep", "run": {}}], "sweep": (tried, seeds)}
 
 
@@ -306,9 +438,11 @@ def print_sweep(grid, args):
         print(arm["title"])
         for rate, values in losses.items():
             name = "-" if rate is None else text_of(rate)
-            spread = f" ± {results.deviation(values):.4f}" if len(values) > 1 else ""
-            print(f"  {name:>8}  {results.mean(values):.4f}{spread}  ({len(values)} seed"
-                  f"{'s' if len(values) > 1 else ''}){'  best' if rate == best and len(losses) > 1 else ''}")
+            spread = results.deviation(values)
+            print(f"  {name:>8}  {number(results.mean(values))}"
+                  f"{f' ± {spread:.4f}' if math.isfinite(spread) else ''}"
+                  f"  ({len(values)} seed{'s' if len(values) > 1 else ''})"
+                  f"{'  best' if rate == best and len(losses) > 1 else ''}")
         if len(losses) > 1 and best in (min(losses), max(losses)):
             further = best * (2 if best == max(losses) else 0.5)
             print(f"  The best rate lies on the edge of those tried; try {text_of(further)} too.")
@@ -355,8 +489,8 @@ def make_row(grid, job, folder, seconds, cpu_seconds):
     return {
         "grid": grid["name"], "setting": job.setting["name"], "arm": job.arm["name"],
         "rate": "nan" if job.rate is None else text_of(job.rate), "stage": job.stage, "seed": job.seed,
-        "final_val": f"{vals[-1][1]:.6f}" if complete else "inf", "best_val": f"{best:.6f}",
-        "best_step": best_step, "train_tail": f"{results.mean(tail):.6f}" if complete else "inf",
+        "final_val": "inf" if bad else f"{vals[-1][1]:.6f}", "best_val": f"{best:.6f}",
+        "best_step": best_step, "train_tail": f"{results.mean(tail):.6f}" if tail and complete else "inf",
         "diverged": int(bad), "steps": steps, "tokens": log[-1]["tokens"] if log else 0,
         "parameters": run["parameters"], "ms": f"{times[len(times) // 2]:.2f}" if times else "nan",
         "seconds": f"{seconds:.1f}", "cpu_seconds": f"{cpu_seconds:.1f}",
@@ -370,6 +504,33 @@ def make_row(grid, job, folder, seconds, cpu_seconds):
     }
 
 
+PR_SET_PDEATHSIG = 1  # of Linux: sys/prctl.h
+PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+
+
+def end_with_parent():
+    """In a child: Linux kills it when its parent ends, however that happens. Other systems leave it."""
+    if PRCTL is not None:
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def command_of(grid, args, job, *words):
+    """The command of a job's run. Words come before its flags."""
+    flags = {"threads": str(args.threads)} | job.flags
+    return [grid["program"], *words, *words_of(flags)]
+
+
+def fail_without_program(grid, problem):
+    fail(f"cannot run {grid['program']}: {problem.strerror}; the grid's `program` names it, "
+         "and `make train_gpt` builds it")
+
+
+def how_it_ended(code):
+    if code >= 0:
+        return f"ended with {code}"
+    return f"was ended by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+
+
 class Runner:
     """Runs jobs side by side, each a process of its own."""
 
@@ -379,18 +540,14 @@ class Runner:
     def start(self, job):
         folder = os.path.join(self.args.runs_dir, job.name)
         shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(self.args.runs_dir, exist_ok=True)
-        flags = {"keep-checkpoints": "0", "threads": str(self.args.threads)} | job.flags
-        command = [self.grid["program"], "--run", job.name, "--runs-dir", self.args.runs_dir]
-        command += words_of(flags)
+        keep = [] if "keep-checkpoints" in job.flags else ["--keep-checkpoints", "0"]
+        command = command_of(self.grid, self.args, job, "--run", job.name, "--runs-dir", self.args.runs_dir, *keep)
         output = tempfile.TemporaryFile()
         try:
-            child = subprocess.Popen(command, cwd=self.args.folder, stdin=subprocess.DEVNULL, stdout=output,
-                                     stderr=subprocess.STDOUT, start_new_session=True)
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                     start_new_session=True, preexec_fn=end_with_parent)
         except OSError as problem:
-            self.stop()
-            fail(f"cannot run {self.grid['program']}: {problem.strerror}; the grid's `program` names it, "
-                 f"and `make train_gpt` builds it")
+            fail_without_program(self.grid, problem)
         # `child` is kept: subprocess itself would wait for a process whose object is gone.
         self.running[child.pid] = (job, folder, output, time.monotonic(), child)
 
@@ -399,13 +556,16 @@ class Runner:
         pid, status, usage = os.wait4(-1, 0)
         job, folder, output, start, child = self.running.pop(pid)
         child.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-        code = child.returncode
-        if code != 0 and "not finite" not in text:
-            self.stop()
-            fail(f"{job.name} ended with {code}: {text.strip()[-1500:]}\n(flags: {job.key})")
-        row = make_row(self.grid, job, folder, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
+        with output:
+            output.seek(0)
+            text = output.read().decode(errors="replace").strip()
+        # The trainer ends with an error where losses are not finite.
+        if child.returncode < 0 or (child.returncode > 0 and "not finite" not in text):
+            fail(f"{job.name} {how_it_ended(child.returncode)}: {text[-1500:]}\n(flags: {job.key})")
+        try:
+            row = make_row(self.grid, job, folder, time.monotonic() - start, usage.ru_utime + usage.ru_stime)
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            fail(f"{job.name} left no readable run in {folder} ({problem!r}): {text[-1500:]}\n(flags: {job.key})")
         if not self.args.keep_runs:
             shutil.rmtree(folder, ignore_errors=True)
         return job, row
@@ -432,37 +592,60 @@ def known_rows(args):
         fail(str(problem))
 
 
+def dry_run_seconds(grid, args, job):
+    """Expected time of a run from --dry-run, with a twentieth for validation and start."""
+    command = command_of(grid, args, job, "--dry-run")
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as problem:
+        fail_without_program(grid, problem)
+    if out.returncode:
+        fail(f"{shlex.join(command)} {how_it_ended(out.returncode)}: {out.stderr.strip()}")
+    words = out.stdout.replace(",", " ").split()
+    at = [i for i, w in enumerate(words) if w == "ms" and words[i + 1:i + 3] == ["a", "step"]]
+    if not at:
+        fail("the program's --dry-run names no time of a step")
+    return 1.05 * float(words[at[0] - 1]) * steps_of(job) / 1000
+
+
+def steps_of(job):
+    return int(job.flags.get("steps", 1200))  # the trainer's default
+
+
 def measured_seconds(grid, args, job, memory):
-    """Expected time of a run: the median of the results' runs of its setting, else measured by
-    --dry-run, with a twentieth for validation and start."""
+    """Expected time of a run: the median of the results' runs of its setting, else that of --dry-run. The
+    runs of a sweep have one setting, whatever their model."""
     name = job.setting["name"]
     if name not in memory:
         times = sorted(row["seconds"] for row in args.known.values()
-                       if row["setting"] == name and row["grid"] == grid["name"])
-        if times:
-            memory[name] = times[len(times) // 2]
-        else:
-            command = [grid["program"], "--dry-run", "--threads", str(args.threads)] + words_of(job.flags)
-            out = subprocess.run(command, cwd=args.folder, capture_output=True, text=True)
-            if out.returncode:
-                fail(f"{' '.join(command)}: {out.stderr.strip()}")
-            words = out.stdout.replace(",", " ").split()
-            at = [i for i, w in enumerate(words) if w == "ms" and words[i + 1:i + 3] == ["a", "step"]]
-            if not at:
-                fail("the program's --dry-run names no time of a step")
-            steps = int(job.flags.get("steps", 1200))
-            memory[name] = 1.05 * float(words[at[0] - 1]) * steps / 1000
+                       if row["setting"] == name and row["grid"] == grid["name"] and "sweep" not in grid
+                       and row["steps"] == steps_of(job))
+        memory[name] = times[len(times) // 2] if times else dry_run_seconds(grid, args, job)
     return memory[name]
+
+
+def left_of(jobs, known):
+    """The jobs without a row, in order. Of jobs with equal flags the first stands for all."""
+    left = {}
+    for job in jobs:
+        if job.key not in known:
+            left.setdefault(job.key, job)
+    return list(left.values())
+
+
+def plan_of_sweep(grid, args):
+    jobs = left_of(sweep_jobs(grid), {})
+    todo = left_of(jobs, args.known)
+    each = measured_seconds(grid, args, todo[0], {}) if todo else 0
+    return (f"{len(jobs)} runs, {len(todo)} to do, {args.jobs} at once: about "
+            f"{duration(each * len(todo) / args.jobs)}")
 
 
 def plan_text(grid, args):
     """What is to be done, and for how long, if no arm needs rates beyond its first ones."""
-    lines, total, count, memory = [], 0.0, 0, {}
     if "sweep" in grid:
-        todo = [j for j in sweep_jobs(grid) if j.key not in args.known]
-        each = measured_seconds(grid, args, todo[0], memory) if todo else 0
-        return (f"{len(sweep_jobs(grid))} runs, {len(todo)} to do, {args.jobs} at once: about "
-                f"{duration(each * len(todo) / args.jobs)}")
+        return plan_of_sweep(grid, args)
+    lines, total, count, memory = [], 0.0, 0, {}
     for setting in grid["setting"]:
         jobs, open_arms = {}, 0
         for arm in arms_of(grid, setting):
@@ -483,43 +666,57 @@ def plan_text(grid, args):
     return "\n".join(lines)
 
 
-def run_all(grid, args):
-    runner = Runner(grid, args)
-    os.makedirs(os.path.dirname(os.path.abspath(args.results)), exist_ok=True)
-    lock = open(args.results + ".lock", "w")
+def locked(path, message):
+    """A file or folder, open and locked for as long as the program keeps it open."""
+    handle = os.open(path, os.O_RDONLY | (0 if os.path.isdir(path) else os.O_CREAT), 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        fail(f"another comparison writes {args.results}")
+        fail(message)
+    return handle
 
+
+def stop_at_signals(runner):
+    """Neither a signal nor an error leaves programs behind."""
     def interrupted(number, _frame):
         runner.stop()
         sys.exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
-    atexit.register(runner.stop)  # an error must not leave programs behind
+    atexit.register(runner.stop)
+
+
+def run_all(grid, args):
+    """Runs what the results lack. Returns 3 if the time ended before, else 0."""
+    runner = Runner(grid, args)
+    for folder in (os.path.dirname(os.path.abspath(args.results)), args.runs_dir):
+        os.makedirs(folder, exist_ok=True)
+    locked(args.results + ".lock", f"another comparison writes {args.results}")
+    # Runs of two grids can have equal names, and each would remove the other's folder.
+    locked(args.runs_dir, f"another comparison has its runs in {args.runs_dir}: choose another --runs-dir")
+    stop_at_signals(runner)
     begin, finished = time.monotonic(), 0
     while True:
-        jobs = all_jobs(grid, args.known)
+        todo = left_of(all_jobs(grid, args.known), args.known)
         busy = {job.key for job, *_ in runner.running.values()}
-        todo = [j for j in jobs if j.key not in args.known]
         late = args.seconds and time.monotonic() - begin > args.seconds
-        for job in todo:
-            if len(runner.running) >= args.jobs or late:
-                break
-            if job.key not in busy:
-                busy.add(job.key)
+        if not late:
+            waiting = [job for job in todo if job.key not in busy]
+            for job in waiting[:args.jobs - len(busy)]:
                 runner.start(job)
         if not runner.running:
             break
         job, row = runner.wait()
-        results.append(args.results, row)
+        try:
+            results.append(args.results, row)
+        except OSError as problem:
+            fail(f"cannot write {args.results}: {problem.strerror}")
         args.known = known_rows(args)
         finished += 1
-        spent = time.monotonic() - begin
-        print(f"{row['final_val']}  {job.name}  {float(row['seconds']):.0f} s; {len(todo) - 1} known to be left, "
-              f"{duration(spent / finished * (len(todo) - 1))}", flush=True)
+        left = len(todo) - 1
+        print(f"{row['final_val']}  {job.name}  {float(row['seconds']):.0f} s; {left} known to be left, "
+              f"{duration((time.monotonic() - begin) / finished * left)}", flush=True)
     os.unlink(args.results + ".lock")
     if todo:
         print(f"the time is over: {len(todo)} runs are left; the same command goes on")
@@ -531,18 +728,19 @@ def run_all(grid, args):
 
 
 def number(value, digits=4):
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def compare_setting(grid, setting, known, key="final_val"):
-    """[(arm, best rate, losses by seed, paired test against the baseline, corrected p)] of a setting, the
-    best arm first. Arms without a settled rate or a fresh seed are left out. Diverged runs are not left
+def compare_setting(grid, setting, known):
+    """[(arm, best rate, losses by seed, paired test against the baseline, corrected p)] of a setting, by
+    difference from the baseline, the best arm first: means over different seeds do not compare. Arms that
+    cannot be tested come last. Arms without a settled rate or a fresh seed are left out. Diverged runs are not left
     out: they make a mean infinite."""
     base = setting.get("baseline", grid["baseline"])
     arms = []
     for arm in arms_of(grid, setting):
         _, final, best = arm_jobs(grid, setting, arm, known)
-        losses = {j.seed: known[j.key][key] for j in final if j.key in known}
+        losses = {j.seed: known[j.key]["final_val"] for j in final if j.key in known}
         if best is not None and losses:
             arms.append((arm, best, losses))
     of_base = next((losses for arm, _, losses in arms if arm["name"] == base), {})
@@ -554,12 +752,24 @@ def compare_setting(grid, setting, known, key="final_val"):
     corrected = results.holm({name: test["p"] for name, test in tests.items()})
     table = [(arm, best, losses, tests.get(arm["name"]), corrected.get(arm["name"], math.nan))
              for arm, best, losses in arms]
-    return sorted(table, key=lambda row: results.mean(list(row[2].values())))
+
+    def difference(row):
+        arm, _, _, test, _ = row
+        return 0.0 if arm["name"] == base else test["mean"] if test else math.inf
+
+    return sorted(table, key=difference)
 
 
-def print_table(grid, args, key="final_val"):
+def has_final(grid):
+    """Whether any arm runs on fresh seeds. A grid without them chooses rates."""
+    return any(count_of(grid, setting, arm) for setting in grid["setting"] for arm in arms_of(grid, setting))
+
+
+def print_table(grid, args):
+    if not has_final(grid):
+        print("\nThis grid has no fresh seeds (seeds of [final]): it chooses rates and compares no arms.")
     for setting in grid["setting"]:
-        table = compare_setting(grid, setting, args.known, key)
+        table = compare_setting(grid, setting, args.known)
         if not table:
             continue
         base = setting.get("baseline", grid["baseline"])
@@ -603,10 +813,12 @@ def add_narrowing(parser):
 
 def narrow(grid, args):
     for text in args.set:
-        name, equals, value = text.partition("=")
+        name, equals, value = text.removeprefix("--").partition("=")
         if not name or not equals:
             fail(f"--set {text}: it is FLAG=VALUE")
-        grid["run"][name.removeprefix("--")] = value
+        if name in RESERVED:
+            fail(f"--set {text}: --{name} cannot be a flag of every run")
+        grid["run"][name] = value
     for kind, chosen in (("setting", args.setting), ("arm", args.arms)):
         if chosen:
             for name in chosen.split(","):
@@ -615,11 +827,12 @@ def narrow(grid, args):
             grid[kind] = [item for item in grid[kind] if item["name"] in chosen.split(",")]
 
 
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", nargs="?", help="grid file")
     parser.add_argument("--sweep", nargs=argparse.REMAINDER, metavar="FLAGS",
-                        help="every combination of lists of flags of the trainer: the last argument")
+                        help="every combination of lists of flags of the trainer: all arguments after it, of "
+                             "which --jobs, --results and others of the options below keep their meaning")
     parser.add_argument("--results", help="CSV of the results (default: beside the grid, GRID.csv)")
     parser.add_argument("--runs-dir", help="folder of the runs while they run (default runs/compare)")
     parser.add_argument("--keep-runs", action="store_true", help="keep the folders of finished runs")
@@ -633,14 +846,20 @@ def main():
     args = parser.parse_args()
     if (args.grid is None) == (args.sweep is None):
         fail("give a grid file, or --sweep and flags of the trainer; see --help")
-    grid = read_grid(args.grid) if args.grid else sweep_grid(args.sweep)
-    narrow(grid, args)
-    args.folder = os.getcwd()
+    if args.sweep:
+        parser.parse_args(own_words(args.sweep), args)
     args.results = args.results or (os.path.splitext(args.grid)[0] + ".csv" if args.grid else
                                     os.path.join("runs", "sweep.csv"))
     args.runs_dir = os.path.abspath(args.runs_dir or os.path.join("runs", "compare"))
     if args.jobs < 1 or args.threads < 1:
         fail("--jobs and --threads are at least 1")
+    return args
+
+
+def main():
+    args = parse_arguments()
+    grid = read_grid(args.grid) if args.grid else sweep_grid(args.sweep)
+    narrow(grid, args)
     args.known = known_rows(args)
     if not args.table:
         print(plan_text(grid, args), flush=True)
@@ -658,4 +877,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as problem:
+        fail(str(problem))

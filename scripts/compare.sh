@@ -32,16 +32,25 @@ fi
 status=0
 python3 scripts/compare.py "$grid" --results "$out/$name.csv" --runs-dir "$out/running" "$@" || status=$?
 [ $status = 0 ] || [ $status = 3 ] || exit $status # 3: the time was over, and the report is of what is there
+if [ ! -s "$out/$name.csv" ]; then
+    echo "note: no run has ended yet, so there is no report"
+    exit 0
+fi
 # The report reads the grid as the comparison did. Values have no spaces.
 narrowed= previous=
 for word; do
     case $previous in --set | --setting | --arms) narrowed="$narrowed $previous $word" ;; esac
+    case $word in --set=* | --setting=* | --arms=*) narrowed="$narrowed $word" ;; esac
     previous=$word
 done
 python3 scripts/report.py "$grid" $narrowed --results "$out/$name.csv" -o "$out/$name.html"
+# A picture shows one setting: of a grid with several there is none, and the report stands without it.
+picture() {
+    python3 scripts/plot.py --from-csv "$out/$name.csv" "$@" || true
+}
 if python3 -c 'import matplotlib' 2>/dev/null; then
-    python3 scripts/plot.py --from-csv "$out/$name.csv" -o "$out/$name.png"
-    python3 scripts/plot.py --from-csv "$out/$name.csv" --rates -o "$out/$name-rates.png"
+    ! grep -q ,final, "$out/$name.csv" || picture -o "$out/$name.png"
+    picture --rates -o "$out/$name-rates.png"
 else
     echo "note: pictures beside the report need matplotlib: python3 -m pip install matplotlib"
 fi

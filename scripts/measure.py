@@ -27,6 +27,7 @@ import checkpoint
 # The names that scripts/compare.py gives its runs.
 NAME = re.compile(r"(?P<setting>[^.]+)\.(?P<arm>[^.]+)\.(?P<rate>.+)\.s(?P<seed>\d+)$")
 CIRCUITS = ("QK", "OV")
+FLAGS = ("seed", "heads", "kv-heads", "head-dim")  # of run.json
 POINTS = 150  # of the curve of composed steps
 DIGITS = 5
 
@@ -52,16 +53,15 @@ def describe(values):
 
 def spectra(wqkv, wo, heads, kv_heads, size):
     """{circuit: [layer: [head: record]]} of W_QKV (L, (NH + 2 NKV) HS, C) and W_O (L, C, NH HS)."""
-    layers = wqkv.shape[0]
     rows, columns = (heads + 2 * kv_heads) * size, heads * size
-    if wqkv.ndim != 3 or wo.ndim != 3 or wqkv.shape[1] != rows or wo.shape[2] != columns \
-            or wo.shape[:2] != (layers, wqkv.shape[2]) or kv_heads < 1 or heads % kv_heads:
+    if wqkv.ndim != 3 or wo.ndim != 3 or heads < 1 or size < 1 or wqkv.shape[1] != rows or wo.shape[2] != columns \
+            or wo.shape[:2] != (wqkv.shape[0], wqkv.shape[2]) or kv_heads < 1 or heads % kv_heads:
         raise ValueError(f"{heads} heads, {kv_heads} for keys, of {size} do not fit W_QKV {wqkv.shape} and "
                          f"W_O {wo.shape}")
     if not (np.isfinite(wqkv).all() and np.isfinite(wo).all()):
         raise ValueError("weights are not finite")
     out = {circuit: [] for circuit in CIRCUITS}
-    for layer in range(layers):
+    for layer in range(wqkv.shape[0]):
         blocks = wqkv[layer].reshape(heads + 2 * kv_heads, size, -1)
         of_layer = {circuit: [] for circuit in CIRCUITS}
         for head in range(heads):
@@ -87,7 +87,7 @@ def composed_steps(log):
                 point = [line["step"], of.get("composed_max"), of.get("composed_median")]
                 if all(isinstance(v, (int, float)) and math.isfinite(v) for v in point):
                     found.setdefault(circuit, []).append(point)
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # the log of a killed run may end within a line
     return {circuit: thinned(points) for circuit, points in found.items()}
 
@@ -104,17 +104,30 @@ def thinned(points):
     return out
 
 
+def read_run(path):
+    """(version, flags) of a run.json. Raises ValueError if it lacks what a measure needs."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            run = json.load(f)
+        version, flags = run["version"], run["flags"]
+        missing = [name for name in FLAGS if type(flags[name]) is not int]
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise ValueError(f"{path} is not the record of a run: {problem!r}") from None
+    if missing:
+        raise ValueError(f"{path}: its {missing[0]} is not a whole number")
+    return version, flags
+
+
 def measure(folder):
     """The record of a run. Raises ValueError or OSError where the folder has no readable run."""
     folder = os.path.normpath(folder)
-    with open(os.path.join(folder, "run.json"), encoding="utf-8") as f:
-        run = json.load(f)
-    flags, name = run["flags"], os.path.basename(os.path.abspath(folder))
+    version, flags = read_run(os.path.join(folder, "run.json"))
+    name = os.path.basename(os.path.abspath(folder))
     parts = NAME.match(name)
     record = {"run": name, "setting": parts["setting"] if parts else None,
               "arm": parts["arm"] if parts else name,
-              "rate": parts["rate"] if parts else None, "seed": flags["seed"], "version": run["version"]}
-    with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
+              "rate": parts["rate"] if parts else None, "seed": flags["seed"], "version": version}
+    with open(os.path.join(folder, "log.jsonl"), encoding="utf-8", errors="replace") as f:
         steps = composed_steps(f)
     if steps:
         record["composed"] = steps
@@ -123,6 +136,8 @@ def measure(folder):
         header, tensors = checkpoint.read(path, ["p.wqkv", "p.wo"])
         if len(tensors) != 2:
             raise ValueError(f"{path}: it has no p.wqkv and p.wo")
+        if not header.get("step", "").isdecimal():
+            raise ValueError(f"{path}: its header has no step")
         record["step"] = int(header["step"])
         record["spectra"] = spectra(tensors["p.wqkv"], tensors["p.wo"], flags["heads"], flags["kv-heads"],
                                     flags["head-dim"])
@@ -144,16 +159,19 @@ def main():
     args = parser.parse_args()
     try:
         measures = measure_all(args.runs)
-    except (ValueError, OSError, KeyError) as problem:
+    except (ValueError, OSError) as problem:
         sys.exit(f"error: {problem}")
     # A line a run keeps differences of committed files readable.
     lines = ",\n".join(json.dumps(run) for run in measures["runs"])
     text = '{"format": %d, "runs": [\n%s\n]}\n' % (measures["format"], lines)
-    if args.output:
+    if not args.output:
+        sys.stdout.write(text)
+        return
+    try:
         with open(args.output, "w", encoding="utf-8") as f:
             f.write(text)
-    else:
-        sys.stdout.write(text)
+    except OSError as problem:
+        sys.exit(f"error: cannot write {args.output}: {problem.strerror}")
 
 
 if __name__ == "__main__":

@@ -103,16 +103,36 @@ def after_start(points):
     return later or points
 
 
+def number_or_none(value):
+    """The value if it is a finite number that fp32 can hold, else None."""
+    right = type(value) in (int, float) and abs(value) <= results.GREATEST
+    return value if right else None
+
+
+def read_line(text):
+    """A line of a log: {step, tokens, train_loss, val_loss, ms}, where the last three may be None.
+    Raises ValueError if it is none."""
+    try:
+        line = json.loads(text)
+        numbers = {
+            key: number_or_none(line.get(key))
+            for key in ("step", "tokens", "train_loss", "val_loss", "ms")
+        }
+    except (AttributeError, RecursionError) as problem:
+        raise ValueError from problem
+    if numbers["step"] is None or numbers["tokens"] is None:
+        raise ValueError
+    return numbers
+
+
 def read_lines(log):
-    """The whole lines of a log as dictionaries with step and tokens."""
+    """The whole lines of a log."""
     lines = []
     with open(log, encoding="utf-8", errors="replace") as f:
         for number, text in enumerate(f, 1):
             try:
-                line = json.loads(text)
-                line["step"] + line["tokens"]
-                lines.append(line)
-            except (ValueError, KeyError, TypeError):
+                lines.append(read_line(text))
+            except ValueError:
                 # The log of a running or killed run may end within a line.
                 if text.endswith("\n"):
                     print(f"warning: {log}:{number} is not a log line, left out", file=sys.stderr)
@@ -147,16 +167,15 @@ def read_run(path):
     points = {"train_loss": [], "val_loss": []}
     seconds, last_step, times = 0.0, 0, []
     for line in read_lines(log):
-        step, ms = line["step"], line.get("ms")
+        step, ms = line["step"], line["ms"]
         # A log may skip steps. `ms` is the time of one step.
         seconds += (ms or 0) / 1000 * max(step - last_step, 0)
         last_step = step
         if ms:
             times.append(ms)
         for key, of_key in points.items():
-            value = line.get(key)
-            if value is not None and math.isfinite(value):
-                of_key.append((step, line["tokens"], seconds, value))
+            if line[key] is not None:
+                of_key.append((step, line["tokens"], seconds, line[key]))
     if not points["train_loss"] and not points["val_loss"]:
         fail(f"the run {path} has no losses yet")
     name = os.path.basename(os.path.dirname(os.path.abspath(log)))
@@ -245,7 +264,7 @@ def run_of_row(row):
         "seed": row["seed"],
         "train": points(middles),
         "val": after_start(points(results.curve(row["val_curve"]))),
-        "final": math.inf if row["diverged"] else row["final_val"],
+        "final": row["final_val"],
         "ms": row["ms"] if math.isfinite(row["ms"]) else None,
         "loaded": waited,
     }
@@ -453,6 +472,7 @@ def set_style():
             "axes.titlelocation": "left",
             "axes.titlecolor": "#333333",
             "svg.hashsalt": "plot",
+            "text.parse_math": False,  # a name may have a $
         }
     )
 
@@ -587,7 +607,8 @@ def relabelled(handle, label):
 
     copy = Line2D([], [])
     copy.update_from(handle)
-    copy.set_label(label)
+    # Matplotlib leaves a label out of a legend that begins with an underscore.
+    copy.set_label(f" {label}" if label.startswith("_") else label)
     return copy
 
 
@@ -750,12 +771,17 @@ def draw(groups, title="", note=LOADED_LOG, time="training time"):
 # ---- loss against learning rate
 
 
+def chooses_rate(row):
+    """Whether a row is of a run that chose the rate. A run without a rate of its own has NaN."""
+    return row["stage"] == "tune" and not math.isnan(row["rate"])
+
+
 def losses_by_rate(rows):
     """{rate: final losses, inf where diverged} of the rows that chose the rate."""
     at = {}
     for row in rows:
-        if row["stage"] == "tune":
-            at.setdefault(row["rate"], []).append(math.inf if row["diverged"] else row["final_val"])
+        if chooses_rate(row):
+            at.setdefault(row["rate"], []).append(row["final_val"])
     return dict(sorted(at.items()))
 
 
@@ -884,7 +910,7 @@ def draw_rates_panel(axis, rows, arms, looks, order, inches):
 def draw_rates(rows, arms=None, title=""):
     """The figure of final loss against learning rate, a panel for each setting."""
     set_style()
-    tuned = [row for row in rows if row["stage"] == "tune"]
+    tuned = [row for row in rows if chooses_rate(row)]
     if not tuned:
         fail("there is no run that chose a rate (stage tune)")
     settings = list(dict.fromkeys(row["setting"] for row in tuned))

@@ -72,9 +72,12 @@ class View:
         self.name, self.title = setting["name"], setting["title"]
         base = setting.get("baseline", grid["baseline"])
         self.base_title = next((a["title"] for a in grid["arm"] if a["name"] == base), base)
+        self.has_final = compare.has_final(grid)
         table = {row[0]["name"]: row for row in compare.compare_setting(grid, setting, known)}
         self.arms, self.open, self.left = [], [], 0
-        for item in compare.arms_of(grid, setting):
+        items = {item["name"]: item for item in compare.arms_of(grid, setting)}
+        # First those of the table, in its order.
+        for item in ({name: items[name] for name in table} | items).values():
             tune, final, best = compare.arm_jobs(grid, setting, item, known)
             self.left += sum(1 for job in tune + final if job.key not in known)
             row = table.get(item["name"])
@@ -82,7 +85,6 @@ class View:
             arm = Arm(item, best, losses, test, p, tune + final, known, looks[item["name"]])
             arm.is_base, arm.is_question = item["name"] == base, item["name"] == question
             (self.arms if losses else self.open).append(arm)
-        self.arms.sort(key=lambda a: 0.0 if a.is_base else a.test["mean"] if a.test else math.inf)
         self.base = next((a for a in self.arms if a.is_base), None)
         self.question = next((a for a in self.arms if a.is_question and not a.is_base), None)
         self.tests = sum(1 for a in self.arms if a.test is not None)
@@ -195,18 +197,41 @@ def finding(title, base, test, p, tests, unit, pairs="pair"):
 
 
 def setting_sentence(view, unit):
-    """(kind, word, sentence) of the question's arm in a setting."""
+    """(kind, word, sentence) of the question's arm in a setting, or of the rates where that is all."""
     arm = view.question
+    if not view.has_final:
+        return ("open", "rates open" if any(a.best is None for a in view.open) else "rates chosen",
+                "; ".join(rate_text(a) for a in view.open) + ".")
     if view.base is None or not view.base.losses:
         return "open", "unfinished", f"{view.base_title}, the baseline, has no runs on fresh seeds yet."
     if arm is None:
-        return "open", "unfinished", "The arm of the question has no runs on fresh seeds yet."
+        return "open", *without_question(view)
     bad = [f"{a.title} on {a.diverged} of {plural(len(a.final), 'seed')}" for a in (arm, view.base) if a.diverged]
     if arm.test is None:
         reason = f"diverged: {'; '.join(bad)}" if bad else "no pairs of equal seeds"
         return "open", "no test", f"No difference of {arm.title} and {view.base_title} can be stated ({reason})."
     text = finding(arm.title, view.base_title, arm.test, arm.p, view.tests, unit)
     return *verdict(arm.test, arm.p), text + (f" Diverged: {'; '.join(bad)}." if bad else "")
+
+
+def without_question(view):
+    """(word, sentence) of a setting in which the question's arm has no difference from the baseline."""
+    asked = next((a for a in view.everyone if a.is_question), None)
+    if asked is None:
+        return "not asked", "The arm of the question does not run in this setting."
+    if len(view.everyone) == 1:
+        return "one arm", f"{asked.title} is the only arm, so there is no difference to state."
+    if asked.is_base:
+        return "not asked", f"{asked.title}, the arm of the question, is the baseline here."
+    return "unfinished", f"{asked.title} has no runs on fresh seeds yet."
+
+
+def rate_text(arm):
+    """The best rate of an arm, and its mean loss on the seeds that chose it."""
+    if arm.best is None:
+        return f"{arm.title}: no rate chosen yet"
+    loss = results.mean([row["final_val"] for row in arm.tune if row["rate"] == arm.best])
+    return f"{arm.title}: best at rate {arm.best:g} (loss {number(loss)})"
 
 
 def others_sentence(view):
@@ -242,7 +267,11 @@ def overall_test(views):
 def overall_sentence(views, unit):
     """The answer in one sentence, and the count of settings by verdict."""
     told = [view for view in views if view.question is not None and view.question.test is not None]
+    if not any(view.has_final for view in views):
+        return "This grid chooses learning rates. It has no fresh seeds and compares no arms.", ""
     if not told:
+        if all(len(view.everyone) == 1 for view in views):
+            return "No setting has a second arm, so there is nothing to compare.", ""
         if any(view.question is not None and view.base is not None for view in views):
             return "No answer: no setting allows a test, for the reasons below.", ""
         return "No answer yet: no setting has runs of both arms on fresh seeds.", ""
@@ -831,21 +860,52 @@ def write_picture(path, grid, views, unit):
         compare.fail(f"--picture ends in .png or .svg, not {path}")
 
 
+def is_size(value):
+    return compare.is_number(value) and abs(value) < results.GREATEST
+
+
+def is_head(head):
+    """Whether a value is the record of a head, as scripts/measure.py writes it."""
+    singular, condition = head["singular"], head["condition"]
+    return compare.list_of(is_size)(singular) and len(singular) > 0 and is_size(head["stable_rank"]) and \
+        (condition is None or is_size(condition))
+
+
+def is_point(point):
+    return compare.list_of(is_size)(point) and len(point) == 3
+
+
+def is_record(run):
+    """Whether a value is the record of a run, as scripts/measure.py writes it."""
+    try:
+        circuits = [all_heads(run, circuit) for circuit in CIRCUIT_TITLES] if "spectra" in run else []
+        points = [point for curve in run.get("composed", {}).values() for point in curve]
+        names = [run["run"], run["arm"], "" if run["setting"] is None else run["setting"]]
+        return all(map(compare.is_text, names)) and compare.is_count(run["seed"]) and all(map(is_point, points)) \
+            and all(heads and all(map(is_head, heads)) for heads in circuits)
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
 def read_measures(args):
     if args.runs:
-        import measure  # needs NumPy
+        try:
+            import measure
+        except ImportError:
+            compare.fail("--runs needs NumPy (python3 -m pip install numpy); --measures does not")
         try:
             return measure.measure_all(args.runs)
-        except (ValueError, OSError, KeyError) as problem:
+        except ValueError as problem:
             compare.fail(str(problem))
     if not args.measures:
         return None
     try:
         with open(args.measures, encoding="utf-8") as f:
             measures = json.load(f)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         compare.fail(f"cannot read the measures {args.measures}: {problem}")
-    if not isinstance(measures, dict) or measures.get("format") != 1:
+    if not isinstance(measures, dict) or measures.get("format") != 1 or \
+            not compare.list_of(is_record)(measures.get("runs")):
         compare.fail(f"{args.measures} is not a file of scripts/measure.py")
     return measures
 
@@ -881,4 +941,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as problem:
+        compare.fail(str(problem))

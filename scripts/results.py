@@ -41,6 +41,10 @@ COLUMNS = {
 }
 NUMBERS = ("rate", "final_val", "best_val", "train_tail", "ms", "seconds", "cpu_seconds")
 INTEGERS = ("seed", "best_step", "diverged", "steps", "tokens", "parameters", "threads")
+LOSSES = ("final_val", "best_val", "train_tail")
+CURVES = ("val_curve", "train_curve")
+STAGES = ("tune", "final")
+GREATEST = 3.5e38  # losses and times are computed in fp32: a larger finite number is damage
 
 
 def row_text(row):
@@ -50,15 +54,48 @@ def row_text(row):
     return out.getvalue()
 
 
+def parse_row(fields):
+    """The fields of a line as a dictionary with numbers. Raises ValueError if they are not a row."""
+    if len(fields) != len(COLUMNS):
+        raise ValueError(f"{len(fields)} fields instead of {len(COLUMNS)}")
+    row = dict(zip(COLUMNS, fields))
+    for name in NUMBERS + INTEGERS + CURVES:
+        try:
+            if name in CURVES:
+                values = [v for point in curve(row[name]) for v in point]  # the text stays in the row
+            else:
+                row[name] = float(row[name]) if name in NUMBERS else int(row[name])
+                values = [row[name]]
+        except ValueError as problem:
+            raise ValueError(f"{name} is not a number: {problem}") from None
+        if any(GREATEST < abs(v) < math.inf for v in values):
+            raise ValueError(f"{name} is too large")
+        if (name in INTEGERS and row[name] < 0) or (name in LOSSES and not row[name] > -math.inf):
+            raise ValueError(f"{name} is {row[name]}")
+    if row["stage"] not in STAGES:
+        raise ValueError(f"stage is {row['stage']!r} instead of {' or '.join(STAGES)}")
+    if row["threads"] < 1:
+        raise ValueError("threads is 0")
+    if row["rate"] <= 0:  # NaN is right: no flag sets a rate
+        raise ValueError(f"rate is {row['rate']}")
+    if row["diverged"]:
+        row["final_val"] = math.inf  # some rows of earlier versions have the loss that the run ended at
+    return row
+
+
 def read(path):
-    """The rows of a CSV file as dictionaries with numbers; [] if the file does not exist. A last line
-    that a kill cut off is left out. Raises ValueError for any other line that is not a row."""
+    """The rows of a CSV file; [] if the file does not exist. A last line that a kill cut off is left out.
+    Raises ValueError for any other line that is not a row."""
     if not os.path.exists(path):
         return []
-    with open(path, encoding="utf-8", newline="") as f:
-        text = f.read()
-    whole = text[:text.rfind("\n") + 1]
-    lines = list(csv.reader(io.StringIO(whole)))
+    with open(path, "rb") as f:
+        data = f.read()
+    try:
+        # A spreadsheet may have put a mark of UTF-8 in front.
+        text = data[:data.rfind(b"\n") + 1].decode("utf-8-sig")
+        lines = list(csv.reader(io.StringIO(text, newline="")))
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise ValueError(f"{path} is not a file of results: {problem}") from None
     if not lines:
         return []
     if lines[0] != list(COLUMNS):
@@ -66,17 +103,10 @@ def read(path):
                          f"{', '.join(COLUMNS)}")
     rows = []
     for number, fields in enumerate(lines[1:], 2):
-        if len(fields) != len(COLUMNS):
-            raise ValueError(f"{path}, row {number}: {len(fields)} fields instead of {len(COLUMNS)}")
-        row = dict(zip(COLUMNS, fields))
         try:
-            for name in NUMBERS:
-                row[name] = float(row[name])
-            for name in INTEGERS:
-                row[name] = int(row[name])
+            rows.append(parse_row(fields))
         except ValueError as problem:
-            raise ValueError(f"{path}, row {number}: {name} is not a number: {problem}") from None
-        rows.append(row)
+            raise ValueError(f"{path}, row {number}: {problem}") from None
     return rows
 
 
@@ -86,14 +116,10 @@ def append(path, row):
     if folder:
         os.makedirs(folder, exist_ok=True)
     with open(path, "ab+") as f:
-        size = f.seek(0, os.SEEK_END)
-        if size:
-            f.seek(max(0, size - (1 << 20)))
-            tail = f.read()
-            cut = len(tail) - 1 - tail.rfind(b"\n")
-            if cut:
-                f.truncate(size - cut)
-        else:
+        f.seek(0)
+        whole = f.read().rfind(b"\n") + 1
+        f.truncate(whole)
+        if not whole:
             f.write(",".join(COLUMNS).encode() + b"\n")
         f.write(row_text(row).encode())
         f.flush()

@@ -135,6 +135,57 @@ class Plot(unittest.TestCase):
             except SystemExit as end:
                 return end.code
 
+    # Odd logs
+
+    def write_log(self, name, text):
+        os.makedirs(os.path.join(self.folder, name))
+        with open(os.path.join(self.folder, name, "log.jsonl"), "w", encoding="utf-8") as f:
+            f.write(text)
+        return os.path.join(self.folder, name)
+
+    def test_values_that_are_no_numbers(self):
+        text = (
+            '[1]\n3\nnull\n"x"\n{"step": "0", "tokens": 0}\n' + "[" * 100000 + "\n"
+            '{"step": 1, "tokens": 8, "train_loss": true, "val_loss": [3], "ms": {}}\n'
+            '{"step": 2, "tokens": 16, "train_loss": 1e300, "val_loss": NaN, "ms": "a"}\n'
+            '{"step": 3, "tokens": 24, "train_loss": 2, "val_loss": 1e999, "ms": 1e999}\n'
+        )
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            run = plot.read_run(self.write_log("odd", text))
+        self.assertEqual(run["train"], [(3, 24, 0.0, 2)])
+        self.assertEqual((run["val"], run["final"], run["ms"]), ([], None, None))
+        self.assertEqual(said.getvalue().count("is not a log line"), 6)
+
+    def test_short_logs(self):
+        line = '{"step": %d, "tokens": %d, "train_loss": %s, "val_loss": %s, "ms": null}\n'
+        start = self.write_log("start", line % (0, 0, "null", "5.5"))
+        one = self.write_log("one", line % (1, 8, "5", "null"))
+        for paths in ([start], [one], [start, one], [one, write_run(self.folder, "whole")]):
+            self.assertIsNone(self.run_plot(*paths, "-o", os.path.join(self.folder, "p.png")))
+        for name, text in (("empty", ""), ("nan", line % (1, 8, "NaN", "NaN"))):
+            self.assertIn("has no losses yet", self.run_plot(self.write_log(name, text)))
+
+    def test_names_that_matplotlib_reads_otherwise(self):
+        names = ["_first", r"a$\x$"]
+        figure = plot.draw(self.groups(*(write_run(self.folder, name) for name in names)))
+        figure.savefig(os.path.join(self.folder, "p.png"))
+        legends = [axis.get_legend() for axis in figure.axes if axis.get_legend()]
+        texts = [text.get_text() for legend in legends for text in legend.get_texts()]
+        for name in names:
+            self.assertTrue(any(name in text for text in texts), texts)
+
+    def test_damaged_results(self):
+        path = self.write_rows([make_row("muon", 0.01, 1)])
+        with open(path, "ab") as f:
+            f.write(b"\xff\0\n")
+        self.assertIn("is not a file of results", self.run_plot("--from-csv", path))
+
+    def test_rates_of_runs_without_one(self):
+        rows = [make_row("muon", math.nan, seed, "tune") for seed in (1, 2)]
+        self.assertIn("no run that chose", self.run_plot("--from-csv", self.write_rows(rows), "--rates"))
+        path = self.write_rows([make_row("cm", rate, 3, "tune") for rate in (0.01, 0.02)])
+        self.assertIsNone(self.run_plot("--from-csv", path, "--rates"))
+
     # Step 0
 
     def test_no_segment_from_step_0(self):

@@ -16,6 +16,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -216,8 +217,103 @@ class Csv(unittest.TestCase):
                 f.write(damaged)
             self.assertRaises(ValueError, results.read, self.path)
 
+    def test_cut_off_in_the_first_line(self):
+        results.append(self.path, make_row(self.grid, self.jobs[0], 1.5))
+        with open(self.path, "rb") as f:
+            whole = f.read()
+        for size in (1, 40, whole.index(b"\n")):
+            with open(self.path, "wb") as f:
+                f.write(whole[:size])
+            results.append(self.path, make_row(self.grid, self.jobs[0], 1.5))
+            with open(self.path, "rb") as f:
+                self.assertEqual(f.read(), whole)
+
+    def write_changed(self, change):
+        """Writes one row to the file, then changes the file's bytes."""
+        with open(self.path, "w", encoding="utf-8"):
+            pass
+        results.append(self.path, make_row(self.grid, self.jobs[0], 1.5))
+        with open(self.path, "rb") as f:
+            data = f.read()
+        with open(self.path, "wb") as f:
+            f.write(change(data))
+
+    def test_bytes_of_other_programs(self):
+        for change in (lambda d: d.replace(b"\n", b"\r\n"), lambda d: b"\xef\xbb\xbf" + d):
+            self.write_changed(change)
+            self.assertEqual(len(results.read(self.path)), 1)
+
+    def test_damaged_bytes(self):
+        for old, new in ((b"1.500000", b"nan"), (b"1.500000", b"-inf"), (b"1.500000", b"1e300"),
+                         (b"a processor", b"\xff\xfe"), (b"tune", b"none"), (b"10.0", b"\0"),
+                         (b"a processor", b'"' + 200000 * b"x" + b'"'), (b"40960", b"-1"),
+                         (b",0.01,", b",0,"), (b"160:", b"160;")):
+            self.write_changed(lambda d: d.replace(old, new, 1))
+            with self.assertRaises(ValueError, msg=new[:20]) as caught:
+                results.read(self.path)
+            self.assertIn(self.path, str(caught.exception))
+
+    def test_diverged_runs_have_an_infinite_loss(self):
+        results.append(self.path, make_row(self.grid, self.jobs[0], 13.2, diverged=1))
+        self.assertEqual(results.read(self.path)[0]["final_val"], math.inf)
+
     def test_no_file(self):
         self.assertEqual(results.read(self.path + ".none"), [])
+
+
+# ---- the grid file and the command line of a sweep
+
+
+class Grids(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def refuse(self, old, new):
+        self.assertIn(old, GRID)
+        with self.assertRaises(SystemExit) as caught:
+            read_grid(self.folder, GRID.replace(old, new, 1))
+        self.assertIn("error: ", str(caught.exception.code))
+
+    def test_values_without_meaning(self):
+        for old, new in (("factor = 2", "factor = 1"), ("factor = 2", 'factor = "2"'), ("factor = 2", "around = -1"),
+                         ("factor = 2", "start = 0"), ("factor = 2", "start = nan"), ("factor = 2", "unknown = 1"),
+                         ('flags = ["lr-qk"]', 'flags = "lr-qk"'), ("seeds = [1]", "seeds = []"),
+                         ("seeds = [1]", "seeds = [true]"), ("seeds = [1]", "seeds = [1, 1]"),
+                         ('"101-108"', '"108-101"'), ('"101-108"', '"0-999999999"'), ("final = 3", "final = -3"),
+                         ("final = 3", 'settings = "plain"'), ("final = 3", 'settings = ["none"]'),
+                         ("final = 3", 'fixed = "x"'), ("steps = 160", "steps = [1]"), ("steps = 160", 'run = "x"'),
+                         ("steps = 160", "resume = true"), ('name = "plain"', 'name = "../plain"'),
+                         ('name = "plain"', "name = 3"), ('name = "plain"', 'name = "a\\nb"'),
+                         ('title = "QK-norm"', 'tune = "x"'), ('title = "QK-norm"', 'arms = ["none"]'),
+                         ("[run]", "arm = 3\n[run]"), ("[run]", "[run")):
+            self.refuse(old, new)
+
+    def test_lists_of_a_sweep(self):
+        words = "--lr 0.02,0.01,0.02 --seed=1,2,1 --optimizer cm,muon,cm --log-groups --steps 9"
+        grid = compare.sweep_grid(words.split())
+        jobs = compare.sweep_jobs(grid)
+        self.assertEqual(len({job.key for job in jobs}), len(jobs))
+        self.assertEqual([(j.seed, j.rate, j.arm["name"]) for j in jobs],
+                         [(s, r, a) for s in (1, 2) for r in (0.01, 0.02) for a in ("cm", "muon")])
+        self.assertEqual(jobs[0].flags["log-groups"], None)
+
+    def test_one_rate_of_a_sweep(self):
+        self.assertEqual([j.rate for j in compare.sweep_jobs(compare.sweep_grid(["--lr", "0.01"]))], [0.01])
+        self.assertEqual([j.rate for j in compare.sweep_jobs(compare.sweep_grid(["--steps", "9"]))], [None])
+
+    def test_options_within_a_sweep(self):
+        words = "--lr 0.01 --jobs 3 --dry-run --weight-decay -1".split()
+        self.assertEqual(compare.own_words(words), ["--jobs=3", "--dry-run"])
+        self.assertEqual(compare.sweep_grid(words)["run"], {"weight-decay": "-1"})
+
+    def test_sweeps_without_meaning(self):
+        for text in ("", "foo", "--lr 0.1,", "--lr 0.1,inf", "--lr 0,0.1", "--lr", "--seed",
+                     "--seed 1.5", "--seed x,1", "--run a",
+                     "--resume", "--steps 1 --steps 2", "--lr 0.1,0.2 --lr-qk 0.1,0.2", "--optimizer ../a,b"):
+            with self.assertRaises(SystemExit, msg=text) as caught:
+                compare.sweep_grid(text.split())
+            self.assertIn("error: ", str(caught.exception.code))
 
 
 # ---- the choice of rates
@@ -337,6 +433,66 @@ class Running(unittest.TestCase):
         again = subprocess.run(self.command("--jobs", "6"), capture_output=True, text=True, timeout=60)
         self.assertIn("0 runs to do", again.stdout)
 
+    def trainer_says(self, lines):
+        """Replaces what the trainer does in a run by a few lines of shell."""
+        with open(self.program, "w", encoding="utf-8") as f:
+            f.write(TRAINER.split("mkdir", 1)[0] + lines)
+
+    def run_failing(self, *options):
+        done = subprocess.run(self.command(*options), capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 1)
+        self.assertNotIn("Traceback", done.stderr)
+        return done.stderr
+
+    def test_runs_that_fail(self):
+        for lines, words in (("echo trouble; exit 2", "ended with 2: trouble"),
+                             ("echo not finite; kill -SEGV $$", "ended by SIGSEGV"),
+                             ("echo not finite; exit 1", "left no readable run"), ("exit 0", "left no readable run")):
+            self.trainer_says(lines)
+            self.assertIn(words, self.run_failing("--jobs", "5"))
+        os.remove(self.program)
+        self.assertIn("make train_gpt", self.run_failing())
+
+    @unittest.skipUnless(sys.platform == "linux", "only Linux ends children with their parent")
+    def test_runs_end_with_the_comparison(self):
+        pids = os.path.join(self.folder, "pids")
+        self.trainer_says(f"echo $$ >>{pids}\nexec sleep 600\n")
+        for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+            with open(pids, "w", encoding="utf-8"):
+                pass
+            child = subprocess.Popen(self.command("--jobs", "3"), stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.DEVNULL)
+            self.wait_for(lambda: len(self.numbers(pids)) == 3)
+            child.send_signal(number)
+            child.wait()
+            self.wait_for(lambda: not any(os.path.exists(f"/proc/{pid}/exe") for pid in self.numbers(pids)))
+
+    def numbers(self, path):
+        with open(path, encoding="utf-8") as f:
+            return f.read().split()
+
+    def wait_for(self, condition):
+        end = time.monotonic() + 30  # seconds; a loaded machine takes a few
+        while not condition():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.05)
+
+    def test_two_at_once(self):
+        pids = os.path.join(self.folder, "pids")
+        self.trainer_says(f"echo $$ >>{pids}\nexec sleep 600\n")
+        child = subprocess.Popen(self.command("--jobs", "1"), stdout=subprocess.DEVNULL)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        self.wait_for(lambda: os.path.exists(pids))
+        self.assertIn("another comparison writes", self.run_failing())
+        self.assertIn("another comparison has its runs in",
+                      self.run_failing("--results", os.path.join(self.folder, "other.csv")))
+
+    def test_time_over_before_the_first_run(self):
+        done = subprocess.run(self.command("--seconds", "1e-9"), capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn("the time is over", done.stdout)
+
     def test_goes_on_after_a_kill(self):
         for _ in range(2):
             child = subprocess.Popen(self.command("--jobs", "3"), stdout=subprocess.PIPE,
@@ -409,6 +565,25 @@ class Checkpoints(unittest.TestCase):
             self.expect_refusal(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1:])
         self.expect_refusal(whole + bytes(8))
 
+    def test_changed_words(self):
+        # With a checksum that fits, so that the reader meets every damage: it reads or raises ValueError.
+        with open(self.path, "rb") as f:
+            whole = f.read()
+        draw, read = random.Random(3), 0
+        for _ in range(500):
+            data = bytearray(whole[:-8])
+            at = 8 * draw.randrange(len(data) // 8)
+            word = draw.choice([0, 1, 7, 9, 4097, 1 << 32, 1 << 63, draw.getrandbits(64)])
+            data[at:at + 8] = struct.pack("<Q", word)
+            with open(self.path, "wb") as f:
+                f.write(data + struct.pack("<Q", checkpoint.checksum(data)))
+            try:
+                checkpoint.read(self.path, ["p.a", "p.b", "p.c"])
+                read += 1
+            except ValueError:
+                pass
+        self.assertTrue(50 < read < 450, read)  # values of tensors may be any, lengths may not
+
     def expect_refusal(self, data):
         with open(self.path, "wb") as f:
             f.write(data)
@@ -471,6 +646,18 @@ class Checkpoints(unittest.TestCase):
                          ["plain", "cm", "0.01", 101, 5])
         self.assertEqual(len(record["spectra"]["OV"][0]), 2)
         self.assertEqual(record["composed"]["OV"], [[1, 0.75, 0.25]])
+        for text in ("[]", "null", "{}", '{"version": "1", "flags": 3}', '{"version": "1", "flags": {}}',
+                     '{"version": "1", "flags": {"seed": "1", "heads": 2, "kv-heads": 2, "head-dim": 4}}',
+                     '{"version": "1", "flags": {"seed": 1, "heads": 0, "kv-heads": 2, "head-dim": 4}}', "[" * 100000):
+            with open(os.path.join(folder, "run.json"), "w", encoding="utf-8") as f:
+                f.write(text)
+            self.assertRaises(ValueError, measure.measure, folder)
+
+    def test_logs_of_odd_lines(self):
+        lines = ["", "[]", "3", "null", "[" * 100000, '{"step": 1, "groups": 3}', '{"step": 1, "groups": {"QK": 3}}',
+                 '{"groups": {"QK": {"composed_max": 1, "composed_median": 1}}}',
+                 '{"step": 1, "groups": {"QK": {"composed_max": NaN, "composed_median": 1}}}']
+        self.assertEqual(measure.composed_steps(lines), {})
 
 
 def write_run(folder, seed):
@@ -636,6 +823,72 @@ class Report(unittest.TestCase):
             with self.assertRaises(AssertionError) as caught:
                 self.run_report(*options)
             self.assertIn(words, str(caught.exception))
+
+    def test_damaged_measures(self):
+        head = {"singular": [2.0, 1.0], "stable_rank": 1.25, "condition": None}
+        run = {"run": "a", "arm": "cm", "setting": "plain", "seed": 1, "composed": {"QK": [[1, 2.0, 1.0]]},
+               "spectra": {"QK": [[head]], "OV": [[head]]}}
+        self.assertTrue(report.is_record(run))
+        for changes in ({"seed": "1"}, {"setting": []}, {"arm": None}, {"composed": {"QK": [[1]]}}, {"composed": 3},
+                        {"spectra": {"QK": [[head]]}}, {"spectra": {"QK": [[head]], "OV": []}},
+                        {"spectra": {"QK": [[{}]], "OV": [[head]]}},
+                        {"spectra": {"QK": [[head | {"singular": []}]], "OV": [[head]]}},
+                        {"spectra": {"QK": [[head | {"condition": math.nan}]], "OV": [[head]]}}):
+            self.assertFalse(report.is_record(run | changes), changes)
+        self.assertFalse(report.is_record(3))
+
+    def text_of(self, grid_text, loss_of):
+        """The text of the report of a finished grid."""
+        with tempfile.TemporaryDirectory() as folder:
+            grid = read_grid(folder, grid_text)
+            known = fill(grid, os.path.join(folder, "r.csv"), loss_of)
+            page = Page(report.page(grid, os.path.join(folder, "small.toml"), known, report.question_of(grid, None),
+                                    None, "r", ""))
+        self.assertEqual(page.problems, [])
+        return page.text
+
+    def test_a_grid_that_chooses_rates(self):
+        text = self.text_of(GRID.replace('seeds = "101-108"', "seeds = []"), bowl)
+        self.assertIn("This grid chooses learning rates.", text)
+        self.assertIn("CM: best at rate 0.02 (loss", text)
+        self.assertNotIn("No answer yet", text)
+
+    def test_a_grid_of_one_arm(self):
+        text = self.text_of(GRID.split('[[arm]]\nname = "cm"')[0].replace('question = "cm"', ""), bowl)
+        self.assertIn("No setting has a second arm", text)
+
+    def test_settings_without_a_question(self):
+        text = self.text_of(GRID.replace("run = { qk-norm = true }", 'run = { qk-norm = true }\nbaseline = "cm"')
+                            .replace('title = "No QK-norm"', 'arms = ["muon", "adamw"]', 1), bowl)
+        self.assertIn("CM, the arm of the question, is the baseline here.", text)
+        self.assertIn("The arm of the question does not run in this setting.", text)
+
+    def test_odd_rows(self):
+        text = GRID.replace('title = "Muon"', 'title = "<b>\\"M\'&$x^"', 1)
+        for changes in ({"ms": "0", "seconds": "0"}, {"ms": "nan", "seconds": "nan", "cpu_seconds": "inf"},
+                        {"train_curve": "", "val_curve": ""}, {"train_curve": "", "val_curve": "0:5.5"},
+                        {"final_val": "inf", "train_tail": "inf", "diverged": 1}):
+            known = {flags: results.parse_row([str(v) for v in (row | changes).values()])
+                     for flags, row in self.known.items()}
+            with tempfile.TemporaryDirectory() as folder:
+                grid = read_grid(folder, text)
+                page = Page(report.page(grid, os.path.join(folder, "small.toml"), known, "cm", None, "r", ""))
+            self.assertEqual(page.problems, [])
+            self.assertIn("<b>\"M'&$x^", page.text)
+
+    def test_order_is_by_paired_difference(self):
+        # AdamW has only the first three seeds, on which every arm does better than on the others.
+        def loss(job):
+            arm = {"muon": 0.0, "cm": -0.1, "adamw": 0.1}[job.arm["name"]]
+            return 2 + arm + (1.0 if job.seed > 103 else 0.0) + 0.01 * abs(math.log2(job.rate / 0.02))
+
+        with tempfile.TemporaryDirectory() as folder:
+            grid = read_grid(folder)
+            known = fill(grid, os.path.join(folder, "r.csv"), loss)
+        table = compare.compare_setting(grid, grid["setting"][0], known)
+        self.assertEqual([row[0]["name"] for row in table], ["cm", "muon", "adamw"])
+        means = [results.mean(list(row[2].values())) for row in table]
+        self.assertEqual(min(means), means[2])
 
     def run_and_read(self, *options):
         path = os.path.join(self.folder, "other.html")
