@@ -49,7 +49,8 @@ def pair(circuit, heads=4, kv=2, k=8, d=24, torch_too=False, **options):
     start = [normal(*s) for s in shapes]
     w, m = [x.copy() for x in start], [np.zeros(s, np.float32) for s in shapes]
     rw, rm = [x.astype(float) for x in w], [x.astype(float) for x in m]
-    o = oracle.CM(**options)
+    # The oracle's own defaults are those of the release.
+    o = oracle.CM(**({"momentum_form": "ema", "nesterov": True} | options))
     step = getattr(oracle, "cm_" + circuit)
     for _ in range(3):
         g = [normal(*s, size=0.01) for s in shapes]
@@ -69,7 +70,7 @@ def pair(circuit, heads=4, kv=2, k=8, d=24, torch_too=False, **options):
 for circuit in ("qk", "ov"):
     pair(circuit)
     pair(circuit, kv=4)
-    pair(circuit, isotropic=True, mp=2.0, wd=0.1, nesterov=True)
+    pair(circuit, isotropic=True, mp=2.0, wd=0.1, nesterov=False, momentum_form="sum")
     pair(circuit, kv=4, inv_root="eigh", msign="simple12", damping=0.05, whitening="post")
     pair(circuit, connection="frobenius", momentum_reproject="copy", gauge_damping=False)
     if torch:
