@@ -765,6 +765,11 @@ def has_final(grid):
     return any(count_of(grid, setting, arm) for setting in grid["setting"] for arm in arms_of(grid, setting))
 
 
+def brief(value, form):
+    """A number as text; "-" where there is none: runs that are those of the baseline have no test."""
+    return format(value, form) if math.isfinite(value) else "-"
+
+
 def print_table(grid, args):
     if not has_final(grid):
         print("\nThis grid has no fresh seeds (seeds of [final]): it chooses rates and compares no arms.")
@@ -781,8 +786,8 @@ def print_table(grid, args):
             row = [arm["title"], text_of(best), str(len(values)), number(results.mean(values)),
                    number(results.deviation(values))]
             row += ["-"] * 5 if test is None else [
-                f"{test['mean']:+.4f}", f"± {number(test['half'])}", f"{test['p']:.2g}", f"{p:.2g}",
-                f"{test['needed']:.0f}"]
+                f"{test['mean']:+.4f}", f"± {number(test['half'])}", brief(test["p"], ".2g"), brief(p, ".2g"),
+                brief(test["needed"], ".0f")]
             print("| " + " | ".join(row) + " |")
 
 

@@ -729,7 +729,7 @@ def arms_section(views, unit):
         for arm in view.arms:
             test = arm.test
             tested = ["\u2013"] * 5 if test is None else [
-                signed(test["mean"]), number(test["half"]), f"{test['p']:.2g}", f"{arm.p:.2g}",
+                signed(test["mean"]), number(test["half"]), compare.brief(test["p"], ".2g"), compare.brief(arm.p, ".2g"),
                 f"{math.ceil(test['needed']):,}" if test["needed"] <= MANY_PAIRS else
                 f"> {MANY_PAIRS:,}" if not math.isnan(test["needed"]) else "\u2013"]
             word = "baseline" if arm.is_base else verdict(test, arm.p)[1]
