@@ -125,6 +125,12 @@ if [ "${REHEARSE_SANITIZER:-}" = "$tool" ]; then
     echo "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
     exit 9
 fi
+if [ "${REHEARSE_SANITIZER:-} $tool" = "broken racecheck" ]; then
+    echo "========= Internal Sanitizer Error: The Sanitizer failed to handle a hardware exception."
+    echo "========= Target application returned an error"
+    echo "========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)"
+    exit 9
+fi
 if [ "$tool" = racecheck ]; then echo "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
 else echo "========= ERROR SUMMARY: 0 errors"; fi
 END
@@ -284,6 +290,9 @@ done
 expect "the default has no row of its own" test -z "$(grep -e '--gelu fused' "$dir/out/report.md" || true)"
 visit REHEARSE_SANITIZER=racecheck -- --only sanitizer
 expect "a race fails" result sanitizer FAILED
+visit REHEARSE_SANITIZER=broken -- --only sanitizer
+expect "a sanitizer that fails itself passes nothing" result sanitizer "not known"
+expect "its message is in the report" says "racecheck test_layers | not known | ========= Internal Sanitizer Error"
 visit REHEARSE_NCU=refused -- --only ncu
 expect "ncu that may not profile: ends with $status" ended 0
 expect "ncu that may not profile is skipped" result ncu skipped

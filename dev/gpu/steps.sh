@@ -919,8 +919,9 @@ sanitize() {
     if [ $status = 124 ]; then
         check_row "$tool $name" "not known" "ran past $limit s" $((SECONDS - start))
         unknown "$tool $name"
-    elif [ -z "$summary" ]; then
-        check_row "$tool $name" "not known" "$(grep -E '^=' "$log" | tail -n 1 | cut -c 1-160)" $((SECONDS - start))
+    elif [ -z "$summary" ] || grep -q 'Internal Sanitizer Error' "$log"; then
+        check_row "$tool $name" "not known" "$(grep -E '^=+ ..' "$log" | grep -v -E 'COMPUTE-SANITIZER|SUMMARY|returned an error' |
+            tail -n 1 | cut -c 1-160)" $((SECONDS - start))
         unknown "$tool $name"
     elif [ $status = 0 ] || { [ $status = 9 ] && [ "$ours" = 0 ]; }; then
         check_row "$tool $name" passed "$summary, $ours lines about our kernels" $((SECONDS - start))
