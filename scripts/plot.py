@@ -63,6 +63,7 @@ LOADED_CSV = (
 FAR = 5
 # The raw training losses and their bands of more arms than this would be a blur.
 SPREAD_ARMS = 3
+RATE_COLUMNS = 3  # panels beside each other in the picture of rates
 LETTER_INCHES = 0.075  # mean width of a letter of a legend
 TICK_INCHES = 0.78  # width of the label of a rate
 RATES_NOTES = [
@@ -917,10 +918,14 @@ def draw_rates(rows, arms=None, title=""):
     looks = style.looks(row["arm"] for row in rows)
     order = drawing_order(looks)
     inches = 7.5 if len(settings) == 1 else 6.5
+    columns = min(len(settings), RATE_COLUMNS)
+    lines = -(-len(settings) // columns)
     figure, axes = plt.subplots(
-        1, len(settings), figsize=(inches * len(settings) + 1, 5.6), squeeze=False
+        lines, columns, figsize=(inches * columns + 1, 5.6 * lines), squeeze=False
     )
-    for axis, setting in zip(axes[0], settings):
+    for axis in axes.flat[len(settings) :]:
+        axis.remove()
+    for axis, setting in zip(axes.flat, settings):
         axis.tick_params(length=0)
         axis.set_ylabel("final validation loss (nats per token)")
         if len(settings) > 1:

@@ -280,6 +280,14 @@ def overall_sentence(views, unit):
         where = f"{told[0].title}: " if len(views) > 1 else ""
         return where + setting_sentence(told[0], unit)[2], ""
     kinds = [verdict(v.question.test, v.question.p)[0] for v in told]
+    if {"better", "worse"} <= set(kinds):  # a mean would hide it
+        places = {kind: "; ".join(f"{v.title}: {signed(v.question.test['mean'])}" for v, k in zip(told, kinds) if k == kind)
+                  for kind in kinds}
+        rest = f"; not told apart in {kinds.count('open')} ({places['open']})" if "open" in places else ""
+        return (f"It depends: {arm} is better than {base} in {kinds.count('better')} of {len(told)} settings "
+                f"({places['better']}), worse in {kinds.count('worse')} ({places['worse']}){rest}. "
+                f"Differences in {unit}.",
+                f"Better and worse mean p < {DECIDED} after correction for the arms of the setting.")
     tally = (f"By setting, {arm} is better than {base} in {kinds.count('better')}, worse in "
              f"{kinds.count('worse')} and not told apart in {kinds.count('open')} of {len(told)} "
              f"(p < {DECIDED} after correction for the arms of the setting).")

@@ -952,6 +952,14 @@ class Report(unittest.TestCase):
         self.assertIn("No difference of CM and Muon can be stated (diverged: Muon on 1 of 8 seeds).", text)
         self.assertNotIn("On average over", text)
 
+    def test_opposite_settings_have_no_mean(self):
+        known = {flags: row | {"final_val": row["final_val"] + 0.1}
+                 if row["arm"] == "cm" and row["setting"] != "plain" else row for flags, row in self.known.items()}
+        text = Page(report.page(self.grid, os.path.join(self.folder, "small.toml"), known, "cm", None, "r", "")).text
+        self.assertIn("It depends: CM is better than Muon in 1 of 2 settings (No QK-norm: \u22120.0", text)
+        self.assertIn("), worse in 1 (QK-norm: +0.0", text)
+        self.assertNotIn("On average over", text)
+
     def test_correction_decides_the_word(self):
         # p alone is below .01, corrected it is not: the sentence must not claim it.
         pairs = [-0.01, -0.009, -0.012, -0.016]
