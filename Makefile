@@ -68,7 +68,7 @@ all: $(PROGRAMS)
 
 # Every program is one translation unit. The compiler writes its list of headers to $(BUILD), and make
 # reads these lists back, so a changed header rebuilds only what includes it.
-deps = -MMD -MP -MF $(BUILD)/$(subst /,_,$(patsubst $(BUILD)/%,%,$@)).d -MT $@
+deps = -MMD -MP -MF $(BUILD)/$(subst /,_,$@).d -MT $@
 -include $(wildcard $(BUILD)/*.d)
 compile = $(CC) $(1) $(CFLAGS) $(deps) $< -o $@ $(2) $(LDLIBS)
 $(BUILD) $(BUILD)/emu $(BUILD)/cuda:

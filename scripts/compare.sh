@@ -44,12 +44,14 @@ for word; do
     previous=$word
 done
 python3 scripts/report.py "$grid" $narrowed --results "$out/$name.csv" -o "$out/$name.html"
-# A picture shows one setting: of a grid with several there is none, and the report stands without it.
 picture() {
     python3 scripts/plot.py --from-csv "$out/$name.csv" "$@" || true
 }
 if python3 -c 'import matplotlib' 2>/dev/null; then
-    ! grep -q ,final, "$out/$name.csv" || picture -o "$out/$name.png"
+    # Curves: a picture for each setting that has runs on fresh seeds.
+    awk -F, '$5 == "final" && !seen[$2]++ { print $2 }' "$out/$name.csv" | while read -r setting; do
+        picture --setting "$setting" -o "$out/$name-$setting.png"
+    done
     picture --rates -o "$out/$name-rates.png"
 else
     echo "note: pictures beside the report need matplotlib: python3 -m pip install matplotlib"

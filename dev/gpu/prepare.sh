@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 arch=${1:-sm_90}
 [ $# -eq 0 ] || shift
-build=build/prebuilt
+build=build/prebuilt-$arch
 if [ $# -eq 0 ]; then
     for test in dev/test/cuda/test_*.cu; do
         name=$(basename "$test" .cu)
@@ -20,6 +20,8 @@ if [ $# -eq 0 ]; then
     set -- train_gpt_cuda train_gpt_cuda_fp32 generate_cuda test_gpt_cuda test_gpt_cuda_fp32 $build/train_gpt $build/generate \
         $build/cuda/bench_cuda "$@"
 fi
+# Programs outside of $build may be of another architecture, which make does not see.
+for program in "$@"; do case $program in */*) ;; *) rm -f "$program" ;; esac; done
 portable="-O2 $([ "$(uname -m)" != x86_64 ] || echo -march=x86-64-v3)"
 make BUILD=$build ONEDNN=no OPT="$portable" TEST_OPT="$portable" ARCH="$arch" "$@"
 pack=$build/pack
