@@ -198,10 +198,46 @@ def t_quantile(level, freedom):
     return high
 
 
+def normal(z):
+    """P(Z < z) of the standard normal distribution."""
+    return 0.5 * math.erfc(-z / math.sqrt(2))
+
+
+def power(n, effect, p=0.01):
+    """The chance that n pairs, whose differences have a mean of `effect` standard deviations, give a
+    two-sided p below `p`: the integral over the measured deviation s, in units of the true one, of
+    P(|sqrt(n) effect + Z| > t s), by Simpson's rule."""
+    freedom, shift, critical = n - 1, effect * math.sqrt(n), t_quantile(1 - p, n - 1)
+    spread, panels = 10 / math.sqrt(2 * freedom), 400
+    low, high = max(1e-12, 1 - spread), 1 + spread
+    scale = math.log(2) + freedom / 2 * math.log(freedom / 2) - math.lgamma(freedom / 2)
+    total = 0.0
+    for i in range(panels + 1):
+        s = low + (high - low) * i / panels
+        density = math.exp(scale + (freedom - 1) * math.log(s) - freedom * s * s / 2)
+        beyond = normal(shift - critical * s) + normal(-shift - critical * s)
+        total += (1 if i in (0, panels) else 4 if i % 2 else 2) * density * beyond
+    return total * (high - low) / panels / 3
+
+
+def pairs_needed(effect):
+    """The least number of pairs that shows a true mean of `effect` standard deviations with power 0.9 at
+    p < 0.01."""
+    effect = abs(effect)
+    if effect == 0:
+        return math.inf
+    least = 2 if math.isinf(effect) else max(2, math.ceil(((2.5758 + 1.2816) / effect) ** 2))  # were s known
+    if least > 10000:
+        return least
+    while power(least, effect) < 0.9:
+        least += 1
+    return least
+
+
 def paired(differences, level=0.95):
     """The paired t-test of differences: mean, standard error, t, two-sided p, half width of the
     confidence interval of `level`, and the number of pairs that would show a true difference of the
-    measured mean with power 0.9 at p < 0.01."""
+    measured mean and deviation with power 0.9 at p < 0.01."""
     n = len(differences)
     m, s = mean(differences), deviation(differences)
     if n < 2:
@@ -209,9 +245,9 @@ def paired(differences, level=0.95):
                 "needed": math.nan}
     se = s / math.sqrt(n)
     t = m / se if se > 0 else math.copysign(math.inf, m) if m else math.nan
-    needed = (2.5758 + 1.2816) ** 2 * (s / m) ** 2 if m else math.inf  # normal quantiles .995, .9
+    needed = pairs_needed(m / s if s > 0 else math.copysign(math.inf, m) if m else 0.0)
     return {"n": n, "mean": m, "se": se, "t": t, "p": t_two_sided(t, n - 1),
-            "half": t_quantile(level, n - 1) * se, "needed": max(2, needed)}
+            "half": t_quantile(level, n - 1) * se, "needed": needed}
 
 
 def holm(p):

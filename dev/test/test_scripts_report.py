@@ -166,7 +166,23 @@ class Statistics(unittest.TestCase):
         self.assertAlmostEqual(test["t"], t, delta=1e-12)
         self.assertAlmostEqual(test["p"], 1 - t / math.sqrt(2 + t * t), delta=1e-12)
         self.assertAlmostEqual(test["half"], 4.3027 / math.sqrt(3), delta=1e-4)
-        self.assertAlmostEqual(test["needed"], (2.5758 + 1.2816) ** 2 / 4, delta=1e-3)
+        self.assertEqual(test["needed"], 8)
+
+    def test_power_is_that_of_drawn_samples(self):
+        random.seed(1)
+        for n, effect in ((5, 3.0), (19, 1.0)):
+            critical = results.t_quantile(0.99, n - 1)
+            drawn = [[random.gauss(effect, 1) for _ in range(n)] for _ in range(4000)]
+            found = sum(abs(results.mean(x)) * math.sqrt(n) > critical * results.deviation(x) for x in drawn) / 4000
+            self.assertAlmostEqual(results.power(n, effect), found, delta=0.02)
+
+    def test_pairs_needed(self):
+        self.assertEqual(results.pairs_needed(-1.0), 19)  # textbooks on Student's t-test agree
+        self.assertEqual(results.pairs_needed(0.0), math.inf)
+        for effect in (0.3, 1.5, 8.0):
+            n = results.pairs_needed(effect)
+            self.assertGreaterEqual(results.power(n, effect), 0.9)
+            self.assertLess(results.power(n - 1, effect), 0.9)
 
     def test_paired_without_spread(self):
         self.assertTrue(math.isnan(results.paired([0.1])["p"]))
