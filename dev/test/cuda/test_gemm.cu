@@ -186,8 +186,9 @@ static Bounded reference(const Case &t, const Operands<IN, OUT> &o, size_t item,
     double room = (2 * t.K + 6) * unit() * (terms + size);
     if (t.tf32 && sizeof(IN) == 4) room += tf32_unit() * terms;
     /* A bias is added to the stored sum where the library cannot add it. And some kernels of
-       cuBLASLt 13.1 round the product to bf16 before they add a bias or C: computing so fails all
-       40 checks that fail on an H200 without this, with the 16 numbers printed there, to six digits. */
+       cuBLASLt 13.1 round the product to bf16 before they add a bias or C: computing so fails
+       all 40 checks that fail on an H200 without this; the 16 numbers printed there agree to six
+       digits. */
     if ((t.bias || t.beta != 0) && !emulated) room += storage<OUT>() * (fabs(sum) + size);
     return {sum + rest, room};
 }
