@@ -593,7 +593,8 @@ static void by_definition(const Legs *p, const OptimOptions *o, floatM *D[2]) {
     int post = o->whitening == WHITEN_BOTH || o->whitening == WHITEN_POST;
     size_t kd = (size_t)s.k * s.d;
     for (int leg = 0; leg < 2; leg++) {
-        int H = heads_of(s, leg), together = !leg && s.output && o->hybrid ? H : o->head_group;
+        int H = heads_of(s, leg), all = (!leg && s.output && o->hybrid) || !o->head_group;
+        int together = all ? H : o->head_group;
         double div = leg && o->shared_div == DIV_GROUP ? s.H / s.S : 1;
         D[leg] = take_m(p->n[leg]);
         for (int l = 0; l < s.layers; l++) {
@@ -654,10 +655,12 @@ static void test_definition(void) {
         }
 }
 
-/* All heads if each group of them has a sign that is well-conditioned (see `shapes`), else 1. */
+/* 0, which means all heads, if one sign over all of a leg is well-conditioned (see `shapes`) for
+   both legs, else 1. */
 static int largest_group(LegShape s) {
-    double ratio = (double)s.S * s.k / s.d;
-    return s.H == s.S && (ratio < 0.7 || ratio > 1.5) ? s.H : 1;
+    double query = (double)s.H * s.k / s.d, shared = (double)s.S * s.k / s.d;
+    int good = (query < 0.7 || query > 1.5) && (shared < 0.7 || shared > 1.5);
+    return good ? 0 : 1;
 }
 
 /* Whiteners to a power, damping by a share of the Gram, and signs over groups of heads, against the

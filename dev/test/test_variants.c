@@ -1503,6 +1503,8 @@ static void test_head_group(void) {
     static const char *const equal[][2] = {
         {"--qk muon-group --ov muon-group", "--qk muon-head --ov muon-head"},
         {"--qk muon-group --ov muon-group --head-group 6", "--qk muon --ov muon"},
+        {"--qk muon-group --ov muon-group --head-group 0", "--qk muon --ov muon"},
+        {"--head-group 0", "--head-group 6"},
         {"--qk lion --ov muon-group --circuit on", "--qk lion --ov muon-head --circuit on"},
         {"--qk lion --ov muon-group --head-group 6 --circuit on",
          "--qk lion --ov muon --circuit on"},

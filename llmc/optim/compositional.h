@@ -158,7 +158,7 @@ static inline void renorm(Mat U, Mat sign, Arena *arena) {
 /* Heads of a leg that share a sign. The hybrid form takes one sign over all heads of W_O, because
    W_O adds the heads. */
 static inline int heads_of_sign(const Leg *leg, const OptimOptions *o) {
-    return leg->by_column && o->hybrid ? leg->heads : o->head_group;
+    return leg->by_column && o->hybrid ? leg->heads : heads_together(o, leg->heads);
 }
 
 /* Turns U (L, heads) x (k, d), dense, from the momentum of one leg into the direction. The leg has

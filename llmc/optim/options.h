@@ -43,7 +43,7 @@ typedef struct {
     double whiten_power; /* A: legs are whitened by C^-A; 0 whitens nothing, 1 is CM */
     int isotropic;       /* C^-1 replaced by the scalar (||W||_F^2 / k + lambda)^-1/2 */
     int hybrid;          /* one sign over all heads of W_O; else per head */
-    int head_group;      /* CM and Group Muon: consecutive heads that share a sign */
+    int head_group;      /* CM and Group Muon: consecutive heads that share a sign; 0: all */
     int whitening;       /* WHITEN_... */
     int inv_root;        /* ROOT_... */
     int shared_div;      /* DIV_..., grouped-query attention: divisor of the step of K and V */
@@ -63,6 +63,11 @@ typedef struct {
     int quack_base;        /* RuleId of the rule whose learning rate QuacK sets */
     double quack_tau;      /* QuacK: multiplies its learning rates */
 } OptimOptions;
+
+/* How many of `heads` heads share a sign under --head-group. */
+static inline int heads_together(const OptimOptions *o, int heads) {
+    return o->head_group ? o->head_group : heads;
+}
 
 /* Refuses options of Compositional Muon that have no meaning together on one circuit: returns -1
    and a sentence. An option without an effect (an inverse root where nothing is whitened) is no
@@ -84,12 +89,12 @@ static inline int optim_check(const OptimOptions *o, int is_ov, int heads, int k
         return fail(err,
                     "method joint shares one sign between the legs, so per-mat-renorm, which gives "
                     "each leg the norm of its own sign, has no meaning; turn it off");
-    if (joint && o->head_group > 1)
+    if (joint && heads_together(o, heads) > 1)
         return fail(err,
-                    "method joint takes a sign per head and head-group %d one over several heads; "
-                    "set head-group 1",
-                    o->head_group);
-    if (heads % o->head_group || kv_heads % o->head_group)
+                    "method joint takes a sign per head and head-group %d one over %d heads; set "
+                    "head-group 1",
+                    o->head_group, heads_together(o, heads));
+    if (heads % heads_together(o, heads) || kv_heads % heads_together(o, kv_heads))
         return fail(err, "head-group %d heads share a sign, so it must divide %d and %d",
                     o->head_group, heads, kv_heads);
     if (o->damping_form == DAMPING_RELATIVE && o->gauge_damping && gauged)
