@@ -146,7 +146,7 @@ KEYS = {
     "tune": {"seeds": SEEDS},
     "final": {"seeds": SEEDS},
     "setting": {"name": NAME, "title": TEXT, "run": FLAGS, "arms": TEXTS, "final": COUNT, "tune": SEEDS,
-                "fixed": RATES, "start": RATE, "baseline": TEXT},
+                "fixed": RATES, "start": RATES, "baseline": TEXT},
     "arm": {"name": NAME, "title": TEXT, "run": FLAGS, "start": RATE, "final": COUNTS, "rate": TEXTS,
             "settings": TEXTS, "fixed": RATE},
 }
@@ -210,14 +210,16 @@ def check_references(grid, path):
     names = {kind: {item["name"] for item in grid[kind]} for kind in ("setting", "arm")}
     for setting in grid["setting"]:
         where = f"{path}, setting {setting['name']}"
-        for name in setting.get("arms", []) + [setting.get("baseline", grid["baseline"])]:
+        by_arm = [name for key in ("fixed", "start") if is_table(setting.get(key)) for name in setting[key]]
+        for name in setting.get("arms", []) + by_arm + [setting.get("baseline", grid["baseline"])]:
             if name not in names["arm"]:
                 fail(f"{where}: there is no arm {name}")
         setting["tune"] = seeds_of(setting.get("tune", grid["tune"]["seeds"]), where)
         if not setting["tune"]:
             fail(f"{where}: no seed chooses its rates")
     for arm in grid["arm"]:
-        for name in arm.get("settings", []):
+        by_setting = list(arm["final"]) if is_table(arm.get("final")) else []
+        for name in arm.get("settings", []) + by_setting:
             if name not in names["setting"]:
                 fail(f"{path}, arm {arm['name']}: there is no setting {name}")
 
@@ -286,6 +288,16 @@ def settled(tried, around, factor):
     return best, [rate for rate in wanted if rate not in tried]
 
 
+def start_of(grid, setting, arm):
+    """The rate around which the ladder of an arm begins: the setting's for this arm, the arm's, the setting's."""
+    start = setting.get("start", grid["rate"]["start"])
+    if isinstance(start, dict):
+        if arm["name"] in start:
+            return start[arm["name"]]
+        start = grid["rate"]["start"]
+    return arm.get("start", start)
+
+
 def arm_jobs(grid, setting, arm, known):
     """(jobs of the rates, jobs of the fresh seeds, best rate) of an arm. The best rate is None and there
     are no jobs of fresh seeds while the rate is not settled."""
@@ -298,8 +310,7 @@ def arm_jobs(grid, setting, arm, known):
         fixed = fixed.get(arm["name"])
     if fixed is not None:
         return [], [job(fixed, seed, "final") for seed in count_of(grid, setting, arm)], fixed
-    start = arm.get("start", setting.get("start", grid["rate"]["start"]))
-    at = rung(start, factor)
+    at = rung(start_of(grid, setting, arm), factor)
     rates = [ladder(at + i, factor) for i in range(-around, around + 1)]
     tune = []
     while True:

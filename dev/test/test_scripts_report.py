@@ -298,6 +298,8 @@ class Grids(unittest.TestCase):
                          ("seeds = [1]", "seeds = [true]"), ("seeds = [1]", "seeds = [1, 1]"),
                          ('"101-108"', '"108-101"'), ('"101-108"', '"0-999999999"'), ("final = 3", "final = -3"),
                          ("final = 3", 'settings = "plain"'), ("final = 3", 'settings = ["none"]'),
+                         ("final = 3", "final = { none = 3 }"), ('title = "QK-norm"', "start = { none = 0.1 }"),
+                         ('title = "QK-norm"', "fixed = { none = 0.1 }"), ('title = "QK-norm"', "start = { cm = 0 }"),
                          ("final = 3", 'fixed = "x"'), ("steps = 160", "steps = [1]"), ("steps = 160", 'run = "x"'),
                          ("steps = 160", "resume = true"), ('name = "plain"', 'name = "../plain"'),
                          ('name = "plain"', "name = 3"), ('name = "plain"', 'name = "a\\nb"'),
@@ -366,6 +368,18 @@ class Rates(unittest.TestCase):
         self.assertEqual(best, 0.08)
         self.assertEqual([job.seed for job in final], list(range(101, 109)))
         self.assertEqual({job.flags["lr-qk"] for job in final}, {"0.08"})
+
+    def test_start(self):
+        """The ladder begins at the setting's rate for the arm, else the arm's, else the setting's, else the grid's."""
+        for rate, setting, starts in ((None, None, [0.02, 0.014]), (0.1, None, [0.02, 0.1]), (0.1, "0.3", [0.02, 0.3]),
+                                      (0.1, "{ muon = 0.3 }", [0.3, 0.1]), (None, "{ cm = 0.3 }", [0.02, 0.3])):
+            text = GRID if rate is None else GRID.replace("factor = 2", f"factor = 2\nstart = {rate}")
+            if setting is not None:
+                text = text.replace('title = "No QK-norm"', f"start = {setting}")
+            grid = read_grid(self.folder, text)
+            self.assertEqual([compare.start_of(grid, grid["setting"][0], arm) for arm in grid["arm"][:2]], starts)
+            rates = [job.rate for job in compare.arm_jobs(grid, grid["setting"][0], grid["arm"][1], {})[0]]
+            self.assertEqual(rates[1], compare.ladder(compare.rung(starts[1], 2), 2))
 
     def test_diverged_edge_is_an_edge(self):
         rates, best, _ = self.rates(lambda rate: math.inf if rate > 0.03 else 1 / rate)
