@@ -240,7 +240,8 @@ static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *
     static Plan no_rules; /* the model is not trained */
     if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
     Registry r = registry_build(c);
-    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, err)) return -1;
+    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, 0, err))
+        return -1;
     refresh_weights(m);
     return 0;
 }
@@ -454,6 +455,7 @@ static int run_program(Program *p, char *err) {
 int main(int argc, char **argv) {
     static Program p;
     char err[ERR_LEN];
+    file_hold_standard_streams();
     int status = parse(&p.o, argc, argv, err);
     if (status > 0) return 0;
     if (status == 0) status = run_program(&p, err);

@@ -1232,7 +1232,7 @@ static void test_checkpoint(const char *preset, const char *rule) {
     }
     /* Without training, parameters are all that is read. */
     if (make_model(&n, &c, 0)) die("%s", err);
-    check(!load_parameters(&n.p, &ckpt, err) && !all_zero(n.p.param, elements(&n)),
+    check(!load_parameters(&n.p, &ckpt, 0, err) && !all_zero(n.p.param, elements(&n)),
           "load for inference: %s", err);
     ckpt_close(&ckpt);
     model_free(&n);

@@ -477,25 +477,37 @@ static inline int ckpt_open(Ckpt *c, const char *path, char *err) {
     return ckpt_open_checked(c, path, NULL, err);
 }
 
-/* Copies the value of a header key. Returns -1 if there is no such key, or if the value does not
-   fit. */
-static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
-    const char *line = c->header, *end = c->header + c->header_length;
+/* The value of a key in lines "key=value\n", of *length bytes; NULL if there is no such key. */
+static inline const char *header_find(const char *text, uint64_t size, const char *key,
+                                      size_t *length) {
+    const char *line = text, *end = text + size;
     size_t key_length = strlen(key);
     while (line < end) {
         const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
-        if (!newline) return -1;
-        size_t length = (size_t)(newline - line);
-        if (length > key_length && line[key_length] == '=' && !memcmp(line, key, key_length)) {
-            length -= key_length + 1;
-            if (length >= size) return -1;
-            memcpy(value, line + key_length + 1, length);
-            value[length] = 0;
-            return 0;
+        if (!newline) return NULL;
+        *length = (size_t)(newline - line);
+        if (*length > key_length && line[key_length] == '=' && !memcmp(line, key, key_length)) {
+            *length -= key_length + 1;
+            return line + key_length + 1;
         }
         line = newline + 1;
     }
-    return -1;
+    return NULL;
+}
+
+/* Copies the value of a key. Returns -1 if there is no such key, or if the value does not fit. */
+static inline int header_value(const char *text, uint64_t text_size, const char *key, char *value,
+                               size_t size) {
+    size_t length;
+    const char *found = header_find(text, text_size, key, &length);
+    if (!found || length >= size) return -1;
+    memcpy(value, found, length);
+    value[length] = 0;
+    return 0;
+}
+
+static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
+    return header_value(c->header, c->header_length, key, value, size);
 }
 
 /* A whole number of the header. Returns 0, or -1 with a message if there is no such key. */

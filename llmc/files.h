@@ -82,6 +82,51 @@ static inline int file_make_folders(const char *path, char *err) {
     return 0;
 }
 
+/* Reads a whole file of up to `most` bytes, for the caller to free, with a zero byte behind it.
+   Returns 0, 1 if there is no such file, or -1 with a message. */
+static inline int file_read(const char *path, size_t most, char **text, size_t *size, char *err) {
+    size_t capacity = 4096, used = 0, n = 1;
+    char *buffer = NULL;
+    FILE *f = fopen(path, "rbe");
+    if (!f && errno == ENOENT) return 1;
+    if (!f) return fail(err, "cannot open %s: %s", path, strerror(errno));
+    while (n && used <= most) {
+        char *grown = (char *)realloc(buffer, capacity + 1);
+        if (!grown) break;
+        buffer = grown;
+        n = fread(buffer + used, 1, capacity - used, f);
+        used += n;
+        if (used == capacity) capacity *= 2;
+    }
+    int status = 0;
+    if (ferror(f)) status = fail(err, "cannot read %s: %s", path, strerror(errno));
+    else if (used > most) status = fail(err, "%s is too large: more than %zu bytes", path, most);
+    else if (!feof(f)) status = fail(err, "out of memory while reading %s", path);
+    fclose(f);
+    if (status) {
+        free(buffer);
+        return -1;
+    }
+    buffer[used] = 0;
+    *text = buffer;
+    *size = used;
+    return 0;
+}
+
+/* A process may be started without standard streams. Then the first file that it opens would be its
+   standard output, and what it prints would land in that file. Opens /dev/null for each that is
+   missing. Call it first in main. */
+static inline void file_hold_standard_streams(void) {
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) != -1 || errno != EBADF) continue;
+        int opened = open("/dev/null", fd ? O_WRONLY : O_RDONLY);
+        if (opened >= 0 && opened != fd) { /* cannot be: the lowest number is free */
+            dup2(opened, fd);
+            close(opened);
+        }
+    }
+}
+
 /* Free bytes for an ordinary user on the file system of an open file; INT64_MAX if the file system
    does not report them. */
 static inline int64_t file_free_bytes(int fd) {

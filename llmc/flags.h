@@ -38,8 +38,16 @@ typedef enum {
     KIND_STRING, /* char[FLAG_STRING_SIZE] */
     KIND_CHOICE, /* int, index into choices "a|b|c", or a value that `choice` has a name for */
     KIND_BOOL,   /* int, on|off (true|false, yes|no, 1|0) */
-    KIND_SWITCH  /* int, takes no value: its presence sets 1 */
+    KIND_SWITCH  /* int, its presence sets 1; --name=off takes it back */
 } FlagKind;
+
+/* What a resumed run may do with a setting. */
+typedef enum {
+    RESUME_FREE,  /* change it: no number that the run computes depends on it */
+    RESUME_NOTED, /* change it: the rest of the run differs, and run.json says from which step on */
+    RESUME_FIXED, /* nothing: the weights, or the place in the data, would mean another thing */
+    RESUME_START  /* it belongs to one start of the program and is not kept */
+} FlagResume;
 
 typedef struct {
     const char *name; /* without dashes: "batch-size" */
@@ -53,13 +61,16 @@ typedef struct {
     /* KIND_CHOICE in place of choices: the name of value i, "" where the flag does not take the
        value, NULL past the last value. */
     const char *(*choice)(int i);
+    FlagResume on_resume;
 } Flag;
 
 /* Rows of a table, each with its name, its field, its default as the user would type it, its range
-   or its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and
-   SECTION, the heading of the rows that follow. */
+   or its choices, and its help. The table's file defines FIELD(NAME), the offset of a field,
+   SECTION, the heading of the rows that follow, and, if its runs are resumed, ON_RESUME, a
+   FlagResume for the rows that follow. */
+enum { ON_RESUME = RESUME_FREE };
 #define FLAG_ROW(NAME, KIND, AT, DEF, LO, HI, CHOICES, HELP)                                       \
-    { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION, NULL }
+    { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION, NULL, (FlagResume)ON_RESUME }
 #define FLAG_INT(NAME, AT, DEF, LO, HI, HELP) FLAG_ROW(NAME, KIND_INT, AT, DEF, LO, HI, NULL, HELP)
 #define FLAG_LONG(NAME, AT, DEF, LO, HI, HELP)                                                     \
     FLAG_ROW(NAME, KIND_LONG, AT, DEF, LO, HI, NULL, HELP)
@@ -69,7 +80,7 @@ typedef struct {
 #define FLAG_CHOICE(NAME, AT, DEF, CHOICES, HELP)                                                  \
     FLAG_ROW(NAME, KIND_CHOICE, AT, DEF, 0, 0, CHOICES, HELP)
 #define FLAG_CHOICE_OF(NAME, AT, DEF, CHOICE, HELP)                                                \
-    { NAME, KIND_CHOICE, FIELD(AT), DEF, 0, 0, NULL, HELP, SECTION, CHOICE }
+    { NAME, KIND_CHOICE, FIELD(AT), DEF, 0, 0, NULL, HELP, SECTION, CHOICE, (FlagResume)ON_RESUME }
 #define FLAG_BOOL(NAME, AT, DEF, HELP) FLAG_ROW(NAME, KIND_BOOL, AT, DEF, 0, 0, NULL, HELP)
 #define FLAG_SWITCH(NAME, AT, HELP) FLAG_ROW(NAME, KIND_SWITCH, AT, "off", 0, 0, NULL, HELP)
 
@@ -406,7 +417,8 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
 
     const char *value = name[length] == '=' ? name + length + 1 : NULL;
     if (flags[i].kind == KIND_SWITCH) {
-        if (value) return fail(err, "--%s takes no value: write it alone or leave it out", plain);
+        if (value && flags_bool(value) < 0)
+            return fail(err, "--%s takes no value: write it alone, or --%s=off", plain, plain);
     } else if (!value) {
         /* A value may begin with one dash (-1). --x is the next flag; the value --x is written
            --name=--x. */
@@ -548,19 +560,36 @@ static inline void flags_markdown_text(FILE *f, const char *text) {
     }
 }
 
-/* Prints one Markdown table a section: flag | default | meaning. */
+/* What a resumed run may do with a flag, in a word; "" if the flag is not kept. */
+static inline const char *flags_resume_text(const Flag *flag) {
+    switch (flag->on_resume) {
+    case RESUME_FREE: return "free";
+    case RESUME_NOTED: return "noted";
+    case RESUME_FIXED: return "fixed";
+    case RESUME_START: return "";
+    }
+    return "";
+}
+
+/* Prints one Markdown table a section: flag | default | meaning, and what a resumed run may do
+   with the flag if the table says so. */
 static inline void flags_markdown(FILE *f, const Flag *flags, int n) {
     char limits[512];
+    int resumes = 0;
+    for (int i = 0; i < n; i++) resumes |= flags[i].on_resume != RESUME_FREE;
     for (int i = 0; i < n; i++) {
         const Flag *flag = &flags[i];
         int shown = flag->def && *flag->def;
         const char *heading = flags_heading(flags, i);
         if (heading) fprintf(f, "%s### %s\n\n", i ? "\n" : "", heading);
-        if (heading || !i) fprintf(f, "| flag | default | meaning |\n|---|---|---|\n");
+        if (heading || !i)
+            fprintf(f, "| flag | default |%s meaning |\n|---|---|%s---|\n",
+                    resumes ? " on resume |" : "", resumes ? "---|" : "");
         fprintf(f, "| `--%s` | ", flag->name);
         if (flag->kind == KIND_SWITCH) fputs("off", f);
         else if (shown) fprintf(f, "`%s`", flag->def);
         fputs(" | ", f);
+        if (resumes) fprintf(f, "%s | ", flags_resume_text(flag));
         flags_markdown_text(f, flag->help);
         flags_limits_text(flag, limits, sizeof limits);
         if (limits[0]) {

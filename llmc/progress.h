@@ -216,6 +216,12 @@ static inline void progress_update(Progress *p, int64_t step, double loss, doubl
     progress_draw(p);
 }
 
+static inline void progress_busy(Progress *p, const char *what, double fraction) {
+    (void)p;
+    (void)what;
+    (void)fraction;
+}
+
 /* Prints a line, given without its line end, above the progress line. */
 __attribute__((format(printf, 2, 3))) static inline void progress_print(Progress *p,
                                                                         const char *format, ...) {
