@@ -800,8 +800,9 @@ static void test_train_step(void) {
     /* Validation does not depend on how its 37 rows fall into batches. */
     memcpy(pieces.model.p.param, whole.model.p.param, bytes);
     check(
-        !validate(&whole.model, &whole.run.val, 0, whole.run.x, whole.run.y, &val[0], err) &&
-            !validate(&pieces.model, &pieces.run.val, 0, pieces.run.x, pieces.run.y, &val[1], err),
+        !validate(&whole.model, &whole.run.val, 0, whole.run.x, whole.run.y, NULL, &val[0], err) &&
+            !validate(&pieces.model, &pieces.run.val, 0, pieces.run.x, pieces.run.y, NULL, &val[1],
+                      err),
         "validate: %s", err);
     check(relative_error(val[1], val[0], 1) < BY_TYPE(1e-13, 1e-6) && val[0] > 1 && val[0] < 10,
           "validation %.15g in batches of 4, %.15g of 1", val[0], val[1]);
