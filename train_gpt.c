@@ -569,6 +569,7 @@ static int open_run(Program *p, char *err) {
     run->asked.attention = run->config.attention;
     run->asked.val_tokens = run->config.val_tokens;
     device_describe(run->machine, sizeof run->machine);
+    device_identity(run->identity, sizeof run->identity);
     p->registry = registry_build(&run->config);
     if (registry_freeze(&p->registry, run->config.freeze, err)) return -1;
     p->plan = plan_build(&run->config, &p->registry);

@@ -469,7 +469,7 @@ static inline void resume_print_notes(const Run *run, const Resume *r) {
                 run->changes[i].from[0] ? run->changes[i].from : "\"\"",
                 run->changes[i].to[0] ? run->changes[i].to : "\"\"", run->changes[i].step + 1);
     if (r->has_ckpt && !resume_value(r, "machine", machine, sizeof machine) &&
-        strcmp(machine, run->machine))
+        strcmp(machine, run->identity))
         fprintf(stderr,
                 "note: the steps before were made on %s: those from here on may differ in the last "
                 "bits from an unbroken run's\n",

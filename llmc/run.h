@@ -46,7 +46,8 @@ typedef struct {
     RunLog log;
     char data_id[64];   /* fingerprint of the training data */
     int train_part;     /* DATA_ALL or DATA_TRAIN; -1: as --val-data says */
-    char machine[512];  /* what device_describe said */
+    char machine[512];  /* device_describe: in words */
+    char identity[512]; /* device_identity: what the bits depend on */
     char *pending;      /* the log's line of the last step, which awaits validation, or NULL */
     RunChange *changes; /* flags that a resumed run changed */
     int n_changes;
@@ -172,7 +173,7 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
             (unsigned long long)d.seed, (unsigned long long)d.epoch, (unsigned long long)d.shard,
             (unsigned long long)d.position);
     fprintf(f, "vocab=%d\ntrain_part=%s\nmachine=%s\n", run->config.vocab,
-            train_part_name(run->train_part), run->machine);
+            train_part_name(run->train_part), run->identity);
     if (run->pending) fprintf(f, "pending=%.*s\n", (int)strcspn(run->pending, "\n"), run->pending);
     for (int i = 0; i < run->n_changes; i++) {
         const RunChange *change = &run->changes[i];
