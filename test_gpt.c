@@ -1269,9 +1269,9 @@ static void write_version_1(const char *path, const Model *m) {
     if (!header) die("out of memory");
     ckpt_begin(&w, path, header, err);
     free(header);
-    floatM *copy = array(m->p.r.size[SLOT_PARAM]);
-    save_slot(&w, 'p', &m->p.r, SLOT_PARAM, m->p.param, copy, err);
-    save_slot(&w, 'm', &m->p.r, SLOT_MOMENT, m->p.moment, copy, err);
+    Saver saver = {&w, 0, array(m->p.r.size[SLOT_PARAM])};
+    save_slot(&saver, 'p', &m->p.r, SLOT_PARAM, m->p.param, err);
+    save_slot(&saver, 'm', &m->p.r, SLOT_MOMENT, m->p.moment, err);
     ckpt_tensor(&w, "v", RECORD_DTYPE, 1, &dim, err);
     ckpt_write(&w, host, dim * (int64_t)sizeof(floatM), err);
     if (ckpt_commit(&w, err)) die("%s", err);

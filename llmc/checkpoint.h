@@ -140,7 +140,7 @@ typedef struct {
     unsigned char *buffer;
     size_t used;     /* bytes in the buffer */
     uint64_t size;   /* bytes of the file so far, with those in the buffer */
-    uint64_t needed; /* least size of the finished file, for the message of a full disk */
+    uint64_t needed; /* size of the finished file as far as announced, for a full disk's message */
     uint64_t left;   /* bytes of the current tensor that are still to come */
     char tensor[128];
     CkptHash hash;
@@ -173,11 +173,25 @@ __attribute__((format(printf, 3, 4))) static inline int ckpt_fail(CkptWriter *w,
     return fail(err, "%s", w->error);
 }
 
+static inline int ckpt_list(const char *dir, int64_t **steps, char *err);
+
+/* What remains of a run whose checkpoint could not be written for lack of room. */
+static inline const char *ckpt_what_is_kept(const CkptWriter *w) {
+    char folder[FILE_PATH_SIZE], unused[ERR_LEN];
+    int64_t *steps;
+    file_folder(folder, w->path);
+    int count = ckpt_list(folder, &steps, unused);
+    free(steps);
+    return count > 0 ? "Older checkpoints are kept; free some space and resume"
+                     : "It is the first one, so that nothing of the run is saved but its log; free "
+                       "some space and resume, which begins anew";
+}
+
 static inline int ckpt_fail_write(CkptWriter *w, int code, char *err) {
     int full = code == ENOSPC || code == EDQUOT || code == EFBIG;
-    return ckpt_fail(w, err, "cannot write the checkpoint %s: %s; it needs %llu bytes%s", w->path,
-                     strerror(code), (unsigned long long)w->needed,
-                     full ? ". Older checkpoints are kept; free some space and resume" : "");
+    return ckpt_fail(w, err, "cannot write the checkpoint %s: %s; it needs %llu bytes%s%s", w->path,
+                     strerror(code), (unsigned long long)w->needed, full ? ". " : "",
+                     full ? ckpt_what_is_kept(w) : "");
 }
 
 static inline int ckpt_flush(CkptWriter *w, char *err) {
@@ -222,10 +236,9 @@ static inline int ckpt_reserve(CkptWriter *w, uint64_t bytes, char *err) {
     if ((uint64_t)available >= waiting) return 0;
     return ckpt_fail(w, err,
                      "no room for the checkpoint %s: it needs %llu bytes, %llu of them still to "
-                     "be written, and the disk has %lld free. Older checkpoints are kept; free "
-                     "some space and resume",
+                     "be written, and the disk has %lld free. %s",
                      w->path, (unsigned long long)w->needed, (unsigned long long)waiting,
-                     (long long)available);
+                     (long long)available, ckpt_what_is_kept(w));
 }
 
 /* Opens the temporary file and writes the header, lines "key=value\n". The folder of `path` must
@@ -274,6 +287,13 @@ static inline int64_t ckpt_tensor_bytes(int64_t dtype, int64_t ndim, const int64
     for (int i = 0; i < ndim; i++)
         if (dims[i] < 0 || __builtin_mul_overflow(bytes, dims[i], &bytes)) return -1;
     return bytes;
+}
+
+/* Bytes that a tensor's record takes in a file, its data included. */
+static inline uint64_t ckpt_record_bytes(const char *name, int dtype, int ndim,
+                                         const int64_t *dims) {
+    uint64_t data = (uint64_t)ckpt_tensor_bytes(dtype, ndim, dims), text = strlen(name);
+    return 8 + ((text + 7) & ~(uint64_t)7) + 16 + 8 * (uint64_t)ndim + ((data + 7) & ~(uint64_t)7);
 }
 
 static inline int ckpt_tensor(CkptWriter *w, const char *name, int dtype, int ndim,

@@ -197,45 +197,57 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
 
 enum { RECORD_DTYPE = sizeof(floatM) == 8 ? CKPT_F64 : CKPT_F32 };
 
-/* Writes device memory as the record PREFIX.NAME of shape dims[3]; `host` has room for it. */
-static inline int save_record(CkptWriter *w, char prefix, const char *name, const floatM *from,
-                              const int64_t dims[3], floatM *host, char *err) {
+/* Where the records of a checkpoint go. Without a writer their bytes are counted, so that a full
+   disk is found before the first byte is written. */
+typedef struct {
+    CkptWriter *w;
+    uint64_t bytes;
+    floatM *host; /* room for the largest record */
+} Saver;
+
+/* Writes device memory as the record PREFIX.NAME of shape dims[3]. */
+static inline int save_record(Saver *s, char prefix, const char *name, const floatM *from,
+                              const int64_t dims[3], char *err) {
     char full[96];
     int64_t bytes = dims[0] * dims[1] * dims[2] * (int64_t)sizeof(floatM);
     snprintf(full, sizeof full, "%c.%s", prefix, name);
-    device_download(host, from, (size_t)bytes);
-    if (ckpt_tensor(w, full, RECORD_DTYPE, 3, dims, err)) return -1;
-    return ckpt_write(w, host, bytes, err);
+    s->bytes += ckpt_record_bytes(full, RECORD_DTYPE, 3, dims);
+    if (!s->w) return 0;
+    device_download(s->host, from, (size_t)bytes);
+    if (ckpt_tensor(s->w, full, RECORD_DTYPE, 3, dims, err)) return -1;
+    return ckpt_write(s->w, s->host, bytes, err);
 }
 
 /* Writes a record of every tensor with the layers that a slot holds. */
-static inline int save_slot(CkptWriter *w, char prefix, const Registry *r, SlotId slot,
-                            const floatM *base, floatM *host, char *err) {
+static inline int save_slot(Saver *s, char prefix, const Registry *r, SlotId slot,
+                            const floatM *base, char *err) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
         const int64_t dims[3] = {t->slot[slot].layers, t->rows, t->cols};
-        if (!dims[0]) continue;
-        if (save_record(w, prefix, t->name, base + t->slot[slot].at, dims, host, err)) return -1;
+        if (dims[0] && save_record(s, prefix, t->name, base + t->slot[slot].at, dims, err))
+            return -1;
     }
     return 0;
 }
 
-static inline int save_tensors(CkptWriter *w, const Params *p, const Plan *plan, char *err) {
+static inline int save_tensors(Saver *s, const Params *p, const Plan *plan, char *err) {
+    int status = save_slot(s, 'p', &p->r, SLOT_PARAM, p->param, err);
+    if (!status) status = save_slot(s, 'm', &p->r, SLOT_MOMENT, p->moment, err);
+    for (int i = 0; i < plan->states && !status; i++) {
+        const StateTensor *state = &plan->state[i];
+        status = save_record(s, 's', state->name, p->state + state->at, state->dims, err);
+    }
+    return status;
+}
+
+/* Elements of the largest record. */
+static inline size_t largest_record(const Params *p, const Plan *plan) {
     size_t largest = 1;
     for (int id = 0; id < TENSORS; id++)
         if (p->r.t[id].size > largest) largest = p->r.t[id].size;
     for (int i = 0; i < plan->states; i++)
         if (plan->state[i].size > largest) largest = plan->state[i].size;
-    floatM *host = (floatM *)malloc(largest * sizeof(floatM));
-    if (!host) return fail(err, "out of memory while saving a checkpoint");
-    int status = save_slot(w, 'p', &p->r, SLOT_PARAM, p->param, host, err);
-    if (!status) status = save_slot(w, 'm', &p->r, SLOT_MOMENT, p->moment, host, err);
-    for (int i = 0; i < plan->states && !status; i++) {
-        const StateTensor *s = &plan->state[i];
-        status = save_record(w, 's', s->name, p->state + s->at, s->dims, host, err);
-    }
-    free(host);
-    return status;
+    return largest;
 }
 
 /* Writes a checkpoint of the present state and deletes all but the --keep-checkpoints newest.
@@ -243,16 +255,23 @@ static inline int save_tensors(CkptWriter *w, const Params *p, const Plan *plan,
 static inline int save_checkpoint(const Run *run, const Params *p, const Plan *plan, char *err) {
     char path[FILE_PATH_SIZE], *header = checkpoint_header(run, plan);
     CkptWriter w;
-    if (!header) return fail(err, "out of memory while saving a checkpoint");
+    Saver saver = {NULL, 0, NULL};
     ckpt_path(path, run->log.checkpoints, run->step);
-    int status = ckpt_begin(&w, path, header, err);
-    free(header);
-    if (status) return -1;
-    if (save_tensors(&w, p, plan, err) || device_check(err)) {
-        ckpt_abort(&w);
-        return -1;
+    save_tensors(&saver, p, plan, err);
+    uint64_t bytes = saver.bytes;
+    saver.w = &w;
+    saver.host = (floatM *)malloc(largest_record(p, plan) * sizeof(floatM));
+    int status = saver.host && header ? ckpt_begin(&w, path, header, err)
+                                      : fail(err, "out of memory while saving a checkpoint");
+    if (!status) {
+        status =
+            ckpt_reserve(&w, bytes, err) || save_tensors(&saver, p, plan, err) || device_check(err);
+        if (status) ckpt_abort(&w);
+        else status = ckpt_commit(&w, err);
     }
-    if (ckpt_commit(&w, err)) return -1;
+    free(header);
+    free(saver.host);
+    if (status) return -1;
     return ckpt_prune(run->log.checkpoints, run->asked.keep_checkpoints, err);
 }
 

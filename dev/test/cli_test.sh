@@ -506,10 +506,17 @@ test_full_disk() {
     cp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
     refused "full disk" 'step_00000014.ckpt: File too large.*Older checkpoints are kept' \
         limited --run a --resume --steps 14
+    needed=$(sed -n 's/.*it needs \([0-9]*\) bytes.*/\1/p' err)
     check "full disk: the older checkpoint has changed" cmp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
     check "full disk: files are left: $(ls runs/a/checkpoints)" [ "$(ls runs/a/checkpoints)" = step_00000010.ckpt ]
     check "resume after a full disk" train --run a --resume --steps 14
     check "no checkpoint after a full disk" [ -f runs/a/checkpoints/step_00000014.ckpt ]
+    check "full disk: $needed bytes announced" [ "$needed" = "$(wc -c <runs/a/checkpoints/step_00000014.ckpt)" ]
+    rm -rf runs/b
+    refused "full disk, first checkpoint" 'File too large.*nothing of the run is saved but its log' \
+        limited $minute --run b --steps 10 --val-every 5
+    check "resume after a full disk and no checkpoint" train --run b --resume
+    check "its log is not that of the unbroken run" same_log a.saved runs/b
 }
 
 # start FLAGS...: starts a run in the background, in the folder `broken`.
