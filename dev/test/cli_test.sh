@@ -374,7 +374,7 @@ interrupt() {
 test_interrupted() {
     awk '{ for (i = 0; i < 40; i++) print }' text.txt >long.txt
     flags="--layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 1 --threads 1 --data ../text.txt --run r \
-        --val-data ../long.txt --val-tokens 250000 --steps 2 --val-every 1 --log-groups"
+        --val-data ../long.txt --val-tokens 200000 --steps 2 --val-every 1 --log-groups"
     rm -rf whole
     mkdir whole
     (cd whole && train $flags)
@@ -382,7 +382,13 @@ test_interrupted() {
         # A shell starts background processes with SIGINT ignored, and so does nohup with SIGHUP.
         [ $signal = INT ] || interrupt $signal
         case $signal in TERM | HUP)
+            cp broken/runs/r/checkpoints/step_00000001.ckpt first.ckpt
             (cd broken && train --run r --resume)
+            if [ $signal = HUP ]; then # killed after the line of step 1 was written, and resumed once more
+                rm broken/runs/r/checkpoints/*
+                cp first.ckpt broken/runs/r/checkpoints/step_00000001.ckpt
+                (cd broken && train --run r --resume)
+            fi
             check "SIG$signal: the resumed run ends with $?" [ -f broken/runs/r/checkpoints/step_00000002.ckpt ]
             check "SIG$signal: the log is not that of the unbroken run" same_log whole/runs/r broken/runs/r
             check "SIG$signal: the checkpoint is not that of the unbroken run" \
