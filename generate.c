@@ -220,7 +220,9 @@ static int load_config(Config *c, const Ckpt *ckpt, int threads, char *err) {
     uint64_t vocab;
     memset(c, 0, sizeof *c);
     flags_defaults(config_flags, CONFIG_FLAGS, c);
-    if (load_flags(c, NULL, ckpt, err) || ckpt_number(ckpt, "vocab", &vocab, err)) return -1;
+    if (load_flags(c, NULL, ckpt, err) ||
+        ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, err))
+        return -1;
     c->vocab = (int)vocab;
     c->batch_size = 1;
     c->total_batch_tokens = 0;
@@ -359,8 +361,9 @@ static int load(Program *p, char *err) {
     char path[FILE_PATH_SIZE], why[ERR_LEN];
     uint64_t step;
     Ckpt ckpt;
-    if (find_checkpoint(o, &ckpt, path, err) || ckpt_number(&ckpt, "step", &step, err)) return -1;
-    if (load_model(&p->model, &p->config, &ckpt, o->threads, why))
+    if (find_checkpoint(o, &ckpt, path, err)) return -1;
+    if (ckpt_number_in(&ckpt, "step", 0, INT32_MAX, &step, why) ||
+        load_model(&p->model, &p->config, &ckpt, o->threads, why))
         return fail(err, "%.500s: %.500s", path, why);
     ckpt_close(&ckpt);
     if (load_tokenizer(&p->tokenizer, o, p->config.vocab, err) ||

@@ -279,7 +279,7 @@ static inline int load_parameters(const Params *p, const Ckpt *ckpt, char *err) 
                         t->name);
         }
     }
-    return 0;
+    return mapped_whole(ckpt->file, err);
 }
 
 /* Names of records, separated by commas, for a note. */
@@ -343,7 +343,8 @@ static inline const floatM *version_1_state(const Ckpt *ckpt, Plan *plan) {
     memset(plan, 0, sizeof *plan);
     flags_defaults(config_flags, CONFIG_FLAGS, &c);
     const void *data = ckpt->version == 1 ? ckpt_find(ckpt, "v", &dtype, NULL, NULL, &bytes) : NULL;
-    if (!data || load_flags(&c, NULL, ckpt, unused) || ckpt_number(ckpt, "vocab", &vocab, unused))
+    if (!data || load_flags(&c, NULL, ckpt, unused) ||
+        ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, unused))
         return NULL;
     c.vocab = (int)vocab;
     if (config_resolve(&c, unused)) return NULL;
@@ -363,15 +364,17 @@ static inline const StateTensor *find_state(const Plan *plan, const StateTensor 
 }
 
 /* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape,
-   starts anew. State of version 1 that has no use here is added to `unused`. */
-static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
-                              NameList *anew, NameList *unused) {
+   starts anew. State of version 1 that has no use here is added to `unused`. Returns 0, or -1 with
+   a message about a number of the header. */
+static inline int load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
+                             NameList *anew, NameList *unused, char *err) {
     Plan old;
     const floatM *v = version_1_state(ckpt, &old);
     for (int i = 0; i < plan->states; i++) {
         StateTensor *s = &plan->state[i];
         const StateTensor *from = v ? find_state(&old, s) : NULL;
-        char key[96], since[32];
+        char key[96];
+        uint64_t since = 0;
         if (from) {
             device_upload(p->state + s->at, v + from->at, s->size * sizeof(floatM));
             continue;
@@ -383,11 +386,14 @@ static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int
             continue;
         }
         snprintf(key, sizeof key, "since.%s", s->name);
-        s->since = ckpt_value(ckpt, key, since, sizeof since) ? 0 : atoi(since);
+        if (ckpt_has_value(ckpt, key) && ckpt_number_in(ckpt, key, 0, (uint64_t)step, &since, err))
+            return -1;
+        s->since = (int)since;
     }
     for (int i = 0; v && i < old.states; i++)
         if (!find_state(plan, &old.state[i])) names_add(unused, 's', old.state[i].name);
     if (!v && ckpt->version == 1 && ckpt_record(ckpt, "v")) names_add(unused, 'v', "");
+    return 0;
 }
 
 /* Whether record m.NAME or s.NAME belongs to this model and its rules. */
@@ -423,7 +429,7 @@ static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, i
     if (load_parameters(p, ckpt, err)) return -1;
     load_moments(p, ckpt, &anew);
     list_unused(p, plan, ckpt, &unused);
-    load_state(p, plan, ckpt, step, &anew, &unused);
+    if (load_state(p, plan, ckpt, step, &anew, &unused, err)) return -1;
     if (anew.text[0] || unused.text[0])
         fprintf(stderr, "note: the rules are not those of the checkpoint:%s%s%s%s%s\n",
                 anew.text[0] ? " starting anew: " : "", anew.text,
@@ -471,7 +477,8 @@ static inline int restore_run(Run *run, const Params *p, Plan *plan, const Ckpt 
     uint64_t step, tokens;
     DataState d;
     char id[64];
-    if (ckpt_number(ckpt, "step", &step, err) || ckpt_number(ckpt, "tokens", &tokens, err) ||
+    if (ckpt_number_in(ckpt, "step", 0, INT32_MAX, &step, err) ||
+        ckpt_number_in(ckpt, "tokens", 0, INT64_MAX, &tokens, err) ||
         ckpt_number(ckpt, "data_seed", &d.seed, err) ||
         ckpt_number(ckpt, "data_epoch", &d.epoch, err) ||
         ckpt_number(ckpt, "data_shard", &d.shard, err) ||

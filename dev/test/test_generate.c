@@ -8,7 +8,7 @@ that slides when the context is full, the sampler, and bytes on their way to a t
 #include "generate.c"
 #pragma GCC diagnostic pop
 
-#include "check.h"
+#include "folder.h"
 #include "values.h"
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -356,6 +356,37 @@ static void test_prompt(void) {
     tokenizer_free(&t);
 }
 
+/* Opens a checkpoint that has nothing but these header lines. */
+static int open_header(Ckpt *c, const char *header) {
+    char err[ERR_LEN], path[FILE_PATH_SIZE];
+    CkptWriter w;
+    file_path(path, "%s", in_folder("header.ckpt"));
+    if (ckpt_begin(&w, path, header, err) || ckpt_commit(&w, err) || ckpt_open(c, path, err))
+        return check(0, "%s", err);
+    return 1;
+}
+
+/* A checkpoint with a right checksum and a vocabulary that makes no sense. */
+static void test_header(void) {
+    static const struct {
+        const char *header;
+        int good;
+    } cases[] = {
+        {"vocab=-1\n", 0}, {"vocab=0\n", 0}, {"vocab=16777217\n", 0}, {"vocab=4294967552\n", 0},
+        {"vocab=x\n", 0},  {"step=1\n", 0},  {"vocab=256\n", 1},      {"vocab=77\n", 1},
+    };
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        char err[ERR_LEN] = "";
+        Config c;
+        Ckpt ckpt;
+        if (!open_header(&ckpt, cases[i].header)) continue;
+        int status = load_config(&c, &ckpt, 1, err);
+        check((status == 0) == cases[i].good && (!status || strstr(err, "vocab")), "%s: %d, %s",
+              cases[i].header, status, err);
+        ckpt_close(&ckpt);
+    }
+}
+
 static void set_up(int threads) {
     char err[ERR_LEN];
     static Config machine;
@@ -396,13 +427,16 @@ static void test_sliding(void) {
     test_slide(1, "--pos none");
 }
 
-static const Test tests[] = {TEST(decoding),      TEST(decoding_values),
-                             TEST(sliding),       TEST(sampler_greedy),
-                             TEST(sampler_sets),  TEST(sampler_distribution),
-                             TEST(sampler_draws), TEST(sampler_errors),
-                             TEST(text),          TEST(prompt)};
+static const Test tests[] = {
+    TEST(decoding),       TEST(decoding_values), TEST(sliding),
+    TEST(sampler_greedy), TEST(sampler_sets),    TEST(sampler_distribution),
+    TEST(sampler_draws),  TEST(sampler_errors),  TEST(text),
+    TEST(prompt),         TEST(header)};
 
 int main(int argc, char **argv) {
+    folder_make("cm_test_generate");
     set_up(1);
-    return check_main(tests, COUNT_OF(tests), argc, argv);
+    check_run(tests, COUNT_OF(tests), argc, argv);
+    folder_remove();
+    return check_done();
 }

@@ -262,8 +262,8 @@ static void read_shards(const char *pattern, TokenList *list, size_t *files) {
     *files = d.num_files;
     for (size_t k = 0; k < d.num_files; k++)
         for (size_t i = 0; i < d.files[k].count; i++) {
-            int id = data_token(&d, &d.files[k], i);
-            if (tokenizer_append(list, &id, 1, err)) puts(err);
+            int id = -1;
+            if (data_read(&d, k, i, 1, &id, err) || tokenizer_append(list, &id, 1, err)) puts(err);
         }
     data_close(&d);
 }
