@@ -64,6 +64,7 @@ static const Flag option_table[] = {
 typedef struct {
     const Options *o;
     Tokenizer tokenizer;
+    TokenizerId id; /* of the tokenizer */
     TokenList pending;
     uint16_t *shard;
     size_t shard_capacity;
@@ -84,7 +85,7 @@ static int write_shard(Job *job, size_t n, char *err) {
         job->shard_capacity = n;
     }
     for (size_t i = 0; i < n; i++) job->shard[i] = (uint16_t)job->pending.ids[i];
-    if (data_write_shard(path, job->shard, n, err)) return -1;
+    if (data_write_shard_of(job->id, path, job->shard, n, err)) return -1;
     job->pending.count -= n;
     memmove(job->pending.ids, job->pending.ids + n, job->pending.count * sizeof(int));
     job->shards++;
@@ -219,6 +220,7 @@ static int load_tokenizer(Job *job, char *err) {
     if (job->tokenizer.vocab > 65536 || job->tokenizer.eot < 0)
         return fail(err, "%s: shards need at most 65536 tokens, one of them %s", o->encoder,
                     TOKENIZER_EOT_TEXT);
+    job->id = tokenizer_id(&job->tokenizer);
     return 0;
 }
 
@@ -319,8 +321,16 @@ static int decode(Job *job, char *err) {
     if (load_tokenizer(job, err)) return -1;
     Data d;
     if (data_open(&d, o->decode, DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) return -1;
-    int status = d.is_text ? fail(err, "--decode: %s is text, not a token shard", d.files[0].path)
-                           : decode_to_file(job, &d, o->output, err);
+    char shards[TOKENIZER_ID_SIZE], loaded[TOKENIZER_ID_SIZE];
+    int status = 0;
+    if (d.is_text) status = fail(err, "--decode: %s is text, not a token shard", d.files[0].path);
+    else if (d.tokenizer.fingerprint && !tokenizer_id_agree(d.tokenizer, job->id))
+        status = fail(err,
+                      "--decode: the tokenizer of %.300s is %s, but %.300s is that of %s: name the "
+                      "vocabulary of the shards with --encoder and --bpe",
+                      d.files[0].path, tokenizer_id_text(d.tokenizer, shards), o->encoder,
+                      tokenizer_id_text(job->id, loaded));
+    if (!status) status = decode_to_file(job, &d, o->output, err);
     data_close(&d);
     return status;
 }

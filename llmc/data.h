@@ -7,6 +7,10 @@ A shard (the format of llm.c and modded-nanogpt) begins with 256 little-endian i
 plain text every byte is a token, the vocabulary is 256, and the last tenth of each file can serve
 as validation data.
 
+Four of the zeros may tell the tokenizer: int32 number 3 is DATA_TOKENIZER_TAG, 4 the kind
+(tokenizer_id.h), 5 and 6 the low and high half of the vocabulary's fingerprint. Other programs
+ignore them. A shard without them is taken as one of GPT-2's tokens.
+
     name ends in .txt                       text
     name ends in .bin, or the magic fits    shard
     everything else                         text
@@ -39,10 +43,12 @@ reads it; a file that grows or is replaced under its name changes nothing.
 #include "files.h"
 #include "mapped.h"
 #include "rng.h"
+#include "tokenizer_id.h"
 
 #define DATA_MAGIC 20240520
 #define DATA_VERSION 1
 #define DATA_HEADER_BYTES 1024
+#define DATA_TOKENIZER_TAG 0x736b6f74 /* "toks" */
 
 /* Which part of a text file is used. Shards are not split: DATA_TRAIN takes a whole shard, DATA_VAL
    refuses it. */
@@ -63,6 +69,7 @@ typedef struct {
     size_t count;   /* tokens in the part in use */
     dev_t device;   /* with the inode: which file was examined */
     ino_t inode;
+    TokenizerId tokenizer;
     Mapped *map;   /* NULL while the file is not mapped */
     uint64_t used; /* when it was last read, by Data.clock */
 } DataFile;
@@ -80,9 +87,10 @@ typedef struct Data {
     int vocab;         /* a token >= vocab is an error; a caller may lower vocab after data_open */
     size_t count;      /* tokens of all files */
     uint64_t checksum; /* see data_checksum */
-    DataState begin;   /* where the current step began */
-    DataState next;    /* where its next row is */
-    int row;           /* rows of the current step that have been drawn */
+    TokenizerId tokenizer;
+    DataState begin;                /* where the current step began */
+    DataState next;                 /* where its next row is */
+    int row;                        /* rows of the current step that have been drawn */
     size_t mapped[DATA_MAX_MAPPED]; /* the files that are mapped */
     int num_mapped, max_mapped;
     uint64_t clock; /* how often a file was asked for */
@@ -145,7 +153,23 @@ static inline int data_fail_magic(const char *path, const unsigned char *p, char
                 path, (unsigned)magic, DATA_MAGIC);
 }
 
-/* Reads the number of tokens from a shard's header, of which n bytes are at p. */
+/* Reads from a shard's header what its tokens are. */
+static inline int data_read_tokenizer(DataFile *f, const unsigned char *p, char *err) {
+    TokenizerId gpt2 = {TOKENIZER_GPT2, 0};
+    f->tokenizer = gpt2;
+    if (data_u32(p + 12) != DATA_TOKENIZER_TAG) return 0;
+    uint32_t kind = data_u32(p + 16);
+    f->tokenizer.kind = (TokenizerKind)kind;
+    f->tokenizer.fingerprint = data_u32(p + 20) | (uint64_t)data_u32(p + 24) << 32;
+    if ((kind == TOKENIZER_GPT2 || kind == TOKENIZER_BPE) && tokenizer_id_valid(f->tokenizer))
+        return 0;
+    return fail(err,
+                "%s: a shard of tokenizer %u, which this program does not know: use a newer cm.c",
+                f->path, (unsigned)kind);
+}
+
+/* Reads the number of tokens from a shard's header, of which n bytes are at p, and what they
+   are. */
 static inline int data_read_header(DataFile *f, const unsigned char *p, size_t n, char *err) {
     if (n < DATA_HEADER_BYTES)
         return fail(err,
@@ -167,7 +191,7 @@ static inline int data_read_header(DataFile *f, const unsigned char *p, size_t n
                     expect > f->bytes ? "truncated" : "damaged or two files in one");
     f->first = DATA_HEADER_BYTES;
     f->count = (size_t)count;
-    return 0;
+    return data_read_tokenizer(f, p, err);
 }
 
 /* Opens a data file for reading. Returns its descriptor, or -1 with a message. */
@@ -359,6 +383,22 @@ static inline int data_sample_all(Data *d, char *err) {
     return 0;
 }
 
+/* Refuses a file whose tokens are not of the tokenizer of the files before it. */
+static inline int data_take_tokenizer(Data *d, size_t file, char *err) {
+    const DataFile *f = &d->files[file];
+    char here[TOKENIZER_ID_SIZE], before[TOKENIZER_ID_SIZE];
+    if (file == 0) d->tokenizer = f->tokenizer;
+    if (tokenizer_id_agree(d->tokenizer, f->tokenizer)) {
+        if (f->tokenizer.fingerprint) d->tokenizer = f->tokenizer;
+        return 0;
+    }
+    return fail(err,
+                "%s has tokens of the tokenizer %s, but %s has those of %s; one data set has one "
+                "tokenizer",
+                f->path, tokenizer_id_text(f->tokenizer, here), d->files[0].path,
+                tokenizer_id_text(d->tokenizer, before));
+}
+
 /* Examines a file, takes its part in use, and maps it if not too many are mapped already. Returns
    0, 1 if the file is empty, or -1 with a message. */
 static inline int data_add_file(Data *d, size_t file, char *err) {
@@ -377,6 +417,7 @@ static inline int data_add_file(Data *d, size_t file, char *err) {
                       is_text ? "text" : "a token shard", d->files[0].path,
                       d->is_text ? "text" : "a token shard");
     if (!status) status = data_take_part(d, f, err);
+    if (!status) status = data_take_tokenizer(d, file, err);
     if (!status && d->num_mapped < d->max_mapped) return data_map_open(d, file, fd, err);
     close(fd);
     return status;
@@ -677,13 +718,21 @@ static inline int data_val_batch(Data *d, size_t first_row, int rows, size_t lim
 /* writing */
 
 /* Writes a shard of n tokens by file_replace. Returns 0, or -1 with a message. */
-static inline int data_write_shard(const char *path, const uint16_t *tokens, size_t n, char *err) {
+static inline int data_write_shard_of(TokenizerId id, const char *path, const uint16_t *tokens,
+                                      size_t n, char *err) {
     if (n > UINT32_MAX) return fail(err, "%s: %zu tokens are too many for one shard", path, n);
     size_t bytes = DATA_HEADER_BYTES + 2 * n;
     unsigned char *image = (unsigned char *)calloc(bytes, 1);
     if (!image) return fail(err, "out of memory writing %s", path);
-    uint32_t header[3] = {DATA_MAGIC, DATA_VERSION, (uint32_t)n};
-    for (int i = 0; i < 12; i++) image[i] = (unsigned char)(header[i / 4] >> (8 * (i % 4)));
+    uint32_t header[7] = {DATA_MAGIC,
+                          DATA_VERSION,
+                          (uint32_t)n,
+                          DATA_TOKENIZER_TAG,
+                          id.kind,
+                          (uint32_t)id.fingerprint,
+                          (uint32_t)(id.fingerprint >> 32)};
+    int words = id.fingerprint ? 7 : 3;
+    for (int i = 0; i < 4 * words; i++) image[i] = (unsigned char)(header[i / 4] >> (8 * (i % 4)));
     for (size_t i = 0; i < n; i++) {
         image[DATA_HEADER_BYTES + 2 * i] = (unsigned char)(tokens[i] & 255);
         image[DATA_HEADER_BYTES + 2 * i + 1] = (unsigned char)(tokens[i] >> 8);
@@ -691,6 +740,12 @@ static inline int data_write_shard(const char *path, const uint16_t *tokens, siz
     int status = file_replace(path, image, bytes, err);
     free(image);
     return status;
+}
+
+/* Writes a shard that does not say what its tokens are. */
+static inline int data_write_shard(const char *path, const uint16_t *tokens, size_t n, char *err) {
+    TokenizerId unknown = {TOKENIZER_GPT2, 0};
+    return data_write_shard_of(unknown, path, tokens, n, err);
 }
 
 #endif

@@ -672,11 +672,73 @@ static void test_most_mapped(void) {
     data_close(&d);
 }
 
+static void write_of(const char *name, TokenizerKind kind, uint64_t fingerprint) {
+    static const uint16_t tokens[20] = {1, 2, 3};
+    TokenizerId id = {kind, fingerprint};
+    if (data_write_shard_of(id, in_folder(name), tokens, 20, err)) puts(err);
+}
+
+/* What shards and texts say about their tokenizer. All files of a data set must agree. */
+static void test_tokenizer(void) {
+    const uint64_t print = 0xfedcba9876543210u;
+    Data d;
+    write_of("t_1.bin", TOKENIZER_BPE, print);
+    open_or_exit(&d, "t_1.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_BPE && d.tokenizer.fingerprint == print, "bpe");
+    data_close(&d);
+    unsigned char h[DATA_HEADER_BYTES + 40];
+    FILE *f = fopen(in_folder("t_1.bin"), "rb");
+    check(f && fread(h, 1, sizeof h, f) == sizeof h, "a shard of 20 tokens");
+    if (f) fclose(f);
+    check(!memcmp(h + 12, "toks\2\0\0\0\x10\x32\x54\x76\x98\xba\xdc\xfe\0", 17),
+          "words 3 to 6 of the header");
+    write_bytes("t_2.bin", h, sizeof h);
+    open_or_exit(&d, "t_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.num_files == 2, "two shards of one vocabulary");
+    data_close(&d);
+    h[20]++;
+    write_bytes("t_2.bin", h, sizeof h);
+    check(data_open(&d, in_folder("t_?.bin"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1, err) == -1 &&
+              strstr(err, "t_2.bin") && strstr(err, "bpe fedcba9876543210"),
+          "two vocabularies: %s", err);
+    write_of("t_2.bin", TOKENIZER_GPT2, 0);
+    check(data_open(&d, in_folder("t_?.bin"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1, err) == -1 &&
+              strstr(err, "gpt2"),
+          "a vocabulary and GPT-2's: %s", err);
+    h[16] = 3;
+    write_bytes("t_3.bin", h, sizeof h);
+    check_refused("t_3.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "tokenizer 3");
+    h[16] = 2;
+    memset(h + 20, 0, 8);
+    write_bytes("t_3.bin", h, sizeof h);
+    check_refused("t_3.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "tokenizer 2");
+
+    /* A shard of other programs is taken as GPT-2's, beside one that says so. */
+    memset(h + 12, 0, 16);
+    write_bytes("g_1.bin", h, sizeof h);
+    write_of("g_2.bin", TOKENIZER_GPT2, print);
+    open_or_exit(&d, "g_1.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_GPT2 && !d.tokenizer.fingerprint, "zeros are GPT-2's");
+    data_close(&d);
+    open_or_exit(&d, "g_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_GPT2 && d.tokenizer.fingerprint == print, "both of GPT-2");
+    data_close(&d);
+    memcpy(h + 12, "gpu!", 4); /* what another program writes there */
+    write_bytes("g_1.bin", h, sizeof h);
+    open_or_exit(&d, "g_1.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_GPT2 && !d.tokenizer.fingerprint, "another tag");
+    data_close(&d);
+    write_bytes("b.txt", "some text of bytes", 18);
+    open_or_exit(&d, "b.txt", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_BYTES && !d.tokenizer.fingerprint, "text is bytes");
+    data_close(&d);
+}
+
 static const Test tests[] = {
     TEST(refusals),    TEST(kinds),  TEST(sequential),      TEST(permutation), TEST(shuffled),
     TEST(determinism), TEST(resume), TEST(text_split),      TEST(validation),  TEST(vocabulary),
     TEST(checksum),    TEST(large),  TEST(benchmark_steps), TEST(writing),     TEST(cut),
-    TEST(replaced),    TEST(signal), TEST(many_files),      TEST(most_mapped)};
+    TEST(replaced),    TEST(signal), TEST(many_files),      TEST(most_mapped), TEST(tokenizer)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_data");
