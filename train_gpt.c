@@ -564,6 +564,7 @@ static int open_run(Program *p, char *err) {
     if (p->from.has_ckpt)
         choices_parse(&run->choices, p->from.ckpt.header, p->from.ckpt.header_length, "choice.");
     if (open_data(run, err) || (run->asked.resume && resume_check_data(run, &p->from, err)) ||
+        (p->has_weights && !run->asked.resume && weights_check_data(run, err)) ||
         config_resolve(&run->config, err) || device_setup(&run->config, &run->choices, err))
         return -1;
     run->asked.attention = run->config.attention;

@@ -59,6 +59,10 @@ typedef struct {
 enum { VAL_EVERY_EIGHTH = -1 };
 
 #define FLAGS_OF_GPU "On a GPU (train_gpt_cuda)"
+
+/* The largest vocabulary; token numbers and logits then stay far from the limits of int. */
+enum { CONFIG_MAX_VOCAB = 1 << 24 };
+
 #define FIELD(NAME) offsetof(Config, NAME)
 static const Flag config_flags[] = {
 #define SECTION "Run"
@@ -188,7 +192,7 @@ static const Flag config_flags[] = {
              "MLP width (F); 0: 4 C, or 8/3 C rounded up to a multiple of 64 for swiglu"),
     FLAG_INT("seq-len", seq_len, "128", 1, INFINITY, "tokens of a sequence (T)"),
     FLAG_INT(
-        "vocab", vocab, "0", 0, INFINITY,
+        "vocab", vocab, "0", 0, CONFIG_MAX_VOCAB,
         "vocabulary (V), padded to a multiple of 64 inside; 0: 256 for text, 50257 for shards"),
     FLAG_CHOICE("norm", norm, "rmsnorm", CHOICES(NORMS),
                 "layernorm with gain and bias, or rmsnorm with gain"),

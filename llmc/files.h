@@ -41,6 +41,20 @@ static inline int file_write_all(int fd, const void *data, size_t bytes) {
     return 0;
 }
 
+/* Reads n bytes from byte `at` on, fewer only where the file ends. Returns how many, or -1 with
+   errno. */
+static inline ssize_t file_read_at(int fd, void *to, size_t n, uint64_t at) {
+    size_t done = 0;
+    while (done < n) {
+        ssize_t got = pread(fd, (char *)to + done, n - done, (off_t)(at + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return -1;
+        if (got == 0) break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
 /* The folder of a path: "a/b" gives "a", "b" gives ".", "/b" gives "/". */
 static inline void file_folder(char *folder, const char *path) {
     file_path(folder, "%s", path);

@@ -38,6 +38,19 @@ static inline int load_flags(Config *c, const unsigned char *given, const Ckpt *
     return load_flags_of(c, given, 1, "flag", ckpt->header, ckpt->header_length, err);
 }
 
+/* Which tokenizer a model was trained with. An old checkpoint does not say so: if it is of a .txt
+   file or of at most 256 tokens, its tokens are bytes, else GPT-2's. */
+static inline int load_tokenizer_id(TokenizerId *id, const Ckpt *ckpt, const Config *c, char *err) {
+    char text[FLAG_STRING_SIZE];
+    id->kind =
+        data_ends_with(c->data, ".txt") || c->vocab <= 256 ? TOKENIZER_BYTES : TOKENIZER_GPT2;
+    id->fingerprint = 0;
+    if (ckpt_value(ckpt, "tokenizer", text, sizeof text) || !tokenizer_id_parse(text, id)) return 0;
+    return fail(err,
+                "its tokenizer is \"%.80s\", which this program does not know: use a newer cm.c",
+                text);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* tensors */
 
@@ -89,7 +102,7 @@ static inline int load_parameters(const Params *p, const Ckpt *ckpt, int crop, c
                         t->name);
         }
     }
-    return 0;
+    return mapped_whole(ckpt->file, err);
 }
 
 /* Names of records, separated by commas, for a note. */
@@ -153,7 +166,8 @@ static inline const floatM *version_1_state(const Ckpt *ckpt, Plan *plan) {
     memset(plan, 0, sizeof *plan);
     flags_defaults(config_flags, CONFIG_FLAGS, &c);
     const void *data = ckpt->version == 1 ? ckpt_find(ckpt, "v", &dtype, NULL, NULL, &bytes) : NULL;
-    if (!data || load_flags(&c, NULL, ckpt, unused) || ckpt_number(ckpt, "vocab", &vocab, unused))
+    if (!data || load_flags(&c, NULL, ckpt, unused) ||
+        ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, unused))
         return NULL;
     c.vocab = (int)vocab;
     if (config_resolve(&c, unused)) return NULL;
@@ -173,15 +187,17 @@ static inline const StateTensor *find_state(const Plan *plan, const StateTensor 
 }
 
 /* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape,
-   starts anew. State of version 1 that has no use here is added to `unused`. */
-static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
-                              NameList *anew, NameList *unused) {
+   starts anew. State of version 1 that has no use here is added to `unused`. Returns 0, or -1 with
+   a message about a number of the header. */
+static inline int load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
+                             NameList *anew, NameList *unused, char *err) {
     Plan old;
     const floatM *v = version_1_state(ckpt, &old);
     for (int i = 0; i < plan->states; i++) {
         StateTensor *s = &plan->state[i];
         const StateTensor *from = v ? find_state(&old, s) : NULL;
-        char key[96], since[32];
+        char key[96];
+        uint64_t since = 0;
         if (from) {
             device_upload(p->state + s->at, v + from->at, s->size * sizeof(floatM));
             continue;
@@ -193,11 +209,14 @@ static inline void load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int
             continue;
         }
         snprintf(key, sizeof key, "since.%s", s->name);
-        s->since = ckpt_value(ckpt, key, since, sizeof since) ? 0 : atoi(since);
+        if (ckpt_has_value(ckpt, key) && ckpt_number_in(ckpt, key, 0, (uint64_t)step, &since, err))
+            return -1;
+        s->since = (int)since;
     }
     for (int i = 0; v && i < old.states; i++)
         if (!find_state(plan, &old.state[i])) names_add(unused, 's', old.state[i].name);
     if (!v && ckpt->version == 1 && ckpt_record(ckpt, "v")) names_add(unused, 'v', "");
+    return 0;
 }
 
 /* Whether record m.NAME or s.NAME belongs to this model and its rules. */
@@ -233,7 +252,7 @@ static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, i
     if (load_parameters(p, ckpt, 0, err)) return -1;
     load_moments(p, ckpt, &anew);
     list_unused(p, plan, ckpt, &unused);
-    load_state(p, plan, ckpt, step, &anew, &unused);
+    if (load_state(p, plan, ckpt, step, &anew, &unused, err)) return -1;
     if (anew.text[0] || unused.text[0])
         fprintf(stderr, "note: the rules are not those of the checkpoint:%s%s%s%s%s\n",
                 anew.text[0] ? " starting anew: " : "", anew.text,
@@ -271,15 +290,6 @@ static inline int resume_value(const Resume *r, const char *key, char *value, si
     return header_value(r->settings ? r->settings : "", r->settings_size, key, value, size);
 }
 
-/* A whole number of a checkpoint's header from 0 to `most`. */
-static inline int resume_number(const Resume *r, const char *key, uint64_t most, uint64_t *value,
-                                char *err) {
-    if (ckpt_number(&r->ckpt, key, value, err)) return -1;
-    if (*value <= most) return 0;
-    return fail(err, "the checkpoint's header has a %s of %llu, which is out of range", key,
-                (unsigned long long)*value);
-}
-
 /* Finds the newest whole checkpoint and run.json. Returns -1 with a message if there is neither. */
 static inline int resume_find(const Run *run, Resume *r, char *err) {
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], why[ERR_LEN];
@@ -300,7 +310,7 @@ static inline int resume_find(const Run *run, Resume *r, char *err) {
                     "--resume: %s has neither a checkpoint nor run.json, so that nothing of the "
                     "run is left to resume; start it without --resume",
                     dir);
-    if (r->has_ckpt && resume_number(r, "step", INT_MAX, &step, err)) return -1;
+    if (r->has_ckpt && ckpt_number_in(&r->ckpt, "step", 0, INT_MAX, &step, err)) return -1;
     r->step = (int)step;
     file_path(path, "%s/log.jsonl", dir);
     r->logged = log_last_step(path);
@@ -378,7 +388,10 @@ static inline int load_changes(Run *run, const Ckpt *ckpt, char *err) {
         char *to = from ? strchr(from + 1, '\t') : NULL;
         if (!to) return fail(err, "the checkpoint's header has a damaged line %s", key);
         *name++ = *from++ = *to++ = 0;
-        if (add_change(run, atoi(text), name, from, to, err)) return -1;
+        uint64_t step;
+        if (ckpt_parse_number(text, INT_MAX, &step))
+            return fail(err, "the checkpoint's header has a damaged line %s", key);
+        if (add_change(run, (int)step, name, from, to, err)) return -1;
     }
     return 0;
 }
@@ -395,9 +408,11 @@ static inline int fail_fixed(const Run *run, const Flag *flag, const char *was, 
 /* Refuses a change of a fixed flag, and collects the changes that are noted. The configs are
    resolved, so that a default and its value in words are equal; `was` and `is` become them. */
 static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, char *err) {
-    char text[64] = "", from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
-    resume_value(r, r->has_ckpt ? "vocab" : "flags.vocab", text, sizeof text);
-    if (!was->vocab) was->vocab = atoi(text);
+    char text[64], from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
+    uint64_t vocab;
+    if (!was->vocab && !resume_value(r, r->has_ckpt ? "vocab" : "flags.vocab", text, sizeof text) &&
+        !ckpt_parse_number(text, CONFIG_MAX_VOCAB, &vocab))
+        was->vocab = (int)vocab;
     if (!is->vocab) is->vocab = was->vocab;
     if (config_resolve(was, err) || config_resolve(is, err)) return -1;
     for (int i = 0; i < CONFIG_FLAGS; i++) {
@@ -507,19 +522,19 @@ static inline int load_pending(Run *run, const Ckpt *ckpt, char *err) {
 /* Restores the run as it was when the checkpoint was written: parameters, moments, state, place in
    the data, log. The layers' copy of the parameters is left as it is. */
 static inline int restore_run(Run *run, const Params *p, Plan *plan, Resume *r, char *err) {
-    const uint64_t any = UINT64_MAX;
+    const Ckpt *ckpt = &r->ckpt;
     uint64_t tokens;
     DataState d;
-    if (resume_number(r, "tokens", INT64_MAX, &tokens, err) ||
-        resume_number(r, "data_seed", any, &d.seed, err) ||
-        resume_number(r, "data_epoch", any, &d.epoch, err) ||
-        resume_number(r, "data_shard", any, &d.shard, err) ||
-        resume_number(r, "data_position", any, &d.position, err))
+    if (ckpt_number_in(ckpt, "tokens", 0, INT64_MAX, &tokens, err) ||
+        ckpt_number(ckpt, "data_seed", &d.seed, err) ||
+        ckpt_number(ckpt, "data_epoch", &d.epoch, err) ||
+        ckpt_number(ckpt, "data_shard", &d.shard, err) ||
+        ckpt_number(ckpt, "data_position", &d.position, err))
         return -1;
-    if (load_training(p, plan, &r->ckpt, r->step, err) || data_seek(&run->train, d, err)) return -1;
+    if (load_training(p, plan, ckpt, r->step, err) || data_seek(&run->train, d, err)) return -1;
     run->step = r->step;
     run->tokens = (int64_t)tokens;
-    if (load_pending(run, &r->ckpt, err)) return -1;
+    if (load_pending(run, ckpt, err)) return -1;
     return resume_tidy(run, r, err);
 }
 
@@ -580,9 +595,12 @@ static inline int weights_reopen(const Run *run, Ckpt *ckpt, char *err) {
    differ. */
 static inline int weights_flags(Run *run, const Ckpt *ckpt, char *err) {
     Config *c = &run->asked, theirs = *c, was, is;
-    char text[64], from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
+    char from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
+    uint64_t vocab;
     if (load_flags(&theirs, NULL, ckpt, err)) return -1;
-    if (!ckpt_value(ckpt, "vocab", text, sizeof text)) theirs.vocab = atoi(text);
+    if (ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, err)) return -1;
+    theirs.vocab = (int)vocab;
+    if (load_tokenizer_id(&run->from_tokenizer, ckpt, &theirs, err)) return -1;
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         const Flag *flag = &config_flags[i];
         if (strcmp(flag->section, "Model") || flag->on_resume != RESUME_FIXED || run->given[i])
@@ -603,6 +621,15 @@ static inline int weights_flags(Run *run, const Ckpt *ckpt, char *err) {
                     from);
     }
     return 0;
+}
+
+/* Refuses data of another tokenizer than that of the weights. */
+static inline int weights_check_data(const Run *run, char *err) {
+    char theirs[TOKENIZER_ID_SIZE], ours[TOKENIZER_ID_SIZE];
+    if (tokenizer_id_agree(run->from_tokenizer, run->train.tokenizer)) return 0;
+    return fail(err, "--init-from: the weights know the tokens of %s, and %s has those of %s",
+                tokenizer_id_text(run->from_tokenizer, theirs), run->asked.data,
+                tokenizer_id_text(run->train.tokenizer, ours));
 }
 
 #endif

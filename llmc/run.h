@@ -52,6 +52,7 @@ typedef struct {
     RunChange *changes; /* flags that a resumed run changed */
     int n_changes;
     char from_file[FILE_PATH_SIZE], from_sum[32]; /* of --init-from: the file and its checksum */
+    TokenizerId from_tokenizer;                   /* of its weights */
     int step;                                     /* updates done */
     int64_t tokens;                               /* that these updates read */
     int *x, *y;                                   /* a batch on the host, (B,T) each */
@@ -115,6 +116,13 @@ static inline int open_data(Run *run, char *err) {
     if (data_is_text(&run->train) != data_is_text(&run->val))
         return fail(err, "%s and %s are not of one kind: one is text, the other token shards",
                     c->data, c->val_data);
+    char train_id[TOKENIZER_ID_SIZE], val_id[TOKENIZER_ID_SIZE];
+    if (!tokenizer_id_agree(run->train.tokenizer, run->val.tokenizer))
+        return fail(err,
+                    "--data %s has tokens of the tokenizer %s and --val-data %s those of %s: make "
+                    "both with one vocabulary",
+                    c->data, tokenizer_id_text(run->train.tokenizer, train_id), c->val_data,
+                    tokenizer_id_text(run->val.tokenizer, val_id));
     if (!c->vocab) c->vocab = data_is_text(&run->train) ? 256 : 50257;
     run->train.vocab = run->val.vocab = c->vocab;
     snprintf(run->data_id, sizeof run->data_id, "%016llx",
@@ -172,8 +180,10 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
     fprintf(f, "data_seed=%llu\ndata_epoch=%llu\ndata_shard=%llu\ndata_position=%llu\n",
             (unsigned long long)d.seed, (unsigned long long)d.epoch, (unsigned long long)d.shard,
             (unsigned long long)d.position);
-    fprintf(f, "vocab=%d\ntrain_part=%s\nmachine=%s\n", run->config.vocab,
-            train_part_name(run->train_part), run->identity);
+    char tokenizer[TOKENIZER_ID_SIZE];
+    fprintf(f, "vocab=%d\ntokenizer=%s\ntrain_part=%s\nmachine=%s\n", run->config.vocab,
+            tokenizer_id_text(run->train.tokenizer, tokenizer), train_part_name(run->train_part),
+            run->identity);
     if (run->pending) fprintf(f, "pending=%.*s\n", (int)strcspn(run->pending, "\n"), run->pending);
     for (int i = 0; i < run->n_changes; i++) {
         const RunChange *change = &run->changes[i];
@@ -314,6 +324,7 @@ static inline int write_run_json(Run *run, const Registry *r, char *err) {
     char parameters[32], train_tokens[32], val_tokens[32], val_id[64], flops[32];
     char *changes = changes_json(run);
     const char *from = run->from_file;
+    char tokenizer[TOKENIZER_ID_SIZE];
     snprintf(parameters, sizeof parameters, "%zu", r->count);
     snprintf(train_tokens, sizeof train_tokens, "%zu", data_tokens(&run->train));
     snprintf(val_tokens, sizeof val_tokens, "%zu", data_tokens(&run->val));
@@ -326,6 +337,9 @@ static inline int write_run_json(Run *run, const Registry *r, char *err) {
         {.key = "flops_per_token", .value = flops, .is_json = 1},
         {.key = "train_tokens", .value = train_tokens, .is_json = 1},
         {.key = "val_tokens", .value = val_tokens, .is_json = 1},
+        {.key = "tokenizer",
+         .value = tokenizer_id_text(run->train.tokenizer, tokenizer),
+         .is_json = 0},
         {.key = "train_checksum", .value = run->data_id, .is_json = 0},
         {.key = "val_checksum", .value = val_id, .is_json = 0},
         {.key = "train_part", .value = train_part_name(run->train_part), .is_json = 0},

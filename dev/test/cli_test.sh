@@ -108,9 +108,9 @@ test_asking() {
 }
 
 # Shards: 256 little-endian numbers of 32 bits (20240520, 1, count), then tokens of 16 bits.
-shard() { # MAGIC COUNT TOKENS
-    printf "$1"'\001\000\000\000'"$2"
-    dd if=/dev/zero bs=1012 count=1 2>/dev/null
+shard() { # MAGIC COUNT TOKENS [WORDS: the tokenizer, 16 bytes]
+    printf "$1"'\001\000\000\000'"$2${4:-}"
+    dd if=/dev/zero bs=$((${4:+-16} + 1012)) count=1 2>/dev/null
     printf "$3"
 }
 make_shards() {
@@ -337,6 +337,9 @@ test_init_from() {
         --init-from a
     refused "--init-from: no such run" '--init-from nobody: runs/nobody/checkpoints has no' train --data text.txt \
         --run p --init-from nobody
+    make_shards
+    refused "--init-from: another tokenizer" 'weights know the tokens of bytes, and good.bin has those of gpt2' \
+        train --data good.bin --val-data good.bin --threads 1 --run p --init-from a
     # Learned positions: the first ones are taken, and there are none beyond the last.
     train $minute --run l --steps 2 --pos learned
     check "--init-from with fewer positions" train --data text.txt --threads 1 --run q --steps 1 --seq-len 16 --init-from l
@@ -362,7 +365,7 @@ interrupt() {
     mkdir broken
     start $flags
     await_lines broken/runs/r/log.jsonl 1
-    sleep 0.1
+    sleep 0.05
     kill "-$1" $child
     finish
     check "SIG$1 in a validation: exit status $status" [ $status -gt 128 ]
@@ -374,7 +377,7 @@ interrupt() {
 test_interrupted() {
     awk '{ for (i = 0; i < 40; i++) print }' text.txt >long.txt
     flags="--layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 1 --threads 1 --data ../text.txt --run r \
-        --val-data ../long.txt --val-tokens 200000 --steps 2 --val-every 1 --log-groups"
+        --val-data ../long.txt --val-tokens 120000 --steps 2 --val-every 1 --log-groups"
     rm -rf whole
     mkdir whole
     (cd whole && train $flags)
@@ -666,6 +669,24 @@ test_sampling() {
     check "a model of GPT-2's vocabulary" train --data good.bin --val-data good.bin --run gpt2 --layers 1 --width 16 \
         --heads 2 --seq-len 16 --batch-size 1 --steps 1 --threads 1
     refused "generate: no tokenizer files" 'encoder.json.*gpt2_bpe.sh' generate --run gpt2
+}
+
+# What the tokens are: a model of bytes is sampled as bytes whatever its vocabulary is.
+test_tokenizer() {
+    check "speedrun preset on a text" train --preset speedrun --data text.txt --run wide --layers 1 --width 16 --heads 2 \
+        --head-dim 8 --seq-len 16 --batch-size 2 --total-batch-tokens 32 --steps 2 --val-tokens 64 --threads 1
+    check "the vocabulary is not that of the preset" has runs/wide/run.json '"vocab": 50[0-9]*'
+    check "run.json does not name the tokenizer" has runs/wide/run.json '"tokenizer": "bytes"'
+    check "generate: a wide model of bytes" generate --run wide --prompt 'the king' --tokens 40
+    check "generate: $(wc -c <out) bytes, not prompt, 40 bytes and a line end" [ "$(wc -c <out)" -eq 49 ]
+    make_shards
+    train --data good.bin --val-data good.bin --run numbered --layers 1 --width 16 --heads 2 --seq-len 16 \
+        --batch-size 1 --steps 1 --threads 1
+    check "shards without a note are not taken as GPT-2's" has runs/numbered/run.json '"tokenizer": "gpt2"'
+    shard '\210\330\064\001' '\350\003\000\000' "$tokens" 'toks\002\000\000\000\001\002\003\004\005\006\007\010' >bpe.bin
+    refused "two tokenizers" 'good.bin.* gpt2 .*bpe.bin.* bpe 0807060504030201' train --data good.bin --val-data bpe.bin \
+        --run e --vocab 100 --layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 1 --steps 1
+    check "a run with two tokenizers left a folder" [ ! -e runs/e ]
 }
 
 run_tests "$@"
