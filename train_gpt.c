@@ -407,6 +407,7 @@ static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
     line->lr = c->lr * schedule_lr(&c->schedule, run->step);
     if (train_step(run, m, &line->train_loss, &line->grad_norm, err)) return -1;
     double seconds = now_seconds() - start;
+    run->seconds += seconds;
     line->step = run->step;
     line->tokens = run->tokens;
     line->ms = 1000 * seconds;
@@ -422,7 +423,7 @@ static int log_start(Run *run, Model *m, Progress *progress, char *err) {
     LogLine line = log_line_empty();
     if (run_validation(run, m, &line.val_loss, err)) return -1;
     if (log_line(&run->log, &line, err)) return -1;
-    progress_print(progress, "step %5d  validation %.4f", 0, line.val_loss);
+    print_step(progress, m->c, &line);
     return 0;
 }
 
@@ -432,6 +433,8 @@ static int train_loop(Run *run, Model *m, int *stopped, char *err) {
     const Config *c = m->c;
     Progress progress;
     progress_begin(&progress, stdout, run->step, c->steps);
+    progress.log = run->log.path;
+    run->begun = run->step;
     if (run->step == 0 && log_start(run, m, &progress, err)) return -1;
     *stopped = 0;
     while (run->step < c->steps) {
@@ -471,6 +474,7 @@ typedef struct {
     Plan plan;
     Ckpt checkpoint; /* to resume from, if resumes */
     int resumes;
+    double began; /* when this start began, as now_seconds counts */
     char path[FILE_PATH_SIZE], machine[512];
 } Program;
 
@@ -478,13 +482,20 @@ typedef struct {
    if the program is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
+    FlagNote presets[PRESETS];
+    preset_notes(presets);
     int status = config_parse(c, p->run.given, argc, argv, err);
-    if (status > 0)
+    if (status > 0) {
         flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.",
                    config_flags, CONFIG_FLAGS);
+        flags_help_notes(stdout, "Flags of each --preset", presets, PRESETS);
+    }
     if (status) return status;
     if (c->version) printf("cm.c %s\n", CM_VERSION);
-    if (c->help_markdown && !c->version) flags_markdown(stdout, config_flags, CONFIG_FLAGS);
+    if (c->help_markdown && !c->version) {
+        flags_markdown(stdout, config_flags, CONFIG_FLAGS);
+        flags_markdown_notes(stdout, "Presets", presets, PRESETS);
+    }
     return c->version || c->help_markdown;
 }
 
@@ -513,27 +524,42 @@ static int open_run(Program *p, char *err) {
     return plan_check_frozen(&p->plan, &p->registry, err);
 }
 
+/* A run that reads its data more often than this is told so: its training loss no longer says how
+   well it does on other text. */
+enum { MANY_EPOCHS = 20 };
+
+/* Prints how long the run is and how often it reads its data. */
+static void print_length(const Run *run) {
+    const Config *c = &run->config;
+    double epochs = (double)c->steps * (double)c->total_batch_tokens;
+    epochs /= (double)data_tokens(&run->train);
+    print_line(stdout, "run", "%d steps of %lld tokens (%.2f epochs), seed %lld", c->steps,
+               (long long)c->total_batch_tokens, epochs, (long long)c->seed);
+    fflush(stdout);
+    if (epochs > MANY_EPOCHS)
+        print_line(stderr, NULL,
+                   "note: every token is read about %.0f times; more data, or fewer --steps, would "
+                   "train a model that knows more than this text by heart",
+                   epochs);
+}
+
 /* Prints what the run will be. Refuses a run for which the memory is too small. */
 static int describe(Program *p, char *err) {
     Run *run = &p->run;
     Config *c = &run->config;
-    char libraries[4096];
-    printf("machine  %s\n", p->machine);
-    device_libraries(libraries, sizeof libraries);
-    if (libraries[0]) printf("library  %s\n", libraries);
-    printf("data     %s: %zu training and %zu validation tokens\n", c->data,
-           data_tokens(&run->train), data_tokens(&run->val));
+    char text[4096];
+    print_line(stdout, "machine", "%s", p->machine);
+    device_libraries(text, sizeof text);
+    if (text[0]) print_line(stdout, "library", "%s", text);
+    print_preset(stdout, &run->asked);
+    print_line(stdout, "data", "%s: %zu training and %zu validation tokens", c->data,
+               data_tokens(&run->train), data_tokens(&run->val));
     print_model(stdout, c, &p->registry);
-    printf("update   ");
-    plan_title(stdout, c);
-    printf("\n");
-    if (c->freeze[0]) printf("frozen   %s\n", c->freeze);
+    plan_title(text, sizeof text, c);
+    print_line(stdout, "update", "%s", text);
+    if (c->freeze[0]) print_line(stdout, "frozen", "%s", c->freeze);
     print_memory(stdout, model_memory(c, &p->registry, &p->plan, 1));
-    printf("run      %d steps of %lld tokens (%.2f epochs), seed %lld\n", c->steps,
-           (long long)c->total_batch_tokens,
-           (double)c->steps * (double)c->total_batch_tokens / (double)data_tokens(&run->train),
-           (long long)c->seed);
-    fflush(stdout);
+    print_length(run);
     if (check_memory(c, &p->registry, &p->plan, err)) return -1;
     run->asked.logit_rows = c->logit_rows; /* a resumed run forms equally many */
     return 0;
@@ -556,7 +582,9 @@ static int dry_run(Program *p, char *err) {
     if (create(p, err) || model_init(&p->model, err)) return -1;
     printf("\n");
     first_steps_print(stdout, &p->plan, &p->registry, c, p->model.p.param, "initial");
-    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", flops, flops * tokens);
+    printf("\n");
+    print_line(stdout, "flops", "%.4g per token forward and backward, %.4g in all", flops,
+               flops * tokens);
     choose_gelu(run, &p->model);
     if (time_step(run, &p->model, &micro_batch, &update, err)) return -1;
     print_expected_time(c, flops, micro_batch, update);
@@ -577,9 +605,10 @@ static int begin(Program *p, char *err) {
         if (restore_run(run, &m->p, &m->plan, &p->checkpoint, err)) return -1;
         ckpt_close(&p->checkpoint);
         refresh_weights(m);
-        printf("resumed  from %s\n", p->path);
+        print_line(stdout, "resumed", "from %s", p->path);
     } else {
-        if (c->resume) printf("resumed  from the beginning: there was no checkpoint yet\n");
+        if (c->resume)
+            print_line(stdout, "resumed", "from the beginning: there was no checkpoint yet");
         if (log_truncate_after(&run->log, -1, err) || model_init(m, err)) return -1;
     }
     first_steps_print(stdout, &m->plan, &m->p.r, c, m->p.param, p->resumes ? "resumed" : "initial");
@@ -594,11 +623,11 @@ static int finish(Program *p, const char *name, int stopped) {
     Run *run = &p->run;
     const Config *c = &run->config;
     print_curve(run->log.path, data_is_text(&run->val) ? "byte" : "token");
+    print_times(stdout, now_seconds() - p->began, run->seconds, run->step - run->begun,
+                run->tokens);
     print_peak_memory((double)device_memory_peak(), run->log.dir);
-    if (stopped)
-        printf("stopped by signal %d after step %d of %d; continue with: %s --run %s --resume\n",
-               stopped, run->step, c->steps, name, c->run);
-    else printf("sample from it with: ./generate --run %s\n", c->run);
+    print_commands(stdout, c, name, run->log.checkpoints, run->step, stopped);
+    output_lost(stdout, run->log.path); /* notes it, if no earlier line has */
     close_run(run);
     model_free(&p->model);
     return stopped ? 128 + stopped : 0;
@@ -606,6 +635,7 @@ static int finish(Program *p, const char *name, int stopped) {
 
 /* The program after its command line. Returns its exit status, or -1 with a message. */
 static int run_program(Program *p, const char *name, char *err) {
+    p->began = now_seconds();
     hold_signals(1);
     if (open_run(p, err) || describe(p, err)) return -1;
     if (p->run.config.dry_run) return dry_run(p, err);

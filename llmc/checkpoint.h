@@ -582,6 +582,17 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     return count;
 }
 
+/* The step of the newest checkpoint in dir, whole or not; -1 if there is none, or if the folder
+   cannot be listed. */
+static inline int64_t ckpt_newest_step(const char *dir) {
+    char err[ERR_LEN];
+    int64_t *steps;
+    int count = ckpt_list(dir, &steps, err);
+    int64_t newest = count > 0 ? steps[count - 1] : -1;
+    free(steps);
+    return newest;
+}
+
 /* Opens the newest checkpoint that is whole, and names each damaged one on stderr. Returns 0, with
    the path in `path` (FILE_PATH_SIZE bytes); 1 if there are no checkpoints; -1 with a message. A
    checkpoint that cannot be read is an error, because opening an older one would silently lose

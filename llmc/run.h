@@ -39,7 +39,8 @@ typedef struct {
     Data train, val;
     RunLog log;
     char data_id[64];         /* fingerprint of the training data */
-    int step;                 /* updates done */
+    int step, begun;          /* updates done; of them before this start */
+    double seconds;           /* that the updates of this start took */
     int64_t tokens;           /* that these updates read */
     int *x, *y;               /* a batch on the host, (B,T) each */
     double peak, stated_peak; /* FLOP/s of the machine, see device_peak */
