@@ -325,15 +325,15 @@ static inline void command_run(FILE *f, const Config *c, const char *also) {
     if (strcmp(c->runs_dir, config_flags[i].def)) command_flag(f, "runs-dir", c->runs_dir);
 }
 
-/* Writes for the shell the file `name` beside the running program, or `otherwise` if there is none
-   or if the program was found on the PATH. */
-static inline void command_beside(FILE *f, const char *program, const char *name,
-                                  const char *otherwise) {
+/* Writes for the shell the file `name` in the folder of the running program. If the program was
+   found on the PATH, or if there is no such file, writes that file of the present folder; `dot` is
+   how it begins there. */
+static inline void command_beside(FILE *f, const char *program, const char *name, const char *dot) {
     char folder[FILE_PATH_SIZE], path[FILE_PATH_SIZE], word[FILE_PATH_SIZE + 64];
     file_folder(folder, program);
     file_path(path, "%s/%s", folder, name);
-    int found = strchr(program, '/') && path[0] && !access(path, R_OK);
-    fputs(shell_text(word, sizeof word, found ? path : otherwise), f);
+    if (!strcmp(folder, ".") || access(path, R_OK)) file_path(path, "%s%s", dot, name);
+    fputs(shell_text(word, sizeof word, path), f);
 }
 
 typedef enum { COMMAND_RESUME, COMMAND_DRAW, COMMAND_SAMPLE } CommandKind;
@@ -355,12 +355,11 @@ static inline char *command_text(CommandKind kind, const Config *c, const char *
         snprintf(path, sizeof path, "%s%s/%s", c->runs_dir[0] == '-' ? "./" : "", c->runs_dir,
                  c->run);
         fputs("python3 ", f);
-        command_beside(f, program, "scripts/plot.py", "scripts/plot.py");
+        command_beside(f, program, "scripts/plot.py", "");
         fprintf(f, " %s", shell_text(word, sizeof word, path));
         break;
     case COMMAND_SAMPLE:
-        command_beside(f, program, strstr(program, "_cuda") ? "generate_cuda" : "generate",
-                       "./generate");
+        command_beside(f, program, strstr(program, "_cuda") ? "generate_cuda" : "generate", "./");
         command_run(f, c, "");
         break;
     }

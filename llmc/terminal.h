@@ -177,10 +177,10 @@ static inline void print_command(FILE *out, const char *text, const char *comman
 /* ---------------------------------------------------------------------------------------------- */
 /* Output that is lost                                                                            */
 
-/* Flushes the stream. Returns 1 if it can no longer be written: the reader of a pipe is gone, a disk
-   is full, a terminal is closed. One line on stderr then says so, and names `log` (NULL: none), where
-   the numbers are; what is printed from then on goes to /dev/null, so the next call returns 0. The
-   program must ignore SIGPIPE. */
+/* Flushes the stream. Returns 1 if it can no longer be written: the reader of a pipe is gone, a
+   disk is full, a terminal is closed. One line on stderr then says so, and names `log` (NULL:
+   none), where the numbers are; what is printed from then on goes to /dev/null, so the next call
+   returns 0. The program must ignore SIGPIPE. */
 static inline int output_lost(FILE *out, const char *log) {
     errno = 0;
     int failed = fflush(out) != 0 || ferror(out), code = errno;
