@@ -1710,9 +1710,8 @@ static void test_shard(const char *rule) {
     release();
 }
 
-static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
-                                      "--preset speedrun"};
-enum { PRESETS = COUNT_OF(presets) };
+static const char *const presets[PRESETS] = {"--preset tiny", "--preset gpt2", "--preset llama",
+                                             "--preset speedrun"};
 
 static void test_classifiers(void) {
     test_classifier(0);

@@ -422,6 +422,7 @@ static Work timed_step(Run *run, Model *m, char *err) {
     Work work = train_step(run, m, &line.train_loss, &line.grad_norm, err);
     if (work != WORK_DONE) return work;
     double seconds = now_seconds() - start;
+    run->seconds += seconds;
     line.step = run->step;
     line.tokens = run->tokens;
     line.ms = 1000 * seconds;
@@ -468,7 +469,7 @@ static Work log_start(Run *run, Model *m, Progress *progress, char *err) {
     Work work = run_validation(run, m, progress, &line.val_loss, err);
     if (work != WORK_DONE) return work;
     if (log_line(&run->log, &line, err)) return WORK_FAILED;
-    progress_print(progress, "step %5d  validation %.4f", 0, line.val_loss);
+    print_step(progress, m->c, &line);
     return WORK_DONE;
 }
 
@@ -494,6 +495,8 @@ static int train_loop(Run *run, Model *m, int *stopped, char *err) {
     char why[ERR_LEN], saving[ERR_LEN];
     Progress progress;
     progress_begin(&progress, stdout, run->step, m->c->steps);
+    progress.log = run->log.path;
+    run->begun = run->step;
     Work work = train_steps(run, m, &progress, why);
     *stopped = work == WORK_STOPPED ? waiting_signal() : 0;
     progress_clear(&progress);
@@ -521,19 +524,27 @@ typedef struct {
     Resume from;  /* with --resume */
     Ckpt weights; /* of --init-from, if has_weights */
     int has_weights;
+    double began; /* when this start began, as now_seconds counts */
 } Program;
 
 /* Reads the command line and serves --help, --version and --help-markdown. Returns 0 to continue, 1
    if the program is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
+    FlagNote presets[PRESETS];
+    preset_notes(presets);
     int status = config_parse(c, p->run.given, argc, argv, err);
-    if (status > 0)
+    if (status > 0) {
         flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.",
                    config_flags, CONFIG_FLAGS);
+        flags_help_notes(stdout, "Flags of each --preset", presets, PRESETS);
+    }
     if (status) return status;
     if (c->version) printf("cm.c %s\n", CM_VERSION);
-    if (c->help_markdown && !c->version) flags_markdown(stdout, config_flags, CONFIG_FLAGS);
+    if (c->help_markdown && !c->version) {
+        flags_markdown(stdout, config_flags, CONFIG_FLAGS);
+        flags_markdown_notes(stdout, "Presets", presets, PRESETS);
+    }
     return c->version || c->help_markdown;
 }
 
@@ -577,27 +588,46 @@ static int open_run(Program *p, char *err) {
     return plan_check_frozen(&p->plan, &p->registry, err);
 }
 
+/* A run that reads its data more often than this is told so: its training loss no longer says how
+   well it does on other text. */
+enum { MANY_EPOCHS = 20 };
+
+/* Prints how long the run is and how often it reads its data. */
+static void print_length(const Run *run) {
+    const Config *c = &run->config;
+    double epochs = (double)c->steps * (double)c->total_batch_tokens;
+    epochs /= (double)data_tokens(&run->train);
+    print_line(stdout, "run", "%d steps of %lld tokens (%.2f epochs), seed %lld", c->steps,
+               (long long)c->total_batch_tokens, epochs, (long long)c->seed);
+    fflush(stdout);
+    if (epochs > MANY_EPOCHS)
+        print_line(stderr, NULL,
+                   "note: every token is read about %.0f times; more data, or fewer --steps, would "
+                   "train a model that knows more than this text by heart",
+                   epochs);
+}
+
 /* Prints what the run will be. Refuses a run for which the memory is too small. */
 static int describe(Program *p, char *err) {
     Run *run = &p->run;
     Config *c = &run->config;
-    char libraries[4096];
-    printf("machine  %s\n", run->machine);
-    device_libraries(libraries, sizeof libraries);
-    if (libraries[0]) printf("library  %s\n", libraries);
-    printf("data     %s: %zu training and %zu validation tokens\n", c->data,
-           data_tokens(&run->train), data_tokens(&run->val));
+    char text[4096];
+    print_line(stdout, "machine", "%s", run->machine);
+    device_libraries(text, sizeof text);
+    if (text[0]) print_line(stdout, "library", "%s", text);
+    print_preset(stdout, &run->asked);
+    size_t val = data_tokens(&run->val);
+    char limit[64] = "";
+    if (c->val_tokens && (size_t)c->val_tokens < val)
+        snprintf(limit, sizeof limit, ", of which %lld are evaluated", (long long)c->val_tokens);
+    print_line(stdout, "data", "%s: %zu training and %zu validation tokens%s", c->data,
+               data_tokens(&run->train), val, limit);
     print_model(stdout, c, &p->registry);
-    printf("update   ");
-    plan_title(stdout, c);
-    printf("\n");
-    if (c->freeze[0]) printf("frozen   %s\n", c->freeze);
+    plan_title(text, sizeof text, c);
+    print_line(stdout, "update", "%s", text);
+    if (c->freeze[0]) print_line(stdout, "frozen", "%s", c->freeze);
     print_memory(stdout, model_memory(c, &p->registry, &p->plan, 1));
-    printf("run      %d steps of %lld tokens (%.2f epochs), seed %lld\n", c->steps,
-           (long long)c->total_batch_tokens,
-           (double)c->steps * (double)c->total_batch_tokens / (double)data_tokens(&run->train),
-           (long long)c->seed);
-    fflush(stdout);
+    print_length(run);
     if (check_memory(c, &p->registry, &p->plan, err)) return -1;
     run->asked.logit_rows = c->logit_rows; /* a resumed run forms equally many */
     return 0;
@@ -617,7 +647,7 @@ static int set_weights(Program *p, char *err) {
     ckpt_close(&p->weights);
     p->has_weights = 0;
     refresh_weights(&p->model);
-    printf("weights  from %s\n", p->run.from_file);
+    print_line(stdout, "weights", "from %s", p->run.from_file);
     return 0;
 }
 
@@ -633,7 +663,9 @@ static int dry_run(Program *p, char *err) {
     if (create(p, err) || set_weights(p, err)) return -1;
     printf("\n");
     first_steps_print(stdout, &p->plan, &p->registry, c, p->model.p.param, "initial");
-    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", flops, flops * tokens);
+    printf("\n");
+    print_line(stdout, "flops", "%.4g per token forward and backward, %.4g in all", flops,
+               flops * tokens);
     choose_gelu(run, &p->model);
     if (time_step(run, &p->model, &micro_batch, &update, err)) return -1;
     print_expected_time(c, flops, micro_batch, update);
@@ -655,10 +687,11 @@ static int begin(Program *p, char *err) {
     if (p->from.has_ckpt) {
         if (restore_run(run, &m->p, &m->plan, &p->from, err)) return -1;
         refresh_weights(m);
-        printf("resumed  from %s\n", p->from.path);
+        print_line(stdout, "resumed", "from %s", p->from.path);
     } else {
         if (set_weights(p, err)) return -1;
-        if (c->resume) printf("resumed  from the beginning: there is no checkpoint yet\n");
+        if (c->resume)
+            print_line(stdout, "resumed", "from the beginning: there is no checkpoint yet");
         if (log_truncate_after(&run->log, -1, err)) return -1;
     }
     if (c->resume) resume_print_notes(run, &p->from);
@@ -677,11 +710,11 @@ static int finish(Program *p, const char *name, int stopped) {
     Run *run = &p->run;
     const Config *c = &run->config;
     print_curve(run->log.path, data_is_text(&run->val) ? "byte" : "token");
+    print_times(stdout, now_seconds() - p->began, run->seconds, run->step - run->begun,
+                run->tokens);
     print_peak_memory((double)device_memory_peak(), run->log.dir);
-    if (stopped)
-        printf("stopped by signal %d after step %d of %d; continue with: %s --run %s --resume\n",
-               stopped, run->step, c->steps, name, c->run);
-    else printf("sample from it with: ./generate --run %s\n", c->run);
+    print_commands(stdout, c, name, run->log.checkpoints, run->step, stopped);
+    output_lost(stdout, run->log.path); /* notes it, if no earlier line has */
     close_run(run);
     model_free(&p->model);
     return stopped ? 128 + stopped : 0;
@@ -689,6 +722,7 @@ static int finish(Program *p, const char *name, int stopped) {
 
 /* The program after its command line. Returns its exit status, or -1 with a message. */
 static int run_program(Program *p, const char *name, char *err) {
+    p->began = now_seconds();
     hold_signals(1);
     signal(SIGPIPE, SIG_IGN); /* a reader of the output that goes away does not end the run */
     if (open_run(p, err)) return -1;

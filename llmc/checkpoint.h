@@ -667,6 +667,17 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     return count;
 }
 
+/* The step of the newest checkpoint in dir, whole or not; -1 if there is none, or if the folder
+   cannot be listed. */
+static inline int64_t ckpt_newest_step(const char *dir) {
+    char err[ERR_LEN];
+    int64_t *steps;
+    int count = ckpt_list(dir, &steps, err);
+    int64_t newest = count > 0 ? steps[count - 1] : -1;
+    free(steps);
+    return newest;
+}
+
 /* Lists the folder once and opens the newest checkpoint that is whole; see ckpt_open_newest.
    *vanished becomes 1 if a file of the list was gone when its turn came. */
 static inline int ckpt_open_listed(Ckpt *c, const char *dir, char *path, int *vanished, char *err) {

@@ -55,6 +55,22 @@ static inline ssize_t file_read_at(int fd, void *to, size_t n, uint64_t at) {
     return (ssize_t)done;
 }
 
+/* Writes a word as sh reads it back: as it is, or in single quotes if it holds a character that
+   means something to the shell. Returns text, which is "" if its `size` > 0 bytes are too few. */
+static inline char *shell_text(char *text, size_t size, const char *word) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                "_@%+=:,./-";
+    const char *quote = *word && !word[strspn(word, plain)] ? "" : "'";
+    size_t used = (size_t)snprintf(text, size, "%s", quote);
+    for (; *word && used < size; word++) {
+        const char one[2] = {*word, 0};
+        used += (size_t)snprintf(text + used, size - used, "%s", *word == '\'' ? "'\\''" : one);
+    }
+    if (used < size) used += (size_t)snprintf(text + used, size - used, "%s", quote);
+    if (used >= size) text[0] = 0;
+    return text;
+}
+
 /* The folder of a path: "a/b" gives "a", "b" gives ".", "/b" gives "/". */
 static inline void file_folder(char *folder, const char *path) {
     file_path(folder, "%s", path);

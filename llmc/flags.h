@@ -24,6 +24,7 @@ and repeated flags, missing and malformed values, numbers out of range, stray wo
 
 #include "base.h"
 #include "json.h"
+#include "terminal.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -493,20 +494,16 @@ static inline void flags_limits_text(const Flag *flag, char *text, size_t size) 
     else flags_range_text(flag, text, size);
 }
 
-/* Prints words from column `column` on, breaking before column 100 and indenting the lines that
-   follow. */
-static inline void flags_wrap(FILE *f, const char *text, int indent, int column) {
-    for (const char *s = text; *s;) {
-        s += strspn(s, " ");
-        int length = (int)strcspn(s, " ");
-        if (column + 1 + length > 100 && column > indent) {
-            fprintf(f, "\n%*s", indent, "");
-            column = indent;
-        }
-        column += fprintf(f, "%s%.*s", column > indent ? " " : "", length, s);
-        s += length;
-    }
-    fputc('\n', f);
+/* A titled text that follows the flags in --help and in the manual. */
+typedef struct {
+    char title[32];
+    const char *text;
+} FlagNote;
+
+/* Columns of the lines of --help: 100, or those of a narrower terminal. */
+static inline int flags_width(FILE *f) {
+    int room = terminal_room(f);
+    return room > 0 ? min_int(room, 100) : 100;
 }
 
 /* Writes "--batch-size N" and returns its length. */
@@ -525,14 +522,16 @@ static inline int flags_signature(const Flag *flag, char *text, size_t size) {
 }
 
 static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int n) {
-    enum { INDENT_LIMIT = 36 }; /* a longer name gets a line of its own above its help */
     char signature[128], limits[512], text[2048];
+    const int line = flags_width(f);
+    const int most = min_int(36, line / 2); /* a longer name has a line of its own above its help */
     int indent = 0;
     for (int i = 0; i < n; i++) {
         int width = flags_signature(&flags[i], signature, sizeof signature) + 4;
-        if (width <= INDENT_LIMIT) indent = max_int(indent, width);
+        if (width <= most) indent = max_int(indent, width);
     }
-    fprintf(f, "%s\n", usage);
+    text_wrap(f, usage, " ", 7, 0, terminal_room(f));
+    fputc('\n', f);
     for (int i = 0; i < n; i++) {
         const Flag *flag = &flags[i];
         if (flags_heading(flags, i)) fprintf(f, "\n%s\n", flag->section);
@@ -546,10 +545,22 @@ static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int
         snprintf(text, sizeof text, "%s%s%s%s%s%s%s", flag->help, notes ? " (" : "", limits,
                  shown && limits[0] ? "; " : "", shown ? "default " : "", shown ? flag->def : "",
                  notes ? ")" : "");
-        flags_wrap(f, text, indent, indent);
+        text_wrap(f, text, " ", indent, indent, line);
+        fputc('\n', f);
     }
     fprintf(f, "\n  -h, --help%*s", indent > 14 ? indent - 12 : 2, "");
     fprintf(f, "print this text\n");
+}
+
+/* Prints notes below the flags of --help. */
+static inline void flags_help_notes(FILE *f, const char *heading, const FlagNote *notes, int n) {
+    enum { INDENT = 12 };
+    fprintf(f, "\n%s\n", heading);
+    for (int i = 0; i < n; i++) {
+        int column = fprintf(f, "  %-*s", INDENT - 2, notes[i].title);
+        text_wrap(f, notes[i].text, " ", INDENT, column, flags_width(f));
+        fputc('\n', f);
+    }
 }
 
 /* Prints text for a cell of a Markdown table. */
@@ -598,6 +609,18 @@ static inline void flags_markdown(FILE *f, const Flag *flags, int n) {
             fputc(')', f);
         }
         fputs(" |\n", f);
+    }
+}
+
+/* Prints notes as a Markdown table: name | text. Flags are set as code. */
+static inline void flags_markdown_notes(FILE *f, const char *heading, const FlagNote *notes,
+                                        int n) {
+    fprintf(f, "\n### %s\n\n| name | flags |\n|---|---|\n", heading);
+    for (int i = 0; i < n; i++) {
+        const char *code = strncmp(notes[i].text, "--", 2) == 0 ? "`" : "";
+        fprintf(f, "| `%s` | %s", notes[i].title, code);
+        flags_markdown_text(f, notes[i].text);
+        fprintf(f, "%s |\n", code);
     }
 }
 

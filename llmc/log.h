@@ -390,7 +390,7 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
     return status;
 }
 
-/* The numbers of a line that log_line_text wrote, without mfu and extra. */
+/* The numbers of a line that log_line_text wrote, without mfu_stated and extra. */
 static inline LogLine log_line_of(const char *text) {
     LogLine line = log_line_empty();
     line.step = (int64_t)log_number(text, "step");
@@ -401,6 +401,7 @@ static inline LogLine log_line_of(const char *text) {
     line.grad_norm = log_number(text, "grad_norm");
     line.ms = log_number(text, "ms");
     line.tok_s = log_number(text, "tok_s");
+    line.mfu = fmax(log_number(text, "mfu"), 0); /* 0 for NaN */
     return line;
 }
 

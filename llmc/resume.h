@@ -485,10 +485,10 @@ static inline void resume_print_notes(const Run *run, const Resume *r) {
                 run->changes[i].to[0] ? run->changes[i].to : "\"\"", run->changes[i].step + 1);
     if (r->has_ckpt && !resume_value(r, "machine", machine, sizeof machine) &&
         strcmp(machine, run->identity))
-        fprintf(stderr,
-                "note: the steps before were made on %s: those from here on may differ in the last "
-                "bits from an unbroken run's\n",
-                machine);
+        print_line(stderr, NULL,
+                   "note: the steps before were made on %s: those from here on may differ in the "
+                   "last bits from an unbroken run's",
+                   machine);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -544,10 +544,10 @@ static inline int resume_finished(Run *run, const Resume *r, char *err) {
     if (r->has_ckpt &&
         (log_open(&run->log, c->runs_dir, c->run, 1, err) || resume_tidy(run, r, err)))
         return -1;
-    printf("nothing left to do: the run %s/%s has all its %d steps%s\n", c->runs_dir, c->run,
-           c->steps,
-           r->has_ckpt ? "; a larger --steps continues it"
-                       : ", and no checkpoint to continue from (--keep-checkpoints 0)");
+    print_line(stdout, NULL, "nothing left to do: the run %s/%s has all its %d steps%s",
+               c->runs_dir, c->run, c->steps,
+               r->has_ckpt ? "; a larger --steps continues it"
+                           : ", and no checkpoint to continue from (--keep-checkpoints 0)");
     return 0;
 }
 

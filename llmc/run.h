@@ -53,7 +53,8 @@ typedef struct {
     int n_changes;
     char from_file[FILE_PATH_SIZE], from_sum[32]; /* of --init-from: the file and its checksum */
     TokenizerId from_tokenizer;                   /* of its weights */
-    int step;                                     /* updates done */
+    int step, begun;                              /* updates done; of them before this start */
+    double seconds;                               /* that the updates of this start took */
     int64_t tokens;                               /* that these updates read */
     int *x, *y;                                   /* a batch on the host, (B,T) each */
     double peak, stated_peak;                     /* FLOP/s of the machine, see device_peak */

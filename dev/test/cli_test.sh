@@ -41,12 +41,16 @@ minute="--data text.txt $model"
 test_end_to_end() {
     rm -rf runs/a
     check "10 steps" train $minute --run a --steps 10 --val-every 5
-    check "the start does not show how large steps are" has out '^steps .* rms *AdamW lr .* initial weights'
+    check "the start does not show how large steps are" has out '^steps .* initial weights'
+    check "the sizes of steps have no heading" has out '^ *lr *rms *AdamW lr$'
     for name in W_Q W_K W_O W_V W_fc W_proj wte 'gains, biases' whead; do
         check "the start does not show the step of $name" has out "^         $name  *[0-9.e-]*  *[0-9.e-]*  *[0-9.e-]*\$"
     done
     check "the end of the run does not show the validation loss" has out 'validation loss [0-9.]* nats per byte'
-    check "the end of the run does not say how to sample" has out 'generate --run a'
+    check "the end of the run does not say how to sample" has out '^sample from it with: .*generate --run a$'
+    check "the end of the run does not say how to draw it" has out '^draw it with: python3 .*scripts/plot.py runs/a$'
+    check "the end of the run does not say how long it took" has out '^time .* since the start, .* in 10 steps of .* ms'
+    check "a line lacks the number of steps or the time left" has out '^step  3/10  train [0-9.]*  norm .* tok/s  ETA '
     check "log.jsonl has $(lines runs/a/log.jsonl) lines, not 11" [ "$(lines runs/a/log.jsonl)" -eq 11 ]
     value='\([0-9.e+-]*\|null\)'
     line="^{\"step\": [0-9]*, \"tokens\": [0-9]*"
@@ -77,11 +81,58 @@ ten_steps() {
     cp -r a.saved runs/a
 }
 
+# What a run says about itself: its preset, and data that it reads too often.
+test_saying() {
+    train $minute --run say --preset gpt2 --steps 0 --keep-checkpoints 0
+    check "the preset's flags are not shown" has out '^preset   gpt2: --batch-size 4 --norm layernorm .* --lr-final 0.1$'
+    check "a note about few epochs" not has err 'note: every token'
+    train --data text.txt --run often --steps 2500 --threads 1 --dry-run --layers 1 --width 16 --heads 1
+    check "no note about many epochs" has err '^note: every token is read about [0-9]* times; more data'
+    check "the defaults have a line of a preset" not has out '^preset '
+    train --help
+    check "--help does not list the presets" has out '^  speedrun  --layers 12 --width 768'
+}
+
+# The commands that a run prints at its end can be pasted into a shell, and are printed where they are true.
+test_commands() {
+    ten_steps
+    said() { sed -n "s/^.*$1 with: //p" out >said.sh; sh said.sh >out 2>err; }
+    rm -rf "my runs" runs/unsaved
+    train $minute --run "it's" --runs-dir "my runs" --steps 4
+    said 'sample from it'
+    check "the command to sample: exit status $?" [ $? -eq 0 ]
+    check "the command to sample does not sample: $(cat said.sh)" has err "from  *my runs/it's/.*step_00000004.ckpt"
+    "$TRAIN_GPT" $minute --run r --runs-dir "my runs" --steps 1000000 --val-every 0 --checkpoint-every 0 >out 2>err &
+    child=$!
+    await_lines "my runs/r/log.jsonl" 4
+    kill -TERM $child
+    finish
+    check "a stop before the first validation" has out '^no validation yet after step 0 ([0-9.]* nats per byte, untrained)'
+    step=$(sed -n 's/^stopped by signal 15 after step \([0-9]*\) .*/\1/p' out)
+    sed -i "s/--resume/& --steps $((step + 1))/" out
+    said continue
+    check "the command to continue does not continue: $(cat said.sh)" has out "^resumed  from my runs/r/.*$step.ckpt"
+    train $minute --run unsaved --steps 2 --keep-checkpoints 0
+    check "a run without checkpoint says how to sample" not has out 'sample from it'
+}
+
+# A run whose output cannot be written says so once, goes on and ends well.
+test_lost_output() {
+    [ -w /dev/full ] || return 0
+    rm -rf runs/lost
+    "$TRAIN_GPT" $minute --run lost --steps 10 >/dev/full 2>err
+    check "lost output: exit status $?" [ $? -eq 0 ]
+    check "lost output: $(lines err) lines on stderr, not 1" [ "$(lines err)" -eq 1 ]
+    check "lost output: no note" has err '^note: the output can no longer be written (No space.*its log is runs/lost/log.jsonl'
+    check "lost output: the run is not complete" [ "$(lines runs/lost/log.jsonl)" -eq 11 ]
+    check "lost output: no checkpoint" [ -f runs/lost/checkpoints/step_00000010.ckpt ]
+}
+
 # What the programs print without running.
 test_asking() {
     train $minute --run dry --dry-run
     check "--dry-run: exit status $?" [ $? -eq 0 ]
-    for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'AdamW lr .* initial weights' 'flops .* per token' 'time .* ms a step'; do
+    for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' '^steps .* initial weights' 'rms *AdamW lr' 'flops .* per token' 'time .* ms a step'; do
         check "--dry-run does not print \"$word\"" has out "$word"
     done
     check "--dry-run made a run folder" [ ! -e runs/dry ]
@@ -501,9 +552,12 @@ test_damage() {
 test_divergence() {
     refused "divergence" 'diverged at step' train $minute --run wild --steps 40 --checkpoint-every 1 --val-every 0 \
         --optimizer adamw --lr 1e6 --weight-decay 1e3
+    check "divergence: the newest checkpoint is not named" has err 'newest checkpoint is runs/wild/checkpoints/step_0*[0-9].ckpt. Try'
     check "divergence: no tensor is named" has err 'wqkv\|wfc\|wproj\|wo'
     check "divergence: no checkpoint is kept" [ -n "$(newest runs/wild)" ]
     check "divergence: the last checkpoint cannot be read" generate --run wild --tokens 0
+    refused "divergence without checkpoint" 'no checkpoint of it yet (--checkpoint-every N' train $minute --run wilder \
+        --steps 40 --checkpoint-every 0 --val-every 0 --optimizer adamw --lr 1e6 --weight-decay 1e3
     check "divergence: the log has a line that is not JSON" not has runs/wild/log.jsonl '[^a-z]\(nan\|inf\)'
 }
 

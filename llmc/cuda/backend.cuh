@@ -303,8 +303,9 @@ static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX
             const char *name = fused ? "fused" : "unfused";
             choices_set(run, key, name);
             choices_set(run ? run->from : NULL, key, name);
-            printf("gelu     %s: %.3f ms a layer in the product's epilogue, %.3f ms apart\n", name,
-                   one, two);
+            print_line(stdout, "gelu",
+                       "%s: %.3f ms a layer in the product's epilogue, %.3f ms apart", name, one,
+                       two);
         }
     }
     c->gelu = fused ? GELU_FUSED : GELU_UNFUSED;
