@@ -549,7 +549,7 @@ static void test_commands(void) {
     check_commands(&c, "./train_gpt", none, SIGTERM,
                    "draw it with: python3 scripts/plot.py runs/a\n"
                    "stopped by signal 15 after step 14 of 20; no checkpoint was kept, so its steps "
-                   "are lost\n");
+                   "are lost and --resume begins anew\n");
     check_commands(&c, "./train_gpt", folder, SIGINT,
                    "draw it with: python3 scripts/plot.py runs/a\n"
                    "sample from it with: ./generate --run a\n"
