@@ -143,10 +143,10 @@ static const Flag option_flags[] = {
     FLAG_TEXT("run", run, "tiny", "sample from the newest checkpoint of this run"),
     FLAG_TEXT("runs-dir", runs_dir, "runs", "folder of all runs"),
     FLAG_TEXT("checkpoint", checkpoint, "", "sample from this file instead of --run"),
-    FLAG_TEXT(
-        "encoder", encoder, "data/gpt2-bpe/encoder.json",
-        "GPT-2's vocabulary, for models of more than 256 tokens; data/gpt2_bpe.sh fetches it"),
-    FLAG_TEXT("bpe", bpe, "data/gpt2-bpe/vocab.bpe", "GPT-2's merges"),
+    FLAG_TEXT("encoder", encoder, "data/gpt2-bpe/encoder.json",
+              "the vocabulary, for models that were not trained on bytes; data/gpt2_bpe.sh fetches "
+              "GPT-2's"),
+    FLAG_TEXT("bpe", bpe, "data/gpt2-bpe/vocab.bpe", "the vocabulary's merges"),
     FLAG_INT("threads", threads, "0", 0, 4096,
              "CPU threads; 0: all cores, or one thread for a model of fewer than 10M parameters"),
 #undef SECTION
@@ -220,7 +220,9 @@ static int load_config(Config *c, const Ckpt *ckpt, int threads, char *err) {
     uint64_t vocab;
     memset(c, 0, sizeof *c);
     flags_defaults(config_flags, CONFIG_FLAGS, c);
-    if (load_flags(c, NULL, ckpt, err) || ckpt_number(ckpt, "vocab", &vocab, err)) return -1;
+    if (load_flags(c, NULL, ckpt, err) ||
+        ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, err))
+        return -1;
     c->vocab = (int)vocab;
     c->batch_size = 1;
     c->total_batch_tokens = 0;
@@ -240,20 +242,30 @@ static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *
     static Plan no_rules; /* the model is not trained */
     if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
     Registry r = registry_build(c);
-    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, err)) return -1;
+    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, 0, err))
+        return -1;
     refresh_weights(m);
     return 0;
 }
 
-/* Loads the tokenizer of a model: bytes for a vocabulary of up to 256, else GPT-2's. */
-static int load_tokenizer(Tokenizer *t, const Options *o, int vocab, char *err) {
-    char reason[ERR_LEN];
-    if (vocab <= 256) return tokenizer_bytes(t, err);
-    if (!tokenizer_load(t, o->encoder, o->bpe, reason)) return 0;
+/* Loads the tokenizer of a model: bytes, or the vocabulary that --encoder and --bpe name, which
+   must be the model's own. */
+static int load_tokenizer(Tokenizer *t, const Options *o, TokenizerId id, char *err) {
+    char reason[ERR_LEN], text[TOKENIZER_ID_SIZE], loaded_text[TOKENIZER_ID_SIZE];
+    if (id.kind == TOKENIZER_BYTES) return tokenizer_bytes(t, err);
+    tokenizer_id_text(id, text);
+    if (tokenizer_load(t, o->encoder, o->bpe, reason))
+        return fail(err,
+                    "%.700s (the model's tokenizer is %s; --encoder and --bpe name the files of "
+                    "its vocabulary)",
+                    reason, text);
+    TokenizerId loaded = tokenizer_id(t);
+    if (!id.fingerprint || tokenizer_id_agree(id, loaded)) return 0;
+    tokenizer_free(t);
     return fail(err,
-                "%.800s (the model has %d tokens and is read by GPT-2's tokenizer, or by the one "
-                "that --encoder and --bpe name)",
-                reason, vocab);
+                "the model's tokenizer is %s, but %.300s and %.300s are %s: name the files of the "
+                "model's vocabulary with --encoder and --bpe",
+                text, o->encoder, o->bpe, tokenizer_id_text(loaded, loaded_text));
 }
 
 /* Reads --prompt-file, or copies --prompt; *text is for the caller to free. */
@@ -358,12 +370,15 @@ static int load(Program *p, char *err) {
     const Options *o = &p->o;
     char path[FILE_PATH_SIZE], why[ERR_LEN];
     uint64_t step;
+    TokenizerId id;
     Ckpt ckpt;
-    if (find_checkpoint(o, &ckpt, path, err) || ckpt_number(&ckpt, "step", &step, err)) return -1;
-    if (load_model(&p->model, &p->config, &ckpt, o->threads, why))
+    if (find_checkpoint(o, &ckpt, path, err)) return -1;
+    if (ckpt_number_in(&ckpt, "step", 0, INT32_MAX, &step, why) ||
+        load_model(&p->model, &p->config, &ckpt, o->threads, why) ||
+        load_tokenizer_id(&id, &ckpt, &p->config, why))
         return fail(err, "%.500s: %.500s", path, why);
     ckpt_close(&ckpt);
-    if (load_tokenizer(&p->tokenizer, o, p->config.vocab, err) ||
+    if (load_tokenizer(&p->tokenizer, o, id, err) ||
         read_prompt(o, &p->prompt, &p->prompt_size, err) ||
         encode_prompt(&p->tokenizer, &p->config, p->prompt, p->prompt_size, &p->start, err) ||
         context_create(&p->context, &p->model, err))
@@ -454,6 +469,7 @@ static int run_program(Program *p, char *err) {
 int main(int argc, char **argv) {
     static Program p;
     char err[ERR_LEN];
+    file_hold_standard_streams();
     int status = parse(&p.o, argc, argv, err);
     if (status > 0) return 0;
     if (status == 0) status = run_program(&p, err);

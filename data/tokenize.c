@@ -64,6 +64,7 @@ static const Flag option_table[] = {
 typedef struct {
     const Options *o;
     Tokenizer tokenizer;
+    TokenizerId id; /* of the tokenizer */
     TokenList pending;
     uint16_t *shard;
     size_t shard_capacity;
@@ -84,7 +85,7 @@ static int write_shard(Job *job, size_t n, char *err) {
         job->shard_capacity = n;
     }
     for (size_t i = 0; i < n; i++) job->shard[i] = (uint16_t)job->pending.ids[i];
-    if (data_write_shard(path, job->shard, n, err)) return -1;
+    if (data_write_shard_of(job->id, path, job->shard, n, err)) return -1;
     job->pending.count -= n;
     memmove(job->pending.ids, job->pending.ids + n, job->pending.count * sizeof(int));
     job->shards++;
@@ -186,7 +187,8 @@ static int add_files(Job *job, char *err) {
     if (data_open(&d, job->o->input, DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) return -1;
     int status = d.is_text ? 0 : fail(err, "--input: %s already is a token shard", d.files[0].path);
     for (size_t i = 0; i < d.num_files && !status; i++)
-        status = add_text(job, (const char *)d.files[i].tokens, d.files[i].count, err);
+        status = data_map(&d, i, err) ||
+                 add_text(job, (const char *)d.files[i].map->bytes, d.files[i].count, err);
     data_close(&d);
     return status;
 }
@@ -218,6 +220,7 @@ static int load_tokenizer(Job *job, char *err) {
     if (job->tokenizer.vocab > 65536 || job->tokenizer.eot < 0)
         return fail(err, "%s: shards need at most 65536 tokens, one of them %s", o->encoder,
                     TOKENIZER_EOT_TEXT);
+    job->id = tokenizer_id(&job->tokenizer);
     return 0;
 }
 
@@ -256,26 +259,37 @@ static void write_separator(TextFile *text, const char *separator) {
     write_text(text, "\n", 1);
 }
 
-/* Writes the text of one shard. */
-static int decode_shard(Job *job, const Data *d, const DataFile *f, TextFile *text, char *err) {
+/* Writes the text of a token, or what begins a document. Returns -1 if there is no such token. */
+static int decode_token(Job *job, int id, TextFile *text) {
     const Tokenizer *t = &job->tokenizer;
-    for (size_t i = 0; i < f->count && text->bytes < text->limit; i++) {
-        int id = data_token(d, f, i);
-        size_t n;
-        const char *bytes = tokenizer_decode(t, id, &n);
-        if (!bytes)
-            return fail(err, "%s: token %zu is %d, but %s has only %d tokens", f->path, i, id,
-                        job->o->encoder, t->vocab);
-        if (id == t->eot && job->tokens > 0) write_separator(text, job->o->separator);
-        if (id == t->eot || job->tokens == 0) job->documents++;
-        if (id != t->eot) write_text(text, bytes, n);
-        job->tokens++;
+    size_t n;
+    const char *bytes = tokenizer_decode(t, id, &n);
+    if (!bytes) return -1;
+    if (id == t->eot && job->tokens > 0) write_separator(text, job->o->separator);
+    if (id == t->eot || job->tokens == 0) job->documents++;
+    if (id != t->eot) write_text(text, bytes, n);
+    job->tokens++;
+    return 0;
+}
+
+/* Writes the text of one shard. */
+static int decode_shard(Job *job, Data *d, size_t file, TextFile *text, char *err) {
+    enum { PIECE = 4096 };
+    int ids[PIECE];
+    const DataFile *f = &d->files[file];
+    for (size_t at = 0; at < f->count && text->bytes < text->limit; at += PIECE) {
+        size_t n = min_size(PIECE, f->count - at);
+        if (data_read(d, file, at, n, ids, err)) return -1;
+        for (size_t i = 0; i < n && text->bytes < text->limit; i++)
+            if (decode_token(job, ids[i], text))
+                return fail(err, "%s: token %zu is %d, but %s has only %d tokens", f->path, at + i,
+                            ids[i], job->o->encoder, job->tokenizer.vocab);
     }
     return 0;
 }
 
 /* Writes the text of shards to a temporary file, which replaces `path` once it is complete. */
-static int decode_to_file(Job *job, const Data *d, const char *path, char *err) {
+static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     char temporary[FILE_PATH_SIZE];
     file_path(temporary, "%s.tmp-%ld", path, (long)getpid());
     TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n'};
@@ -283,7 +297,7 @@ static int decode_to_file(Job *job, const Data *d, const char *path, char *err) 
     if (job->o->bytes > 0) text.limit = (uint64_t)job->o->bytes;
     int status = 0;
     for (size_t k = 0; k < d->num_files && !status && !ferror(text.file); k++)
-        status = decode_shard(job, d, &d->files[k], &text, err);
+        status = decode_shard(job, d, k, &text, err);
     job->bytes = text.bytes;
     int broken = ferror(text.file) || fflush(text.file) || fsync(fileno(text.file));
     int saved = errno;
@@ -307,8 +321,16 @@ static int decode(Job *job, char *err) {
     if (load_tokenizer(job, err)) return -1;
     Data d;
     if (data_open(&d, o->decode, DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) return -1;
-    int status = d.is_text ? fail(err, "--decode: %s is text, not a token shard", d.files[0].path)
-                           : decode_to_file(job, &d, o->output, err);
+    char shards[TOKENIZER_ID_SIZE], loaded[TOKENIZER_ID_SIZE];
+    int status = 0;
+    if (d.is_text) status = fail(err, "--decode: %s is text, not a token shard", d.files[0].path);
+    else if (d.tokenizer.fingerprint && !tokenizer_id_agree(d.tokenizer, job->id))
+        status = fail(err,
+                      "--decode: the tokenizer of %.300s is %s, but %.300s is that of %s: name the "
+                      "vocabulary of the shards with --encoder and --bpe",
+                      d.files[0].path, tokenizer_id_text(d.tokenizer, shards), o->encoder,
+                      tokenizer_id_text(job->id, loaded));
+    if (!status) status = decode_to_file(job, &d, o->output, err);
     data_close(&d);
     return status;
 }
@@ -326,6 +348,7 @@ static int run_job(Job *job, char *err) {
 int main(int argc, char **argv) {
     char err[ERR_LEN];
     Options options;
+    file_hold_standard_streams();
     flags_defaults(option_table, OPTIONS, &options);
     int status = flags_parse(option_table, OPTIONS, &options, NULL, argc, argv, err);
     if (status < 0) die("%s", err);

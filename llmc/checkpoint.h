@@ -36,10 +36,9 @@ message of the first failure. So it is enough to check the result of ckpt_commit
 
 #include "base.h"
 #include "files.h"
+#include "mapped.h"
 
 #include <ctype.h>
-#include <signal.h>
-#include <sys/mman.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "checkpoints are little-endian; this machine is not"
@@ -140,7 +139,7 @@ typedef struct {
     unsigned char *buffer;
     size_t used;     /* bytes in the buffer */
     uint64_t size;   /* bytes of the file so far, with those in the buffer */
-    uint64_t needed; /* least size of the finished file, for the message of a full disk */
+    uint64_t needed; /* size of the finished file as far as announced, for a full disk's message */
     uint64_t left;   /* bytes of the current tensor that are still to come */
     char tensor[128];
     CkptHash hash;
@@ -173,11 +172,25 @@ __attribute__((format(printf, 3, 4))) static inline int ckpt_fail(CkptWriter *w,
     return fail(err, "%s", w->error);
 }
 
+static inline int ckpt_list(const char *dir, int64_t **steps, char *err);
+
+/* What remains of a run whose checkpoint could not be written for lack of room. */
+static inline const char *ckpt_what_is_kept(const CkptWriter *w) {
+    char folder[FILE_PATH_SIZE], unused[ERR_LEN];
+    int64_t *steps;
+    file_folder(folder, w->path);
+    int count = ckpt_list(folder, &steps, unused);
+    free(steps);
+    return count > 0 ? "Older checkpoints are kept; free some space and resume"
+                     : "It is the first one, so that nothing of the run is saved but its log; free "
+                       "some space and resume, which begins anew";
+}
+
 static inline int ckpt_fail_write(CkptWriter *w, int code, char *err) {
     int full = code == ENOSPC || code == EDQUOT || code == EFBIG;
-    return ckpt_fail(w, err, "cannot write the checkpoint %s: %s; it needs %llu bytes%s", w->path,
-                     strerror(code), (unsigned long long)w->needed,
-                     full ? ". Older checkpoints are kept; free some space and resume" : "");
+    return ckpt_fail(w, err, "cannot write the checkpoint %s: %s; it needs %llu bytes%s%s", w->path,
+                     strerror(code), (unsigned long long)w->needed, full ? ". " : "",
+                     full ? ckpt_what_is_kept(w) : "");
 }
 
 static inline int ckpt_flush(CkptWriter *w, char *err) {
@@ -222,10 +235,9 @@ static inline int ckpt_reserve(CkptWriter *w, uint64_t bytes, char *err) {
     if ((uint64_t)available >= waiting) return 0;
     return ckpt_fail(w, err,
                      "no room for the checkpoint %s: it needs %llu bytes, %llu of them still to "
-                     "be written, and the disk has %lld free. Older checkpoints are kept; free "
-                     "some space and resume",
+                     "be written, and the disk has %lld free. %s",
                      w->path, (unsigned long long)w->needed, (unsigned long long)waiting,
-                     (long long)available);
+                     (long long)available, ckpt_what_is_kept(w));
 }
 
 /* Opens the temporary file and writes the header, lines "key=value\n". The folder of `path` must
@@ -274,6 +286,13 @@ static inline int64_t ckpt_tensor_bytes(int64_t dtype, int64_t ndim, const int64
     for (int i = 0; i < ndim; i++)
         if (dims[i] < 0 || __builtin_mul_overflow(bytes, dims[i], &bytes)) return -1;
     return bytes;
+}
+
+/* Bytes that a tensor's record takes in a file, its data included. */
+static inline uint64_t ckpt_record_bytes(const char *name, int dtype, int ndim,
+                                         const int64_t *dims) {
+    uint64_t data = (uint64_t)ckpt_tensor_bytes(dtype, ndim, dims), text = strlen(name);
+    return 8 + ((text + 7) & ~(uint64_t)7) + 16 + 8 * (uint64_t)ndim + ((data + 7) & ~(uint64_t)7);
 }
 
 static inline int ckpt_tensor(CkptWriter *w, const char *name, int dtype, int ndim,
@@ -343,7 +362,8 @@ typedef struct {
 } CkptRecord;
 
 typedef struct {
-    unsigned char *map;
+    Mapped *file;
+    const unsigned char *map; /* the whole file */
     uint64_t size;
     const char *header;
     uint64_t header_length;
@@ -353,7 +373,7 @@ typedef struct {
 } Ckpt;
 
 static inline void ckpt_close(Ckpt *c) {
-    if (c->map) munmap(c->map, (size_t)c->size);
+    mapped_close(c->file);
     free(c->records);
     memset(c, 0, sizeof *c);
 }
@@ -441,70 +461,135 @@ static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     return NULL;
 }
 
-/* Opens, maps and verifies a file. Returns 0, or -1 with a message; then *damaged (may be NULL) is
-   1 if the contents are broken, 0 if the file could not be read or is of another version. */
-static inline int ckpt_open_checked(Ckpt *c, const char *path, int *damaged, char *err) {
+/* Why a checkpoint cannot be opened: it cannot be read or is of another version; its contents are
+   broken; there is no such file. */
+typedef enum { CKPT_UNREADABLE, CKPT_DAMAGED, CKPT_MISSING } CkptProblem;
+
+typedef struct {
+    Ckpt *c;
+    int damaged;
+    const char *problem;
+} CkptExamination;
+
+static inline void ckpt_examine_mapped(void *argument) {
+    CkptExamination *e = (CkptExamination *)argument;
+    e->problem = ckpt_examine(e->c, &e->damaged);
+}
+
+/* Maps a file. Returns 0, or -1 with a message. */
+static inline int ckpt_map(Ckpt *c, const char *path, CkptProblem *problem, char *err) {
     struct stat st;
-    int unused;
-    if (!damaged) damaged = &unused;
-    *damaged = 0;
+    *problem = CKPT_UNREADABLE;
     memset(c, 0, sizeof *c);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fail(err, "cannot open the checkpoint %s: %s", path, strerror(errno));
-    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
-        close(fd);
-        return fail(err, "the checkpoint %s is not a regular file", path);
+    int fd = mapped_open_file(path, &st);
+    if (fd == -2) return fail(err, "the checkpoint %s is not a regular file", path);
+    if (fd < 0) {
+        if (errno == ENOENT) *problem = CKPT_MISSING;
+        return fail(err, "cannot open the checkpoint %s: %s", path, strerror(errno));
     }
     c->size = (uint64_t)st.st_size;
     if (!c->size) {
         close(fd);
-        *damaged = 1;
+        *problem = CKPT_DAMAGED;
         return fail(err, "the checkpoint %s is empty", path);
     }
-    void *map = mmap(NULL, (size_t)c->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    int code = errno;
-    close(fd);
-    if (map == MAP_FAILED)
-        return fail(err, "cannot map the checkpoint %s: %s", path, strerror(code));
-    c->map = (unsigned char *)map;
-    const char *problem = ckpt_examine(c, damaged);
-    if (!problem) return 0;
+    c->file = mapped_make(fd, path, (size_t)c->size, err);
+    if (!c->file) return -1;
+    c->map = c->file->bytes;
+    return 0;
+}
+
+/* Verifies a mapped file. Returns 0, or -1 with a message and *problem; the file is then closed. */
+static inline int ckpt_verify(Ckpt *c, const char *path, CkptProblem *problem, char *err) {
+    CkptExamination e = {c, 1, NULL};
+    int status = mapped_read(ckpt_examine_mapped, &e, err);
+    if (!status && e.problem) status = fail(err, "the checkpoint %s %s", path, e.problem);
+    if (!status) status = mapped_whole(c->file, err);
+    if (!status) return 0;
+    *problem = e.damaged || !e.problem ? CKPT_DAMAGED : CKPT_UNREADABLE;
     ckpt_close(c);
-    return fail(err, "the checkpoint %s %s", path, problem);
-}
-
-static inline int ckpt_open(Ckpt *c, const char *path, char *err) {
-    return ckpt_open_checked(c, path, NULL, err);
-}
-
-/* Copies the value of a header key. Returns -1 if there is no such key, or if the value does not
-   fit. */
-static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
-    const char *line = c->header, *end = c->header + c->header_length;
-    size_t key_length = strlen(key);
-    while (line < end) {
-        const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
-        if (!newline) return -1;
-        size_t length = (size_t)(newline - line);
-        if (length > key_length && line[key_length] == '=' && !memcmp(line, key, key_length)) {
-            length -= key_length + 1;
-            if (length >= size) return -1;
-            memcpy(value, line + key_length + 1, length);
-            value[length] = 0;
-            return 0;
-        }
-        line = newline + 1;
-    }
     return -1;
 }
 
-/* A whole number of the header. Returns 0, or -1 with a message if there is no such key. */
-static inline int ckpt_number(const Ckpt *c, const char *key, uint64_t *value, char *err) {
+/* Opens, maps and verifies a file. Returns 0, or -1 with a message and *problem. */
+static inline int ckpt_open_checked(Ckpt *c, const char *path, CkptProblem *problem, char *err) {
+    if (ckpt_map(c, path, problem, err)) return -1;
+    return ckpt_verify(c, path, problem, err);
+}
+
+static inline int ckpt_open(Ckpt *c, const char *path, char *err) {
+    CkptProblem unused;
+    return ckpt_open_checked(c, path, &unused, err);
+}
+
+/* The value of a key in lines "key=value\n", of *length bytes; NULL if there is no such key. */
+static inline const char *header_find(const char *text, uint64_t size, const char *key,
+                                      size_t *length) {
+    const char *line = text, *end = text + size;
+    size_t key_length = strlen(key);
+    while (line < end) {
+        const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
+        if (!newline) return NULL;
+        *length = (size_t)(newline - line);
+        if (*length > key_length && line[key_length] == '=' && !memcmp(line, key, key_length)) {
+            *length -= key_length + 1;
+            return line + key_length + 1;
+        }
+        line = newline + 1;
+    }
+    return NULL;
+}
+
+/* Copies the value of a key. Returns -1 if there is no such key, or if the value does not fit. */
+static inline int header_value(const char *text, uint64_t text_size, const char *key, char *value,
+                               size_t size) {
+    size_t length;
+    const char *found = header_find(text, text_size, key, &length);
+    if (!found || length >= size) return -1;
+    memcpy(value, found, length);
+    value[length] = 0;
+    return 0;
+}
+
+static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
+    return header_value(c->header, c->header_length, key, value, size);
+}
+
+static inline int ckpt_has_value(const Ckpt *c, const char *key) {
+    char value[CKPT_MAX_NAME];
+    return !ckpt_value(c, key, value, sizeof value);
+}
+
+/* Reads a whole number: digits and nothing else. Returns -1 for another text, and for a number
+   above `most`. */
+static inline int ckpt_parse_number(const char *text, uint64_t most, uint64_t *value) {
+    uint64_t n = 0;
+    if (!*text) return -1;
+    for (; *text; text++) {
+        uint64_t digit = (uint64_t)((unsigned char)*text - '0');
+        if (digit > 9 || digit > most || n > (most - digit) / 10) return -1;
+        n = 10 * n + digit;
+    }
+    *value = n;
+    return 0;
+}
+
+/* A number of the header from `least` to `most`. Returns 0, or -1 with a message if there is no
+   such key or if its value is not such a number. */
+static inline int ckpt_number_in(const Ckpt *c, const char *key, uint64_t least, uint64_t most,
+                                 uint64_t *value, char *err) {
     char text[64];
     if (ckpt_value(c, key, text, sizeof text))
         return fail(err, "the checkpoint's header lacks %s", key);
-    *value = strtoull(text, NULL, 10);
+    if (ckpt_parse_number(text, most, value) || *value < least)
+        return fail(err, "the checkpoint's header has %s=%s, which is no number from %llu to %llu",
+                    key, text, (unsigned long long)least, (unsigned long long)most);
     return 0;
+}
+
+/* A whole number of the header. Returns 0, or -1 with a message. */
+static inline int ckpt_number(const Ckpt *c, const char *key, uint64_t *value, char *err) {
+    return ckpt_number_in(c, key, 0, UINT64_MAX, value, err);
 }
 
 /* The record of that name, or NULL. */
@@ -582,23 +667,50 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     return count;
 }
 
-/* Opens the newest checkpoint that is whole, and names each damaged one on stderr. Returns 0, with
-   the path in `path` (FILE_PATH_SIZE bytes); 1 if there are no checkpoints; -1 with a message. A
-   checkpoint that cannot be read is an error, because opening an older one would silently lose
-   steps. */
-static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *err) {
+/* The step of the newest checkpoint in dir, whole or not; -1 if there is none, or if the folder
+   cannot be listed. */
+static inline int64_t ckpt_newest_step(const char *dir) {
+    char err[ERR_LEN];
     int64_t *steps;
-    int count = ckpt_list(dir, &steps, err), damaged = 1, status = count < 0 ? -1 : 1;
+    int count = ckpt_list(dir, &steps, err);
+    int64_t newest = count > 0 ? steps[count - 1] : -1;
+    free(steps);
+    return newest;
+}
+
+/* Lists the folder once and opens the newest checkpoint that is whole; see ckpt_open_newest.
+   *vanished becomes 1 if a file of the list was gone when its turn came. */
+static inline int ckpt_open_listed(Ckpt *c, const char *dir, char *path, int *vanished, char *err) {
+    int64_t *steps;
+    int count = ckpt_list(dir, &steps, err), status = count < 0 ? -1 : 1;
     memset(c, 0, sizeof *c);
-    for (int i = count - 1; i >= 0 && damaged; i--) {
+    *vanished = 0;
+    for (int i = count - 1; i >= 0; i--) {
+        CkptProblem problem;
         ckpt_path(path, dir, steps[i]);
-        status = ckpt_open_checked(c, path, &damaged, err);
-        if (!status || !damaged) break;
+        status = ckpt_open_checked(c, path, &problem, err);
+        *vanished = status && problem == CKPT_MISSING;
+        if (!status || problem != CKPT_DAMAGED) break;
         fprintf(stderr, "warning: %s; trying the one before it\n", err);
         if (i == 0)
             status = fail(err, "every checkpoint in %s is damaged: start the run anew", dir);
     }
     free(steps);
+    return status;
+}
+
+/* Opens the newest checkpoint that is whole, and names each damaged one on stderr. Returns 0, with
+   the path in `path` (FILE_PATH_SIZE bytes); 1 if there are no checkpoints; -1 with a message. A
+   checkpoint that cannot be read is an error, because opening an older one would silently lose
+   steps. A run that is training deletes old checkpoints when it has written a new one, so where a
+   file is gone the folder is listed again. */
+static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *err) {
+    enum {
+        TRIES = 20
+    }; /* a file that is listed and cannot be found, such as a dangling link, stays */
+    int status = 1, vanished = 1;
+    for (int i = 0; i < TRIES && vanished; i++)
+        status = ckpt_open_listed(c, dir, path, &vanished, err);
     return status;
 }
 
@@ -610,10 +722,12 @@ static inline void ckpt_remove_leftovers(const char *dir) {
     if (!folder) return;
     while ((entry = readdir(folder)) != NULL) {
         const char *mark = strstr(entry->d_name, ".ckpt.tmp-");
-        long pid = mark ? atol(mark + strlen(".ckpt.tmp-")) : 0;
-        if (strncmp(entry->d_name, "step_", 5) || pid <= 0) continue;
+        uint64_t pid;
+        if (strncmp(entry->d_name, "step_", 5) || !mark ||
+            ckpt_parse_number(mark + strlen(".ckpt.tmp-"), INT32_MAX, &pid) || !pid)
+            continue;
         /* A process that is alive may still be writing its file. */
-        if (pid != (long)getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) continue;
+        if ((pid_t)pid != getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) continue;
         file_path(path, "%s/%s", dir, entry->d_name);
         unlink(path);
     }

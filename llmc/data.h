@@ -7,6 +7,10 @@ A shard (the format of llm.c and modded-nanogpt) begins with 256 little-endian i
 plain text every byte is a token, the vocabulary is 256, and the last tenth of each file can serve
 as validation data.
 
+Four of the zeros may tell the tokenizer: int32 number 3 is DATA_TOKENIZER_TAG, 4 the kind
+(tokenizer_id.h), 5 and 6 the low and high half of the vocabulary's fingerprint. Other programs
+ignore them. A shard without them is taken as one of GPT-2's tokens.
+
     name ends in .txt                       text
     name ends in .bin, or the magic fits    shard
     everything else                         text
@@ -27,25 +31,24 @@ Two orders:
                      past the end of a shard or of an epoch.
 
 The rows of a step do not depend on its division into micro-batches or over machines. Only one
-thread may use a Data. A file must not be truncated while it is open.
+thread may use a Data. A file that becomes shorter while it is open is an error of the call that
+reads it; a file that grows or is replaced under its name changes nothing.
 */
 #ifndef CM_DATA_H
 #define CM_DATA_H
 
-#include <errno.h>
-#include <fcntl.h>
 #include <glob.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base.h"
 #include "files.h"
+#include "mapped.h"
 #include "rng.h"
+#include "tokenizer_id.h"
 
 #define DATA_MAGIC 20240520
 #define DATA_VERSION 1
 #define DATA_HEADER_BYTES 1024
+#define DATA_TOKENIZER_TAG 0x736b6f74 /* "toks" */
 
 /* Which part of a text file is used. Shards are not split: DATA_TRAIN takes a whole shard, DATA_VAL
    refuses it. */
@@ -61,11 +64,19 @@ typedef struct {
 
 typedef struct {
     char *path;
-    unsigned char *map; /* the whole file */
-    size_t map_bytes;
-    const unsigned char *tokens; /* of the part in use */
-    size_t count;                /* tokens in the part in use */
+    uint64_t bytes; /* of the file */
+    uint64_t first; /* byte where the tokens of the part in use begin */
+    size_t count;   /* tokens in the part in use */
+    dev_t device;   /* with the inode: which file was examined */
+    ino_t inode;
+    TokenizerId tokenizer;
+    Mapped *map;   /* NULL while the file is not mapped */
+    uint64_t used; /* when it was last read, by Data.clock */
 } DataFile;
+
+/* How many files are mapped at a time, since a process can have 65,530 maps and often 1024 open
+   files. FineWeb's 103 shards stay mapped. */
+#define DATA_MAX_MAPPED 128
 
 typedef struct Data {
     DataFile *files;
@@ -73,11 +84,16 @@ typedef struct Data {
     int is_text;
     int part, order;
     int T, rows_per_step;
-    int vocab;       /* a token >= vocab is an error; a caller may lower vocab after data_open */
-    size_t count;    /* tokens of all files */
-    DataState begin; /* where the current step began */
-    DataState next;  /* where its next row is */
-    int row;         /* rows of the current step that have been drawn */
+    int vocab;         /* a token >= vocab is an error; a caller may lower vocab after data_open */
+    size_t count;      /* tokens of all files */
+    uint64_t checksum; /* see data_checksum */
+    TokenizerId tokenizer;
+    DataState begin;                /* where the current step began */
+    DataState next;                 /* where its next row is */
+    int row;                        /* rows of the current step that have been drawn */
+    size_t mapped[DATA_MAX_MAPPED]; /* the files that are mapped */
+    int num_mapped, max_mapped;
+    uint64_t clock; /* how often a file was asked for */
 } Data;
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -137,62 +153,115 @@ static inline int data_fail_magic(const char *path, const unsigned char *p, char
                 path, (unsigned)magic, DATA_MAGIC);
 }
 
-/* Finds the tokens of a mapped shard. */
-static inline int data_read_header(DataFile *f, char *err) {
-    if (f->map_bytes < DATA_HEADER_BYTES)
+/* Reads from a shard's header what its tokens are. */
+static inline int data_read_tokenizer(DataFile *f, const unsigned char *p, char *err) {
+    TokenizerId gpt2 = {TOKENIZER_GPT2, 0};
+    f->tokenizer = gpt2;
+    if (data_u32(p + 12) != DATA_TOKENIZER_TAG) return 0;
+    uint32_t kind = data_u32(p + 16);
+    f->tokenizer.kind = (TokenizerKind)kind;
+    f->tokenizer.fingerprint = data_u32(p + 20) | (uint64_t)data_u32(p + 24) << 32;
+    if ((kind == TOKENIZER_GPT2 || kind == TOKENIZER_BPE) && tokenizer_id_valid(f->tokenizer))
+        return 0;
+    return fail(err,
+                "%s: a shard of tokenizer %u, which this program does not know: use a newer cm.c",
+                f->path, (unsigned)kind);
+}
+
+/* Reads the number of tokens from a shard's header, of which n bytes are at p, and what they
+   are. */
+static inline int data_read_header(DataFile *f, const unsigned char *p, size_t n, char *err) {
+    if (n < DATA_HEADER_BYTES)
         return fail(err,
-                    "%s: %zu bytes is too short for a token shard, whose header alone has %d; "
+                    "%s: %llu bytes is too short for a token shard, whose header alone has %d; "
                     "fetch or write the file again",
-                    f->path, f->map_bytes, DATA_HEADER_BYTES);
-    if (data_u32(f->map) != DATA_MAGIC) return data_fail_magic(f->path, f->map, err);
-    if (data_u32(f->map + 4) != DATA_VERSION)
+                    f->path, (unsigned long long)f->bytes, DATA_HEADER_BYTES);
+    if (data_u32(p) != DATA_MAGIC) return data_fail_magic(f->path, p, err);
+    if (data_u32(p + 4) != DATA_VERSION)
         return fail(err, "%s: token shard of version %u; only version %d is supported", f->path,
-                    (unsigned)data_u32(f->map + 4), DATA_VERSION);
-    uint64_t count = data_u32(f->map + 8); /* unsigned: up to 4.29e9 tokens */
+                    (unsigned)data_u32(p + 4), DATA_VERSION);
+    uint64_t count = data_u32(p + 8); /* unsigned: up to 4.29e9 tokens */
     uint64_t expect = DATA_HEADER_BYTES + 2 * count;
-    if (expect != f->map_bytes)
+    if (expect != f->bytes)
         return fail(err,
                     "%s: the header promises %llu tokens, which is %llu bytes, but the file "
-                    "has %zu: it is %s; fetch or write it again",
-                    f->path, (unsigned long long)count, (unsigned long long)expect, f->map_bytes,
-                    expect > f->map_bytes ? "truncated" : "damaged or two files in one");
-    f->tokens = f->map + DATA_HEADER_BYTES;
+                    "has %llu: it is %s; fetch or write it again",
+                    f->path, (unsigned long long)count, (unsigned long long)expect,
+                    (unsigned long long)f->bytes,
+                    expect > f->bytes ? "truncated" : "damaged or two files in one");
+    f->first = DATA_HEADER_BYTES;
     f->count = (size_t)count;
+    return data_read_tokenizer(f, p, err);
+}
+
+/* Opens a data file for reading. Returns its descriptor, or -1 with a message. */
+static inline int data_open_file(const char *path, struct stat *st, char *err) {
+    int fd = mapped_open_file(path, st);
+    if (fd >= 0) return fd;
+    if (fd == -1) return fail(err, "cannot open data file %s: %s", path, strerror(errno));
+    if (S_ISDIR(st->st_mode) || !path[0])
+        return fail(err, "%s is not a file; name a file or a quoted pattern such as \"%s/*.bin\"",
+                    path, path);
+    return fail(err,
+                "%s is not a file but %s, and data are read in any order; save it to a file, or "
+                "make shards of it: data/tokenize --input - reads standard input",
+                path, S_ISFIFO(st->st_mode) ? "a pipe" : "a device or a socket");
+}
+
+/* Finds out what an open file is: sets its size, its tokens and *is_text. */
+static inline int data_examine(DataFile *f, int fd, const struct stat *st, int *is_text,
+                               char *err) {
+    unsigned char head[DATA_HEADER_BYTES];
+    if ((uint64_t)st->st_size > (uint64_t)SIZE_MAX / 2)
+        return fail(err, "data file %s is too large for this machine", f->path);
+    f->bytes = (uint64_t)st->st_size;
+    f->device = st->st_dev;
+    f->inode = st->st_ino;
+    ssize_t n = file_read_at(fd, head, sizeof head, 0);
+    if (n < 0) return fail(err, "cannot read data file %s: %s", f->path, strerror(errno));
+    int magic = n >= 4 && data_u32(head) == DATA_MAGIC;
+    *is_text = data_ends_with(f->path, ".txt") || (!data_ends_with(f->path, ".bin") && !magic);
+    f->first = 0;
+    f->count = (size_t)f->bytes;
+    return *is_text ? 0 : data_read_header(f, head, (size_t)n, err);
+}
+
+/* Unmaps the file that was not read for longest. */
+static inline void data_unmap_oldest(Data *d) {
+    int oldest = 0;
+    for (int i = 1; i < d->num_mapped; i++)
+        if (d->files[d->mapped[i]].used < d->files[d->mapped[oldest]].used) oldest = i;
+    DataFile *f = &d->files[d->mapped[oldest]];
+    mapped_close(f->map);
+    f->map = NULL;
+    d->mapped[oldest] = d->mapped[--d->num_mapped];
+}
+
+/* Maps an open file, and takes over its descriptor. */
+static inline int data_map_open(Data *d, size_t file, int fd, char *err) {
+    DataFile *f = &d->files[file];
+    if (d->num_mapped == d->max_mapped) data_unmap_oldest(d);
+    f->map = mapped_make(fd, f->path, (size_t)f->bytes, err);
+    if (!f->map) return -1;
+    d->mapped[d->num_mapped++] = file;
+    f->used = d->clock;
     return 0;
 }
 
-/* Maps the whole file and sets *is_text. Returns 0, or -1 with a message. */
-static inline int data_map(DataFile *f, int *is_text, char *err) {
+/* Maps a file unless it is mapped. Returns 0, or -1 with a message, also if another file has taken
+   its name since data_open. */
+static inline int data_map(Data *d, size_t file, char *err) {
+    DataFile *f = &d->files[file];
     struct stat st;
-    int fd = open(f->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fail(err, "cannot open data file %s: %s", f->path, strerror(errno));
-    int bad = fstat(fd, &st);
-    if (bad || !S_ISREG(st.st_mode)) {
-        close(fd);
-        if (bad) return fail(err, "cannot read data file %s: %s", f->path, strerror(errno));
-        return fail(err, "%s is not a file; name a file or a quoted pattern such as \"%s/*.bin\"",
-                    f->path, f->path);
-    }
-    if (st.st_size == 0 || (uint64_t)st.st_size > (uint64_t)SIZE_MAX / 2) {
-        close(fd);
-        return fail(err,
-                    st.st_size ? "data file %s is too large for this machine"
-                               : "data file %s is empty",
-                    f->path);
-    }
-    f->map_bytes = (size_t)st.st_size;
-    void *map = mmap(NULL, f->map_bytes, PROT_READ, MAP_SHARED, fd, 0);
-    int saved = errno;
+    f->used = ++d->clock;
+    if (f->map) return 0;
+    int fd = data_open_file(f->path, &st, err);
+    if (fd < 0) return -1;
+    if (st.st_dev == f->device && st.st_ino == f->inode && (uint64_t)st.st_size >= f->bytes)
+        return data_map_open(d, file, fd, err);
     close(fd);
-    if (map == MAP_FAILED)
-        return fail(err, "cannot map data file %s: %s", f->path, strerror(saved));
-    f->map = (unsigned char *)map;
-    int magic = f->map_bytes >= 4 && data_u32(f->map) == DATA_MAGIC;
-    *is_text = data_ends_with(f->path, ".txt") || (!data_ends_with(f->path, ".bin") && !magic);
-    if (!*is_text) return data_read_header(f, err);
-    f->tokens = f->map;
-    f->count = f->map_bytes;
-    return 0;
+    return fail(err, "%s: the file was replaced or cut while the run was reading it; restore it",
+                f->path);
 }
 
 static inline int data_compare_paths(const void *a, const void *b) {
@@ -231,14 +300,14 @@ static inline int data_list(Data *d, const char *pattern, char *err) {
 
 static inline void data_close(Data *d) {
     for (size_t i = 0; i < d->num_files; i++) {
-        if (d->files[i].map) munmap(d->files[i].map, d->files[i].map_bytes);
+        mapped_close(d->files[i].map);
         free(d->files[i].path);
     }
     free(d->files);
     memset(d, 0, sizeof(*d));
 }
 
-/* Takes the part in use of a mapped file. */
+/* Takes the part in use of a file. */
 static inline int data_take_part(const Data *d, DataFile *f, char *err) {
     size_t tenth = f->count / 10;
     if (d->part == DATA_VAL && !d->is_text)
@@ -248,7 +317,7 @@ static inline int data_take_part(const Data *d, DataFile *f, char *err) {
                     f->path);
     if (d->part == DATA_TRAIN && d->is_text) f->count -= tenth;
     if (d->part == DATA_VAL) {
-        f->tokens += f->count - tenth;
+        f->first += f->count - tenth;
         f->count = tenth;
     }
     return 0;
@@ -279,22 +348,115 @@ static inline int data_check_length(const Data *d, const DataFile *longest, char
                 path, count, unit, part, d->rows_per_step, d->T, step + 2);
 }
 
-/* Maps the files, takes the part in use of each, and checks that a row or a step can be drawn. */
+/* Mixes a file's size, header and samples into *hash. */
+static inline int data_sample(const DataFile *f, int fd, uint64_t *hash, char *err) {
+    unsigned char b[DATA_HEADER_BYTES];
+    uint64_t room = f->bytes > 64 ? f->bytes - 64 : 0, h = rng_mix(*hash ^ f->bytes);
+    for (uint64_t s = 0; s <= 64; s++) { /* the header, then the samples */
+        uint64_t i = s ? s - 1 : 0, most = s ? 64 : DATA_HEADER_BYTES;
+        uint64_t at = room / 63 * i + room % 63 * i / 63; /* room * i / 63 without overflow */
+        size_t n = (size_t)(f->bytes - at < most ? f->bytes - at : most);
+        ssize_t got = file_read_at(fd, b, n, at);
+        if (got < 0) return fail(err, "cannot read data file %s: %s", f->path, strerror(errno));
+        if ((size_t)got < n)
+            return fail(err, "%s: the file became shorter while it was being read", f->path);
+        for (size_t k = 0; k < n; k++) h = rng_mix(h ^ b[k]);
+    }
+    *hash = h;
+    return 0;
+}
+
+/* Sets d->checksum. */
+static inline int data_sample_all(Data *d, char *err) {
+    struct stat st;
+    uint64_t h = rng_mix(d->num_files * 2 + (uint64_t)d->is_text);
+    h = rng_mix(h ^ (uint64_t)(d->is_text ? d->part : DATA_ALL));
+    for (size_t k = 0; k < d->num_files; k++) {
+        const DataFile *f = &d->files[k];
+        int fd = f->map ? f->map->fd : data_open_file(f->path, &st, err);
+        if (fd < 0) return -1;
+        int status = data_sample(f, fd, &h, err);
+        if (!f->map) close(fd);
+        if (status) return -1;
+    }
+    d->checksum = h;
+    return 0;
+}
+
+/* Refuses a file whose tokens are not of the tokenizer of the files before it. */
+static inline int data_take_tokenizer(Data *d, size_t file, char *err) {
+    const DataFile *f = &d->files[file];
+    char here[TOKENIZER_ID_SIZE], before[TOKENIZER_ID_SIZE];
+    if (file == 0) d->tokenizer = f->tokenizer;
+    if (tokenizer_id_agree(d->tokenizer, f->tokenizer)) {
+        if (f->tokenizer.fingerprint) d->tokenizer = f->tokenizer;
+        return 0;
+    }
+    return fail(err,
+                "%s has tokens of the tokenizer %s, but %s has those of %s; one data set has one "
+                "tokenizer",
+                f->path, tokenizer_id_text(f->tokenizer, here), d->files[0].path,
+                tokenizer_id_text(d->tokenizer, before));
+}
+
+/* Examines a file, takes its part in use, and maps it if not too many are mapped already. Returns
+   0, 1 if the file is empty, or -1 with a message. */
+static inline int data_add_file(Data *d, size_t file, char *err) {
+    DataFile *f = &d->files[file];
+    struct stat st;
+    int is_text, fd = data_open_file(f->path, &st, err);
+    if (fd < 0) return -1;
+    if (!st.st_size) {
+        close(fd);
+        return 1;
+    }
+    int status = data_examine(f, fd, &st, &is_text, err);
+    if (!status && file == 0) d->is_text = is_text;
+    if (!status && is_text != d->is_text)
+        status = fail(err, "%s is %s but %s is %s; one data set has one kind of file", f->path,
+                      is_text ? "text" : "a token shard", d->files[0].path,
+                      d->is_text ? "text" : "a token shard");
+    if (!status) status = data_take_part(d, f, err);
+    if (!status) status = data_take_tokenizer(d, file, err);
+    if (!status && d->num_mapped < d->max_mapped) return data_map_open(d, file, fd, err);
+    close(fd);
+    return status;
+}
+
+/* Examines the files of the list and leaves out those that are empty, with a note on stderr. */
+static inline int data_add_files(Data *d, char *err) {
+    size_t kept = 0, empty = 0;
+    char first_empty[FILE_PATH_SIZE] = "";
+    for (size_t i = 0; i < d->num_files; i++) {
+        DataFile file = d->files[i];
+        memset(&d->files[i], 0, sizeof file);
+        d->files[kept] = file;
+        int status = data_add_file(d, kept, err);
+        if (status < 0) return -1;
+        if (status == 0) {
+            kept++;
+            continue;
+        }
+        if (!empty++) file_path(first_empty, "%s", file.path);
+        free(file.path);
+        d->files[kept].path = NULL;
+    }
+    d->num_files = kept;
+    if (!kept) return fail(err, "data file %s is empty", first_empty);
+    /* The validation part is of the files whose training part was opened with a note. */
+    if (empty && d->part != DATA_VAL)
+        fprintf(stderr, "note: %zu of %zu data files are empty and left out, the first is %s\n",
+                empty, kept + empty, first_empty);
+    return 0;
+}
+
+/* Opens the files and checks that a row or a step can be drawn. */
 static inline int data_open_files(Data *d, const char *pattern, char *err) {
-    if (data_list(d, pattern, err)) return -1;
+    if (data_list(d, pattern, err) || data_add_files(d, err) || data_sample_all(d, err)) return -1;
     size_t longest = 0;
     for (size_t i = 0; i < d->num_files; i++) {
-        DataFile *f = &d->files[i];
-        int is_text;
-        if (data_map(f, &is_text, err)) return -1;
-        if (i == 0) d->is_text = is_text;
-        if (is_text != d->is_text)
-            return fail(err, "%s is %s but %s is %s; one data set has one kind of file", f->path,
-                        is_text ? "text" : "a token shard", d->files[0].path,
-                        d->is_text ? "text" : "a token shard");
-        if (data_take_part(d, f, err)) return -1;
-        d->count += f->count;
-        if (f->count > d->files[longest].count) longest = i;
+        d->count += d->files[i].count;
+        if (d->files[i].count > d->files[longest].count) longest = i;
     }
     return data_check_length(d, &d->files[longest], err);
 }
@@ -314,6 +476,7 @@ static inline int data_open(Data *d, const char *pattern, int part, int order, u
     d->T = T;
     d->rows_per_step = rows_per_step;
     d->begin.seed = d->next.seed = seed;
+    d->max_mapped = DATA_MAX_MAPPED;
     if (data_open_files(d, pattern, err)) {
         data_close(d);
         return -1;
@@ -325,32 +488,9 @@ static inline int data_open(Data *d, const char *pattern, int part, int order, u
 static inline size_t data_tokens(const Data *d) { return d->count; }
 static inline int data_is_text(const Data *d) { return d->is_text; }
 
-/* The token at a position of a file, which must be in bounds. */
-static inline int data_token(const Data *d, const DataFile *f, size_t i) {
-    if (d->is_text) return f->tokens[i];
-    return f->tokens[2 * i] | f->tokens[2 * i + 1] << 8;
-}
-
 /* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every
    file, but no names. It distinguishes data sets; it does not prove that no bit has changed. */
-static inline uint64_t data_checksum(const Data *d) {
-    uint64_t h = rng_mix(d->num_files * 2 + (uint64_t)d->is_text);
-    int split = d->is_text ? d->part : DATA_ALL;
-    h = rng_mix(h ^ (uint64_t)split);
-    for (size_t k = 0; k < d->num_files; k++) {
-        const DataFile *f = &d->files[k];
-        h = rng_mix(h ^ f->map_bytes);
-        for (size_t i = 0; i < min_size(f->map_bytes, DATA_HEADER_BYTES); i++)
-            h = rng_mix(h ^ f->map[i]);
-        size_t room = f->map_bytes > 64 ? f->map_bytes - 64 : 0;
-        for (size_t s = 0; s < 64; s++) {
-            size_t at = room / 63 * s + room % 63 * s / 63; /* room * s / 63 without overflow */
-            for (size_t i = at; i < min_size(at + 64, f->map_bytes); i++)
-                h = rng_mix(h ^ f->map[i]);
-        }
-    }
-    return h;
-}
+static inline uint64_t data_checksum(const Data *d) { return d->checksum; }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* order */
@@ -431,20 +571,49 @@ static inline void data_locate(const Data *d, DataState *s, int row, size_t *fil
     *start = data_offset(d, *s, *file) + (size_t)i * T;
 }
 
-/* Copies n inputs and n targets from token `start` of a file. Returns -1 with a message if a token
-   is outside the vocabulary. */
-static inline int data_copy(const Data *d, const DataFile *f, size_t start, int n, int *x, int *y,
-                            char *err) {
-    for (int t = 0; t <= n; t++) {
-        int id = data_token(d, f, start + (size_t)t);
-        if (id >= d->vocab)
+/* Tokens to copy from a mapped file. */
+typedef struct {
+    const unsigned char *from;
+    int is_text;
+    int most; /* the largest token that was copied */
+    size_t n;
+    int *to;
+} DataCopy;
+
+static inline void data_copy_tokens(void *argument) {
+    DataCopy *c = (DataCopy *)argument;
+    const unsigned char *from = c->from;
+    int *to = c->to, most = 0;
+    size_t n = c->n;
+    for (size_t i = 0; i < n && c->is_text; i++) to[i] = from[i];
+    for (size_t i = 0; i < n && !c->is_text; i++) to[i] = from[2 * i] | from[2 * i + 1] << 8;
+    for (size_t i = 0; i < n; i++) most = max_int(most, to[i]);
+    c->most = most;
+}
+
+/* Copies n > 0 tokens from token `start` of a file, which must have them. Returns 0, or -1 with a
+   message if a token is outside the vocabulary or the file became shorter. */
+static inline int data_read(Data *d, size_t file, size_t start, size_t n, int *to, char *err) {
+    DataFile *f = &d->files[file];
+    size_t width = d->is_text ? 1 : 2;
+    if (data_map(d, file, err)) return -1;
+    DataCopy c = {f->map->bytes + f->first + width * start, d->is_text, 0, n, to};
+    if (mapped_read(data_copy_tokens, &c, err)) return -1;
+    for (size_t i = 0; c.most >= d->vocab; i++)
+        if (to[i] >= d->vocab)
             return fail(err,
-                        "%s: token %d at position %zu is outside the vocabulary of %d; the "
-                        "data was made for another tokenizer, or the vocabulary size is wrong",
-                        f->path, id, start + (size_t)t, d->vocab);
-        if (t < n) x[t] = id;
-        if (t > 0) y[t - 1] = id;
-    }
+                        "%s: token %d at position %zu is outside the vocabulary of %d; the data "
+                        "was made for another tokenizer, or the vocabulary size is wrong",
+                        f->path, to[i], start + i, d->vocab);
+    /* Bytes that were cut off read as zero up to the end of their page. */
+    return to[n - 1] < 256 && (!d->is_text || !to[n - 1]) ? mapped_whole(f->map, err) : 0;
+}
+
+/* Copies n inputs and n targets from token `start` of a file. Returns 0, or -1 with a message. */
+static inline int data_copy(Data *d, size_t file, size_t start, int n, int *x, int *y, char *err) {
+    if (data_read(d, file, start, 1, x, err) || data_read(d, file, start + 1, (size_t)n, y, err))
+        return -1;
+    memcpy(x + 1, y, (size_t)(n - 1) * sizeof(int));
     return 0;
 }
 
@@ -463,7 +632,7 @@ static inline int data_next(Data *d, int rows, int *x, int *y, char *err) {
     for (int r = 0; r < rows; r++) {
         size_t file, start, at = (size_t)r * (size_t)d->T;
         data_locate(d, &s, d->row + r, &file, &start);
-        if (data_copy(d, &d->files[file], start, d->T, x + at, y + at, err)) return -1;
+        if (data_copy(d, file, start, d->T, x + at, y + at, err)) return -1;
     }
     d->next = s;
     d->row += rows;
@@ -520,8 +689,8 @@ static inline size_t data_val_rows(const Data *d, size_t limit) {
 
 /* Copies rows [first_row, first_row + rows). Past the end of a file, the limit and the last row x
    is 0 and y is -1, which counts no loss. Returns 0, or -1 with a message. */
-static inline int data_val_batch(const Data *d, size_t first_row, int rows, size_t limit, int *x,
-                                 int *y, char *err) {
+static inline int data_val_batch(Data *d, size_t first_row, int rows, size_t limit, int *x, int *y,
+                                 char *err) {
     size_t T = (size_t)d->T;
     for (size_t i = 0; i < (size_t)rows * T; i++) {
         x[i] = 0;
@@ -538,7 +707,7 @@ static inline int data_val_batch(const Data *d, size_t first_row, int rows, size
             }
             int filled = (int)min_size(T, n - row * T);
             size_t at = (size_t)r * T;
-            if (data_copy(d, &d->files[k], row * T, filled, x + at, y + at, err)) return -1;
+            if (data_copy(d, k, row * T, filled, x + at, y + at, err)) return -1;
             break;
         }
     }
@@ -549,13 +718,21 @@ static inline int data_val_batch(const Data *d, size_t first_row, int rows, size
 /* writing */
 
 /* Writes a shard of n tokens by file_replace. Returns 0, or -1 with a message. */
-static inline int data_write_shard(const char *path, const uint16_t *tokens, size_t n, char *err) {
+static inline int data_write_shard_of(TokenizerId id, const char *path, const uint16_t *tokens,
+                                      size_t n, char *err) {
     if (n > UINT32_MAX) return fail(err, "%s: %zu tokens are too many for one shard", path, n);
     size_t bytes = DATA_HEADER_BYTES + 2 * n;
     unsigned char *image = (unsigned char *)calloc(bytes, 1);
     if (!image) return fail(err, "out of memory writing %s", path);
-    uint32_t header[3] = {DATA_MAGIC, DATA_VERSION, (uint32_t)n};
-    for (int i = 0; i < 12; i++) image[i] = (unsigned char)(header[i / 4] >> (8 * (i % 4)));
+    uint32_t header[7] = {DATA_MAGIC,
+                          DATA_VERSION,
+                          (uint32_t)n,
+                          DATA_TOKENIZER_TAG,
+                          id.kind,
+                          (uint32_t)id.fingerprint,
+                          (uint32_t)(id.fingerprint >> 32)};
+    int words = id.fingerprint ? 7 : 3;
+    for (int i = 0; i < 4 * words; i++) image[i] = (unsigned char)(header[i / 4] >> (8 * (i % 4)));
     for (size_t i = 0; i < n; i++) {
         image[DATA_HEADER_BYTES + 2 * i] = (unsigned char)(tokens[i] & 255);
         image[DATA_HEADER_BYTES + 2 * i + 1] = (unsigned char)(tokens[i] >> 8);
@@ -563,6 +740,12 @@ static inline int data_write_shard(const char *path, const uint16_t *tokens, siz
     int status = file_replace(path, image, bytes, err);
     free(image);
     return status;
+}
+
+/* Writes a shard that does not say what its tokens are. */
+static inline int data_write_shard(const char *path, const uint16_t *tokens, size_t n, char *err) {
+    TokenizerId unknown = {TOKENIZER_GPT2, 0};
+    return data_write_shard_of(unknown, path, tokens, n, err);
 }
 
 #endif

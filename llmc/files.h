@@ -41,6 +41,36 @@ static inline int file_write_all(int fd, const void *data, size_t bytes) {
     return 0;
 }
 
+/* Reads n bytes from byte `at` on, fewer only where the file ends. Returns how many, or -1 with
+   errno. */
+static inline ssize_t file_read_at(int fd, void *to, size_t n, uint64_t at) {
+    size_t done = 0;
+    while (done < n) {
+        ssize_t got = pread(fd, (char *)to + done, n - done, (off_t)(at + done));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return -1;
+        if (got == 0) break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
+/* Writes a word as sh reads it back: as it is, or in single quotes if it holds a character that
+   means something to the shell. Returns text, which is "" if its `size` > 0 bytes are too few. */
+static inline char *shell_text(char *text, size_t size, const char *word) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                "_@%+=:,./-";
+    const char *quote = *word && !word[strspn(word, plain)] ? "" : "'";
+    size_t used = (size_t)snprintf(text, size, "%s", quote);
+    for (; *word && used < size; word++) {
+        const char one[2] = {*word, 0};
+        used += (size_t)snprintf(text + used, size - used, "%s", *word == '\'' ? "'\\''" : one);
+    }
+    if (used < size) used += (size_t)snprintf(text + used, size - used, "%s", quote);
+    if (used >= size) text[0] = 0;
+    return text;
+}
+
 /* The folder of a path: "a/b" gives "a", "b" gives ".", "/b" gives "/". */
 static inline void file_folder(char *folder, const char *path) {
     file_path(folder, "%s", path);
@@ -80,6 +110,51 @@ static inline int file_make_folders(const char *path, char *err) {
     if (stat(path, &st)) return fail(err, "cannot open the folder %s: %s", path, strerror(errno));
     if (!S_ISDIR(st.st_mode)) return fail(err, "%s exists but is not a folder: move it away", path);
     return 0;
+}
+
+/* Reads a whole file of up to `most` bytes, for the caller to free, with a zero byte behind it.
+   Returns 0, 1 if there is no such file, or -1 with a message. */
+static inline int file_read(const char *path, size_t most, char **text, size_t *size, char *err) {
+    size_t capacity = 4096, used = 0, n = 1;
+    char *buffer = NULL;
+    FILE *f = fopen(path, "rbe");
+    if (!f && errno == ENOENT) return 1;
+    if (!f) return fail(err, "cannot open %s: %s", path, strerror(errno));
+    while (n && used <= most) {
+        char *grown = (char *)realloc(buffer, capacity + 1);
+        if (!grown) break;
+        buffer = grown;
+        n = fread(buffer + used, 1, capacity - used, f);
+        used += n;
+        if (used == capacity) capacity *= 2;
+    }
+    int status = 0;
+    if (ferror(f)) status = fail(err, "cannot read %s: %s", path, strerror(errno));
+    else if (used > most) status = fail(err, "%s is too large: more than %zu bytes", path, most);
+    else if (!feof(f)) status = fail(err, "out of memory while reading %s", path);
+    fclose(f);
+    if (status) {
+        free(buffer);
+        return -1;
+    }
+    buffer[used] = 0;
+    *text = buffer;
+    *size = used;
+    return 0;
+}
+
+/* A process may be started without standard streams. Then the first file that it opens would be its
+   standard output, and what it prints would land in that file. Opens /dev/null for each that is
+   missing. Call it first in main. */
+static inline void file_hold_standard_streams(void) {
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) != -1 || errno != EBADF) continue;
+        int opened = open("/dev/null", fd ? O_WRONLY : O_RDONLY);
+        if (opened >= 0 && opened != fd) { /* cannot be: the lowest number is free */
+            dup2(opened, fd);
+            close(opened);
+        }
+    }
 }
 
 /* Free bytes for an ordinary user on the file system of an open file; INT64_MAX if the file system

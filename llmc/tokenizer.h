@@ -27,6 +27,7 @@ A Tokenizer caches words while it encodes: only one thread may use it at a time.
 
 #include "base.h"
 #include "json.h"
+#include "tokenizer_id.h"
 #include "unicode_classes.h"
 
 #define TOKENIZER_EOT_TEXT "<|endoftext|>"
@@ -321,6 +322,50 @@ static inline const char *tokenizer_decode(const Tokenizer *t, int id, size_t *l
 }
 
 /* ---------------------------------------------------------------------------------------------- */
+/* identity */
+
+/* FNV-1a of a number as 8 little-endian bytes, after `hash`. */
+static inline uint64_t tokenizer_hash_number(uint64_t hash, uint64_t number) {
+    unsigned char b[8];
+    for (int i = 0; i < 8; i++) b[i] = (unsigned char)(number >> 8 * i);
+    return fnv1a(hash, b, sizeof b);
+}
+
+/* A fingerprint of a vocabulary: of the bytes of every token, and of every merge with its rank. So
+   it does not depend on how the files are written, and vocabularies with equal fingerprints encode
+   every text alike. Never 0. */
+static inline uint64_t tokenizer_fingerprint(const Tokenizer *t) {
+    uint64_t hash = tokenizer_hash_number(FNV_BASIS, (uint64_t)t->vocab), merges = 0;
+    for (int i = 0; i < t->vocab; i++) {
+        size_t length;
+        const char *bytes = tokenizer_decode(t, i, &length);
+        hash = fnv1a(tokenizer_hash_number(hash, length), bytes, length);
+    }
+    /* A sum, because merges lie in the table in no order. */
+    for (size_t slot = 0; t->merges && slot <= t->merge_mask; slot++) {
+        const TokenMerge *m = &t->merges[slot];
+        if (m->merged < 0) continue;
+        uint64_t h = tokenizer_hash_number(FNV_BASIS, (uint64_t)m->rank);
+        h = tokenizer_hash_number(tokenizer_hash_number(h, (uint64_t)m->left), (uint64_t)m->right);
+        merges += tokenizer_hash_number(h, (uint64_t)m->merged);
+    }
+    hash = tokenizer_hash_number(hash, merges);
+    return hash ? hash : 1;
+}
+
+/* The fingerprint of GPT-2's published vocabulary (the files that data/gpt2_bpe.sh fetches). */
+#define TOKENIZER_GPT2_FINGERPRINT 0x82fe055cca2fc2cdu
+
+/* What a tokenizer is. */
+static inline TokenizerId tokenizer_id(const Tokenizer *t) {
+    TokenizerId id = {TOKENIZER_BYTES, 0};
+    if (!t->merges) return id;
+    id.fingerprint = tokenizer_fingerprint(t);
+    id.kind = id.fingerprint == TOKENIZER_GPT2_FINGERPRINT ? TOKENIZER_GPT2 : TOKENIZER_BPE;
+    return id;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
 /* loading */
 
 static inline void tokenizer_free(Tokenizer *t) {
@@ -449,8 +494,8 @@ static inline int tokenizer_parse_json(Tokenizer *t, TokenLoader *l, char *err) 
         json_skip_space(&l->text);
         char *end;
         const char *digits = (const char *)l->text.data + l->text.at;
-        long id = strtol(digits, &end, 10);
-        if (end == digits || id < 0 || id >= 1 << 30)
+        long id = *digits >= '0' && *digits <= '9' ? strtol(digits, &end, 10) : -1;
+        if (id < 0 || id >= 1 << 30)
             return fail(err, "%s: byte %zu: expected a token number", l->path, l->text.at);
         l->text.at = (size_t)((unsigned char *)end - l->text.data);
         TokenName *name = tokenizer_find_name(l, string, n);

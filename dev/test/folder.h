@@ -5,6 +5,8 @@ last.
 #ifndef CM_TEST_FOLDER_H
 #define CM_TEST_FOLDER_H
 
+#include <sys/wait.h>
+
 #include "../../llmc/files.h"
 #include "check.h"
 
@@ -34,6 +36,31 @@ __attribute__((unused)) static void write_bytes(const char *name, const void *by
     if (f && fwrite(bytes, 1, n, f) == n && !fclose(f)) return;
     perror(name);
     exit(1);
+}
+
+/* Calls work() in a child process, whose stderr goes to the file `output` of the folder. Returns
+   the status of waitpid. */
+__attribute__((unused)) static int status_of_child(void (*work)(void), const char *output) {
+    int status = 0;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (!freopen(in_folder(output), "w", stderr)) _exit(9);
+        work();
+        fflush(stderr);
+        _exit(0);
+    }
+    waitpid(child, &status, 0);
+    return status;
+}
+
+/* Whether a file of the folder has a text, which is at most 4000 bytes from its beginning. */
+__attribute__((unused)) static int file_has(const char *name, const char *text) {
+    char have[4096] = "";
+    FILE *f = fopen(in_folder(name), "rb");
+    size_t n = f ? fread(have, 1, sizeof have - 1, f) : 0;
+    if (f) fclose(f);
+    return n > 0 && strstr(have, text) != NULL;
 }
 
 static inline void remove_tree(const char *dir) {

@@ -381,6 +381,122 @@ static void test_folder(void) {
     check(status == -1 && strstr(err, "every checkpoint"), "all damaged: %s", err);
 }
 
+static char victim[FILE_PATH_SIZE];
+
+/* Reads a checkpoint that became shorter after it was opened. */
+static void read_cut(void) {
+    Ckpt c;
+    if (ckpt_open(&c, victim, err)) _exit(8);
+    const float *w = (const float *)ckpt_find(&c, "weights", NULL, NULL, NULL, NULL);
+    if (truncate(victim, 4096)) _exit(7);
+    fprintf(stderr, "%g", (double)*(volatile const float *)&w[1000000]);
+}
+
+/* A checkpoint that becomes shorter while it is checked is damaged; later the program names it. */
+static void test_cut(void) {
+    Ckpt c, other;
+    CkptProblem problem = CKPT_UNREADABLE;
+    char path[FILE_PATH_SIZE];
+    path_in_folder(victim, "victim.ckpt");
+    path_in_folder(path, "other.ckpt");
+    check(!save(victim, 1, 40000) && !save(path, 2, 1), "%s", err);
+    check(!ckpt_map(&c, victim, &problem, err) && !truncate(victim, 4096 * 3), "%s", err);
+    check(ckpt_verify(&c, victim, &problem, err) == -1 && problem == CKPT_DAMAGED &&
+              strstr(err, "victim.ckpt") && strstr(err, "became shorter") && !c.map,
+          "cut while it is checked: %s", err);
+    check(!ckpt_open(&other, path, err), "another checkpoint: %s", err);
+    ckpt_close(&other);
+    check(!save(victim, 1, 40000), "%s", err);
+    int status = status_of_child(read_cut, "err.txt");
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 1 &&
+              file_has("err.txt", "victim.ckpt became shorter"),
+          "cut after it was checked: status %x", status);
+    check(!save(victim, 1, 40000) && !ckpt_open(&c, victim, err) && !mapped_whole(c.file, err) &&
+              !truncate(victim, 4095) && mapped_whole(c.file, err) == -1,
+          "%s", err);
+    ckpt_close(&c);
+}
+
+/* The newest checkpoint can be opened while a run writes new ones and deletes old ones: the file
+   that is listed as the newest may be gone when it is opened. */
+static void test_pruned(void) {
+    char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], whole[FILE_PATH_SIZE], before[FILE_PATH_SIZE];
+    path_in_folder(dir, "pruned");
+    path_in_folder(whole, "whole.ckpt");
+    mkdir(dir, 0755);
+    ckpt_path(path, dir, 1);
+    check(!save(whole, 1, 1) && !link(whole, path), "%s", err);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        for (int64_t step = 2;; step++) {
+            ckpt_path(before, dir, step - 1);
+            ckpt_path(path, dir, step);
+            if (link(whole, path) || unlink(before)) _exit(1);
+            usleep(100);
+        }
+    }
+    int failed = 0;
+    for (int i = 0; i < 5000 && !failed; i++) failed = newest(dir, path) != 0;
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    check(!failed, "%s", err);
+    /* A link to nothing stays, so the search ends. */
+    ckpt_path(path, dir, 900000000);
+    check(!symlink("nowhere", path) && newest(dir, path) == -1 && strstr(err, "No such file"),
+          "a dangling link: %s", err);
+}
+
+/* Numbers of a header: digits only, and within their range. */
+static void test_numbers(void) {
+    static const struct {
+        const char *text;
+        uint64_t least, most;
+        int good;
+    } cases[] = {
+        {"0", 0, UINT64_MAX, 1},
+        {"18446744073709551615", 0, UINT64_MAX, 1},
+        {"18446744073709551616", 0, UINT64_MAX, 0},
+        {"99999999999999999999", 0, UINT64_MAX, 0},
+        {"2147483647", 0, INT32_MAX, 1},
+        {"2147483648", 0, INT32_MAX, 0},
+        {"-1", 0, UINT64_MAX, 0},
+        {"+1", 0, UINT64_MAX, 0},
+        {" 1", 0, UINT64_MAX, 0},
+        {"1 ", 0, UINT64_MAX, 0},
+        {"0x10", 0, UINT64_MAX, 0},
+        {"1e3", 0, UINT64_MAX, 0},
+        {"", 0, UINT64_MAX, 0},
+        {"0", 1, 10, 0},
+        {"1", 1, 10, 1},
+        {"10", 1, 10, 1},
+        {"11", 1, 10, 0},
+        {"5", 0, 3, 0},
+        {"0000000000000000000000000000000000000007", 1, 10, 1},
+    };
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        char path[FILE_PATH_SIZE], header[128];
+        CkptWriter w;
+        Ckpt c;
+        uint64_t value = 12345;
+        path_in_folder(path, "number.ckpt");
+        snprintf(header, sizeof header, "n=%s\n", cases[i].text);
+        if (ckpt_begin(&w, path, header, err) || ckpt_commit(&w, err) || ckpt_open(&c, path, err)) {
+            check(0, "%s", err);
+            continue;
+        }
+        int status = ckpt_number_in(&c, "n", cases[i].least, cases[i].most, &value, err);
+        check((status == 0) == cases[i].good, "\"%s\": status %d, %llu", cases[i].text, status,
+              (unsigned long long)value);
+        check(status || value == strtoull(cases[i].text, NULL, 10), "\"%s\" became %llu",
+              cases[i].text, (unsigned long long)value);
+        check(!status || strstr(err, "n="), "the message does not name the key: %s", err);
+        check(ckpt_number_in(&c, "m", 0, 9, &value, err) == -1 && strstr(err, "lacks m"), "%s",
+              err);
+        ckpt_close(&c);
+    }
+}
+
 /* A child process saves in a loop and is killed at a random moment. All checkpoints must be
    whole. */
 static void test_kill(void) {
@@ -463,7 +579,8 @@ static void test_hash(void) {
 }
 
 static const Test tests[] = {TEST(contents), TEST(damage), TEST(misuse), TEST(full_disk),
-                             TEST(folder),   TEST(kill),   TEST(hash)};
+                             TEST(folder),   TEST(kill),   TEST(hash),   TEST(cut),
+                             TEST(pruned),   TEST(numbers)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_checkpoint");

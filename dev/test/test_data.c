@@ -494,10 +494,251 @@ static void test_writing(void) {
     data_close(&d);
 }
 
+/* Rows 0 and 9 of a file of 10 rows of 4096 bytes of text, each byte the number of its row + 1. */
+static int read_ends(Data *d, int *first, int *last) {
+    enum { T = 4096 };
+    static int x[T], y[T];
+    *first = *last = -1;
+    if (data_val_batch(d, 0, 1, 0, x, y, err)) return -1;
+    *first = x[T - 1];
+    if (data_val_batch(d, 9, 1, 0, x, y, err)) return -1;
+    *last = x[T - 2];
+    return 0;
+}
+
+static void write_pages(const char *name, int pages, int add) {
+    static unsigned char text[20 * 4096];
+    for (int i = 0; i < pages * 4096; i++) text[i] = (unsigned char)(i / 4096 + 1 + add);
+    write_bytes(name, text, (size_t)pages * 4096);
+}
+
+static Data open_pages(const char *name) {
+    Data d;
+    write_pages(name, 10, 0);
+    open_or_exit(&d, name, DATA_ALL, DATA_SEQUENTIAL, 0, 4096, 1);
+    return d;
+}
+
+/* A file that becomes shorter is an error that names it, and other files can be read on. */
+static void test_cut(void) {
+    Data d = open_pages("cut.txt"), other = open_pages("kept.txt");
+    int first, last, x[4096], y[4096];
+    check(!read_ends(&d, &first, &last) && first == 1 && last == 10, "%d %d: %s", first, last, err);
+    if (truncate(in_folder("cut.txt"), 2 * 4096)) perror("truncate");
+    check(read_ends(&d, &first, &last) == -1 && first == 1 && strstr(err, "cut.txt") &&
+              strstr(err, "became shorter"),
+          "reading past the end, %d: %s", first, err);
+    DataState before = data_state(&d), after;
+    int status = 0;
+    for (int i = 0; i < 9 && !status; i++) {
+        before = data_state(&d);
+        status = data_next(&d, 1, x, y, err);
+    }
+    after = data_state(&d);
+    check(status == -1 && strstr(err, "cut.txt: the file became shorter") &&
+              before.position == 2 * 4096 - 4096 && !memcmp(&before, &after, sizeof before),
+          "training, position %llu: %s", (unsigned long long)before.position, err);
+    check(!read_ends(&other, &first, &last) && last == 10, "another file: %s", err);
+    check(read_ends(&d, &first, &last) == -1, "the second time");
+    data_close(&d);
+
+    /* What a page has past the end reads as zeros, without a signal. */
+    d = open_pages("cut.txt");
+    if (truncate(in_folder("cut.txt"), 9 * 4096 + 1)) perror("truncate");
+    check(read_ends(&d, &first, &last) == -1 && strstr(err, "became shorter"), "a page: %s", err);
+    data_close(&d);
+    data_close(&other);
+}
+
+/* A file that grows, is deleted or is replaced under its name changes nothing. */
+static void test_replaced(void) {
+    Data d = open_pages("r.txt");
+    int first = 0, last = 0;
+    write_pages("new.txt", 3, 50);
+    check(!rename(in_folder("new.txt"), in_folder("r.txt")) && !read_ends(&d, &first, &last) &&
+              first == 1 && last == 10,
+          "replaced: %d %d %s", first, last, err);
+    check(!unlink(in_folder("r.txt")) && !read_ends(&d, &first, &last) && last == 10, "deleted: %s",
+          err);
+    data_close(&d);
+    d = open_pages("r.txt");
+    check(!truncate(in_folder("r.txt"), 30 * 4096) && !read_ends(&d, &first, &last) && last == 10,
+          "grown: %s", err);
+    data_close(&d);
+}
+
+/* A map of the test's own, of which the handler knows nothing. */
+static volatile const unsigned char *foreign_map(void) {
+    write_pages("foreign.txt", 2, 0);
+    int fd = open(in_folder("foreign.txt"), O_RDONLY);
+    void *map = mmap(NULL, 2 * 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (truncate(in_folder("foreign.txt"), 0)) perror("truncate");
+    memset(&cm_mapped_before, 0, sizeof cm_mapped_before); /* the default, not a sanitizer's */
+    return (volatile const unsigned char *)map;
+}
+
+static void read_unguarded(void) {
+    Data d = open_pages("u.txt");
+    volatile const unsigned char *bytes = d.files[0].map->bytes;
+    if (truncate(in_folder("u.txt"), 4096)) perror("truncate");
+    fprintf(stderr, "%d", bytes[5 * 4096]);
+}
+
+static void read_foreign(void) {
+    Data d = open_pages("u.txt");
+    fprintf(stderr, "%d %zu", foreign_map()[4096], d.num_files);
+}
+
+static void send_signal(void) {
+    Data d = open_pages("u.txt");
+    foreign_map();
+    raise(SIGBUS);
+    fprintf(stderr, "%zu", d.num_files);
+}
+
+/* Outside of a guarded read the program names the file and ends. Another SIGBUS does what it
+   did. */
+static void test_signal(void) {
+    int status = status_of_child(read_unguarded, "err.txt");
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 1 && file_has("err.txt", "error: ") &&
+              file_has("err.txt", "u.txt became shorter"),
+          "unguarded: status %x", status);
+    status = status_of_child(read_foreign, "err.txt");
+    check(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS, "another map: status %x", status);
+    status = status_of_child(send_signal, "err.txt");
+    check(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS, "raise(SIGBUS): status %x", status);
+}
+
+/* More files than may be mapped at a time: the same order and the same tokens. */
+static void test_many_files(void) {
+    enum { FILES = 40, T = 4, ROWS = 7, STEPS = 60 };
+    char name[32];
+    for (int i = 0; i < FILES; i++) {
+        snprintf(name, sizeof name, "many_%02d.bin", i);
+        write_counting(name, 1000 * i, (size_t)(10 + 3 * (i % 7)));
+    }
+    for (int order = DATA_SEQUENTIAL; order <= DATA_SHUFFLED; order++) {
+        Data all, few;
+        int bad = 0, x[2][T * ROWS], y[2][T * ROWS], rows = order == DATA_SHUFFLED ? ROWS : 1;
+        open_or_exit(&all, "many_*.bin", DATA_ALL, order, 3, T, rows);
+        open_or_exit(&few, "many_*.bin", DATA_ALL, order, 3, T, rows);
+        while (few.num_mapped > 3) data_unmap_oldest(&few);
+        few.max_mapped = 3;
+        for (int i = 0; i < STEPS; i++) {
+            bad += data_next(&all, rows, x[0], y[0], err) || data_next(&few, rows, x[1], y[1], err);
+            bad += memcmp(x[0], x[1], sizeof(int) * (size_t)(T * rows)) != 0;
+            bad += memcmp(y[0], y[1], sizeof(int) * (size_t)(T * rows)) != 0;
+        }
+        check(!bad, "order %d: %d steps differ: %s", order, bad, err);
+        for (size_t row = 0; row < data_val_rows(&all, 0); row++) {
+            bad += data_val_batch(&all, row, 1, 0, x[0], y[0], err) ||
+                   data_val_batch(&few, row, 1, 0, x[1], y[1], err);
+            bad += memcmp(x[0], x[1], sizeof(int) * T) || memcmp(y[0], y[1], sizeof(int) * T);
+        }
+        check(!bad && all.num_mapped == FILES && few.num_mapped == 3,
+              "order %d, validation: %d rows differ, %d files mapped: %s", order, bad,
+              few.num_mapped, err);
+        data_close(&all);
+        data_close(&few);
+    }
+    /* A file that is mapped anew must be the one that was examined. */
+    Data d;
+    int x[2 * T], y[2 * T];
+    open_or_exit(&d, "many_*.bin", DATA_ALL, DATA_SEQUENTIAL, 0, T, 0);
+    while (d.num_mapped) data_unmap_oldest(&d);
+    write_counting("many_00.bin", 5, 10);
+    check(data_val_batch(&d, 0, 1, 0, x, y, err) == -1 && strstr(err, "many_00.bin") &&
+              strstr(err, "replaced"),
+          "replaced while it was not mapped: %s", err);
+    unlink(in_folder("many_00.bin"));
+    check(data_val_batch(&d, 0, 1, 0, x, y, err) == -1 && strstr(err, "many_00.bin"),
+          "deleted while it was not mapped: %s", err);
+    data_close(&d);
+}
+
+/* More files than DATA_MAX_MAPPED are opened, and no more than that are mapped. */
+static void test_most_mapped(void) {
+    Data d;
+    char name[32];
+    for (int i = 0; i < DATA_MAX_MAPPED + 5; i++) {
+        snprintf(name, sizeof name, "most_%03d.txt", i);
+        write_bytes(name, "some text", 9);
+    }
+    open_or_exit(&d, "most_*.txt", DATA_ALL, DATA_SHUFFLED, 0, 4, 2);
+    int x[8], y[8], bad = 0;
+    for (int i = 0; i < 200; i++) bad += data_next(&d, 2, x, y, err);
+    check(!bad && d.num_files == DATA_MAX_MAPPED + 5 && d.num_mapped == DATA_MAX_MAPPED,
+          "%d of %zu files are mapped: %s", d.num_mapped, d.num_files, err);
+    data_close(&d);
+}
+
+static void write_of(const char *name, TokenizerKind kind, uint64_t fingerprint) {
+    static const uint16_t tokens[20] = {1, 2, 3};
+    TokenizerId id = {kind, fingerprint};
+    if (data_write_shard_of(id, in_folder(name), tokens, 20, err)) puts(err);
+}
+
+/* What shards and texts say about their tokenizer. All files of a data set must agree. */
+static void test_tokenizer(void) {
+    const uint64_t print = 0xfedcba9876543210u;
+    Data d;
+    write_of("t_1.bin", TOKENIZER_BPE, print);
+    open_or_exit(&d, "t_1.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_BPE && d.tokenizer.fingerprint == print, "bpe");
+    data_close(&d);
+    unsigned char h[DATA_HEADER_BYTES + 40];
+    FILE *f = fopen(in_folder("t_1.bin"), "rb");
+    check(f && fread(h, 1, sizeof h, f) == sizeof h, "a shard of 20 tokens");
+    if (f) fclose(f);
+    check(!memcmp(h + 12, "toks\2\0\0\0\x10\x32\x54\x76\x98\xba\xdc\xfe\0", 17),
+          "words 3 to 6 of the header");
+    write_bytes("t_2.bin", h, sizeof h);
+    open_or_exit(&d, "t_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.num_files == 2, "two shards of one vocabulary");
+    data_close(&d);
+    h[20]++;
+    write_bytes("t_2.bin", h, sizeof h);
+    check(data_open(&d, in_folder("t_?.bin"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1, err) == -1 &&
+              strstr(err, "t_2.bin") && strstr(err, "bpe fedcba9876543210"),
+          "two vocabularies: %s", err);
+    write_of("t_2.bin", TOKENIZER_GPT2, 0);
+    check(data_open(&d, in_folder("t_?.bin"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1, err) == -1 &&
+              strstr(err, "gpt2"),
+          "a vocabulary and GPT-2's: %s", err);
+    h[16] = 3;
+    write_bytes("t_3.bin", h, sizeof h);
+    check_refused("t_3.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "tokenizer 3");
+    h[16] = 2;
+    memset(h + 20, 0, 8);
+    write_bytes("t_3.bin", h, sizeof h);
+    check_refused("t_3.bin", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "tokenizer 2");
+
+    /* A shard of other programs is taken as GPT-2's, beside one that says so. */
+    memset(h + 12, 0, 16);
+    write_bytes("g_1.bin", h, sizeof h);
+    write_of("g_2.bin", TOKENIZER_GPT2, print);
+    open_or_exit(&d, "g_1.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_GPT2 && !d.tokenizer.fingerprint, "zeros are GPT-2's");
+    data_close(&d);
+    open_or_exit(&d, "g_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_GPT2 && d.tokenizer.fingerprint == print, "both of GPT-2");
+    data_close(&d);
+    memcpy(h + 12, "gpu!", 4); /* what another program writes there */
+    write_bytes("g_1.bin", h, sizeof h);
+    open_or_exit(&d, "g_1.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_GPT2 && !d.tokenizer.fingerprint, "another tag");
+    data_close(&d);
+    write_bytes("b.txt", "some text of bytes", 18);
+    open_or_exit(&d, "b.txt", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.tokenizer.kind == TOKENIZER_BYTES && !d.tokenizer.fingerprint, "text is bytes");
+    data_close(&d);
+}
+
 static const Test tests[] = {
     TEST(refusals),    TEST(kinds),  TEST(sequential),      TEST(permutation), TEST(shuffled),
     TEST(determinism), TEST(resume), TEST(text_split),      TEST(validation),  TEST(vocabulary),
-    TEST(checksum),    TEST(large),  TEST(benchmark_steps), TEST(writing)};
+    TEST(checksum),    TEST(large),  TEST(benchmark_steps), TEST(writing),     TEST(cut),
+    TEST(replaced),    TEST(signal), TEST(many_files),      TEST(most_mapped), TEST(tokenizer)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_data");

@@ -8,7 +8,7 @@ that slides when the context is full, the sampler, and bytes on their way to a t
 #include "generate.c"
 #pragma GCC diagnostic pop
 
-#include "check.h"
+#include "folder.h"
 #include "values.h"
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -356,6 +356,95 @@ static void test_prompt(void) {
     tokenizer_free(&t);
 }
 
+/* Opens a checkpoint that has nothing but these header lines. */
+static int open_header(Ckpt *c, const char *header) {
+    char err[ERR_LEN], path[FILE_PATH_SIZE];
+    CkptWriter w;
+    file_path(path, "%s", in_folder("header.ckpt"));
+    if (ckpt_begin(&w, path, header, err) || ckpt_commit(&w, err) || ckpt_open(c, path, err))
+        return check(0, "%s", err);
+    return 1;
+}
+
+/* A checkpoint with a right checksum and a vocabulary that makes no sense. */
+static void test_header(void) {
+    static const struct {
+        const char *header;
+        int good;
+    } cases[] = {
+        {"vocab=-1\n", 0}, {"vocab=0\n", 0}, {"vocab=16777217\n", 0}, {"vocab=4294967552\n", 0},
+        {"vocab=x\n", 0},  {"step=1\n", 0},  {"vocab=256\n", 1},      {"vocab=77\n", 1},
+    };
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        char err[ERR_LEN] = "";
+        Config c;
+        Ckpt ckpt;
+        if (!open_header(&ckpt, cases[i].header)) continue;
+        int status = load_config(&c, &ckpt, 1, err);
+        check((status == 0) == cases[i].good && (!status || strstr(err, "vocab")), "%s: %d, %s",
+              cases[i].header, status, err);
+        ckpt_close(&ckpt);
+    }
+}
+
+/* The tokenizer that a checkpoint names, and the one that is taken where it names none. */
+static void test_tokenizer(void) {
+    static const struct {
+        const char *header, *data;
+        int vocab;
+        const char *id;
+    } cases[] = {
+        {"tokenizer=bytes\n", "a.bin", 50304, "bytes"},
+        {"tokenizer=gpt2\n", "a.txt", 100, "gpt2"},
+        {"tokenizer=bpe 00000000000000ff\n", "a.txt", 100, "bpe 00000000000000ff"},
+        {"step=1\n", "a.txt", 50304, "bytes"},
+        {"step=1\n", "a.bin", 256, "bytes"},
+        {"step=1\n", "a.bin", 257, "gpt2"},
+        {"tokenizer=words\n", "a.txt", 256, NULL},
+        {"tokenizer=\n", "a.txt", 256, NULL},
+    };
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        char err[ERR_LEN] = "", text[TOKENIZER_ID_SIZE];
+        Config c;
+        Ckpt ckpt;
+        TokenizerId id = {TOKENIZER_BYTES, 0};
+        memset(&c, 0, sizeof c);
+        snprintf(c.data, sizeof c.data, "%s", cases[i].data);
+        c.vocab = cases[i].vocab;
+        if (!open_header(&ckpt, cases[i].header)) continue;
+        int status = load_tokenizer_id(&id, &ckpt, &c, err);
+        check((status == 0) == (cases[i].id != NULL), "case %d: %s", i, err);
+        check(status || !strcmp(tokenizer_id_text(id, text), cases[i].id), "case %d: \"%s\"", i,
+              text);
+        ckpt_close(&ckpt);
+    }
+}
+
+/* The vocabulary that is loaded must be the model's. */
+static void test_vocabulary(void) {
+    static Options o;
+    char err[ERR_LEN] = "";
+    Tokenizer t;
+    TokenizerId bytes = {TOKENIZER_BYTES, 0}, own = {TOKENIZER_BPE, 0}, other = {TOKENIZER_BPE, 5};
+    TokenizerId gpt2 = {TOKENIZER_GPT2, 0},
+                published = {TOKENIZER_GPT2, TOKENIZER_GPT2_FINGERPRINT};
+    snprintf(o.encoder, sizeof o.encoder, "dev/test/fixtures/bpe/encoder.json");
+    snprintf(o.bpe, sizeof o.bpe, "dev/test/fixtures/bpe/vocab.bpe");
+    check(!load_tokenizer(&t, &o, bytes, err) && t.vocab == 256, "bytes: %s", err);
+    tokenizer_free(&t);
+    check(!load_tokenizer(&t, &o, gpt2, err) && t.vocab == 757, "nothing is known: %s", err);
+    own.fingerprint = tokenizer_fingerprint(&t);
+    tokenizer_free(&t);
+    check(!load_tokenizer(&t, &o, own, err) && t.vocab == 757, "the model's own: %s", err);
+    tokenizer_free(&t);
+    check(load_tokenizer(&t, &o, other, err) == -1 && strstr(err, "bpe 0000000000000005") &&
+              strstr(err, o.encoder) && strstr(err, "--encoder"),
+          "another one: %s", err);
+    check(load_tokenizer(&t, &o, published, err) == -1 && strstr(err, "gpt2 "), "GPT-2's: %s", err);
+    snprintf(o.bpe, sizeof o.bpe, "nowhere.bpe");
+    check(load_tokenizer(&t, &o, own, err) == -1 && strstr(err, "nowhere.bpe"), "no file: %s", err);
+}
+
 static void set_up(int threads) {
     char err[ERR_LEN];
     static Config machine;
@@ -396,13 +485,17 @@ static void test_sliding(void) {
     test_slide(1, "--pos none");
 }
 
-static const Test tests[] = {TEST(decoding),      TEST(decoding_values),
-                             TEST(sliding),       TEST(sampler_greedy),
-                             TEST(sampler_sets),  TEST(sampler_distribution),
-                             TEST(sampler_draws), TEST(sampler_errors),
-                             TEST(text),          TEST(prompt)};
+static const Test tests[] = {
+    TEST(decoding),       TEST(decoding_values), TEST(sliding),
+    TEST(sampler_greedy), TEST(sampler_sets),    TEST(sampler_distribution),
+    TEST(sampler_draws),  TEST(sampler_errors),  TEST(text),
+    TEST(prompt),         TEST(header),          TEST(tokenizer),
+    TEST(vocabulary)};
 
 int main(int argc, char **argv) {
+    folder_make("cm_test_generate");
     set_up(1);
-    return check_main(tests, COUNT_OF(tests), argc, argv);
+    check_run(tests, COUNT_OF(tests), argc, argv);
+    folder_remove();
+    return check_done();
 }

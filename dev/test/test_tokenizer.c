@@ -262,8 +262,8 @@ static void read_shards(const char *pattern, TokenList *list, size_t *files) {
     *files = d.num_files;
     for (size_t k = 0; k < d.num_files; k++)
         for (size_t i = 0; i < d.files[k].count; i++) {
-            int id = data_token(&d, &d.files[k], i);
-            if (tokenizer_append(list, &id, 1, err)) puts(err);
+            int id = -1;
+            if (data_read(&d, k, i, 1, &id, err) || tokenizer_append(list, &id, 1, err)) puts(err);
         }
     data_close(&d);
 }
@@ -286,6 +286,14 @@ static void test_program(Tokenizer *t) {
     int status = run_tokenize(in_folder("docs.txt"), in_folder("a"), "--separator", "@@@", 0);
     read_shards("a_*.bin", &got, &files); /* a_train sorts before a_val */
     check(status == 0 && output_has("3 documents") && files == 2, "status %d", status);
+    Data made;
+    if (check(!data_open(&made, in_folder("a_*.bin"), DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err),
+              "%s", err)) {
+        check(made.tokenizer.kind == TOKENIZER_BPE &&
+                  made.tokenizer.fingerprint == tokenizer_fingerprint(t),
+              "the shards do not say which tokenizer made them");
+        data_close(&made);
+    }
     check(got.count == n && !memcmp(got.ids, expected.ids + n / 10, (n - n / 10) * sizeof(int)) &&
               !memcmp(got.ids + n - n / 10, expected.ids, n / 10 * sizeof(int)),
           "a tenth is for validation, the rest for training");
@@ -407,6 +415,12 @@ static void test_decode_refusals(void) {
     check(run_program("--input", in_folder("plain.txt"), in_folder("y"), "--bytes", "5", 0) == 1 &&
               output_has("--bytes belongs to --decode"),
           "--bytes with --input");
+    TokenizerId other = {TOKENIZER_BPE, 77};
+    check(!data_write_shard_of(other, in_folder("o_1.bin"), foreign, 2, err) &&
+              run_program("--decode", in_folder("o_1.bin"), in_folder("o.txt"), NULL, NULL, 0) ==
+                  1 &&
+              output_has("bpe 000000000000004d") && access(in_folder("o.txt"), F_OK),
+          "another vocabulary: %s", err);
     uint16_t many[4096];
     for (size_t i = 0; i < 4096; i++) many[i] = 5;
     check(!data_write_shard(in_folder("z_1.bin"), many, 4096, err) &&
@@ -445,6 +459,86 @@ static void test_pieces(Tokenizer *t) {
     free(text);
 }
 
+/* The fingerprint is that of an independent computation, and belongs to the vocabulary, not to the
+   way in which its files are written. */
+static void test_identity(void) {
+    static const char bpe[] = FIXTURES "vocab.bpe", encoder[] = FIXTURES "encoder.json";
+    char text[TOKENIZER_ID_SIZE];
+    Tokenizer t;
+    if (!check(!tokenizer_load(&t, encoder, bpe, err), "%s", err)) return;
+    TokenizerId id = tokenizer_id(&t);
+    check(id.kind == TOKENIZER_BPE && id.fingerprint == 0x3b585bbe6f611d7du, "%s",
+          tokenizer_id_text(id, text));
+
+    /* The same vocabulary, its entries backwards, with other spaces and escapes. */
+    FILE *f = fopen(in_folder("again.json"), "w");
+    for (int i = t.vocab - 1; f && i >= 0; i--) {
+        size_t n;
+        const char *bytes = tokenizer_decode(&t, i, &n);
+        fprintf(f, "%s \"", i == t.vocab - 1 ? "{" : ",\n");
+        for (size_t k = 0; k < n; k++)
+            for (uint32_t code = 0; code < 512; code++)
+                if (tokenizer_byte_of(code) == (unsigned char)bytes[k])
+                    fprintf(f, "\\u%04X", (unsigned)code);
+        fprintf(f, "\" : %d", i);
+    }
+    if (f) {
+        fprintf(f, "\n}");
+        fclose(f);
+    }
+    Tokenizer again, fewer;
+    if (check(!tokenizer_load(&again, in_folder("again.json"), bpe, err), "%s", err)) {
+        check(tokenizer_fingerprint(&again) == id.fingerprint, "another way of writing counts");
+        again.merges[tokenizer_pair_slot(&again, t.byte_id['t'], t.byte_id['h'])].rank++;
+        check(tokenizer_fingerprint(&again) != id.fingerprint, "the ranks of merges do not count");
+        again.merges[tokenizer_pair_slot(&again, t.byte_id['t'], t.byte_id['h'])].rank--;
+        again.bytes[again.offsets[300]]++;
+        check(tokenizer_fingerprint(&again) != id.fingerprint, "the bytes do not count");
+        tokenizer_free(&again);
+    }
+    write_bytes("fewer.bpe", "#version: 0.2\nt h\n", 18);
+    if (check(!tokenizer_load(&fewer, encoder, in_folder("fewer.bpe"), err), "%s", err)) {
+        check(tokenizer_fingerprint(&fewer) != id.fingerprint, "the merges do not count");
+        tokenizer_free(&fewer);
+    }
+    tokenizer_free(&t);
+    check(!tokenizer_bytes(&t, err) && tokenizer_id(&t).kind == TOKENIZER_BYTES, "%s", err);
+    tokenizer_free(&t);
+    if (access("data/gpt2-bpe/vocab.bpe", F_OK)) return; /* data/gpt2_bpe.sh has not fetched it */
+    if (!check(!tokenizer_load(&t, "data/gpt2-bpe/encoder.json", "data/gpt2-bpe/vocab.bpe", err),
+               "%s", err))
+        return;
+    check(tokenizer_id(&t).kind == TOKENIZER_GPT2, "GPT-2's vocabulary is taken as %s",
+          tokenizer_id_text(tokenizer_id(&t), text));
+    tokenizer_free(&t);
+}
+
+/* The texts of ids, and texts that are none. */
+static void test_id_text(void) {
+    static const char *const good[] = {"bytes", "gpt2", "gpt2 82fe055cca2fc2cd",
+                                       "bpe 0000000000000001"};
+    static const char *const bad[] = {"",
+                                      "byte",
+                                      "bytes ",
+                                      "bytes 0000000000000001",
+                                      "bpe",
+                                      "bpe 1",
+                                      "gpt2 1",
+                                      "gpt2 82FE055CCA2FC2CD",
+                                      "gpt2 ",
+                                      "gpt21",
+                                      "sentence",
+                                      "gpt2 0000000000000000",
+                                      "gpt2 82fe055cca2fc2cd0"};
+    char text[TOKENIZER_ID_SIZE];
+    TokenizerId id;
+    for (int i = 0; i < COUNT_OF(good); i++)
+        check(!tokenizer_id_parse(good[i], &id) && !strcmp(tokenizer_id_text(id, text), good[i]),
+              "\"%s\" becomes \"%s\"", good[i], text);
+    for (int i = 0; i < COUNT_OF(bad); i++)
+        check(tokenizer_id_parse(bad[i], &id) == -1, "\"%s\" is taken", bad[i]);
+}
+
 static Tokenizer tokenizer; /* from the files of the fixtures */
 
 static void test_fixture_expected(void) { test_expected(&tokenizer); }
@@ -456,7 +550,8 @@ static void test_fixture_pieces(void) { test_pieces(&tokenizer); }
 static const Test tests[] = {
     TEST(fixture_expected), TEST(fixture_special), TEST(fixture_long_words),
     TEST(fixture_program),  TEST(fixture_pieces),  TEST(decode),
-    TEST(decode_refusals),  TEST(bytes),           TEST(refusals)};
+    TEST(decode_refusals),  TEST(bytes),           TEST(refusals),
+    TEST(identity),         TEST(id_text)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_tokenizer");
