@@ -118,7 +118,7 @@ static Input built_header(Input *in) {
 }
 
 /* Writes the checkpoint that a text describes to a file of the scratch folder. */
-static void built_checkpoint(Input in, const char *name) {
+__attribute__((unused)) static void built_checkpoint(Input in, const char *name) {
     char *image = NULL, *line = input_line(&in);
     size_t size = 0;
     int version = line ? atoi(line) : 0;

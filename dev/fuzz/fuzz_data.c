@@ -82,10 +82,9 @@ static void check_training(Data *d, DataState place, int micro_batch) {
 }
 
 /* Every target of the limit is in one row of the validation data. */
-static void check_validation(const Data *d, size_t limit) {
+static void check_validation(Data *d, size_t limit) {
     size_t rows = data_val_rows(d, limit), count = 0, all = 0;
-    for (size_t i = 0; i < d->num_files; i++)
-        all += d->files[i].count ? d->files[i].count - 1 : 0;
+    for (size_t i = 0; i < d->num_files; i++) all += d->files[i].count ? d->files[i].count - 1 : 0;
     for (size_t row = 0; row <= rows; row += 3) {
         if (data_val_batch(d, row, 3, limit, x, y, err)) {
             require(strstr(err, "vocabulary"), "%s", err);

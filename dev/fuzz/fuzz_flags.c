@@ -72,7 +72,8 @@ static void check_sizes(const Config *c) {
             count);
     print_memory(out, m);
     print_model(out, c, &r);
-    plan_title(out, c);
+    char title[4096];
+    plan_title(title, sizeof title, c);
     plan_print(out, &plan, &r);
 }
 

@@ -22,6 +22,41 @@ static void read_anything(Input in) {
     free(copy);
 }
 
+/* Reads any bytes as values. What is passed over ends where it is read, if it can be read. */
+static void read_values(Input in) {
+    char text[64], *copy = input_copy(in);
+    JsonReader r = {(unsigned char *)copy, in.n, 0};
+    while (r.at < r.size) {
+        JsonReader skipped = r, read = r;
+        int passed = json_skip_value(&skipped) == 0;
+        require(skipped.at <= r.size, "json_skip_value left the text");
+        int known = json_read_scalar(&read, text, sizeof text) == 0;
+        require(read.at <= r.size, "json_read_scalar left the text");
+        if (known) {
+            require(passed && read.at == skipped.at, "\"%s\" is not passed over", text);
+            require(strlen(text) < sizeof text, "the text has no end");
+        }
+        r.at = passed ? skipped.at : r.at + 1;
+    }
+    free(copy);
+}
+
+/* Every text is read back from what the lossless writer makes of it, if it fits. */
+static void write_lossless(Input in) {
+    char back[256], *copy = input_copy(in), *text = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    if (!f) abort();
+    json_text(f, copy, 1);
+    fclose(f);
+    JsonReader r = {(unsigned char *)text, size, 0};
+    int status = json_read_string(&r, back, sizeof back);
+    require((status == 0) == (strlen(copy) < sizeof back), "%zu bytes: %d", strlen(copy), status);
+    if (!status) require(!strcmp(back, copy) && r.at == r.size, "another text");
+    free(text);
+    free(copy);
+}
+
 /* The character at s, or U+FFFD and one byte where there is none. */
 static uint32_t next_character(const char *s, size_t *length) {
     uint32_t code = 0xFFFD;
@@ -62,6 +97,8 @@ static void write_number(Input in) {
 
 static void fuzz_one(Input in) {
     read_anything(in);
+    read_values(in);
+    write_lossless(in);
     write_and_read(in);
     write_number(in);
 }

@@ -110,6 +110,7 @@ run() {
         { echo $version; tail -c +33 "$file" | head -c $((length)); printf '\n*\n'; } >"$dir/text.$version"
         { cat "$dir/text.$version"; echo '%%'; cat "$dir/runs/r/log.jsonl"; echo '%%'; cat "$dir/runs/r/run.json"; } >"$dir/folder.$version"
     done
+    { cat "$dir/runs/r/log.jsonl"; echo '%%'; cat "$dir/runs/r/run.json"; } >"$dir/runs.2"
     cp "$file" "$dir/$name.ckpt"
     rm -r "$dir/runs"
 }
@@ -118,7 +119,9 @@ seed model cm <"$dir/text.2"
 seed model cm_1 <"$dir/text.1"
 seed resume cm <"$dir/folder.2"
 seed resume cm_1 <"$dir/folder.1"
+sed '1s/$/ init/; /^%%$/,$d' "$dir/folder.2" | seed resume init
 { echo '%%'; sed '1,/^%%$/d' "$dir/folder.2"; } | seed resume no_checkpoint
+{ printf '\001\000\000\000\000\000\000\000'; cat "$dir/runs.2"; } | seed log folder
 run frozen --layers 1 --heads 2 --freeze wte,whead --optimizer muon
 seed checkpoint frozen <"$dir/frozen.ckpt"
 sed 's/cm.c checkpoint 2/cm.c checkpoint 1/' "$dir/frozen.ckpt" | seed checkpoint frozen_1
