@@ -452,6 +452,7 @@ static int run_program(Program *p, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     static Program p;
     char err[ERR_LEN];
     int status = parse(&p.o, argc, argv, err);

@@ -324,6 +324,7 @@ static int run_job(Job *job, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     char err[ERR_LEN];
     Options options;
     flags_defaults(option_table, OPTIONS, &options);
