@@ -467,9 +467,9 @@ static int run_program(Program *p, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     static Program p;
     char err[ERR_LEN];
-    file_hold_standard_streams();
     int status = parse(&p.o, argc, argv, err);
     if (status > 0) return 0;
     if (status == 0) status = run_program(&p, err);

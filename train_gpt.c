@@ -588,19 +588,17 @@ static int open_run(Program *p, char *err) {
     return plan_check_frozen(&p->plan, &p->registry, err);
 }
 
-/* A run that reads its data more often than this is told so: its training loss no longer says how
-   well it does on other text. */
-enum { MANY_EPOCHS = 20 };
-
-/* Prints how long the run is and how often it reads its data. */
+/* Prints how long the run is. If it reads its data very often, says so: its training loss then no
+   longer tells how well the model does on other text. */
 static void print_length(const Run *run) {
+    const double often = 20;
     const Config *c = &run->config;
     double epochs = (double)c->steps * (double)c->total_batch_tokens;
     epochs /= (double)data_tokens(&run->train);
     print_line(stdout, "run", "%d steps of %lld tokens (%.2f epochs), seed %lld", c->steps,
                (long long)c->total_batch_tokens, epochs, (long long)c->seed);
     fflush(stdout);
-    if (epochs > MANY_EPOCHS)
+    if (epochs > often)
         print_line(stderr, NULL,
                    "note: every token is read about %.0f times; more data, or fewer --steps, would "
                    "train a model that knows more than this text by heart",
@@ -742,9 +740,9 @@ static int run_program(Program *p, const char *name, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     static Program p;
     char err[ERR_LEN];
-    file_hold_standard_streams();
     int status = parse(&p, argc, argv, err);
     if (status > 0) return 0;
     if (status == 0) status = run_program(&p, argv[0], err);

@@ -346,9 +346,9 @@ static int run_job(Job *job, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     char err[ERR_LEN];
     Options options;
-    file_hold_standard_streams();
     flags_defaults(option_table, OPTIONS, &options);
     int status = flags_parse(option_table, OPTIONS, &options, NULL, argc, argv, err);
     if (status < 0) die("%s", err);

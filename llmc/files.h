@@ -143,20 +143,6 @@ static inline int file_read(const char *path, size_t most, char **text, size_t *
     return 0;
 }
 
-/* A process may be started without standard streams. Then the first file that it opens would be its
-   standard output, and what it prints would land in that file. Opens /dev/null for each that is
-   missing. Call it first in main. */
-static inline void file_hold_standard_streams(void) {
-    for (int fd = 0; fd <= 2; fd++) {
-        if (fcntl(fd, F_GETFD) != -1 || errno != EBADF) continue;
-        int opened = open("/dev/null", fd ? O_WRONLY : O_RDONLY);
-        if (opened >= 0 && opened != fd) { /* cannot be: the lowest number is free */
-            dup2(opened, fd);
-            close(opened);
-        }
-    }
-}
-
 /* Free bytes for an ordinary user on the file system of an open file; INT64_MAX if the file system
    does not report them. */
 static inline int64_t file_free_bytes(int fd) {

@@ -126,6 +126,11 @@ test_lost_output() {
     check "lost output: no note" has err '^note: the output can no longer be written (No space.*its log is runs/lost/log.jsonl'
     check "lost output: the run is not complete" [ "$(lines runs/lost/log.jsonl)" -eq 11 ]
     check "lost output: no checkpoint" [ -f runs/lost/checkpoints/step_00000010.ckpt ]
+    # No file of the run takes the number of an output that is closed.
+    "$TRAIN_GPT" $minute --run closed --steps 10 >&- 2>&-
+    check "closed output: exit status $?" [ $? -eq 0 ]
+    check "closed output: what is printed goes into the log" not has runs/closed/log.jsonl '^[^{]'
+    check "closed output: the run is not complete" same_log runs/closed runs/lost
 }
 
 # What the programs print without running.

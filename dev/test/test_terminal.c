@@ -1,5 +1,6 @@
 /* Tests of what a person sees of a run: lines wrapped to a terminal, the progress line when the
-   terminal is resized or lost, words for the shell, the end of a run, the report of a divergence. */
+   terminal is resized or lost, words for the shell, the end of a run, the report of a
+   divergence. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* posix_openpt */
 #endif
@@ -57,7 +58,7 @@ static int screen_open(Screen *s, int width) {
     return 0;
 }
 
-/* What was written since the last call. A terminal writes "\r\n" for a line end; here it is "\n". */
+/* What was written since the last call. A terminal makes "\r\n" of a line end; here it is "\n". */
 static const char *screen_read(Screen *s) {
     size_t used = 0;
     ssize_t n;
@@ -164,6 +165,8 @@ static void test_wrap(void) {
         /* Fields stay whole too. */
         {NULL, "step 1/9  train 4.1  1 ms", 19, "step 1/9  train 4.1\n  1 ms\n"},
         {NULL, "step 1/9  train 4.1  1 ms", 18, "step 1/9\n  train 4.1  1 ms\n"},
+        {NULL, "one two\nthree four five", 10, "one two\nthree four\n  five\n"},
+        {NULL, "--lr\n0.1 --x", 0, "--lr\n0.1 --x\n"},
         {"peak memory", "1 MiB", 80, "peak memory 1 MiB\n"},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
@@ -308,8 +311,8 @@ static void test_resize(void) {
     screen_close(&s);
 }
 
-/* Work between steps: shown on the progress line, told after half a minute of silence in a file, and
-   left out of the time of a step. */
+/* Work between steps: shown on the progress line, told after half a minute of silence in a file,
+   and left out of the time of a step. */
 static void test_busy(void) {
     static Screen s;
     setenv("TERM", "xterm", 1);
