@@ -445,7 +445,8 @@ static int train_loop(Run *run, Model *m, int *stopped, char *err) {
         int saves = last || (c->checkpoint_every && run->step % c->checkpoint_every == 0);
         if (validates && run_validation(run, m, &line.val_loss, err)) return -1;
         print_step(&progress, c, &line);
-        char *extra = log_extra(c, &m->p, &m->plan, run->step);
+        char *extra;
+        if (log_extra(&extra, c, &m->p, &m->plan, run->step, err)) return -1;
         line.extra = extra;
         int status = log_line(&run->log, &line, err);
         free(extra);

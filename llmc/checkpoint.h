@@ -245,7 +245,7 @@ static inline int ckpt_begin(CkptWriter *w, const char *path, const char *header
     file_path(w->temporary, "%s.tmp-%ld", path, (long)getpid());
     w->buffer = (unsigned char *)malloc(CKPT_BUFFER);
     if (!w->buffer) return ckpt_fail(w, err, "out of memory while writing the checkpoint %s", path);
-    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    w->fd = file_open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC);
     if (w->fd < 0)
         return ckpt_fail(w, err,
                          "cannot create %s: %s; check that the folder exists and is writable",
@@ -312,7 +312,7 @@ static inline int ckpt_commit(CkptWriter *w, char *err) {
         return -1;
     if (ckpt_flush(w, err)) return -1;
     uint64_t sum = ckpt_hash_final(&w->hash);
-    if (file_write_all(w->fd, &sum, 8) || fsync(w->fd)) return ckpt_fail_write(w, errno, err);
+    if (file_write_all(w->fd, &sum, 8) || file_sync(w->fd)) return ckpt_fail_write(w, errno, err);
     int status = close(w->fd), code = errno;
     w->fd = -1;
     if (!status && rename(w->temporary, w->path)) {
@@ -449,7 +449,7 @@ static inline int ckpt_open_checked(Ckpt *c, const char *path, int *damaged, cha
     if (!damaged) damaged = &unused;
     *damaged = 0;
     memset(c, 0, sizeof *c);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = file_open(path, O_RDONLY);
     if (fd < 0) return fail(err, "cannot open the checkpoint %s: %s", path, strerror(errno));
     if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
         close(fd);
@@ -602,24 +602,6 @@ static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *e
     return status;
 }
 
-/* Deletes temporary files of processes that were killed. */
-static inline void ckpt_remove_leftovers(const char *dir) {
-    char path[FILE_PATH_SIZE];
-    struct dirent *entry;
-    DIR *folder = opendir(dir);
-    if (!folder) return;
-    while ((entry = readdir(folder)) != NULL) {
-        const char *mark = strstr(entry->d_name, ".ckpt.tmp-");
-        long pid = mark ? atol(mark + strlen(".ckpt.tmp-")) : 0;
-        if (strncmp(entry->d_name, "step_", 5) || pid <= 0) continue;
-        /* A process that is alive may still be writing its file. */
-        if (pid != (long)getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) continue;
-        file_path(path, "%s/%s", dir, entry->d_name);
-        unlink(path);
-    }
-    closedir(folder);
-}
-
 /* Deletes all checkpoints but the newest `keep` (none if keep < 1), and temporary files. */
 static inline int ckpt_prune(const char *dir, int keep, char *err) {
     char path[FILE_PATH_SIZE];
@@ -632,7 +614,7 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
             status = fail(err, "cannot delete the old checkpoint %s: %s", path, strerror(errno));
     }
     free(steps);
-    ckpt_remove_leftovers(dir);
+    file_remove_leftovers(dir, "step_");
     return status;
 }
 

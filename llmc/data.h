@@ -164,7 +164,7 @@ static inline int data_read_header(DataFile *f, char *err) {
 /* Maps the whole file and sets *is_text. Returns 0, or -1 with a message. */
 static inline int data_map(DataFile *f, int *is_text, char *err) {
     struct stat st;
-    int fd = open(f->path, O_RDONLY | O_CLOEXEC);
+    int fd = file_open(f->path, O_RDONLY);
     if (fd < 0) return fail(err, "cannot open data file %s: %s", f->path, strerror(errno));
     int bad = fstat(fd, &st);
     if (bad || !S_ISREG(st.st_mode)) {

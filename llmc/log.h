@@ -119,7 +119,9 @@ static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, 
         curve->val[curve->n] = log_number(line, "val_loss");
         curve->n++;
     }
-    if (!status && ferror(f)) status = fail(err, "cannot read %s: %s", path, strerror(errno));
+    /* getline ends at the end of the file, at an error, and without memory. */
+    if (!status && length < 0 && !feof(f))
+        status = fail(err, "cannot read %s: %s", path, strerror(errno));
     free(line);
     fclose(f);
     return status;
@@ -204,7 +206,7 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
     if (!log->path[0] || !log->checkpoints[0])
         return fail(err, "the path of the run %.80s... is too long", runs_dir);
     if (file_make_folders(log->checkpoints, err)) return -1;
-    log->fd = open(log->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    log->fd = file_open(log->path, O_RDWR | O_CREAT | O_APPEND);
     if (log->fd < 0) return fail(err, "cannot open %s: %s", log->path, strerror(errno));
     int status = 0;
     if (flock(log->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
@@ -225,7 +227,7 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
 /* ---------------------------------------------------------------------------------------------- */
 /* Writing                                                                                        */
 
-/* Appends whole lines with one write, so that neither a kill nor another process's lines come
+/* Appends whole lines, with one write if the system takes them whole, so that neither a kill nor another process's lines come
    between. If the disk is full, the part that was written is cut off again. */
 static inline int log_append_text(RunLog *log, const char *text, char *err) {
     size_t length = strlen(text);
@@ -233,16 +235,10 @@ static inline int log_append_text(RunLog *log, const char *text, char *err) {
     if (!length) return 0;
     if (text[length - 1] != '\n') return fail(err, "%s: a line without its end", log->path);
     if (fstat(log->fd, &st)) return fail(err, "cannot write %s: %s", log->path, strerror(errno));
-    ssize_t wrote;
-    do wrote = write(log->fd, text, length);
-    while (wrote < 0 && errno == EINTR);
-    if (wrote == (ssize_t)length) return 0;
-    /* A write that was cut short does not say why; the next one does. */
+    if (file_write_all(log->fd, text, length) == 0) return 0;
     int code = errno;
-    if (wrote >= 0)
-        code = write(log->fd, text + wrote, length - (size_t)wrote) < 0 ? errno : ENOSPC;
-    if (ftruncate(log->fd, st.st_size) && wrote > 0)
-        return fail(err, "cannot write %s: %s; its last line is incomplete", log->path,
+    if (ftruncate(log->fd, st.st_size))
+        return fail(err, "cannot write %s: %s; its last line may be incomplete", log->path,
                     strerror(code));
     return fail(err, "cannot write %s: %s; free some space and continue with --resume", log->path,
                 strerror(code));
@@ -279,7 +275,7 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
 /* Syncs the log to the disk. Call it before a checkpoint is written: a power cut must not leave a
    checkpoint whose steps are missing in the log. */
 static inline int log_sync(RunLog *log, char *err) {
-    if (fsync(log->fd) == 0 || errno == EINVAL) return 0;
+    if (file_sync(log->fd) == 0 || errno == EINVAL) return 0;
     return fail(err, "cannot write %s: %s", log->path, strerror(errno));
 }
 
