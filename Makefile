@@ -309,8 +309,8 @@ test-tsan:
 tsan-programs: $(TSAN_TESTS:%=$(BUILD)/test_%)
 	@CC=$(CC) sh dev/test/tsan.sh $^
 
-# Injected faults: kills, power cuts, calls that fail, locks. KILLS kills, the calls of a run that fail one in
-# CALLS; CALLS=1 is every call. SEED repeats a run.
+# Injected faults: kills, power cuts, calls that fail, locks. There are KILLS kills; one in CALLS of the calls fails,
+# so that CALLS=1 is every call. SEED repeats the random moments.
 KILLS ?= 100
 CALLS ?= 10
 test-faults: $(PROGRAMS) $(FAULTS)
@@ -351,6 +351,7 @@ help:
 	@echo "make check       the tests of everyday work, half a minute"
 	@echo "make test        every test; make test T=checkpoint: the tests whose name begins so"
 	@echo "make test-asan   every test under AddressSanitizer and UBSan; make test-tsan: threads under ThreadSanitizer"
+	@echo "make test-faults kills, power cuts, failing calls (KILLS=1000 kills; CALLS=1: every call fails once; SEED=)"
 	@echo "make cuda        train_gpt_cuda, train_gpt_cuda_fp32 and generate_cuda for NVIDIA GPUs (ARCH=sm_80, NVCC=, CUDA_WHEELS=)"
 	@echo "make test_gpt_cuda  the tests that run on a GPU; bash dev/gpu/check.sh runs them and more"
 	@echo "make bench       benchmarks of the parts"

@@ -417,9 +417,11 @@ static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
     return 0;
 }
 
-/* Logs the validation loss before the first step. */
+/* Logs the validation loss before the first step, unless a run that was stopped there has done it. */
 static int log_start(Run *run, Model *m, Progress *progress, char *err) {
     LogLine line = log_line_empty();
+    struct stat st;
+    if (fstat(run->log.fd, &st) == 0 && st.st_size > 0) return 0;
     if (run_validation(run, m, &line.val_loss, err)) return -1;
     if (log_line(&run->log, &line, err)) return -1;
     progress_print(progress, "step %5d  validation %.4f", 0, line.val_loss);

@@ -396,7 +396,8 @@ static inline int ckpt_read_record(const Ckpt *c, uint64_t *at, CkptRecord *r) {
 }
 
 /* Finds the header and the records of a mapped file whose checksum is right. Bounds are checked
-   nevertheless: a checksum proves that nothing changed, not that the writer was sound. */
+   nevertheless: a checksum proves that nothing changed, not that the writer was sound. Returns 0, -1
+   if the records are not sound, -2 without memory. */
 static inline int ckpt_index(Ckpt *c) {
     uint64_t at = 24;
     const unsigned char *p = ckpt_take(c, &at, 8);
@@ -407,7 +408,7 @@ static inline int ckpt_index(Ckpt *c) {
         if (c->count == capacity) {
             capacity = capacity ? 2 * capacity : 64;
             void *grown = realloc(c->records, (size_t)capacity * sizeof *c->records);
-            if (!grown) return -1;
+            if (!grown) return -2;
             c->records = (CkptRecord *)grown;
         }
         memset(&c->records[c->count], 0, sizeof *c->records);
@@ -417,7 +418,7 @@ static inline int ckpt_index(Ckpt *c) {
 }
 
 /* Says what is wrong with a mapped file; NULL if nothing is. *damaged is 0 if the file is whole but
-   of another version. */
+   of another version, or if there is no memory to read it. */
 static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     const size_t magic = strlen(CKPT_MAGIC);
     *damaged = 1;
@@ -436,9 +437,10 @@ static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
         return "is truncated or damaged: its length is not the one it was written with";
     if (checkpoint_hash(c->map, (size_t)c->size - 8) != ckpt_u64(c->map + c->size - 8))
         return "is damaged: its checksum does not match its contents";
-    if (ckpt_index(c)) return "is damaged: its records run past its end";
+    int status = ckpt_index(c);
+    if (status == -1) return "is damaged: its records run past its end";
     *damaged = 0;
-    return NULL;
+    return status ? "cannot be read: out of memory" : NULL;
 }
 
 /* Opens, maps and verifies a file. Returns 0, or -1 with a message; then *damaged (may be NULL) is
@@ -619,10 +621,14 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
 }
 
 /* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would otherwise keep
-   later checkpoints of the earlier run, damaged ones too, as the newest. */
+   later checkpoints of the earlier run, damaged ones too, as the newest. The folder is synced first:
+   the checkpoint of `step` may be of a process that was killed right after its rename, and a power
+   cut must not undo that rename when older checkpoints are deleted. */
 static inline int ckpt_discard_after(const char *dir, int64_t step, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;
+    if (file_sync_folder(dir))
+        return fail(err, "cannot sync the folder %s: %s", dir, strerror(errno));
     int status = 0, count = ckpt_list(dir, &steps, err);
     if (count < 0) return -1;
     for (int i = 0; i < count && !status; i++) {

@@ -54,7 +54,8 @@ in_folder() {
 }
 
 # How a run is started (again): by its name if it has said what it is, else with all of its flags. OLD=1 is for
-# programs that continue a run without a checkpoint only with all of its flags, and that SIGHUP ends without saving.
+# programs that continue a run without a checkpoint only with all of its flags, that end by SIGHUP and by a pipe without
+# a reader without saving, and that do not take care of closed standard streams.
 restart_flags() {
     if [ -n "${OLD:-}" ] && [ -d broken/runs/r/checkpoints ] && [ -z "$(newest broken/runs/r)" ]; then
         restart="$flags --resume"

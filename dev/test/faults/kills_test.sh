@@ -81,7 +81,9 @@ random_kind() {
 # After a signal that asks for an end the program has saved its last step, or it ended before it began.
 saved_or_untouched() {
     if grep -q "stopped by signal .* after step" out; then
-        [ "$(last_step broken/runs/r)" = "$(step_of_newest broken/runs/r)" ]
+        _step=$(last_step broken/runs/r)
+        _saved=$(step_of_newest broken/runs/r)
+        [ "${_step:-0}" = "${_saved:-0}" ]
     else cmp -s log.before broken/runs/r/log.jsonl || [ ! -s broken/runs/r/log.jsonl ]; fi
 }
 # After a power cut the newest checkpoint that the program had finished is there: it logs a step only when the
@@ -167,6 +169,34 @@ test_training() {
     kills --threads 2 --total-batch-tokens 96
     kills --threads 2 --log-groups --recompute block
     report_kills
+}
+
+# A run is killed between the rename of a checkpoint and the sync of its folder. The run that is resumed from this
+# checkpoint deletes the one before it, and then the power fails: one of both must be there.
+test_kill_then_cut() {
+    [ -n "$preloads" ] || return
+    flags=$(echo "$tiny --threads 1" | sed 's/--keep-checkpoints 2/--keep-checkpoints 1/')
+    unbroken
+    more=$((KILLS / 4 + 2))
+    while [ $more -gt 0 ]; do
+        rm -rf broken journal cut
+        mkdir broken
+        random 10000
+        # The third rename is of step 6's checkpoint; 2 modulo 3 is after the call.
+        strike_at="LD_PRELOAD=$SHIM FAULT_WATCH=. FAULT_JOURNAL=$dir/journal FAULT_CUT=$dir/cut"
+        in_folder broken env $strike_at FAULT=rename:3:KILL FAULT_SEED=2 "$TRAIN_GPT" $flags 2>/dev/null
+        in_folder broken env $strike_at FAULT=write:4:CUTLOOSE FAULT_SEED=$drawn "$TRAIN_GPT" --run r --resume 2>/dev/null
+        history="SEED=$SEED, FAULT_SEED=$drawn"
+        check "kill, then power cut: there was no cut ($history)" [ -d cut ]
+        rm -rf broken
+        mv cut broken
+        check "kill, then power cut: no checkpoint is left ($history)" [ -n "$(newest broken/runs/r)" ]
+        restart_flags
+        in_folder broken "$TRAIN_GPT" $restart
+        check "kill, then power cut: the resumed run ends with $? ($history)" [ $? -eq 0 ]
+        check "kill, then power cut: the resumed run ends otherwise ($history)" same_end 0
+        more=$((more - 1))
+    done
 }
 
 # After the last word of a program, a power cut takes nothing of what it wrote.
