@@ -430,7 +430,7 @@ static int write_sample(Program *p, int sample, char *err) {
     if (p->text.terminal) printf("\033[2m");
     text_put(&p->text, p->prompt, p->prompt_size);
     if (p->text.terminal) printf("\033[0m");
-    fflush(stdout);
+    if (fflush(stdout)) return fail(err, "cannot write the text: %s", strerror(errno));
     if (write_tokens(p, sample, err)) return -1;
     text_flush(&p->text, 1);
     if (putchar('\n') == EOF || fflush(stdout))

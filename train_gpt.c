@@ -430,7 +430,8 @@ static Work timed_step(Run *run, Model *m, char *err) {
     double flops = flops_per_token(c, &m->p.r) * line.tok_s;
     if (run->peak > 0) line.mfu = flops / run->peak;
     if (run->stated_peak > 0) line.mfu_stated = flops / run->stated_peak;
-    char *extra = log_extra(c, &m->p, &m->plan, run->step);
+    char *extra;
+    if (log_extra(&extra, c, &m->p, &m->plan, run->step, err)) return WORK_FAILED;
     line.extra = extra;
     run->pending = log_line_text(&line);
     free(extra);
