@@ -117,10 +117,10 @@ test_training() {
     unbroken
     least=0
     each_fault "$train_kinds" nothing train_start same_run then_resume
-    # The run is killed before the rename of its third checkpoint; the first rename is that of run.json.
+    # The run is killed before the rename of its third checkpoint; the first two renames are of run.json.
     rm -rf broken
     mkdir broken
-    in_folder broken env LD_PRELOAD="$SHIM" FAULT=rename:4:KILL "$TRAIN_GPT" $flags 2>/dev/null
+    in_folder broken env LD_PRELOAD="$SHIM" FAULT=rename:5:KILL "$TRAIN_GPT" $flags 2>/dev/null
     rm -rf half
     mv broken half
     least=6
