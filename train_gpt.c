@@ -482,19 +482,19 @@ typedef struct {
    if the program is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
-    FlagNote presets[PRESETS];
+    FlagNote presets[CONFIG_PRESETS];
     preset_notes(presets);
     int status = config_parse(c, p->run.given, argc, argv, err);
     if (status > 0) {
         flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.",
                    config_flags, CONFIG_FLAGS);
-        flags_help_notes(stdout, "Flags of each --preset", presets, PRESETS);
+        flags_help_notes(stdout, "Flags of each --preset", presets, CONFIG_PRESETS);
     }
     if (status) return status;
     if (c->version) printf("cm.c %s\n", CM_VERSION);
     if (c->help_markdown && !c->version) {
         flags_markdown(stdout, config_flags, CONFIG_FLAGS);
-        flags_markdown_notes(stdout, "Presets", presets, PRESETS);
+        flags_markdown_notes(stdout, "Presets", presets, CONFIG_PRESETS);
     }
     return c->version || c->help_markdown;
 }

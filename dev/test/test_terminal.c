@@ -596,7 +596,7 @@ static void test_diverged(void) {
 
 /* Of a preset, what the command line did not override; nothing of the defaults. */
 static void test_presets(void) {
-    FlagNote notes[PRESETS];
+    FlagNote notes[CONFIG_PRESETS];
     Config c = config_of("--preset gpt2 --layers 3 --lr-final 0.1 --act relu2", "");
     Capture out;
     capture_open(&out);
