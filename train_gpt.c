@@ -536,8 +536,8 @@ static void print_length(const Run *run) {
     fflush(stdout);
     if (epochs > often)
         print_line(stderr, NULL,
-                   "note: every token is read about %.0f times; more data, or fewer --steps, would "
-                   "train a model that knows more than this text by heart",
+                   "note: every token is read about %.0f times; the model will learn this text by "
+                   "heart: use more data or fewer --steps",
                    epochs);
 }
 
