@@ -471,7 +471,7 @@ int main(int argc, char **argv) {
     static Program p;
     char err[ERR_LEN];
     int status = parse(&p.o, argc, argv, err);
-    if (status > 0) return 0;
+    if (status > 0) return output_status(stdout);
     if (status == 0) status = run_program(&p, err);
     if (status < 0) die("%s", err);
     return 0;

@@ -532,19 +532,19 @@ typedef struct {
    if the program is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
-    FlagNote presets[PRESETS];
+    FlagNote presets[CONFIG_PRESETS];
     preset_notes(presets);
     int status = config_parse(c, p->run.given, argc, argv, err);
     if (status > 0) {
         flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.",
                    config_flags, CONFIG_FLAGS);
-        flags_help_notes(stdout, "Flags of each --preset", presets, PRESETS);
+        flags_help_notes(stdout, "Flags of each --preset", presets, CONFIG_PRESETS);
     }
     if (status) return status;
     if (c->version) printf("cm.c %s\n", CM_VERSION);
     if (c->help_markdown && !c->version) {
         flags_markdown(stdout, config_flags, CONFIG_FLAGS);
-        flags_markdown_notes(stdout, "Presets", presets, PRESETS);
+        flags_markdown_notes(stdout, "Presets", presets, CONFIG_PRESETS);
     }
     return c->version || c->help_markdown;
 }
@@ -601,8 +601,8 @@ static void print_length(const Run *run) {
     fflush(stdout);
     if (epochs > often)
         print_line(stderr, NULL,
-                   "note: every token is read about %.0f times; more data, or fewer --steps, would "
-                   "train a model that knows more than this text by heart",
+                   "note: every token is read about %.0f times; the model will learn this text by "
+                   "heart: use more data or fewer --steps",
                    epochs);
 }
 
@@ -668,7 +668,7 @@ static int dry_run(Program *p, char *err) {
     choose_gelu(run, &p->model);
     if (time_step(run, &p->model, &micro_batch, &update, err)) return -1;
     print_expected_time(c, flops, micro_batch, update);
-    return 0;
+    return output_status(stdout);
 }
 
 /* Makes the folder and the model, and sets its parameters. run.json is there before the first step,
@@ -745,7 +745,7 @@ int main(int argc, char **argv) {
     static Program p;
     char err[ERR_LEN];
     int status = parse(&p, argc, argv, err);
-    if (status > 0) return 0;
+    if (status > 0) return output_status(stdout);
     if (status == 0) status = run_program(&p, argv[0], err);
     if (status < 0) die("%s", err);
     return status;

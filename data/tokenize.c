@@ -363,7 +363,7 @@ int main(int argc, char **argv) {
                    "data/tokenize --input FILE --output PREFIX [--flag value ...]\n"
                    "data/tokenize --decode SHARDS --output FILE [--bytes N]",
                    option_table, OPTIONS);
-        return 0;
+        return output_status(stdout);
     }
     Job job;
     memset(&job, 0, sizeof job);

@@ -409,8 +409,9 @@ static inline int log_append_validated(RunLog *log, const char *text, double val
     const char *at = strstr(text, key);
     char *line = NULL;
     size_t size = 0;
-    FILE *f = at && isfinite(val_loss) ? open_memstream(&line, &size) : NULL;
-    if (!f) return log_append_text(log, text, err);
+    if (!at || !isfinite(val_loss)) return log_append_text(log, text, err);
+    FILE *f = open_memstream(&line, &size);
+    if (!f) return fail(err, "out of memory while writing %s", log->path);
     fprintf(f, "%.*s\"val_loss\": ", (int)(at - text), text);
     json_float(f, val_loss);
     fputs(at + sizeof key - 1, f);

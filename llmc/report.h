@@ -201,12 +201,12 @@ static inline void print_preset(FILE *out, const Config *c) {
     free(text);
 }
 
-enum { PRESETS = (int)(sizeof config_presets / sizeof config_presets[0]) };
+enum { CONFIG_PRESETS = (int)(sizeof config_presets / sizeof config_presets[0]) };
 
 /* The presets as notes for --help and the manual. */
-static inline void preset_notes(FlagNote notes[PRESETS]) {
+static inline void preset_notes(FlagNote notes[CONFIG_PRESETS]) {
     const Flag *flag = &config_flags[flags_find(config_flags, CONFIG_FLAGS, "preset")];
-    for (int i = 0, length = 0; i < PRESETS; i++) {
+    for (int i = 0, length = 0; i < CONFIG_PRESETS; i++) {
         const char *name = flags_choice(flag, i, &length);
         snprintf(notes[i].title, sizeof notes[i].title, "%.*s", length, name);
         notes[i].text = *config_presets[i] ? config_presets[i] : "the defaults of all flags";

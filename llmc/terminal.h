@@ -206,7 +206,22 @@ static inline int output_lost(FILE *out, const char *log) {
     print_line(stderr, NULL, "note: the output can no longer be written (%s); the run goes on%s%s",
                code ? strerror(code) : "an earlier write failed", log ? ", its log is " : "",
                log ? log : "");
-    if (!freopen("/dev/null", "w", out)) clearerr(out);
+    int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nowhere >= 0) {
+        dup2(nowhere, fileno(out));
+        close(nowhere);
+    }
+    clearerr(out);
+    return 1;
+}
+
+/* The exit status of a program that has printed what it was asked for: 0, or 1 with a message if
+   that could not be written. */
+static inline int output_status(FILE *out) {
+    errno = 0;
+    if (!fflush(out) && !ferror(out)) return 0;
+    fprintf(stderr, "error: the output cannot be written: %s\n",
+            errno ? strerror(errno) : "an earlier write failed");
     return 1;
 }
 
