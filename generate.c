@@ -430,7 +430,7 @@ static int write_sample(Program *p, int sample, char *err) {
     if (p->text.terminal) printf("\033[2m");
     text_put(&p->text, p->prompt, p->prompt_size);
     if (p->text.terminal) printf("\033[0m");
-    fflush(stdout);
+    if (fflush(stdout)) return fail(err, "cannot write the text: %s", strerror(errno));
     if (write_tokens(p, sample, err)) return -1;
     text_flush(&p->text, 1);
     if (putchar('\n') == EOF || fflush(stdout))
@@ -467,11 +467,11 @@ static int run_program(Program *p, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     static Program p;
     char err[ERR_LEN];
-    file_hold_standard_streams();
     int status = parse(&p.o, argc, argv, err);
-    if (status > 0) return 0;
+    if (status > 0) return output_status(stdout);
     if (status == 0) status = run_program(&p, err);
     if (status < 0) die("%s", err);
     return 0;

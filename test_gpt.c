@@ -1710,8 +1710,8 @@ static void test_shard(const char *rule) {
     release();
 }
 
-static const char *const presets[PRESETS] = {"--preset tiny", "--preset gpt2", "--preset llama",
-                                             "--preset speedrun"};
+static const char *const presets[CONFIG_PRESETS] = {"--preset tiny", "--preset gpt2",
+                                                    "--preset llama", "--preset speedrun"};
 
 static void test_classifiers(void) {
     test_classifier(0);
@@ -1720,26 +1720,26 @@ static void test_classifiers(void) {
 }
 
 static void test_accumulation_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_accumulation(presets[i]);
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_accumulation(presets[i]);
 }
 
 static void test_causality_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_causality(presets[i]);
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_causality(presets[i]);
 }
 
 static void test_init_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_init(presets[i], "");
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_init(presets[i], "");
     test_init("--preset tiny", "--tied on");
     for (int i = 0; i < 3; i++) test_zero_init(rules[i]);
 }
 
 static void test_memory_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_memory(presets[i]);
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_memory(presets[i]);
 }
 
 static void test_recompute_values(void) {
     char changes[64];
-    for (int i = 0; i < PRESETS; i++) test_recompute(presets[i], "");
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_recompute(presets[i], "");
     for (int norm = 0; norm < COUNT_OF(all_norms); norm++)
         for (int act = 0; act < COUNT_OF(all_acts); act++) {
             snprintf(changes, sizeof changes, "--norm %s --act %s", all_norms[norm], all_acts[act]);
@@ -1748,7 +1748,7 @@ static void test_recompute_values(void) {
 }
 
 static void test_update_rules(void) {
-    for (int i = 0; i < PRESETS; i++)
+    for (int i = 0; i < CONFIG_PRESETS; i++)
         for (int j = 0; j < RULES; j++) test_update(presets[i], rules[j], j == 2 ? 3 : 1);
 }
 

@@ -430,7 +430,8 @@ static Work timed_step(Run *run, Model *m, char *err) {
     double flops = flops_per_token(c, &m->p.r) * line.tok_s;
     if (run->peak > 0) line.mfu = flops / run->peak;
     if (run->stated_peak > 0) line.mfu_stated = flops / run->stated_peak;
-    char *extra = log_extra(c, &m->p, &m->plan, run->step);
+    char *extra;
+    if (log_extra(&extra, c, &m->p, &m->plan, run->step, err)) return WORK_FAILED;
     line.extra = extra;
     run->pending = log_line_text(&line);
     free(extra);
@@ -531,19 +532,19 @@ typedef struct {
    if the program is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
-    FlagNote presets[PRESETS];
+    FlagNote presets[CONFIG_PRESETS];
     preset_notes(presets);
     int status = config_parse(c, p->run.given, argc, argv, err);
     if (status > 0) {
         flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.",
                    config_flags, CONFIG_FLAGS);
-        flags_help_notes(stdout, "Flags of each --preset", presets, PRESETS);
+        flags_help_notes(stdout, "Flags of each --preset", presets, CONFIG_PRESETS);
     }
     if (status) return status;
     if (c->version) printf("cm.c %s\n", CM_VERSION);
     if (c->help_markdown && !c->version) {
         flags_markdown(stdout, config_flags, CONFIG_FLAGS);
-        flags_markdown_notes(stdout, "Presets", presets, PRESETS);
+        flags_markdown_notes(stdout, "Presets", presets, CONFIG_PRESETS);
     }
     return c->version || c->help_markdown;
 }
@@ -588,22 +589,20 @@ static int open_run(Program *p, char *err) {
     return plan_check_frozen(&p->plan, &p->registry, err);
 }
 
-/* A run that reads its data more often than this is told so: its training loss no longer says how
-   well it does on other text. */
-enum { MANY_EPOCHS = 20 };
-
-/* Prints how long the run is and how often it reads its data. */
+/* Prints how long the run is. If it reads its data very often, says so: its training loss then no
+   longer tells how well the model does on other text. */
 static void print_length(const Run *run) {
+    const double often = 20;
     const Config *c = &run->config;
     double epochs = (double)c->steps * (double)c->total_batch_tokens;
     epochs /= (double)data_tokens(&run->train);
     print_line(stdout, "run", "%d steps of %lld tokens (%.2f epochs), seed %lld", c->steps,
                (long long)c->total_batch_tokens, epochs, (long long)c->seed);
     fflush(stdout);
-    if (epochs > MANY_EPOCHS)
+    if (epochs > often)
         print_line(stderr, NULL,
-                   "note: every token is read about %.0f times; more data, or fewer --steps, would "
-                   "train a model that knows more than this text by heart",
+                   "note: every token is read about %.0f times; the model will learn this text by "
+                   "heart: use more data or fewer --steps",
                    epochs);
 }
 
@@ -669,7 +668,7 @@ static int dry_run(Program *p, char *err) {
     choose_gelu(run, &p->model);
     if (time_step(run, &p->model, &micro_batch, &update, err)) return -1;
     print_expected_time(c, flops, micro_batch, update);
-    return 0;
+    return output_status(stdout);
 }
 
 /* Makes the folder and the model, and sets its parameters. run.json is there before the first step,
@@ -742,11 +741,11 @@ static int run_program(Program *p, const char *name, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     static Program p;
     char err[ERR_LEN];
-    file_hold_standard_streams();
     int status = parse(&p, argc, argv, err);
-    if (status > 0) return 0;
+    if (status > 0) return output_status(stdout);
     if (status == 0) status = run_program(&p, argv[0], err);
     if (status < 0) die("%s", err);
     return status;

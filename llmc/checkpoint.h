@@ -257,7 +257,7 @@ static inline int ckpt_begin(CkptWriter *w, const char *path, const char *header
     file_path(w->temporary, "%s.tmp-%ld", path, (long)getpid());
     w->buffer = (unsigned char *)malloc(CKPT_BUFFER);
     if (!w->buffer) return ckpt_fail(w, err, "out of memory while writing the checkpoint %s", path);
-    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    w->fd = file_open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC);
     if (w->fd < 0)
         return ckpt_fail(w, err,
                          "cannot create %s: %s; check that the folder exists and is writable",
@@ -331,7 +331,7 @@ static inline int ckpt_commit(CkptWriter *w, char *err) {
         return -1;
     if (ckpt_flush(w, err)) return -1;
     uint64_t sum = ckpt_hash_final(&w->hash);
-    if (file_write_all(w->fd, &sum, 8) || fsync(w->fd)) return ckpt_fail_write(w, errno, err);
+    if (file_write_all(w->fd, &sum, 8) || file_sync(w->fd)) return ckpt_fail_write(w, errno, err);
     int status = close(w->fd), code = errno;
     w->fd = -1;
     if (!status && rename(w->temporary, w->path)) {
@@ -416,7 +416,8 @@ static inline int ckpt_read_record(const Ckpt *c, uint64_t *at, CkptRecord *r) {
 }
 
 /* Finds the header and the records of a mapped file whose checksum is right. Bounds are checked
-   nevertheless: a checksum proves that nothing changed, not that the writer was sound. */
+   nevertheless: a checksum proves that nothing changed, not that the writer was sound. Returns 0;
+   -1 if the records are not sound; -2 without memory. */
 static inline int ckpt_index(Ckpt *c) {
     uint64_t at = 24;
     const unsigned char *p = ckpt_take(c, &at, 8);
@@ -427,7 +428,7 @@ static inline int ckpt_index(Ckpt *c) {
         if (c->count == capacity) {
             capacity = capacity ? 2 * capacity : 64;
             void *grown = realloc(c->records, (size_t)capacity * sizeof *c->records);
-            if (!grown) return -1;
+            if (!grown) return -2;
             c->records = (CkptRecord *)grown;
         }
         memset(&c->records[c->count], 0, sizeof *c->records);
@@ -437,7 +438,7 @@ static inline int ckpt_index(Ckpt *c) {
 }
 
 /* Says what is wrong with a mapped file; NULL if nothing is. *damaged is 0 if the file is whole but
-   of another version. */
+   of another version, or if there is no memory to read it. */
 static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     const size_t magic = strlen(CKPT_MAGIC);
     *damaged = 1;
@@ -456,9 +457,10 @@ static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
         return "is truncated or damaged: its length is not the one it was written with";
     if (checkpoint_hash(c->map, (size_t)c->size - 8) != ckpt_u64(c->map + c->size - 8))
         return "is damaged: its checksum does not match its contents";
-    if (ckpt_index(c)) return "is damaged: its records run past its end";
+    int status = ckpt_index(c);
+    if (status == -1) return "is damaged: its records run past its end";
     *damaged = 0;
-    return NULL;
+    return status ? "cannot be read: out of memory" : NULL;
 }
 
 /* Why a checkpoint cannot be opened: it cannot be read or is of another version; its contents are
@@ -560,20 +562,6 @@ static inline int ckpt_has_value(const Ckpt *c, const char *key) {
     return !ckpt_value(c, key, value, sizeof value);
 }
 
-/* Reads a whole number: digits and nothing else. Returns -1 for another text, and for a number
-   above `most`. */
-static inline int ckpt_parse_number(const char *text, uint64_t most, uint64_t *value) {
-    uint64_t n = 0;
-    if (!*text) return -1;
-    for (; *text; text++) {
-        uint64_t digit = (uint64_t)((unsigned char)*text - '0');
-        if (digit > 9 || digit > most || n > (most - digit) / 10) return -1;
-        n = 10 * n + digit;
-    }
-    *value = n;
-    return 0;
-}
-
 /* A number of the header from `least` to `most`. Returns 0, or -1 with a message if there is no
    such key or if its value is not such a number. */
 static inline int ckpt_number_in(const Ckpt *c, const char *key, uint64_t least, uint64_t most,
@@ -581,7 +569,7 @@ static inline int ckpt_number_in(const Ckpt *c, const char *key, uint64_t least,
     char text[64];
     if (ckpt_value(c, key, text, sizeof text))
         return fail(err, "the checkpoint's header lacks %s", key);
-    if (ckpt_parse_number(text, most, value) || *value < least)
+    if (parse_whole(text, most, value) || *value < least)
         return fail(err, "the checkpoint's header has %s=%s, which is no number from %llu to %llu",
                     key, text, (unsigned long long)least, (unsigned long long)most);
     return 0;
@@ -714,26 +702,6 @@ static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *e
     return status;
 }
 
-/* Deletes temporary files of processes that were killed. */
-static inline void ckpt_remove_leftovers(const char *dir) {
-    char path[FILE_PATH_SIZE];
-    struct dirent *entry;
-    DIR *folder = opendir(dir);
-    if (!folder) return;
-    while ((entry = readdir(folder)) != NULL) {
-        const char *mark = strstr(entry->d_name, ".ckpt.tmp-");
-        uint64_t pid;
-        if (strncmp(entry->d_name, "step_", 5) || !mark ||
-            ckpt_parse_number(mark + strlen(".ckpt.tmp-"), INT32_MAX, &pid) || !pid)
-            continue;
-        /* A process that is alive may still be writing its file. */
-        if ((pid_t)pid != getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) continue;
-        file_path(path, "%s/%s", dir, entry->d_name);
-        unlink(path);
-    }
-    closedir(folder);
-}
-
 /* Deletes all checkpoints but the newest `keep` (none if keep < 1), and temporary files. */
 static inline int ckpt_prune(const char *dir, int keep, char *err) {
     char path[FILE_PATH_SIZE];
@@ -746,15 +714,19 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
             status = fail(err, "cannot delete the old checkpoint %s: %s", path, strerror(errno));
     }
     free(steps);
-    ckpt_remove_leftovers(dir);
+    file_remove_leftovers(dir, "step_");
     return status;
 }
 
 /* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would otherwise keep
-   later checkpoints of the earlier run, damaged ones too, as the newest. */
+   later checkpoints of the earlier run, damaged ones too, as the newest. The folder is synced
+   first: the checkpoint of `step` may be of a process that was killed right after its rename, and a
+   power cut must not undo that rename when older checkpoints are deleted. */
 static inline int ckpt_discard_after(const char *dir, int64_t step, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;
+    if (file_sync_folder(dir))
+        return fail(err, "cannot sync the folder %s: %s", dir, strerror(errno));
     int status = 0, count = ckpt_list(dir, &steps, err);
     if (count < 0) return -1;
     for (int i = 0; i < count && !status; i++) {

@@ -351,7 +351,8 @@ static const char *const config_presets[] = {
 static inline int config_apply(Config *c, const unsigned char *given, const char *pairs,
                                char *err) {
     char *text = strdup(pairs), *save = NULL;
-    int status = 0;
+    int status = text ? 0 : fail(err, "out of memory: flags");
+    if (status) return -1;
     for (char *name = strtok_r(text, " ", &save); name && !status;
          name = strtok_r(NULL, " ", &save)) {
         char *value = strtok_r(NULL, " ", &save);

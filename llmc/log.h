@@ -126,7 +126,10 @@ static inline int log_next(LogReader *r) {
 
 /* Ends the reading. Returns 0, or -1 with a message if the file could not be read to its end. */
 static inline int log_end(LogReader *r, const char *path, char *err) {
-    int status = ferror(r->file) ? fail(err, "cannot read %s: %s", path, strerror(errno)) : 0;
+    /* getline ends at the end of the file, at an error, and without memory. */
+    int status = r->length < 0 && !feof(r->file)
+                     ? fail(err, "cannot read %s: %s", path, strerror(errno))
+                     : 0;
     fclose(r->file);
     free(r->line);
     return status;
@@ -265,14 +268,14 @@ static inline int log_save_others(const RunLog *log, int64_t bytes, char *err) {
     char path[FILE_PATH_SIZE];
     LogReader r;
     file_path(path, "%s/log.other", log->dir);
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666), status = 0;
+    int fd = file_open(path, O_WRONLY | O_CREAT | O_APPEND), status = 0;
     if (fd < 0) return fail(err, "cannot open %s: %s", path, strerror(errno));
     if (log_begin(&r, log->path, err)) status = -1;
     else {
         while (!status && log_next(&r))
             if (r.begin >= bytes && r.kind == LOG_OTHER)
                 status = file_write_all(fd, r.line, (size_t)r.length);
-        if (!status) status = fsync(fd);
+        if (!status) status = file_sync(fd);
         if (status) fail(err, "cannot write %s: %s", path, strerror(errno));
         if (log_end(&r, log->path, status ? NULL : err)) status = -1;
     }
@@ -310,7 +313,7 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
     if (!log->path[0] || !log->checkpoints[0])
         return fail(err, "the path of the run %.80s... is too long", runs_dir);
     if (file_make_folders(log->checkpoints, err)) return -1;
-    log->fd = open(log->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    log->fd = file_open(log->path, O_RDWR | O_CREAT | O_APPEND);
     if (log->fd < 0) return fail(err, "cannot open %s: %s", log->path, strerror(errno));
     int status = 0;
     if (flock(log->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
@@ -331,24 +334,19 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
 /* ---------------------------------------------------------------------------------------------- */
 /* Writing                                                                                        */
 
-/* Appends whole lines with one write, so that neither a kill nor another process's lines come
-   between. If the disk is full, the part that was written is cut off again. */
+/* Appends whole lines, with one write if the system takes them whole, so that neither a kill nor
+   another process's lines come between. If the disk is full, the part that was written is cut off
+   again. */
 static inline int log_append_text(RunLog *log, const char *text, char *err) {
     size_t length = strlen(text);
     struct stat st;
     if (!length) return 0;
     if (text[length - 1] != '\n') return fail(err, "%s: a line without its end", log->path);
     if (fstat(log->fd, &st)) return fail(err, "cannot write %s: %s", log->path, strerror(errno));
-    ssize_t wrote;
-    do wrote = write(log->fd, text, length);
-    while (wrote < 0 && errno == EINTR);
-    if (wrote == (ssize_t)length) return 0;
-    /* A write that was cut short does not say why; the next one does. */
+    if (file_write_all(log->fd, text, length) == 0) return 0;
     int code = errno;
-    if (wrote >= 0)
-        code = write(log->fd, text + wrote, length - (size_t)wrote) < 0 ? errno : ENOSPC;
-    if (ftruncate(log->fd, st.st_size) && wrote > 0)
-        return fail(err, "cannot write %s: %s; its last line is incomplete", log->path,
+    if (ftruncate(log->fd, st.st_size))
+        return fail(err, "cannot write %s: %s; its last line may be incomplete", log->path,
                     strerror(code));
     return fail(err, "cannot write %s: %s; free some space and continue with --resume", log->path,
                 strerror(code));
@@ -411,8 +409,9 @@ static inline int log_append_validated(RunLog *log, const char *text, double val
     const char *at = strstr(text, key);
     char *line = NULL;
     size_t size = 0;
-    FILE *f = at && isfinite(val_loss) ? open_memstream(&line, &size) : NULL;
-    if (!f) return log_append_text(log, text, err);
+    if (!at || !isfinite(val_loss)) return log_append_text(log, text, err);
+    FILE *f = open_memstream(&line, &size);
+    if (!f) return fail(err, "out of memory while writing %s", log->path);
     fprintf(f, "%.*s\"val_loss\": ", (int)(at - text), text);
     json_float(f, val_loss);
     fputs(at + sizeof key - 1, f);
@@ -425,7 +424,7 @@ static inline int log_append_validated(RunLog *log, const char *text, double val
 /* Syncs the log to the disk. Call it before a checkpoint is written: a power cut must not leave a
    checkpoint whose steps are missing in the log. */
 static inline int log_sync(RunLog *log, char *err) {
-    if (fsync(log->fd) == 0 || errno == EINVAL) return 0;
+    if (file_sync(log->fd) == 0 || errno == EINVAL) return 0;
     return fail(err, "cannot write %s: %s", log->path, strerror(errno));
 }
 

@@ -201,12 +201,12 @@ static inline void print_preset(FILE *out, const Config *c) {
     free(text);
 }
 
-enum { PRESETS = (int)(sizeof config_presets / sizeof config_presets[0]) };
+enum { CONFIG_PRESETS = (int)(sizeof config_presets / sizeof config_presets[0]) };
 
 /* The presets as notes for --help and the manual. */
-static inline void preset_notes(FlagNote notes[PRESETS]) {
+static inline void preset_notes(FlagNote notes[CONFIG_PRESETS]) {
     const Flag *flag = &config_flags[flags_find(config_flags, CONFIG_FLAGS, "preset")];
-    for (int i = 0, length = 0; i < PRESETS; i++) {
+    for (int i = 0, length = 0; i < CONFIG_PRESETS; i++) {
         const char *name = flags_choice(flag, i, &length);
         snprintf(notes[i].title, sizeof notes[i].title, "%.*s", length, name);
         notes[i].text = *config_presets[i] ? config_presets[i] : "the defaults of all flags";
@@ -233,22 +233,26 @@ static inline void log_groups(FILE *f, const Config *c, const Params *p, const P
 }
 
 /* The `extra` of the line of the log after `step` updates, a JSON object for the caller to free:
-   the device's state if it reports one, and with --log-groups the sizes of the last update. NULL if
-   there is neither. */
-static inline char *log_extra(const Config *c, const Params *p, const Plan *plan, int step) {
-    char *text = NULL, state[256];
+   the device's state if it reports one, and with --log-groups the sizes of the last update. *text
+   is NULL if there is neither. Returns -1 with a message without memory. */
+static inline int log_extra(char **text, const Config *c, const Params *p, const Plan *plan,
+                            int step, char *err) {
+    char state[256];
     size_t size = 0;
+    *text = NULL;
     device_state(state, sizeof state);
-    FILE *f = p->before || state[0] ? open_memstream(&text, &size) : NULL;
-    if (!f) return NULL;
+    if (!p->before && !state[0]) return 0;
+    FILE *f = open_memstream(text, &size);
+    if (!f) return fail(err, "out of memory: a line of the log");
     fprintf(f, "{%s", state);
     if (p->before) {
         fprintf(f, "%s\"groups\": ", state[0] ? ", " : "");
         log_groups(f, c, p, plan, step - 1);
     }
     fputs("}", f);
-    fclose(f);
-    return text;
+    if (!fclose(f)) return 0;
+    free(*text);
+    return fail(err, "out of memory: a line of the log");
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -389,7 +389,7 @@ static inline int load_changes(Run *run, const Ckpt *ckpt, char *err) {
         if (!to) return fail(err, "the checkpoint's header has a damaged line %s", key);
         *name++ = *from++ = *to++ = 0;
         uint64_t step;
-        if (ckpt_parse_number(text, INT_MAX, &step))
+        if (parse_whole(text, INT_MAX, &step))
             return fail(err, "the checkpoint's header has a damaged line %s", key);
         if (add_change(run, (int)step, name, from, to, err)) return -1;
     }
@@ -411,7 +411,7 @@ static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, c
     char text[64], from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
     uint64_t vocab;
     if (!was->vocab && !resume_value(r, r->has_ckpt ? "vocab" : "flags.vocab", text, sizeof text) &&
-        !ckpt_parse_number(text, CONFIG_MAX_VOCAB, &vocab))
+        !parse_whole(text, CONFIG_MAX_VOCAB, &vocab))
         was->vocab = (int)vocab;
     if (!is->vocab) is->vocab = was->vocab;
     if (config_resolve(was, err) || config_resolve(is, err)) return -1;

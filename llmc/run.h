@@ -202,7 +202,10 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
     for (int i = 0; i < plan->states; i++)
         if (plan->state[i].since)
             fprintf(f, "since.%s=%d\n", plan->state[i].name, plan->state[i].since);
-    fclose(f);
+    if (fclose(f)) { /* without memory the text is cut short */
+        free(text);
+        return NULL;
+    }
     return text;
 }
 

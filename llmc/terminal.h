@@ -10,6 +10,7 @@ words, and output that can no longer be written.
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -97,12 +98,13 @@ static inline int text_columns(const char *text, size_t n) {
     return columns;
 }
 
-/* Bytes of the first piece of text, up to the next `gap`, " " or "  ". A flag and its value are one
-   piece. */
+/* Bytes of the first piece of text, up to the next `gap`, " " or "  ", or the end of a line. A flag
+   and its value are one piece. */
 static inline int text_piece(const char *text, const char *gap) {
     const char *end = strstr(text, gap), *value = end ? end + strspn(end, " ") : NULL;
     if (end && strncmp(text, "--", 2) == 0 && *value && *value != '-') end = strstr(value, gap);
-    return end ? (int)(end - text) : (int)strlen(text);
+    int length = end ? (int)(end - text) : (int)strlen(text);
+    return min_int(length, (int)strcspn(text, "\n"));
 }
 
 /* Prints text that begins in column `column`. Breaks at gaps, " " between words or "  " between
@@ -112,6 +114,10 @@ static inline void text_wrap(FILE *f, const char *text, const char *gap, int ind
                              int width) {
     int first = 1; /* of the pieces of a line */
     for (const char *s = text; *s; first = 0) {
+        if (*s == '\n') {
+            fputc(*s++, f);
+            column = 0;
+        }
         int spaces = (int)strspn(s, " "), length = text_piece(s + spaces, gap);
         int columns = text_columns(s + spaces, (size_t)length);
         if (width > 0 && !first && column + spaces + columns > width) {
@@ -177,6 +183,14 @@ static inline void print_command(FILE *out, const char *text, const char *comman
 /* ---------------------------------------------------------------------------------------------- */
 /* Output that is lost                                                                            */
 
+/* Opens /dev/null in place of each standard stream that the caller of the program closed. A file of
+   the run would otherwise get the number of stdout, and every printed line would be written into
+   that file. Call it first in main. */
+static inline void output_hold(void) {
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) return;
+}
+
 /* Flushes the stream. Returns 1 if it can no longer be written: the reader of a pipe is gone, a
    disk is full, a terminal is closed. One line on stderr then says so, and names `log` (NULL:
    none), where the numbers are; what is printed from then on goes to /dev/null, so the next call
@@ -192,7 +206,22 @@ static inline int output_lost(FILE *out, const char *log) {
     print_line(stderr, NULL, "note: the output can no longer be written (%s); the run goes on%s%s",
                code ? strerror(code) : "an earlier write failed", log ? ", its log is " : "",
                log ? log : "");
-    if (!freopen("/dev/null", "w", out)) clearerr(out);
+    int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nowhere >= 0) {
+        dup2(nowhere, fileno(out));
+        close(nowhere);
+    }
+    clearerr(out);
+    return 1;
+}
+
+/* The exit status of a program that has printed what it was asked for: 0, or 1 with a message if
+   that could not be written. */
+static inline int output_status(FILE *out) {
+    errno = 0;
+    if (!fflush(out) && !ferror(out)) return 0;
+    fprintf(stderr, "error: the output cannot be written: %s\n",
+            errno ? strerror(errno) : "an earlier write failed");
     return 1;
 }
 

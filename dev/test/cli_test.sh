@@ -87,7 +87,7 @@ test_saying() {
     check "the preset's flags are not shown" has out '^preset   gpt2: --batch-size 4 --norm layernorm .* --lr-final 0.1$'
     check "a note about few epochs" not has err 'note: every token'
     train --data text.txt --run often --steps 2500 --threads 1 --dry-run --layers 1 --width 16 --heads 1
-    check "no note about many epochs" has err '^note: every token is read about [0-9]* times; more data'
+    check "no note about many epochs" has err '^note: every token is read about [0-9]* times; .* more data or fewer --steps'
     check "the defaults have a line of a preset" not has out '^preset '
     train --help
     check "--help does not list the presets" has out '^  speedrun  --layers 12 --width 768'
@@ -97,7 +97,7 @@ test_saying() {
 test_commands() {
     ten_steps
     said() { sed -n "s/^.*$1 with: //p" out >said.sh; sh said.sh >out 2>err; }
-    rm -rf "my runs" runs/unsaved
+    rm -rf "my runs" runs/bare
     train $minute --run "it's" --runs-dir "my runs" --steps 4
     said 'sample from it'
     check "the command to sample: exit status $?" [ $? -eq 0 ]
@@ -112,7 +112,7 @@ test_commands() {
     sed -i "s/--resume/& --steps $((step + 1))/" out
     said continue
     check "the command to continue does not continue: $(cat said.sh)" has out "^resumed  from my runs/r/.*$step.ckpt"
-    train $minute --run unsaved --steps 2 --keep-checkpoints 0
+    train $minute --run bare --steps 2 --keep-checkpoints 0
     check "a run without checkpoint says how to sample" not has out 'sample from it'
 }
 
@@ -126,10 +126,22 @@ test_lost_output() {
     check "lost output: no note" has err '^note: the output can no longer be written (No space.*its log is runs/lost/log.jsonl'
     check "lost output: the run is not complete" [ "$(lines runs/lost/log.jsonl)" -eq 11 ]
     check "lost output: no checkpoint" [ -f runs/lost/checkpoints/step_00000010.ckpt ]
+    # No file of the run takes the number of an output that is closed.
+    "$TRAIN_GPT" $minute --run closed --steps 10 >&- 2>&-
+    check "closed output: exit status $?" [ $? -eq 0 ]
+    check "closed output: what is printed goes into the log" not has runs/closed/log.jsonl '^[^{]'
+    check "closed output: the run is not complete" same_log runs/closed runs/lost
 }
 
 # What the programs print without running.
 test_asking() {
+    if [ -w /dev/full ]; then
+        for program in "$TRAIN_GPT --help" "$TRAIN_GPT --help-markdown" "$TRAIN_GPT $minute --dry-run" "$GENERATE --help"; do
+            $program >/dev/full 2>err
+            check "$program to a full disk: exit status $?" [ $? -eq 1 ]
+            check "$program to a full disk: no message" has err '^error: the output cannot be written: No space'
+        done
+    fi
     train $minute --run dry --dry-run
     check "--dry-run: exit status $?" [ $? -eq 0 ]
     for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' '^steps .* initial weights' 'rms *AdamW lr' 'flops .* per token' 'time .* ms a step'; do

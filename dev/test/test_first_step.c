@@ -153,7 +153,8 @@ static void test_every_rule(void) {
             model.p.grad[i] = (floatM)rng_normal(7, 7, i);
         for (int i = 0; i < plan.n; i++) model.plan.e[i].weight_decay = 0;
         optimizer_step(&model, 0, 1);
-        char *json = log_extra(&run.config, &model.p, &model.plan, 1);
+        char *json;
+        if (log_extra(&json, &run.config, &model.p, &model.plan, 1, err)) die("%s", err);
         for (int i = 0; i < legs; i++) {
             const char *name;
             Part part;
@@ -187,7 +188,8 @@ static void test_training(void) {
         double predicted[COUNT_OF(names)], loss, norm;
         for (int j = 0; j < COUNT_OF(names); j++) predicted[j] = measured(names[j]);
         if (train_step(&run, &model, &loss, &norm, err)) die("%s", err);
-        char *json = log_extra(&run.config, &model.p, &model.plan, run.step);
+        char *json;
+        if (log_extra(&json, &run.config, &model.p, &model.plan, run.step, err)) die("%s", err);
         for (int j = 0; j < COUNT_OF(names); j++) {
             char key[64];
             snprintf(key, sizeof key, "\"%s\": {", names[j]);
