@@ -601,8 +601,8 @@ static inline int config_check_counts(const Config *c, char *err) {
                     parameters, most);
     if (activations <= most) return 0;
     return fail(err,
-                "--batch-size %d x --seq-len %d is too large for this model: about %.1e activations "
-                "of one kind; at most %.1e can be counted",
+                "--batch-size %d x --seq-len %d is too large for this model: about %.1e "
+                "activations of one kind; at most %.1e can be counted",
                 c->batch_size, c->seq_len, activations, most);
 }
 
