@@ -48,11 +48,11 @@ watch() {
     start=$(date +%s)
     "$@" >"$dir/out" 2>&1
     status=$?
-    races=$(grep -c 'WARNING: ThreadSanitizer' "$dir/out")
+    races=$(grep -a -c 'WARNING: ThreadSanitizer' "$dir/out")
     printf '%-32s %4d reports %6d s\n' "$name" "$races" $(($(date +%s) - start))
     [ "$status" -eq 0 ] && return
     failed=$((failed + 1))
-    if [ "$races" -gt 0 ]; then grep -A 14 'WARNING: ThreadSanitizer' "$dir/out" | head -n 60
+    if [ "$races" -gt 0 ]; then grep -a -A 14 'WARNING: ThreadSanitizer' "$dir/out" | head -n 60
     else tail -n 20 "$dir/out"; fi
 }
 
