@@ -412,6 +412,23 @@ test_inputs() {
     rm -rf "$odd"
 }
 
+# A data file that becomes shorter while a run reads it. The run's checkpoints stay as they were.
+test_cut_data() {
+    rm -rf broken
+    mkdir broken
+    cp text.txt broken/mine.txt
+    start --data mine.txt --run r --layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 4 --steps 1000000 \
+        --val-every 0 --val-tokens 64 --checkpoint-every 10 --threads 1
+    await_lines broken/runs/r/log.jsonl 15
+    : >broken/mine.txt
+    finish
+    cp broken/err err
+    check "data that were cut: exit status $status" [ "$status" -eq 1 ]
+    check "data that were cut: the file is not named" has err 'mine.txt: the file became shorter'
+    check "data that were cut: no checkpoint" [ -n "$(newest broken/runs/r)" ]
+    check "data that were cut: the checkpoint cannot be read" generate --runs-dir broken/runs --run r --tokens 5
+}
+
 # What the tokens are: a model of bytes is sampled as bytes whatever its vocabulary is.
 test_tokenizer() {
     check "speedrun preset on a text" train --preset speedrun --data text.txt --run wide --layers 1 --width 16 --heads 2 \
