@@ -37,6 +37,8 @@ reads it; a file that grows or is replaced under its name changes nothing.
 #ifndef CM_DATA_H
 #define CM_DATA_H
 
+#include <sys/resource.h>
+
 #include "base.h"
 #include "files.h"
 #include "mapped.h"
@@ -74,7 +76,7 @@ typedef struct {
 } DataFile;
 
 /* How many files are mapped at a time, since a process can have 65,530 maps and often 1024 open
-   files. FineWeb's 103 shards stay mapped. */
+   files. FineWeb's 103 shards stay mapped. Of fewer open files a Data takes a quarter. */
 #define DATA_MAX_MAPPED 128
 
 typedef struct Data {
@@ -504,6 +506,14 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
     return data_check_length(d, &d->files[longest], err);
 }
 
+/* How many files this process may map for one Data. */
+static inline int data_most_mapped(void) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur / 4 >= DATA_MAX_MAPPED)
+        return DATA_MAX_MAPPED;
+    return max_int(1, (int)(files.rlim_cur / 4));
+}
+
 /* Opens a file or the files of a shell pattern. T is the length of a row, rows_per_step the rows of
    all micro-batches of an optimizer step; 0 opens the data for validation only. Files too short for
    a row (DATA_SEQUENTIAL: for a step) are skipped if at least one is long enough. Returns 0, or -1
@@ -519,7 +529,7 @@ static inline int data_open(Data *d, const char *pattern, int part, int order, u
     d->T = T;
     d->rows_per_step = rows_per_step;
     d->begin.seed = d->next.seed = seed;
-    d->max_mapped = DATA_MAX_MAPPED;
+    d->max_mapped = data_most_mapped();
     if (data_open_files(d, pattern, err)) {
         data_close(d);
         return -1;

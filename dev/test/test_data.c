@@ -670,6 +670,16 @@ static void test_most_mapped(void) {
     check(!bad && d.num_files == DATA_MAX_MAPPED + 5 && d.num_mapped == DATA_MAX_MAPPED,
           "%d of %zu files are mapped: %s", d.num_mapped, d.num_files, err);
     data_close(&d);
+    struct rlimit old, few;
+    getrlimit(RLIMIT_NOFILE, &old);
+    few = old;
+    few.rlim_cur = 40;
+    setrlimit(RLIMIT_NOFILE, &few);
+    open_or_exit(&d, "most_*.txt", DATA_ALL, DATA_SHUFFLED, 0, 4, 2);
+    for (int i = 0; i < 200; i++) bad += data_next(&d, 2, x, y, err);
+    check(!bad && d.num_mapped == 10, "few open files: %d are mapped: %s", d.num_mapped, err);
+    data_close(&d);
+    setrlimit(RLIMIT_NOFILE, &old);
 }
 
 /* Opens data with stderr in the file "notes". Returns the status of data_open. */
