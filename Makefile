@@ -60,7 +60,7 @@ EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/g
 
 LIBRARY = libcmuon.so.1 libcmuon.so libcmuon.a cmuon.pc
 
-.PHONY: all train compare check test test-asan asan-programs test-tsan tsan-programs bench install dist clean help
+.PHONY: all train compare check test test-faults test-asan asan-programs test-tsan tsan-programs bench install dist clean help
 .PHONY: format format-check analyze compile_commands.json
 all: $(PROGRAMS)
 
@@ -97,6 +97,11 @@ $(BUILD)/test_%: dev/test/test_%.c | $(BUILD)
 	$(call compile,$(TEST_OPT) $(DNNL),$(DNNL_LIBS))
 $(BUILD)/bench_%: dev/bench/%.c | $(BUILD)
 	$(call compile,$(OPT) $(DNNL),$(DNNL_LIBS))
+
+# What the tests in dev/test/faults preload into the programs. It needs glibc.
+FAULTS := $(if $(call have,$(hash)include <gnu/libc-version.h>),$(BUILD)/faults.so)
+$(BUILD)/faults.so: dev/test/faults/shim.c | $(BUILD)
+	$(CC) -O1 -g $(filter-out -fopenmp,$(CFLAGS)) $(deps) -fPIC -shared $< -o $@ -ldl
 
 # ---- libcmuon, the optimizer for other programs
 
@@ -135,7 +140,7 @@ install: $(LIBRARY)
 # ---- CUDA on the emulator: needs a C++ compiler, no CUDA and no GPU
 
 CXX = $(if $(findstring clang,$(CC)),clang++,g++)
-TEST_SCRIPTS = $(wildcard dev/test/*_test.sh)
+TEST_SCRIPTS = $(wildcard dev/test/*_test.sh dev/test/faults/*_test.sh)
 ifneq ($(shell command -v $(CXX) >/dev/null && echo yes),yes)
   EMU_TESTS =
   EMU_PROGRAMS =
@@ -274,9 +279,10 @@ ifneq ($(T),)
   override TEST_SCRIPTS := $(foreach s,$(TEST_SCRIPTS),$(if $(or $(filter $(T)%,$(notdir $(s))),$(filter $(holders),$(s))),$(s)))
   NEEDED = $(if $(filter %/cli_test.sh %/cuda_test.sh,$(TEST_SCRIPTS)),$(PROGRAMS)) \
            $(if $(filter %/libcmuon_test.sh,$(TEST_SCRIPTS)),$(LIBRARY)) \
+           $(if $(filter dev/test/faults/%,$(TEST_SCRIPTS)),$(PROGRAMS) $(FAULTS)) \
            $(if $(filter %/cuda_test.sh,$(TEST_SCRIPTS)),$(EMU_PROGRAMS))
 else
-  NEEDED = $(PROGRAMS) $(LIBRARY) $(EMU_PROGRAMS)
+  NEEDED = $(PROGRAMS) $(LIBRARY) $(EMU_PROGRAMS) $(FAULTS)
 endif
 
 # The scripts and programs that run longest begin first.
@@ -306,6 +312,13 @@ test-tsan:
 	  OPT="-O1 -g -march=native -fsanitize=thread" tsan-programs
 tsan-programs: $(TSAN_TESTS:%=$(BUILD)/test_%)
 	@CC=$(CC) sh dev/test/tsan.sh $^
+
+# Injected faults: kills, power cuts, calls that fail, locks. There are KILLS kills; one in CALLS of the calls fails,
+# so that CALLS=1 is every call. SEED repeats the random moments.
+KILLS ?= 100
+CALLS ?= 10
+test-faults: $(PROGRAMS) $(FAULTS)
+	@KILLS=$(KILLS) CALLS=$(CALLS) T='$(T)' sh dev/test/run.sh dev/test/faults/*_test.sh
 
 bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c))
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done
@@ -342,6 +355,7 @@ help:
 	@echo "make check       the tests of everyday work, half a minute"
 	@echo "make test        every test; make test T=checkpoint: the tests whose name begins so"
 	@echo "make test-asan   every test under AddressSanitizer and UBSan; make test-tsan: threads under ThreadSanitizer"
+	@echo "make test-faults kills, power cuts, failing calls (KILLS=1000 kills; CALLS=1: every call fails once; SEED=)"
 	@echo "make cuda        train_gpt_cuda, train_gpt_cuda_fp32 and generate_cuda for NVIDIA GPUs (ARCH=sm_80, NVCC=, CUDA_WHEELS=)"
 	@echo "make test_gpt_cuda  the tests that run on a GPU; bash dev/gpu/check.sh runs them and more"
 	@echo "make bench       benchmarks of the parts"

@@ -242,22 +242,10 @@ static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *
     static Plan no_rules; /* the model is not trained */
     if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
     Registry r = registry_build(c);
-    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, err)) return -1;
+    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, 0, err))
+        return -1;
     refresh_weights(m);
     return 0;
-}
-
-/* Which tokenizer a model was trained with. An old checkpoint does not say so: if it is of a .txt
-   file or of at most 256 tokens, its tokens are bytes, else GPT-2's. */
-static int find_tokenizer(TokenizerId *id, const Ckpt *ckpt, const Config *c, char *err) {
-    char text[FLAG_STRING_SIZE];
-    id->kind =
-        data_ends_with(c->data, ".txt") || c->vocab <= 256 ? TOKENIZER_BYTES : TOKENIZER_GPT2;
-    id->fingerprint = 0;
-    if (ckpt_value(ckpt, "tokenizer", text, sizeof text) || !tokenizer_id_parse(text, id)) return 0;
-    return fail(err,
-                "its tokenizer is \"%.80s\", which this program does not know: use a newer cm.c",
-                text);
 }
 
 /* Loads the tokenizer of a model: bytes, or the vocabulary that --encoder and --bpe name, which
@@ -387,7 +375,7 @@ static int load(Program *p, char *err) {
     if (find_checkpoint(o, &ckpt, path, err)) return -1;
     if (ckpt_number_in(&ckpt, "step", 0, INT32_MAX, &step, why) ||
         load_model(&p->model, &p->config, &ckpt, o->threads, why) ||
-        find_tokenizer(&id, &ckpt, &p->config, why))
+        load_tokenizer_id(&id, &ckpt, &p->config, why))
         return fail(err, "%.500s: %.500s", path, why);
     ckpt_close(&ckpt);
     if (load_tokenizer(&p->tokenizer, o, id, err) ||
@@ -442,7 +430,7 @@ static int write_sample(Program *p, int sample, char *err) {
     if (p->text.terminal) printf("\033[2m");
     text_put(&p->text, p->prompt, p->prompt_size);
     if (p->text.terminal) printf("\033[0m");
-    fflush(stdout);
+    if (fflush(stdout)) return fail(err, "cannot write the text: %s", strerror(errno));
     if (write_tokens(p, sample, err)) return -1;
     text_flush(&p->text, 1);
     if (putchar('\n') == EOF || fflush(stdout))
@@ -479,10 +467,11 @@ static int run_program(Program *p, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     static Program p;
     char err[ERR_LEN];
     int status = parse(&p.o, argc, argv, err);
-    if (status > 0) return 0;
+    if (status > 0) return output_status(stdout);
     if (status == 0) status = run_program(&p, err);
     if (status < 0) die("%s", err);
     return 0;

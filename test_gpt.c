@@ -800,8 +800,9 @@ static void test_train_step(void) {
     /* Validation does not depend on how its 37 rows fall into batches. */
     memcpy(pieces.model.p.param, whole.model.p.param, bytes);
     check(
-        !validate(&whole.model, &whole.run.val, 0, whole.run.x, whole.run.y, &val[0], err) &&
-            !validate(&pieces.model, &pieces.run.val, 0, pieces.run.x, pieces.run.y, &val[1], err),
+        !validate(&whole.model, &whole.run.val, 0, whole.run.x, whole.run.y, NULL, &val[0], err) &&
+            !validate(&pieces.model, &pieces.run.val, 0, pieces.run.x, pieces.run.y, NULL, &val[1],
+                      err),
         "validate: %s", err);
     check(relative_error(val[1], val[0], 1) < BY_TYPE(1e-13, 1e-6) && val[0] > 1 && val[0] < 10,
           "validation %.15g in batches of 4, %.15g of 1", val[0], val[1]);
@@ -1232,7 +1233,7 @@ static void test_checkpoint(const char *preset, const char *rule) {
     }
     /* Without training, parameters are all that is read. */
     if (make_model(&n, &c, 0)) die("%s", err);
-    check(!load_parameters(&n.p, &ckpt, err) && !all_zero(n.p.param, elements(&n)),
+    check(!load_parameters(&n.p, &ckpt, 0, err) && !all_zero(n.p.param, elements(&n)),
           "load for inference: %s", err);
     ckpt_close(&ckpt);
     model_free(&n);
@@ -1268,9 +1269,9 @@ static void write_version_1(const char *path, const Model *m) {
     if (!header) die("out of memory");
     ckpt_begin(&w, path, header, err);
     free(header);
-    floatM *copy = array(m->p.r.size[SLOT_PARAM]);
-    save_slot(&w, 'p', &m->p.r, SLOT_PARAM, m->p.param, copy, err);
-    save_slot(&w, 'm', &m->p.r, SLOT_MOMENT, m->p.moment, copy, err);
+    Saver saver = {&w, 0, array(m->p.r.size[SLOT_PARAM])};
+    save_slot(&saver, 'p', &m->p.r, SLOT_PARAM, m->p.param, err);
+    save_slot(&saver, 'm', &m->p.r, SLOT_MOMENT, m->p.moment, err);
     ckpt_tensor(&w, "v", RECORD_DTYPE, 1, &dim, err);
     ckpt_write(&w, host, dim * (int64_t)sizeof(floatM), err);
     if (ckpt_commit(&w, err)) die("%s", err);
@@ -1709,9 +1710,8 @@ static void test_shard(const char *rule) {
     release();
 }
 
-static const char *const presets[] = {"--preset tiny", "--preset gpt2", "--preset llama",
-                                      "--preset speedrun"};
-enum { PRESETS = COUNT_OF(presets) };
+static const char *const presets[CONFIG_PRESETS] = {"--preset tiny", "--preset gpt2",
+                                                    "--preset llama", "--preset speedrun"};
 
 static void test_classifiers(void) {
     test_classifier(0);
@@ -1720,26 +1720,26 @@ static void test_classifiers(void) {
 }
 
 static void test_accumulation_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_accumulation(presets[i]);
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_accumulation(presets[i]);
 }
 
 static void test_causality_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_causality(presets[i]);
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_causality(presets[i]);
 }
 
 static void test_init_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_init(presets[i], "");
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_init(presets[i], "");
     test_init("--preset tiny", "--tied on");
     for (int i = 0; i < 3; i++) test_zero_init(rules[i]);
 }
 
 static void test_memory_presets(void) {
-    for (int i = 0; i < PRESETS; i++) test_memory(presets[i]);
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_memory(presets[i]);
 }
 
 static void test_recompute_values(void) {
     char changes[64];
-    for (int i = 0; i < PRESETS; i++) test_recompute(presets[i], "");
+    for (int i = 0; i < CONFIG_PRESETS; i++) test_recompute(presets[i], "");
     for (int norm = 0; norm < COUNT_OF(all_norms); norm++)
         for (int act = 0; act < COUNT_OF(all_acts); act++) {
             snprintf(changes, sizeof changes, "--norm %s --act %s", all_norms[norm], all_acts[act]);
@@ -1748,7 +1748,7 @@ static void test_recompute_values(void) {
 }
 
 static void test_update_rules(void) {
-    for (int i = 0; i < PRESETS; i++)
+    for (int i = 0; i < CONFIG_PRESETS; i++)
         for (int j = 0; j < RULES; j++) test_update(presets[i], rules[j], j == 2 ? 3 : 1);
 }
 

@@ -22,7 +22,7 @@ formed at a time.
 #endif
 #include "llmc/guard.h"
 #include "llmc/optim/first_step.h"
-#include "llmc/run.h"
+#include "llmc/resume.h"
 #include "llmc/schedule.h"
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -345,50 +345,62 @@ static void optimizer_step(Model *m, int step, double clip) {
 /* ---------------------------------------------------------------------------------------------- */
 /* validation */
 
+/* How a piece of work ended, where a signal may end it early. */
+typedef enum { WORK_DONE = 0, WORK_STOPPED = 1, WORK_FAILED = -1, WORK_NO_DATA = -2 } Work;
+
 /* Mean loss over the first `limit` targets (0: all) of the validation data, in nats per token. x
-   and y have room for a batch (B,T) each. */
-static int validate(Model *m, Data *val, size_t limit, int *x, int *y, double *loss, char *err) {
+   and y have room for a batch (B,T) each. `progress` may be NULL; the others fill *loss, or a
+   message. */
+static Work validate(Model *m, Data *val, size_t limit, int *x, int *y, Progress *progress,
+                     double *loss, char *err) {
     size_t rows = data_val_rows(val, limit), count = 0;
     for (size_t row = 0; row < rows; row += (size_t)m->s.B) {
         Shape s = shape_with(m->s, (int)min_size((size_t)m->s.B, rows - row), m->s.T);
-        if (data_val_batch(val, row, s.B, limit, x, y, err)) return -1;
+        if (waiting_signal()) {
+            take_loss(m);
+            return WORK_STOPPED;
+        }
+        if (data_val_batch(val, row, s.B, limit, x, y, err)) return WORK_NO_DATA;
         for (int n = 0; n < s.N; n++) count += y[n] >= 0;
         send_batch(m, x, y, s);
         model_forward(m, s);
         head_loss(m, s, 0);
+        if (progress) progress_busy(progress, "validation", (double)row / (double)rows);
     }
     *loss = take_loss(m) / (double)count;
-    if (device_check(err)) return -1;
-    return 0;
+    return device_check(err) ? WORK_FAILED : WORK_DONE;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* a step */
 
 /* One step of training: the batch in micro-batches, the guard, the update. Sets the mean loss and
-   the gradient's norm. Returns 0, or -1 with a message if the data fails, or if the loss or the
-   gradient is not finite; the parameters then stay as they were. */
-static int train_step(Run *run, Model *m, double *loss, double *norm, char *err) {
+   the gradient's norm. If the data fails, if a signal comes between micro-batches, or if the loss
+   or the gradient is not finite, the parameters stay as they were. */
+static Work train_step(Run *run, Model *m, double *loss, double *norm, char *err) {
     const Config *c = m->c;
     int micro_batches = (int)(c->total_batch_tokens / m->s.N);
     double tokens = (double)c->total_batch_tokens;
     clear_gradients(m);
     for (int i = 0; i < micro_batches; i++) {
-        if (data_next(&run->train, m->s.B, run->x, run->y, err)) return -1;
+        if (waiting_signal()) return WORK_STOPPED;
+        if (data_next(&run->train, m->s.B, run->x, run->y, err)) return WORK_NO_DATA;
         m->fresh = i == 0;
         accumulate_gradient(m, run->x, run->y, 1 / tokens);
     }
     /* A step waits for the device here and nowhere else. */
     *norm = sqrt(la_sum_squares(m->p.grad, m->p.r.size[SLOT_GRAD]));
     *loss = take_loss(m) / tokens;
-    if (device_check(err)) return -1;
-    if (!isfinite(*loss) || !isfinite(*norm))
-        return guard_diverged(&m->p, run->step + 1, *loss, *norm, run->log.checkpoints, err);
+    if (device_check(err)) return WORK_FAILED;
+    if (!isfinite(*loss) || !isfinite(*norm)) {
+        guard_diverged(&m->p, run->step + 1, *loss, *norm, run->log.checkpoints, err);
+        return WORK_FAILED;
+    }
     optimizer_step(m, run->step,
                    c->grad_clip > 0 && *norm > c->grad_clip ? c->grad_clip / *norm : 1);
     run->step++;
     run->tokens += c->total_batch_tokens;
-    return 0;
+    return WORK_DONE;
 }
 
 #include "llmc/trial.h" /* trials on a model before the run begins */
@@ -396,66 +408,107 @@ static int train_step(Run *run, Model *m, double *loss, double *norm, char *err)
 /* ---------------------------------------------------------------------------------------------- */
 /* the loop */
 
-static int run_validation(Run *run, Model *m, double *loss, char *err) {
-    return validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, loss, err);
+static Work run_validation(Run *run, Model *m, Progress *progress, double *loss, char *err) {
+    return validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, progress, loss, err);
 }
 
-/* Takes the next step and fills its line of the log, except for the validation loss and `extra`. */
-static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
+/* Takes the next step. run->pending becomes its line of the log, which lacks the validation
+   loss. */
+static Work timed_step(Run *run, Model *m, char *err) {
     const Config *c = m->c;
+    LogLine line = log_line_empty();
     double start = now_seconds();
-    line->lr = c->lr * schedule_lr(&c->schedule, run->step);
-    if (train_step(run, m, &line->train_loss, &line->grad_norm, err)) return -1;
+    line.lr = c->lr * schedule_lr(&c->schedule, run->step);
+    Work work = train_step(run, m, &line.train_loss, &line.grad_norm, err);
+    if (work != WORK_DONE) return work;
     double seconds = now_seconds() - start;
-    line->step = run->step;
-    line->tokens = run->tokens;
-    line->ms = 1000 * seconds;
-    line->tok_s = (double)c->total_batch_tokens / seconds;
-    double flops = flops_per_token(c, &m->p.r) * line->tok_s;
-    if (run->peak > 0) line->mfu = flops / run->peak;
-    if (run->stated_peak > 0) line->mfu_stated = flops / run->stated_peak;
-    return 0;
+    run->seconds += seconds;
+    line.step = run->step;
+    line.tokens = run->tokens;
+    line.ms = 1000 * seconds;
+    line.tok_s = (double)c->total_batch_tokens / seconds;
+    double flops = flops_per_token(c, &m->p.r) * line.tok_s;
+    if (run->peak > 0) line.mfu = flops / run->peak;
+    if (run->stated_peak > 0) line.mfu_stated = flops / run->stated_peak;
+    char *extra;
+    if (log_extra(&extra, c, &m->p, &m->plan, run->step, err)) return WORK_FAILED;
+    line.extra = extra;
+    run->pending = log_line_text(&line);
+    free(extra);
+    if (run->pending) return WORK_DONE;
+    fail(err, "out of memory: a line of the log");
+    return WORK_FAILED;
+}
+
+/* Whether something that is due every `every` steps (0: at the end only) is due now. */
+static int is_due(const Run *run, int every) {
+    return run->step == run->config.steps || (every && run->step % every == 0);
+}
+
+/* Validates, where that is due, and writes the log's line of the step that was made. A line whose
+   validation is not done stays in run->pending, which a checkpoint keeps. */
+static Work finish_step(Run *run, Model *m, Progress *progress, char *err) {
+    const Config *c = m->c;
+    double val_loss = NAN;
+    if (is_due(run, c->val_every)) {
+        Work work = run_validation(run, m, progress, &val_loss, err);
+        if (work != WORK_DONE) return work;
+    }
+    LogLine line = log_line_of(run->pending);
+    line.val_loss = val_loss;
+    print_step(progress, c, &line);
+    if (log_append_validated(&run->log, run->pending, val_loss, err)) return WORK_FAILED;
+    free(run->pending);
+    run->pending = NULL;
+    if (is_due(run, c->checkpoint_every) && save_run(run, &m->p, &m->plan, err)) return WORK_FAILED;
+    return WORK_DONE;
 }
 
 /* Logs the validation loss before the first step. */
-static int log_start(Run *run, Model *m, Progress *progress, char *err) {
+static Work log_start(Run *run, Model *m, Progress *progress, char *err) {
     LogLine line = log_line_empty();
-    if (run_validation(run, m, &line.val_loss, err)) return -1;
-    if (log_line(&run->log, &line, err)) return -1;
-    progress_print(progress, "step %5d  validation %.4f", 0, line.val_loss);
-    return 0;
+    Work work = run_validation(run, m, progress, &line.val_loss, err);
+    if (work != WORK_DONE) return work;
+    if (log_line(&run->log, &line, err)) return WORK_FAILED;
+    print_step(progress, m->c, &line);
+    return WORK_DONE;
 }
 
-/* Trains from run.step to the last step or until a signal comes; *stopped becomes the signal's
-   number, else 0. Returns 0, or -1 with a message. */
-static int train_loop(Run *run, Model *m, int *stopped, char *err) {
-    const Config *c = m->c;
-    Progress progress;
-    progress_begin(&progress, stdout, run->step, c->steps);
-    if (run->step == 0 && log_start(run, m, &progress, err)) return -1;
-    *stopped = 0;
-    while (run->step < c->steps) {
-        LogLine line = log_line_empty();
-        *stopped = waiting_signal();
-        if (*stopped) break;
-        if (timed_step(run, m, &line, err)) return -1;
-        progress_update(&progress, run->step, line.train_loss, line.tok_s);
-        int last = run->step == c->steps;
-        int validates = last || (c->val_every && run->step % c->val_every == 0);
-        int saves = last || (c->checkpoint_every && run->step % c->checkpoint_every == 0);
-        if (validates && run_validation(run, m, &line.val_loss, err)) return -1;
-        print_step(&progress, c, &line);
-        char *extra = log_extra(c, &m->p, &m->plan, run->step);
-        line.extra = extra;
-        int status = log_line(&run->log, &line, err);
-        free(extra);
-        if (status) return -1;
-        if (saves && save_run(run, &m->p, &m->plan, err)) return -1;
+/* Trains from run->step to the last step, or until a signal comes. */
+static Work train_steps(Run *run, Model *m, Progress *progress, char *err) {
+    Work work = run->step == 0 ? log_start(run, m, progress, err) : WORK_DONE;
+    while (work == WORK_DONE && (run->pending || run->step < run->config.steps)) {
+        if (waiting_signal()) return WORK_STOPPED;
+        if (!run->pending) {
+            work = timed_step(run, m, err);
+            if (work != WORK_DONE) break;
+            LogLine line = log_line_of(run->pending);
+            progress_update(progress, run->step, line.train_loss, line.tok_s);
+        }
+        work = finish_step(run, m, progress, err);
     }
-    if (*stopped && save_run(run, &m->p, &m->plan, err)) return -1;
-    keep_choices(run); /* validation may have measured more */
+    return work;
+}
+
+/* Trains, and saves what was reached if a signal or the data ended the run. *stopped becomes the
+   signal's number, else 0. Returns 0, or -1 with a message. */
+static int train_loop(Run *run, Model *m, int *stopped, char *err) {
+    char why[ERR_LEN], saving[ERR_LEN];
+    Progress progress;
+    progress_begin(&progress, stdout, run->step, m->c->steps);
+    progress.log = run->log.path;
+    run->begun = run->step;
+    Work work = train_steps(run, m, &progress, why);
+    *stopped = work == WORK_STOPPED ? waiting_signal() : 0;
     progress_clear(&progress);
-    return 0;
+    int saves = (work == WORK_STOPPED || work == WORK_NO_DATA) && run->step > 0 &&
+                m->c->keep_checkpoints > 0;
+    int saved = saves && !save_run(run, &m->p, &m->plan, saving);
+    keep_choices(run); /* validation may have measured more */
+    if (saves && !saved && *stopped) return fail(err, "%s", saving);
+    if (work == WORK_NO_DATA && saved)
+        return fail(err, "%.800s. Step %d is saved: --resume goes on from there", why, run->step);
+    return work < 0 ? fail(err, "%s", why) : 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -469,71 +522,111 @@ typedef struct {
     Model model;
     Registry registry;
     Plan plan;
-    Ckpt checkpoint; /* to resume from, if resumes */
-    int resumes;
-    char path[FILE_PATH_SIZE], machine[512];
+    Resume from;  /* with --resume */
+    Ckpt weights; /* of --init-from, if has_weights */
+    int has_weights;
+    double began; /* when this start began, as now_seconds counts */
 } Program;
 
 /* Reads the command line and serves --help, --version and --help-markdown. Returns 0 to continue, 1
    if the program is done, -1 with a message. */
 static int parse(Program *p, int argc, char **argv, char *err) {
     Config *c = &p->run.asked;
+    FlagNote presets[CONFIG_PRESETS];
+    preset_notes(presets);
     int status = config_parse(c, p->run.given, argc, argv, err);
-    if (status > 0)
+    if (status > 0) {
         flags_help(stdout, "usage: train_gpt [flags]    With none: GPT on TinyShakespeare.",
                    config_flags, CONFIG_FLAGS);
+        flags_help_notes(stdout, "Flags of each --preset", presets, CONFIG_PRESETS);
+    }
     if (status) return status;
     if (c->version) printf("cm.c %s\n", CM_VERSION);
-    if (c->help_markdown && !c->version) flags_markdown(stdout, config_flags, CONFIG_FLAGS);
+    if (c->help_markdown && !c->version) {
+        flags_markdown(stdout, config_flags, CONFIG_FLAGS);
+        flags_markdown_notes(stdout, "Presets", presets, CONFIG_PRESETS);
+    }
     return c->version || c->help_markdown;
 }
 
-/* Opens the checkpoint to resume from, the data and the device, and resolves the flags. The
-   attention that the device chose is stored in checkpoints as a flag, so that a resumed run keeps
-   it. */
+/* Opens what --resume or --init-from name, and takes over its flags. */
+static int open_past(Program *p, char *err) {
+    Run *run = &p->run;
+    run->train_part = -1;
+    if (run->asked.resume) {
+        if (resume_open(run, &p->from, err)) return -1;
+        if (p->from.has_ckpt) return 0;
+        p->has_weights = weights_reopen(run, &p->weights, err);
+        return min_int(p->has_weights, 0);
+    }
+    if (!run->asked.init_from[0]) return 0;
+    if (weights_open(run, &p->weights, err)) return -1;
+    p->has_weights = 1;
+    return weights_flags(run, &p->weights, err);
+}
+
+/* Opens the run's past, the data and the device, and resolves the flags. What was chosen for the
+   run, such as the attention that was fastest, is kept as a flag, so that a resumed run has it
+   too. */
 static int open_run(Program *p, char *err) {
     Run *run = &p->run;
-    if (run->asked.resume) {
-        int status = open_checkpoint(run, &p->checkpoint, p->path, err);
-        if (status < 0) return -1;
-        p->resumes = status == 0;
-    }
+    if (open_past(p, err)) return -1;
     run->config = run->asked;
     read_choices(run);
-    if (p->resumes)
-        choices_parse(&run->choices, p->checkpoint.header, p->checkpoint.header_length, "choice.");
-    if (open_data(run, err) || config_resolve(&run->config, err) ||
-        device_setup(&run->config, &run->choices, err))
+    if (p->from.has_ckpt)
+        choices_parse(&run->choices, p->from.ckpt.header, p->from.ckpt.header_length, "choice.");
+    if (open_data(run, err) || (run->asked.resume && resume_check_data(run, &p->from, err)) ||
+        (p->has_weights && !run->asked.resume && weights_check_data(run, err)) ||
+        config_resolve(&run->config, err) || device_setup(&run->config, &run->choices, err))
         return -1;
     run->asked.attention = run->config.attention;
-    device_describe(p->machine, sizeof p->machine);
+    run->asked.val_tokens = run->config.val_tokens;
+    device_describe(run->machine, sizeof run->machine);
+    device_identity(run->identity, sizeof run->identity);
     p->registry = registry_build(&run->config);
     if (registry_freeze(&p->registry, run->config.freeze, err)) return -1;
     p->plan = plan_build(&run->config, &p->registry);
     return plan_check_frozen(&p->plan, &p->registry, err);
 }
 
+/* Prints how long the run is. If it reads its data very often, says so: its training loss then no
+   longer tells how well the model does on other text. */
+static void print_length(const Run *run) {
+    const double often = 20;
+    const Config *c = &run->config;
+    double epochs = (double)c->steps * (double)c->total_batch_tokens;
+    epochs /= (double)data_tokens(&run->train);
+    print_line(stdout, "run", "%d steps of %lld tokens (%.2f epochs), seed %lld", c->steps,
+               (long long)c->total_batch_tokens, epochs, (long long)c->seed);
+    fflush(stdout);
+    if (epochs > often)
+        print_line(stderr, NULL,
+                   "note: every token is read about %.0f times; the model will learn this text by "
+                   "heart: use more data or fewer --steps",
+                   epochs);
+}
+
 /* Prints what the run will be. Refuses a run for which the memory is too small. */
 static int describe(Program *p, char *err) {
     Run *run = &p->run;
     Config *c = &run->config;
-    char libraries[4096];
-    printf("machine  %s\n", p->machine);
-    device_libraries(libraries, sizeof libraries);
-    if (libraries[0]) printf("library  %s\n", libraries);
-    printf("data     %s: %zu training and %zu validation tokens\n", c->data,
-           data_tokens(&run->train), data_tokens(&run->val));
+    char text[4096];
+    print_line(stdout, "machine", "%s", run->machine);
+    device_libraries(text, sizeof text);
+    if (text[0]) print_line(stdout, "library", "%s", text);
+    print_preset(stdout, &run->asked);
+    size_t val = data_tokens(&run->val);
+    char limit[64] = "";
+    if (c->val_tokens && (size_t)c->val_tokens < val)
+        snprintf(limit, sizeof limit, ", of which %lld are evaluated", (long long)c->val_tokens);
+    print_line(stdout, "data", "%s: %zu training and %zu validation tokens%s", c->data,
+               data_tokens(&run->train), val, limit);
     print_model(stdout, c, &p->registry);
-    printf("update   ");
-    plan_title(stdout, c);
-    printf("\n");
-    if (c->freeze[0]) printf("frozen   %s\n", c->freeze);
+    plan_title(text, sizeof text, c);
+    print_line(stdout, "update", "%s", text);
+    if (c->freeze[0]) print_line(stdout, "frozen", "%s", c->freeze);
     print_memory(stdout, model_memory(c, &p->registry, &p->plan, 1));
-    printf("run      %d steps of %lld tokens (%.2f epochs), seed %lld\n", c->steps,
-           (long long)c->total_batch_tokens,
-           (double)c->steps * (double)c->total_batch_tokens / (double)data_tokens(&run->train),
-           (long long)c->seed);
-    fflush(stdout);
+    print_length(run);
     if (check_memory(c, &p->registry, &p->plan, err)) return -1;
     run->asked.logit_rows = c->logit_rows; /* a resumed run forms equally many */
     return 0;
@@ -542,6 +635,19 @@ static int describe(Program *p, char *err) {
 static int create(Program *p, char *err) {
     if (model_create(&p->model, &p->run.config, &p->registry, &p->plan, 1, err)) return -1;
     return open_batch(&p->run, err);
+}
+
+/* Sets the parameters of a run that begins: those of --init-from, or initial ones. */
+static int set_weights(Program *p, char *err) {
+    char why[ERR_LEN];
+    if (!p->has_weights) return model_init(&p->model, err);
+    if (load_parameters(&p->model.p, &p->weights, 1, why))
+        return fail(err, "--init-from: %.300s: %.600s", p->run.from_file, why);
+    ckpt_close(&p->weights);
+    p->has_weights = 0;
+    refresh_weights(&p->model);
+    print_line(stdout, "weights", "from %s", p->run.from_file);
+    return 0;
 }
 
 /* Prints the plan, and the time of real micro-batches and updates on a model of this shape. */
@@ -553,40 +659,49 @@ static int dry_run(Program *p, char *err) {
     hold_signals(0); /* nothing would be lost */
     printf("\n");
     plan_print(stdout, &p->plan, &p->registry);
-    if (create(p, err) || model_init(&p->model, err)) return -1;
+    if (create(p, err) || set_weights(p, err)) return -1;
     printf("\n");
     first_steps_print(stdout, &p->plan, &p->registry, c, p->model.p.param, "initial");
-    printf("\nflops    %.4g per token forward and backward, %.4g in all\n", flops, flops * tokens);
+    printf("\n");
+    print_line(stdout, "flops", "%.4g per token forward and backward, %.4g in all", flops,
+               flops * tokens);
     choose_gelu(run, &p->model);
     if (time_step(run, &p->model, &micro_batch, &update, err)) return -1;
     print_expected_time(c, flops, micro_batch, update);
-    return 0;
+    return output_status(stdout);
 }
 
-/* Makes the folder and the model, and reads its parameters from the checkpoint or
-   initialises them. */
+/* Makes the folder and the model, and sets its parameters. run.json is there before the first step,
+   so that a run that is killed can be resumed; a resumed run rewrites it once nothing can be
+   refused any more. */
 static int begin(Program *p, char *err) {
     Run *run = &p->run;
     Model *m = &p->model;
     const Config *c = &run->config;
     if (log_open(&run->log, c->runs_dir, c->run, c->resume, err)) return -1;
+    if (!c->resume && write_run_json(run, &p->registry, err)) return -1;
     device_peak(&run->peak, &run->stated_peak);
     print_peak(run->peak, run->stated_peak);
     if (create(p, err)) return -1;
-    if (p->resumes) {
-        if (restore_run(run, &m->p, &m->plan, &p->checkpoint, err)) return -1;
-        ckpt_close(&p->checkpoint);
+    if (p->from.has_ckpt) {
+        if (restore_run(run, &m->p, &m->plan, &p->from, err)) return -1;
         refresh_weights(m);
-        printf("resumed  from %s\n", p->path);
+        print_line(stdout, "resumed", "from %s", p->from.path);
     } else {
-        if (c->resume) printf("resumed  from the beginning: there was no checkpoint yet\n");
-        if (log_truncate_after(&run->log, -1, err) || model_init(m, err)) return -1;
+        if (set_weights(p, err)) return -1;
+        if (c->resume)
+            print_line(stdout, "resumed", "from the beginning: there is no checkpoint yet");
+        if (log_truncate_after(&run->log, -1, err)) return -1;
     }
-    first_steps_print(stdout, &m->plan, &m->p.r, c, m->p.param, p->resumes ? "resumed" : "initial");
+    if (c->resume) resume_print_notes(run, &p->from);
+    if (!p->from.has_ckpt) run->n_changes = 0; /* all of the run is as it is told now */
+    first_steps_print(stdout, &m->plan, &m->p.r, c, m->p.param,
+                      p->from.has_ckpt ? "resumed" : "initial");
+    resume_close(&p->from);
     choose_gelu(run, m);
     if (choose_replay(run, m, err)) return -1;
     keep_choices(run);
-    return write_run_json(run, &m->p.r, p->machine, err);
+    return write_run_json(run, &p->registry, err);
 }
 
 /* Prints the end of the run; returns its exit status. */
@@ -594,11 +709,11 @@ static int finish(Program *p, const char *name, int stopped) {
     Run *run = &p->run;
     const Config *c = &run->config;
     print_curve(run->log.path, data_is_text(&run->val) ? "byte" : "token");
+    print_times(stdout, now_seconds() - p->began, run->seconds, run->step - run->begun,
+                run->tokens);
     print_peak_memory((double)device_memory_peak(), run->log.dir);
-    if (stopped)
-        printf("stopped by signal %d after step %d of %d; continue with: %s --run %s --resume\n",
-               stopped, run->step, c->steps, name, c->run);
-    else printf("sample from it with: ./generate --run %s\n", c->run);
+    print_commands(stdout, c, name, run->log.checkpoints, run->step, stopped);
+    output_lost(stdout, run->log.path); /* notes it, if no earlier line has */
     close_run(run);
     model_free(&p->model);
     return stopped ? 128 + stopped : 0;
@@ -606,8 +721,13 @@ static int finish(Program *p, const char *name, int stopped) {
 
 /* The program after its command line. Returns its exit status, or -1 with a message. */
 static int run_program(Program *p, const char *name, char *err) {
+    p->began = now_seconds();
     hold_signals(1);
-    if (open_run(p, err) || describe(p, err)) return -1;
+    signal(SIGPIPE, SIG_IGN); /* a reader of the output that goes away does not end the run */
+    if (open_run(p, err)) return -1;
+    if (p->run.asked.resume && !p->run.asked.dry_run && resume_is_finished(&p->run, &p->from))
+        return resume_finished(&p->run, &p->from, err);
+    if (describe(p, err)) return -1;
     if (p->run.config.dry_run) return dry_run(p, err);
     int stopped = waiting_signal();
     if (stopped) {
@@ -621,10 +741,11 @@ static int run_program(Program *p, const char *name, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     static Program p;
     char err[ERR_LEN];
     int status = parse(&p, argc, argv, err);
-    if (status > 0) return 0;
+    if (status > 0) return output_status(stdout);
     if (status == 0) status = run_program(&p, argv[0], err);
     if (status < 0) die("%s", err);
     return status;

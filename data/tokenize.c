@@ -431,8 +431,8 @@ static int decode_shard(Job *job, Data *d, size_t file, TextFile *text, char *er
 
 /* Writes the text of shards to a temporary file, which replaces `path` once it is complete. */
 static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
-    char temporary[FILE_PATH_SIZE];
-    file_path(temporary, "%s.tmp-%ld", path, (long)getpid());
+    char temporary[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
+    file_temporary(temporary, path);
     TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n'};
     if (!text.file) return fail(err, "cannot create %s: %s", temporary, strerror(errno));
     if (job->o->bytes > 0) text.limit = (uint64_t)job->o->bytes;
@@ -440,7 +440,7 @@ static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     for (size_t k = 0; k < d->num_files && !status && !ferror(text.file); k++)
         status = decode_shard(job, d, k, &text, err);
     job->bytes = text.bytes;
-    int broken = ferror(text.file) || fflush(text.file) || fsync(fileno(text.file));
+    int broken = ferror(text.file) || fflush(text.file) || file_sync(fileno(text.file));
     int saved = errno;
     if (fclose(text.file) && !broken) {
         broken = 1;
@@ -448,8 +448,14 @@ static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     }
     if (!status && (broken || rename(temporary, path)))
         status = fail(err, "cannot write %s: %s", path, strerror(broken ? saved : errno));
-    if (status) unlink(temporary);
-    return status;
+    if (status) {
+        unlink(temporary);
+        return -1;
+    }
+    file_folder(folder, path);
+    if (file_sync_folder(folder))
+        return fail(err, "cannot sync the folder %s: %s", folder, strerror(errno));
+    return 0;
 }
 
 static int decode(Job *job, char *err) {
@@ -487,6 +493,7 @@ static int run_job(Job *job, char *err) {
 }
 
 int main(int argc, char **argv) {
+    output_hold();
     char err[ERR_LEN];
     Options options;
     flags_defaults(option_table, OPTIONS, &options);
@@ -497,7 +504,7 @@ int main(int argc, char **argv) {
                    "data/tokenize --input FILE --output PREFIX [--flag value ...]\n"
                    "data/tokenize --decode SHARDS --output FILE [--bytes N]",
                    option_table, OPTIONS);
-        return 0;
+        return output_status(stdout);
     }
     Job job;
     memset(&job, 0, sizeof job);

@@ -118,6 +118,20 @@ static inline uint64_t fnv1a(uint64_t hash, const void *bytes, size_t n) {
     return hash;
 }
 
+/* Reads a whole number: digits and nothing else. Returns -1 for another text, and for a number
+   above `most`. */
+static inline int parse_whole(const char *text, uint64_t most, uint64_t *value) {
+    uint64_t n = 0;
+    if (!*text) return -1;
+    for (; *text; text++) {
+        uint64_t digit = (uint64_t)((unsigned char)*text - '0');
+        if (digit > 9 || digit > most || n > (most - digit) / 10) return -1;
+        n = 10 * n + digit;
+    }
+    *value = n;
+    return 0;
+}
+
 /* Monotonic seconds. */
 static inline double now_seconds(void) {
     struct timespec ts;

@@ -139,7 +139,7 @@ typedef struct {
     unsigned char *buffer;
     size_t used;     /* bytes in the buffer */
     uint64_t size;   /* bytes of the file so far, with those in the buffer */
-    uint64_t needed; /* least size of the finished file, for the message of a full disk */
+    uint64_t needed; /* size of the finished file as far as announced, for a full disk's message */
     uint64_t left;   /* bytes of the current tensor that are still to come */
     char tensor[128];
     CkptHash hash;
@@ -172,11 +172,25 @@ __attribute__((format(printf, 3, 4))) static inline int ckpt_fail(CkptWriter *w,
     return fail(err, "%s", w->error);
 }
 
+static inline int ckpt_list(const char *dir, int64_t **steps, char *err);
+
+/* What remains of a run whose checkpoint could not be written for lack of room. */
+static inline const char *ckpt_what_is_kept(const CkptWriter *w) {
+    char folder[FILE_PATH_SIZE], unused[ERR_LEN];
+    int64_t *steps;
+    file_folder(folder, w->path);
+    int count = ckpt_list(folder, &steps, unused);
+    free(steps);
+    return count > 0 ? "Older checkpoints are kept; free some space and resume"
+                     : "It is the first one, so that nothing of the run is saved but its log; free "
+                       "some space and resume, which begins anew";
+}
+
 static inline int ckpt_fail_write(CkptWriter *w, int code, char *err) {
     int full = code == ENOSPC || code == EDQUOT || code == EFBIG;
-    return ckpt_fail(w, err, "cannot write the checkpoint %s: %s; it needs %llu bytes%s", w->path,
-                     strerror(code), (unsigned long long)w->needed,
-                     full ? ". Older checkpoints are kept; free some space and resume" : "");
+    return ckpt_fail(w, err, "cannot write the checkpoint %s: %s; it needs %llu bytes%s%s", w->path,
+                     strerror(code), (unsigned long long)w->needed, full ? ". " : "",
+                     full ? ckpt_what_is_kept(w) : "");
 }
 
 static inline int ckpt_flush(CkptWriter *w, char *err) {
@@ -221,10 +235,9 @@ static inline int ckpt_reserve(CkptWriter *w, uint64_t bytes, char *err) {
     if ((uint64_t)available >= waiting) return 0;
     return ckpt_fail(w, err,
                      "no room for the checkpoint %s: it needs %llu bytes, %llu of them still to "
-                     "be written, and the disk has %lld free. Older checkpoints are kept; free "
-                     "some space and resume",
+                     "be written, and the disk has %lld free. %s",
                      w->path, (unsigned long long)w->needed, (unsigned long long)waiting,
-                     (long long)available);
+                     (long long)available, ckpt_what_is_kept(w));
 }
 
 /* Opens the temporary file and writes the header, lines "key=value\n". The folder of `path` must
@@ -244,7 +257,7 @@ static inline int ckpt_begin(CkptWriter *w, const char *path, const char *header
     file_path(w->temporary, "%s.tmp-%ld", path, (long)getpid());
     w->buffer = (unsigned char *)malloc(CKPT_BUFFER);
     if (!w->buffer) return ckpt_fail(w, err, "out of memory while writing the checkpoint %s", path);
-    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    w->fd = file_open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC);
     if (w->fd < 0)
         return ckpt_fail(w, err,
                          "cannot create %s: %s; check that the folder exists and is writable",
@@ -273,6 +286,13 @@ static inline int64_t ckpt_tensor_bytes(int64_t dtype, int64_t ndim, const int64
     for (int i = 0; i < ndim; i++)
         if (dims[i] < 0 || __builtin_mul_overflow(bytes, dims[i], &bytes)) return -1;
     return bytes;
+}
+
+/* Bytes that a tensor's record takes in a file, its data included. */
+static inline uint64_t ckpt_record_bytes(const char *name, int dtype, int ndim,
+                                         const int64_t *dims) {
+    uint64_t data = (uint64_t)ckpt_tensor_bytes(dtype, ndim, dims), text = strlen(name);
+    return 8 + ((text + 7) & ~(uint64_t)7) + 16 + 8 * (uint64_t)ndim + ((data + 7) & ~(uint64_t)7);
 }
 
 static inline int ckpt_tensor(CkptWriter *w, const char *name, int dtype, int ndim,
@@ -311,7 +331,7 @@ static inline int ckpt_commit(CkptWriter *w, char *err) {
         return -1;
     if (ckpt_flush(w, err)) return -1;
     uint64_t sum = ckpt_hash_final(&w->hash);
-    if (file_write_all(w->fd, &sum, 8) || fsync(w->fd)) return ckpt_fail_write(w, errno, err);
+    if (file_write_all(w->fd, &sum, 8) || file_sync(w->fd)) return ckpt_fail_write(w, errno, err);
     int status = close(w->fd), code = errno;
     w->fd = -1;
     if (!status && rename(w->temporary, w->path)) {
@@ -396,7 +416,8 @@ static inline int ckpt_read_record(const Ckpt *c, uint64_t *at, CkptRecord *r) {
 }
 
 /* Finds the header and the records of a mapped file whose checksum is right. Bounds are checked
-   nevertheless: a checksum proves that nothing changed, not that the writer was sound. */
+   nevertheless: a checksum proves that nothing changed, not that the writer was sound. Returns 0;
+   -1 if the records are not sound; -2 without memory. */
 static inline int ckpt_index(Ckpt *c) {
     uint64_t at = 24;
     const unsigned char *p = ckpt_take(c, &at, 8);
@@ -407,7 +428,7 @@ static inline int ckpt_index(Ckpt *c) {
         if (c->count == capacity) {
             capacity = capacity ? 2 * capacity : 64;
             void *grown = realloc(c->records, (size_t)capacity * sizeof *c->records);
-            if (!grown) return -1;
+            if (!grown) return -2;
             c->records = (CkptRecord *)grown;
         }
         memset(&c->records[c->count], 0, sizeof *c->records);
@@ -417,7 +438,7 @@ static inline int ckpt_index(Ckpt *c) {
 }
 
 /* Says what is wrong with a mapped file; NULL if nothing is. *damaged is 0 if the file is whole but
-   of another version. */
+   of another version, or if there is no memory to read it. */
 static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
     const size_t magic = strlen(CKPT_MAGIC);
     *damaged = 1;
@@ -436,9 +457,10 @@ static inline const char *ckpt_examine(Ckpt *c, int *damaged) {
         return "is truncated or damaged: its length is not the one it was written with";
     if (checkpoint_hash(c->map, (size_t)c->size - 8) != ckpt_u64(c->map + c->size - 8))
         return "is damaged: its checksum does not match its contents";
-    if (ckpt_index(c)) return "is damaged: its records run past its end";
+    int status = ckpt_index(c);
+    if (status == -1) return "is damaged: its records run past its end";
     *damaged = 0;
-    return NULL;
+    return status ? "cannot be read: out of memory" : NULL;
 }
 
 /* Why a checkpoint cannot be opened: it cannot be read or is of another version; its contents are
@@ -502,44 +524,42 @@ static inline int ckpt_open(Ckpt *c, const char *path, char *err) {
     return ckpt_open_checked(c, path, &unused, err);
 }
 
-/* Copies the value of a header key. Returns -1 if there is no such key, or if the value does not
-   fit. */
-static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
-    const char *line = c->header, *end = c->header + c->header_length;
+/* The value of a key in lines "key=value\n", of *length bytes; NULL if there is no such key. */
+static inline const char *header_find(const char *text, uint64_t size, const char *key,
+                                      size_t *length) {
+    const char *line = text, *end = text + size;
     size_t key_length = strlen(key);
     while (line < end) {
         const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
-        if (!newline) return -1;
-        size_t length = (size_t)(newline - line);
-        if (length > key_length && line[key_length] == '=' && !memcmp(line, key, key_length)) {
-            length -= key_length + 1;
-            if (length >= size) return -1;
-            memcpy(value, line + key_length + 1, length);
-            value[length] = 0;
-            return 0;
+        if (!newline) return NULL;
+        *length = (size_t)(newline - line);
+        if (*length > key_length && line[key_length] == '=' && !memcmp(line, key, key_length)) {
+            *length -= key_length + 1;
+            return line + key_length + 1;
         }
         line = newline + 1;
     }
-    return -1;
+    return NULL;
+}
+
+/* Copies the value of a key. Returns -1 if there is no such key, or if the value does not fit. */
+static inline int header_value(const char *text, uint64_t text_size, const char *key, char *value,
+                               size_t size) {
+    size_t length;
+    const char *found = header_find(text, text_size, key, &length);
+    if (!found || length >= size) return -1;
+    memcpy(value, found, length);
+    value[length] = 0;
+    return 0;
+}
+
+static inline int ckpt_value(const Ckpt *c, const char *key, char *value, size_t size) {
+    return header_value(c->header, c->header_length, key, value, size);
 }
 
 static inline int ckpt_has_value(const Ckpt *c, const char *key) {
     char value[CKPT_MAX_NAME];
     return !ckpt_value(c, key, value, sizeof value);
-}
-
-/* Reads a whole number: digits and nothing else. Returns -1 for another text, and for a number
-   above `most`. */
-static inline int ckpt_parse_number(const char *text, uint64_t most, uint64_t *value) {
-    uint64_t n = 0;
-    if (!*text) return -1;
-    for (; *text; text++) {
-        uint64_t digit = (uint64_t)((unsigned char)*text - '0');
-        if (digit > 9 || digit > most || n > (most - digit) / 10) return -1;
-        n = 10 * n + digit;
-    }
-    *value = n;
-    return 0;
 }
 
 /* A number of the header from `least` to `most`. Returns 0, or -1 with a message if there is no
@@ -549,7 +569,7 @@ static inline int ckpt_number_in(const Ckpt *c, const char *key, uint64_t least,
     char text[64];
     if (ckpt_value(c, key, text, sizeof text))
         return fail(err, "the checkpoint's header lacks %s", key);
-    if (ckpt_parse_number(text, most, value) || *value < least)
+    if (parse_whole(text, most, value) || *value < least)
         return fail(err, "the checkpoint's header has %s=%s, which is no number from %llu to %llu",
                     key, text, (unsigned long long)least, (unsigned long long)most);
     return 0;
@@ -635,6 +655,17 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err) {
     return count;
 }
 
+/* The step of the newest checkpoint in dir, whole or not; -1 if there is none, or if the folder
+   cannot be listed. */
+static inline int64_t ckpt_newest_step(const char *dir) {
+    char err[ERR_LEN];
+    int64_t *steps;
+    int count = ckpt_list(dir, &steps, err);
+    int64_t newest = count > 0 ? steps[count - 1] : -1;
+    free(steps);
+    return newest;
+}
+
 /* Lists the folder once and opens the newest checkpoint that is whole; see ckpt_open_newest.
    *vanished becomes 1 if a file of the list was gone when its turn came. */
 static inline int ckpt_open_listed(Ckpt *c, const char *dir, char *path, int *vanished, char *err) {
@@ -671,26 +702,6 @@ static inline int ckpt_open_newest(Ckpt *c, const char *dir, char *path, char *e
     return status;
 }
 
-/* Deletes temporary files of processes that were killed. */
-static inline void ckpt_remove_leftovers(const char *dir) {
-    char path[FILE_PATH_SIZE];
-    struct dirent *entry;
-    DIR *folder = opendir(dir);
-    if (!folder) return;
-    while ((entry = readdir(folder)) != NULL) {
-        const char *mark = strstr(entry->d_name, ".ckpt.tmp-");
-        uint64_t pid;
-        if (strncmp(entry->d_name, "step_", 5) || !mark ||
-            ckpt_parse_number(mark + strlen(".ckpt.tmp-"), INT32_MAX, &pid) || !pid)
-            continue;
-        /* A process that is alive may still be writing its file. */
-        if ((pid_t)pid != getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) continue;
-        file_path(path, "%s/%s", dir, entry->d_name);
-        unlink(path);
-    }
-    closedir(folder);
-}
-
 /* Deletes all checkpoints but the newest `keep` (none if keep < 1), and temporary files. */
 static inline int ckpt_prune(const char *dir, int keep, char *err) {
     char path[FILE_PATH_SIZE];
@@ -703,15 +714,19 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
             status = fail(err, "cannot delete the old checkpoint %s: %s", path, strerror(errno));
     }
     free(steps);
-    ckpt_remove_leftovers(dir);
+    file_remove_leftovers(dir, "step_");
     return status;
 }
 
 /* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would otherwise keep
-   later checkpoints of the earlier run, damaged ones too, as the newest. */
+   later checkpoints of the earlier run, damaged ones too, as the newest. The folder is synced
+   first: the checkpoint of `step` may be of a process that was killed right after its rename, and a
+   power cut must not undo that rename when older checkpoints are deleted. */
 static inline int ckpt_discard_after(const char *dir, int64_t step, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;
+    if (file_sync_folder(dir))
+        return fail(err, "cannot sync the folder %s: %s", dir, strerror(errno));
     int status = 0, count = ckpt_list(dir, &steps, err);
     if (count < 0) return -1;
     for (int i = 0; i < count && !status; i++) {

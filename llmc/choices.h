@@ -117,24 +117,13 @@ static inline void choices_parse(Choices *s, const char *text, size_t size, cons
 /* Sets the keys of a file. Returns 0 if the file was read or does not exist, -1 with a message if
    it cannot be used. */
 static inline int choices_read(Choices *s, const char *path, char *err) {
-    const size_t most = (size_t)64 << 20; /* 64 MiB; a file of choices has some kilobytes */
-    char text[1 << 16];
-    size_t n, size = 0, format = sizeof CHOICES_FORMAT - 1;
+    size_t size = 0, format = sizeof CHOICES_FORMAT - 1;
     char *contents = NULL;
-    FILE *f = fopen(path, "rb");
-    if (!f && errno == ENOENT) return 0;
-    if (!f) return fail(err, "cannot read %s: %s", path, strerror(errno));
-    while ((n = fread(text, 1, sizeof text, f)) > 0 && size < most) {
-        char *grown = (char *)realloc(contents, size + n);
-        if (!grown) break;
-        contents = grown;
-        memcpy(contents + size, text, n);
-        size += n;
-    }
-    int bad = ferror(f) || !feof(f) || size < format || memcmp(contents, CHOICES_FORMAT, format);
+    int status = file_read(path, (size_t)64 << 20, &contents, &size, err);
+    if (status) return min_int(status, 0);
+    int bad = size < format || memcmp(contents, CHOICES_FORMAT, format);
     if (!bad) choices_parse(s, contents + format, size - format, "");
     free(contents);
-    fclose(f);
     s->changed = 0;
     if (!bad) return 0;
     return fail(err, "%s is not a file of choices by cm.c: delete it, and they are made anew",
@@ -157,8 +146,8 @@ static inline int choices_write(Choices *s, const char *path, char *err) {
     }
     fputs(CHOICES_FORMAT, f);
     for (int i = 0; i < merged.n; i++) fprintf(f, "%s=%s\n", merged.c[i].key, merged.c[i].value);
-    fclose(f);
-    int status = file_replace(path, text, size, err);
+    int status =
+        fclose(f) ? fail(err, "out of memory: %s", path) : file_replace(path, text, size, err);
     free(text);
     choices_free(&merged);
     if (!status) s->changed = 0;

@@ -43,7 +43,7 @@ typedef struct {
     double attn_scale, softcap;
     int init;
     double init_std;
-    char freeze[FLAG_STRING_SIZE];
+    char init_from[FLAG_STRING_SIZE], freeze[FLAG_STRING_SIZE];
     /* optimizer */
     int optimizer;
     int qk, ov, mlp, embed, head; /* RuleId; not RULE_AUTO once resolved */
@@ -66,17 +66,32 @@ enum { CONFIG_MAX_VOCAB = 1 << 24 };
 #define FIELD(NAME) offsetof(Config, NAME)
 static const Flag config_flags[] = {
 #define SECTION "Run"
+#define ON_RESUME RESUME_FIXED
     FLAG_CHOICE("preset", preset, "tiny", "tiny|gpt2|llama|speedrun",
                 "a set of flags to start from; flags given explicitly win"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_START
     FLAG_TEXT("run", run, "tiny", "name of the run: its folder below --runs-dir"),
     FLAG_TEXT("runs-dir", runs_dir, "runs", "folder of all runs"),
     FLAG_SWITCH("resume", resume,
                 "continue from the newest checkpoint of --run with the flags it was started with"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_INT("steps", steps, "1200", 0, INFINITY, "optimizer steps of the whole run"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FIXED
     FLAG_LONG("seed", seed, "1", 0, INFINITY, "seeds initialisation and data order"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FREE
     FLAG_INT("val-every", val_every, "-1", VAL_EVERY_EIGHTH, INFINITY,
              "steps between validations; 0: only at the end; -1: an eighth of the run"),
-    FLAG_LONG("val-tokens", val_tokens, "0", 0, INFINITY, "validation targets to evaluate; 0: all"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
+    FLAG_LONG("val-tokens", val_tokens, "-1", -1, INFINITY,
+              "validation targets to evaluate; 0: all; -1: all, but no more than the run reads "
+              "between two validations, and at least 131072"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FREE
     FLAG_INT("checkpoint-every", checkpoint_every, "300", 0, INFINITY,
              "steps between checkpoints; 0: only at the end"),
     FLAG_INT("keep-checkpoints", keep_checkpoints, "2", 0, INFINITY,
@@ -87,16 +102,24 @@ static const Flag config_flags[] = {
     FLAG_SWITCH("log-groups", log_groups,
                 "add to every line of log.jsonl the size of each tensor's update, and the step of "
                 "attention's composed maps"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_INT("threads", threads, "0", 0, 4096, "CPU threads; 0: all cores"),
     FLAG_CHOICE("compute", compute, "auto", "fp32|bf16|auto",
                 "precision of the model's matrix products (bf16 accumulates in fp32); auto: fp32 "
                 "on a CPU, and on a GPU the precision the program was built for"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FREE
     FLAG_CHOICE("recompute", recompute, "none", CHOICES(RECOMPUTES),
                 "what the backward pass recomputes instead of keeping it for all layers: MLP "
                 "activations; norms too; or everything but each block's input. Slower, less "
                 "memory, equal numbers"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_INT("logit-rows", logit_rows, "0", 0, INFINITY,
              "rows of logits formed at a time, fewer take less memory; 0: chosen for the machine"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_START
     FLAG_SWITCH(
         "dry-run", dry_run,
         "print parameters, memory, update plan, sizes of steps, FLOPs and expected time, then "
@@ -105,16 +128,24 @@ static const Flag config_flags[] = {
     FLAG_SWITCH("help-markdown", help_markdown, "print this list as Markdown and stop"),
 #undef SECTION
 #define SECTION FLAGS_OF_GPU
+#undef ON_RESUME
+#define ON_RESUME RESUME_FREE
     FLAG_INT("device", device, "0", 0, 1024, "GPU to use, as nvidia-smi counts them"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_CHOICE(
         "attention", attention, "auto", CHOICES(ATTENTIONS),
         "flash: our flash attention; hopper: ours for H100 and H200 (bf16, heads of 64 or 128); "
         "cudnn: cuDNN's; auto: the fastest of these on this GPU. auto never takes cudnn-fast, "
         "which sums dq in any order, so that equal runs may differ in bits"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FREE
     FLAG_CHOICE("cuda-graph", cuda_graph, "auto", "auto|on|off",
                 "record the kernels of a micro-batch and replay them, which saves the time of "
                 "launches; auto: if a micro-batch takes less than 10 ms and replaying gives equal "
                 "bits"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_CHOICE(
         "gelu", gelu, "auto", CHOICES(GELU_WAYS),
         "fused: GELU and its derivative in the matrix product's epilogue; unfused: in kernels "
@@ -129,19 +160,29 @@ static const Flag config_flags[] = {
         "and in the fp32 program those of the model"),
 #undef SECTION
 #define SECTION "Data"
+#undef ON_RESUME
+#define ON_RESUME RESUME_FREE
     FLAG_TEXT("data", data, "data/tinyshakespeare.txt",
               "training data: token shards (a file or a quoted glob) or a text file, whose bytes "
               "are tokens"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_TEXT("val-data", val_data, "",
               "validation data; without it the last tenth of a text file"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FIXED
     FLAG_CHOICE("data-order", data_order, "shuffled", "sequential|shuffled",
                 "rows from front to back, or shuffled by seed and epoch"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_INT("batch-size", batch_size, "16", 1, INFINITY, "sequences of one forward pass"),
     FLAG_LONG(
         "total-batch-tokens", total_batch_tokens, "0", 0, INFINITY,
         "tokens of one optimizer step, by gradient accumulation; 0: --batch-size x --seq-len"),
 #undef SECTION
 #define SECTION "Model"
+#undef ON_RESUME
+#define ON_RESUME RESUME_FIXED
     FLAG_INT("layers", layers, "4", 1, INFINITY, "transformer blocks (L)"),
     FLAG_INT("width", width, "128", 1, INFINITY, "model width (C)"),
     FLAG_INT("heads", heads, "4", 1, INFINITY, "query heads (NH)"),
@@ -178,6 +219,14 @@ static const Flag config_flags[] = {
         "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head zero"),
     FLAG_FLOAT("init-std", init_std, "0.02", 0, INFINITY,
                "standard deviation of the initial weights with --init gpt2"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_START
+    FLAG_TEXT(
+        "init-from", init_from, "",
+        "begin a new run from the weights of this run's newest checkpoint, or of a checkpoint "
+        "file; flags of the model that are not given are taken over too"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
     FLAG_TEXT("freeze", freeze, "",
               "tensors that training leaves as they are, separated by commas (wte,wpe; --dry-run "
               "lists the names); they take no memory for gradients and moments"),
@@ -225,8 +274,12 @@ static const Flag config_flags[] = {
                "AdamW: added to the root of the second moment, for gradients of the mean loss"),
     FLAG_FLOAT("grad-clip", grad_clip, "0", 0, INFINITY,
                "largest global norm of the gradient, which is scaled down to it; 0: off"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_START
     FLAG_SWITCH("cm-match-muon", cm_match_muon,
                 "CM at Muon's learning rate: short for --per-mat-renorm on --mp 2"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
 #undef SECTION
 #undef FIELD
 #define FIELD(NAME) offsetof(Config, optim.NAME)
@@ -261,6 +314,7 @@ static const Flag config_flags[] = {
     FLAG_FLOAT("momentum-start", schedule.momentum_start, "0.85", 0, 0.9999,
                "momentum at step 0 of that warm-up"),
 };
+#undef ON_RESUME
 #undef SECTION
 #undef FIELD
 enum { CONFIG_FLAGS = (int)(sizeof config_flags / sizeof config_flags[0]) };
@@ -297,7 +351,8 @@ static const char *const config_presets[] = {
 static inline int config_apply(Config *c, const unsigned char *given, const char *pairs,
                                char *err) {
     char *text = strdup(pairs), *save = NULL;
-    int status = 0;
+    int status = text ? 0 : fail(err, "out of memory: flags");
+    if (status) return -1;
     for (char *name = strtok_r(text, " ", &save); name && !status;
          name = strtok_r(NULL, " ", &save)) {
         char *value = strtok_r(NULL, " ", &save);
@@ -389,6 +444,18 @@ static inline void config_rates(Config *c, const unsigned char *given) {
     }
 }
 
+/* Refuses a text that a line of a checkpoint's header cannot hold. */
+static inline int config_check_texts(const Config *c, char *err) {
+    for (int i = 0; i < CONFIG_FLAGS; i++)
+        if (config_flags[i].kind == KIND_STRING &&
+            strchr((const char *)flags_value(&config_flags[i], c), '\n'))
+            return fail(err,
+                        "--%s: the text has a line break, which a checkpoint cannot store; give "
+                        "the file or folder another name, or a link to it",
+                        config_flags[i].name);
+    return 0;
+}
+
 /* Parses a command line: defaults, then the preset, then the flags given, which are marked in
    `given` (CONFIG_FLAGS bytes). Returns 0, 1 if --help was asked for, -1 with a message. */
 static inline int config_parse(Config *c, unsigned char *given, int argc, char **argv, char *err) {
@@ -414,6 +481,7 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
                         config_flags[i].name);
     if (!status && (!c->runs_dir[0] || !c->run[0]))
         return fail(err, "--runs-dir and --run need names; the folder at hand is --runs-dir .");
+    if (!status) status = config_check_texts(c, err);
     if (!status) status = config_match_muon(c, given, err);
     if (!status) status = config_apply(c, given, config_presets[c->preset], err);
     if (!status) config_rates(c, given);
@@ -531,6 +599,17 @@ static inline void config_resolve_val_every(Config *c) {
         c->val_every = max_int(1, c->steps / 8 + (c->steps % 8 > 0));
 }
 
+/* Validation reads at most as many targets as the run does between two validations. A forward pass
+   costs a third of a step, so validation then takes at most a quarter of a run's time. Fewer than
+   LEAST_VAL_TOKENS would measure a small model too roughly. */
+enum { VAL_TOKENS_BOUNDED = -1, LEAST_VAL_TOKENS = 1 << 17 };
+static inline void config_resolve_val_tokens(Config *c) {
+    if (c->val_tokens != VAL_TOKENS_BOUNDED) return;
+    double steps = c->val_every ? c->val_every : c->steps;
+    double bound = fmax(steps * (double)c->total_batch_tokens, LEAST_VAL_TOKENS);
+    c->val_tokens = (int64_t)fmin(bound, 1e15);
+}
+
 /* Fills in every value that 0, -1 or auto leaves open, and refuses values that do not fit together.
    c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
 static inline int config_resolve(Config *c, char *err) {
@@ -540,6 +619,7 @@ static inline int config_resolve(Config *c, char *err) {
     config_resolve_rules(c);
     if (config_check_rules(c, err)) return -1;
     config_resolve_val_every(c);
+    config_resolve_val_tokens(c);
     c->schedule.steps = c->steps;
     if (c->schedule.kind == SCHEDULE_TRAPEZOID && c->schedule.cooldown == 0)
         c->schedule.kind = SCHEDULE_CONSTANT;

@@ -178,6 +178,45 @@ static inline void curve_print_steps(FILE *f, const Curve *c, int label) {
     fprintf(f, "%s\n", line);
 }
 
+/* Prints an entry of the legend, a mark and its text. `column` is where the line is, 0 at its
+   start. An entry that does not fit `width` begins a line, indented by `indent`. Returns the new
+   column. */
+static inline int curve_print_entry(FILE *f, const char *mark, const char *text, const char *color,
+                                    int column, int indent, int width) {
+    int columns = text_columns(mark, strlen(mark)) + (int)strlen(text), gap = column ? 3 : indent;
+    if (column && column + gap + columns > width) {
+        fputc('\n', f);
+        column = 0;
+        gap = indent;
+    }
+    if (column + gap + columns > width) gap = 0;
+    fprintf(f, "%*s%s%s%s%s", gap, "", color, mark, *color ? "\x1b[0m" : "", text);
+    return column + gap + columns;
+}
+
+/* Prints what the line and the markers are, with the last value of each. */
+static inline void curve_print_legend(FILE *f, const Curve *c, const double *train,
+                                      const double *val, int n, int indent, int width) {
+    char text[64];
+    int utf8 = terminal_utf8(), color = terminal_color(f), column = 0;
+    double last_train = NAN, last_val = NAN;
+    for (int i = 0; i < n; i++) {
+        if (isfinite(train[i])) last_train = train[i];
+        if (isfinite(val[i])) last_val = val[i];
+    }
+    snprintf(text, sizeof text, " train %.4f (smoothed)", last_train);
+    if (isfinite(last_train))
+        column = curve_print_entry(f, utf8 ? "⠒⠒" : "**", text, color ? "\x1b[36m" : "", column,
+                                   indent, width);
+    snprintf(text, sizeof text, " val %.4f", last_val);
+    if (isfinite(last_val))
+        column = curve_print_entry(f, utf8 ? "●" : "o", text, color ? "\x1b[33m" : "", column,
+                                   indent, width);
+    snprintf(text, sizeof text, "above the scale: up to %.2f", c->highest);
+    if (c->highest > c->hi) curve_print_entry(f, "", text, "", column, indent, width);
+    fputc('\n', f);
+}
+
 /* Draws n training and validation losses by their rising steps; NaN means none. The training loss
    is smoothed. width and height are in characters and include the labels. */
 static inline void curve_print(FILE *f, const int64_t *steps, const double *train,
@@ -205,20 +244,7 @@ static inline void curve_print(FILE *f, const int64_t *steps, const double *trai
         curve_draw(&c, steps, smooth, val, n);
         curve_print_graph(f, &c, label, utf8, color);
         curve_print_steps(f, &c, label);
-        double last_train = NAN, last_val = NAN;
-        for (int i = 0; i < n; i++) {
-            if (isfinite(smooth[i])) last_train = smooth[i];
-            if (isfinite(val[i])) last_val = val[i];
-        }
-        fprintf(f, "%*s", label + 2, "");
-        if (isfinite(last_train))
-            fprintf(f, "%s%s%s train %.4f (smoothed)", color ? "\x1b[36m" : "", utf8 ? "⠒⠒" : "**",
-                    color ? "\x1b[0m" : "", last_train);
-        if (isfinite(last_val))
-            fprintf(f, "%s%s%s%s val %.4f", isfinite(last_train) ? "   " : "",
-                    color ? "\x1b[33m" : "", utf8 ? "●" : "o", color ? "\x1b[0m" : "", last_val);
-        if (c.highest > c.hi) fprintf(f, "   above the scale: up to %.2f", c.highest);
-        fputc('\n', f);
+        curve_print_legend(f, &c, smooth, val, n, label + 2, width);
     }
     free(c.dots);
     free(smooth);

@@ -24,6 +24,7 @@ and repeated flags, missing and malformed values, numbers out of range, stray wo
 
 #include "base.h"
 #include "json.h"
+#include "terminal.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -38,8 +39,16 @@ typedef enum {
     KIND_STRING, /* char[FLAG_STRING_SIZE] */
     KIND_CHOICE, /* int, index into choices "a|b|c", or a value that `choice` has a name for */
     KIND_BOOL,   /* int, on|off (true|false, yes|no, 1|0) */
-    KIND_SWITCH  /* int, takes no value: its presence sets 1 */
+    KIND_SWITCH  /* int, its presence sets 1; --name=off takes it back */
 } FlagKind;
+
+/* What a resumed run may do with a setting. */
+typedef enum {
+    RESUME_FREE,  /* change it: no number that the run computes depends on it */
+    RESUME_NOTED, /* change it: the rest of the run differs, and run.json says from which step on */
+    RESUME_FIXED, /* nothing: the weights, or the place in the data, would mean another thing */
+    RESUME_START  /* it belongs to one start of the program and is not kept */
+} FlagResume;
 
 typedef struct {
     const char *name; /* without dashes: "batch-size" */
@@ -53,13 +62,16 @@ typedef struct {
     /* KIND_CHOICE in place of choices: the name of value i, "" where the flag does not take the
        value, NULL past the last value. */
     const char *(*choice)(int i);
+    FlagResume on_resume;
 } Flag;
 
 /* Rows of a table, each with its name, its field, its default as the user would type it, its range
-   or its choices, and its help. The table's file defines FIELD(NAME), the offset of a field, and
-   SECTION, the heading of the rows that follow. */
+   or its choices, and its help. The table's file defines FIELD(NAME), the offset of a field,
+   SECTION, the heading of the rows that follow, and, if its runs are resumed, ON_RESUME, a
+   FlagResume for the rows that follow. */
+enum { ON_RESUME = RESUME_FREE };
 #define FLAG_ROW(NAME, KIND, AT, DEF, LO, HI, CHOICES, HELP)                                       \
-    { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION, NULL }
+    { NAME, KIND, FIELD(AT), DEF, LO, HI, CHOICES, HELP, SECTION, NULL, (FlagResume)ON_RESUME }
 #define FLAG_INT(NAME, AT, DEF, LO, HI, HELP) FLAG_ROW(NAME, KIND_INT, AT, DEF, LO, HI, NULL, HELP)
 #define FLAG_LONG(NAME, AT, DEF, LO, HI, HELP)                                                     \
     FLAG_ROW(NAME, KIND_LONG, AT, DEF, LO, HI, NULL, HELP)
@@ -69,7 +81,7 @@ typedef struct {
 #define FLAG_CHOICE(NAME, AT, DEF, CHOICES, HELP)                                                  \
     FLAG_ROW(NAME, KIND_CHOICE, AT, DEF, 0, 0, CHOICES, HELP)
 #define FLAG_CHOICE_OF(NAME, AT, DEF, CHOICE, HELP)                                                \
-    { NAME, KIND_CHOICE, FIELD(AT), DEF, 0, 0, NULL, HELP, SECTION, CHOICE }
+    { NAME, KIND_CHOICE, FIELD(AT), DEF, 0, 0, NULL, HELP, SECTION, CHOICE, (FlagResume)ON_RESUME }
 #define FLAG_BOOL(NAME, AT, DEF, HELP) FLAG_ROW(NAME, KIND_BOOL, AT, DEF, 0, 0, NULL, HELP)
 #define FLAG_SWITCH(NAME, AT, HELP) FLAG_ROW(NAME, KIND_SWITCH, AT, "off", 0, 0, NULL, HELP)
 
@@ -406,7 +418,8 @@ static inline int flags_parse_one(const Flag *flags, int n, void *cfg, unsigned 
 
     const char *value = name[length] == '=' ? name + length + 1 : NULL;
     if (flags[i].kind == KIND_SWITCH) {
-        if (value) return fail(err, "--%s takes no value: write it alone or leave it out", plain);
+        if (value && flags_bool(value) < 0)
+            return fail(err, "--%s takes no value: write it alone, or --%s=off", plain, plain);
     } else if (!value) {
         /* A value may begin with one dash (-1). --x is the next flag; the value --x is written
            --name=--x. */
@@ -481,20 +494,16 @@ static inline void flags_limits_text(const Flag *flag, char *text, size_t size) 
     else flags_range_text(flag, text, size);
 }
 
-/* Prints words from column `column` on, breaking before column 100 and indenting the lines that
-   follow. */
-static inline void flags_wrap(FILE *f, const char *text, int indent, int column) {
-    for (const char *s = text; *s;) {
-        s += strspn(s, " ");
-        int length = (int)strcspn(s, " ");
-        if (column + 1 + length > 100 && column > indent) {
-            fprintf(f, "\n%*s", indent, "");
-            column = indent;
-        }
-        column += fprintf(f, "%s%.*s", column > indent ? " " : "", length, s);
-        s += length;
-    }
-    fputc('\n', f);
+/* A titled text that follows the flags in --help and in the manual. */
+typedef struct {
+    char title[32];
+    const char *text;
+} FlagNote;
+
+/* Columns of the lines of --help: 100, or those of a narrower terminal. */
+static inline int flags_width(FILE *f) {
+    int room = terminal_room(f);
+    return room > 0 ? min_int(room, 100) : 100;
 }
 
 /* Writes "--batch-size N" and returns its length. */
@@ -513,14 +522,16 @@ static inline int flags_signature(const Flag *flag, char *text, size_t size) {
 }
 
 static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int n) {
-    enum { INDENT_LIMIT = 36 }; /* a longer name gets a line of its own above its help */
     char signature[128], limits[512], text[2048];
+    const int line = flags_width(f);
+    const int most = min_int(36, line / 2); /* a longer name has a line of its own above its help */
     int indent = 0;
     for (int i = 0; i < n; i++) {
         int width = flags_signature(&flags[i], signature, sizeof signature) + 4;
-        if (width <= INDENT_LIMIT) indent = max_int(indent, width);
+        if (width <= most) indent = max_int(indent, width);
     }
-    fprintf(f, "%s\n", usage);
+    text_wrap(f, usage, " ", 7, 0, terminal_room(f));
+    fputc('\n', f);
     for (int i = 0; i < n; i++) {
         const Flag *flag = &flags[i];
         if (flags_heading(flags, i)) fprintf(f, "\n%s\n", flag->section);
@@ -534,10 +545,22 @@ static inline void flags_help(FILE *f, const char *usage, const Flag *flags, int
         snprintf(text, sizeof text, "%s%s%s%s%s%s%s", flag->help, notes ? " (" : "", limits,
                  shown && limits[0] ? "; " : "", shown ? "default " : "", shown ? flag->def : "",
                  notes ? ")" : "");
-        flags_wrap(f, text, indent, indent);
+        text_wrap(f, text, " ", indent, indent, line);
+        fputc('\n', f);
     }
     fprintf(f, "\n  -h, --help%*s", indent > 14 ? indent - 12 : 2, "");
     fprintf(f, "print this text\n");
+}
+
+/* Prints notes below the flags of --help. */
+static inline void flags_help_notes(FILE *f, const char *heading, const FlagNote *notes, int n) {
+    enum { INDENT = 12 };
+    fprintf(f, "\n%s\n", heading);
+    for (int i = 0; i < n; i++) {
+        int column = fprintf(f, "  %-*s", INDENT - 2, notes[i].title);
+        text_wrap(f, notes[i].text, " ", INDENT, column, flags_width(f));
+        fputc('\n', f);
+    }
 }
 
 /* Prints text for a cell of a Markdown table. */
@@ -548,19 +571,36 @@ static inline void flags_markdown_text(FILE *f, const char *text) {
     }
 }
 
-/* Prints one Markdown table a section: flag | default | meaning. */
+/* What a resumed run may do with a flag, in a word; "" if the flag is not kept. */
+static inline const char *flags_resume_text(const Flag *flag) {
+    switch (flag->on_resume) {
+    case RESUME_FREE: return "free";
+    case RESUME_NOTED: return "noted";
+    case RESUME_FIXED: return "fixed";
+    case RESUME_START: return "";
+    }
+    return "";
+}
+
+/* Prints one Markdown table a section: flag | default | meaning, and what a resumed run may do
+   with the flag if the table says so. */
 static inline void flags_markdown(FILE *f, const Flag *flags, int n) {
     char limits[512];
+    int resumes = 0;
+    for (int i = 0; i < n; i++) resumes |= flags[i].on_resume != RESUME_FREE;
     for (int i = 0; i < n; i++) {
         const Flag *flag = &flags[i];
         int shown = flag->def && *flag->def;
         const char *heading = flags_heading(flags, i);
         if (heading) fprintf(f, "%s### %s\n\n", i ? "\n" : "", heading);
-        if (heading || !i) fprintf(f, "| flag | default | meaning |\n|---|---|---|\n");
+        if (heading || !i)
+            fprintf(f, "| flag | default |%s meaning |\n|---|---|%s---|\n",
+                    resumes ? " on resume |" : "", resumes ? "---|" : "");
         fprintf(f, "| `--%s` | ", flag->name);
         if (flag->kind == KIND_SWITCH) fputs("off", f);
         else if (shown) fprintf(f, "`%s`", flag->def);
         fputs(" | ", f);
+        if (resumes) fprintf(f, "%s | ", flags_resume_text(flag));
         flags_markdown_text(f, flag->help);
         flags_limits_text(flag, limits, sizeof limits);
         if (limits[0]) {
@@ -569,6 +609,18 @@ static inline void flags_markdown(FILE *f, const Flag *flags, int n) {
             fputc(')', f);
         }
         fputs(" |\n", f);
+    }
+}
+
+/* Prints notes as a Markdown table: name | text. Flags are set as code. */
+static inline void flags_markdown_notes(FILE *f, const char *heading, const FlagNote *notes,
+                                        int n) {
+    fprintf(f, "\n### %s\n\n| name | flags |\n|---|---|\n", heading);
+    for (int i = 0; i < n; i++) {
+        const char *code = strncmp(notes[i].text, "--", 2) == 0 ? "`" : "";
+        fprintf(f, "| `%s` | %s", notes[i].title, code);
+        flags_markdown_text(f, notes[i].text);
+        fprintf(f, "%s |\n", code);
     }
 }
 

@@ -5,6 +5,7 @@ elements.
 #ifndef CM_GUARD_H
 #define CM_GUARD_H
 
+#include "checkpoint.h"
 #include "params.h"
 
 typedef struct {
@@ -61,10 +62,25 @@ static inline int guard_report(FILE *out, const Registry *r, SlotId slot, const 
     return bad;
 }
 
+/* Writes what is left of a run that diverged: its newest checkpoint in the folder `checkpoints`, or
+   that there is none. */
+static inline void guard_left(char *text, size_t size, const char *checkpoints) {
+    char path[FILE_PATH_SIZE];
+    int64_t newest = ckpt_newest_step(checkpoints);
+    ckpt_path(path, checkpoints, newest);
+    if (newest >= 0) snprintf(text, size, "its newest checkpoint is %s", path);
+    else
+        snprintf(text, size,
+                 "there is no checkpoint of it yet (--checkpoint-every N with a smaller N writes "
+                 "them earlier)");
+}
+
 /* Names on stderr the worst tensors of a step whose loss or gradient norm is not finite. Returns -1
-   with a message that names the folder `checkpoints`. Needs a backend's device_download. */
+   with a message that names the newest checkpoint in the folder `checkpoints`. Needs a backend's
+   device_download. */
 static inline int guard_diverged(const Params *p, int step, double loss, double norm,
                                  const char *checkpoints, char *err) {
+    char left[FILE_PATH_SIZE + 64];
     size_t params = p->r.size[SLOT_PARAM], grads = p->r.size[SLOT_GRAD];
     floatM *host = (floatM *)malloc((params + 1) * sizeof(floatM)); /* grads <= params */
     fprintf(stderr, "\nstep %d: loss %g, gradient norm %g\n", step, loss, norm);
@@ -75,10 +91,11 @@ static inline int guard_diverged(const Params *p, int step, double loss, double 
         guard_report(stderr, &p->r, SLOT_GRAD, host, "gradient", 5);
     }
     free(host);
+    guard_left(left, sizeof left, checkpoints);
     return fail(err,
-                "the run diverged at step %d and was stopped; the last good checkpoint is kept "
-                "in %s. Try a smaller learning rate, a longer --warmup or --grad-clip 1",
-                step, checkpoints);
+                "the run diverged at step %d and was stopped; %s. Try a smaller learning rate, a "
+                "longer --warmup or --grad-clip 1",
+                step, left);
 }
 
 #endif

@@ -1,8 +1,9 @@
 /*
 The folder of a run: RUNS_DIR/NAME/ holds run.json, log.jsonl and checkpoints/.
 
-run.json     the run's settings: every flag, and pairs that the caller passes (version, fingerprints
-             of the data). The file is replaced as a whole.
+run.json     the run's settings: pairs that the caller passes (version, fingerprints of the data),
+             "flags", every flag resolved, and "asked", the flags that a resumed run takes over, as
+             they were given. The file is replaced as a whole.
 log.jsonl    the run's course: one JSON object a line, in rising order of step,
 
     {"step": 10, "tokens": 81920, "train_loss": 4.2, "val_loss": null, "lr": 0.0003,
@@ -12,7 +13,9 @@ log.jsonl    the run's course: one JSON object a line, in rising order of step,
              machine's peak is known; "extra" is there only if it is not empty. null means not
              measured, NaN or infinity. The keys before "ms" do not depend on the machine's speed:
              two logs are compared by cutting each line at `, "ms"`. Losses, norms and rates have 9
-             digits, which name a float exactly.
+             digits, which name a float exactly. Lines that this program did not write are passed
+             over, and kept.
+log.other    such lines that stood behind a place where a resumed run began to write
 */
 #ifndef CM_LOG_H
 #define CM_LOG_H
@@ -84,45 +87,64 @@ static inline int64_t log_step_of(const char *line, size_t length) {
     return (int64_t)step;
 }
 
-/* Reads `path` up to the first line that log_line did not write or whose step is after `last_step`.
-   Sets *bytes to the bytes before that line and *newest to the last step in them (-1
-   if none), and fills `curve` unless it is NULL. Returns 0, or -1 with a message. */
-static inline int log_scan(const char *path, int64_t last_step, int64_t *bytes, int64_t *newest,
-                           LogCurve *curve, char *err) {
-    char *line = NULL;
-    size_t size = 0;
-    ssize_t length;
-    int capacity = 0, status = 0;
-    *bytes = 0;
-    *newest = -1;
-    FILE *f = fopen(path, "rb");
-    if (!f) return fail(err, "cannot open %s: %s", path, strerror(errno));
-    while ((length = getline(&line, &size, f)) > 0) {
-        int64_t step = log_step_of(line, (size_t)length);
-        if (step < 0 || step > last_step) break;
-        *bytes += length;
-        *newest = step;
-        if (!curve) continue;
-        if (curve->n == capacity) {
-            capacity = capacity ? 2 * capacity : 256;
-            size_t n = (size_t)capacity;
-            curve->step = (int64_t *)realloc(curve->step, n * sizeof(int64_t));
-            curve->train = (double *)realloc(curve->train, n * sizeof(double));
-            curve->val = (double *)realloc(curve->val, n * sizeof(double));
-            if (!curve->step || !curve->train || !curve->val) {
-                status = fail(err, "out of memory while reading %s", path);
-                break;
-            }
-        }
-        curve->step[curve->n] = step;
-        curve->train[curve->n] = log_number(line, "train_loss");
-        curve->val[curve->n] = log_number(line, "val_loss");
-        curve->n++;
-    }
-    if (!status && ferror(f)) status = fail(err, "cannot read %s: %s", path, strerror(errno));
-    free(line);
-    fclose(f);
+typedef enum {
+    LOG_STEP,   /* a line that log_line wrote */
+    LOG_OTHER,  /* a whole line of somebody else */
+    LOG_DAMAGED /* the beginning of a line, or one with the zero bytes that a power cut leaves */
+} LogKind;
+
+/* A log that is read line by line. */
+typedef struct {
+    FILE *file;
+    char *line;
+    size_t size;
+    int64_t length; /* of the line */
+    int64_t begin;  /* where it begins in the file */
+    int64_t number; /* counted from 1 */
+    LogKind kind;
+    int64_t step; /* of a LOG_STEP */
+} LogReader;
+
+static inline int log_begin(LogReader *r, const char *path, char *err) {
+    memset(r, 0, sizeof *r);
+    r->file = fopen(path, "rbe");
+    return r->file ? 0 : fail(err, "cannot open %s: %s", path, strerror(errno));
+}
+
+/* Reads the next line; returns 0 at the end of the file. */
+static inline int log_next(LogReader *r) {
+    r->begin += r->length;
+    r->length = (int64_t)getline(&r->line, &r->size, r->file);
+    if (r->length <= 0) return 0;
+    size_t length = (size_t)r->length;
+    r->number++;
+    r->step = log_step_of(r->line, length);
+    int whole = r->line[length - 1] == '\n' && strlen(r->line) == length;
+    r->kind = r->step >= 0 ? LOG_STEP : whole ? LOG_OTHER : LOG_DAMAGED;
+    return 1;
+}
+
+/* Ends the reading. Returns 0, or -1 with a message if the file could not be read to its end. */
+static inline int log_end(LogReader *r, const char *path, char *err) {
+    /* getline ends at the end of the file, at an error, and without memory. */
+    int status = r->length < 0 && !feof(r->file)
+                     ? fail(err, "cannot read %s: %s", path, strerror(errno))
+                     : 0;
+    fclose(r->file);
+    free(r->line);
     return status;
+}
+
+/* The last step in a log; -1 if it has none or cannot be read. */
+static inline int64_t log_last_step(const char *path) {
+    LogReader r;
+    int64_t last = -1;
+    char unused[ERR_LEN];
+    if (log_begin(&r, path, unused)) return -1;
+    while (log_next(&r))
+        if (r.kind == LOG_STEP) last = r.step;
+    log_end(&r, path, unused);
+    return last;
 }
 
 static inline void log_curve_free(LogCurve *curve) {
@@ -132,13 +154,38 @@ static inline void log_curve_free(LogCurve *curve) {
     memset(curve, 0, sizeof *curve);
 }
 
-/* Reads the losses of a log, up to the first damaged or incomplete line. */
+/* Adds the losses of a line. Returns -1 without memory. */
+static inline int log_curve_add(LogCurve *curve, int *capacity, int64_t step, const char *line) {
+    if (curve->n == *capacity) {
+        *capacity = *capacity ? 2 * *capacity : 256;
+        size_t n = (size_t)*capacity;
+        int64_t *steps = (int64_t *)realloc(curve->step, n * sizeof(int64_t));
+        if (steps) curve->step = steps;
+        double *train = (double *)realloc(curve->train, n * sizeof(double));
+        if (train) curve->train = train;
+        double *val = (double *)realloc(curve->val, n * sizeof(double));
+        if (val) curve->val = val;
+        if (!steps || !train || !val) return -1;
+    }
+    curve->step[curve->n] = step;
+    curve->train[curve->n] = log_number(line, "train_loss");
+    curve->val[curve->n] = log_number(line, "val_loss");
+    curve->n++;
+    return 0;
+}
+
+/* Reads the losses of a log. Lines that log_line did not write are passed over. */
 static inline int log_read(const char *path, LogCurve *curve, char *err) {
-    int64_t bytes, newest;
+    LogReader r;
+    int capacity = 0, status = 0;
     memset(curve, 0, sizeof *curve);
-    if (!log_scan(path, INT64_MAX, &bytes, &newest, curve, err)) return 0;
-    log_curve_free(curve);
-    return -1;
+    if (log_begin(&r, path, err)) return -1;
+    while (!status && log_next(&r))
+        if (r.kind == LOG_STEP && log_curve_add(curve, &capacity, r.step, r.line))
+            status = fail(err, "out of memory while reading %s", path);
+    if (log_end(&r, path, err)) status = -1;
+    if (status) log_curve_free(curve);
+    return status;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -181,13 +228,76 @@ static inline void log_close(RunLog *log) {
     log->fd = -1;
 }
 
+/* Where a log is cut for a run that goes on after `step`. */
+typedef struct {
+    int64_t bytes; /* that stay */
+    int64_t lines; /* of other writers behind them */
+} LogCut;
+
+/* Everything up to the last line of a step up to `step` stays, and so do the lines of other writers
+   that follow it. Refuses a log whose steps are out of order about that step. */
+static inline int log_find_cut(const char *path, int64_t step, LogCut *cut, char *err) {
+    LogReader r;
+    int64_t first_after = 0;  /* number of the first line of a later step */
+    int status = 0, open = 1; /* open: lines of others stay */
+    memset(cut, 0, sizeof *cut);
+    if (log_begin(&r, path, err)) return -1;
+    while (!status && log_next(&r)) {
+        int stays = r.kind == LOG_STEP && r.step <= step;
+        if (stays && first_after)
+            status = fail(err,
+                          "%s: line %lld is of step %lld and stands behind line %lld, of a step "
+                          "after %lld: the steps are out of order; repair the log, or move it away",
+                          path, (long long)r.number, (long long)r.step, (long long)first_after,
+                          (long long)step);
+        if (r.kind == LOG_STEP && !stays && !first_after) first_after = r.number;
+        if (stays) cut->lines = 0;
+        if (stays || (open && r.kind == LOG_OTHER)) {
+            cut->bytes = r.begin + r.length;
+            open = 1;
+        } else {
+            open = 0;
+            cut->lines += r.kind == LOG_OTHER;
+        }
+    }
+    return log_end(&r, path, err) ? -1 : status;
+}
+
+/* Appends to log.other the lines of other writers that stand behind the first `bytes` bytes. */
+static inline int log_save_others(const RunLog *log, int64_t bytes, char *err) {
+    char path[FILE_PATH_SIZE];
+    LogReader r;
+    file_path(path, "%s/log.other", log->dir);
+    int fd = file_open(path, O_WRONLY | O_CREAT | O_APPEND), status = 0;
+    if (fd < 0) return fail(err, "cannot open %s: %s", path, strerror(errno));
+    if (log_begin(&r, log->path, err)) status = -1;
+    else {
+        while (!status && log_next(&r))
+            if (r.begin >= bytes && r.kind == LOG_OTHER)
+                status = file_write_all(fd, r.line, (size_t)r.length);
+        if (!status) status = file_sync(fd);
+        if (status) fail(err, "cannot write %s: %s", path, strerror(errno));
+        if (log_end(&r, log->path, status ? NULL : err)) status = -1;
+    }
+    close(fd);
+    return status ? -1 : 0;
+}
+
 /* Cuts log.jsonl after the lines of steps up to `step`. Call it on resume with the step of the
-   checkpoint: the resumed run writes the later lines again. */
+   checkpoint: the resumed run writes the later lines again. It cannot write lines of others again;
+   they move to log.other, and a note says so. */
 static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
-    int64_t bytes, newest;
-    if (log_scan(log->path, step, &bytes, &newest, NULL, err)) return -1;
-    if (ftruncate(log->fd, (off_t)bytes))
+    LogCut cut;
+    if (log_find_cut(log->path, step, &cut, err)) return -1;
+    if (cut.lines && log_save_others(log, cut.bytes, err)) return -1;
+    if (ftruncate(log->fd, (off_t)cut.bytes))
         return fail(err, "cannot shorten %s: %s", log->path, strerror(errno));
+    if (cut.lines)
+        fprintf(stderr,
+                "note: %lld line%s of %s that this program did not write now stand%s in "
+                "%s/log.other\n",
+                (long long)cut.lines, cut.lines > 1 ? "s" : "", log->path, cut.lines > 1 ? "" : "s",
+                log->dir);
     return 0;
 }
 
@@ -195,7 +305,6 @@ static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
    run that has none starts over. Returns 0, or -1 with a message. */
 static inline int log_open(RunLog *log, const char *runs_dir, const char *name, int resume,
                            char *err) {
-    int64_t bytes, newest;
     log->fd = -1;
     if (log_check_name(name, err)) return -1;
     file_path(log->dir, "%s/%s", runs_dir, name);
@@ -204,15 +313,15 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
     if (!log->path[0] || !log->checkpoints[0])
         return fail(err, "the path of the run %.80s... is too long", runs_dir);
     if (file_make_folders(log->checkpoints, err)) return -1;
-    log->fd = open(log->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    log->fd = file_open(log->path, O_RDWR | O_CREAT | O_APPEND);
     if (log->fd < 0) return fail(err, "cannot open %s: %s", log->path, strerror(errno));
     int status = 0;
     if (flock(log->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
         status =
             fail(err, "another process is writing to %s: wait for it, or use another --run name",
                  log->dir);
-    if (!status) status = log_scan(log->path, INT64_MAX, &bytes, &newest, NULL, err);
-    if (!status && !resume && (newest > 0 || log_has_checkpoints(log->checkpoints)))
+    if (!status && !resume &&
+        (log_last_step(log->path) > 0 || log_has_checkpoints(log->checkpoints)))
         status = fail(err,
                       "the run %s already has steps: continue it with --resume, or use another "
                       "--run name",
@@ -225,34 +334,30 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
 /* ---------------------------------------------------------------------------------------------- */
 /* Writing                                                                                        */
 
-/* Appends whole lines with one write, so that neither a kill nor another process's lines come
-   between. If the disk is full, the part that was written is cut off again. */
+/* Appends whole lines, with one write if the system takes them whole, so that neither a kill nor
+   another process's lines come between. If the disk is full, the part that was written is cut off
+   again. */
 static inline int log_append_text(RunLog *log, const char *text, char *err) {
     size_t length = strlen(text);
     struct stat st;
     if (!length) return 0;
     if (text[length - 1] != '\n') return fail(err, "%s: a line without its end", log->path);
     if (fstat(log->fd, &st)) return fail(err, "cannot write %s: %s", log->path, strerror(errno));
-    ssize_t wrote;
-    do wrote = write(log->fd, text, length);
-    while (wrote < 0 && errno == EINTR);
-    if (wrote == (ssize_t)length) return 0;
-    /* A write that was cut short does not say why; the next one does. */
+    if (file_write_all(log->fd, text, length) == 0) return 0;
     int code = errno;
-    if (wrote >= 0)
-        code = write(log->fd, text + wrote, length - (size_t)wrote) < 0 ? errno : ENOSPC;
-    if (ftruncate(log->fd, st.st_size) && wrote > 0)
-        return fail(err, "cannot write %s: %s; its last line is incomplete", log->path,
+    if (ftruncate(log->fd, st.st_size))
+        return fail(err, "cannot write %s: %s; its last line may be incomplete", log->path,
                     strerror(code));
     return fail(err, "cannot write %s: %s; free some space and continue with --resume", log->path,
                 strerror(code));
 }
 
-static inline int log_line(RunLog *log, const LogLine *line, char *err) {
+/* The text of a line with its end, for the caller to free; NULL without memory. */
+static inline char *log_line_text(const LogLine *line) {
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
-    if (!f) return fail(err, "out of memory while writing %s", log->path);
+    if (!f) return NULL;
     fprintf(f, "{\"step\": %lld, \"tokens\": %lld", (long long)line->step, (long long)line->tokens);
     fputs(", \"train_loss\": ", f);
     json_float(f, line->train_loss);
@@ -270,16 +375,56 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
     if (line->mfu_stated > 0) fprintf(f, ", \"mfu_stated\": %.4f", line->mfu_stated);
     if (line->extra) fprintf(f, ", \"extra\": %s", line->extra);
     fputs("}\n", f);
-    int status = fclose(f) ? fail(err, "out of memory while writing %s", log->path) : 0;
-    if (!status) status = log_append_text(log, text, err);
+    if (!fclose(f)) return text;
     free(text);
+    return NULL;
+}
+
+static inline int log_line(RunLog *log, const LogLine *line, char *err) {
+    char *text = log_line_text(line);
+    if (!text) return fail(err, "out of memory while writing %s", log->path);
+    int status = log_append_text(log, text, err);
+    free(text);
+    return status;
+}
+
+/* The numbers of a line that log_line_text wrote, without mfu_stated and extra. */
+static inline LogLine log_line_of(const char *text) {
+    LogLine line = log_line_empty();
+    line.step = (int64_t)log_number(text, "step");
+    line.tokens = (int64_t)log_number(text, "tokens");
+    line.train_loss = log_number(text, "train_loss");
+    line.val_loss = log_number(text, "val_loss");
+    line.lr = log_number(text, "lr");
+    line.grad_norm = log_number(text, "grad_norm");
+    line.ms = log_number(text, "ms");
+    line.tok_s = log_number(text, "tok_s");
+    line.mfu = fmax(log_number(text, "mfu"), 0); /* 0 for NaN */
+    return line;
+}
+
+/* Appends a line that log_line_text wrote without a validation loss, with this one (NaN: none). */
+static inline int log_append_validated(RunLog *log, const char *text, double val_loss, char *err) {
+    static const char key[] = "\"val_loss\": null";
+    const char *at = strstr(text, key);
+    char *line = NULL;
+    size_t size = 0;
+    if (!at || !isfinite(val_loss)) return log_append_text(log, text, err);
+    FILE *f = open_memstream(&line, &size);
+    if (!f) return fail(err, "out of memory while writing %s", log->path);
+    fprintf(f, "%.*s\"val_loss\": ", (int)(at - text), text);
+    json_float(f, val_loss);
+    fputs(at + sizeof key - 1, f);
+    int status = fclose(f) ? fail(err, "out of memory while writing %s", log->path) : 0;
+    if (!status) status = log_append_text(log, line, err);
+    free(line);
     return status;
 }
 
 /* Syncs the log to the disk. Call it before a checkpoint is written: a power cut must not leave a
    checkpoint whose steps are missing in the log. */
 static inline int log_sync(RunLog *log, char *err) {
-    if (fsync(log->fd) == 0 || errno == EINVAL) return 0;
+    if (file_sync(log->fd) == 0 || errno == EINVAL) return 0;
     return fail(err, "cannot write %s: %s", log->path, strerror(errno));
 }
 
@@ -319,10 +464,11 @@ static inline void log_machine_json(FILE *f, const char *gemm) {
     fputc('}', f);
 }
 
-/* Writes run.json: the pairs in their order, the machine, then the flags, one a line. Returns 0, or
-   -1 with a message. */
+/* Writes run.json: the pairs in their order, the machine, then the flags of cfg, one a line, and
+   those of `asked` that are kept. Returns 0, or -1 with a message. */
 static inline int log_run_json(RunLog *log, const Flag *flags, int n, const void *cfg,
-                               const char *gemm, const LogPair *pairs, int n_pairs, char *err) {
+                               const void *asked, const char *gemm, const LogPair *pairs,
+                               int n_pairs, char *err) {
     char path[FILE_PATH_SIZE], *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
@@ -334,7 +480,7 @@ static inline int log_run_json(RunLog *log, const Flag *flags, int n, const void
         fputs(": ", f);
         if (!pairs[i].value) fputs("null", f);
         else if (pairs[i].is_json) fputs(pairs[i].value, f);
-        else json_string(f, pairs[i].value);
+        else json_text(f, pairs[i].value, 1);
         fputs(",\n", f);
     }
     fputs("  \"machine\": ", f);
@@ -343,6 +489,14 @@ static inline int log_run_json(RunLog *log, const Flag *flags, int n, const void
     for (int i = 0; i < n; i++) {
         fprintf(f, "%s\n    \"%s\": ", i ? "," : "", flags[i].name);
         flags_json_value(f, &flags[i], cfg);
+    }
+    fputs("\n  },\n  \"asked\": {", f);
+    for (int i = 0, k = 0; i < n; i++) {
+        char value[FLAG_STRING_SIZE];
+        if (flags[i].on_resume == RESUME_START) continue;
+        flags_get_text(&flags[i], asked, value);
+        fprintf(f, "%s\n    \"%s\": ", k++ ? "," : "", flags[i].name);
+        json_text(f, value, 1);
     }
     fputs("\n  }\n}\n", f);
     if (fclose(f)) {
@@ -353,6 +507,71 @@ static inline int log_run_json(RunLog *log, const Flag *flags, int n, const void
     int status = file_replace(path, text, size, err);
     free(text);
     return status;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Reading run.json                                                                               */
+
+/* Reads an object of scalars and writes each as a line PREFIX.NAME=VALUE. Returns -1 if it is
+   malformed. */
+static inline int log_read_object(JsonReader *r, const char *prefix, FILE *out) {
+    char name[128], value[FLAG_STRING_SIZE];
+    if (!json_expect(r, '{')) return -1;
+    if (json_expect(r, '}')) return 0;
+    do {
+        if (json_read_string(r, name, sizeof name) || !json_expect(r, ':') ||
+            json_read_scalar(r, value, sizeof value))
+            return -1;
+        if (!strpbrk(name, "=\n") && !strchr(value, '\n'))
+            fprintf(out, "%s.%s=%s\n", prefix, name, value);
+    } while (json_expect(r, ','));
+    return json_expect(r, '}') ? 0 : -1;
+}
+
+/* Reads the whole of run.json: its strings and numbers, and the objects "flags" and "asked", of
+   which the lines begin with "flags." and "asked.". */
+static inline int log_read_members(JsonReader *r, FILE *out) {
+    char name[128], value[FILE_PATH_SIZE];
+    if (!json_expect(r, '{')) return -1;
+    do {
+        if (json_read_string(r, name, sizeof name) || !json_expect(r, ':')) return -1;
+        if (!strcmp(name, "flags") || !strcmp(name, "asked")) {
+            if (log_read_object(r, name, out)) return -1;
+            continue;
+        }
+        size_t begin = r->at;
+        if (!json_read_scalar(r, value, sizeof value)) {
+            if (!strpbrk(name, "=\n") && !strchr(value, '\n')) fprintf(out, "%s=%s\n", name, value);
+            continue;
+        }
+        r->at = begin;
+        if (json_skip_value(r)) return -1;
+    } while (json_expect(r, ','));
+    return json_expect(r, '}') ? 0 : -1;
+}
+
+/* Reads `dir`/run.json as lines KEY=VALUE, flags.NAME=VALUE and asked.NAME=VALUE, for the caller to
+   free. Returns 0, 1 if there is no such file, or -1 with a message; *text is then NULL. */
+static inline int log_read_run_json(const char *dir, char **text, size_t *size, char *err) {
+    char path[FILE_PATH_SIZE], *contents = NULL;
+    size_t length = 0;
+    *text = NULL;
+    *size = 0;
+    file_path(path, "%s/run.json", dir);
+    int status = file_read(path, (size_t)1 << 24, &contents, &length, err);
+    if (status) return status;
+    FILE *out = open_memstream(text, size);
+    JsonReader r = {(unsigned char *)contents, length, 0};
+    if (!out) status = fail(err, "out of memory while reading %s", path);
+    else if (log_read_members(&r, out))
+        status =
+            fail(err, "%s is damaged at byte %zu: it is not the file that cm.c wrote", path, r.at);
+    if (out && fclose(out) && !status) status = fail(err, "out of memory while reading %s", path);
+    free(contents);
+    if (!status) return 0;
+    free(*text);
+    *text = NULL;
+    return -1;
 }
 
 #endif

@@ -33,6 +33,7 @@ that reads.
 #include <unistd.h>
 
 #include "base.h"
+#include "files.h"
 
 typedef struct Mapped {
     char *path;
@@ -144,7 +145,7 @@ static inline int mapped_read(void (*work)(void *), void *argument, char *err) {
 static inline int mapped_open_file(const char *path, struct stat *st) {
     if (stat(path, st)) return -1;
     if (!S_ISREG(st->st_mode)) return -2;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = file_open(path, O_RDONLY);
     if (fd < 0) return -1;
     if (!fstat(fd, st) && S_ISREG(st->st_mode)) return fd;
     close(fd);

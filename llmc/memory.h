@@ -104,7 +104,8 @@ static int check_memory(Config *c, const Registry *r, const Plan *plan, char *er
         smaller.logit_rows = logit_rows(&smaller) / 2 / LOGIT_ROWS_STEP * LOGIT_ROWS_STEP;
         if ((double)model_memory(&smaller, r, plan, 1).total > room) continue;
         c->logit_rows = smaller.logit_rows;
-        printf("memory   is short: logits are formed %d rows at a time\n", c->logit_rows);
+        print_line(stdout, "memory", "is short: logits are formed %d rows at a time",
+                   c->logit_rows);
         return 0;
     }
     while (smaller.batch_size > 0 && (double)model_memory(&smaller, r, plan, 1).total > room)

@@ -1,10 +1,11 @@
 /*
 What train_gpt prints about a model and a run: sizes, memory, floating-point operations, times, the
-loss curve. Needs a backend's device_state.
+loss curve, and the commands that go on from there. Needs a backend's device_state.
 */
 #ifndef CM_REPORT_H
 #define CM_REPORT_H
 
+#include "checkpoint.h"
 #include "curve.h"
 #include "data.h"
 #include "log.h"
@@ -30,12 +31,14 @@ static inline double flops_per_token(const Config *c, const Registry *r) {
 }
 
 static inline void print_model(FILE *out, const Config *c, const Registry *r) {
-    fprintf(out, "model    %.2fM parameters: %d layers, width %d, %d heads of %d", r->count / 1e6,
-            c->layers, c->width, c->heads, c->head_dim);
-    if (c->kv_heads != c->heads) fprintf(out, " (%d for keys and values)", c->kv_heads);
-    fprintf(out, ", %s, %s%s, %s MLP of %d, vocabulary %d\n", NAME_OF(NORMS, c->norm),
-            NAME_OF(POSITIONS, c->pos), c->qk_norm ? ", QK-norm" : "", NAME_OF(ACTS, c->act),
-            c->ff_width, c->vocab);
+    char kv[64] = "";
+    if (c->kv_heads != c->heads) snprintf(kv, sizeof kv, " (%d for keys and values)", c->kv_heads);
+    print_line(out, "model",
+               "%.2fM parameters: %d layers, width %d, %d heads of %d%s, %s, %s%s, %s MLP of %d, "
+               "vocabulary %d",
+               r->count / 1e6, c->layers, c->width, c->heads, c->head_dim, kv,
+               NAME_OF(NORMS, c->norm), NAME_OF(POSITIONS, c->pos), c->qk_norm ? ", QK-norm" : "",
+               NAME_OF(ACTS, c->act), c->ff_width, c->vocab);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -49,12 +52,14 @@ typedef struct {
 static inline double mebibytes(double bytes) { return bytes / (1 << 20); }
 
 static inline void print_memory(FILE *out, Memory m) {
-    fprintf(
-        out, "memory   %.1f MiB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f",
-        mebibytes((double)m.total), mebibytes((double)m.parameters), mebibytes((double)m.gradients),
-        mebibytes((double)m.optimizer), mebibytes((double)m.activations));
-    if (m.workspace) fprintf(out, ", workspace %.1f", mebibytes((double)m.workspace));
-    fputc('\n', out);
+    char workspace[64] = "";
+    if (m.workspace)
+        snprintf(workspace, sizeof workspace, ", workspace %.1f", mebibytes((double)m.workspace));
+    print_line(out, "memory",
+               "%.1f MiB: parameters %.1f, gradients %.1f, optimizer %.1f, activations %.1f%s",
+               mebibytes((double)m.total), mebibytes((double)m.parameters),
+               mebibytes((double)m.gradients), mebibytes((double)m.optimizer),
+               mebibytes((double)m.activations), workspace);
 }
 
 /* Refuses a run that does not fit `room` bytes. batch_size is the largest that fits, 0 if none
@@ -101,9 +106,10 @@ static inline double resident_peak(void) {
 /* device_peak: the most bytes that the device had in use; 0 if the model lies in the process's
    memory. */
 static inline void print_peak_memory(double device_peak, const char *run_dir) {
-    printf("peak memory %.1f MiB", mebibytes(resident_peak()));
-    if (device_peak > 0) printf(", on the GPU %.1f MiB", mebibytes(device_peak));
-    printf("; run folder %s\n", run_dir);
+    char gpu[64] = "";
+    if (device_peak > 0) snprintf(gpu, sizeof gpu, ", on the GPU %.1f MiB", mebibytes(device_peak));
+    print_line(stdout, "peak memory", "%.1f MiB%s; run folder %s", mebibytes(resident_peak()), gpu,
+               run_dir);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -118,26 +124,31 @@ static inline const char *mfu_text(char text[32], double mfu) {
 
 /* Prints the FLOP/s of the machine, if they were measured. */
 static inline void print_peak(double measured, double stated) {
+    char maker[64] = "";
     if (measured <= 0) return;
-    printf("peak     %.0f TFLOP/s measured", measured / 1e12);
-    if (stated > 0) printf(", %.0f stated", stated / 1e12);
-    printf("\n");
+    if (stated > 0) snprintf(maker, sizeof maker, ", %.0f stated", stated / 1e12);
+    print_line(stdout, "peak", "%.0f TFLOP/s measured%s", measured / 1e12, maker);
 }
 
-/* Prints a line for a step that was validated. Where no progress line is drawn, prints a line for
-   every --print-every-th step too. */
+/* Prints a line for a step that was validated, and for step 0, which has a validation loss only.
+   Where no progress line is drawn, prints a line for every --print-every-th step too, and in each
+   line the time to the end, which the progress line shows otherwise. */
 static inline void print_step(Progress *progress, const Config *c, const LogLine *line) {
-    char mfu[32];
+    char head[96], loss[64], mfu[32], eta[32], left[48] = "";
     int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
-    mfu_text(mfu, line->mfu);
-    if (isfinite(line->val_loss))
-        progress_print(progress, "step %5d  train %.4f  validation %.4f  %.0f ms  %.0f tok/s%s",
-                       (int)line->step, line->train_loss, line->val_loss, line->ms, line->tok_s,
-                       mfu);
-    else if (!progress->live && line->step % every == 0)
-        progress_print(progress, "step %5d  train %.4f  norm %.3g  %.0f ms  %.0f tok/s%s",
-                       (int)line->step, line->train_loss, line->grad_norm, line->ms, line->tok_s,
-                       mfu);
+    int validated = isfinite(line->val_loss);
+    if (!validated && (progress->live || line->step % every)) return;
+    progress_step_text(head, line->step, c->steps);
+    snprintf(loss, sizeof loss, validated ? "validation %.4f" : "norm %.3g",
+             validated ? line->val_loss : line->grad_norm);
+    if (isnan(line->ms)) {
+        progress_print(progress, "%s  %s", head, loss);
+        return;
+    }
+    time_text(eta, progress_eta(progress));
+    if (!progress->live) snprintf(left, sizeof left, "  ETA %s", eta);
+    progress_print(progress, "%s  train %.4f  %s  %.0f ms  %.0f tok/s%s%s", head, line->train_loss,
+                   loss, line->ms, line->tok_s, mfu_text(mfu, line->mfu), left);
 }
 
 /* Prints the time that --dry-run expects, from the seconds of one micro-batch and of one update. */
@@ -148,9 +159,58 @@ static inline void print_expected_time(const Config *c, double flops, double mic
     double micro_batches = tokens / ((double)c->batch_size * c->seq_len);
     double step = micro_batches * micro_batch + update;
     time_text(total, step * c->steps);
-    printf("time     %s expected without validation: %.0f ms a step, %.0f of them in the update; "
-           "%.0f tok/s, %.1f GFLOP/s\n",
-           total, 1000 * step, 1000 * update, tokens / step, flops * tokens / step / 1e9);
+    print_line(stdout, "time",
+               "%s expected without validation: %.0f ms a step, %.0f of them in the update; "
+               "%.0f tok/s, %.1f GFLOP/s",
+               total, 1000 * step, 1000 * update, tokens / step, flops * tokens / step / 1e9);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* presets */
+
+/* Writes the flags of the preset that hold in c; those of another value were overridden. */
+static inline void preset_text(const Config *c, FILE *f) {
+    char err[ERR_LEN], now[FLAG_STRING_SIZE], set[FLAG_STRING_SIZE], *save = NULL;
+    char *pairs = strdup(config_presets[c->preset]);
+    Config preset = *c;
+    const char *separator = "";
+    for (char *name = strtok_r(pairs, " ", &save); name; name = strtok_r(NULL, " ", &save)) {
+        char *value = strtok_r(NULL, " ", &save);
+        const Flag *flag = &config_flags[flags_find(config_flags, CONFIG_FLAGS, name + 2)];
+        if (flags_parse_value(flag, &preset, value, err)) continue;
+        flags_get_text(flag, c, now);
+        flags_get_text(flag, &preset, set);
+        if (strcmp(now, set)) continue;
+        fprintf(f, "%s%s %s", separator, name, value);
+        separator = " ";
+    }
+    free(pairs);
+}
+
+/* Prints what the preset of c has set. */
+static inline void print_preset(FILE *out, const Config *c) {
+    char *text = NULL, name[FLAG_STRING_SIZE];
+    size_t size = 0;
+    if (!*config_presets[c->preset]) return;
+    FILE *f = open_memstream(&text, &size);
+    if (!f) return;
+    preset_text(c, f);
+    fclose(f);
+    flags_get_text(&config_flags[flags_find(config_flags, CONFIG_FLAGS, "preset")], c, name);
+    print_line(out, "preset", "%s: %s", name, text);
+    free(text);
+}
+
+enum { CONFIG_PRESETS = (int)(sizeof config_presets / sizeof config_presets[0]) };
+
+/* The presets as notes for --help and the manual. */
+static inline void preset_notes(FlagNote notes[CONFIG_PRESETS]) {
+    const Flag *flag = &config_flags[flags_find(config_flags, CONFIG_FLAGS, "preset")];
+    for (int i = 0, length = 0; i < CONFIG_PRESETS; i++) {
+        const char *name = flags_choice(flag, i, &length);
+        snprintf(notes[i].title, sizeof notes[i].title, "%.*s", length, name);
+        notes[i].text = *config_presets[i] ? config_presets[i] : "the defaults of all flags";
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -173,42 +233,172 @@ static inline void log_groups(FILE *f, const Config *c, const Params *p, const P
 }
 
 /* The `extra` of the line of the log after `step` updates, a JSON object for the caller to free:
-   the device's state if it reports one, and with --log-groups the sizes of the last update. NULL if
-   there is neither. */
-static inline char *log_extra(const Config *c, const Params *p, const Plan *plan, int step) {
-    char *text = NULL, state[256];
+   the device's state if it reports one, and with --log-groups the sizes of the last update. *text
+   is NULL if there is neither. Returns -1 with a message without memory. */
+static inline int log_extra(char **text, const Config *c, const Params *p, const Plan *plan,
+                            int step, char *err) {
+    char state[256];
     size_t size = 0;
+    *text = NULL;
     device_state(state, sizeof state);
-    FILE *f = p->before || state[0] ? open_memstream(&text, &size) : NULL;
-    if (!f) return NULL;
+    if (!p->before && !state[0]) return 0;
+    FILE *f = open_memstream(text, &size);
+    if (!f) return fail(err, "out of memory: a line of the log");
     fprintf(f, "{%s", state);
     if (p->before) {
         fprintf(f, "%s\"groups\": ", state[0] ? ", " : "");
         log_groups(f, c, p, plan, step - 1);
     }
     fputs("}", f);
-    fclose(f);
-    return text;
+    if (!fclose(f)) return 0;
+    free(*text);
+    return fail(err, "out of memory: a line of the log");
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* the end of a run */
 
-/* Draws the losses of a log and prints its last validation loss, in nats per `unit`. */
+/* Prints the last validation loss of a log, in nats per `unit`, and the lowest one. That of step 0
+   is the untrained model's. */
+static inline void print_validation(FILE *out, const LogCurve *curve, const char *unit) {
+    char best[64] = "";
+    int last = -1, lowest = -1;
+    for (int i = 0; i < curve->n; i++) {
+        if (!isfinite(curve->val[i])) continue;
+        last = i;
+        if (curve->step[i] > 0 && (lowest < 0 || curve->val[i] < curve->val[lowest])) lowest = i;
+    }
+    if (last < 0) {
+        print_line(out, NULL, "no validation yet");
+    } else if (lowest < 0) {
+        print_line(out, NULL, "no validation yet after step 0 (%.4f nats per %s, untrained)",
+                   curve->val[last], unit);
+    } else {
+        if (lowest != last)
+            snprintf(best, sizeof best, "; lowest %.4f after %lld", curve->val[lowest],
+                     (long long)curve->step[lowest]);
+        print_line(out, NULL, "validation loss %.4f nats per %s after %lld steps%s",
+                   curve->val[last], unit, (long long)curve->step[last], best);
+    }
+}
+
+/* Draws the losses of a log and prints the last validation loss, in nats per `unit`. */
 static inline void print_curve(const char *log_path, const char *unit) {
     char err[ERR_LEN];
     LogCurve curve;
-    if (log_read(log_path, &curve, err)) return;
     printf("\n");
+    if (log_read(log_path, &curve, err)) {
+        print_line(stdout, NULL, "no curve: %s", err);
+        return;
+    }
     curve_print(stdout, curve.step, curve.train, curve.val, curve.n,
                 min_int(terminal_width(stdout), 100), 16);
-    for (int i = curve.n - 1; i >= 0; i--)
-        if (isfinite(curve.val[i])) {
-            printf("\nvalidation loss %.4f nats per %s after %lld steps\n", curve.val[i], unit,
-                   (long long)curve.step[i]);
-            break;
-        }
+    printf("\n");
+    print_validation(stdout, &curve, unit);
     log_curve_free(&curve);
+}
+
+/* Prints the seconds of this start, and how many of them its steps took. `tokens` are those of the
+   whole run. */
+static inline void print_times(FILE *out, double seconds, double in_steps, int steps,
+                               int64_t tokens) {
+    char total[32], part[32], each[64] = "", count[32];
+    time_text(total, seconds);
+    time_text(part, in_steps);
+    count_text(count, (double)tokens);
+    if (steps > 0) snprintf(each, sizeof each, " of %.3g ms", 1000 * in_steps / steps);
+    print_line(out, "time", "%s since the start, %s of them in %d steps%s; %s tokens read so far",
+               total, part, steps, each, count);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* commands that go on */
+
+/* Writes " --NAME VALUE" for the shell. */
+static inline void command_flag(FILE *f, const char *name, const char *value) {
+    char word[4 * FLAG_STRING_SIZE + 3];
+    shell_text(word, sizeof word, value);
+    fprintf(f, " --%s%c%s", name, strncmp(value, "--", 2) == 0 ? '=' : ' ', word);
+}
+
+/* Writes " --run NAME", `also`, and where it is not the default " --runs-dir DIR". */
+static inline void command_run(FILE *f, const Config *c, const char *also) {
+    int i = flags_find(config_flags, CONFIG_FLAGS, "runs-dir");
+    command_flag(f, "run", c->run);
+    fputs(also, f);
+    if (strcmp(c->runs_dir, config_flags[i].def)) command_flag(f, "runs-dir", c->runs_dir);
+}
+
+/* Writes for the shell the file `name` in the folder of the running program. If the program was
+   found on the PATH, or if there is no such file, writes that file of the present folder; `dot` is
+   how it begins there. */
+static inline void command_beside(FILE *f, const char *program, const char *name, const char *dot) {
+    char folder[FILE_PATH_SIZE], path[FILE_PATH_SIZE], word[FILE_PATH_SIZE + 64];
+    file_folder(folder, program);
+    file_path(path, "%s/%s", folder, name);
+    if (!strcmp(folder, ".") || access(path, R_OK)) file_path(path, "%s%s", dot, name);
+    fputs(shell_text(word, sizeof word, path), f);
+}
+
+typedef enum { COMMAND_RESUME, COMMAND_DRAW, COMMAND_SAMPLE } CommandKind;
+
+/* A command that goes on from the run of c, for the caller to free; NULL without memory. `program`
+   is the name by which this program was called. */
+static inline char *command_text(CommandKind kind, const Config *c, const char *program) {
+    char *text = NULL, word[FILE_PATH_SIZE], path[2 * FLAG_STRING_SIZE + 4];
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    if (!f) return NULL;
+    switch (kind) {
+    case COMMAND_RESUME:
+        fputs(shell_text(word, sizeof word, program), f);
+        command_run(f, c, " --resume");
+        break;
+    case COMMAND_DRAW:
+        snprintf(path, sizeof path, "%s%s/%s", c->runs_dir[0] == '-' ? "./" : "", c->runs_dir,
+                 c->run);
+        fputs("python3 ", f);
+        command_beside(f, program, "scripts/plot.py", "");
+        fprintf(f, " %s", shell_text(word, sizeof word, path));
+        break;
+    case COMMAND_SAMPLE:
+        command_beside(f, program, strstr(program, "_cuda") ? "generate_cuda" : "generate", "./");
+        command_run(f, c, "");
+        break;
+    }
+    fclose(f);
+    return text;
+}
+
+static inline void print_command_for(FILE *out, const char *says, CommandKind kind, const Config *c,
+                                     const char *program) {
+    char *command = command_text(kind, c, program);
+    if (command) print_command(out, says, command);
+    free(command);
+}
+
+/* Prints the commands that go on from a run that ended after `step` steps, by signal `stopped`
+   unless that is 0. Resuming and sampling need a checkpoint in the folder `checkpoints`. */
+static inline void print_commands(FILE *out, const Config *c, const char *program,
+                                  const char *checkpoints, int step, int stopped) {
+    char says[256];
+    int64_t saved = ckpt_newest_step(checkpoints);
+    print_command_for(out, "draw it with:", COMMAND_DRAW, c, program);
+    if (saved >= 0) print_command_for(out, "sample from it with:", COMMAND_SAMPLE, c, program);
+    if (!stopped) return;
+    int used = snprintf(says, sizeof says, "stopped by signal %d after step %d of %d; ", stopped,
+                        step, c->steps);
+    if (saved < 0 && step > 0)
+        print_line(out, NULL,
+                   "%sno checkpoint was kept, so its steps are lost and --resume begins anew",
+                   says);
+    else {
+        if (saved < 0 || saved == step) strcpy(says + used, "continue with:");
+        else
+            snprintf(says + used, sizeof says - (size_t)used,
+                     "continue from step %lld with:", (long long)saved);
+        print_command_for(out, says, COMMAND_RESUME, c, program);
+    }
 }
 
 #endif

@@ -21,9 +21,9 @@ fi
 [ "${data##*/}" != shakespeare.txt ] || [ $# -gt 0 ] ||
     set -- --steps 1600 --weight-decay 0.1
 
-# An interrupted run is resumed. A finished run is not overwritten.
-if [ -d "runs/$run/checkpoints" ] && [ -n "$(ls -A "runs/$run/checkpoints")" ]; then
-    ./train_gpt --data "$data" --run "$run" --resume "$@"
+# An interrupted run is resumed, on its own data. A finished run is not overwritten.
+if [ -f "runs/$run/run.json" ]; then
+    ./train_gpt --run "$run" --resume "$@"
 else
     ./train_gpt --data "$data" --run "$run" "$@"
 fi

@@ -34,18 +34,23 @@ awk 'BEGIN {
         printf "%s %s %s%s", who[a], did[b], what[c], i % 5 == 4 ? ".\n" : ", and "
     }
 }' >text.txt
-minute="--data text.txt --layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 4 --threads 1"
+model="--layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 4 --threads 1"
+minute="--data text.txt $model"
 
 # A complete run.
 test_end_to_end() {
     rm -rf runs/a
     check "10 steps" train $minute --run a --steps 10 --val-every 5
-    check "the start does not show how large steps are" has out '^steps .* rms *AdamW lr .* initial weights'
+    check "the start does not show how large steps are" has out '^steps .* initial weights'
+    check "the sizes of steps have no heading" has out '^ *lr *rms *AdamW lr$'
     for name in W_Q W_K W_O W_V W_fc W_proj wte 'gains, biases' whead; do
         check "the start does not show the step of $name" has out "^         $name  *[0-9.e-]*  *[0-9.e-]*  *[0-9.e-]*\$"
     done
     check "the end of the run does not show the validation loss" has out 'validation loss [0-9.]* nats per byte'
-    check "the end of the run does not say how to sample" has out 'generate --run a'
+    check "the end of the run does not say how to sample" has out '^sample from it with: .*generate --run a$'
+    check "the end of the run does not say how to draw it" has out '^draw it with: python3 .*scripts/plot.py runs/a$'
+    check "the end of the run does not say how long it took" has out '^time .* since the start, .* in 10 steps of .* ms'
+    check "a line lacks the number of steps or the time left" has out '^step  3/10  train [0-9.]*  norm .* tok/s  ETA '
     check "log.jsonl has $(lines runs/a/log.jsonl) lines, not 11" [ "$(lines runs/a/log.jsonl)" -eq 11 ]
     value='\([0-9.e+-]*\|null\)'
     line="^{\"step\": [0-9]*, \"tokens\": [0-9]*"
@@ -56,7 +61,7 @@ test_end_to_end() {
         END { exit !(last < first && last > 0) }' runs/a/log.jsonl
     check "run.json: braces or quotes do not match" awk '{ text = text $0 }
         END { a = gsub(/{/, "", text); b = gsub(/}/, "", text); q = gsub(/"/, "", text)
-              exit !(a == b && a == 3 && q % 2 == 0) }' runs/a/run.json
+              exit !(a == b && a == 4 && q % 2 == 0) }' runs/a/run.json
     check "run.json has no closing brace" [ "$(tail -n 1 runs/a/run.json)" = "}" ]
     for key in version parameters machine flags steps train_checksum; do
         check "run.json lacks $key" has runs/a/run.json "^ *\"$key\": "
@@ -76,11 +81,70 @@ ten_steps() {
     cp -r a.saved runs/a
 }
 
+# What a run says about itself: its preset, and data that it reads too often.
+test_saying() {
+    train $minute --run say --preset gpt2 --steps 0 --keep-checkpoints 0
+    check "the preset's flags are not shown" has out '^preset   gpt2: --batch-size 4 --norm layernorm .* --lr-final 0.1$'
+    check "a note about few epochs" not has err 'note: every token'
+    train --data text.txt --run often --steps 2500 --threads 1 --dry-run --layers 1 --width 16 --heads 1
+    check "no note about many epochs" has err '^note: every token is read about [0-9]* times; .* more data or fewer --steps'
+    check "the defaults have a line of a preset" not has out '^preset '
+    train --help
+    check "--help does not list the presets" has out '^  speedrun  --layers 12 --width 768'
+}
+
+# The commands that a run prints at its end can be pasted into a shell, and are printed where they are true.
+test_commands() {
+    ten_steps
+    said() { sed -n "s/^.*$1 with: //p" out >said.sh; sh said.sh >out 2>err; }
+    rm -rf "my runs" runs/bare
+    train $minute --run "it's" --runs-dir "my runs" --steps 4
+    said 'sample from it'
+    check "the command to sample: exit status $?" [ $? -eq 0 ]
+    check "the command to sample does not sample: $(cat said.sh)" has err "from  *my runs/it's/.*step_00000004.ckpt"
+    "$TRAIN_GPT" $minute --run r --runs-dir "my runs" --steps 1000000 --val-every 0 --checkpoint-every 0 >out 2>err &
+    child=$!
+    await_lines "my runs/r/log.jsonl" 4
+    kill -TERM $child
+    finish
+    check "a stop before the first validation" has out '^no validation yet after step 0 ([0-9.]* nats per byte, untrained)'
+    step=$(sed -n 's/^stopped by signal 15 after step \([0-9]*\) .*/\1/p' out)
+    sed -i "s/--resume/& --steps $((step + 1))/" out
+    said continue
+    check "the command to continue does not continue: $(cat said.sh)" has out "^resumed  from my runs/r/.*$step.ckpt"
+    train $minute --run bare --steps 2 --keep-checkpoints 0
+    check "a run without checkpoint says how to sample" not has out 'sample from it'
+}
+
+# A run whose output cannot be written says so once, goes on and ends well.
+test_lost_output() {
+    [ -w /dev/full ] || return 0
+    rm -rf runs/lost
+    "$TRAIN_GPT" $minute --run lost --steps 10 >/dev/full 2>err
+    check "lost output: exit status $?" [ $? -eq 0 ]
+    check "lost output: $(lines err) lines on stderr, not 1" [ "$(lines err)" -eq 1 ]
+    check "lost output: no note" has err '^note: the output can no longer be written (No space.*its log is runs/lost/log.jsonl'
+    check "lost output: the run is not complete" [ "$(lines runs/lost/log.jsonl)" -eq 11 ]
+    check "lost output: no checkpoint" [ -f runs/lost/checkpoints/step_00000010.ckpt ]
+    # No file of the run takes the number of an output that is closed.
+    "$TRAIN_GPT" $minute --run closed --steps 10 >&- 2>&-
+    check "closed output: exit status $?" [ $? -eq 0 ]
+    check "closed output: what is printed goes into the log" not has runs/closed/log.jsonl '^[^{]'
+    check "closed output: the run is not complete" same_log runs/closed runs/lost
+}
+
 # What the programs print without running.
 test_asking() {
+    if [ -w /dev/full ]; then
+        for program in "$TRAIN_GPT --help" "$TRAIN_GPT --help-markdown" "$TRAIN_GPT $minute --dry-run" "$GENERATE --help"; do
+            $program >/dev/full 2>err
+            check "$program to a full disk: exit status $?" [ $? -eq 1 ]
+            check "$program to a full disk: no message" has err '^error: the output cannot be written: No space'
+        done
+    fi
     train $minute --run dry --dry-run
     check "--dry-run: exit status $?" [ $? -eq 0 ]
-    for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' 'AdamW lr .* initial weights' 'flops .* per token' 'time .* ms a step'; do
+    for word in 'parameters' 'memory .* MiB' 'W_Q, W_K *cm' 'W_fc *muon' 'wte *adamw' '^steps .* initial weights' 'rms *AdamW lr' 'flops .* per token' 'time .* ms a step'; do
         check "--dry-run does not print \"$word\"" has out "$word"
     done
     check "--dry-run made a run folder" [ ! -e runs/dry ]
@@ -200,6 +264,284 @@ test_other_embed() {
     check "AdamW on the MLPs has Muon's rate" has runs/a/run.json '"lr-mlp": 0.002\>'
 }
 
+# folder_of RUN: the names and sums of the files of a run, to see whether something changed.
+folder_of() { (cd "runs/$1" && find . -type f | sort | xargs cksum); }
+
+# A run that was killed before its first checkpoint is resumed from run.json: it is the run that it was.
+test_resume_without_checkpoint() {
+    rm -rf runs/u runs/v
+    flags="$minute --act gelu --seed 5 --steps 12 --checkpoint-every 0 --log-groups"
+    check "a run" train $flags --run u
+    # What a run that was killed after eight steps leaves.
+    cp -r runs/u runs/v
+    rm runs/v/checkpoints/*
+    head -n 9 runs/u/log.jsonl >runs/v/log.jsonl
+    printf '{"step": 9, "tok' >>runs/v/log.jsonl
+    before=$(folder_of v)
+    refused "another rate for steps that are logged" 'no checkpoint .*--lr' train --run v --resume --lr 0.1
+    refused "another model" '--act was "gelu"' train --run v --resume --act relu2
+    cp text.txt text.kept
+    sed 's/silver/golden/' text.kept >text.txt
+    refused "other data" 'text.txt is not the data' train --run v --resume
+    cp text.kept text.txt
+    check "a refused resume changed the folder" [ "$(folder_of v)" = "$before" ]
+    check "a resume with other flags that compute no number" train --run v --resume --checkpoint-every 5
+    check "the resume does not say that it begins anew" has out 'resumed  from the beginning'
+    check "the log is not that of the unbroken run" same_log runs/u runs/v
+    check "the model is not that of the unbroken run" same_tensors "$(newest runs/u)" "$(newest runs/v)"
+    rm runs/v/run.json
+    check "a resume without run.json" train --run v --resume --steps 13
+    rm runs/v/checkpoints/* runs/v/run.json
+    refused "a resume of nothing" 'neither a checkpoint nor run.json' train --run v --resume
+    printf '{"asked": {"steps": "12"' >runs/v/run.json
+    refused "a resume from half a run.json" 'run.json is damaged' train --run v --resume
+}
+
+# A run with nothing left to do stays as it is.
+test_resume_finished() {
+    ten_steps
+    before=$(folder_of a)
+    for more in "" "--lr 0.5" "--steps 8 --mlp adamw" "--val-every 1"; do
+        check "a finished run, $more" train --run a --resume $more
+        check "a finished run, $more: no word of it" has out 'nothing left to do: .*all its'
+    done
+    check "a finished run changed" [ "$(folder_of a)" = "$before" ]
+    rm -rf runs/k
+    train $minute --run k --steps 6 --keep-checkpoints 0
+    before=$(folder_of k)
+    check "a finished run without checkpoints" train --run k --resume
+    check "a finished run without checkpoints: no word of it" has out 'no checkpoint to continue from'
+    refused "more steps without a checkpoint" 'no checkpoint .*--steps' train --run k --resume --steps 8
+    check "a finished run without checkpoints changed" [ "$(folder_of k)" = "$before" ]
+}
+
+# Every flag of docs/flags.md does on resume what its column says. value_of NAME: another value than the default.
+value_of() {
+    case $1 in
+    preset) echo gpt2 ;; act) echo gelu ;; norm) echo layernorm ;; pos) echo none ;; init) echo gpt2 ;;
+    qk-norm | embed-norm) echo off ;; biases | head-bias | tied | isotropic | circuit | per-mat-renorm) echo on ;;
+    data-order) echo sequential ;; kv-heads | seed) echo 1 ;; heads | softcap) echo 4 ;; head-dim) echo 32 ;;
+    width | ff-width) echo 64 ;; seq-len) echo 16 ;; vocab) echo 300 ;; layers) echo 2 ;;
+    norm-eps) echo 1e-5 ;; rope-base) echo 500 ;; attn-scale | init-std) echo 0.3 ;;
+    *) return 1 ;;
+    esac
+}
+test_resume_flags() {
+    ten_steps
+    rm -rf runs/s
+    train $minute --run s --steps 10 --seed 2
+    "$TRAIN_GPT" --help-markdown >flags.table
+    before=$(folder_of s)
+    fixed=$(sed -n 's/^| `--\([a-z0-9-]*\)` | [^|]* | fixed |.*/\1/p' flags.table)
+    check "the table of flags has no fixed ones" [ "$(echo "$fixed" | wc -w)" -gt 20 ]
+    for name in $fixed; do
+        value=$(value_of "$name") || value=
+        check "no value for --$name" [ -n "$value" ]
+        refused "--$name on resume" "--$name was .* and stays" train --run s --resume --steps 12 "--$name" "$value"
+    done
+    check "a refused flag changed the run" [ "$(folder_of s)" = "$before" ]
+    for pair in 'lr 0.5' 'mlp normuon' 'weight-decay 0.1' 'warmup 3' 'batch-size 2' 'threads 2' 'val-tokens 64' \
+        'freeze wte' 'grad-clip 1' 'damping 0.5'; do
+        set -- $pair
+        cp -r runs/s runs/t
+        check "--$1 on resume" train --run t --resume --steps 12 "--$1" "$2"
+        check "--$1 on resume: no note" has err "^note: --$1 .* -> $2 from step 11\$"
+        check "--$1 on resume: run.json does not have the change" has runs/t/run.json \
+            "{\"from_step\": 11, \"flag\": \"$1\", \"was\": \".*\", \"is\": \"$2\"}"
+        check "--$1: a further resume" train --run t --resume --steps 13
+        check "--$1: a further resume notes the change again" not has err "^note: --$1 "
+        check "--$1: a further resume forgets the change" has runs/t/run.json "\"from_step\": 11, \"flag\": \"$1\""
+        rm -rf runs/t
+    done
+    check "--val-every on resume" train --run s --resume --steps 12 --val-every 1
+    check "--val-every on resume: a note" not has err 'note: --val-every'
+
+    # A change that was told to a start which was killed before its first checkpoint is not forgotten.
+    rm -rf runs/t
+    cp -r a.saved runs/t
+    check "resume with a rate" train --run t --resume --steps 12 --lr 0.5
+    rm runs/t/checkpoints/step_00000012.ckpt
+    cp a.saved/checkpoints/* runs/t/checkpoints
+    check "resume after a kill" train --run t --resume
+    check "resume after a kill: the rate is forgotten" has err '^note: --lr 0.02 -> 0.5 from step 11$'
+}
+
+# Other validation data, and a folder that moved.
+test_resume_elsewhere() {
+    ten_steps
+    head -c 3000 text.txt >valid.txt
+    check "other validation data on resume" train --run a --resume --steps 12 --val-data valid.txt
+    check "other validation data on resume: no note" has err '^note: --val-data "" -> valid.txt from step 11$'
+    check "the training data changed" has runs/a/run.json '"train_part": "nine tenths"'
+    check "and back" train --run a --resume --steps 14 --val-data ""
+    mkdir -p moved/elsewhere
+    mv runs/a moved/elsewhere/b
+    mv text.txt moved/text.txt
+    check "a folder and data that moved" train --runs-dir moved/elsewhere --run b --resume --steps 16 \
+        --data moved/text.txt
+    mv moved/text.txt text.txt
+    check "the run went on somewhere else" [ -f moved/elsewhere/b/checkpoints/step_00000016.ckpt ] && [ ! -e runs/a ]
+}
+
+# A new run from the weights of another.
+test_init_from() {
+    ten_steps
+    check "--init-from RUN" train --data text.txt --batch-size 4 --threads 1 --run n --steps 0 --init-from a
+    check "--init-from: the weights are not named" has out 'weights  from runs/a/checkpoints/step_00000010.ckpt'
+    check "--init-from: the model's flags are not taken over" has runs/n/run.json '"width": 32,'
+    was=$(sed -n 's/^{"step": 10, .*"val_loss": \([0-9.]*\),.*/\1/p' runs/a/log.jsonl)
+    check "--init-from: the loss is not that of the weights ($was)" has runs/n/log.jsonl "\"val_loss\": $was,"
+    check "--init-from: run.json does not name the file" has runs/n/run.json \
+        '"init_from_file": "runs/a/checkpoints/step_00000010.ckpt"'
+    check "--init-from FILE" train --data text.txt --threads 1 --run o --steps 3 --seq-len 16 \
+        --init-from runs/a/checkpoints/step_00000010.ckpt
+    check "--init-from: another --seq-len is not noted" has err 'note: --seq-len 16, .* trained with 32'
+    refused "--init-from: another width" '--init-from: runs/a.*tensor p' train --data text.txt --run p --width 64 \
+        --init-from a
+    refused "--init-from: no such run" '--init-from nobody: runs/nobody/checkpoints has no' train --data text.txt \
+        --run p --init-from nobody
+    make_shards
+    refused "--init-from: another tokenizer" 'weights know the tokens of bytes, and good.bin has those of gpt2' \
+        train --data good.bin --val-data good.bin --threads 1 --run p --init-from a
+    # Learned positions: the first ones are taken, and there are none beyond the last.
+    train $minute --run l --steps 2 --pos learned
+    check "--init-from with fewer positions" train --data text.txt --threads 1 --run q --steps 1 --seq-len 16 --init-from l
+    refused "--init-from with more positions" 'tensor p.wpe' train --data text.txt --run p --seq-len 64 --init-from l
+    # Started over without a checkpoint: from the file it began from, if that is as it was.
+    rm -f runs/o/checkpoints/*
+    head -n 2 runs/o/log.jsonl >o.log && cp o.log runs/o/log.jsonl
+    cp runs/a/checkpoints/step_00000010.ckpt weights.ckpt
+    rm runs/a/checkpoints/step_00000010.ckpt
+    refused "--init-from: the file is gone" 'step_00000010.ckpt: No such file' train --run o --resume
+    cp "$(newest runs/n)" runs/a/checkpoints/step_00000010.ckpt 2>/dev/null || cp "$(newest runs/q)" \
+        runs/a/checkpoints/step_00000010.ckpt
+    refused "--init-from: the file is another" 'is not the file that the run began from' train --run o --resume
+    cp weights.ckpt runs/a/checkpoints/step_00000010.ckpt
+    check "--init-from: the run starts over" train --run o --resume
+    check "--init-from: the run ends" [ "$(lines runs/o/log.jsonl)" -eq 4 ]
+}
+
+# interrupt SIGNAL: starts a run in `broken` and sends the signal while step 1 is validated, which takes some
+# tenths of a second: its line of the log follows that of step 0.
+interrupt() {
+    rm -rf broken
+    mkdir broken
+    start $flags
+    await_lines broken/runs/r/log.jsonl 1
+    sleep 0.05
+    kill "-$1" $child
+    finish
+    check "SIG$1 in a validation: exit status $status" [ $status -gt 128 ]
+    check "SIG$1 in a validation: it went on" [ "$(lines broken/runs/r/log.jsonl)" -eq 1 ]
+    check "SIG$1 in a validation: step 1 is not saved" [ -f broken/runs/r/checkpoints/step_00000001.ckpt ]
+}
+
+# Signals that end a run in the middle of a validation. Nothing is lost, and nothing is done twice.
+test_interrupted() {
+    awk '{ for (i = 0; i < 40; i++) print }' text.txt >long.txt
+    flags="--layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 1 --threads 1 --data ../text.txt --run r \
+        --val-data ../long.txt --val-tokens 120000 --steps 2 --val-every 1 --log-groups"
+    rm -rf whole
+    mkdir whole
+    (cd whole && train $flags)
+    for signal in TERM HUP USR1 XCPU INT; do
+        # A shell starts background processes with SIGINT ignored, and so does nohup with SIGHUP.
+        [ $signal = INT ] || interrupt $signal
+        case $signal in TERM | HUP)
+            cp broken/runs/r/checkpoints/step_00000001.ckpt first.ckpt
+            (cd broken && train --run r --resume)
+            if [ $signal = HUP ]; then # killed after the line of step 1 was written, and resumed once more
+                rm broken/runs/r/checkpoints/*
+                cp first.ckpt broken/runs/r/checkpoints/step_00000001.ckpt
+                (cd broken && train --run r --resume)
+            fi
+            check "SIG$signal: the resumed run ends with $?" [ -f broken/runs/r/checkpoints/step_00000002.ckpt ]
+            check "SIG$signal: the log is not that of the unbroken run" same_log whole/runs/r broken/runs/r
+            check "SIG$signal: the checkpoint is not that of the unbroken run" \
+                cmp "$(newest whole/runs/r)" "$(newest broken/runs/r)"
+            ;;
+        esac
+    done
+    rm -rf broken
+    mkdir broken
+    flags=$(echo "$flags" | sed 's/--val-tokens [0-9]*/--val-tokens 400000/')
+    start $flags
+    await_lines broken/runs/r/run.json 3 # the run is in the validation of step 0
+    sleep 0.1
+    kill -TERM $child
+    finish
+    check "SIGTERM in the first validation: exit status $status" [ $status -eq 143 ]
+    check "SIGTERM in the first validation left steps: $(ls broken/runs/r/checkpoints)" \
+        [ -z "$(cat broken/runs/r/log.jsonl)$(ls broken/runs/r/checkpoints)" ]
+    (trap '' HUP && cd broken && exec "$TRAIN_GPT" --run r --resume --val-tokens 100000 >out 2>err) &
+    child=$!
+    sleep 0.1
+    check "SIGHUP that is ignored came too late" kill -HUP $child
+    finish
+    check "SIGHUP that is ignored: exit status $status" [ $status -eq 0 ]
+    check "SIGHUP that is ignored ended the run" [ "$(lines broken/runs/r/log.jsonl)" -eq 3 ]
+}
+
+# A step of many micro-batches ends between two of them, and counts as not made.
+test_interrupted_step() {
+    flags="--data ../text.txt --layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 1 --threads 1 --run r --steps 2 \
+        --total-batch-tokens 160000 --val-tokens 64 --val-every 1"
+    rm -rf whole broken
+    mkdir whole broken
+    (cd whole && train $flags)
+    start $flags
+    await_lines broken/runs/r/log.jsonl 2
+    sleep 0.1
+    kill -TERM $child
+    finish
+    check "SIGTERM in a step: exit status $status" [ $status -eq 143 ]
+    check "SIGTERM in a step: it was made" [ "$(lines broken/runs/r/log.jsonl)" -eq 2 ]
+    check "SIGTERM in a step: step 1 is not saved" [ -f broken/runs/r/checkpoints/step_00000001.ckpt ]
+    (cd broken && train --run r --resume)
+    check "SIGTERM in a step: the log is not that of the unbroken run" same_log whole/runs/r broken/runs/r
+    check "SIGTERM in a step: the checkpoint is not that of the unbroken run" \
+        cmp "$(newest whole/runs/r)" "$(newest broken/runs/r)"
+}
+
+# Standard streams that are closed, full, or read by nobody: nothing of them reaches the run's files.
+test_streams() {
+    ten_steps
+    flags="$minute --steps 10 --val-every 5"
+    streams() { # NAME SHELL
+        rm -rf runs/s
+        TRAIN="$TRAIN_GPT $flags --run s" sh -c "$2" >out 2>err
+        check "$1: the log is not that of a plain run" same_log runs/a runs/s
+        check "$1: the tensors are not those of a plain run" same_tensors "$(newest runs/a)" "$(newest runs/s)"
+    }
+    streams "no output" '$TRAIN >&-'
+    streams "no error output" '$TRAIN 2>&-'
+    streams "no streams" '$TRAIN <&- >&- 2>&-'
+    streams "no input and error output" '$TRAIN <&- 2>&-'
+    streams "a reader that goes away" '$TRAIN | head -n 1'
+    streams "both outputs to a reader that goes away" '$TRAIN 2>&1 | true'
+    [ ! -c /dev/full ] || streams "a full device" '$TRAIN >/dev/full'
+}
+
+# Names with odd characters work, or are refused before the first step.
+test_odd_names() {
+    line=$(printf 'two\nlines')
+    cp text.txt "$line.txt"
+    refused "a line break in --data" '--data: .* line break' train $model --data="$line.txt" --run e
+    rm -rf runs/e
+    for name in 'a b' "it's" 'quo"te' 'back\slash' 'pat*tern[1]?' '%s %d' '-dash' "$(printf 'byte\377')" "$(printf 'tab\there')"; do
+        rm -rf odd
+        mkdir -p "odd/$name"
+        cp text.txt "odd/$name/text.txt"
+        (cd "odd/$name" && run "$TRAIN_GPT" $model --data="$dir/odd/$name/text.txt" --runs-dir="$dir/odd/$name/runs" \
+            --run x --steps 3)
+        check "a run in $name" [ -f "odd/$name/runs/x/checkpoints/step_00000003.ckpt" ]
+        rm -f "odd/$name/runs/x/checkpoints/step_00000003.ckpt"
+        train --runs-dir="odd/$name/runs" --run x --resume
+        check "its run.json names the data" [ -f "odd/$name/runs/x/checkpoints/step_00000003.ckpt" ]
+        check "a sample from it" generate --runs-dir="odd/$name/runs" --run x --tokens 3
+    done
+}
+
 # Damaged checkpoints.
 test_damage() {
     ten_steps
@@ -222,9 +564,12 @@ test_damage() {
 test_divergence() {
     refused "divergence" 'diverged at step' train $minute --run wild --steps 40 --checkpoint-every 1 --val-every 0 \
         --optimizer adamw --lr 1e6 --weight-decay 1e3
+    check "divergence: the newest checkpoint is not named" has err 'newest checkpoint is runs/wild/checkpoints/step_0*[0-9].ckpt. Try'
     check "divergence: no tensor is named" has err 'wqkv\|wfc\|wproj\|wo'
     check "divergence: no checkpoint is kept" [ -n "$(newest runs/wild)" ]
     check "divergence: the last checkpoint cannot be read" generate --run wild --tokens 0
+    refused "divergence without checkpoint" 'no checkpoint of it yet (--checkpoint-every N' train $minute --run wilder \
+        --steps 40 --checkpoint-every 0 --val-every 0 --optimizer adamw --lr 1e6 --weight-decay 1e3
     check "divergence: the log has a line that is not JSON" not has runs/wild/log.jsonl '[^a-z]\(nan\|inf\)'
 }
 
@@ -236,10 +581,17 @@ test_full_disk() {
     cp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
     refused "full disk" 'step_00000014.ckpt: File too large.*Older checkpoints are kept' \
         limited --run a --resume --steps 14
+    needed=$(sed -n 's/.*it needs \([0-9]*\) bytes.*/\1/p' err)
     check "full disk: the older checkpoint has changed" cmp runs/a/checkpoints/step_00000010.ckpt saved.ckpt
     check "full disk: files are left: $(ls runs/a/checkpoints)" [ "$(ls runs/a/checkpoints)" = step_00000010.ckpt ]
     check "resume after a full disk" train --run a --resume --steps 14
     check "no checkpoint after a full disk" [ -f runs/a/checkpoints/step_00000014.ckpt ]
+    check "full disk: $needed bytes announced" [ "$needed" = "$(wc -c <runs/a/checkpoints/step_00000014.ckpt)" ]
+    rm -rf runs/b
+    refused "full disk, first checkpoint" 'File too large.*nothing of the run is saved but its log' \
+        limited $minute --run b --steps 10 --val-every 5
+    check "resume after a full disk and no checkpoint" train --run b --resume
+    check "its log is not that of the unbroken run" same_log a.saved runs/b
 }
 
 # start FLAGS...: starts a run in the background, in the folder `broken`.
@@ -284,12 +636,12 @@ begin() { # makes the unbroken run
     check "unbroken run with $flags" [ -f whole/runs/r/checkpoints/step_00000030.ckpt ]
     history="SEED=$SEED $flags:"
 }
-model="--data ../text.txt --run r --layers 2 --width 48 --heads 2 --seq-len 32 --batch-size 2 --steps 30 \
+two_layers="--data ../text.txt --run r --layers 2 --width 48 --heads 2 --seq-len 32 --batch-size 2 --steps 30 \
     --val-every 7 --val-tokens 512 --checkpoint-every 3"
 
 # A run that is killed and resumed ends as the unbroken run, byte for byte.
 test_kill() {
-    flags="$model --threads 1 --total-batch-tokens 256 --optimizer muon"
+    flags="$two_layers --threads 1 --total-batch-tokens 256 --optimizer muon"
     begin
     # The first kill comes before the first checkpoint, which is of step 3.
     start $flags
@@ -311,7 +663,7 @@ test_kill() {
 
     threads=2
     train --data text.txt --threads 2 --dry-run --layers 1 --width 32 --heads 2 || threads=1
-    flags="$model --threads $threads --keep-checkpoints 3"
+    flags="$two_layers --threads $threads --keep-checkpoints 3"
     begin
     start $flags
     random 20

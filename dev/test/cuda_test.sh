@@ -85,18 +85,18 @@ test_losses() {
 test_steps() {
     rm -rf runs
     run "$TRAIN_GPT" $common --run cpu --log-groups
-    grep -A 9 '^steps ' out >cpu.steps
-    check "the CPU program shows no sizes of steps" [ "$(lines cpu.steps)" -eq 10 ]
+    grep -A 10 '^steps ' out >cpu.steps
+    check "the CPU program shows no sizes of steps" [ "$(lines cpu.steps)" -eq 11 ]
     for program in "$TRAIN_CUDA_FP32" "$TRAIN_CUDA"; do
         rm -rf runs/cuda
         run "$program" $common --run cuda --log-groups
-        grep -A 9 '^steps ' out >cuda.steps
+        grep -A 10 '^steps ' out >cuda.steps
         # Three digits are printed; signs in TF32 or bf16 differ in the third.
         check "sizes of steps on CUDA are not the CPU's: $program" awk '
             NR == FNR { line[FNR] = $0; next }
-            FNR > 1 { n = split(line[FNR], a); if (n != split($0, b)) bad = 1
+            FNR > 2 { n = split(line[FNR], a); if (n != split($0, b)) bad = 1
                 for (i = n - 2; i <= n; i++) if ((a[i] - b[i]) ^ 2 > (0.01 * a[i]) ^ 2) bad = 1 }
-            END { exit bad || FNR != 10 }' cpu.steps cuda.steps
+            END { exit bad || FNR != 11 }' cpu.steps cuda.steps
         for circuit in QK OV; do
             last="s/.*\"$circuit\": {\"composed_max\": \([0-9.e-]*\), \"composed_median\": \([0-9.e-]*\)}.*/\1 \2/p"
             { sed -n "$last" runs/cpu/log.jsonl | tail -n 1; sed -n "$last" runs/cuda/log.jsonl | tail -n 1; } >steps

@@ -339,7 +339,8 @@ static void test_logged(void) {
             double loss, norm, scale = schedule_lr(&c->schedule, step);
             memcpy(was, model.p.param, bytes);
             if (train_step(&run, &model, &loss, &norm, err)) die("%s", err);
-            char *json = log_extra(c, &model.p, &model.plan, run.step);
+            char *json;
+            if (log_extra(&json, c, &model.p, &model.plan, run.step, err)) die("%s", err);
             for (int ov = 0; ov < 2; ov++) {
                 double largest, median, lr = scale * (ov ? c->lr_ov : c->lr_qk);
                 dense_steps(part[ov], was, lr, &largest, &median);

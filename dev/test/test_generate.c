@@ -412,7 +412,7 @@ static void test_tokenizer(void) {
         snprintf(c.data, sizeof c.data, "%s", cases[i].data);
         c.vocab = cases[i].vocab;
         if (!open_header(&ckpt, cases[i].header)) continue;
-        int status = find_tokenizer(&id, &ckpt, &c, err);
+        int status = load_tokenizer_id(&id, &ckpt, &c, err);
         check((status == 0) == (cases[i].id != NULL), "case %d: %s", i, err);
         check(status || !strcmp(tokenizer_id_text(id, text), cases[i].id), "case %d: \"%s\"", i,
               text);

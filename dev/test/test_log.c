@@ -157,9 +157,8 @@ static void test_overwrite(void) {
 
 static void test_truncate(void) {
     RunLog log;
-    static const char *const tails[] = {
-        "", "{\"step\": 9", "{\"step\": 9, \"tokens\": 1}", "garbage\n", "{\"step\": x}\n", "\n"};
-    for (int t = 0; t < 6; t++) {
+    static const char *const tails[] = {"", "{\"step\": 9", "{\"step\": 9, \"tokens\": 1}", "garb"};
+    for (int t = 0; t < 4; t++) {
         char name[32];
         snprintf(name, sizeof name, "cut%d", t);
         check(log_open(&log, scratch_folder, name, 0, err) == 0, "%s", err);
@@ -209,6 +208,57 @@ static void test_truncate(void) {
     log_close(&log);
 }
 
+/* Lines that this program did not write are no reason to delete steps: they stay, and where steps
+   before them are written again, they move to log.other. */
+static void test_other_lines(void) {
+    RunLog log;
+    char path[FILE_PATH_SIZE];
+    static const char *const other[] = {"# by hand\n", "{\"step\": x}\n", "\n", "{}\n"};
+    for (int t = 0; t < 4; t++) {
+        char name[32];
+        snprintf(name, sizeof name, "other%d", t);
+        check(log_open(&log, scratch_folder, name, 0, err) == 0, "%s", err);
+        for (int i = 0; i < 9; i++) {
+            put_line(&log, i, 5 - i, NAN);
+            if (i == 2 || i == 4 || i == 6) write_text(log.path, "a", other[t]);
+        }
+        char *whole = read_text(log.path);
+        log_close(&log);
+        check(log_open(&log, scratch_folder, name, 1, err) == 0, "%s", err);
+        char *text = read_text(log.path);
+        check(!strcmp(text, whole), "resume changes the log:\n%s", text);
+        free(text);
+        LogCurve curve;
+        check(!log_read(log.path, &curve, err) && curve.n == 9, "%d steps are read", curve.n);
+        log_curve_free(&curve);
+        check(log_truncate_after(&log, 4, err) == 0, "%s", err);
+        for (int i = 5; i < 9; i++) put_line(&log, i, 5 - i, NAN);
+        text = read_text(log.path);
+        char *last = strstr(whole, "{\"step\": 7"), *cut = strdup(whole);
+        cut[last - whole - (ptrdiff_t)strlen(other[t])] = 0;
+        check(!strncmp(text, cut, strlen(cut)) && !strcmp(text + strlen(cut), last),
+              "the lines before step 5 stay:\n%s", text);
+        free(text);
+        file_path(path, "%s/log.other", log.dir);
+        text = read_text(path);
+        check(!strcmp(text, other[t]), "the line after it is kept in log.other: %s", text);
+        free(text);
+        free(cut);
+        free(whole);
+        log_close(&log);
+    }
+    /* Steps that are out of order are refused, by the number of the line. */
+    check(log_open(&log, scratch_folder, "order", 0, err) == 0, "%s", err);
+    for (int i = 0; i < 9; i++) put_line(&log, i % 6, 1, NAN);
+    char *whole = read_text(log.path);
+    check(log_truncate_after(&log, 3, err) == -1 && strstr(err, "line 7"), "%s", err);
+    char *text = read_text(log.path);
+    check(!strcmp(text, whole), "a refusal changes the log");
+    free(text);
+    free(whole);
+    log_close(&log);
+}
+
 /* A limit on the size of files simulates a full disk. No part of a line that does not fit is
    left. */
 static void test_full_disk(void) {
@@ -234,7 +284,7 @@ static void test_full_disk(void) {
     limit = unlimited;
     limit.rlim_cur = 10;
     setrlimit(RLIMIT_FSIZE, &limit);
-    int status = log_run_json(&log, NULL, 0, NULL, "none", NULL, 0, err);
+    int status = log_run_json(&log, NULL, 0, NULL, NULL, "none", NULL, 0, err);
     setrlimit(RLIMIT_FSIZE, &unlimited);
     signal(SIGXFSZ, old);
     char path[FILE_PATH_SIZE];
@@ -270,7 +320,7 @@ static void test_kill(void) {
 }
 
 typedef struct {
-    int steps;
+    int steps, dry_run;
     double lr;
     char data[FLAG_STRING_SIZE];
 } Config;
@@ -280,6 +330,9 @@ static const Flag table[] = {
     FLAG_INT("steps", steps, "100", 0, 0, "optimizer steps"),
     FLAG_FLOAT("lr", lr, "3e-4", 0, 0, "learning rate"),
     FLAG_TEXT("data", data, "a \"b\"", "text"),
+#define ON_RESUME RESUME_START
+    FLAG_SWITCH("dry-run", dry_run, "of this start"),
+#undef ON_RESUME
 };
 #undef SECTION
 #undef FIELD
@@ -290,10 +343,14 @@ static void test_run_json(void) {
     char path[FILE_PATH_SIZE];
     const LogPair pairs[] = {
         {"version", "1.0 \"x\"", 0}, {"parameters", "124439808", 1}, {"gpu", NULL, 0}};
-    flags_defaults(table, 3, &c);
+    flags_defaults(table, 4, &c);
+    Config asked = c;
+    asked.steps = 0;
+    strcpy(asked.data, "\xff/caf\xc3\xa9\t");
     check(log_open(&log, scratch_folder, "json", 0, err) == 0, "%s", err);
-    check(log_run_json(&log, table, 3, &c, "built-in", pairs, 3, err) == 0, "%s", err);
-    check(log_run_json(&log, table, 3, &c, "built-in", pairs, 3, err) == 0, "again: %s", err);
+    check(log_run_json(&log, table, 4, &c, &asked, "built-in", pairs, 3, err) == 0, "%s", err);
+    check(log_run_json(&log, table, 4, &c, &asked, "built-in", pairs, 3, err) == 0, "again: %s",
+          err);
     file_path(path, "%s/run.json", log.dir);
     char *text = read_text(path);
     check(
@@ -303,15 +360,95 @@ static void test_run_json(void) {
             "  \"machine\": {\"cpu\": \"") == text &&
             strstr(text,
                    "\"gemm\": \"built-in\"},\n  \"flags\": {\n    \"steps\": 100,\n    \"lr\": "
-                   "0.0003,\n    \"data\": \"a \\\"b\\\"\"\n  }\n}\n"),
+                   "0.0003,\n    \"data\": \"a \\\"b\\\"\",\n    \"dry-run\": false\n  },\n  "
+                   "\"asked\": "
+                   "{\n    \"steps\": \"0\",\n    \"lr\": \"0.0003\",\n    \"data\": "
+                   "\"\\udcff/caf\xc3\xa9\\t\"\n  }\n}\n"),
         "run.json:\n%s", text);
     int depth = 0, opened = 0;
     for (char *p = text; *p; p++) {
         opened += *p == '{';
         depth += (*p == '{') - (*p == '}');
     }
-    check(depth == 0 && opened == 3, "braces match");
+    check(depth == 0 && opened == 4, "braces match");
     free(text);
+    log_close(&log);
+}
+
+/* What run.json says is read back to the byte; of a damaged file nothing is taken. */
+static void test_read_run_json(void) {
+    char path[FILE_PATH_SIZE], *lines = NULL;
+    size_t size = 0;
+    file_path(path, "%s/json", scratch_folder);
+    check(log_read_run_json(path, &lines, &size, err) == 0, "%s", err);
+    const char *expected =
+        "version=1.0 \"x\"\nparameters=124439808\ngpu=null\nflags.steps=100\nflags.lr=0.0003\n"
+        "flags.data=a \"b\"\nflags.dry-run=false\nasked.steps=0\nasked.lr=0.0003\n"
+        "asked.data=\xff/caf\xc3\xa9\t\n";
+    check(lines && size == strlen(expected) && !strcmp(lines, expected), "lines:\n%s", lines);
+    free(lines);
+    file_path(path, "%s/json/run.json", scratch_folder);
+    char *text = read_text(path), folder[FILE_PATH_SIZE];
+    file_path(folder, "%s/json", scratch_folder);
+    for (size_t n = 0; n + 2 < strlen(text); n++) { /* every cut but that of the last line end */
+        char *cut = strdup(text);
+        cut[n] = 0;
+        write_text(path, "w", cut);
+        int status = log_read_run_json(folder, &lines, &size, err);
+        if (status != -1 || lines || !strstr(err, "run.json"))
+            check(0, "cut to %zu bytes: %d %s", n, status, err);
+        free(lines);
+        free(cut);
+    }
+    static const char *const good[][2] = {
+        {"{\"a\": {\"b\": [1, \"]}\\\"\", {}]}, \"c\": \"\\ud83d\\ude00\"}",
+         "c=\xf0\x9f\x98\x80\n"},
+        {"{\"asked\": {}, \"x\": -1.5e-3, \"a=b\": 1, \"n\": \"two\\nlines\"}", "x=-1.5e-3\n"},
+    };
+    for (int i = 0; i < 2; i++) {
+        write_text(path, "w", good[i][0]);
+        check(!log_read_run_json(folder, &lines, &size, err) && !strcmp(lines, good[i][1]),
+              "%s gives %s", good[i][0], lines ? lines : err);
+        free(lines);
+    }
+    static const char *const bad[] = {"",           "[]",
+                                      "{",          "{\"a\"}",
+                                      "{\"a\": }",  "{\"asked\": {\"a\": \"\\ud800\"}}",
+                                      "{\"a\": 1",  "{\"asked\": {\"a\": [1]}}",
+                                      "{\"a\": \"b"};
+    for (int i = 0; i < 9; i++) {
+        write_text(path, "w", bad[i]);
+        check(log_read_run_json(folder, &lines, &size, err) == -1 && !lines &&
+                  strstr(err, "damaged"),
+              "%s: %s", bad[i], err);
+    }
+    unlink(path);
+    check(log_read_run_json(folder, &lines, &size, err) == 1 && !lines, "no file");
+    free(text);
+}
+
+/* A line that waits for its validation loss. */
+static void test_validated(void) {
+    RunLog log;
+    LogLine line = log_line_empty();
+    line.step = 7;
+    line.train_loss = 2.5;
+    line.extra = "{\"note\": \"\\\"val_loss\\\": null\"}";
+    check(log_open(&log, scratch_folder, "validated", 0, err) == 0, "%s", err);
+    char *text = log_line_text(&line);
+    check(text && log_append_validated(&log, text, NAN, err) == 0 &&
+              log_append_validated(&log, text, 3.25, err) == 0,
+          "%s", err);
+    line.val_loss = 3.25;
+    char *whole = log_line_text(&line), *lines = read_text(log.path);
+    check(!strncmp(lines, text, strlen(text)) && !strcmp(lines + strlen(text), whole), "log:\n%s",
+          lines);
+    LogLine back = log_line_of(whole);
+    check(back.step == 7 && back.train_loss == 2.5 && back.val_loss == 3.25 && isnan(back.lr),
+          "read back");
+    free(text);
+    free(whole);
+    free(lines);
     log_close(&log);
 }
 
@@ -405,7 +542,8 @@ static void test_curve(void) {
     }
     for (char *c = text; *c; c++) ascii &= (unsigned char)*c < 0x80;
     stars = strchr(first, '*');
-    check(lines == 12 && ascii && strstr(text, "step 1990"), "%d lines:\n%s", lines, text);
+    check(lines == 13 && wide <= 60 && ascii && strstr(text, "step 1990"),
+          "%d lines, of which the last two are the legend, up to %d wide:\n%s", lines, wide, text);
     /* The losses fall, so the star of the first row is left of the middle. */
     check(stars && stars - first < 30 && stars < strchr(first, '\n'), "it falls:\n%s", text);
     check(strstr(text, "above the scale: up to 10.00") && strstr(text, "train 3.0000"),
@@ -434,9 +572,10 @@ static void test_curve(void) {
     free(text);
 }
 
-static const Test tests[] = {TEST(names),     TEST(lines), TEST(overwrite), TEST(truncate),
-                             TEST(full_disk), TEST(kill),  TEST(run_json),  TEST(numbers_text),
-                             TEST(progress),  TEST(curve)};
+static const Test tests[] = {
+    TEST(names),        TEST(lines),    TEST(overwrite), TEST(truncate),      TEST(other_lines),
+    TEST(full_disk),    TEST(kill),     TEST(run_json),  TEST(read_run_json), TEST(validated),
+    TEST(numbers_text), TEST(progress), TEST(curve)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_log");

@@ -153,10 +153,13 @@ static inline void device_libraries(char *text, size_t size) {
     if (size) text[0] = 0;
 }
 
-/* Describes the machine in one line. */
-static inline void device_describe(char *text, size_t size) {
+/* What the bits of a result depend on beside the flags, in one line. */
+static inline void device_identity(char *text, size_t size) {
     snprintf(text, size, "CPU, %d thread%s, matrix products by %s", thread_count(),
              thread_count() == 1 ? "" : "s", gemm_describe());
 }
+
+/* Describes the machine in one line. */
+static inline void device_describe(char *text, size_t size) { device_identity(text, size); }
 
 #endif

@@ -303,8 +303,9 @@ static inline void device_choose_gelu(Config *c, Choices *run, floatX *y, floatX
             const char *name = fused ? "fused" : "unfused";
             choices_set(run, key, name);
             choices_set(run ? run->from : NULL, key, name);
-            printf("gelu     %s: %.3f ms a layer in the product's epilogue, %.3f ms apart\n", name,
-                   one, two);
+            print_line(stdout, "gelu",
+                       "%s: %.3f ms a layer in the product's epilogue, %.3f ms apart", name, one,
+                       two);
         }
     }
     c->gelu = fused ? GELU_FUSED : GELU_UNFUSED;
@@ -418,16 +419,24 @@ static inline void device_libraries(char *text, size_t size) {
     if (text[n + 2]) memcpy(text + n, ", ", 2);
 }
 
-static inline void device_describe(char *text, size_t size) {
+/* What the bits of a result depend on beside the flags, in one line. */
+static inline void device_identity(char *text, size_t size) {
     const cudaDeviceProp *p = &cm_gpu.properties;
     char library[64];
     int version = 0;
     gemm_library(library, sizeof library);
     CUDA_CHECK(cudaRuntimeGetVersion(&version));
-    snprintf(text, size, "%.80s (sm_%d%d, %d SMs, %.1f GiB), CUDA %d.%d, %s, %s%s, attention %s",
-             p->name, p->major, p->minor, p->multiProcessorCount, p->totalGlobalMem / 1073741824.0,
+    snprintf(text, size, "%.80s (sm_%d%d, %d SMs, %.1f GiB), CUDA %d.%d, %s, %s%s", p->name,
+             p->major, p->minor, p->multiProcessorCount, p->totalGlobalMem / 1073741824.0,
              version / 1000, version % 1000 / 10, library, sizeof(floatX) == 2 ? "bf16" : "fp32",
-             cm_gpu.allow_tf32 ? ", tf32" : "", cm_gpu.attention_note);
+             cm_gpu.allow_tf32 ? ", tf32" : "");
+}
+
+/* Describes the machine in one line. */
+static inline void device_describe(char *text, size_t size) {
+    device_identity(text, size);
+    size_t used = strlen(text);
+    snprintf(text + used, size - used, ", attention %s", cm_gpu.attention_note);
 }
 
 /* Facts about the device for a line of the log, as members of a JSON object; "" if there are

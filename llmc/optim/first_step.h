@@ -122,21 +122,21 @@ static inline double first_step_adamw_lr(const PlanEntry *e, double rms) {
     return rule_table[e->rule].traits & MOMENT_WITH_STATE ? rms : rms / ADAMW_RMS;
 }
 
-/* A line for each leg of the plan; all gains and biases, whose rule and rate are one, share a line.
-   `weights` says which ones they are: "initial". A step that memory is too short to measure has no
-   line. */
+/* A table with a line for each leg of the plan; all gains and biases, whose rule and rate are one,
+   share a line. `weights` says which ones they are: "initial". A step that memory is too short to
+   measure has no line. */
 static inline void first_steps_print(FILE *out, const Plan *plan, const Registry *r,
                                      const Config *c, floatM *param, const char *weights) {
     int vectors = 0;
-    fprintf(out, "steps    %-13s %9s %9s %9s   first update, full rate, %s weights\n", "", "lr",
-            "rms", "AdamW lr", weights);
+    print_line(out, "steps", "the first update at the full rate, %s weights", weights);
+    fprintf(out, "         %-13s %8s %8s %8s\n", "", "lr", "rms", "AdamW lr");
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         int vector = r->t[e->part[0].id].role == ROLE_SCALAR;
         double rms[2];
         if ((vector && vectors++) || first_step_rms(r, e, c, param, rms)) continue;
         for (int leg = 0; leg < e->legs; leg++)
-            fprintf(out, "         %-13s %9.3g %9.3g %9.3g\n",
+            fprintf(out, "         %-13s %8.3g %8.3g %8.3g\n",
                     vector ? "gains, biases" : e->name[leg], e->lr, rms[leg],
                     first_step_adamw_lr(e, rms[leg]));
     }

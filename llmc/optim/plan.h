@@ -427,37 +427,62 @@ static inline int plan_stale(const Plan *plan, const Registry *r, int index, siz
 /* ---------------------------------------------------------------------------------------------- */
 /* Reports                                                                                        */
 
-/* The plan as a table. */
+/* A row of the plan's table. */
+typedef struct {
+    char name[64], rule[64], shape[64];
+    int has_rate;
+    double lr, weight_decay;
+} PlanRow;
+
+static inline PlanRow plan_row(const Plan *plan, const Registry *r, int i) {
+    const PlanEntry *e = &plan->e[i];
+    Mat m = part_view(r, e->part[0], NULL);
+    PlanRow row = {.has_rate = 1, .lr = e->lr, .weight_decay = e->weight_decay};
+    snprintf(row.name, sizeof row.name, "%s%s%s", e->name[0], e->legs > 1 ? ", " : "",
+             e->legs > 1 ? e->name[1] : "");
+    snprintf(row.shape, sizeof row.shape, "%d x %d x %d", m.n0, m.rows, m.cols);
+    snprintf(row.rule, sizeof row.rule, "%s%s%s", rule_table[e->rule].flag, e->coupling ? "+" : "",
+             e->coupling ? rule_table[e->coupling].flag : "");
+    return row;
+}
+
+/* The plan as a table, whose columns are as wide as their texts. */
 static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
-    fprintf(out, "%-12s %-18s %18s %10s %10s\n", "tensor", "rule", "shape", "lr", "decay");
-    for (int i = 0; i < plan->n; i++) {
-        const PlanEntry *e = &plan->e[i];
-        Mat m = part_view(r, e->part[0], NULL);
-        char name[64], shape[64], rule[64];
-        snprintf(name, sizeof name, "%s%s%s", e->name[0], e->legs > 1 ? ", " : "",
-                 e->legs > 1 ? e->name[1] : "");
-        snprintf(shape, sizeof shape, "%d x %d x %d", m.n0, m.rows, m.cols);
-        snprintf(rule, sizeof rule, "%s%s%s", rule_table[e->rule].flag, e->coupling ? "+" : "",
-                 e->coupling ? rule_table[e->coupling].flag : "");
-        fprintf(out, "%-12s %-18s %18s %10.4g %10.4g\n", name, rule, shape, e->lr, e->weight_decay);
-    }
+    PlanRow rows[1 + PLAN_MAX + TENSORS] = {{"tensor", "rule", "shape", 0, 0, 0}};
+    int n = 1, name = 0, rule = 0, shape = 0;
+    for (int i = 0; i < plan->n; i++) rows[n++] = plan_row(plan, r, i);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
-        char shape[64];
-        snprintf(shape, sizeof shape, "%d x %d x %d", t->layers, t->rows, t->cols);
-        if (t->frozen) fprintf(out, "%-12s %-18s %18s\n", t->name, "frozen", shape);
+        if (!t->frozen) continue;
+        PlanRow *row = &rows[n++];
+        snprintf(row->name, sizeof row->name, "%s", t->name);
+        snprintf(row->rule, sizeof row->rule, "frozen");
+        snprintf(row->shape, sizeof row->shape, "%d x %d x %d", t->layers, t->rows, t->cols);
+    }
+    for (int i = 0; i < n; i++) {
+        name = max_int(name, (int)strlen(rows[i].name));
+        rule = max_int(rule, (int)strlen(rows[i].rule));
+        shape = max_int(shape, (int)strlen(rows[i].shape));
+    }
+    for (int i = 0; i < n; i++) {
+        fprintf(out, "%-*s  %-*s  %*s", name, rows[i].name, rule, rows[i].rule, shape,
+                rows[i].shape);
+        if (!i) fprintf(out, " %8s %6s", "lr", "decay");
+        if (rows[i].has_rate) fprintf(out, " %8.4g %6.4g", rows[i].lr, rows[i].weight_decay);
+        fputc('\n', out);
     }
 }
 
-/* The rules of a run in one line, without its end. */
-static inline void plan_title(FILE *out, const Config *c) {
-    fprintf(out, "%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs", rule_table[c->qk].title,
-            rule_table[c->ov].title, c->optim.circuit ? " and Circuit-Muon" : "",
-            rule_table[c->mlp].title);
-    if (c->embed != RULE_ADAMW) fprintf(out, ", %s on the embeddings", rule_table[c->embed].title);
-    if (!c->tied && c->head != RULE_ADAMW)
-        fprintf(out, ", %s on the head", rule_table[c->head].title);
-    fprintf(out, ", %s on the rest", rule_table[RULE_ADAMW].title);
+/* Writes the rules of a run. */
+static inline void plan_title(char *text, size_t size, const Config *c) {
+    const char *embed = c->embed != RULE_ADAMW ? rule_table[c->embed].title : NULL;
+    const char *head = !c->tied && c->head != RULE_ADAMW ? rule_table[c->head].title : NULL;
+    snprintf(
+        text, size, "%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs%s%s%s%s%s%s, %s on the rest",
+        rule_table[c->qk].title, rule_table[c->ov].title,
+        c->optim.circuit ? " and Circuit-Muon" : "", rule_table[c->mlp].title, embed ? ", " : "",
+        embed ? embed : "", embed ? " on the embeddings" : "", head ? ", " : "", head ? head : "",
+        head ? " on the head" : "", rule_table[RULE_ADAMW].title);
 }
 
 /* Name and part of leg number `index`, counted over all entries. Returns 0 past the last. */

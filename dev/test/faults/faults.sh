@@ -1,0 +1,106 @@
+# Shared by the tests of injected faults, which source this file from the root of the repository: the programs, the
+# shim (shim.c) that makes their calls fail, a tiny run, and how it is started again.
+here=$(pwd)
+case ${TRAIN_GPT:=$here/train_gpt} in /*) ;; *) TRAIN_GPT=$here/$TRAIN_GPT ;; esac
+case ${GENERATE:=$here/generate} in /*) ;; *) GENERATE=$here/$GENERATE ;; esac
+case ${TOKENIZE:=$here/data/tokenize} in /*) ;; *) TOKENIZE=$here/$TOKENIZE ;; esac
+case ${SHIM:=$here/build/faults.so} in /*) ;; *) SHIM=$here/$SHIM ;; esac
+for program in "$TRAIN_GPT" "$GENERATE" "$TOKENIZE"; do
+    [ -x "$program" ] || { echo "FAIL there is no $program: run make first"; exit 1; }
+done
+. "$here/dev/test/program.sh"
+
+# A static program, a sanitizer and other C libraries do not take the shim.
+FAULT_COUNTS=$dir/counts LD_PRELOAD=$SHIM "$TRAIN_GPT" --version >out 2>err
+preloads=
+if [ -s counts ] && [ ! -s err ]; then preloads=1
+else echo "note: $SHIM cannot be preloaded into $TRAIN_GPT, so the tests that need it are left out"; fi
+
+# Random numbers; SEED repeats them.
+SEED=${SEED:-$((($$ + $(date +%s)) % 100000))}
+state=$SEED
+# random N: sets `drawn` to a number from 0 to N-1.
+random() {
+    state=$(((state * 1103515245 + 12345) % 2147483648))
+    drawn=$((state / 1024 % $1))
+}
+
+# A text of 16 kB.
+awk 'BEGIN {
+    n = split("the king of a far land|her brother|an old sailor|nobody|every child|the moon", who, "|")
+    k = split("saw|forgot|sang to|would not sell|loved|feared|carried home", did, "|")
+    m = split("a silver fish|the morning|two letters|what was lost|the quiet sea|bread", what, "|")
+    x = 7
+    for (i = 0; i < 400; i++) {
+        x = (x * 1103 + 12345) % 65536; a = int(x / 16) % n + 1
+        x = (x * 1103 + 12345) % 65536; b = int(x / 16) % k + 1
+        x = (x * 1103 + 12345) % 65536; c = int(x / 16) % m + 1
+        printf "%s %s %s%s", who[a], did[b], what[c], i % 5 == 4 ? ".\n" : ", and "
+    }
+}' >text.txt
+
+# A run of a twentieth of a second that saves a checkpoint every third step and keeps two.
+every=3
+steps=18
+tiny="--data ../text.txt --run r --layers 1 --width 32 --heads 2 --seq-len 16 --batch-size 2 --steps $steps \
+    --val-every 5 --val-tokens 128 --checkpoint-every $every --keep-checkpoints 2"
+vocabulary="--encoder $here/dev/test/fixtures/bpe/encoder.json --bpe $here/dev/test/fixtures/bpe/vocab.bpe"
+
+# in_folder FOLDER COMMAND...: runs a command there. Its output goes to the files out and err.
+in_folder() {
+    _folder=$1
+    shift
+    (cd "$_folder" && exec "$@" >"$dir/out" 2>"$dir/err")
+}
+
+# How a run is started (again): by its name if it has said what it is, else with all of its flags. OLD=1 is for
+# programs that continue a run without a checkpoint only with all of its flags, that end by SIGHUP and by a pipe without
+# a reader without saving, and that do not take care of closed standard streams.
+restart_flags() {
+    if [ -n "${OLD:-}" ] && [ -d broken/runs/r/checkpoints ] && [ -z "$(newest broken/runs/r)" ]; then
+        restart="$flags --resume"
+    elif [ -f broken/runs/r/run.json ]; then restart="--run r --resume"
+    else restart=$flags; fi
+}
+
+# unbroken: makes the run of $flags in the folder whole; saved/ has every checkpoint of it.
+unbroken() {
+    rm -rf whole saved
+    mkdir whole saved
+    FAULT_KEEP=$dir/saved in_folder whole env ${preloads:+"LD_PRELOAD=$SHIM"} "$TRAIN_GPT" $flags
+    check "the unbroken run with $flags: exit status $?" [ "$(newest whole/runs/r)" = \
+        "$(printf 'whole/runs/r/checkpoints/step_%08d.ckpt' $steps)" ]
+    for _file in whole/runs/r/checkpoints/*.ckpt; do ln "$_file" saved/; done
+}
+
+# Every checkpoint that the unbroken run has too is equal to it.
+same_saved() {
+    for _file in broken/runs/r/checkpoints/step_*.ckpt; do
+        [ -e "$_file" ] || continue
+        [ ! -e "saved/${_file##*/}" ] || cmp -s "$_file" "saved/${_file##*/}" || { echo "    $_file differs"; return 1; }
+    done
+}
+
+# The file names of a run folder, without checkpoints that the unbroken run does not have. A signal writes such ones.
+names_of() { (cd "$1" && find . -type f | sort | while read -r _file; do
+    case $_file in
+    *.ckpt) [ ! -e "$dir/saved/${_file##*/}" ] || echo "$_file" ;;
+    *) echo "$_file" ;;
+    esac
+done); }
+
+# same_end MAY_LACK: the run in `broken` has ended as the unbroken one. With MAY_LACK=1 an older checkpoint may be
+# absent, since a checkpoint that was written on a signal may have taken its place.
+same_end() {
+    same_log whole/runs/r broken/runs/r || { echo "    the logs differ"; return 1; }
+    [ -f "broken/runs/r/checkpoints/$(basename "$(newest whole/runs/r)")" ] || { echo "    no last checkpoint"; return 1; }
+    same_saved || return 1
+    names_of broken >names.broken
+    names_of whole >names.whole
+    if [ "$1" -eq 1 ]; then comm -23 names.broken names.whole | grep -v '\.ckpt$' >names.diff
+    else diff names.broken names.whole >names.diff; fi
+    [ ! -s names.diff ] || { sed 's/^/    files: /' names.diff; return 1; }
+}
+
+last_step() { sed -n '$s/^{"step": \([0-9]*\),.*/\1/p' "$1/log.jsonl" 2>/dev/null; }
+step_of_newest() { newest "$1" | sed 's/.*step_0*\([0-9][0-9]*\)\.ckpt/\1/'; }

@@ -1,0 +1,635 @@
+/*
+What a run takes over: a resumed run from its folder, a new run from another's weights.
+
+A run's folder has the newest whole checkpoint, run.json, or both. The checkpoint says what the
+weights are; run.json says what the run was last told to do, and is all there is until the first
+checkpoint. So the flags of a resumed run are the checkpoint's; then run.json's, but for those that
+are fixed; then those of the command line, but for those that are fixed (FlagResume in flags.h). A
+run without a checkpoint starts over, if its log can then be written again as it was.
+
+Needs a backend's device_upload, device_zero and device_check.
+*/
+#ifndef CM_RESUME_H
+#define CM_RESUME_H
+
+#include "run.h"
+
+/* ---------------------------------------------------------------------------------------------- */
+/* flags */
+
+/* Sets every flag that is not marked in `given` (may be NULL) to the value of its line PREFIX.NAME.
+   Those that belong to a start are left out, and so are fixed ones unless `fixed`. */
+static inline int load_flags_of(Config *c, const unsigned char *given, int fixed,
+                                const char *prefix, const char *lines, uint64_t size, char *err) {
+    char key[96], text[FLAG_STRING_SIZE];
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        const Flag *flag = &config_flags[i];
+        snprintf(key, sizeof key, "%s.%s", prefix, flag->name);
+        if ((given && given[i]) || flag->on_resume == RESUME_START ||
+            (flag->on_resume == RESUME_FIXED && !fixed) ||
+            header_value(lines, size, key, text, sizeof text))
+            continue;
+        if (flags_set(config_flags, CONFIG_FLAGS, c, NULL, flag->name, text, err)) return -1;
+    }
+    return 0;
+}
+
+static inline int load_flags(Config *c, const unsigned char *given, const Ckpt *ckpt, char *err) {
+    return load_flags_of(c, given, 1, "flag", ckpt->header, ckpt->header_length, err);
+}
+
+/* Which tokenizer a model was trained with. An old checkpoint does not say so: if it is of a .txt
+   file or of at most 256 tokens, its tokens are bytes, else GPT-2's. */
+static inline int load_tokenizer_id(TokenizerId *id, const Ckpt *ckpt, const Config *c, char *err) {
+    char text[FLAG_STRING_SIZE];
+    id->kind =
+        data_ends_with(c->data, ".txt") || c->vocab <= 256 ? TOKENIZER_BYTES : TOKENIZER_GPT2;
+    id->fingerprint = 0;
+    if (ckpt_value(ckpt, "tokenizer", text, sizeof text) || !tokenizer_id_parse(text, id)) return 0;
+    return fail(err,
+                "its tokenizer is \"%.80s\", which this program does not know: use a newer cm.c",
+                text);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* tensors */
+
+typedef enum { RECORD_TAKEN, RECORD_ABSENT, RECORD_OTHER_SIZE } RecordStatus;
+
+/* Copies the record PREFIX.NAME, or PREFIX where name is empty, to n elements of device memory. */
+static inline RecordStatus load_record(const Ckpt *ckpt, char prefix, const char *name, floatM *to,
+                                       size_t n) {
+    char full[96];
+    int dtype;
+    int64_t bytes;
+    snprintf(full, sizeof full, "%c%s%s", prefix, name[0] ? "." : "", name);
+    const void *data = ckpt_find(ckpt, full, &dtype, NULL, NULL, &bytes);
+    if (!data) return RECORD_ABSENT;
+    if (dtype != RECORD_DTYPE || bytes != (int64_t)(n * sizeof(floatM))) return RECORD_OTHER_SIZE;
+    device_upload(to, data, (size_t)bytes);
+    return RECORD_TAKEN;
+}
+
+/* Copies the first positions of a table that has more of them than the model. Returns 1 if the
+   checkpoint has such a table. */
+static inline int crop_positions(const Params *p, const Ckpt *ckpt) {
+    const Tensor *t = &p->r.t[T_WPE];
+    int dtype = -1, ndim = 0;
+    int64_t dims[CKPT_MAX_DIMS];
+    const void *data = ckpt_find(ckpt, "p.wpe", &dtype, &ndim, dims, NULL);
+    if (!data || dtype != RECORD_DTYPE || ndim != 3 || dims[1] < t->rows || dims[2] != t->cols)
+        return 0;
+    device_upload(p->param + t->slot[SLOT_PARAM].at, data, t->size * sizeof(floatM));
+    return 1;
+}
+
+/* Reads the parameters of every tensor; the layers' copy is left as it is. With `crop` a table of
+   positions may be longer than the model's. Returns -1 with a message if the checkpoint is of
+   another model. */
+static inline int load_parameters(const Params *p, const Ckpt *ckpt, int crop, char *err) {
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &p->r.t[id];
+        if (!t->layers || (crop && id == T_WPE && crop_positions(p, ckpt))) continue;
+        switch (load_record(ckpt, 'p', t->name, p->param + t->slot[SLOT_PARAM].at,
+                            slot_size(t, SLOT_PARAM))) {
+        case RECORD_TAKEN: break;
+        case RECORD_ABSENT:
+            return fail(err, "the checkpoint has no tensor p.%s: it is of another model", t->name);
+        case RECORD_OTHER_SIZE:
+            return fail(err,
+                        "tensor p.%s has another size in the checkpoint: the model's flags differ "
+                        "from those of the run",
+                        t->name);
+        }
+    }
+    return mapped_whole(ckpt->file, err);
+}
+
+/* Names of records, separated by commas, for a note. */
+typedef struct {
+    char text[1024];
+} NameList;
+
+/* Adds PREFIX.NAME, or PREFIX where name is empty. */
+static inline void names_add(NameList *list, char prefix, const char *name) {
+    size_t used = strlen(list->text);
+    snprintf(list->text + used, sizeof list->text - used, "%s%c%s%s", used ? ", " : "", prefix,
+             name[0] ? "." : "", name);
+}
+
+/* Reads first moments. A moment that the checkpoint lacks, because the tensor was frozen, becomes
+   zero. */
+static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *anew) {
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &p->r.t[id];
+        size_t n = slot_size(t, SLOT_MOMENT);
+        floatM *moment = p->moment + t->slot[SLOT_MOMENT].at;
+        if (n && load_record(ckpt, 'm', t->name, moment, n) != RECORD_TAKEN) {
+            device_zero(moment, n * sizeof(floatM));
+            names_add(anew, 'm', t->name);
+        }
+    }
+}
+
+/* Starts a state after `step` updates: it becomes zero, and with it the first moments that belong
+   to it. */
+static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
+    const Tensor *t = &p->r.t[s->part.id];
+    s->since = step;
+    device_zero(p->state + s->at, s->size * sizeof(floatM));
+    for (int l = 0; l < t->layers && s->with_moment; l++) {
+        floatM *moment = slot_pointer(t, SLOT_MOMENT, l, p->moment);
+        if (!moment) continue;
+        device_zero(moment + (size_t)s->part.first * t->cols,
+                    (size_t)s->part.rows * t->cols * sizeof(floatM));
+    }
+}
+
+/* Whether the checkpoint has a state under its name and in its shape. */
+static inline int state_is_saved(const Ckpt *ckpt, const StateTensor *s) {
+    char full[96];
+    snprintf(full, sizeof full, "s.%s", s->name);
+    const CkptRecord *r = ckpt_record(ckpt, full);
+    return r && r->ndim == 3 && !memcmp(r->dims, s->dims, sizeof s->dims);
+}
+
+/* The state of version 1, which lies in one record "v" in the order of the plan of the run that
+   wrote it. Sets `plan` to that plan, which follows from the flags in the header. Returns the
+   record's data, or NULL if the file has none, or one of another plan. */
+static inline const floatM *version_1_state(const Ckpt *ckpt, Plan *plan) {
+    char unused[ERR_LEN];
+    uint64_t vocab = 0;
+    int64_t bytes = 0;
+    int dtype = 0;
+    Config c;
+    memset(&c, 0, sizeof c);
+    memset(plan, 0, sizeof *plan);
+    flags_defaults(config_flags, CONFIG_FLAGS, &c);
+    const void *data = ckpt->version == 1 ? ckpt_find(ckpt, "v", &dtype, NULL, NULL, &bytes) : NULL;
+    if (!data || load_flags(&c, NULL, ckpt, unused) ||
+        ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, unused))
+        return NULL;
+    c.vocab = (int)vocab;
+    if (config_resolve(&c, unused)) return NULL;
+    Registry r = registry_build(&c);
+    *plan = plan_build(&c, &r);
+    int whole = dtype == RECORD_DTYPE && bytes == (int64_t)(plan->state_size * sizeof(floatM));
+    return whole ? (const floatM *)data : NULL;
+}
+
+/* The state of a plan that has the name and shape of `s`, or NULL. */
+static inline const StateTensor *find_state(const Plan *plan, const StateTensor *s) {
+    for (int i = 0; i < plan->states; i++)
+        if (!strcmp(plan->state[i].name, s->name) &&
+            !memcmp(plan->state[i].dims, s->dims, sizeof s->dims))
+            return &plan->state[i];
+    return NULL;
+}
+
+/* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape,
+   starts anew. State of version 1 that has no use here is added to `unused`. Returns 0, or -1 with
+   a message about a number of the header. */
+static inline int load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
+                             NameList *anew, NameList *unused, char *err) {
+    Plan old;
+    const floatM *v = version_1_state(ckpt, &old);
+    for (int i = 0; i < plan->states; i++) {
+        StateTensor *s = &plan->state[i];
+        const StateTensor *from = v ? find_state(&old, s) : NULL;
+        char key[96];
+        uint64_t since = 0;
+        if (from) {
+            device_upload(p->state + s->at, v + from->at, s->size * sizeof(floatM));
+            continue;
+        }
+        if (!state_is_saved(ckpt, s) ||
+            load_record(ckpt, 's', s->name, p->state + s->at, s->size) != RECORD_TAKEN) {
+            start_state_anew(p, s, step);
+            names_add(anew, 's', s->name);
+            continue;
+        }
+        snprintf(key, sizeof key, "since.%s", s->name);
+        if (ckpt_has_value(ckpt, key) && ckpt_number_in(ckpt, key, 0, (uint64_t)step, &since, err))
+            return -1;
+        s->since = (int)since;
+    }
+    for (int i = 0; v && i < old.states; i++)
+        if (!find_state(plan, &old.state[i])) names_add(unused, 's', old.state[i].name);
+    if (!v && ckpt->version == 1 && ckpt_record(ckpt, "v")) names_add(unused, 'v', "");
+    return 0;
+}
+
+/* Whether record m.NAME or s.NAME belongs to this model and its rules. */
+static inline int record_is_used(const Params *p, const Plan *plan, char prefix, const char *name) {
+    for (int id = 0; id < TENSORS && prefix == 'm'; id++) {
+        const Tensor *t = &p->r.t[id];
+        if (t->slot[SLOT_MOMENT].layers && !strcmp(t->name, name)) return 1;
+    }
+    for (int i = 0; i < plan->states && prefix == 's'; i++)
+        if (!strcmp(plan->state[i].name, name)) return 1;
+    return 0;
+}
+
+/* Adds to `unused` the records of optimizer state that this model and its rules do not use. */
+static inline void list_unused(const Params *p, const Plan *plan, const Ckpt *ckpt,
+                               NameList *unused) {
+    for (int i = 0; i < ckpt->count; i++) {
+        const CkptRecord *r = &ckpt->records[i];
+        char name[96];
+        if (r->name_length < 3 || r->name[1] != '.' || (r->name[0] != 'm' && r->name[0] != 's'))
+            continue;
+        snprintf(name, sizeof name, "%.*s", (int)r->name_length - 2, r->name + 2);
+        if (!record_is_used(p, plan, r->name[0], name)) names_add(unused, r->name[0], name);
+    }
+}
+
+/* Reads parameters, first moments and state of a checkpoint after `step` updates. State that the
+   rules need and the checkpoint lacks starts anew. One line on stderr names what starts anew and
+   what is not taken over. Returns 0, or -1 with a message if the parameters do not fit. */
+static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
+                                char *err) {
+    NameList anew = {""}, unused = {""};
+    if (load_parameters(p, ckpt, 0, err)) return -1;
+    load_moments(p, ckpt, &anew);
+    list_unused(p, plan, ckpt, &unused);
+    if (load_state(p, plan, ckpt, step, &anew, &unused, err)) return -1;
+    if (anew.text[0] || unused.text[0])
+        fprintf(stderr, "note: the rules are not those of the checkpoint:%s%s%s%s%s\n",
+                anew.text[0] ? " starting anew: " : "", anew.text,
+                anew.text[0] && unused.text[0] ? ";" : "",
+                unused.text[0] ? " not taken over: " : "", unused.text);
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* what is left of a run */
+
+typedef struct {
+    Ckpt ckpt; /* the newest whole checkpoint, if has_ckpt */
+    int has_ckpt;
+    char path[FILE_PATH_SIZE]; /* its file */
+    char *settings;            /* lines of run.json (log_read_run_json), or NULL */
+    size_t settings_size;
+    Config before; /* the flags that the checkpoint was trained with; run.json's if there is none */
+    Config told;   /* the flags that the run was last told, before this start */
+    int step;      /* updates that the checkpoint has seen */
+    int64_t logged; /* the log's last step, -1 if none */
+    int changes;    /* of run->changes: those before this start */
+} Resume;
+
+static inline void resume_close(Resume *r) {
+    if (r->has_ckpt) ckpt_close(&r->ckpt);
+    free(r->settings);
+    r->has_ckpt = 0;
+    r->settings = NULL;
+}
+
+/* A value that the checkpoint's header or, without a checkpoint, run.json has under a key. */
+static inline int resume_value(const Resume *r, const char *key, char *value, size_t size) {
+    if (r->has_ckpt) return ckpt_value(&r->ckpt, key, value, size);
+    return header_value(r->settings ? r->settings : "", r->settings_size, key, value, size);
+}
+
+/* Finds the newest whole checkpoint and run.json. Returns -1 with a message if there is neither. */
+static inline int resume_find(const Run *run, Resume *r, char *err) {
+    char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], why[ERR_LEN];
+    uint64_t step = 0;
+    if (log_check_name(run->asked.run, err)) return -1;
+    file_path(dir, "%s/%s", run->asked.runs_dir, run->asked.run);
+    if (access(dir, F_OK))
+        return fail(err, "--resume: there is no run %s; check --run and --runs-dir", dir);
+    file_path(path, "%s/checkpoints", dir);
+    int status = ckpt_open_newest(&r->ckpt, path, r->path, err);
+    if (status < 0) return -1;
+    r->has_ckpt = status == 0;
+    status = log_read_run_json(dir, &r->settings, &r->settings_size, why);
+    if (status < 0 && !r->has_ckpt) return fail(err, "--resume: %.900s", why);
+    if (status < 0) fprintf(stderr, "warning: %s; the flags are those of the checkpoint\n", why);
+    if (status > 0 && !r->has_ckpt)
+        return fail(err,
+                    "--resume: %s has neither a checkpoint nor run.json, so that nothing of the "
+                    "run is left to resume; start it without --resume",
+                    dir);
+    if (r->has_ckpt && ckpt_number_in(&r->ckpt, "step", 0, INT_MAX, &step, err)) return -1;
+    r->step = (int)step;
+    file_path(path, "%s/log.jsonl", dir);
+    r->logged = log_last_step(path);
+    return 0;
+}
+
+/* The flags of the run up to now: r->before and r->told. */
+static inline int resume_flags_before(Resume *r, const Config *start, char *err) {
+    const char *lines = r->settings ? r->settings : "";
+    size_t length;
+    int asked = header_find(lines, r->settings_size, "asked.steps", &length) != NULL;
+    r->before = *start;
+    if (r->has_ckpt) {
+        if (load_flags(&r->before, NULL, &r->ckpt, err)) return -1;
+    } else if (load_flags_of(&r->before, NULL, 1, asked ? "asked" : "flags", lines,
+                             r->settings_size, err)) {
+        return -1;
+    }
+    r->told = r->before;
+    if (!asked) return 0;
+    return load_flags_of(&r->told, NULL, 0, "asked", lines, r->settings_size, err);
+}
+
+/* Sets the flags of this start: those that the run was told, but for those that are given. Where
+   this start changes a rule, the rate is that of the other rule: the new rule has the rate that it
+   has in a new run of this preset. */
+static inline int resume_flags(Run *run, Resume *r, char *err) {
+    Config *c = &run->asked, fresh, now, then;
+    char text[FLAG_STRING_SIZE];
+    if (resume_flags_before(r, c, err)) return -1;
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        if (run->given[i] || config_flags[i].on_resume == RESUME_START) continue;
+        flags_get_text(&config_flags[i], &r->told, text);
+        if (flags_set(config_flags, CONFIG_FLAGS, c, NULL, config_flags[i].name, text, err))
+            return -1;
+    }
+    flags_defaults(config_flags, CONFIG_FLAGS, &fresh);
+    if (config_apply(&fresh, NULL, config_presets[c->preset], err)) return -1;
+    fresh.optimizer = c->optimizer;
+    for (int i = 0; i < CONFIG_ROLES; i++) *config_rule(&fresh, i) = *config_rule(c, i);
+    config_rates(&fresh, run->given);
+    now = *c;
+    then = r->told;
+    config_resolve_rules(&then);
+    config_resolve_rules(&now);
+    for (int i = 0; i < CONFIG_ROLES; i++)
+        if (*config_rule(&now, i) != *config_rule(&then, i) &&
+            !config_is_given(run->given, config_roles[i].flag))
+            *config_rate(c, i) = *config_rate(&fresh, i);
+    return 0;
+}
+
+/* Adds a change to run->changes. */
+static inline int add_change(Run *run, int step, const char *name, const char *from, const char *to,
+                             char *err) {
+    size_t n = (size_t)run->n_changes + 1;
+    RunChange *grown = (RunChange *)realloc(run->changes, n * sizeof *grown);
+    if (!grown) return fail(err, "out of memory: changes of flags");
+    run->changes = grown;
+    RunChange *change = &grown[run->n_changes++];
+    change->step = step;
+    snprintf(change->name, sizeof change->name, "%s", name);
+    snprintf(change->from, sizeof change->from, "%s", from);
+    snprintf(change->to, sizeof change->to, "%s", to);
+    return 0;
+}
+
+/* Reads the changes that a checkpoint's header has. */
+static inline int load_changes(Run *run, const Ckpt *ckpt, char *err) {
+    char key[32], text[64 + 64 + 2 * FLAG_STRING_SIZE];
+    for (int i = 0; i < INT_MAX; i++) {
+        snprintf(key, sizeof key, "change.%d", i);
+        if (ckpt_value(ckpt, key, text, sizeof text)) return 0;
+        char *name = strchr(text, '\t'), *from = name ? strchr(name + 1, '\t') : NULL;
+        char *to = from ? strchr(from + 1, '\t') : NULL;
+        if (!to) return fail(err, "the checkpoint's header has a damaged line %s", key);
+        *name++ = *from++ = *to++ = 0;
+        uint64_t step;
+        if (parse_whole(text, INT_MAX, &step))
+            return fail(err, "the checkpoint's header has a damaged line %s", key);
+        if (add_change(run, (int)step, name, from, to, err)) return -1;
+    }
+    return 0;
+}
+
+static inline int fail_fixed(const Run *run, const Flag *flag, const char *was, const char *is,
+                             char *err) {
+    return fail(err,
+                "--resume: --%s was \"%.80s\" and stays: with \"%.80s\" the weights, or the place "
+                "in the data, would mean another thing. A new run may begin from these weights: "
+                "--run OTHER --init-from %s --%s ...",
+                flag->name, was, is, run->asked.run, flag->name);
+}
+
+/* Refuses a change of a fixed flag, and collects the changes that are noted. The configs are
+   resolved, so that a default and its value in words are equal; `was` and `is` become them. */
+static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, char *err) {
+    char text[64], from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
+    uint64_t vocab;
+    if (!was->vocab && !resume_value(r, r->has_ckpt ? "vocab" : "flags.vocab", text, sizeof text) &&
+        !parse_whole(text, CONFIG_MAX_VOCAB, &vocab))
+        was->vocab = (int)vocab;
+    if (!is->vocab) is->vocab = was->vocab;
+    if (config_resolve(was, err) || config_resolve(is, err)) return -1;
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        const Flag *flag = &config_flags[i];
+        flags_get_text(flag, &r->before, from);
+        flags_get_text(flag, &run->asked, to);
+        if (!strcmp(from, to)) continue;
+        flags_get_text(flag, was, from);
+        flags_get_text(flag, is, to);
+        if (!strcmp(from, to)) continue;
+        if (flag->on_resume == RESUME_FIXED) return fail_fixed(run, flag, from, to, err);
+        if (flag->on_resume == RESUME_NOTED && add_change(run, r->step, flag->name, from, to, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* 1 if the run has all its steps, and the checkpoint of the last one if it is to have one. */
+static inline int resume_is_finished(const Run *run, const Resume *r) {
+    size_t length;
+    if (!r->has_ckpt) return !run->asked.keep_checkpoints && r->logged >= run->asked.steps;
+    return r->step >= run->asked.steps &&
+           !header_find(r->ckpt.header, r->ckpt.header_length, "pending", &length);
+}
+
+/* Opens what is left of --run and sets the flags of this start. Returns 0, or -1 with a message: if
+   nothing is left, if a flag is given that cannot change, or if the run has to start over and its
+   log could not be written again as it was. */
+static inline int resume_open(Run *run, Resume *r, char *err) {
+    char text[64];
+    memset(r, 0, sizeof *r);
+    r->logged = -1;
+    if (resume_find(run, r, err) || resume_flags(run, r, err)) return -1;
+    if (r->has_ckpt && load_changes(run, &r->ckpt, err)) return -1;
+    r->changes = run->n_changes;
+    Config was = r->before, is = run->asked;
+    if (resume_compare(run, r, &was, &is, err)) return -1;
+    if (!r->has_ckpt && r->logged > 0 && run->n_changes)
+        return fail(err,
+                    "--resume: the run %s has %lld steps in its log and no checkpoint to go on "
+                    "from; with another --%s it would be another run: use another --run name",
+                    run->asked.run, (long long)r->logged, run->changes[0].name);
+    if (resume_value(r, "train_part", text, sizeof text))
+        run->train_part = r->before.val_data[0] ? DATA_ALL : DATA_TRAIN;
+    else run->train_part = strcmp(text, train_part_name(DATA_TRAIN)) ? DATA_ALL : DATA_TRAIN;
+    const char *lines = r->settings ? r->settings : "";
+    if (header_value(lines, r->settings_size, "init_from_file", run->from_file,
+                     sizeof run->from_file) ||
+        header_value(lines, r->settings_size, "init_from_checksum", run->from_sum,
+                     sizeof run->from_sum) ||
+        !strcmp(run->from_file, "null"))
+        run->from_file[0] = 0;
+    return 0;
+}
+
+/* Refuses data that are not those the run was started with. */
+static inline int resume_check_data(const Run *run, const Resume *r, char *err) {
+    char id[64];
+    const char *key = r->has_ckpt ? "data" : "train_checksum";
+    if (resume_value(r, key, id, sizeof id) == 0 && !strcmp(id, run->data_id)) return 0;
+    return fail(err, "--resume: %s is not the data the run was started with", run->asked.data);
+}
+
+/* Says on stderr what changes with this start. */
+static inline void resume_print_notes(const Run *run, const Resume *r) {
+    char machine[512];
+    for (int i = r->changes; i < run->n_changes; i++)
+        fprintf(stderr, "note: --%s %s -> %s from step %d\n", run->changes[i].name,
+                run->changes[i].from[0] ? run->changes[i].from : "\"\"",
+                run->changes[i].to[0] ? run->changes[i].to : "\"\"", run->changes[i].step + 1);
+    if (r->has_ckpt && !resume_value(r, "machine", machine, sizeof machine) &&
+        strcmp(machine, run->identity))
+        print_line(stderr, NULL,
+                   "note: the steps before were made on %s: those from here on may differ in the "
+                   "last bits from an unbroken run's",
+                   machine);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* going on */
+
+/* Deletes what a start that was killed has left behind the step to go on from. */
+static inline int resume_tidy(Run *run, const Resume *r, char *err) {
+    /* A run at step 0 writes line 0 again. */
+    int64_t logged = r->step ? r->step - (run->pending != NULL) : -1;
+    if (log_truncate_after(&run->log, logged, err) ||
+        ckpt_discard_after(run->log.checkpoints, r->step, err))
+        return -1;
+    /* A run that is killed between writing a checkpoint and deleting an old one leaves one too
+       many. */
+    return ckpt_prune(run->log.checkpoints, run->asked.keep_checkpoints, err);
+}
+
+/* Keeps the log's line of a step that was made, and whose validation was not. */
+static inline int load_pending(Run *run, const Ckpt *ckpt, char *err) {
+    size_t length;
+    const char *line = header_find(ckpt->header, ckpt->header_length, "pending", &length);
+    if (!line) return 0;
+    run->pending = (char *)malloc(length + 2);
+    if (!run->pending) return fail(err, "out of memory: a line of the log");
+    memcpy(run->pending, line, length);
+    memcpy(run->pending + length, "\n", 2);
+    if (log_step_of(run->pending, length + 1) == run->step) return 0;
+    return fail(err, "the checkpoint's header has a damaged line pending");
+}
+
+/* Restores the run as it was when the checkpoint was written: parameters, moments, state, place in
+   the data, log. The layers' copy of the parameters is left as it is. */
+static inline int restore_run(Run *run, const Params *p, Plan *plan, Resume *r, char *err) {
+    const Ckpt *ckpt = &r->ckpt;
+    uint64_t tokens;
+    DataState d;
+    if (ckpt_number_in(ckpt, "tokens", 0, INT64_MAX, &tokens, err) ||
+        ckpt_number(ckpt, "data_seed", &d.seed, err) ||
+        ckpt_number(ckpt, "data_epoch", &d.epoch, err) ||
+        ckpt_number(ckpt, "data_shard", &d.shard, err) ||
+        ckpt_number(ckpt, "data_position", &d.position, err))
+        return -1;
+    if (load_training(p, plan, ckpt, r->step, err) || data_seek(&run->train, d, err)) return -1;
+    run->step = r->step;
+    run->tokens = (int64_t)tokens;
+    if (load_pending(run, ckpt, err)) return -1;
+    return resume_tidy(run, r, err);
+}
+
+/* A run that has all its steps: leaves run.json as it is. */
+static inline int resume_finished(Run *run, const Resume *r, char *err) {
+    const Config *c = &run->asked;
+    if (r->has_ckpt &&
+        (log_open(&run->log, c->runs_dir, c->run, 1, err) || resume_tidy(run, r, err)))
+        return -1;
+    print_line(stdout, NULL, "nothing left to do: the run %s/%s has all its %d steps%s",
+               c->runs_dir, c->run, c->steps,
+               r->has_ckpt ? "; a larger --steps continues it"
+                           : ", and no checkpoint to continue from (--keep-checkpoints 0)");
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* a new run from the weights of another */
+
+/* Opens --init-from: a checkpoint file, or the newest checkpoint of a run of --runs-dir. */
+static inline int weights_open(Run *run, Ckpt *ckpt, char *err) {
+    const char *from = run->asked.init_from;
+    char folder[FILE_PATH_SIZE], why[ERR_LEN];
+    struct stat st;
+    int is_file = stat(from, &st) == 0 && S_ISREG(st.st_mode), status;
+    if (is_file || strchr(from, '/')) {
+        file_path(run->from_file, "%s", from);
+        status = ckpt_open(ckpt, from, why);
+    } else {
+        file_path(folder, "%s/%s/checkpoints", run->asked.runs_dir, from);
+        status = ckpt_open_newest(ckpt, folder, run->from_file, why);
+    }
+    if (status < 0) return fail(err, "--init-from: %.900s", why);
+    if (status > 0)
+        return fail(err,
+                    "--init-from %s: %s has no checkpoint; name a run of --runs-dir or a "
+                    "checkpoint file",
+                    from, folder);
+    snprintf(run->from_sum, sizeof run->from_sum, "%016llx",
+             (unsigned long long)ckpt_u64(ckpt->map + ckpt->size - 8));
+    return 0;
+}
+
+/* Opens the file from which a run began that starts over, which must be as it was then. Returns 1,
+   0 if it began from initial weights, or -1 with a message. */
+static inline int weights_reopen(const Run *run, Ckpt *ckpt, char *err) {
+    char sum[32];
+    if (!run->from_file[0]) return 0;
+    if (ckpt_open(ckpt, run->from_file, err)) return -1;
+    snprintf(sum, sizeof sum, "%016llx", (unsigned long long)ckpt_u64(ckpt->map + ckpt->size - 8));
+    if (!strcmp(sum, run->from_sum)) return 1;
+    ckpt_close(ckpt);
+    return fail(err, "--resume: %s is not the file that the run began from: it has changed since",
+                run->from_file);
+}
+
+/* Takes over the flags of the model that are not given; a note names those that are given and
+   differ. */
+static inline int weights_flags(Run *run, const Ckpt *ckpt, char *err) {
+    Config *c = &run->asked, theirs = *c, was, is;
+    char from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
+    uint64_t vocab;
+    if (load_flags(&theirs, NULL, ckpt, err)) return -1;
+    if (ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, err)) return -1;
+    theirs.vocab = (int)vocab;
+    if (load_tokenizer_id(&run->from_tokenizer, ckpt, &theirs, err)) return -1;
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        const Flag *flag = &config_flags[i];
+        if (strcmp(flag->section, "Model") || flag->on_resume != RESUME_FIXED || run->given[i])
+            continue;
+        flags_get_text(flag, &theirs, to);
+        if (flags_set(config_flags, CONFIG_FLAGS, c, NULL, flag->name, to, err)) return -1;
+    }
+    was = theirs;
+    is = *c;
+    if (config_resolve(&was, err) || config_resolve(&is, err)) return -1;
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        const Flag *flag = &config_flags[i];
+        if (strcmp(flag->section, "Model") || flag->on_resume != RESUME_FIXED) continue;
+        flags_get_text(flag, &was, from);
+        flags_get_text(flag, &is, to);
+        if (strcmp(from, to))
+            fprintf(stderr, "note: --%s %s, and the weights were trained with %s\n", flag->name, to,
+                    from);
+    }
+    return 0;
+}
+
+/* Refuses data of another tokenizer than that of the weights. */
+static inline int weights_check_data(const Run *run, char *err) {
+    char theirs[TOKENIZER_ID_SIZE], ours[TOKENIZER_ID_SIZE];
+    if (tokenizer_id_agree(run->from_tokenizer, run->train.tokenizer)) return 0;
+    return fail(err, "--init-from: the weights know the tokens of %s, and %s has those of %s",
+                tokenizer_id_text(run->from_tokenizer, theirs), run->asked.data,
+                tokenizer_id_text(run->train.tokenizer, ours));
+}
+
+#endif
