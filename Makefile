@@ -60,7 +60,8 @@ EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/g
 
 LIBRARY = libcmuon.so.1 libcmuon.so libcmuon.a cmuon.pc
 
-.PHONY: all train compare check test test-faults test-asan asan-programs test-tsan tsan-programs bench install dist clean help
+.PHONY: all train compare check test test-faults test-asan asan-programs test-tsan tsan-programs \
+        fuzz fuzz-programs fuzz-check fuzz-tests bench install dist clean help
 .PHONY: format format-check analyze compile_commands.json
 all: $(PROGRAMS)
 
@@ -295,14 +296,39 @@ CHECK_TESTS = $(filter-out %_double $(BUILD)/test_msign,$(TESTS)) $(filter %/tes
 check: $(CHECK_TESTS) $(BUILD)/train_gpt $(BUILD)/generate
 	@TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/run.sh dev/test/cli_test.sh $(CHECK_TESTS)
 
-# The whole suite under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The whole suite under AddressSanitizer and UndefinedBehaviorSanitizer, and the files that fuzzers found.
+SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all
 test-asan:
-	@$(MAKE) --no-print-directory BUILD=build/asan ONEDNN=no \
-	  OPT="-O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=all" \
-	  EMU_OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" asan-programs
-asan-programs: $(TESTS) $(EMU_TESTS) $(BUILD)/train_gpt $(BUILD)/generate $(EMU_PROGRAMS)
+	@$(MAKE) --no-print-directory BUILD=build/asan ONEDNN=no OPT="-O1 -g -march=native $(SANITIZE)" \
+	  EMU_OPT="-O1 -g $(SANITIZE)" asan-programs
+asan-programs: $(TESTS) $(EMU_TESTS) $(FUZZ_TESTS) $(BUILD)/train_gpt $(BUILD)/generate $(EMU_PROGRAMS)
 	@BUILD=$(BUILD) TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate \
-	  sh dev/test/run.sh $(TESTS) $(EMU_TESTS) $(filter %/cli_test.sh %/cuda_test.sh,$(TEST_SCRIPTS))
+	  sh dev/test/run.sh $(TESTS) $(EMU_TESTS) $(FUZZ_TESTS) $(filter %/cli_test.sh %/cuda_test.sh,$(TEST_SCRIPTS))
+
+# Fuzzing, dev/fuzz: FUZZ_SECONDS for each target under the same sanitizers, by clang's libFuzzer.
+# make fuzz FUZZ="log flags" chooses targets. The targets run without OpenMP.
+FUZZ_SECONDS ?= 20
+FUZZ ?= $(patsubst dev/fuzz/fuzz_%.c,%,$(wildcard dev/fuzz/fuzz_*.c))
+FUZZ_TESTS = $(FUZZ:%=$(BUILD)/test_fuzz_%)
+fuzz_build = $(CC) $(1) $(filter-out -fopenmp,$(CFLAGS)) -Wno-unknown-pragmas -DFUZZ_TARGET='"$*"' $(deps) $< -o $@ $(LDLIBS)
+FUZZ_CC = $(if $(is_clang),$(CC),clang)
+fuzz:
+	@printf 'int LLVMFuzzerTestOneInput(void *p, long n) { return !p && n; }\n' | \
+	  $(FUZZ_CC) -fsanitize=fuzzer,address -x c - -o /dev/null 2>/dev/null || \
+	  { echo "error: make fuzz needs clang and its fuzzer library (Debian: apt-get install clang libclang-rt-dev);" \
+	    "make fuzz-check needs neither" >&2; exit 1; }
+	@$(MAKE) --no-print-directory CC=$(FUZZ_CC) BUILD=build/fuzz ONEDNN=no OPT="-O1 -g -march=native $(SANITIZE)" fuzz-programs
+fuzz-programs: $(FUZZ:%=$(BUILD)/fuzz_%)
+	@sh dev/fuzz/run.sh $(FUZZ_SECONDS) $^
+$(BUILD)/fuzz_%: dev/fuzz/fuzz_%.c | $(BUILD)
+	$(call fuzz_build,$(OPT) -fsanitize=fuzzer -DFUZZ_ENGINE)
+# The committed inputs once, which needs no libFuzzer.
+fuzz-check:
+	@$(MAKE) --no-print-directory BUILD=build/asan ONEDNN=no OPT="-O1 -g -march=native $(SANITIZE)" fuzz-tests
+fuzz-tests: $(FUZZ_TESTS)
+	@sh dev/test/run.sh $^
+$(BUILD)/test_fuzz_%: dev/fuzz/fuzz_%.c | $(BUILD)
+	$(call fuzz_build,$(TEST_OPT))
 
 # Tests that start threads, under ThreadSanitizer. It needs clang and LLVM's OpenMP with Archer, which
 # tells the sanitizer about OpenMP's barriers; GCC's libgomp cannot, so every loop would be a false report.

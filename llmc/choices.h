@@ -98,7 +98,8 @@ static inline const char *choices_recall(Choices *s, const char *key) {
     return value;
 }
 
-/* Sets the keys of a text's lines "PREFIXkey=value"; skips other lines. */
+/* Sets the keys of a text's lines "PREFIXkey=value"; skips other lines, such as those with a zero
+   byte, where a key or a value would seem to end. */
 static inline void choices_parse(Choices *s, const char *text, size_t size, const char *prefix) {
     size_t skip = strlen(prefix);
     for (const char *line = text, *end = text + size, *next; line < end; line = next + 1) {
@@ -106,6 +107,7 @@ static inline void choices_parse(Choices *s, const char *text, size_t size, cons
         if (!next) return; /* a last line without a newline may have been cut short */
         const char *equals = (const char *)memchr(line, '=', (size_t)(next - line));
         if (!equals || (size_t)(equals - line) <= skip || memcmp(line, prefix, skip)) continue;
+        if (memchr(line, 0, (size_t)(next - line))) continue;
         char *key = choices_copy(line + skip, (size_t)(equals - line) - skip);
         char *value = choices_copy(equals + 1, (size_t)(next - equals) - 1);
         if (key && value) choices_set(s, key, value);

@@ -534,6 +534,7 @@ static inline int config_check_sizes(const Config *c, char *err) {
     if (widest > side || c->layers > side)
         return fail(err, "the model is too large: no side of a matrix and no count may exceed %.0f",
                     side);
+    if (c->vocab < 1) return fail(err, "a vocabulary of %d tokens makes no model", c->vocab);
     if ((double)c->batch_size * c->seq_len > most)
         return fail(
             err,
@@ -591,6 +592,27 @@ static inline int config_resolve_batch(Config *c, char *err) {
                 (long long)micro_batch);
 }
 
+/* Refuses models whose numbers of elements would not fit 64 bits, in all tensors and in all
+   activations. The bounds leave a factor of 1000 and more: for the bytes of an element, and for all
+   tensors of the size of the largest. Heads and widths must be resolved. */
+static inline int config_check_counts(const Config *c, char *err) {
+    const double most = (double)((int64_t)1 << 44);
+    double L = c->layers, C = c->width, F = c->ff_width, V = c->vocab, T = c->seq_len;
+    double A = (double)c->heads * c->head_dim, KV = (double)c->kv_heads * c->head_dim;
+    double block = C * (2 * A + 2 * KV + 3 * F), parameters = L * block + C * (2 * V + T);
+    double widest = fmax(fmax(C, 2 * F), fmax(A + 2 * KV, V));
+    double activations = (L + 1) * c->batch_size * T * widest;
+    if (parameters > most)
+        return fail(err,
+                    "the model is too large: about %.1e parameters; at most %.1e can be counted",
+                    parameters, most);
+    if (activations <= most) return 0;
+    return fail(err,
+                "--batch-size %d x --seq-len %d is too large for this model: about %.1e activations "
+                "of one kind; at most %.1e can be counted",
+                c->batch_size, c->seq_len, activations, most);
+}
+
 /* An eighth of the run, rounded up, so that a run validates at most eight times after step 0. A
    checkpoint keeps the flag as it was given, so a run that is resumed with another --steps takes
    an eighth of the new number. */
@@ -615,7 +637,7 @@ static inline void config_resolve_val_tokens(Config *c) {
 static inline int config_resolve(Config *c, char *err) {
     if (config_check_sizes(c, err) || config_resolve_heads(c, err)) return -1;
     config_resolve_mlp(c);
-    if (config_resolve_batch(c, err)) return -1;
+    if (config_resolve_batch(c, err) || config_check_counts(c, err)) return -1;
     config_resolve_rules(c);
     if (config_check_rules(c, err)) return -1;
     config_resolve_val_every(c);

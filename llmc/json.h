@@ -196,7 +196,7 @@ static inline int json_skip_string(JsonReader *r) {
             r->at++;
             return 0;
         }
-        if (r->data[r->at] == '\\') r->at++;
+        if (r->data[r->at] == '\\' && r->at + 1 < r->size) r->at++;
     }
     return -1;
 }

@@ -551,7 +551,8 @@ static inline int log_read_members(JsonReader *r, FILE *out) {
 }
 
 /* Reads `dir`/run.json as lines KEY=VALUE, flags.NAME=VALUE and asked.NAME=VALUE, for the caller to
-   free. Returns 0, 1 if there is no such file, or -1 with a message; *text is then NULL. */
+   free. Returns 0, 1 if there is no such file, or -1 with a message; *text is then NULL and *size
+   0. */
 static inline int log_read_run_json(const char *dir, char **text, size_t *size, char *err) {
     char path[FILE_PATH_SIZE], *contents = NULL;
     size_t length = 0;
@@ -571,6 +572,7 @@ static inline int log_read_run_json(const char *dir, char **text, size_t *size, 
     if (!status) return 0;
     free(*text);
     *text = NULL;
+    *size = 0;
     return -1;
 }
 

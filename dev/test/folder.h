@@ -12,13 +12,15 @@ last.
 
 static char scratch_folder[64];
 
-/* Makes /tmp/NAME.XXXXXX, or ends the program. */
-static inline void folder_make(const char *name) {
-    snprintf(scratch_folder, sizeof scratch_folder, "/tmp/%s.XXXXXX", name);
+/* Makes PARENT/NAME.XXXXXX, or ends the program. */
+static inline void folder_make_in(const char *parent, const char *name) {
+    snprintf(scratch_folder, sizeof scratch_folder, "%s/%s.XXXXXX", parent, name);
     if (mkdtemp(scratch_folder)) return;
     perror(scratch_folder);
     exit(1);
 }
+
+static inline void folder_make(const char *name) { folder_make_in("/tmp", name); }
 
 /* The path of a file in the folder. Eight paths are valid at a time. */
 __attribute__((unused)) static const char *in_folder(const char *name) {

@@ -59,6 +59,11 @@ static void test_parse(void) {
     check(s.n == 3 && is(&s, "a", "1") && is(&s, "b b", "x=y") && is(&s, "d", ""),
           "lines of a header: %d", s.n);
     choices_free(&s);
+    /* Damage by a power cut: kept, the key would be "" and the value cut short. */
+    static const char zeros[] = "\0a=1\nb=2\0 3\nc=4\n";
+    choices_parse(&s, zeros, sizeof zeros - 1, "");
+    check(s.n == 1 && is(&s, "c", "4"), "lines with a zero byte: %d choices", s.n);
+    choices_free(&s);
 }
 
 static void test_file(void) {

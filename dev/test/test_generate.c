@@ -387,6 +387,39 @@ static void test_header(void) {
     }
 }
 
+/* A header whose sizes are each allowed, and whose products would not fit 64 bits: with 2^24 layers
+   of 2^24 x 2^24 the count of elements would wrap to 0, and a file without data would fit it. */
+static void test_header_sizes(void) {
+    static const struct {
+        const char *header, *message;
+    } cases[] = {
+        {"flag.layers=16777216\nflag.width=16777216\nflag.heads=16384\n", "too large"},
+        {"flag.layers=16777216\nflag.width=1024\n", "too large"},
+        {"flag.layers=64\nflag.width=16777216\nflag.heads=16384\n", "too large"},
+        {"flag.layers=16777216\nflag.width=8\nflag.seq-len=16777216\n", "--seq-len"},
+        {"flag.ff-width=16777216\nflag.width=16777216\nflag.heads=16384\n", "too large"},
+        {"flag.layers=1000\nflag.width=20480\nflag.heads=160\n", NULL}, /* 5e12 parameters */
+    };
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        char err[ERR_LEN] = "", header[256];
+        Config c;
+        Ckpt ckpt;
+        snprintf(header, sizeof header, "vocab=256\n%s", cases[i].header);
+        if (!open_header(&ckpt, header)) continue;
+        int status = load_config(&c, &ckpt, 1, err);
+        if (cases[i].message) {
+            check(status == -1 && strstr(err, cases[i].message), "%s: %s", header, err);
+        } else if (check(status == 0, "%s: %s", header, err)) {
+            const Registry r = registry_build(&c);
+            double rows = 3.0 * c.width + c.width + 8.0 * c.width;
+            double expected = c.layers * (rows * c.width + 2.0 * c.width);
+            check(fabs((double)r.count - expected) < 1e-5 * expected, "%zu parameters, not %g",
+                  r.count, expected);
+        }
+        ckpt_close(&ckpt);
+    }
+}
+
 /* The tokenizer that a checkpoint names, and the one that is taken where it names none. */
 static void test_tokenizer(void) {
     static const struct {
@@ -489,8 +522,8 @@ static const Test tests[] = {
     TEST(decoding),       TEST(decoding_values), TEST(sliding),
     TEST(sampler_greedy), TEST(sampler_sets),    TEST(sampler_distribution),
     TEST(sampler_draws),  TEST(sampler_errors),  TEST(text),
-    TEST(prompt),         TEST(header),          TEST(tokenizer),
-    TEST(vocabulary)};
+    TEST(prompt),         TEST(header),          TEST(header_sizes),
+    TEST(tokenizer),      TEST(vocabulary)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_generate");

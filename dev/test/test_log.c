@@ -395,7 +395,7 @@ static void test_read_run_json(void) {
         cut[n] = 0;
         write_text(path, "w", cut);
         int status = log_read_run_json(folder, &lines, &size, err);
-        if (status != -1 || lines || !strstr(err, "run.json"))
+        if (status != -1 || lines || size || !strstr(err, "run.json"))
             check(0, "cut to %zu bytes: %d %s", n, status, err);
         free(lines);
         free(cut);
@@ -418,13 +418,35 @@ static void test_read_run_json(void) {
                                       "{\"a\": \"b"};
     for (int i = 0; i < 9; i++) {
         write_text(path, "w", bad[i]);
-        check(log_read_run_json(folder, &lines, &size, err) == -1 && !lines &&
+        check(log_read_run_json(folder, &lines, &size, err) == -1 && !lines && !size &&
                   strstr(err, "damaged"),
               "%s: %s", bad[i], err);
     }
     unlink(path);
     check(log_read_run_json(folder, &lines, &size, err) == 1 && !lines, "no file");
     free(text);
+}
+
+/* No reader of JSON goes past the end of a text, wherever that is cut. */
+static void test_json_ends(void) {
+    const char text[] = "{\"a\\u00e9\": [1, \"\\\\\", {\"b\": tru\\";
+    for (size_t n = 0; n <= strlen(text); n++) {
+        for (size_t from = 0; from < n; from++) {
+            unsigned char *cut = (unsigned char *)calloc(n + 1, 1);
+            char value[64];
+            memcpy(cut, text, n);
+            JsonReader skips = {cut, n, from}, reads = {cut, n, from};
+            json_skip_value(&skips);
+            json_read_scalar(&reads, value, sizeof value);
+            if (skips.at > n || reads.at > n)
+                check(0, "bytes %zu to %zu: read to %zu and %zu", from, n, skips.at, reads.at);
+            free(cut);
+        }
+    }
+    JsonReader backslash = {(unsigned char *)strdup("\"\\"), 2, 0};
+    int status = json_skip_string(&backslash);
+    check(status == -1 && backslash.at == 2, "%d, ends at %zu", status, backslash.at);
+    free(backslash.data);
 }
 
 /* A line that waits for its validation loss. */
@@ -573,9 +595,9 @@ static void test_curve(void) {
 }
 
 static const Test tests[] = {
-    TEST(names),        TEST(lines),    TEST(overwrite), TEST(truncate),      TEST(other_lines),
-    TEST(full_disk),    TEST(kill),     TEST(run_json),  TEST(read_run_json), TEST(validated),
-    TEST(numbers_text), TEST(progress), TEST(curve)};
+    TEST(names),     TEST(lines),        TEST(overwrite), TEST(truncate),      TEST(other_lines),
+    TEST(full_disk), TEST(kill),         TEST(run_json),  TEST(read_run_json), TEST(json_ends),
+    TEST(validated), TEST(numbers_text), TEST(progress),  TEST(curve)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_log");
