@@ -417,7 +417,8 @@ static int timed_step(Run *run, Model *m, LogLine *line, char *err) {
     return 0;
 }
 
-/* Logs the validation loss before the first step, unless a run that was stopped there has done it. */
+/* Logs the validation loss before the first step, unless a run that was stopped there has logged it
+   already. */
 static int log_start(Run *run, Model *m, Progress *progress, char *err) {
     LogLine line = log_line_empty();
     struct stat st;

@@ -396,8 +396,8 @@ static inline int ckpt_read_record(const Ckpt *c, uint64_t *at, CkptRecord *r) {
 }
 
 /* Finds the header and the records of a mapped file whose checksum is right. Bounds are checked
-   nevertheless: a checksum proves that nothing changed, not that the writer was sound. Returns 0, -1
-   if the records are not sound, -2 without memory. */
+   nevertheless: a checksum proves that nothing changed, not that the writer was sound. Returns 0,
+   -1 if the records are not sound, -2 without memory. */
 static inline int ckpt_index(Ckpt *c) {
     uint64_t at = 24;
     const unsigned char *p = ckpt_take(c, &at, 8);
@@ -621,9 +621,9 @@ static inline int ckpt_prune(const char *dir, int keep, char *err) {
 }
 
 /* Deletes the checkpoints of steps after `step`. Call it on resume: ckpt_prune would otherwise keep
-   later checkpoints of the earlier run, damaged ones too, as the newest. The folder is synced first:
-   the checkpoint of `step` may be of a process that was killed right after its rename, and a power
-   cut must not undo that rename when older checkpoints are deleted. */
+   later checkpoints of the earlier run, damaged ones too, as the newest. The folder is synced
+   first: the checkpoint of `step` may be of a process that was killed right after its rename, and a
+   power cut must not undo that rename when older checkpoints are deleted. */
 static inline int ckpt_discard_after(const char *dir, int64_t step, char *err) {
     char path[FILE_PATH_SIZE];
     int64_t *steps;

@@ -157,8 +157,8 @@ static inline int choices_write(Choices *s, const char *path, char *err) {
     }
     fputs(CHOICES_FORMAT, f);
     for (int i = 0; i < merged.n; i++) fprintf(f, "%s=%s\n", merged.c[i].key, merged.c[i].value);
-    int status = fclose(f) ? fail(err, "out of memory: %s", path)
-                           : file_replace(path, text, size, err);
+    int status =
+        fclose(f) ? fail(err, "out of memory: %s", path) : file_replace(path, text, size, err);
     free(text);
     choices_free(&merged);
     if (!status) s->changed = 0;

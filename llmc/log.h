@@ -227,8 +227,9 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
 /* ---------------------------------------------------------------------------------------------- */
 /* Writing                                                                                        */
 
-/* Appends whole lines, with one write if the system takes them whole, so that neither a kill nor another process's lines come
-   between. If the disk is full, the part that was written is cut off again. */
+/* Appends whole lines, with one write unless the system takes only a part, so that neither a kill
+   nor another process's lines come between. If the disk is full, the part that was written is cut
+   off again. */
 static inline int log_append_text(RunLog *log, const char *text, char *err) {
     size_t length = strlen(text);
     struct stat st;

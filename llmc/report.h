@@ -173,8 +173,8 @@ static inline void log_groups(FILE *f, const Config *c, const Params *p, const P
 }
 
 /* The `extra` of the line of the log after `step` updates, a JSON object for the caller to free:
-   the device's state if it reports one, and with --log-groups the sizes of the last update. *text is
-   NULL if there is neither. Returns -1 with a message without memory. */
+   the device's state if it reports one, and with --log-groups the sizes of the last update. *text
+   is NULL if there is neither. Returns -1 with a message without memory. */
 static inline int log_extra(char **text, const Config *c, const Params *p, const Plan *plan,
                             int step, char *err) {
     char state[256];
