@@ -328,8 +328,8 @@ static void journal_begin(void) {
 }
 
 /* Data that a file system may have when the file is being written: n bytes of which the durable
-   ones are `old`. Where one is the beginning of the other, the bytes that both have are kept; data that
-   are not durable survive up to a random place, with zeros behind it. */
+   ones are `old`. Where one is the beginning of the other, the bytes that both have are kept; data
+   that are not durable survive up to a random place, with zeros behind it. */
 static char *loose_contents(char *old, long old_n, char *data, long *n) {
     long both = old_n < *n ? old_n : *n;
     if (both && memcmp(old, data, (size_t)both)) { /* overwritten: one or the other */
