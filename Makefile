@@ -288,7 +288,7 @@ endif
 
 # The scripts and programs that run longest begin first.
 test: $(NEEDED) $(TESTS) $(EMU_TESTS)
-	@T='$(T)' sh dev/test/run.sh $(TEST_SCRIPTS) $(TESTS) $(EMU_TESTS)
+	@T='$(T)' SHIM='$(FAULTS)' sh dev/test/run.sh $(TEST_SCRIPTS) $(TESTS) $(EMU_TESTS)
 
 # Everyday work: compiles and runs in under 30 seconds on two cores, from nothing. All of the CPU's
 # tests in fp32, the programs from end to end, and some kernels on the emulator.
@@ -344,7 +344,7 @@ tsan-programs: $(TSAN_TESTS:%=$(BUILD)/test_%)
 KILLS ?= 100
 CALLS ?= 10
 test-faults: $(PROGRAMS) $(FAULTS)
-	@KILLS=$(KILLS) CALLS=$(CALLS) T='$(T)' sh dev/test/run.sh dev/test/faults/*_test.sh
+	@KILLS=$(KILLS) CALLS=$(CALLS) SHIM='$(FAULTS)' T='$(T)' sh dev/test/run.sh $(filter dev/test/faults/%,$(TEST_SCRIPTS))
 
 bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c))
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done

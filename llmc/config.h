@@ -472,13 +472,6 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
                 "GPU is train_gpt_cuda (make cuda)",
                 config_flags[i].name);
 #endif
-    for (int i = 0; i < CONFIG_FLAGS && !status; i++)
-        if (config_flags[i].kind == KIND_STRING &&
-            strchr((const char *)c + config_flags[i].offset, '\n'))
-            return fail(err,
-                        "--%s: the value has a line break, and a checkpoint stores each flag as a "
-                        "line; give the file or folder another name",
-                        config_flags[i].name);
     if (!status && (!c->runs_dir[0] || !c->run[0]))
         return fail(err, "--runs-dir and --run need names; the folder at hand is --runs-dir .");
     if (!status) status = config_check_texts(c, err);

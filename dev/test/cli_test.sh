@@ -751,7 +751,7 @@ test_inputs() {
     refused "a pipe as a checkpoint" 'pipe is not a regular file' generate --checkpoint pipe
     cp text.txt shakespeare.txt
     refused "another edition" '--data \./shakespeare.txt' train $small --data ./tinyshakespeare.txt --run e --steps 1
-    refused "a line break" '--data: the value has a line break' train $small --run e --steps 1 --data 'text.txt
+    refused "a line break" '--data: the text has a line break' train $small --run e --steps 1 --data 'text.txt
 '
     check "a run that could not start left a folder" [ ! -e runs/e ]
     odd="$(printf 'a b\047c"[1]*?%%s%%n\\\377')"
