@@ -123,20 +123,24 @@ libcmuon.a: $(BUILD)/cmuon.o
 	$(AR) rcs $@ $<
 
 PREFIX ?= /usr/local
-cmuon.pc: Makefile VERSION
-	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
+# A word of the shell: folders may have spaces and quotes in their names.
+quote = '$(subst ','\'',$(1))'
+write_pc = printf '%s\n' $(call quote,prefix=$(PREFIX)) 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
 	  'Name: cmuon' 'Description: Compositional Muon and Muon, the optimizers, in C' 'Version: $(VERSION)' \
-	  'Libs: -L$${libdir} -lcmuon' 'Libs.private: $(filter -fopenmp,$(CFLAGS)) $(LDLIBS)' \
-	  'Cflags: -I$${includedir}' >$@
+	  'Libs: -L"$${libdir}" -lcmuon' 'Libs.private: $(filter -fopenmp,$(CFLAGS)) $(LDLIBS)' \
+	  'Cflags: -I"$${includedir}"'
+cmuon.pc: Makefile VERSION
+	@$(write_pc) >$@
 
 # make install PREFIX=$$HOME/.local; DESTDIR is put before it.
+installed = $(call quote,$(DESTDIR)$(PREFIX)/$(1))
 install: $(LIBRARY)
-	mkdir -p $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
-	install -m 755 libcmuon.so.1 $(DESTDIR)$(PREFIX)/lib
-	ln -sf libcmuon.so.1 $(DESTDIR)$(PREFIX)/lib/libcmuon.so
-	install -m 644 libcmuon.a $(DESTDIR)$(PREFIX)/lib
-	sed 's|^prefix=.*|prefix=$(PREFIX)|' cmuon.pc >$(DESTDIR)$(PREFIX)/lib/pkgconfig/cmuon.pc
-	install -m 644 llmc/cmuon.h $(DESTDIR)$(PREFIX)/include
+	mkdir -p $(call installed,lib/pkgconfig) $(call installed,include)
+	install -m 755 libcmuon.so.1 $(call installed,lib)
+	ln -sf libcmuon.so.1 $(call installed,lib/libcmuon.so)
+	install -m 644 libcmuon.a $(call installed,lib)
+	$(write_pc) >$(call installed,lib/pkgconfig/cmuon.pc)
+	install -m 644 llmc/cmuon.h $(call installed,include)
 
 # ---- CUDA on the emulator: needs a C++ compiler, no CUDA and no GPU
 
@@ -254,12 +258,12 @@ test_gpt_cuda: | test_gpt_cuda_fp32 $(CUDA_KERNEL_TESTS:%=$(BUILD)/cuda/test_%) 
 
 RUN ?= shakespeare
 train: train_gpt generate
-	@sh scripts/train_shakespeare.sh $(RUN) $(ARGS)
+	@sh scripts/train_shakespeare.sh $(call quote,$(RUN)) $(ARGS)
 
 # Does CM beat Muon? make compare GRID=dev/compare/attention.toml ARGS="--jobs 8" runs another grid.
 GRID ?= dev/compare/laptop.toml
 compare: train_gpt
-	@sh scripts/compare.sh $(GRID) $(ARGS)
+	@sh scripts/compare.sh $(call quote,$(GRID)) $(ARGS)
 
 # ---- Tests
 
@@ -288,7 +292,7 @@ endif
 
 # The scripts and programs that run longest begin first.
 test: $(NEEDED) $(TESTS) $(EMU_TESTS)
-	@T='$(T)' sh dev/test/run.sh $(TEST_SCRIPTS) $(TESTS) $(EMU_TESTS)
+	@T='$(T)' SHIM='$(FAULTS)' sh dev/test/run.sh $(TEST_SCRIPTS) $(TESTS) $(EMU_TESTS)
 
 # Everyday work: compiles and runs in under 30 seconds on two cores, from nothing. All of the CPU's
 # tests in fp32, the programs from end to end, and some kernels on the emulator.
@@ -337,6 +341,13 @@ test-tsan:
 	  OPT="-O1 -g -march=native -fsanitize=thread" tsan-programs
 tsan-programs: $(TSAN_TESTS:%=$(BUILD)/test_%) $(BUILD)/train_gpt $(BUILD)/generate
 	@CC=$(CC) TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/tsan.sh $(filter $(BUILD)/test_%,$^)
+
+# Injected faults: kills, power cuts, calls that fail, locks. There are KILLS kills; one in CALLS of the calls fails,
+# so that CALLS=1 is every call. SEED repeats the random moments.
+KILLS ?= 100
+CALLS ?= 10
+test-faults: $(PROGRAMS) $(FAULTS)
+	@KILLS=$(KILLS) CALLS=$(CALLS) SHIM='$(FAULTS)' T='$(T)' sh dev/test/run.sh $(filter dev/test/faults/%,$(TEST_SCRIPTS))
 
 bench: train_gpt $(patsubst dev/bench/%.c,$(BUILD)/bench_%,$(wildcard dev/bench/*.c))
 	@for b in $(filter $(BUILD)/%,$^); do echo "== $$b"; $$b; done

@@ -5,6 +5,8 @@ Text to token shards with GPT-2's byte-pair encoding, and back.
     zcat big.txt.gz | data/tokenize --input - --output data/big --separator "<|endoftext|>"
     data/tokenize --decode "data/mine_train_*.bin" --output mine.txt --bytes 10M
 
+Text is read in pieces, so an input may also be a pipe that brings more than fits into memory.
+
 Every document is <|endoftext|> followed by its tokens. A file is one document unless --separator
 divides it. A document may continue in the next shard. Shards are named as FineWeb's. The first,
 PREFIX_val_000000.bin, is for validation, the others, PREFIX_train_000001.bin and on, are for
@@ -29,7 +31,8 @@ typedef struct {
 static const Flag option_table[] = {
 #define SECTION "Text"
     FLAG_TEXT("input", input, "",
-              "text: a file, a quoted pattern such as \"texts/*.txt\", or - for standard input"),
+              "text: a file, a quoted pattern such as \"texts/*.txt\", a pipe, or - for standard "
+              "input"),
     FLAG_TEXT("separator", separator, "",
               "a line of exactly this text ends a document; empty: a file is one document"),
 #undef SECTION
@@ -68,9 +71,15 @@ typedef struct {
     TokenList pending;
     uint16_t *shard;
     size_t shard_capacity;
-    int shards; /* number of shards that are written */
+    int shards;      /* number of shards that are written */
+    size_t piece;    /* bytes of text that are read at a time */
+    int in_document; /* whether the document that is being read has begun */
+    int noted;       /* whether the note about <|endoftext|> is written */
     uint64_t bytes, tokens, documents;
 } Job;
+
+/* Text is read and encoded 16 MiB at a time. */
+#define PIECE ((size_t)16 << 20)
 
 /* Writes the first n pending tokens as the next shard. */
 static int write_shard(Job *job, size_t n, char *err) {
@@ -122,96 +131,228 @@ static int write_rest(Job *job, char *err) {
     return job->pending.count ? write_shard(job, job->pending.count, err) : 0;
 }
 
-/* Adds a document. It is encoded in pieces, so that a huge document needs no huge list. A piece
-   ends before a space that follows a visible character. Such a space always begins a word, so no
-   word is cut. */
-static int add_document(Job *job, const char *text, size_t n, char *err) {
+/* Adds text to the document that is being read, which begins with its first byte. The text ends
+   with the document or where a word ends. */
+static int add_text(Job *job, const char *text, size_t n, char *err) {
     if (n == 0) return 0;
-    job->documents++;
+    if (!job->in_document) {
+        job->in_document = 1;
+        job->documents++;
+        if (tokenizer_append(&job->pending, &job->tokenizer.eot, 1, err)) return -1;
+    }
     job->bytes += n;
-    if (tokenizer_encode(&job->tokenizer, TOKENIZER_EOT_TEXT, strlen(TOKENIZER_EOT_TEXT), 1,
-                         &job->pending, err))
-        return -1;
-    while (n > 0) {
-        size_t k = min_size(n, (size_t)16 << 20);
-        while (k < n && !(text[k] == ' ' && text[k - 1] > ' ' && text[k - 1] < 127)) k++;
-        if (tokenizer_encode(&job->tokenizer, text, k, 0, &job->pending, err)) return -1;
-        if (write_full_shards(job, err)) return -1;
-        text += k;
-        n -= k;
+    if (tokenizer_encode(&job->tokenizer, text, n, 0, &job->pending, err)) return -1;
+    return write_full_shards(job, err);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Reading */
+
+/* A text that is read in pieces: a file, a pipe, standard input. Bytes [start, line) are of the
+   document that is being read; [line, count) is the beginning of a line that may be a separator. */
+typedef struct {
+    const char *name;
+    int fd, ended;
+    char *bytes;
+    size_t start, line, count, capacity;
+    int inside; /* the line at `line` has lost its beginning, which was too long for a separator */
+} Stream;
+
+/* Reads as many bytes as a piece has, or as many as wait already, so that a long word is not looked
+   at too often. Sets `ended` at the end of the file. */
+static int stream_read(Job *job, Stream *s, char *err) {
+    size_t keep = s->count - s->start, more = keep > job->piece ? keep : job->piece;
+    if (s->start) memmove(s->bytes, s->bytes + s->start, keep);
+    s->line -= s->start;
+    s->count = keep;
+    s->start = 0;
+    if (s->capacity < keep + more) {
+        char *p = (char *)realloc(s->bytes, keep + more);
+        if (!p) return fail(err, "out of memory reading %s (a word of %zu bytes)", s->name, keep);
+        s->bytes = p;
+        s->capacity = keep + more;
+    }
+    while (s->count < keep + more && !s->ended) {
+        ssize_t n = read(s->fd, s->bytes + s->count, keep + more - s->count);
+        if (n < 0 && errno != EINTR)
+            return fail(err, "cannot read %s: %s", s->name, strerror(errno));
+        if (n > 0) s->count += (size_t)n;
+        s->ended = n == 0;
     }
     return 0;
 }
 
-/* Adds a text, which separator lines divide into documents. */
-static int add_text(Job *job, const char *text, size_t n, char *err) {
-    const char *separator = job->o->separator, *end = text + n, *document = text;
-    size_t m = strlen(separator);
-    for (const char *line = text; m > 0 && line < end;) {
-        const char *newline = (const char *)memchr(line, '\n', (size_t)(end - line));
-        const char *stop = newline ? newline : end, *next = newline ? newline + 1 : end;
-        if (stop > line && stop[-1] == '\r') stop--;
-        if ((size_t)(stop - line) == m && memcmp(line, separator, m) == 0) {
-            if (add_document(job, document, (size_t)(line - document), err)) return -1;
-            document = next;
+/* Says once that the text has <|endoftext|> and no separator was given. `from` is where new bytes
+   begin. */
+static void note_marker(Job *job, const Stream *s, size_t from) {
+    const size_t n = strlen(TOKENIZER_EOT_TEXT);
+    if (job->noted || job->o->separator[0]) return;
+    const char *at = s->bytes + (from >= n ? from - n + 1 : 0), *end = s->bytes + s->count;
+    while (at < end && (at = (const char *)memchr(at, '<', (size_t)(end - at))) != NULL) {
+        if ((size_t)(end - at) >= n && !memcmp(at, TOKENIZER_EOT_TEXT, n)) {
+            job->noted = 1;
+            fprintf(stderr,
+                    "note: %s has the text %s, which is kept as text, in several tokens; if lines "
+                    "of it divide documents, begin anew with --separator \"%s\"\n",
+                    s->name, TOKENIZER_EOT_TEXT, TOKENIZER_EOT_TEXT);
+            return;
         }
-        line = next;
+        at++;
     }
-    return add_document(job, document, (size_t)(end - document), err);
 }
 
-static int add_standard_input(Job *job, char *err) {
-    char *text = NULL;
-    size_t n = 0, capacity = 0, k;
-    do {
-        if (n == capacity) {
-            capacity = capacity ? 2 * capacity : (size_t)1 << 20;
-            char *p = (char *)realloc(text, capacity);
-            if (!p) {
-                free(text);
-                return fail(err, "out of memory reading standard input (%zu bytes)", n);
-            }
-            text = p;
-        }
-        k = fread(text + n, 1, capacity - n, stdin);
-        n += k;
-    } while (k > 0);
-    int status = ferror(stdin) ? fail(err, "cannot read standard input: %s", strerror(errno))
-                               : add_text(job, text, n, err);
-    free(text);
+/* Whether the line [line, stop) is the separator; it may end in a carriage return. */
+static int is_separator(const Job *job, const char *line, const char *stop) {
+    size_t m = strlen(job->o->separator);
+    if (stop > line && stop[-1] == '\r') stop--;
+    return m > 0 && (size_t)(stop - line) == m && !memcmp(line, job->o->separator, m);
+}
+
+/* Ends the document before the line [line, stop) if that is the separator, and moves past the line;
+   `next` is where the next line begins. */
+static int stream_line(Job *job, Stream *s, size_t stop, size_t next, char *err) {
+    int ends = !s->inside && is_separator(job, s->bytes + s->line, s->bytes + stop);
+    if (ends) {
+        if (add_text(job, s->bytes + s->start, s->line - s->start, err)) return -1;
+        job->in_document = 0;
+        s->start = next;
+    }
+    s->line = next;
+    s->inside = 0;
+    return 0;
+}
+
+/* Looks at the lines that have been read. */
+static int stream_lines(Job *job, Stream *s, char *err) {
+    size_t m = strlen(job->o->separator);
+    const char *newline;
+    while (m && s->line < s->count &&
+           (newline = (const char *)memchr(s->bytes + s->line, '\n', s->count - s->line))) {
+        size_t stop = (size_t)(newline - s->bytes);
+        if (stream_line(job, s, stop, stop + 1, err)) return -1;
+    }
+    if (s->ended) return stream_line(job, s, s->count, s->count, err);
+    if (m && s->count - s->line <= m + 1) return 0; /* a carriage return may follow the separator */
+    s->line = s->count;
+    s->inside = 1;
+    return 0;
+}
+
+/* Whether a word ends before byte k > start: there is white space, and none before it. Words have
+   no white space but a space at their beginning, or nothing else. So the text before k has the same
+   tokens whether more follows or not. */
+static int word_ends(const Tokenizer *t, const Stream *s, size_t k) {
+    const unsigned char *bytes = (const unsigned char *)s->bytes;
+    size_t n, i = k - 1;
+    if (!memchr(" \n\r\t", bytes[k], 4)) return 0;
+    while (i > s->start && k - i < 4 && (bytes[i] & 0xC0) == 0x80) i--;
+    int class_id = tokenizer_char(t, bytes + i, k - i, &n);
+    return n < k - i || class_id != TOKEN_SPACE; /* n < k - i: the last byte is no UTF-8 */
+}
+
+/* Adds what has been read of a long document, up to the last place where a word ends. */
+static int stream_part(Job *job, Stream *s, char *err) {
+    size_t k = s->line;
+    if (s->line - s->start < job->piece) return 0;
+    while (--k > s->start && !word_ends(&job->tokenizer, s, k)) continue;
+    if (k <= s->start) return 0;
+    if (add_text(job, s->bytes + s->start, k - s->start, err)) return -1;
+    s->start = k;
+    return 0;
+}
+
+/* Refuses what is no text at the beginning of an input. */
+static int check_text(const Stream *s, char *err) {
+    const unsigned char *p = (const unsigned char *)s->bytes;
+    if (s->count < 4 || data_ends_with(s->name, ".txt")) return 0;
+    if (data_u32(p) == DATA_MAGIC)
+        return fail(err, "--input: %s already is a token shard", s->name);
+    return data_ends_with(s->name, ".bin") ? data_fail_magic(s->name, p, err) : 0;
+}
+
+/* Adds all documents of an open file, and takes over its descriptor. An end of the file is the end
+   of a document. */
+static int add_stream(Job *job, const char *name, int fd, char *err) {
+    Stream s;
+    memset(&s, 0, sizeof s);
+    s.name = name;
+    s.fd = fd;
+    int status = 0;
+    for (int first = 1; !status && !s.ended; first = 0) {
+        size_t from = s.count - s.start;
+        status = stream_read(job, &s, err);
+        if (!status && first) status = check_text(&s, err);
+        if (!status) note_marker(job, &s, from);
+        if (!status) status = stream_lines(job, &s, err);
+        if (!status && !s.ended) status = stream_part(job, &s, err);
+    }
+    if (!status) status = add_text(job, s.bytes + s.start, s.count - s.start, err);
+    job->in_document = 0;
+    free(s.bytes);
+    if (fd != STDIN_FILENO) close(fd);
     return status;
 }
 
-static int add_files(Job *job, char *err) {
-    Data d;
-    if (data_open(&d, job->o->input, DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) return -1;
-    int status = d.is_text ? 0 : fail(err, "--input: %s already is a token shard", d.files[0].path);
-    for (size_t i = 0; i < d.num_files && !status; i++)
-        status = data_map(&d, i, err) ||
-                 add_text(job, (const char *)d.files[i].map->bytes, d.files[i].count, err);
-    data_close(&d);
+/* Opens an input: a file, or what can be read once, from front to back. Returns its descriptor, or
+   -1 with a message. */
+static int open_input(const char *path, char *err) {
+    struct stat st;
+    int bad = stat(path, &st);
+    if (!bad && S_ISDIR(st.st_mode))
+        return fail(err, "--input: %s is a folder; name its files, for example \"%s/*.txt\"", path,
+                    path);
+    if (!bad && S_ISBLK(st.st_mode)) return fail(err, "--input: %s is a disk, not a file", path);
+    int fd = bad ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    return fd >= 0 ? fd : fail(err, "--input: cannot open %s: %s", path, strerror(errno));
+}
+
+/* Adds the documents of all inputs. */
+static int add_inputs(Job *job, char *err) {
+    Data names;
+    if (!strcmp(job->o->input, "-")) return add_stream(job, "standard input", STDIN_FILENO, err);
+    memset(&names, 0, sizeof names);
+    int status = data_list(&names, job->o->input, err);
+    size_t empty = 0, first_empty = 0;
+    for (size_t i = 0; i < names.num_files && !status; i++) {
+        uint64_t before = job->bytes;
+        int fd = open_input(names.files[i].path, err);
+        status = fd < 0 ? -1 : add_stream(job, names.files[i].path, fd, err);
+        if (!status && job->bytes == before && !empty++) first_empty = i;
+    }
+    if (!status && empty) data_note_empty(empty, names.num_files, names.files[first_empty].path);
+    data_close(&names);
     return status;
+}
+
+/* Whether a name is that of a shard of this prefix: PREFIX_val_000000.bin, PREFIX_train_000001.bin.
+   */
+static int is_shard_name(const char *name, const char *prefix) {
+    size_t n = strlen(prefix);
+    if (strncmp(name, prefix, n)) return 0;
+    name += n;
+    if (!strncmp(name, "_val_", 5)) name += 5;
+    else if (!strncmp(name, "_train_", 7)) name += 7;
+    else return 0;
+    return strspn(name, "0123456789") == 6 && !strcmp(name + 6, ".bin");
 }
 
 /* Refuses to mix shards with those of an earlier run, because a pattern of names would match
    both. */
 static int check_output(const Options *o, char *err) {
+    char folder[FILE_PATH_SIZE];
     if (!o->output[0]) return fail(err, "--output PREFIX is missing: where to write (see --help)");
-    static const char *const kinds[] = {"val", "train"};
-    for (int i = 0; i < 2; i++) {
-        char pattern[FILE_PATH_SIZE], first[FILE_PATH_SIZE] = "";
-        glob_t g;
-        memset(&g, 0, sizeof g);
-        file_path(pattern, "%s_%s_[0-9][0-9][0-9][0-9][0-9][0-9].bin", o->output, kinds[i]);
-        if (glob(pattern, 0, NULL, &g) == 0) file_path(first, "%s", g.gl_pathv[0]);
-        globfree(&g);
-        if (first[0])
-            return fail(err,
-                        "%.700s exists; remove the shards of that run or give another "
-                        "--output",
-                        first);
-    }
-    return 0;
+    const char *slash = strrchr(o->output, '/'), *prefix = slash ? slash + 1 : o->output;
+    file_folder(folder, o->output);
+    DIR *list = opendir(folder);
+    if (!list) return fail(err, "--output: cannot open the folder %s: %s", folder, strerror(errno));
+    int status = 0;
+    for (struct dirent *entry; !status && (entry = readdir(list)) != NULL;)
+        if (is_shard_name(entry->d_name, prefix))
+            status =
+                fail(err, "%s/%s exists; remove the shards of that run or give another --output",
+                     folder, entry->d_name);
+    closedir(list);
+    return status;
 }
 
 static int load_tokenizer(Job *job, char *err) {
@@ -227,8 +368,8 @@ static int load_tokenizer(Job *job, char *err) {
 static int tokenize(Job *job, char *err) {
     const Options *o = job->o;
     if (check_output(o, err) || load_tokenizer(job, err)) return -1;
-    int standard = strcmp(o->input, "-") == 0;
-    if (standard ? add_standard_input(job, err) : add_files(job, err)) return -1;
+    if (add_inputs(job, err)) return -1;
+    if (!job->documents) return fail(err, "--input %s: there is no text", o->input);
     return write_rest(job, err);
 }
 
@@ -274,11 +415,11 @@ static int decode_token(Job *job, int id, TextFile *text) {
 
 /* Writes the text of one shard. */
 static int decode_shard(Job *job, Data *d, size_t file, TextFile *text, char *err) {
-    enum { PIECE = 4096 };
-    int ids[PIECE];
+    enum { MANY = 4096 };
+    int ids[MANY];
     const DataFile *f = &d->files[file];
-    for (size_t at = 0; at < f->count && text->bytes < text->limit; at += PIECE) {
-        size_t n = min_size(PIECE, f->count - at);
+    for (size_t at = 0; at < f->count && text->bytes < text->limit; at += MANY) {
+        size_t n = min_size(MANY, f->count - at);
         if (data_read(d, file, at, n, ids, err)) return -1;
         for (size_t i = 0; i < n && text->bytes < text->limit; i++)
             if (decode_token(job, ids[i], text))
@@ -368,6 +509,7 @@ int main(int argc, char **argv) {
     Job job;
     memset(&job, 0, sizeof job);
     job.o = &options;
+    job.piece = PIECE;
     double start = now_seconds();
     status = run_job(&job, err);
     free(job.pending.ids);

@@ -600,10 +600,11 @@ static inline int config_check_counts(const Config *c, char *err) {
                     "the model is too large: about %.1e parameters; at most %.1e can be counted",
                     parameters, most);
     if (activations <= most) return 0;
-    return fail(err,
-                "--batch-size %d x --seq-len %d is too large for this model: about %.1e "
-                "activations of one kind; at most %.1e can be counted",
-                c->batch_size, c->seq_len, activations, most);
+    return fail(
+        err,
+        "--batch-size %d x --seq-len %d is too large for this model: about %.1e activations "
+        "of one kind; at most %.1e can be counted",
+        c->batch_size, c->seq_len, activations, most);
 }
 
 /* An eighth of the run, rounded up, so that a run validates at most eight times after step 0. A

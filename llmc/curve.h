@@ -20,6 +20,7 @@ typedef struct {
 static inline void curve_place(const Curve *c, double step, double value, int *x, int *y) {
     double u = c->last > c->first ? (step - c->first) / (c->last - c->first) : 0;
     double v = (c->hi - value) / (c->hi - c->lo);
+    u = u < 0 ? 0 : u > 1 ? 1 : u; /* a log may name steps in any order */
     v = v < 0 ? 0 : v > 1 ? 1 : v;
     *x = (int)(u * (2 * c->columns - 1) + 0.5);
     *y = (int)(v * (4 * c->rows - 1) + 0.5);

@@ -37,7 +37,7 @@ reads it; a file that grows or is replaced under its name changes nothing.
 #ifndef CM_DATA_H
 #define CM_DATA_H
 
-#include <glob.h>
+#include <sys/resource.h>
 
 #include "base.h"
 #include "files.h"
@@ -70,12 +70,13 @@ typedef struct {
     dev_t device;   /* with the inode: which file was examined */
     ino_t inode;
     TokenizerId tokenizer;
-    Mapped *map;   /* NULL while the file is not mapped */
-    uint64_t used; /* when it was last read, by Data.clock */
+    uint64_t fingerprint; /* of size, header and samples; see data_checksum */
+    Mapped *map;          /* NULL while the file is not mapped */
+    uint64_t used;        /* when it was last read, by Data.clock */
 } DataFile;
 
 /* How many files are mapped at a time, since a process can have 65,530 maps and often 1024 open
-   files. FineWeb's 103 shards stay mapped. */
+   files. FineWeb's 103 shards stay mapped. Of fewer open files a Data takes a quarter. */
 #define DATA_MAX_MAPPED 128
 
 typedef struct Data {
@@ -268,22 +269,57 @@ static inline int data_compare_paths(const void *a, const void *b) {
     return strcmp(((const DataFile *)a)->path, ((const DataFile *)b)->path);
 }
 
+/* Adds the data files of a folder to a message, the first `most` by name. Returns how many. */
+static inline int data_name_some(char *text, size_t size, const char *folder, int most) {
+    struct dirent **entries;
+    char path[FILE_PATH_SIZE];
+    int named = 0, n = scandir(folder, &entries, NULL, alphasort);
+    for (int i = 0; i < n; i++) {
+        const char *name = entries[i]->d_name;
+        if (strcmp(folder, ".")) file_path(path, "%s/%s", folder, name);
+        else file_path(path, "%s", name);
+        int data = data_ends_with(name, ".txt") || data_ends_with(name, ".bin");
+        if (data && name[0] != '.' && named < most &&
+            strlen(text) + strlen(path) + strlen(", ") < size) {
+            if (named++) strcat(text, ", ");
+            strcat(text, path);
+        }
+        free(entries[i]);
+    }
+    if (n >= 0) free(entries);
+    return named;
+}
+
+/* Says that there is no such data file, and what there is beside it. Returns -1. */
+static inline int data_fail_missing(const char *pattern, char *err) {
+    char folder[FILE_PATH_SIZE], other[FILE_PATH_SIZE], some[512] = "";
+    int wild = strpbrk(pattern, "*?[") != NULL;
+    file_folder(folder, pattern);
+    file_path(other, "%s/shakespeare.txt", folder);
+    if (data_ends_with(pattern, "/tinyshakespeare.txt") && !access(other, F_OK))
+        return fail(err,
+                    "data file %s does not exist, but %s does, another edition: train on it with "
+                    "--data %s",
+                    pattern, other, other);
+    int named = data_name_some(some, sizeof some, folder, 3);
+    return fail(err, "%s %.300s%s%s%s; see data/README.md for how to get data",
+                wild ? "no data file matches" : "data file", pattern, wild ? "" : " does not exist",
+                named ? "; its folder has " : "", some);
+}
+
 /* Fills files with the names that match, sorted by byte value in every locale. */
 static inline int data_list(Data *d, const char *pattern, char *err) {
     glob_t g;
     memset(&g, 0, sizeof(g));
     struct stat st;
     int literal = stat(pattern, &st) == 0; /* an existing name may contain [ or * */
-    int rc = literal ? 0 : glob(pattern, 0, NULL, &g);
+    int rc = literal ? 0 : file_glob(pattern, &g);
     size_t n = literal ? 1 : rc == 0 ? g.gl_pathc : 0;
     if (n == 0) {
-        int wild = strpbrk(pattern, "*?[") != NULL;
         globfree(&g);
         if (rc == GLOB_NOSPACE) return fail(err, "out of memory listing data files %s", pattern);
         if (rc == GLOB_ABORTED) return fail(err, "cannot read the folder of %s", pattern);
-        return fail(err, "%s %s%s; see data/README.md for how to get data",
-                    wild ? "no data file matches" : "data file", pattern,
-                    wild ? "" : " does not exist");
+        return data_fail_missing(pattern, err);
     }
     d->files = (DataFile *)calloc(n, sizeof(DataFile));
     int bad = d->files == NULL;
@@ -348,10 +384,11 @@ static inline int data_check_length(const Data *d, const DataFile *longest, char
                 path, count, unit, part, d->rows_per_step, d->T, step + 2);
 }
 
-/* Mixes a file's size, header and samples into *hash. */
-static inline int data_sample(const DataFile *f, int fd, uint64_t *hash, char *err) {
+/* Mixes a file's size, header and samples into *hash and into the file's own fingerprint. */
+static inline int data_sample(DataFile *f, int fd, uint64_t *hash, char *err) {
     unsigned char b[DATA_HEADER_BYTES];
     uint64_t room = f->bytes > 64 ? f->bytes - 64 : 0, h = rng_mix(*hash ^ f->bytes);
+    uint64_t own = rng_mix(f->bytes);
     for (uint64_t s = 0; s <= 64; s++) { /* the header, then the samples */
         uint64_t i = s ? s - 1 : 0, most = s ? 64 : DATA_HEADER_BYTES;
         uint64_t at = room / 63 * i + room % 63 * i / 63; /* room * i / 63 without overflow */
@@ -360,8 +397,12 @@ static inline int data_sample(const DataFile *f, int fd, uint64_t *hash, char *e
         if (got < 0) return fail(err, "cannot read data file %s: %s", f->path, strerror(errno));
         if ((size_t)got < n)
             return fail(err, "%s: the file became shorter while it was being read", f->path);
-        for (size_t k = 0; k < n; k++) h = rng_mix(h ^ b[k]);
+        for (size_t k = 0; k < n; k++) {
+            h = rng_mix(h ^ b[k]);
+            own = rng_mix(own ^ b[k]);
+        }
     }
+    f->fingerprint = own;
     *hash = h;
     return 0;
 }
@@ -372,7 +413,7 @@ static inline int data_sample_all(Data *d, char *err) {
     uint64_t h = rng_mix(d->num_files * 2 + (uint64_t)d->is_text);
     h = rng_mix(h ^ (uint64_t)(d->is_text ? d->part : DATA_ALL));
     for (size_t k = 0; k < d->num_files; k++) {
-        const DataFile *f = &d->files[k];
+        DataFile *f = &d->files[k];
         int fd = f->map ? f->map->fd : data_open_file(f->path, &st, err);
         if (fd < 0) return -1;
         int status = data_sample(f, fd, &h, err);
@@ -423,6 +464,12 @@ static inline int data_add_file(Data *d, size_t file, char *err) {
     return status;
 }
 
+/* Says on stderr that files without contents were left out. */
+static inline void data_note_empty(size_t empty, size_t files, const char *first) {
+    fprintf(stderr, "note: %zu of %zu files are empty and left out, the first is %s\n", empty,
+            files, first);
+}
+
 /* Examines the files of the list and leaves out those that are empty, with a note on stderr. */
 static inline int data_add_files(Data *d, char *err) {
     size_t kept = 0, empty = 0;
@@ -444,9 +491,7 @@ static inline int data_add_files(Data *d, char *err) {
     d->num_files = kept;
     if (!kept) return fail(err, "data file %s is empty", first_empty);
     /* The validation part is of the files whose training part was opened with a note. */
-    if (empty && d->part != DATA_VAL)
-        fprintf(stderr, "note: %zu of %zu data files are empty and left out, the first is %s\n",
-                empty, kept + empty, first_empty);
+    if (empty && d->part != DATA_VAL) data_note_empty(empty, kept + empty, first_empty);
     return 0;
 }
 
@@ -459,6 +504,14 @@ static inline int data_open_files(Data *d, const char *pattern, char *err) {
         if (d->files[i].count > d->files[longest].count) longest = i;
     }
     return data_check_length(d, &d->files[longest], err);
+}
+
+/* How many files this process may map for one Data. */
+static inline int data_most_mapped(void) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur / 4 >= DATA_MAX_MAPPED)
+        return DATA_MAX_MAPPED;
+    return max_int(1, (int)(files.rlim_cur / 4));
 }
 
 /* Opens a file or the files of a shell pattern. T is the length of a row, rows_per_step the rows of
@@ -476,7 +529,7 @@ static inline int data_open(Data *d, const char *pattern, int part, int order, u
     d->T = T;
     d->rows_per_step = rows_per_step;
     d->begin.seed = d->next.seed = seed;
-    d->max_mapped = DATA_MAX_MAPPED;
+    d->max_mapped = data_most_mapped();
     if (data_open_files(d, pattern, err)) {
         data_close(d);
         return -1;
@@ -491,6 +544,28 @@ static inline int data_is_text(const Data *d) { return d->is_text; }
 /* A fingerprint of the data in use: sizes, headers, the part, and 64 samples of 64 bytes of every
    file, but no names. It distinguishes data sets; it does not prove that no bit has changed. */
 static inline uint64_t data_checksum(const Data *d) { return d->checksum; }
+
+static inline int data_compare_numbers(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The first file of `train` that is also one of `val`, by its fingerprint; NULL if there is none,
+   and for the two parts of one text. */
+static inline const DataFile *data_shared(const Data *train, const Data *val) {
+    const DataFile *shared = NULL;
+    if (val->part == DATA_VAL) return NULL;
+    uint64_t *known = (uint64_t *)malloc(val->num_files * sizeof *known);
+    if (!known) return NULL;
+    for (size_t k = 0; k < val->num_files; k++) known[k] = val->files[k].fingerprint;
+    qsort(known, val->num_files, sizeof *known, data_compare_numbers);
+    for (size_t k = 0; k < train->num_files && !shared; k++)
+        if (bsearch(&train->files[k].fingerprint, known, val->num_files, sizeof *known,
+                    data_compare_numbers))
+            shared = &train->files[k];
+    free(known);
+    return shared;
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* order */

@@ -11,6 +11,7 @@ Functions return 0, or -1: with a sentence in err, or with errno set if they tak
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -133,6 +134,23 @@ static inline int file_make_folders(const char *path, char *err) {
     if (stat(path, &st)) return fail(err, "cannot open the folder %s: %s", path, strerror(errno));
     if (!S_ISDIR(st.st_mode)) return fail(err, "%s exists but is not a folder: move it away", path);
     return 0;
+}
+
+/* glob(), which takes brackets and backslashes literally if nothing matches otherwise: shards that
+   were written to "mine[1]" match "mine[1]_train_*.bin". */
+static inline int file_glob(const char *pattern, glob_t *g) {
+    char plain[FILE_PATH_SIZE];
+    size_t n = 0;
+    int rc = glob(pattern, 0, NULL, g);
+    if (rc != GLOB_NOMATCH || !strpbrk(pattern, "[\\")) return rc;
+    for (const char *p = pattern; *p; p++) {
+        if (n + 3 > sizeof plain) return rc;
+        if (*p == '[' || *p == '\\') plain[n++] = '\\';
+        plain[n++] = *p;
+    }
+    plain[n] = 0;
+    globfree(g);
+    return glob(plain, 0, NULL, g);
 }
 
 /* Reads a whole file of up to `most` bytes, for the caller to free, with a zero byte behind it.

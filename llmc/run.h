@@ -117,6 +117,12 @@ static inline int open_data(Run *run, char *err) {
     if (data_is_text(&run->train) != data_is_text(&run->val))
         return fail(err, "%s and %s are not of one kind: one is text, the other token shards",
                     c->data, c->val_data);
+    const DataFile *shared = data_shared(&run->train, &run->val);
+    if (shared)
+        fprintf(stderr,
+                "note: %s is training data and validation data too, so the validation loss is not "
+                "that of unseen text\n",
+                shared->path);
     char train_id[TOKENIZER_ID_SIZE], val_id[TOKENIZER_ID_SIZE];
     if (!tokenizer_id_agree(run->train.tokenizer, run->val.tokenizer))
         return fail(err,

@@ -36,14 +36,17 @@ if [ ! -s "$out/$name.csv" ]; then
     echo "note: no run has ended yet, so there is no report"
     exit 0
 fi
-# The report reads the grid as the comparison did. Values have no spaces.
-narrowed= previous=
-for word; do
-    case $previous in --set | --setting | --arms) narrowed="$narrowed $previous $word" ;; esac
-    case $word in --set=* | --setting=* | --arms=*) narrowed="$narrowed $word" ;; esac
+# The report reads the grid as the comparison did: of the arguments, those that narrow it stay.
+previous= words=$#
+while [ $words -gt 0 ]; do
+    word=$1
+    shift
+    case $previous in --set | --setting | --arms) set -- "$@" "$previous" "$word" ;; esac
+    case $word in --set=* | --setting=* | --arms=*) set -- "$@" "$word" ;; esac
     previous=$word
+    words=$((words - 1))
 done
-python3 scripts/report.py "$grid" $narrowed --results "$out/$name.csv" -o "$out/$name.html"
+python3 scripts/report.py "$grid" "$@" --results "$out/$name.csv" -o "$out/$name.html"
 picture() {
     python3 scripts/plot.py --from-csv "$out/$name.csv" "$@" || true
 }

@@ -749,6 +749,50 @@ test_sampling() {
     refused "generate: no tokenizer files" 'encoder.json.*gpt2_bpe.sh' generate --run gpt2
 }
 
+# Data that are not what they seem, and names that mean something to a shell, to patterns or to printf.
+test_inputs() {
+    small="--layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 1 --val-tokens 64 --threads 1"
+    make_shards
+    cp good.bin copy.bin
+    check "shared data" train $small --data good.bin --val-data copy.bin --run shared --steps 1
+    check "no note about shared data" has err '^note: good.bin is training data and validation data too'
+    check "text" train $small --data text.txt --run unshared --steps 1
+    check "a note about the parts of a text" not has err 'note:'
+    mkfifo pipe
+    refused "a pipe" 'pipe is not a file but a pipe.*data/tokenize' train $small --data pipe --run e --steps 1
+    refused "a pipe as a checkpoint" 'pipe is not a regular file' generate --checkpoint pipe
+    cp text.txt shakespeare.txt
+    refused "another edition" '--data \./shakespeare.txt' train $small --data ./tinyshakespeare.txt --run e --steps 1
+    refused "a line break" '--data: the text has a line break' train $small --run e --steps 1 --data 'text.txt
+'
+    check "a run that could not start left a folder" [ ! -e runs/e ]
+    odd="$(printf 'a b\047c"[1]*?%%s%%n\\\377')"
+    mkdir "$odd"
+    cp text.txt "$odd/$odd"
+    check "odd names: train" train $small --data "$odd/$odd" --runs-dir "$odd/runs" --run "$odd" --steps 2
+    check "odd names: resume" train --runs-dir "$odd/runs" --run "$odd" --resume --steps 3
+    check "odd names: no checkpoint" [ -f "$odd/runs/$odd/checkpoints/step_00000003.ckpt" ]
+    check "odd names: generate" generate --runs-dir "$odd/runs" --run "$odd" --tokens 5
+    rm -rf "$odd"
+}
+
+# A data file that becomes shorter while a run reads it. The run's checkpoints stay as they were.
+test_cut_data() {
+    rm -rf broken
+    mkdir broken
+    cp text.txt broken/mine.txt
+    start --data mine.txt --run r --layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 4 --steps 1000000 \
+        --val-every 0 --val-tokens 64 --checkpoint-every 10 --threads 1
+    await_lines broken/runs/r/log.jsonl 15
+    : >broken/mine.txt
+    finish
+    cp broken/err err
+    check "data that were cut: exit status $status" [ "$status" -eq 1 ]
+    check "data that were cut: the file is not named" has err 'mine.txt: the file became shorter'
+    check "data that were cut: no checkpoint" [ -n "$(newest broken/runs/r)" ]
+    check "data that were cut: the checkpoint cannot be read" generate --runs-dir broken/runs --run r --tokens 5
+}
+
 # What the tokens are: a model of bytes is sampled as bytes whatever its vocabulary is.
 test_tokenizer() {
     check "speedrun preset on a text" train --preset speedrun --data text.txt --run wide --layers 1 --width 16 --heads 2 \

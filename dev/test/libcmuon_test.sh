@@ -147,6 +147,27 @@ test_install() {
     fi
 }
 
+# make install to folders with spaces and quotes in their names.
+test_install_names() {
+    odd="$dir/a b's \"c\" |&"
+    MAKEFLAGS= make --no-print-directory -s install PREFIX="/pre fix's |&" DESTDIR="$odd" CC="$CC" >"$dir/install" 2>&1
+    status=$?
+    cp "$dir/install" "$dir/out"
+    checked "make install to odd names: $(cat "$dir/install")" [ "$status" -eq 0 ]
+    to="$odd/pre fix's |&"
+    for file in lib/libcmuon.so.1 lib/libcmuon.so lib/libcmuon.a lib/pkgconfig/cmuon.pc include/cmuon.h; do
+        checked "make install to odd names puts $file" [ -s "$to/$file" ]
+    done
+    checked "cmuon.pc has another prefix" grep -qxF "prefix=/pre fix's |&" "$to/lib/pkgconfig/cmuon.pc"
+    if have pkg-config; then
+        MAKEFLAGS= make --no-print-directory -s install PREFIX="$dir/pre fix" CC="$CC" >"$dir/out" 2>&1
+        PKG_CONFIG_PATH="$dir/pre fix/lib/pkgconfig"
+        export PKG_CONFIG_PATH
+        eval "set -- $(pkg-config --cflags --libs cmuon)"
+        checked "pkg-config with a space in the prefix: build" $CC $strict "$dir/client.c" -o "$dir/pc2" "$@" -lm
+    fi
+}
+
 # The Python wrapper.
 test_python() {
     if have python3 && python3 -c 'import numpy' 2>/dev/null; then

@@ -670,6 +670,135 @@ static void test_most_mapped(void) {
     check(!bad && d.num_files == DATA_MAX_MAPPED + 5 && d.num_mapped == DATA_MAX_MAPPED,
           "%d of %zu files are mapped: %s", d.num_mapped, d.num_files, err);
     data_close(&d);
+    struct rlimit old, few;
+    getrlimit(RLIMIT_NOFILE, &old);
+    few = old;
+    few.rlim_cur = 40;
+    setrlimit(RLIMIT_NOFILE, &few);
+    open_or_exit(&d, "most_*.txt", DATA_ALL, DATA_SHUFFLED, 0, 4, 2);
+    for (int i = 0; i < 200; i++) bad += data_next(&d, 2, x, y, err);
+    check(!bad && d.num_mapped == 10, "few open files: %d are mapped: %s", d.num_mapped, err);
+    data_close(&d);
+    setrlimit(RLIMIT_NOFILE, &old);
+}
+
+/* Opens data with stderr in the file "notes". Returns the status of data_open. */
+static int open_with_notes(Data *d, const char *pattern, int part) {
+    fflush(stderr);
+    int saved = dup(2), fd = open(in_folder("notes"), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    dup2(fd, 2);
+    int status = data_open(d, in_folder(pattern), part, DATA_SEQUENTIAL, 0, 4, 0, err);
+    dup2(saved, 2);
+    close(saved);
+    close(fd);
+    return status;
+}
+
+/* Empty files among others are left out with one note; if all are empty, that is an error. */
+static void test_empty(void) {
+    Data d;
+    int x[4], y[4];
+    write_bytes("n_1.txt", "", 0);
+    write_bytes("n_2.txt", "some text", 9);
+    write_bytes("n_3.txt", "", 0);
+    write_bytes("n_4.txt", "more text", 9);
+    check(!open_with_notes(&d, "n_?.txt", DATA_ALL) && d.num_files == 2 && d.count == 18 &&
+              file_has("notes", "note: 2 of 4 files are empty") && file_has("notes", "n_1.txt"),
+          "empty files: %s", err);
+    check(!data_val_batch(&d, 2, 1, 0, x, y, err) && x[0] == 'm' && y[0] == 'o', "%s", err);
+    uint64_t sum = data_checksum(&d);
+    data_close(&d);
+    unlink(in_folder("n_1.txt"));
+    unlink(in_folder("n_3.txt"));
+    check(!open_with_notes(&d, "n_?.txt", DATA_ALL) && data_checksum(&d) == sum &&
+              !file_has("notes", "note"),
+          "without empty files: %s", err);
+    data_close(&d);
+    write_bytes("n_2.txt", "", 0);
+    write_bytes("n_4.txt", "", 0);
+    check(open_with_notes(&d, "n_?.txt", DATA_ALL) == -1 && strstr(err, "n_2.txt is empty"),
+          "all are empty: %s", err);
+}
+
+/* A pipe has no writer and a device no end: neither is opened. */
+static void test_no_file(void) {
+    Data d;
+    check(!mkfifo(in_folder("fifo"), 0600), "mkfifo");
+    alarm(20); /* opening a pipe without a writer waits for ever */
+    check_refused("fifo", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "data/tokenize --input -");
+    check(data_open(&d, "/dev/zero", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1, err) == -1 &&
+              strstr(err, "/dev/zero is not a file"),
+          "a device: %s", err);
+    alarm(0);
+}
+
+/* The message about a missing file names what is there. */
+static void test_missing(void) {
+    Data d;
+    mkdir(in_folder("beside"), 0755);
+    check_refused("beside/a.txt", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "a.txt does not exist; see");
+    static const char *const names[] = {"c.bin", "b.txt", "notes.md", "d.txt", "e.txt"};
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        char name[64];
+        snprintf(name, sizeof name, "beside/%s", names[i]);
+        write_bytes(name, "x", 1);
+    }
+    check_refused("beside/a.txt", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "beside/b.txt, ");
+    check(strstr(err, "beside/c.bin, ") && strstr(err, "beside/d.txt; ") && !strstr(err, "e.txt") &&
+              !strstr(err, "notes"),
+          "%s", err);
+    check_refused("beside/*.tokens", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "beside/b.txt");
+    write_bytes("beside/shakespeare.txt", "x", 1);
+    check(data_open(&d, in_folder("beside/tinyshakespeare.txt"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1,
+                    err) == -1 &&
+              strstr(err, "--data /") && strstr(err, "beside/shakespeare.txt"),
+          "%s", err);
+}
+
+/* Brackets in a name, beside a star that is a pattern. */
+static void test_patterns(void) {
+    Data d;
+    mkdir(in_folder("dir[1] a"), 0755);
+    write_counting("dir[1] a/s[2]_1.bin", 0, 20);
+    write_counting("dir[1] a/s[2]_2.bin", 0, 20);
+    write_counting("dir[1] a/s2_1.bin", 0, 20);
+    open_or_exit(&d, "dir[1] a/s[2]_*.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.num_files == 2, "%zu files", d.num_files);
+    data_close(&d);
+    open_or_exit(&d, "dir[1] a/s*.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.num_files == 3, "%zu files", d.num_files);
+    data_close(&d);
+    write_counting("s1_1.bin", 0, 20);
+    open_or_exit(&d, "s[1]_[1].bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1);
+    check(d.num_files == 1, "a pattern stays a pattern");
+    data_close(&d);
+}
+
+/* Files that are in both data sets are found under any name. */
+static void test_shared(void) {
+    Data train, val;
+    write_counting("h_1.bin", 0, 500);
+    write_counting("h_2.bin", 7, 500);
+    write_counting("h_3.bin", 9, 500);
+    write_counting("hv_1.bin", 8, 500);
+    write_counting("hv_2.bin", 7, 500); /* a copy of h_2.bin */
+    open_or_exit(&train, "h_?.bin", DATA_ALL, DATA_SHUFFLED, 0, 4, 1);
+    open_or_exit(&val, "hv_1.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 0);
+    check(!data_shared(&train, &val), "nothing is shared");
+    data_close(&val);
+    open_or_exit(&val, "hv_?.bin", DATA_ALL, DATA_SEQUENTIAL, 0, 4, 0);
+    const DataFile *shared = data_shared(&train, &val);
+    check(shared && strstr(shared->path, "h_2.bin"), "a copy is not found");
+    data_close(&val);
+    data_close(&train);
+    char text[100];
+    memset(text, 'x', sizeof text);
+    write_bytes("h.txt", text, sizeof text);
+    open_or_exit(&train, "h.txt", DATA_TRAIN, DATA_SHUFFLED, 0, 4, 1);
+    open_or_exit(&val, "h.txt", DATA_VAL, DATA_SEQUENTIAL, 0, 4, 0);
+    check(!data_shared(&train, &val), "the parts of a text are not shared");
+    data_close(&val);
+    data_close(&train);
 }
 
 static void write_of(const char *name, TokenizerKind kind, uint64_t fingerprint) {
@@ -735,10 +864,11 @@ static void test_tokenizer(void) {
 }
 
 static const Test tests[] = {
-    TEST(refusals),    TEST(kinds),  TEST(sequential),      TEST(permutation), TEST(shuffled),
-    TEST(determinism), TEST(resume), TEST(text_split),      TEST(validation),  TEST(vocabulary),
-    TEST(checksum),    TEST(large),  TEST(benchmark_steps), TEST(writing),     TEST(cut),
-    TEST(replaced),    TEST(signal), TEST(many_files),      TEST(most_mapped), TEST(tokenizer)};
+    TEST(refusals),    TEST(kinds),   TEST(sequential),      TEST(permutation), TEST(shuffled),
+    TEST(determinism), TEST(resume),  TEST(text_split),      TEST(validation),  TEST(vocabulary),
+    TEST(checksum),    TEST(large),   TEST(benchmark_steps), TEST(writing),     TEST(cut),
+    TEST(replaced),    TEST(signal),  TEST(many_files),      TEST(most_mapped), TEST(tokenizer),
+    TEST(empty),       TEST(no_file), TEST(missing),         TEST(patterns),    TEST(shared)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_data");

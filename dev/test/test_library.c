@@ -126,6 +126,11 @@ static void test_places(void) {
     put_library("env/lib/python3.9/site-packages/nvidia/cm_test/lib");
     expect("env/lib/python3.9/site-packages/nvidia/cm_test/lib", NULL, "the wheel named first");
 
+    /* A bracket in a name is no pattern. */
+    set("VIRTUAL_ENV", "env[1]");
+    put_library("env[1]/lib/python3.9/site-packages/nvidia/cm_test/lib");
+    expect("env[1]/lib/python3.9/site-packages/nvidia/cm_test/lib", NULL, "brackets");
+
     put_library("other/site-packages/nvidia/cm_test/lib");
     snprintf(beside, sizeof beside, "%s/other/site-packages/nvidia/cublas/lib/libcublasLt.so.13",
              root);

@@ -577,6 +577,15 @@ static void test_curve(void) {
           "legend:\n%s", text);
     free(text);
 
+    /* Steps that do not rise, as in a log made of two. */
+    const int64_t wrong[3] = {7, 1000000000, 8};
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    curve_print(f, wrong, train, val, 3, 60, 12);
+    fclose(f);
+    check(strstr(text, "step 8") != NULL, "steps in a wrong order:\n%s", text);
+    free(text);
+
     static const int sizes[][2] = {{0, 0}, {1, 1}, {9, 3}, {20, 5}, {500, 40}, {5000, 400}};
     for (int s = 0; s < 6; s++)
         for (int n = 0; n < 5; n++) { /* every size gives some output */

@@ -221,8 +221,9 @@ static int run_program(const char *reads, const char *input, const char *output,
                         flag ? strdup(flag) : NULL,
                         value ? strdup(value) : NULL,
                         NULL};
-        if (!freopen(in_folder("out"), "w", stdout)) _exit(9);
-        if (!freopen(in_folder("out"), "a", stderr)) _exit(9);
+        if (!freopen(in_folder("out"), "w", stdout) || !freopen(in_folder("out"), "a", stdout) ||
+            !freopen(in_folder("out"), "a", stderr))
+            _exit(9);
         if (strcmp(input, "-") == 0 && !freopen(in_folder("docs.txt"), "r", stdin)) _exit(9);
         struct rlimit limit = {file_limit, file_limit};
         signal(SIGXFSZ, SIG_IGN);
@@ -430,33 +431,267 @@ static void test_decode_refusals(void) {
           "full disk: %s", err);
 }
 
-/* A document that is encoded in pieces has the tokens of the whole document. */
-static void test_pieces(Tokenizer *t) {
-    size_t n = (size_t)17 << 20; /* more than a piece, which has 16 MiB */
-    char *text = (char *)malloc(n);
-    uint64_t h = 1;
-    for (size_t i = 0; i < n; i++) {
-        h = rng_mix(h);
-        text[i] = "the in a  \n\xc3\xa9,'s1"[h % 18];
+/* Random text of words, lines, separators and bytes that are no UTF-8. */
+static char *random_text(uint64_t seed, size_t n) {
+    static const char *const parts[] = {"the",  " in",    "  a",      "\n",           "\r\n",
+                                        "@@",   "\n@@\n", "\n@@\r\n", "\n@@@\n",      "'s",
+                                        "'",    "1",      "\xc3\xa9", "\xe3\x80\x80", "\xc2\xa0",
+                                        "\x80", ",",      "\t ",      "\xf0\x9f",     " "};
+    char *text = (char *)malloc(n + 16);
+    for (size_t at = 0; at < n;) {
+        const char *part = parts[rng_bits(seed, 1, at) % 20];
+        memcpy(text + at, part, strlen(part));
+        at += strlen(part);
     }
-    memcpy(text + ((size_t)16 << 20) - 2, "a   b", 5); /* a piece must not end here */
+    return text;
+}
+
+/* The tokens of a text whose documents end at lines "@@", with or without a carriage return: each
+   document is encoded whole. */
+static void whole_tokens(Tokenizer *t, const char *text, size_t n, TokenList *list) {
+    size_t document = 0, line = 0;
+    for (size_t at = 0; at <= n; at++) {
+        if (at < n && text[at] != '\n') continue;
+        size_t length = at - line - (at > line && text[at - 1] == '\r');
+        int separator = length == 2 && !memcmp(text + line, "@@", 2);
+        if (separator || at == n) {
+            size_t end = separator ? line : n;
+            if (end > document &&
+                (tokenizer_append(list, &t->eot, 1, err) ||
+                 tokenizer_encode(t, text + document, end - document, 0, list, err)))
+                puts(err);
+            document = at + 1;
+        }
+        line = at + 1;
+    }
+}
+
+/* Reads a text through a pipe, `piece` bytes at a time, into job->pending. A child process writes
+   it in parts of many sizes. Returns the number of documents, or -1. */
+static int piped_tokens(Job *job, const char *text, size_t n, size_t piece) {
+    int ends[2];
+    if (pipe(ends)) return -1;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        close(ends[0]);
+        for (size_t at = 0, part = 1; at < n; part = part * 5 % 4093) {
+            ssize_t wrote = write(ends[1], text + at, min_size(part, n - at));
+            if (wrote < 0) _exit(1);
+            at += (size_t)wrote;
+        }
+        _exit(0);
+    }
+    close(ends[1]);
+    job->piece = piece;
+    job->pending.count = 0;
+    job->documents = 0;
+    int status = add_stream(job, "a pipe", ends[0], err);
+    waitpid(child, NULL, 0);
+    return status ? -1 : (int)job->documents;
+}
+
+/* A text that is read in pieces has the tokens of its whole documents. */
+static void test_pieces(Tokenizer *t) {
+    static const size_t pieces[] = {1, 2, 3, 7, 30, 64, 1000, 1 << 20};
     Options o;
+    Job job;
     memset(&o, 0, sizeof o);
     o.shard_tokens = INT64_MAX;
-    Job job;
+    strcpy(o.separator, "@@");
     memset(&job, 0, sizeof job);
     job.o = &o;
     job.tokenizer = *t;
-    TokenList whole = {0, 0, 0};
-    int bad = add_document(&job, text, n, err);
+    for (uint64_t seed = 0; seed < 12; seed++) {
+        size_t n = seed < 3 ? 10 * seed : 20000;
+        char *text = random_text(seed, n);
+        TokenList whole = {0, 0, 0};
+        whole_tokens(&job.tokenizer, text, n, &whole);
+        int ends = 0;
+        for (size_t i = 0; i < whole.count; i++) ends += whole.ids[i] == t->eot;
+        for (int p = 0; p < COUNT_OF(pieces); p++) {
+            int documents = piped_tokens(&job, text, n, pieces[p]);
+            check(documents == ends && job.pending.count == whole.count &&
+                      (!n || !memcmp(job.pending.ids, whole.ids, whole.count * sizeof(int))),
+                  "text %d in pieces of %zu: %d documents, not %d: %s", (int)seed, pieces[p],
+                  documents, ends, err);
+        }
+        check(seed < 3 || ends > 100, "only %d documents", ends);
+        free(whole.ids);
+        free(text);
+    }
     *t = job.tokenizer; /* the scratch arrays may have moved */
-    bad = bad || tokenizer_encode(t, text, n, 0, &whole, err);
-    check(!bad && job.pending.count == whole.count + 1 && job.pending.ids[0] == t->eot &&
-              !memcmp(job.pending.ids + 1, whole.ids, whole.count * sizeof(int)),
-          "a document in pieces has other tokens: %s", err);
     free(job.pending.ids);
-    free(whole.ids);
+}
+
+/* The memory of a long text is that of two pieces, even where it is one line of one document. */
+static void test_memory(Tokenizer *t) {
+    enum { N = 3 << 20, SMALL = 1 << 16 };
+    Options o;
+    Job job;
+    memset(&o, 0, sizeof o);
+    o.shard_tokens = INT64_MAX;
+    strcpy(o.separator, "@@");
+    memset(&job, 0, sizeof job);
+    job.o = &o;
+    job.tokenizer = *t;
+    job.piece = SMALL;
+    char *text = (char *)malloc(N);
+    for (size_t i = 0; i < N; i++) text[i] = "the one line "[i % 13];
+    write_bytes("long.txt", text, N);
+    Stream s;
+    memset(&s, 0, sizeof s);
+    s.name = "long.txt";
+    s.fd = open(in_folder(s.name), O_RDONLY);
+    int status = 0;
+    while (!status && !s.ended)
+        status =
+            stream_read(&job, &s, err) || stream_lines(&job, &s, err) || stream_part(&job, &s, err);
+    check(!status && s.capacity <= 2 * SMALL + 64 && job.bytes > N - SMALL,
+          "%zu bytes of memory, %llu bytes of text: %s", s.capacity, (unsigned long long)job.bytes,
+          err);
+    close(s.fd);
+    free(s.bytes);
     free(text);
+    *t = job.tokenizer;
+    free(job.pending.ids);
+}
+
+/* Whether two files of the folder are equal and not empty. */
+static int same_file(const char *a, const char *b) {
+    size_t n = 0, m = 0;
+    char *x = (char *)tokenizer_read(in_folder(a), &n, err);
+    char *y = (char *)tokenizer_read(in_folder(b), &m, err);
+    int same = x && y && n == m && n > 0 && !memcmp(x, y, n);
+    free(x);
+    free(y);
+    return same;
+}
+
+/* Inputs that are no file: a pipe by name, a device, a folder. */
+static void test_inputs(void) {
+    char *text = random_text(99, 5000);
+    write_bytes("docs.txt", text, 5000); /* run_program makes it standard input for "-" */
+    check(!run_tokenize(in_folder("docs.txt"), in_folder("i"), "--separator", "@@", 0), "a file");
+    check(!run_tokenize("-", in_folder("j"), "--separator", "@@", 0) &&
+              same_file("i_train_000001.bin", "j_train_000001.bin") &&
+              same_file("i_val_000000.bin", "j_val_000000.bin"),
+          "standard input gives other shards");
+    check(!mkfifo(in_folder("fifo"), 0600), "mkfifo");
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        int fd = open(in_folder("fifo"), O_WRONLY);
+        _exit(fd < 0 || write(fd, text, 5000) != 5000);
+    }
+    check(!run_tokenize(in_folder("fifo"), in_folder("k"), "--separator", "@@", 0) &&
+              same_file("i_train_000001.bin", "k_train_000001.bin"),
+          "a pipe gives other shards");
+    waitpid(child, NULL, 0);
+    mkdir(in_folder("texts"), 0755);
+    check(run_tokenize(in_folder("texts"), in_folder("l"), NULL, NULL, 0) == 1 &&
+              output_has("texts is a folder") && output_has("texts/*.txt"),
+          "a folder");
+    check(run_tokenize("/dev/null", in_folder("l"), NULL, NULL, 0) == 1 &&
+              output_has("there is no text"),
+          "a device without text");
+    write_bytes("m_1.txt", "", 0);
+    write_bytes("m_2.txt", text, 1000);
+    write_bytes("m_3.txt", text + 1000, 1000);
+    check(!run_tokenize(in_folder("m_?.txt"), in_folder("m"), NULL, NULL, 0) &&
+              output_has("2 documents") && output_has("note: 1 of 3 files are empty") &&
+              output_has("m_1.txt"),
+          "an empty file among others");
+    write_bytes("n.bin", text, 1000);
+    check(run_tokenize(in_folder("n.bin"), in_folder("n"), NULL, NULL, 0) == 1 &&
+              output_has("n.bin: "),
+          "a shard that is none");
+    free(text);
+}
+
+/* <|endoftext|> in a text without --separator is told once. */
+static void test_marker(void) {
+    char text[3000];
+    const char *marker = "\n<|endoftext|>\n";
+    memset(text, 'x', sizeof text);
+    memcpy(text + 500, marker, strlen(marker));
+    memcpy(text + 900, marker, strlen(marker));
+    write_bytes("e.txt", text, sizeof text);
+    check(!run_tokenize(in_folder("e.txt"), in_folder("e1"), NULL, NULL, 0) &&
+              output_has("note: ") && output_has("--separator \"<|endoftext|>\"") &&
+              output_has("1 documents"),
+          "no note");
+    size_t n;
+    char *out = (char *)tokenizer_read(in_folder("out"), &n, err);
+    const char *first = out ? strstr(out, "note: ") : NULL;
+    check(first && !strstr(first + 1, "note: "), "more than one note");
+    free(out);
+    check(
+        !run_tokenize(in_folder("e.txt"), in_folder("e2"), "--separator", TOKENIZER_EOT_TEXT, 0) &&
+            !file_has("out", "note: ") && output_has("3 documents"),
+        "a note in spite of --separator");
+    /* At every place relative to the ends of pieces. */
+    Job job;
+    Options o;
+    memset(&job, 0, sizeof job);
+    memset(&o, 0, sizeof o);
+    job.o = &o;
+    int missed = 0;
+    Stream s = {"text", -1, 0, text, 0, 0, sizeof text, sizeof text, 0};
+    int saved = dup(2), null = open("/dev/null", O_WRONLY);
+    fflush(stderr);
+    dup2(null, 2);
+    for (s.count = 514; s.count < 530; s.count++)
+        for (size_t before = 490; before < 514; before++) {
+            Stream early = s;
+            early.count = before;
+            job.noted = 0;
+            note_marker(&job, &early, 0);
+            missed += job.noted;
+            note_marker(&job, &s, before);
+            missed += !job.noted;
+        }
+    dup2(saved, 2);
+    close(saved);
+    close(null);
+    check(!missed, "%d times not seen, or seen too early", missed);
+}
+
+/* Names with characters that mean something to a shell, to patterns or to printf. */
+static void test_names(void) {
+    static const char *const names[] = {"out[1]*", "a b",      "it's",  "say \"x\"",   "100%s%n",
+                                        "line\n",  "\xff\xfe", "-dash", "back\\slash", "?"};
+    char input[64], output[64], text[400];
+    memset(text, 'y', sizeof text);
+    for (int i = 0; i < COUNT_OF(names); i++) {
+        char shard[128];
+        snprintf(input, sizeof input, "%s.in", names[i]);
+        snprintf(output, sizeof output, "%s", names[i]);
+        write_bytes(input, text, sizeof text);
+        int status = run_tokenize(in_folder(input), in_folder(output), NULL, NULL, 0);
+        snprintf(shard, sizeof shard, "%s_train_000001.bin", names[i]);
+        check(status == 0 && !access(in_folder(shard), F_OK), "%s: status %d", names[i], status);
+        check(run_tokenize(in_folder(input), in_folder(output), NULL, NULL, 0) == 1 &&
+                  output_has("exists; remove the shards"),
+              "%s: shards of an earlier run are not seen", names[i]);
+        Data d;
+        if (check(!data_open(&d, in_folder(shard), DATA_ALL, DATA_SHUFFLED, 0, 4, 1, err), "%s",
+                  err))
+            data_close(&d);
+        snprintf(shard, sizeof shard, "%s_val_000000.bin", names[i]);
+        snprintf(output, sizeof output, "%s.out", names[i]);
+        check(run_program("--decode", in_folder(shard), in_folder(output), NULL, NULL, 0) == 0,
+              "%s: decoding", names[i]);
+    }
+    /* The names of others are not those of this prefix. */
+    write_bytes("out1_val_000000.bin", text, 1);
+    write_bytes("p_val_00000.bin", text, 1);
+    write_bytes("p_train_0000001.bin", text, 1);
+    write_bytes("p_vall_000000.bin", text, 1);
+    check(run_tokenize(in_folder("it's.in"), in_folder("p"), NULL, NULL, 0) == 0, "other names");
+    check(run_tokenize(in_folder("it's.in"), in_folder("nowhere/p"), NULL, NULL, 0) == 1 &&
+              output_has("cannot open the folder"),
+          "no folder for the output");
 }
 
 /* The fingerprint is that of an independent computation, and belongs to the vocabulary, not to the
@@ -546,12 +781,14 @@ static void test_fixture_special(void) { test_special(&tokenizer); }
 static void test_fixture_long_words(void) { test_long_words(&tokenizer); }
 static void test_fixture_program(void) { test_program(&tokenizer); }
 static void test_fixture_pieces(void) { test_pieces(&tokenizer); }
+static void test_fixture_memory(void) { test_memory(&tokenizer); }
 
 static const Test tests[] = {
     TEST(fixture_expected), TEST(fixture_special), TEST(fixture_long_words),
     TEST(fixture_program),  TEST(fixture_pieces),  TEST(decode),
     TEST(decode_refusals),  TEST(bytes),           TEST(refusals),
-    TEST(identity),         TEST(id_text)};
+    TEST(identity),         TEST(id_text),         TEST(fixture_memory),
+    TEST(inputs),           TEST(marker),          TEST(names)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_tokenizer");

@@ -20,13 +20,14 @@ These places are searched in order, and the first file that loads is taken:
 #define _GNU_SOURCE /* for dladdr and dlinfo */
 #endif
 #include <dlfcn.h>
-#include <glob.h>
 #include <limits.h>
 #include <link.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "../files.h"
 
 #ifndef PATH_MAX
 #define PATH_MAX 4096
@@ -106,7 +107,7 @@ static inline void library_try_folder(LibraryFinder *f, const char *folder, cons
         glob_t found;
         int n = snprintf(pattern, sizeof pattern, "%s%s%s/%s", folder, below[0] ? "/" : "", below,
                          *name);
-        if (n < 0 || n >= (int)sizeof pattern || glob(pattern, 0, NULL, &found)) continue;
+        if (n < 0 || n >= (int)sizeof pattern || file_glob(pattern, &found)) continue;
         for (size_t i = found.gl_pathc; i-- > 0 && !f->found;)
             library_try_file(f, found.gl_pathv[i]);
         globfree(&found);

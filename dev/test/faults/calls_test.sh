@@ -2,7 +2,8 @@
 # Calls that fail: every open, write, fsync, rename, mmap and malloc that a small run, a sample or a tokenization makes
 # fails once, with each error that the call knows. The program succeeds as if nothing had happened, or ends with a
 # message and exit status 1; what was saved stays, and the run that is then resumed ends as the unbroken one.
-# CALLS=N takes one in N of these faults by chance, CALLS=1 every one. usage: [CALLS=N] [SEED=N] calls_test.sh [TEST...]
+# CALLS=N takes one in N of these faults by chance, CALLS=1 every one; KINDS="write malloc" takes these kinds of calls.
+# usage: [CALLS=N] [SEED=N] [KINDS=...] calls_test.sh [TEST...]
 set -u
 . "$(pwd)/dev/test/faults/faults.sh"
 CALLS=${CALLS:-60}
@@ -43,9 +44,10 @@ refuses_or_succeeds() {
 }
 
 # each_fault KINDS PREPARE COMMAND SAME AFTER: PREPARE makes the folder `broken`, COMMAND runs the program there, given
-# what to run it with; SAME says whether the result is the unbroken one; AFTER checks what is left and goes on from there.
+# what to run it with; SAME says whether the result is the unbroken one; AFTER checks what is left and goes on from
+# there.
 each_fault() {
-    _kinds=$1 _prepare=$2 _command=$3 _same=$4 _after=$5
+    _kinds=${KINDS:-$1} _prepare=$2 _command=$3 _same=$4 _after=$5
     rm -f counts
     $_prepare
     $_command in_folder broken env LD_PRELOAD="$SHIM" FAULT_COUNTS="$dir/counts"
@@ -94,10 +96,13 @@ half_a_run() {
 train_start() { "$@" "$TRAIN_GPT" $flags; }
 train_resume() { "$@" "$TRAIN_GPT" --run r --resume; }
 same_run() { same_end 0; }
+# Every line also has what comes after its times. A resumed run has no groups, unless it is asked for them again.
+same_groups() { same_end 0 && [ "$(grep -c '"groups": {.*}}}$' broken/runs/r/log.jsonl)" -eq $steps ]; }
 # Lines of the log up to the newest checkpoint are there.
 log_is_kept() {
     _lines=$(step_of_newest broken/runs/r)
-    [ -z "$_lines" ] || [ "$(log_of broken/runs/r | head -n $((_lines + 1)))" = "$(log_of whole/runs/r | head -n $((_lines + 1)))" ]
+    [ -z "$_lines" ] || [ "$(log_of broken/runs/r | head -n $((_lines + 1)))" = \
+        "$(log_of whole/runs/r | head -n $((_lines + 1)))" ]
 }
 then_resume() {
     _newest=$(step_of_newest broken/runs/r)
@@ -116,7 +121,7 @@ test_training() {
     flags="$tiny --threads 1 --log-groups"
     unbroken
     least=0
-    each_fault "$train_kinds" nothing train_start same_run then_resume
+    each_fault "$train_kinds" nothing train_start same_groups then_resume
     # The run is killed before the rename of its third checkpoint; the first two renames are of run.json.
     rm -rf broken
     mkdir broken

@@ -10,6 +10,7 @@ for program in "$TRAIN_GPT" "$GENERATE" "$TOKENIZE"; do
 done
 . "$here/dev/test/program.sh"
 
+check "train_gpt --version" run "$TRAIN_GPT" --version
 # A static program, a sanitizer and other C libraries do not take the shim.
 FAULT_COUNTS=$dir/counts LD_PRELOAD=$SHIM "$TRAIN_GPT" --version >out 2>err
 preloads=

@@ -26,7 +26,7 @@ test_lock() {
     child=$!
     await_lines broken/runs/r/log.jsonl 8
     refused "a second run of the same name" 'another process' in_folder broken "$TRAIN_GPT" $flags
-    refused "a second process resumes" 'another process' in_folder broken "$TRAIN_GPT" --run r --resume
+    refused "a second process resumes" 'another process' in_folder broken "$TRAIN_GPT" --run r --resume --steps $steps
     check "the second process stopped the first" kill -0 $child
     _lines=$(lines broken/runs/r/log.jsonl)
     await_lines broken/runs/r/log.jsonl $((_lines + 2))
