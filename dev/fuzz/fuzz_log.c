@@ -1,6 +1,6 @@
 /*
-The log and run.json as a resumed run reads them, and the curve that is drawn of the log. The input is a step (8 bytes), log.jsonl, a line
-"%%", and run.json.
+The log and run.json as a resumed run reads them, and the curve that is drawn of the log. The input
+is a step (8 bytes), log.jsonl, a line "%%", and run.json.
 */
 #include "llmc/checkpoint.h" /* header_value, which reads what log_read_run_json makes */
 #include "llmc/curve.h"
