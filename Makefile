@@ -49,6 +49,10 @@ DOUBLE_TESTS = gpt optim variants msign attention gemm
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt \
         $(DOUBLE_TESTS:%=$(BUILD)/test_%_double)
 
+# Fuzz targets, and the programs that run each file of a target's corpus once.
+FUZZ ?= $(patsubst dev/fuzz/fuzz_%.c,%,$(wildcard dev/fuzz/fuzz_*.c))
+FUZZ_TESTS = $(FUZZ:%=$(BUILD)/test_fuzz_%)
+
 # Tests of the CUDA side that need no GPU. The kernels run on the emulator (dev/emu) in bf16 and in
 # fp32; the tests that the CPU passes run on them too.
 EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
@@ -308,8 +312,6 @@ asan-programs: $(TESTS) $(EMU_TESTS) $(FUZZ_TESTS) $(BUILD)/train_gpt $(BUILD)/g
 # Fuzzing, dev/fuzz: FUZZ_SECONDS for each target under the same sanitizers, by clang's libFuzzer.
 # make fuzz FUZZ="log flags" chooses targets. The targets run without OpenMP.
 FUZZ_SECONDS ?= 20
-FUZZ ?= $(patsubst dev/fuzz/fuzz_%.c,%,$(wildcard dev/fuzz/fuzz_*.c))
-FUZZ_TESTS = $(FUZZ:%=$(BUILD)/test_fuzz_%)
 fuzz_build = $(CC) $(1) $(filter-out -fopenmp,$(CFLAGS)) -Wno-unknown-pragmas -DFUZZ_TARGET='"$*"' $(deps) $< -o $@ $(LDLIBS)
 FUZZ_CC = $(if $(is_clang),$(CC),clang)
 fuzz:
@@ -330,14 +332,15 @@ fuzz-tests: $(FUZZ_TESTS)
 $(BUILD)/test_fuzz_%: dev/fuzz/fuzz_%.c | $(BUILD)
 	$(call fuzz_build,$(TEST_OPT))
 
-# Tests that start threads, under ThreadSanitizer. It needs clang and LLVM's OpenMP with Archer, which
-# tells the sanitizer about OpenMP's barriers; GCC's libgomp cannot, so every loop would be a false report.
-TSAN_TESTS = attention cmuon generate gpt data
+# The CPU's tests, and a small run from start to samples, under ThreadSanitizer. It needs clang and LLVM's OpenMP with
+# Archer, which tells the sanitizer about OpenMP's barriers; GCC's libgomp cannot, so every loop would be a false report.
+# Left out: library, which starts no thread, and the double builds, which run the same loops.
+TSAN_TESTS = $(filter-out library,$(patsubst dev/test/test_%.c,%,$(wildcard dev/test/test_*.c))) gpt
 test-tsan:
 	@$(MAKE) --no-print-directory CC=clang BUILD=build/tsan ONEDNN=no \
 	  OPT="-O1 -g -march=native -fsanitize=thread" tsan-programs
-tsan-programs: $(TSAN_TESTS:%=$(BUILD)/test_%)
-	@CC=$(CC) sh dev/test/tsan.sh $^
+tsan-programs: $(TSAN_TESTS:%=$(BUILD)/test_%) $(BUILD)/train_gpt $(BUILD)/generate
+	@CC=$(CC) TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/tsan.sh $(filter $(BUILD)/test_%,$^)
 
 # Injected faults: kills, power cuts, calls that fail, locks. There are KILLS kills; one in CALLS of the calls fails,
 # so that CALLS=1 is every call. SEED repeats the random moments.
@@ -380,7 +383,9 @@ help:
 	@echo "make             build train_gpt, generate and data/tokenize"
 	@echo "make check       the tests of everyday work, half a minute"
 	@echo "make test        every test; make test T=checkpoint: the tests whose name begins so"
-	@echo "make test-asan   every test under AddressSanitizer and UBSan; make test-tsan: threads under ThreadSanitizer"
+	@echo "make test-asan   every test under AddressSanitizer and UBSan; make test-tsan: the CPU's tests under ThreadSanitizer"
+	@echo "make fuzz        fuzzing by clang's libFuzzer (FUZZ_SECONDS=600 for each target, FUZZ=\"log flags\"); make fuzz-check:"
+	@echo "                 the committed inputs once, without libFuzzer"
 	@echo "make test-faults kills, power cuts, failing calls (KILLS=1000 kills; CALLS=1: every call fails once; SEED=)"
 	@echo "make cuda        train_gpt_cuda, train_gpt_cuda_fp32 and generate_cuda for NVIDIA GPUs (ARCH=sm_80, NVCC=, CUDA_WHEELS=)"
 	@echo "make test_gpt_cuda  the tests that run on a GPU; bash dev/gpu/check.sh runs them and more"

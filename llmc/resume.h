@@ -290,10 +290,22 @@ static inline int resume_value(const Resume *r, const char *key, char *value, si
     return header_value(r->settings ? r->settings : "", r->settings_size, key, value, size);
 }
 
+/* Reads the step of the checkpoint, which must be that of the file's name: checkpoints of later
+   steps than the one to go on from are deleted, and this one would be among them. */
+static inline int resume_read_step(Resume *r, char *err) {
+    uint64_t step;
+    const char *slash = strrchr(r->path, '/');
+    if (ckpt_number_in(&r->ckpt, "step", 0, INT_MAX, &step, err)) return -1;
+    r->step = (int)step;
+    if (ckpt_step_of(slash ? slash + 1 : r->path) == r->step) return 0;
+    return fail(err,
+                "--resume: %.900s is the checkpoint of step %d: give it the name step_%08d.ckpt",
+                r->path, r->step, r->step);
+}
+
 /* Finds the newest whole checkpoint and run.json. Returns -1 with a message if there is neither. */
 static inline int resume_find(const Run *run, Resume *r, char *err) {
     char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], why[ERR_LEN];
-    uint64_t step = 0;
     if (log_check_name(run->asked.run, err)) return -1;
     file_path(dir, "%s/%s", run->asked.runs_dir, run->asked.run);
     if (access(dir, F_OK))
@@ -310,8 +322,7 @@ static inline int resume_find(const Run *run, Resume *r, char *err) {
                     "--resume: %s has neither a checkpoint nor run.json, so that nothing of the "
                     "run is left to resume; start it without --resume",
                     dir);
-    if (r->has_ckpt && ckpt_number_in(&r->ckpt, "step", 0, INT_MAX, &step, err)) return -1;
-    r->step = (int)step;
+    if (r->has_ckpt && resume_read_step(r, err)) return -1;
     file_path(path, "%s/log.jsonl", dir);
     r->logged = log_last_step(path);
     return 0;

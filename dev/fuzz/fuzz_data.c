@@ -3,7 +3,8 @@ Token shards and texts. The input is 24 bytes of settings and the contents of up
 lines "%%" between them. Rows are drawn in both orders from a fuzzed place, then validation data.
 
     byte 0      bit 0: shuffled; bits 1, 2: names end in .bin, .txt or neither; bit 3: each file
-                gets a right header; bits 4, 5: the part in use; bit 6: validation only
+                gets a right header; bits 4, 5: the part in use; bit 6: validation only; bit 7: a
+                right header's next three numbers, which name a tokenizer, are the file's first
     byte 1      T - 1;  byte 2: rows of a step;  byte 3: rows of a micro-batch
     4 to 7      size of the vocabulary, 0: as the kind of file has it
     8 to 23     shard (1 byte), position (4), seed (4), epoch (4), limit of validation (3)
@@ -23,12 +24,15 @@ static void fuzz_begin(void) {
 }
 
 /* Writes file i and returns 1, or returns 0 where the input has none. A fixed header tells the
-   number of tokens that the file has. */
-static int write_file(Input *in, int i, const char *suffix, int fixed) {
+   number of tokens that the file has, and with `tagged` a tokenizer. */
+static int write_file(Input *in, int i, const char *suffix, int fixed, int tagged) {
     char name[64];
     if (!in->n) return 0;
     Input part = input_part(in);
-    size_t n = part.n / 2;
+    uint32_t header[7] = {DATA_MAGIC, DATA_VERSION, 0, DATA_TOKENIZER_TAG, 0, 0, 0};
+    for (int k = 4; k < 7 && fixed && tagged; k++) header[k] = (uint32_t)input_number(&part, 4);
+    size_t n = part.n / 2, size = tagged ? sizeof header : 12;
+    header[2] = (uint32_t)n;
     snprintf(name, sizeof name, "data/%d%s", i, suffix);
     if (!fixed) {
         write_bytes(name, part.p, part.n);
@@ -36,8 +40,7 @@ static int write_file(Input *in, int i, const char *suffix, int fixed) {
     }
     unsigned char *image = (unsigned char *)calloc(DATA_HEADER_BYTES + 2 * n, 1);
     if (!image) abort();
-    uint32_t header[3] = {DATA_MAGIC, DATA_VERSION, (uint32_t)n};
-    memcpy(image, header, sizeof header);
+    memcpy(image, header, size);
     memcpy(image + DATA_HEADER_BYTES, part.p, 2 * n);
     write_bytes(name, image, DATA_HEADER_BYTES + 2 * n);
     free(image);
@@ -112,7 +115,7 @@ static void fuzz_one(Input in) {
     remove_tree(in_folder("data"));
     require(file_make_folders(in_folder("data"), err) == 0, "%s", err);
     for (int i = 0; i < FILES; i++)
-        if (!write_file(&in, i, suffixes[bits >> 1 & 3], bits >> 3 & 1)) break;
+        if (!write_file(&in, i, suffixes[bits >> 1 & 3], bits >> 3 & 1, bits >> 7 & 1)) break;
     if (data_open(&d, pattern, (bits >> 4 & 3) % 3, bits & 1, place.seed, T, rows, err)) {
         require(strstr(err, scratch_folder), "the message names no file: %s", err);
         return;

@@ -1,8 +1,9 @@
 /*
-The log and run.json as a resumed run reads them. The input is a step (8 bytes), log.jsonl, a line
-"%%", and run.json.
+The log and run.json as a resumed run reads them, and the curve that is drawn of the log. The input
+is a step (8 bytes), log.jsonl, a line "%%", and run.json.
 */
 #include "llmc/checkpoint.h" /* header_value, which reads what log_read_run_json makes */
+#include "llmc/curve.h"
 #include "llmc/log.h"
 
 #include "fuzz.h"
@@ -78,6 +79,15 @@ static void cut_and_write(RunLog *log, int64_t step) {
     require(count_steps(step) == steps + 1, "a new line is not read");
 }
 
+/* Draws the losses of any log. */
+static void draw_curve(void) {
+    LogCurve curve;
+    require(log_read(path, &curve, err) == 0, "%s", err);
+    for (int width = 0; width <= 100; width += 50)
+        curve_print(stdout, curve.step, curve.train, curve.val, curve.n, width, 16);
+    log_curve_free(&curve);
+}
+
 static void read_run_json(void) {
     char *lines = NULL, value[FLAG_STRING_SIZE], dir[FILE_PATH_SIZE];
     size_t size = 0;
@@ -98,6 +108,7 @@ static void fuzz_one(Input in) {
     write_bytes("run/log.jsonl", lines.p, lines.n);
     write_bytes("run/run.json", in.p, in.n);
     read_run_json();
+    draw_curve();
     int64_t others = count_lines("run/log.jsonl", LOG_OTHER);
     open_twice(&log);
     require(log_size() <= (int64_t)lines.n, "the log has grown");

@@ -4,6 +4,7 @@
 # findings, which are kept beside the program too. Exit status 0 only if there is no finding.
 # usage: sh dev/fuzz/run.sh SECONDS PROGRAM...
 set -u
+cd "$(dirname "$0")/../.." || exit 1
 seconds=$1
 shift
 status=0
@@ -14,7 +15,7 @@ for program in "$@"; do
     target=${target#fuzz_}
     committed=dev/fuzz/corpus/$target
     grown=$(dirname "$program")/corpus/$target
-    findings=$(dirname "$program")/findings/$target
+    findings=$(pwd)/$(dirname "$program")/findings/$target # a target may work in another folder
     log=$(dirname "$program")/$target.log
     mkdir -p "$grown" "$findings"
     set -- -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -max_len=65536 -print_final_stats=1 -close_fd_mask=2

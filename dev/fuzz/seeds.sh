@@ -83,6 +83,7 @@ text='To be, or not to be, that is the question: whether nobler in the mind'
 { settings 3 7 3 1; printf '%s\n%%%%\n%s' "$text" "$text $text"; } | seed data texts_shuffled
 { settings 8 3 2 0; printf '%s\n' "$text"; } | seed data shard
 { settings 9 3 5 2; printf '%s\n%%%%\nab\n%%%%\n%s' "$text" "$text"; } | seed data shards_shuffled
+{ settings 137 3 2 0; printf '\001\000\000\000abcdefgh%s\n%%%%\n\001\000\000\000abcdefgh%s' "$text" "$text"; } | seed data tokenizer
 { settings 66 3 0 0; printf '%s\n%%%%\n%s' "$text" "$text"; } | seed data validation
 { settings 34 3 0 0; printf '%s' "$text$text$text"; } | seed data last_tenth
 { settings 0 3 1 0; printf '\210\330\064\001\001\000\000\000\006\000\000\000'; head -c 1012 /dev/zero; printf 'abcdefghijkl'; } |

@@ -560,6 +560,18 @@ test_damage() {
         generate --run a
 }
 
+# A checkpoint under the name of a later step is not taken for one of that step, nor deleted.
+test_renamed_checkpoint() {
+    ten_steps
+    mv runs/a/checkpoints/step_00000010.ckpt runs/a/checkpoints/step_00000020.ckpt
+    before=$(folder_of a)
+    refused "a renamed checkpoint" 'step_00000020.ckpt is the checkpoint of step 10: .* step_00000010.ckpt' \
+        train --run a --resume --steps 12
+    check "a refused resume changed the folder" [ "$(folder_of a)" = "$before" ]
+    mv runs/a/checkpoints/step_00000020.ckpt runs/a/checkpoints/step_00000010.ckpt
+    check "resume under the right name" train --run a --resume --steps 12
+}
+
 # Divergence: a weight decay that multiplies the weights by 1 - lr decay = -1e9 in each step.
 test_divergence() {
     refused "divergence" 'diverged at step' train $minute --run wild --steps 40 --checkpoint-every 1 --val-every 0 \
