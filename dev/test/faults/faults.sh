@@ -54,14 +54,9 @@ in_folder() {
     (cd "$_folder" && exec "$@" >"$dir/out" 2>"$dir/err")
 }
 
-# How a run is started (again): by its name if it has said what it is, else with all of its flags. OLD=1 is for
-# programs that continue a run without a checkpoint only with all of its flags, that end by SIGHUP and by a pipe without
-# a reader without saving, and that do not take care of closed standard streams.
+# How a run is started (again): by its name if it has said what it is, else with all of its flags.
 restart_flags() {
-    if [ -n "${OLD:-}" ] && [ -d broken/runs/r/checkpoints ] && [ -z "$(newest broken/runs/r)" ]; then
-        restart="$flags --resume"
-    elif [ -f broken/runs/r/run.json ]; then restart="--run r --resume"
-    else restart=$flags; fi
+    if [ -f broken/runs/r/run.json ]; then restart="--run r --resume"; else restart=$flags; fi
 }
 
 # unbroken: makes the run of $flags in the folder whole; saved/ has every checkpoint of it.

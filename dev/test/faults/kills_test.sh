@@ -107,7 +107,7 @@ hit_run() {
         asked=1
         [ "$kind" = "${kind#hup}" ] && code=143 || code=129
         check "$kind: exit status $status, not 0 or $code ($history)" [ "$status" -eq 0 -o "$status" -eq $code ]
-        [ "$status" -eq 0 ] || [ "$code${OLD:-}" = 1291 ] || check "$kind: the last step is not saved ($history)" saved_or_untouched
+        [ "$status" -eq 0 ] || check "$kind: the last step is not saved ($history)" saved_or_untouched
         ;;
     kill_*) check "$kind: exit status $status, not 0 or 137 ($history)" [ "$status" -eq 0 -o "$status" -eq 137 ] ;;
     esac
