@@ -83,6 +83,7 @@ saved_or_untouched() {
     if grep -q "stopped by signal .* after step" out; then
         _step=$(last_step broken/runs/r)
         _saved=$(step_of_newest broken/runs/r)
+        [ "${_saved:-0}" -eq 0 ] || ! is_pending "$(newest broken/runs/r)" || _step=$((_step + 1))
         [ "${_step:-0}" = "${_saved:-0}" ]
     else cmp -s log.before broken/runs/r/log.jsonl || [ ! -s broken/runs/r/log.jsonl ]; fi
 }
