@@ -99,6 +99,12 @@ while [ $i -lt 60 ]; do
 done >"$dir/digits.txt"
 root=$(pwd)
 
+# Replaces what differs from start to start and from machine to machine.
+same() {
+    sed 's/"ms": [0-9.]*, "tok_s": [0-9]*/"ms": 1.500, "tok_s": 1000/; s/"cpu": "[^"]*", "cores": [0-9]*/"cpu": "CPU", "cores": 2/
+         s/"memory_gib": [0-9.]*/"memory_gib": 16.0/' "$@"
+}
+
 # run NAME FLAGS: two steps of a tiny run; the seeds of its checkpoint.
 run() {
     name=$1
@@ -109,9 +115,9 @@ run() {
     length=$(tail -c +25 "$file" | head -c 4 | od -An -tu4)
     for version in 2 1; do
         { echo $version; tail -c +33 "$file" | head -c $((length)); printf '\n*\n'; } >"$dir/text.$version"
-        { cat "$dir/text.$version"; echo '%%'; cat "$dir/runs/r/log.jsonl"; echo '%%'; cat "$dir/runs/r/run.json"; } >"$dir/folder.$version"
+        { cat "$dir/text.$version"; echo '%%'; same "$dir/runs/r/log.jsonl"; echo '%%'; same "$dir/runs/r/run.json"; } >"$dir/folder.$version"
     done
-    { cat "$dir/runs/r/log.jsonl"; echo '%%'; cat "$dir/runs/r/run.json"; } >"$dir/runs.2"
+    { same "$dir/runs/r/log.jsonl"; echo '%%'; same "$dir/runs/r/run.json"; } >"$dir/runs.2"
     cp "$file" "$dir/$name.ckpt"
     rm -r "$dir/runs"
 }
@@ -146,15 +152,23 @@ printf '%s\n' generate --prompt 'a b' --tokens 5 --temperature 0 --top-p 0.5 --s
 printf '%s\n' tokenize --input - --output x --shard-tokens 1.5M --val-tokens -1 --separator '<|endoftext|>' |
     seed flags tokenize
 
-# ---- dictionaries: names and values of the flags
+# ---- dictionaries: names and values of the flags, keys of a checkpoint's header, of the log and of run.json
 
-for program in ./train_gpt; do
-    "$program" --help-markdown | sed -n 's/^| `--\([a-z0-9-]*\)`.*/\1/p' >"$dir/names"
-    { sed 's/.*/"--&\\x0a"/' "$dir/names"
-      "$program" --help-markdown | grep -o '([a-z0-9-]*\(, [a-z0-9-]*\)* or [a-z0-9-]*)' | tr -d '(),' | tr ' ' '\n' |
-          grep -vx or | sort -u | sed 's/.*/"&\\x0a"/'; } >dev/fuzz/flags.dict
-    sed 's/.*/"flag.&="/' "$dir/names" >dev/fuzz/model.dict
-    cp dev/fuzz/model.dict dev/fuzz/resume.dict
-done
+./train_gpt --help-markdown >"$dir/flags"
+sed -n 's/^| `--\([a-z0-9-]*\)`.*/\1/p' "$dir/flags" >"$dir/names"
+{
+    sed 's/.*/"--&\\x0a"/' "$dir/names"
+    grep -o '([a-z0-9-]*\(, [a-z0-9-]*\)* or [a-z0-9-]*)' "$dir/flags" | tr -d '(),' | tr ' ' '\n' | grep -vx or | sort -u |
+        sed 's/.*/"&\\x0a"/'
+} >dev/fuzz/flags.dict
+{
+    sed 's/.*/"flag.&="/' "$dir/names"
+    sed -n '/^[a-z_]*=/s/\([a-z_]*=\).*/"\1"/p' "$dir/text.2"
+    printf '"%s"\n' pending= change.0= since.wte.v= choice. p.wte m.wte s.wte.v '%%\x0a'
+} >dev/fuzz/model.dict
+for key in step tokens train_loss val_loss lr grad_norm ms tok_s extra flags asked train_checksum train_part; do
+    printf '"\\"%s\\": "\n' $key
+done >dev/fuzz/log.dict
+cat dev/fuzz/model.dict dev/fuzz/log.dict >dev/fuzz/resume.dict
 
 echo "$(du -sb "$corpus" | cut -f 1) bytes in $corpus"
