@@ -527,7 +527,6 @@ static inline int config_check_sizes(const Config *c, char *err) {
     if (widest > side || c->layers > side)
         return fail(err, "the model is too large: no side of a matrix and no count may exceed %.0f",
                     side);
-    if (c->vocab < 1) return fail(err, "a vocabulary of %d tokens makes no model", c->vocab);
     if ((double)c->batch_size * c->seq_len > most)
         return fail(
             err,
