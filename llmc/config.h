@@ -522,12 +522,14 @@ static inline int config_check_rules(const Config *c, char *err) {
    layers; with these bounds the products that are ints stay in range. */
 static inline int config_check_sizes(const Config *c, char *err) {
     const double side = 1 << 24, most = 1 << 30;
+    const int layers = 1 << 16; /* deeper than any model; planned in a second */
     double widest = fmax((double)c->width, fmax((double)c->ff_width, (double)c->vocab));
     widest = fmax(fmax(widest, (double)c->seq_len), (double)c->heads * fmax(c->head_dim, 1));
-    if (widest > side || c->layers > side)
-        return fail(err, "the model is too large: no side of a matrix and no count may exceed %.0f",
-                    side);
-    if (c->vocab < 1) return fail(err, "a vocabulary of %d tokens makes no model", c->vocab);
+    if (widest > side)
+        return fail(err, "the model is too large: no side of a matrix may exceed %.0f", side);
+    if (c->layers > layers)
+        return fail(err, "the model is too large: --layers %d, and there may be %d", c->layers,
+                    layers);
     if ((double)c->batch_size * c->seq_len > most)
         return fail(
             err,

@@ -144,7 +144,7 @@ printf '%s\n' 2 step=7 vocab=3 flag.layers=2 flag.width=8 flag.heads=2 flag.seq-
 
 printf '%s\n' train --preset speedrun --lr=0.1 --total-batch-tokens 1M --seed 10k --qk adamw --freeze wte --cm-match-muon |
     seed flags train
-printf '%s\n' train --layers 16777216 --width 16777216 --heads 1 --ff-width 16777216 --vocab 16777216 | seed flags large
+printf '%s\n' train --layers 65536 --width 16777216 --heads 1 --ff-width 16777216 --vocab 16777216 | seed flags large
 printf '%s\n' train --preset=llama --heads 6 --kv-heads 2 --head-dim 64 --act swiglu --msign exact --circuit on |
     seed flags llama
 printf '%s\n' train --lr 1e-300 --adam-eps=-0 --width 1e3 --batchsize 3 -h | seed flags wrong
