@@ -521,9 +521,9 @@ static void test_options(void) {
 }
 
 static void test_strerror(void) {
-    for (int i = 0; i <= CM_EINTERNAL; i++) {
+    for (int i = 0; i <= CM_EINDEFINITE; i++) {
         int unlike = strlen(cm_strerror(i)) > 5;
-        for (int j = i + 1; j <= CM_EINTERNAL + 1; j++)
+        for (int j = i + 1; j <= CM_EINDEFINITE + 1; j++)
             unlike &= strcmp(cm_strerror(i), cm_strerror(j)) != 0;
         check(unlike, "the sentence of error %d: %s", i, cm_strerror(i));
     }
@@ -676,6 +676,43 @@ static void test_nonfinite(void) {
         for (size_t j = 0; j < c.size[0]; j++) c.b[0][j] = -3.4e38f;
         check_refused(&c, CM_EOVERFLOW, "an overflow of the weights");
         case_free(&c);
+    }
+}
+
+/* A matrix without an inverse root is refused by every method, in cm_inv_sqrt and as the Gram of a
+   head's weights (two equal rows), however small it is. Damping makes it a matrix with a root. */
+static void test_indefinite(void) {
+    static const char *const roots[] = {"cans25", "cans12", "eigh"};
+    static const float grams[][4] = {{1, 0, 0, -1}, {-1, 0, 0, -1}, {1, 1, 1, 1},
+                                     {1, 2, 2, 1},  {1, 0, 0, 0},   {0, 1, 1, 0}};
+    for (int root = 0; root < 3; root++) {
+        for (int i = 0; i < (int)(sizeof grams / sizeof *grams); i++)
+            for (int k = -120; k <= 100; k += 20) {
+                cm_options *o = cm_options_new();
+                float x[4], kept[4];
+                cm_options_set(o, "inv_root", roots[root]);
+                for (int j = 0; j < 4; j++) kept[j] = x[j] = ldexpf(grams[i][j], k);
+                int status = cm_inv_sqrt(x, 2, 0, o);
+                check(status == CM_EINDEFINITE && !memcmp(x, kept, sizeof x),
+                      "%s of matrix %d times 2^%d: %s", roots[root], i, k, cm_strerror(status));
+                status = cm_inv_sqrt(x, 2, ldexpf(3, k), o);
+                check(status == CM_OK, "%s of matrix %d times 2^%d, damped: %s", roots[root], i, k,
+                      cm_strerror(status));
+                cm_options_free(o);
+            }
+        for (int call = QK; call <= OV; call++) {
+            Case c = small(call);
+            cm_options_set(c.o, "inv_root", roots[root]);
+            cm_options_set(c.o, "damping", "0");
+            /* Buffer 1 is W_K, or 0 is W_V: rows of heads. Its first two rows become equal. */
+            float *w = c.b[call == QK ? 1 : 0];
+            memcpy(w + c.d, w, (size_t)c.d * sizeof *w);
+            check_refused(&c, CM_EINDEFINITE, "a singular partner");
+            cm_options_set(c.o, "damping", "0.01");
+            int status = case_run(&c);
+            check(status == CM_OK, "%s with damping: %s", call_names[call], cm_strerror(status));
+            case_free(&c);
+        }
     }
 }
 
@@ -923,8 +960,8 @@ static void test_concurrency(void) {
 }
 
 static const Test tests[] = {
-    TEST(strerror),     TEST(options),       TEST(msign_compute), TEST(fixtures), TEST(arguments),
-    TEST(combinations), TEST(nonfinite),     TEST(idle),          TEST(bounds),   TEST(memory),
-    TEST(overrun),      TEST(thread_option), TEST(concurrency)};
+    TEST(strerror),   TEST(options),      TEST(msign_compute), TEST(fixtures),   TEST(arguments),
+    TEST(indefinite), TEST(combinations), TEST(nonfinite),     TEST(idle),       TEST(bounds),
+    TEST(memory),     TEST(overrun),      TEST(thread_option), TEST(concurrency)};
 
 int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

@@ -288,7 +288,7 @@ static void test_products(void) {
         check(bad[i] <= (i == 4 ? TOL(5e-5, 1e-12) : TOL(1e-5, 1e-13)), "la_%s is off by %g",
               names[i], bad[i]);
 
-    /* la_eigh_rroot clamps eigenvalues from below by 1e-12, so a zero Gram has a finite root. */
+    /* LA_ZERO stands for zero, so a zero Gram has a finite root. */
     floatM zero[4] = {0}, root[4];
     la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0, 1,
                   take_m(la_eigh_scratch(2)));
@@ -307,12 +307,12 @@ static void test_vectors(void) {
             check(relative_error((double)s[i], e_[i], 1e-30) < 1e-6 || (!e_[i] && !s[i]),          \
                   #CALL ": item %d is %g, not %g", i, (double)s[i], e_[i]);                        \
     } while (0)
-    ON_COPY(la_vec_recip(s, 4, 0.5), 0.25, 2, 2, 0.5);
+    ON_COPY(la_vec_recip(s, 4), 0.25, 0, 4, 0.5);
     ON_COPY(la_vec_rroot(s, 4, 3, 1, 1), 1 / 7.0, 1, 1 / sqrt(1.1875), 1 / sqrt(13.0));
     ON_COPY(la_vec_rroot(s, 4, 1, 0, 1), 0.25, 1e6, 4, 0.5);
     ON_COPY(la_vec_rroot(s, 4, 1, 0, 0.5), 0.5, 1e3, 2, sqrt(0.5));
     ON_COPY(la_vec_damping(s, 4, 0.5, 3, 1), 24, 1, 3 / 32.0 + 1 - 1 / 32.0, 6);
-    ON_COPY(la_vec_div(s, t, 4, 1), 2, 0, 0.25 / 8, 2);
+    ON_COPY(la_vec_div(s, t, 4), 2, 0, 0.25 / 8, 4);
     ON_COPY(la_vec_mul(s, 4, -3), -12, 0, -0.75, -6);
     ON_COPY(la_vec_sqrt(s, 4), 2, 0, 0.5, sqrt(2.0));
 #undef ON_COPY

@@ -108,6 +108,7 @@ struct CudaMachine {
     int gelu_fused;   /* GELU is computed in the product's epilogue wherever the library can */
     int la_fast;      /* products of linalg.cuh may round to TF32, see la_fast */
     double *la_parts; /* device memory for partial sums, see la_parts_memory */
+    int *rootless;    /* why a matrix had no inverse root, see la_rootless_flag; or NULL */
 
     /* attention (attention.cuh, attention_choice.cuh, cudnn.cuh) */
 
@@ -130,8 +131,20 @@ struct CudaMachine {
 };
 inline CudaMachine cm_gpu;
 
-/* The message of the first failure since the program started, or NULL. */
-static inline const char *device_failure(void) { return cm_gpu.failure[0] ? cm_gpu.failure : NULL; }
+/* The message of the first failure since the program started, or NULL. What the device records itself
+   is seen from the next wait on. */
+static inline const char *device_failure(void) {
+    volatile int *why = cm_gpu.rootless;
+    if (!cm_gpu.failure[0] && why && *why) {
+        snprintf(
+            cm_gpu.failure, sizeof cm_gpu.failure,
+            "the update needs an inverse root of a Gram matrix of weights, which is not %s; raise "
+            "--damping",
+            *why == 1 ? "positive definite" : "finite");
+        *why = 0;
+    }
+    return cm_gpu.failure[0] ? cm_gpu.failure : NULL;
+}
 
 /* 0, or -1 with the first failure since the program started in err. A program asks this where a
    step ends. */
