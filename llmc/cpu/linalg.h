@@ -382,7 +382,7 @@ static inline void la_vec_rroot(floatM *s, int n, double a, double b, double pow
     if (!s) return;
     for (int i = 0; i < n; i++) {
         double x = a * (double)s[i] * (double)s[i] + b;
-        s[i] = (floatM)pow(1.0 / sqrt(x == 0 ? LA_ZERO : x), power);
+        s[i] = la_quotient(pow(1.0 / sqrt(x == 0 ? LA_ZERO : x), power), 1);
     }
 }
 
@@ -430,7 +430,8 @@ static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double be
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                p[c] = shrink * p[c] - step * m[c] / (CM_SQRT(v[c]) * correct + e);
+                floatM d = CM_SQRT(v[c]) * correct + e;
+                p[c] = shrink * p[c] - (d == 0 ? 0 : step * m[c] / d);
             }
             if (copy) memcpy(copy + (p - P.p), p, (size_t)P.cols * sizeof *p);
         }
@@ -546,9 +547,11 @@ static inline int la_pivots(Mat G, int i, double damping, double *a, int *zero) 
     return 0;
 }
 
+/* The iteration adds the damping in floatM, so the pivots do too. */
 static inline void la_definite(Mat G, double damping, floatM *scratch) {
     if (!G.p || !scratch) return;
     int n = G.rows, all = 0;
+    damping = (double)(floatM)damping;
 #pragma omp parallel for reduction(| : all)
     for (int i = 0; i < mat_count(G); i++) {
         size_t at = (size_t)i * la_eigh_scratch(n);
@@ -564,6 +567,7 @@ static inline void la_definite(Mat G, double damping, floatM *scratch) {
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
     if (!R.p || !G.p || !scratch) return;
     int n = G.rows, all = 0;
+    damping = (double)(floatM)damping;
 #pragma omp parallel for reduction(| : all)
     for (int i = 0; i < mat_count(G); i++) {
         double *v, *w;
@@ -674,7 +678,8 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                u[c] = size * m[c] / (CM_SQRT(v[c]) * correct + e);
+                floatM d = CM_SQRT(v[c]) * correct + e;
+                u[c] = d == 0 ? 0 : size * m[c] / d;
             }
         }
 }
@@ -766,7 +771,7 @@ static inline void la_vec_balance(floatM *s, const floatM *t, int n, double targ
     for (int i = 0; i < n; i++) {
         double square = (double)t[i] * (double)t[i];
         double ratio = target / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square);
-        s[i] = la_quotient((double)s[i] * (double)(floatM)pow(ratio, power), 1);
+        s[i] = la_quotient((double)s[i] * (double)la_quotient(pow(ratio, power), 1), 1);
     }
 }
 

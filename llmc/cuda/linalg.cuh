@@ -378,7 +378,7 @@ template <int APPLY> struct LaAdam {
     floatX *copy; /* or NULL */
     __device__ void operator()(float *y, unsigned, int, int) const {
         float g = scale * y[1], m = b1 * y[2] + (1 - b1) * g, v = b2 * y[3] + (1 - b2) * g * g;
-        float step = rate * m / (sqrtf(v) * root + eps);
+        float d = sqrtf(v) * root + eps, step = d == 0 ? 0 : rate * m / d;
         y[2] = m;
         y[3] = v;
         y[0] = APPLY ? keep * y[0] - step : step;
@@ -657,7 +657,7 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
            square = op == LA_BALANCE ? y * y : a * x * x + b;
     switch (op) {
     case LA_RECIP: s[i] = la_quotient(1, x); break;
-    case LA_RROOT: s[i] = (float)pow(1 / sqrt(square == 0 ? LA_ZERO : square), c); break;
+    case LA_RROOT: s[i] = la_quotient(pow(1 / sqrt(square == 0 ? LA_ZERO : square), c), 1); break;
     case LA_DAMPING:
         square = a * x * x;
         s[i] = (float)(b * square + (square < c ? c - square : 0));
@@ -670,7 +670,7 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
     case LA_ROOT_RECIP: s[i] = (float)(1 / (sqrt(y) + a)); break;
     case LA_BALANCE:
         square = pow(a / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square), b);
-        s[i] = la_quotient(x * (double)(float)square, 1);
+        s[i] = la_quotient(x * (double)la_quotient(square, 1), 1);
         break;
     }
 }

@@ -136,11 +136,11 @@ inline CudaMachine cm_gpu;
 static inline const char *device_failure(void) {
     volatile int *why = cm_gpu.rootless;
     if (!cm_gpu.failure[0] && why && *why) {
-        snprintf(
-            cm_gpu.failure, sizeof cm_gpu.failure,
-            "the update needs an inverse root of a Gram matrix of weights, which is not %s; raise "
-            "--damping",
-            *why == 1 ? "positive definite" : "finite");
+        snprintf(cm_gpu.failure, sizeof cm_gpu.failure,
+                 "the update needs an inverse root of a Gram matrix of weights, which is not %s",
+                 *why == 1 /* LA_INDEFINITE */
+                     ? "positive definite; raise --damping"
+                     : "finite: the weights are too large; try a smaller learning rate");
         *why = 0;
     }
     return cm_gpu.failure[0] ? cm_gpu.failure : NULL;

@@ -599,6 +599,7 @@ static inline void la_definite(Mat G, double damping, floatM *scratch) {
     const size_t whole = small + n * n * sizeof(double);
     const int a_shared = whole <= cm_gpu.shared_limit, threads = n <= 16 ? 32 : 256;
     int *flag = la_rootless_flag();
+    damping = (double)(float)damping; /* the iteration adds it in float */
     LAUNCH(la_definite_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small,
            G, damping, (double *)(void *)scratch, each, a_shared, flag);
 }
@@ -668,7 +669,7 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, dou
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
-    la_eigh_any(R, NULL, G, damping, power, scratch);
+    la_eigh_any(R, NULL, G, (double)(float)damping, power, scratch);
 }
 
 static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
