@@ -237,7 +237,7 @@ static int run(Work *work, const Job *job, Arena *arena) {
     work(job, arena);
     int why = la_rootless();
     if (!arena->p) return CM_EINTERNAL;
-    return why & LA_NOT_FINITE ? CM_EOVERFLOW : why ? CM_EINDEFINITE : CM_OK;
+    return why & LA_INDEFINITE ? CM_EINDEFINITE : why ? CM_EOVERFLOW : CM_OK;
 }
 
 /* Runs the work with `threads` threads, or with the caller's number if 0. OpenMP keeps that number

@@ -15,9 +15,11 @@ backend run on the emulator, where device memory is plain memory. They are compi
 #ifdef CM_CUDA
 enum { SPARSE = 5 };
 #define MOMENTUM_TOL 2e-6
+enum { LA_QUEUED = 1 }; /* work that is queued after a failure is not done */
 #else
 enum { SPARSE = 1 };
 #define MOMENTUM_TOL 1e-6
+enum { LA_QUEUED = 0 };
 #endif
 
 #ifdef CM_CUDA

@@ -544,11 +544,11 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
 
 /* What the roots of all matrices write to where one has no root: memory of the host that the device
    sees. device_failure reads it. NULL if there is no memory, which is a failure itself. */
-static inline int *la_rootless_flag(void) {
-    int *flag = cm_gpu.rootless;
-    if (flag || CUDA_CHECK(cudaMallocHost((void **)&flag, sizeof *flag))) return flag;
-    *flag = 0; /* before device_failure sees it */
-    return cm_gpu.rootless = flag;
+static inline int *la_rootless_flags(void) {
+    int *flags = cm_gpu.rootless;
+    if (flags || CUDA_CHECK(cudaMallocHost((void **)&flags, 2 * sizeof *flags))) return flags;
+    flags[0] = flags[1] = 0; /* before device_failure sees them */
+    return cm_gpu.rootless = flags;
 }
 
 /* Failures are recorded by the device itself. */
@@ -558,7 +558,7 @@ static inline int la_rootless(void) { return 0; }
    item, in shared memory or, from `scratch` on, `each` apart. All threads update the rows below a
    pivot together. */
 __global__ static void la_definite_kernel(Mat G, double damping, double *scratch, size_t each,
-                                          int a_shared, int *flag) {
+                                          int a_shared, int *flags) {
     SHARED(double, sums);
     const int n = G.rows, t = (int)threadIdx.x, threads = (int)blockDim.x;
     double *a = a_shared ? sums + 32 : scratch + (size_t)blockIdx.x * each, count[2] = {0, 0};
@@ -585,7 +585,7 @@ __global__ static void la_definite_kernel(Mat G, double damping, double *scratch
         __syncthreads();
     }
     __syncthreads();
-    if (why && t == 0) *flag = why;
+    if (why && t == 0) flags[why == LA_NOT_FINITE] = 1;
     for (int i = t; i < n * n && (why || zero); i += threads) {
         int r = i / n, c = i % n;
         g[(size_t)r * G.rs + (size_t)c * G.cs] = why ? NAN : r == c ? (float)LA_ZERO : 0;
@@ -598,14 +598,14 @@ static inline void la_definite(Mat G, double damping, floatM *scratch) {
                  each = la_eigh_scratch(G.rows) / 2;
     const size_t whole = small + n * n * sizeof(double);
     const int a_shared = whole <= cm_gpu.shared_limit, threads = n <= 16 ? 32 : 256;
-    int *flag = la_rootless_flag();
+    int *flags = la_rootless_flags();
     damping = (double)(float)damping; /* the iteration adds it in float */
     LAUNCH(la_definite_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small,
-           G, damping, (double *)(void *)scratch, each, a_shared, flag);
+           G, damping, (double *)(void *)scratch, each, a_shared, flags);
 }
 
 /* w (n) = w^(-power/2) of a matrix's eigenvalues, as in cpu/linalg.h. Every thread calls it. */
-__device__ static inline void la_rroot_values(double *w, int n, double power, int *flag) {
+__device__ static inline void la_rroot_values(double *w, int n, double power, int *flags) {
     double least = w[0], most = w[0];
     int why = 0;
     for (int k = 0; k < n; k++) {
@@ -618,13 +618,13 @@ __device__ static inline void la_rroot_values(double *w, int n, double power, in
     __syncthreads();
     for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x)
         w[k] = why ? NAN : pow(1 / sqrt(zero ? LA_ZERO : w[k]), power);
-    if (why && threadIdx.x == 0) *flag = why;
+    if (why && threadIdx.x == 0) flags[why == LA_NOT_FINITE] = 1;
 }
 
 /* values NULL: R = (G + damping I)^(-power/2). Else R has the eigenvectors in its columns, and
    `values` their eigenvalues. */
 __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double damping, double power,
-                                      double *scratch, size_t each, int a_shared, int *flag) {
+                                      double *scratch, size_t each, int a_shared, int *flags) {
     SHARED(double, sums);
     const int n = G.rows, m = n + n % 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
     double *turns = sums + 32, *w = turns + 3 * m / 2, *v = scratch + (size_t)blockIdx.x * each;
@@ -644,7 +644,7 @@ __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double dampin
         if (values) values[(size_t)blockIdx.x * (size_t)n + (size_t)i] = (float)w[i];
     }
     __syncthreads();
-    if (!values) la_rroot_values(w, n, power, flag);
+    if (!values) la_rroot_values(w, n, power, flags);
     __syncthreads();
     for (int i = t; i < n * n; i += threads) {
         int r = i / n, c = i % n;
@@ -665,7 +665,7 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, dou
     const int a_shared = whole <= cm_gpu.shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
     LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R,
            values, G, damping, power, (double *)(void *)scratch, each, a_shared,
-           values ? NULL : la_rootless_flag());
+           values ? NULL : la_rootless_flags());
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {

@@ -375,8 +375,8 @@ static inline void plan_entry_step(const Plan *plan, const Registry *r, const Pl
             "the update of %s%s%s needs an inverse root of a Gram matrix of weights, which is "
             "not %s",
             e->name[0], e->legs > 1 ? " and " : "", e->legs > 1 ? e->name[1] : "",
-            why & LA_NOT_FINITE ? "finite: the weights are too large; try a smaller learning rate"
-                                : "positive definite; raise --damping");
+            why & LA_INDEFINITE ? "positive definite; raise --damping"
+                                : "finite: the weights are too large; try a smaller learning rate");
 }
 
 /* Updates the layers of every tensor whose moments are held. Too little scratch is a recorded
