@@ -716,6 +716,38 @@ static void test_indefinite(void) {
     }
 }
 
+/* A power of two times the gradient changes no bit of a step, and one times a matrix no bit of its sign.
+   Of a Gram 4^k as large the root is 2^-k as large. */
+static void test_scale(void) {
+    for (int call = 0; call < CALLS; call++)
+        for (int k = -48; k <= 48; k += 24) {
+            Case c = small(call), e;
+            int gradient = call == MUON ? 1 : 2, gradients = call == MUON ? 1 : call <= OV ? 2 : 0;
+            int momentum = call == MUON ? 2 : 4;
+            for (int i = 0; i < gradients; i++) {
+                memset(c.b[momentum + i], 0, c.size[momentum + i] * sizeof(float));
+                for (size_t j = 0; j < c.size[gradient + i]; j++) /* exact in every power of two */
+                    c.b[gradient + i][j] =
+                        copysignf(0.01f, c.b[gradient + i][j]) * (float)(1 + j % 3);
+            }
+            e = case_copy(&c);
+            for (int i = 0; i < (gradients ? gradients : 1); i++)
+                for (size_t j = 0; j < c.size[gradients ? gradient + i : 0]; j++)
+                    e.b[gradients ? gradient + i : 0][j] *= ldexpf(1, call == ROOT ? 2 * k : k);
+            cm_options_set(c.o, "damping", "0.01");
+            int status = call == ROOT ? cm_inv_sqrt(c.b[0], c.d, 0.5f, c.o) : case_run(&c);
+            int scaled =
+                call == ROOT ? cm_inv_sqrt(e.b[0], e.d, ldexpf(0.5f, 2 * k), e.o) : case_run(&e);
+            size_t differ = 0;
+            for (size_t j = 0; j < c.size[0]; j++)
+                differ += c.b[0][j] != e.b[0][j] * ldexpf(1, call == ROOT ? k : 0);
+            check(!status && !scaled && !differ, "%s at 2^%d: %s, %zu elements differ",
+                  call_names[call], k, cm_strerror(scaled), differ);
+            case_free(&c);
+            case_free(&e);
+        }
+}
+
 /* A step without gradient, momentum and decay changes no bit, not even the sign of a zero. */
 static void test_idle(void) {
     for (int call = QK; call <= MUON; call++)
@@ -960,8 +992,8 @@ static void test_concurrency(void) {
 }
 
 static const Test tests[] = {
-    TEST(strerror),   TEST(options),      TEST(msign_compute), TEST(fixtures),   TEST(arguments),
-    TEST(indefinite), TEST(combinations), TEST(nonfinite),     TEST(idle),       TEST(bounds),
-    TEST(memory),     TEST(overrun),      TEST(thread_option), TEST(concurrency)};
+    TEST(strerror),   TEST(options), TEST(msign_compute), TEST(fixtures),      TEST(arguments),
+    TEST(indefinite), TEST(scale),   TEST(combinations),  TEST(nonfinite),     TEST(idle),
+    TEST(bounds),     TEST(memory),  TEST(overrun),       TEST(thread_option), TEST(concurrency)};
 
 int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }
