@@ -232,7 +232,7 @@ static int call_prepare(Call *c, Arena *arena, size_t scratch, void **block) {
 }
 
 /* Returns CM_EINTERNAL if the arena ran out, which a size from work_scratch rules out, and
-   CM_EINDEFINITE or CM_EOVERFLOW if a matrix had no inverse root. The copies are then unfinished. */
+   CM_EINDEFINITE or CM_EOVERFLOW if a matrix had no inverse root. The copies are then not done. */
 static int run(Work *work, const Job *job, Arena *arena) {
     work(job, arena);
     int why = la_rootless();

@@ -78,8 +78,8 @@ CM_API int cm_muon(float *w, const float *g, float *m, int rows, int cols, float
 /* x (rows, cols) <- its matrix sign U V^T. */
 CM_API int cm_msign(float *x, int rows, int cols, const cm_options *options);
 
-/* gram (n, n) <- (gram + damping I)^(-1/2), which must be positive definite, or zero: that counts as
-   1e-12 I. Of gram only the symmetric part is read. */
+/* gram (n, n) <- (gram + damping I)^(-1/2), which must be positive definite, or zero: that counts
+   as 1e-12 I. Of gram only the symmetric part is read. */
 CM_API int cm_inv_sqrt(float *gram, int n, float damping, const cm_options *options);
 
 #ifdef __cplusplus

@@ -85,14 +85,14 @@ la_vec_sqrt(s, n)                 s = sqrt(s)
 la_adamw(P, G, M, V, ..., w)      element-wise, see optim/adamw.h; w, if not NULL, receives P as
                                   floatX, the copy of element P.p[i] in w[i]
 la_eigh_rroot(R, G, a, p, S)      R = (G + a I)^(-p/2) by eigendecomposition; LA_ZERO I stands for a
-                                  G + a I of zero. Where G + a I is not positive definite, R is NaN,
-                                  and la_rootless tells. S is scratch, la_eigh_scratch(rows)
+                                  G + a I of zero. Where G + a I is not positive definite, R is
+                                  NaN, and la_rootless tells. S is scratch, la_eigh_scratch(rows)
                                   elements for each matrix
-la_definite(G, a, S)              prepares symmetric G for a root of G + a I: where that is zero, G =
-                                  LA_ZERO I; where that is not positive definite, G = NaN, and
+la_definite(G, a, S)              prepares symmetric G for a root of G + a I: where that is zero,
+                                  G = LA_ZERO I; where that is not positive definite, G = NaN, and
                                   la_rootless tells. S is scratch as above
-la_rootless()                     why matrices of la_definite and la_eigh_rroot had no root since this
-                                  thread asked last: 0, LA_INDEFINITE, LA_NOT_FINITE or both; a
+la_rootless()                     why matrices of la_definite and la_eigh_rroot had no root since
+                                  this thread asked last: 0, LA_INDEFINITE, LA_NOT_FINITE or both; a
                                   backend whose work is queued returns 0 and records a failure
                                   (device_check) itself
 la_fast(on)                       on: until la_fast(0) products may round their input to ten bits

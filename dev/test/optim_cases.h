@@ -110,12 +110,12 @@ static inline void run_invroot(Mat R, Mat G, double damping, double power, int w
     arena_end(&arena, "invroot");
 }
 
-/* The exponents of tests of scale: 2^k times a matrix, down to the smallest normal floats. Multiples of
-   8, so that roots of roots are exact too. */
+/* The exponents of tests of scale: 2^k times a matrix, down to the smallest normal floats.
+   Multiples of 8, so that roots of roots are exact too. */
 static const int scale_exponents[] = {-120, -104, -64, -32, -8, 8, 32, 64, 96};
 enum { SCALES = (int)(sizeof scale_exponents / sizeof scale_exponents[0]) };
 
-/* n numbers whose magnitudes are between 1 and 2, so that every power of two times them is exact. */
+/* n numbers of magnitudes from 1 to 2, so that every power of two times them is exact. */
 static inline floatM *near_one(size_t n) {
     floatM *x = take_m(n);
     for (size_t i = 0; i < n; i++) x[i] = (floatM)((normal() < 0 ? -1 : 1) * (1 + uniform()));

@@ -716,8 +716,8 @@ static void test_indefinite(void) {
     }
 }
 
-/* A power of two times the gradient changes no bit of a step, and one times a matrix no bit of its sign.
-   Of a Gram 4^k as large the root is 2^-k as large. */
+/* A power of two times the gradient changes no bit of a step, and one times a matrix no bit of its
+   sign. Of a Gram 4^k as large the root is 2^-k as large. */
 static void test_scale(void) {
     for (int call = 0; call < CALLS; call++)
         for (int k = -48; k <= 48; k += 24) {

@@ -557,8 +557,8 @@ static void test_root(void) {
     use_threads(2);
 }
 
-/* A power of two times X has the sign of X to the bit, by every table, in fp32 and in bf16, from the
-   smallest normal floats to norms that no float holds. */
+/* A power of two times X has the sign of X to the bit, by every table, in fp32 and in bf16, from
+   the smallest normal floats to norms that no float holds. */
 static void test_sign_scale(void) {
     const int all = (int)SHAPES + (int)BF16_SHAPES;
     for (int s = 0; s < all; s++)
@@ -582,8 +582,8 @@ static void test_sign_scale(void) {
 static const double root_powers[] = {1, 0.5, 0.25, 0.75, 1.5, 2, 0.6};
 static const char *const root_names[] = {"cans25", "cans12", "eigh"};
 
-/* The root of 2^k (G + damping I) is 2^(-k power/2) times that of G + damping I: to the bit where that
-   factor is a power of two, by every method. Grams are a k x k matrix that many roots share. */
+/* The root of 2^k (G + damping I) is 2^(-k power/2) times that of G + damping I: to the bit where
+   that factor is a power of two, by every method. */
 static void test_root_scale(void) {
     static const int sizes[] = {1, 2, 7, 24, 40};
     for (int s = 0; s < 5; s++)
@@ -621,8 +621,8 @@ static void test_root_scale(void) {
             }
 }
 
-/* A matrix that is not positive definite has no inverse root by any method, however small it is; nor
-   has one that is not finite. Zero has one, and so has every one of them with enough damping. */
+/* A matrix that is not positive definite has no inverse root by any method, however small it is;
+   nor has one that is not finite. Zero has one, and so have the others with enough damping. */
 static void test_rootless(void) {
     enum { K = 9, KK = K * K, NEGATIVE, ALL_NEGATIVE, SINGULAR, EMPTY_ROW, SPOILT, ZERO, END };
     for (int which = 0; which < 3; which++)

@@ -1394,8 +1394,8 @@ static void test_nothing(void) {
     release();
 }
 
-/* Every norm, ratio and root of a norm that rules take is exact for a power of two times its input, the
-   norm of the whole gradient and the factor of clipping too. */
+/* Every norm, ratio and root of a norm that rules take is exact for a power of two times its input,
+   the norm of the whole gradient and the factor of clipping too. */
 static void test_scale(void) {
     enum { ITEMS = 6, ROWS = 5, COLS = 9, N = ITEMS * ROWS * COLS };
     const floatM *x = near_one(N), *y = near_one(N);
@@ -1453,8 +1453,8 @@ static void test_scale(void) {
     release();
 }
 
-/* AdamW without eps: an element whose gradients were all zero stays, and the others move as with any
-   small eps. */
+/* AdamW without eps: an element whose gradients were all zero stays, and the others move as with
+   any small eps. */
 static void test_adam_without_eps(void) {
     OptimOptions o = default_options();
     o.adam_beta1 = 0.9;

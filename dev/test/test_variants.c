@@ -1432,7 +1432,7 @@ static void test_table(void) {
 }
 #undef AT
 
-/* The parameters after one step of a rule in one role, circuit with --circuit on, on gradients 2^k g. */
+/* The parameters after a step of a rule in one role, perhaps with --circuit on, on 2^k times g. */
 static floatM *step_at_scale(const RuleRole *role, const Rule *rule, int circuit, int k,
                              size_t *n) {
     char flags[512];
@@ -1456,9 +1456,9 @@ static floatM *step_at_scale(const RuleRole *role, const Rule *rule, int circuit
     return run.p;
 }
 
-/* A step does not see a power of two times the gradient. AdamW squares it, so its range is half of the
-   others'; without eps its definition has no scale either. The whitening of CM multiplies by numbers
-   below 1, which takes the last of the smallest floats' bits. */
+/* A step does not see a power of two times the gradient. AdamW squares it, so its range is half of
+   the others'; without eps its definition has no scale either. The whitening of CM multiplies by
+   numbers below 1, which takes the last of the smallest floats' bits. */
 static void check_scale_free(const RuleRole *role, const Rule *rule, int circuit) {
     int squares = (rule->traits & MOMENT_WITH_STATE) != 0, whitens = rule->step == cm_step;
     size_t n;

@@ -280,8 +280,8 @@ static inline void la_norms(floatM *s, Mat X, int group) {
              s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group)));
 }
 
-/* The two factors of 1 / sqrt(sum), see la_units. The norm is rounded to floatM before the division,
-   so the product has the bits of a quotient by a norm of la_norms. */
+/* The two factors of 1 / sqrt(sum), see la_units. The norm is rounded to floatM before the
+   division, so the product has the bits of a quotient by a norm of la_norms. */
 static inline void la_unit(floatM *power, floatM *rest, double sum) {
     double norm = sqrt(sum);
     int e = 0;
@@ -498,8 +498,8 @@ static inline void la_eigen(double **vectors, double **values, Mat G, int i, dou
     la_jacobi(a, *vectors, *values, n);
 }
 
-/* w (n) = w^(-power/2) of a matrix's eigenvalues; LA_ZERO stands for all of them if all are 0. If one
-   of them is not positive, all become NaN. Returns 0 or why there is no root. */
+/* w (n) = w^(-power/2) of a matrix's eigenvalues; LA_ZERO stands for all of them if all are 0. If
+   one of them is not positive, all become NaN. Returns 0 or why there is no root. */
 static inline int la_rroot_values(double *w, int n, double power) {
     double least = w[0], most = w[0];
     int why = 0;

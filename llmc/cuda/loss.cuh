@@ -21,7 +21,8 @@ __global__ static void __launch_bounds__(256)
     *z = from_float<floatX>(to_float(*z) * cap_factor<1>(to_float(*z), inverse));
 }
 
-/* 1 / softcap, at most the largest float, since 0 times infinity would be no logit; 0 for no cap. */
+/* 1 / softcap, at most the largest float, since 0 times infinity would be no logit; 0 for no cap.
+   */
 static inline float softcap_inverse(double softcap) {
     return softcap > 0 ? (float)fmin(1 / softcap, (double)FLT_MAX) : 0;
 }

@@ -108,8 +108,8 @@ struct CudaMachine {
     int gelu_fused;   /* GELU is computed in the product's epilogue wherever the library can */
     int la_fast;      /* products of linalg.cuh may round to TF32, see la_fast */
     double *la_parts; /* device memory for partial sums, see la_parts_memory */
-    /* Whether a matrix had no inverse root as it was not positive definite, and as it was not finite,
-       see la_rootless_flags; or NULL. */
+    /* Whether a matrix had no inverse root as it was not positive definite, and as it was not
+       finite, see la_rootless_flags; or NULL. */
     int *rootless;
 
     /* attention (attention.cuh, attention_choice.cuh, cudnn.cuh) */
@@ -133,8 +133,8 @@ struct CudaMachine {
 };
 inline CudaMachine cm_gpu;
 
-/* The message of the first failure since the program started, or NULL. What the device records itself
-   is seen from the next wait on. */
+/* The message of the first failure since the program started, or NULL. What the device records
+   itself is seen from the next wait on. */
 static inline const char *device_failure(void) {
     volatile int *rootless = cm_gpu.rootless;
     if (!cm_gpu.failure[0] && rootless && (rootless[0] || rootless[1])) {

@@ -5,8 +5,8 @@ norms that result:
 
     d = 1 / ||row of X||;  repeat: U = msign(d X), d <- d (target / ||row of U||^2)^power,
 
-target = cols / rows. Wide matrices are transposed. On square matrices Aurora is Muon. A row of zeros
-keeps d = 0; the paper's d = 1 / max(||row||, 1e-7) would depend on the scale of the gradient.
+target = cols / rows. Wide matrices are transposed. On square matrices Aurora is Muon. A row of
+zeros keeps d = 0; the paper's d = 1 / max(||row||, 1e-7) would depend on the scale of the gradient.
 */
 #ifndef CM_AURORA_H
 #define CM_AURORA_H

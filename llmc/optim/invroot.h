@@ -104,8 +104,8 @@ static inline void invroot_items(Mat root, Mat Y, const void *how, Arena *arena)
     if (Z.p != root.p) la_copy(root, Z);
 }
 
-/* The iteration cannot tell small eigenvalues from none and diverges on negative ones, so pivots tell
-   before it begins whether there is a root. */
+/* The iteration cannot tell small eigenvalues from none and diverges on negative ones, so pivots
+   tell before it begins whether there is a root. */
 static inline void invroot_coupled(Mat root, Mat gram, double damping, int steps, Arena *arena) {
     const InvrootWay way = {damping, steps};
     size_t mark = arena->used, room = (size_t)mat_count(gram) * la_eigh_scratch(gram.rows);

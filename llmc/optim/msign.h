@@ -1,6 +1,6 @@
 /*
-The matrix sign msign(X) = U V^T of the thin SVD X = U S V^T, by odd polynomials of degree five:
-A = X X^T, X <- P X, P = a I + b A + c A^2, started from X / ||X||_F. Zero stays zero. No norm is too
+The matrix sign msign(X) = U V^T of the thin SVD X = U S V^T, by odd polynomials of degree five: A =
+X X^T, X <- P X, P = a I + b A + c A^2, started from X / ||X||_F. Zero stays zero. No norm is too
 small or too large (la_units), so a power of two times X has the sign of X to the bit; the published
 ||X||_F + 1e-7 would make the sign of a small gradient small.
 

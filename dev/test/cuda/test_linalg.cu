@@ -674,7 +674,7 @@ static double eigen_error(const View *G, int item, const float *q, const float *
     return fmax(e == e ? e : INFINITY, sqrt(unit / k));
 }
 
-/* A matrix without an inverse root must have been recorded as a failure, which is then forgotten. */
+/* A matrix without an inverse root is recorded as a failure, which is then forgotten. */
 static void expect_failure(const char *words, const char *what, int k) {
     const char *failure = device_failure();
     check(failure && strstr(failure, words), "%s, %d x %d: \"%s\"", what, k, k,
@@ -954,8 +954,8 @@ template <typename T> static T *download(const T *from, size_t n) {
     return to;
 }
 
-/* The kernels do not see a power of two: units and norms as the CPU's, and signs, in fp32 and bf16, and
-   roots to the bit. */
+/* The kernels do not see a power of two: units and norms as the CPU's, and signs, in fp32 and bf16,
+   and roots to the bit. */
 static void test_scale(void) {
     static const int exponents[] = {-126, -120, -64, 64, 96, 126};
     enum { N = 2, K = 24, COLS = 70, SIZE = N * K * COLS };
@@ -994,8 +994,8 @@ static void test_scale(void) {
     forget();
 }
 
-/* Pivots tell a matrix that has no root, in shared memory and without, and the CPU agrees; items beside
-   it are left alone. */
+/* Pivots tell a matrix that has no root, in shared memory and without, and the CPU agrees; items
+   beside it are left alone. */
 static void test_definite(void) {
     static const int sizes[] = {1, 2, 17, 33, 130};
     static const char *const words[] = {"", "not positive definite", "not positive definite",
