@@ -47,6 +47,10 @@ const char *cm_strerror(int code) {
                "raise damping)";
     case CM_EINTERNAL:
         return "internal error of libcmuon (too little workspace); nothing was changed";
+    case CM_EINDEFINITE:
+        return "an inverse root was asked of a matrix that is not positive definite (of a Gram, or "
+               "of "
+               "the Gram of a head's weights); nothing was changed (raise damping)";
     }
     return "not an error code of libcmuon";
 }
@@ -227,11 +231,13 @@ static int call_prepare(Call *c, Arena *arena, size_t scratch, void **block) {
     return CM_OK;
 }
 
-/* Returns CM_EINTERNAL if the arena ran out, which a size from work_scratch rules out. The copies
-   are then unfinished. */
+/* Returns CM_EINTERNAL if the arena ran out, which a size from work_scratch rules out, and
+   CM_EINDEFINITE or CM_EOVERFLOW if a matrix had no inverse root. The copies are then not done. */
 static int run(Work *work, const Job *job, Arena *arena) {
     work(job, arena);
-    return arena->p ? CM_OK : CM_EINTERNAL;
+    int why = la_rootless();
+    if (!arena->p) return CM_EINTERNAL;
+    return why & LA_INDEFINITE ? CM_EINDEFINITE : why ? CM_EOVERFLOW : CM_OK;
 }
 
 /* Runs the work with `threads` threads, or with the caller's number if 0. OpenMP keeps that number

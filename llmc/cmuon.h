@@ -39,7 +39,8 @@ enum {
     CM_EOVERLAP = 10,    /* a buffer that is written overlaps another one */
     CM_ENONFINITE = 11,  /* NaN or infinity in a buffer */
     CM_EOVERFLOW = 12,   /* finite input, but the result would not be */
-    CM_EINTERNAL = 13    /* a mistake in this library */
+    CM_EINTERNAL = 13,   /* a mistake in this library */
+    CM_EINDEFINITE = 14  /* a matrix has no inverse root: it is not positive definite */
 };
 
 /* One sentence in English, for any number. The text is a constant. */
@@ -77,7 +78,8 @@ CM_API int cm_muon(float *w, const float *g, float *m, int rows, int cols, float
 /* x (rows, cols) <- its matrix sign U V^T. */
 CM_API int cm_msign(float *x, int rows, int cols, const cm_options *options);
 
-/* gram (n, n) <- (gram + damping I)^(-1/2). Of gram only the symmetric part is read. */
+/* gram (n, n) <- (gram + damping I)^(-1/2), which must be positive definite, or zero: that counts
+   as 1e-12 I. Of gram only the symmetric part is read. */
 CM_API int cm_inv_sqrt(float *gram, int n, float damping, const cm_options *options);
 
 #ifdef __cplusplus

@@ -209,7 +209,7 @@ static const Flag config_flags[] = {
     FLAG_BOOL("head-bias", head_bias, "off", "a bias on the logits"),
     FLAG_BOOL("tied", tied, "off", "embedding and head share one matrix"),
     FLAG_BOOL("embed-norm", embed_norm, "on", "normalise the embedding"),
-    FLAG_FLOAT("attn-scale", attn_scale, "0", 0, INFINITY,
+    FLAG_FLOAT("attn-scale", attn_scale, "0", 0, 1e6,
                "multiplies query-key products; 0: 1/sqrt(head-dim)"),
     FLAG_FLOAT("softcap", softcap, "15", 0, INFINITY,
                "logits become c z / sqrt(z^2 + c^2); 0: off"),
@@ -217,7 +217,7 @@ static const Flag config_flags[] = {
         "init", init, "speedrun", "gpt2|speedrun",
         "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
         "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head zero"),
-    FLAG_FLOAT("init-std", init_std, "0.02", 0, INFINITY,
+    FLAG_FLOAT("init-std", init_std, "0.02", 0, 1e6,
                "standard deviation of the initial weights with --init gpt2"),
 #undef ON_RESUME
 #define ON_RESUME RESUME_START
@@ -258,13 +258,13 @@ static const Flag config_flags[] = {
                "learning rate of an untied head; the default is that of adamw, another rule of "
                "--head brings its own"),
     FLAG_FLOAT("lr-scalar", lr_scalar, "0.01", 0, INFINITY, "learning rate of gains and biases"),
-    FLAG_FLOAT("weight-decay", weight_decay, "0", 0, INFINITY,
+    FLAG_FLOAT("weight-decay", weight_decay, "0", 0, 1e3,
                "decoupled weight decay of the blocks' matrices"),
-    FLAG_FLOAT("weight-decay-embed", weight_decay_embed, "0", 0, INFINITY,
+    FLAG_FLOAT("weight-decay-embed", weight_decay_embed, "0", 0, 1e3,
                "decoupled weight decay of the embeddings"),
-    FLAG_FLOAT("weight-decay-head", weight_decay_head, "0", 0, INFINITY,
+    FLAG_FLOAT("weight-decay-head", weight_decay_head, "0", 0, 1e3,
                "decoupled weight decay of an untied head"),
-    FLAG_FLOAT("weight-decay-scalar", weight_decay_scalar, "0", 0, INFINITY,
+    FLAG_FLOAT("weight-decay-scalar", weight_decay_scalar, "0", 0, 1e3,
                "decoupled weight decay of gains and biases"),
     FLAG_FLOAT("adam-beta1", optim.adam_beta1, "0.8", 0, 0.9999999,
                "AdamW: decay of the first moment"),

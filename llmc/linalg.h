@@ -8,6 +8,8 @@ operations (cpu/linalg.h, cuda/linalg.cuh); the formulas that use them exist onc
 
 #include "view.h"
 
+#include <float.h>
+
 /* Scratch memory. Rules take from it, and give back in stack order by setting `used` back to its
    earlier value.
 
@@ -67,18 +69,32 @@ la_symmetrize(X)                  X = (X + X^T) / 2 (square, dense)
 la_round_bf16(X)                  X = X rounded to bf16: to nearest, ties to even
 la_signum(X)                      X = the sign of every element: 1, -1, or 0 for 0
 la_norms(s, X, g)                 s = Frobenius norm over every g consecutive items
+la_units(s, X)                    s[i] s[n + i] = 1 / ||X_i||_F of n items, as two factors, because
+                                  the quotient may lie outside of floatM: a power of two, then the
+                                  rest. 0 and 0 for zero, NaN for an item that is not finite
+la_scale_units(X, s)              X_i = X_i s[i] s[n + i]
+la_vec_unit_roots(s, n)           s[i] = sqrt(s[i] s[n + i]), for i < n
 la_sum_squares(x, n)              sum of squares of n numbers, returned to the host
 la_scale(X, s, g)                 X = s X, one number for every g consecutive items
-la_vec_recip(s, n, floor)         s = 1 / max(s, floor)
-la_vec_rroot(s, n, a, b, p)       s = (a s^2 + b)^(-p/2)
+la_vec_recip(s, n)                s = 1 / s; 0 for 0
+la_vec_rroot(s, n, a, b, p)       s = x^(-p/2), x = a s^2 + b; where x is 0, LA_ZERO stands for it
 la_vec_damping(s, n, a, b, floor) s = b x + max(0, floor - x), x = a s^2
-la_vec_div(s, t, n, floor)        s = s / max(t, floor)
+la_vec_div(s, t, n)               s = s / t; 0 where t is 0
 la_vec_mul(s, n, a)               s = a s
 la_vec_sqrt(s, n)                 s = sqrt(s)
 la_adamw(P, G, M, V, ..., w)      element-wise, see optim/adamw.h; w, if not NULL, receives P as
                                   floatX, the copy of element P.p[i] in w[i]
-la_eigh_rroot(R, G, a, p, S)      R = (G + a I)^(-p/2) by eigendecomposition, clamped; S is scratch,
-                                  la_eigh_scratch(rows) elements for each matrix
+la_eigh_rroot(R, G, a, p, S)      R = (G + a I)^(-p/2) by eigendecomposition; LA_ZERO I stands for a
+                                  G + a I of zero. Where G + a I is not positive definite, R is
+                                  NaN, and la_rootless tells. S is scratch, la_eigh_scratch(rows)
+                                  elements for each matrix
+la_definite(G, a, S)              prepares symmetric G for a root of G + a I: where that is zero,
+                                  G = LA_ZERO I; where that is not positive definite, G = NaN, and
+                                  la_rootless tells. S is scratch as above
+la_rootless()                     why matrices of la_definite and la_eigh_rroot had no root since
+                                  this thread asked last: 0, LA_INDEFINITE, LA_NOT_FINITE or both; a
+                                  backend whose work is queued returns 0 and records a failure
+                                  (device_check) itself
 la_fast(on)                       on: until la_fast(0) products may round their input to ten bits
                                   (TF32) if the backend gains by that, and symmetric products need
                                   be symmetric only up to rounding. Returns whether products round.
@@ -94,8 +110,9 @@ la_root_iteration(R, G, a, ab, n, w)
                                   ab[n][2]; from step w on a matrix may stop early by LA_ROOT_DONE
 la_sign_run(Q, A, abc, n)         n steps of optim/msign.h on Grams A: Q = P_n ... P_1 with
                                   coefficients abc[n][3]; A may be overwritten
-la_sign_bf16(X, s, abc, n, arena) X_i = the n steps of optim/msign.h from s_i X_i, stored in bf16 as
-                                  msign_bf16 rounds; X dense; scratch is taken from the arena
+la_sign_bf16(X, s, abc, n, arena) X_i = the n steps of optim/msign.h from X_i / ||X_i||_F, stored in
+                                  bf16 as msign_bf16 rounds; s from la_units; X dense; scratch is
+                                  taken from the arena
 
 For the gauge connections and the controls:
 
@@ -115,20 +132,30 @@ la_vec_gauge(x, p, q, a, b, n, l, f)
 la_vec_moment(v, s, n, b, a)      v = b v + (1 - b) a s^2
 la_vec_root_recip(s, v, n, e)     s = 1 / (sqrt(v) + e)
 la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, LA_BALANCE_FLOOR))^p
+
+No quotient of these is infinite: past the largest floatM it is the largest floatM.
 */
 /* Element (i, j) of S. Plain: (L - R)_ij / (a_i + b_j). Partner: 1/2 (L_ij / a_i - R_ij / b_j).
    Relative: plain, after L and a are divided by sum a, and R and b by sum b; its scalar form is
    that of partner. */
 enum { LA_GAUGE_PLAIN, LA_GAUGE_PARTNER, LA_GAUGE_RELATIVE };
 
-/* The least number that is divided by or whose inverse root is taken, where no rule gives a
-   floor. */
-#define LA_FLOOR 1e-12
+/* An inverse root needs a number for zero, since weights may start at zero: it is the root of this
+   one. No number but zero is replaced, however small. */
+#define LA_ZERO 1e-12
 
-/* The coupled iteration divides by at least this norm, since a Gram may be zero. */
-#define LA_ROOT_NORM_FLOOR 1e-8
+/* Why a matrix has no inverse root, bits: it is not positive definite, or not finite. */
+enum { LA_INDEFINITE = 1, LA_NOT_FINITE = 2 };
 
-/* la_vec_balance divides by at least this squared norm of a row (Aurora, arXiv 2606.27715). */
+/* The largest floatM. */
+#define LA_LARGEST (sizeof(floatM) == 8 ? DBL_MAX : (double)FLT_MAX)
+
+/* A pivot or an eigenvalue counts as positive above this part of the matrix's diagonal or of its
+   largest eigenvalue: what rounding leaves of zero in a sum of n doubles. */
+#define LA_ROUNDING(N) ((N)*DBL_EPSILON)
+
+/* la_vec_balance divides by at least this squared norm of a row (Aurora, arXiv 2606.27715). The row
+   is one of a matrix sign, whose scale is 1. */
 #define LA_BALANCE_FLOOR 1e-14
 
 /* Cyclic Jacobi ends when the squares off the diagonal are this fraction of the squares on it: the

@@ -21,7 +21,6 @@ import numpy as np
 # ---------------------------------------------------------------------------------------------
 # Spectral sign: msign(X) = U V^T of the thin SVD X = U S V^T
 
-MSIGN_EPS = 1e-7  # the norm is clamped from below, not increased
 
 MSIGN = {  # one odd quintic X <- aX + (bA + cA^2)X, A = XX^T, per row
     "pe8": [  # Polar Express for s >= 1e-3 with its safety factor, to four decimals
@@ -52,7 +51,8 @@ def msign(x, method="pe8"):
         return (u * kept[..., None, :].astype(x.dtype)) @ vt
     if x.shape[-2] > x.shape[-1]:
         return transpose(msign(transpose(x), method))
-    x = x / np.maximum(norm(x), MSIGN_EPS)
+    size = norm(x)
+    x = x / np.where(size > 0, size, 1)
     for a, b, c in MSIGN[method]:
         gram = x @ transpose(x)
         x = a * x + (b * gram + c * (gram @ gram)) @ x

@@ -17,8 +17,10 @@ backend run on the emulator, where device memory is plain memory. They are compi
 /* The longest enumerations run one case in SPARSE. */
 #ifdef CM_CUDA
 enum { SPARSE = 5 };
+enum { LA_QUEUED = 1 }; /* work that is queued after a failure is not done */
 #else
 enum { SPARSE = 1 };
+enum { LA_QUEUED = 0 };
 #endif
 
 #ifdef CM_CUDA

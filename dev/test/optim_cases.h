@@ -110,6 +110,39 @@ static inline void run_invroot(Mat R, Mat G, double damping, double power, int w
     arena_end(&arena, "invroot");
 }
 
+/* The exponents of tests of scale: 2^k times a matrix, down to the smallest normal floats.
+   Multiples of 8, so that roots of roots are exact too. */
+static const int scale_exponents[] = {-120, -104, -64, -32, -8, 8, 32, 64, 96};
+enum { SCALES = (int)(sizeof scale_exponents / sizeof scale_exponents[0]) };
+
+/* n numbers of magnitudes from 1 to 2, so that every power of two times them is exact. */
+static inline floatM *near_one(size_t n) {
+    floatM *x = take_m(n);
+    for (size_t i = 0; i < n; i++) x[i] = (floatM)((normal() < 0 ? -1 : 1) * (1 + uniform()));
+    return x;
+}
+
+/* 2^k x */
+static inline floatM *times_power(const floatM *x, size_t n, int k) {
+    floatM *y = take_m(n);
+    for (size_t i = 0; i < n; i++) y[i] = (floatM)ldexp((double)x[i], k);
+    return y;
+}
+
+/* Why a matrix had no root since the last call, in words, and "" if all had one. On CUDA it is a
+   failure of the machine, which is forgotten. */
+static inline const char *why_rootless(void) {
+#ifdef CM_CUDA
+    static char why[ERR_LEN];
+    snprintf(why, sizeof why, "%s", device_failure() ? device_failure() : "");
+    cm_gpu.failure[0] = 0;
+    return why;
+#else
+    int why = la_rootless();
+    return why & LA_INDEFINITE ? "not positive definite" : why ? "not finite" : "";
+#endif
+}
+
 /* Runs a step in scratch of the size that was measured. */
 static inline void run_step_of(Step step) {
     Arena arena = arena_of(step_scratch(&step));

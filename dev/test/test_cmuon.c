@@ -521,9 +521,9 @@ static void test_options(void) {
 }
 
 static void test_strerror(void) {
-    for (int i = 0; i <= CM_EINTERNAL; i++) {
+    for (int i = 0; i <= CM_EINDEFINITE; i++) {
         int unlike = strlen(cm_strerror(i)) > 5;
-        for (int j = i + 1; j <= CM_EINTERNAL + 1; j++)
+        for (int j = i + 1; j <= CM_EINDEFINITE + 1; j++)
             unlike &= strcmp(cm_strerror(i), cm_strerror(j)) != 0;
         check(unlike, "the sentence of error %d: %s", i, cm_strerror(i));
     }
@@ -677,6 +677,75 @@ static void test_nonfinite(void) {
         check_refused(&c, CM_EOVERFLOW, "an overflow of the weights");
         case_free(&c);
     }
+}
+
+/* A matrix without an inverse root is refused by every method, in cm_inv_sqrt and as the Gram of a
+   head's weights (two equal rows), however small it is. Damping makes it a matrix with a root. */
+static void test_indefinite(void) {
+    static const char *const roots[] = {"cans25", "cans12", "eigh"};
+    static const float grams[][4] = {{1, 0, 0, -1}, {-1, 0, 0, -1}, {1, 1, 1, 1},
+                                     {1, 2, 2, 1},  {1, 0, 0, 0},   {0, 1, 1, 0}};
+    for (int root = 0; root < 3; root++) {
+        for (int i = 0; i < (int)(sizeof grams / sizeof *grams); i++)
+            for (int k = -120; k <= 100; k += 20) {
+                cm_options *o = cm_options_new();
+                float x[4], kept[4];
+                cm_options_set(o, "inv_root", roots[root]);
+                for (int j = 0; j < 4; j++) kept[j] = x[j] = ldexpf(grams[i][j], k);
+                int status = cm_inv_sqrt(x, 2, 0, o);
+                check(status == CM_EINDEFINITE && !memcmp(x, kept, sizeof x),
+                      "%s of matrix %d times 2^%d: %s", roots[root], i, k, cm_strerror(status));
+                status = cm_inv_sqrt(x, 2, ldexpf(3, k), o);
+                check(status == CM_OK, "%s of matrix %d times 2^%d, damped: %s", roots[root], i, k,
+                      cm_strerror(status));
+                cm_options_free(o);
+            }
+        for (int call = QK; call <= OV; call++) {
+            Case c = small(call);
+            cm_options_set(c.o, "inv_root", roots[root]);
+            cm_options_set(c.o, "damping", "0");
+            /* Buffer 1 is W_K, or 0 is W_V: rows of heads. Its first two rows become equal. */
+            float *w = c.b[call == QK ? 1 : 0];
+            memcpy(w + c.d, w, (size_t)c.d * sizeof *w);
+            check_refused(&c, CM_EINDEFINITE, "a singular partner");
+            cm_options_set(c.o, "damping", "0.01");
+            int status = case_run(&c);
+            check(status == CM_OK, "%s with damping: %s", call_names[call], cm_strerror(status));
+            case_free(&c);
+        }
+    }
+}
+
+/* A power of two times the gradient changes no bit of a step, and one times a matrix no bit of its
+   sign. Of a Gram 4^k as large the root is 2^-k as large. */
+static void test_scale(void) {
+    for (int call = 0; call < CALLS; call++)
+        for (int k = -48; k <= 48; k += 24) {
+            Case c = small(call), e;
+            int gradient = call == MUON ? 1 : 2, gradients = call == MUON ? 1 : call <= OV ? 2 : 0;
+            int momentum = call == MUON ? 2 : 4;
+            for (int i = 0; i < gradients; i++) {
+                memset(c.b[momentum + i], 0, c.size[momentum + i] * sizeof(float));
+                for (size_t j = 0; j < c.size[gradient + i]; j++) /* exact in every power of two */
+                    c.b[gradient + i][j] =
+                        copysignf(0.01f, c.b[gradient + i][j]) * (float)(1 + j % 3);
+            }
+            e = case_copy(&c);
+            for (int i = 0; i < (gradients ? gradients : 1); i++)
+                for (size_t j = 0; j < c.size[gradients ? gradient + i : 0]; j++)
+                    e.b[gradients ? gradient + i : 0][j] *= ldexpf(1, call == ROOT ? 2 * k : k);
+            cm_options_set(c.o, "damping", "0.01");
+            int status = call == ROOT ? cm_inv_sqrt(c.b[0], c.d, 0.5f, c.o) : case_run(&c);
+            int scaled =
+                call == ROOT ? cm_inv_sqrt(e.b[0], e.d, ldexpf(0.5f, 2 * k), e.o) : case_run(&e);
+            size_t differ = 0;
+            for (size_t j = 0; j < c.size[0]; j++)
+                differ += c.b[0][j] != e.b[0][j] * ldexpf(1, call == ROOT ? k : 0);
+            check(!status && !scaled && !differ, "%s at 2^%d: %s, %zu elements differ",
+                  call_names[call], k, cm_strerror(scaled), differ);
+            case_free(&c);
+            case_free(&e);
+        }
 }
 
 /* A step without gradient, momentum and decay changes no bit, not even the sign of a zero. */
@@ -923,8 +992,8 @@ static void test_concurrency(void) {
 }
 
 static const Test tests[] = {
-    TEST(strerror),     TEST(options),       TEST(msign_compute), TEST(fixtures), TEST(arguments),
-    TEST(combinations), TEST(nonfinite),     TEST(idle),          TEST(bounds),   TEST(memory),
-    TEST(overrun),      TEST(thread_option), TEST(concurrency)};
+    TEST(strerror),   TEST(options), TEST(msign_compute), TEST(fixtures),      TEST(arguments),
+    TEST(indefinite), TEST(scale),   TEST(combinations),  TEST(nonfinite),     TEST(idle),
+    TEST(bounds),     TEST(memory),  TEST(overrun),       TEST(thread_option), TEST(concurrency)};
 
 int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

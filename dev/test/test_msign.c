@@ -26,7 +26,7 @@ static double *plain_sign(const floatM *x, int rows, int cols, int which) {
         for (int c = 0; c < cols; c++)
             X[rows > cols ? c * n + r : r * n + c] = (double)x[r * cols + c];
     for (int i = 0; i < m * n; i++) sum += X[i] * X[i];
-    for (int i = 0; i < m * n; i++) X[i] /= fmax(sqrt(sum), MSIGN_EPS);
+    for (int i = 0; i < m * n; i++) X[i] /= sqrt(sum);
     for (int step = 0; step < table->steps; step++) {
         const double *k = table->abc[step];
         multiply(A, X, 0, X, 1, m, m, n);
@@ -49,10 +49,9 @@ static floatM *plain_rounded_sign(const floatM *x, int rows, int cols, int which
     Mat Y = mat_dense(take_m((size_t)rows * cols), 1, rows, cols);
     size_t m = (size_t)min_int(rows, cols);
     Arena arena = arena_of(2 * m * m + 64);
-    floatM s;
-    la_norms(&s, X, 1);
-    la_vec_recip(&s, 1, MSIGN_EPS);
-    la_scale(X, &s, 1);
+    floatM s[2];
+    la_units(s, X);
+    la_scale_units(X, s);
     if (rows > cols) {
         X = mat_t(X);
         Y = mat_t(Y);
@@ -167,8 +166,7 @@ static void test_accuracy(void) {
         }
 }
 
-/* The size of a matrix does not matter, except below the floor of the norm. The sign of zero is
-   zero. NaN and infinity stay visible. */
+/* The size of a matrix does not matter. The sign of zero is zero. NaN and infinity stay visible. */
 static void test_extremes(void) {
     static const double sizes[] = {1e-20, 1e-12, 1e20};
     for (int s = 0; s < SHAPES; s++) {
@@ -559,6 +557,108 @@ static void test_root(void) {
     use_threads(2);
 }
 
+/* A power of two times X has the sign of X to the bit, by every table, in fp32 and in bf16, from
+   the smallest normal floats to norms that no float holds. */
+static void test_sign_scale(void) {
+    const int all = (int)SHAPES + (int)BF16_SHAPES;
+    for (int s = 0; s < all; s++)
+        for (int which = 0; which < 4; which++) {
+            int bf16 = s >= SHAPES;
+            int rows = bf16 ? bf16_shapes[s - SHAPES][0] : shapes[s][0];
+            int cols = bf16 ? bf16_shapes[s - SHAPES][1] : shapes[s][1];
+            size_t n = (size_t)rows * cols;
+            const floatM *x = near_one(n), *sign = sign_in(x, 1, rows, cols, which, bf16);
+            for (int i = -1; i <= SCALES; i += SPARSE) {
+                int k = i < 0 ? -126 : i == SCALES ? 126 : scale_exponents[i];
+                const floatM *y = sign_in(times_power(x, n, k), 1, rows, cols, which, bf16);
+                check(!memcmp(y, sign, n * sizeof *y), "%s%s of %d x %d times 2^%d is off by %g",
+                      table_names[which], bf16 ? " in bf16" : "", rows, cols, k,
+                      relative_l2_md(y, to_double(sign, n), n, 1e-30));
+            }
+            release();
+        }
+}
+
+static const double root_powers[] = {1, 0.5, 0.25, 0.75, 1.5, 2, 0.6};
+static const char *const root_names[] = {"cans25", "cans12", "eigh"};
+
+/* The root of 2^k (G + damping I) is 2^(-k power/2) times that of G + damping I: to the bit where
+   that factor is a power of two, by every method. */
+static void test_root_scale(void) {
+    static const int sizes[] = {1, 2, 7, 24, 40};
+    for (int s = 0; s < 5; s++)
+        for (int which = 0; which < 3; which++)
+            for (int p = 0; p < COUNT_OF(root_powers); p++) {
+                int k = sizes[s], damped = (s + p) % 2;
+                size_t kk = (size_t)k * k;
+                double power = root_powers[p];
+                /* Multiples of 1/16, so that they stay exact; the diagonal dominates. */
+                floatM *G = take_m(kk), *root = take_m(kk);
+                for (int i = 0; i < k; i++)
+                    for (int j = i; j < k; j++)
+                        G[i * k + j] = G[j * k + i] =
+                            (floatM)(i == j ? 2 * k + i : nearbyint(16 * normal()) / 16);
+                run_invroot(mat_dense(root, 1, k, k), mat_dense(copy_of(G, kk), 1, k, k),
+                            damped ? 0.25 : 0, power, which);
+                check(!*why_rootless(), "%s of a definite matrix", root_names[which]);
+                for (int i = 0; i < SCALES; i += SPARSE) {
+                    int e = scale_exponents[i];
+                    floatM *r = take_m(kk);
+                    run_invroot(mat_dense(r, 1, k, k), mat_dense(times_power(G, kk, e), 1, k, k),
+                                damped ? ldexp(0.25, e) : 0, power, which);
+                    double off = 0, size = 0, back = pow(2, e * power / 2);
+                    for (size_t j = 0; j < kk; j++) {
+                        off = fmax(off, fabs((double)r[j] * back - (double)root[j]));
+                        size = fmax(size, fabs((double)root[j]));
+                    }
+                    /* pow of a double is not exact for other powers. */
+                    int exact = power == 1 || (which != ROOT_EIGH && power != 0.6);
+                    check(off <= (exact ? 0 : TOL(1e-6, 1e-14)) * size && !*why_rootless(),
+                          "%s, power %g, of %d x %d times 2^%d: off by %g", root_names[which],
+                          power, k, k, e, off / size);
+                }
+                release();
+            }
+}
+
+/* A matrix that is not positive definite has no inverse root by any method, however small it is;
+   nor has one that is not finite. Zero has one, and so have the others with enough damping. */
+static void test_rootless(void) {
+    enum { K = 9, KK = K * K, NEGATIVE, ALL_NEGATIVE, SINGULAR, EMPTY_ROW, SPOILT, ZERO, END };
+    for (int which = 0; which < 3; which++)
+        for (int p = 0; p < COUNT_OF(root_powers); p++)
+            for (int kind = NEGATIVE; kind < END; kind++)
+                for (int damped = 0; damped < 2; damped++)
+                    for (int e = -120; e <= 96; e += 72) {
+                        floatM *G = take_m(KK), *root = take_m(KK);
+                        for (int i = 0; i < KK; i++) {
+                            int diagonal = i % (K + 1) == 0;
+                            if (kind == SINGULAR) G[i] = 1; /* rank 1 */
+                            else G[i] = (floatM)(diagonal && kind != ZERO);
+                            if (kind == ALL_NEGATIVE) G[i] = -G[i];
+                        }
+                        if (kind == NEGATIVE) G[KK - 1] = (floatM)-0x1p-6;
+                        if (kind == EMPTY_ROW) G[KK - 1] = 0;
+                        if (kind == SPOILT) G[3] = G[3 * K] = (floatM)INFINITY;
+                        run_invroot(mat_dense(root, 1, K, K),
+                                    mat_dense(times_power(G, KK, e), 1, K, K),
+                                    damped ? ldexp(2, e) : 0, root_powers[p], which);
+                        const char *why = why_rootless();
+                        const char *expected = kind == SPOILT           ? "not finite"
+                                               : damped || kind == ZERO ? ""
+                                                                        : "not positive definite";
+                        check(*expected ? strstr(why, expected) != NULL : !*why,
+                              "%s, power %g, matrix %d times 2^%d, damped %d: \"%s\", not \"%s\"",
+                              root_names[which], root_powers[p], kind, e, damped, why, expected);
+                        /* CUDA does nothing more after a failure. */
+                        int nan = isnan((double)root[0]) != 0, failed = *expected != 0;
+                        check(nan == failed || (failed && LA_QUEUED),
+                              "%s, power %g, matrix %d: a root of %g", root_names[which],
+                              root_powers[p], kind, (double)root[0]);
+                        release();
+                    }
+}
+
 static void test_accuracy_forms(void) {
     for (add_free = 0; add_free < 2; add_free++) test_accuracy();
     add_free = 0;
@@ -569,16 +669,11 @@ static void test_same_bits_forms(void) {
     add_free = 0;
 }
 
-static const Test tests[] = {TEST(accuracy_forms),
-                             TEST(same_bits_forms),
-                             TEST(extremes),
-                             TEST(symmetric_product),
-                             TEST(root),
-                             TEST(bf16_rounding),
-                             TEST(bf16_step),
-                             TEST(bf16_accuracy),
-                             TEST(bf16_equivariance),
-                             TEST(bf16_extremes)};
+static const Test tests[] = {
+    TEST(accuracy_forms), TEST(same_bits_forms), TEST(extremes),      TEST(symmetric_product),
+    TEST(root),           TEST(sign_scale),      TEST(root_scale),    TEST(rootless),
+    TEST(bf16_rounding),  TEST(bf16_step),       TEST(bf16_accuracy), TEST(bf16_equivariance),
+    TEST(bf16_extremes)};
 
 int main(int argc, char **argv) {
     add_free = 0;

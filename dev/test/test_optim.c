@@ -288,7 +288,7 @@ static void test_products(void) {
         check(bad[i] <= (i == 4 ? TOL(5e-5, 1e-12) : TOL(1e-5, 1e-13)), "la_%s is off by %g",
               names[i], bad[i]);
 
-    /* la_eigh_rroot clamps eigenvalues from below by 1e-12, so a zero Gram has a finite root. */
+    /* LA_ZERO stands for zero, so a zero Gram has a finite root. */
     floatM zero[4] = {0}, root[4];
     la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 0, 1,
                   take_m(la_eigh_scratch(2)));
@@ -307,12 +307,12 @@ static void test_vectors(void) {
             check(relative_error((double)s[i], e_[i], 1e-30) < 1e-6 || (!e_[i] && !s[i]),          \
                   #CALL ": item %d is %g, not %g", i, (double)s[i], e_[i]);                        \
     } while (0)
-    ON_COPY(la_vec_recip(s, 4, 0.5), 0.25, 2, 2, 0.5);
+    ON_COPY(la_vec_recip(s, 4), 0.25, 0, 4, 0.5);
     ON_COPY(la_vec_rroot(s, 4, 3, 1, 1), 1 / 7.0, 1, 1 / sqrt(1.1875), 1 / sqrt(13.0));
     ON_COPY(la_vec_rroot(s, 4, 1, 0, 1), 0.25, 1e6, 4, 0.5);
     ON_COPY(la_vec_rroot(s, 4, 1, 0, 0.5), 0.5, 1e3, 2, sqrt(0.5));
     ON_COPY(la_vec_damping(s, 4, 0.5, 3, 1), 24, 1, 3 / 32.0 + 1 - 1 / 32.0, 6);
-    ON_COPY(la_vec_div(s, t, 4, 1), 2, 0, 0.25 / 8, 2);
+    ON_COPY(la_vec_div(s, t, 4), 2, 0, 0.25 / 8, 4);
     ON_COPY(la_vec_mul(s, 4, -3), -12, 0, -0.75, -6);
     ON_COPY(la_vec_sqrt(s, 4), 2, 0, 0.5, sqrt(2.0));
 #undef ON_COPY
@@ -1394,6 +1394,91 @@ static void test_nothing(void) {
     release();
 }
 
+/* Every norm, ratio and root of a norm that rules take is exact for a power of two times its input,
+   the norm of the whole gradient and the factor of clipping too. */
+static void test_scale(void) {
+    enum { ITEMS = 6, ROWS = 5, COLS = 9, N = ITEMS * ROWS * COLS };
+    const floatM *x = near_one(N), *y = near_one(N);
+    floatM one[9][ITEMS * ROWS], s[9][ITEMS * ROWS];
+    for (int i = -1; i < SCALES; i++) {
+        int k = i < 0 ? 0 : scale_exponents[i];
+        Mat X = mat_dense(times_power(x, N, k), ITEMS, ROWS, COLS);
+        Mat Y = mat_dense(copy_of(y, N), ITEMS, ROWS, COLS);
+        memset(s, 0, sizeof s);
+        la_norms(s[0], X, 1);
+        la_norms(s[1], mat_t(X), 2);
+        la_row_norms(s[2], X);
+        la_inner(s[3], X, Y, 1);
+        la_norms(s[4], X, 1);
+        la_vec_recip(s[4], ITEMS);
+        la_norms(s[5], X, 1);
+        la_vec_rroot(s[5], ITEMS, 0.25, 0, 1);
+        la_norms(s[6], Y, 1);
+        la_vec_div(s[6], s[0], ITEMS);
+        /* The scalar connections: <W, U> over ||W||^2. */
+        la_vec_gauge(s[7], s[3], s[2], s[0], s[0], ITEMS, 0, LA_GAUGE_PARTNER);
+        la_vec_gauge(s[8], s[3], s[2], s[0], s[0], ITEMS, 0, LA_GAUGE_PLAIN);
+        double norm = sqrt(la_sum_squares(X.p, N));
+        static double first;
+        static const int power[] = {1, 1, 1, 1, -1, -1, -1};
+        if (i < 0) first = norm;
+        if (i < 0) memcpy(one, s, sizeof s);
+        check(norm == ldexp(first, k) && 1 / norm == ldexp(1 / first, -k),
+              "the norm of a gradient times 2^%d", k);
+        for (int op = 0; op < 7; op++)
+            for (int j = 0; j < (op == 2 ? ITEMS * ROWS : ITEMS); j++)
+                check((double)s[op][j] == ldexp((double)one[op][j], power[op] * k),
+                      "operation %d, item %d, times 2^%d: %g from %g", op, j, k, (double)s[op][j],
+                      (double)one[op][j]);
+        /* p / a, with p 2^k and a 2^2k times as large, less q / b with an equal a. */
+        for (int j = 0; j < ITEMS; j++) {
+            double a = (double)s[0][j] * (double)s[0][j];
+            double p = (double)s[3][j], q = (double)s[2][j];
+            check(relative_error((double)s[7][j], (p / a - q / a) / 2, 1e-300) < TOL(1e-6, 1e-14) &&
+                      relative_error((double)s[8][j], (p - q) / (2 * a), 1e-300) < TOL(1e-6, 1e-14),
+                  "a scalar connection times 2^%d: %g, %g", k, (double)s[7][j], (double)s[8][j]);
+        }
+    }
+    /* Zero stays zero, in every quotient by it. */
+    floatM zero[2] = {0, 0}, ratio[2] = {0, 3};
+    la_vec_recip(zero, 2);
+    la_vec_div(ratio, zero, 2);
+    check(zero[0] == 0 && ratio[0] == 0 && ratio[1] == 0, "1/0 is %g, 0/0 %g, 3/0 %g",
+          (double)zero[0], (double)ratio[0], (double)ratio[1]);
+    /* A quotient that no float holds is the largest float, never infinity. */
+    floatM tiny[2] = {(floatM)(1 / LA_LARGEST / 16), (floatM)(1 / LA_LARGEST)};
+    la_vec_recip(tiny, 1);
+    check(isfinite((double)tiny[0]) && tiny[0] > 0, "1 over the smallest floats is %g",
+          (double)tiny[0]);
+    release();
+}
+
+/* AdamW without eps: an element whose gradients were all zero stays, and the others move as with
+   any small eps. */
+static void test_adam_without_eps(void) {
+    OptimOptions o = default_options();
+    o.adam_beta1 = 0.9;
+    o.adam_beta2 = 0.95;
+    floatM *w[2], *m[2], *v[2], *start = normals_m(40, 1), *g = normals_m(40, 1e-3);
+    for (int e = 0; e < 40; e += 3) g[e] = 0;
+    g[1] = (floatM)(sizeof(floatM) == 8 ? 1e-200 : 1e-30); /* its square is no floatM */
+    for (int i = 0; i < 2; i++) {
+        w[i] = copy_of(start, 40);
+        m[i] = take_m(40);
+        v[i] = take_m(40);
+        o.adam_eps = i ? 0 : 1e-30;
+        for (int step = 1; step <= 3; step++)
+            adamw_update(leg_of(mat_dense(w[i], 1, 5, 8), mat_dense(g, 1, 5, 8),
+                                mat_dense(m[i], 1, 5, 8), 0, 0),
+                         v[i], &o, 0.1, 0, 1, step);
+    }
+    for (int e = 0; e < 40; e++)
+        check(e % 3 == 0 || e == 1 ? w[1][e] == start[e]
+                                   : w[1][e] == w[0][e] && w[1][e] != start[e],
+              "AdamW without eps, element %d: %g from %g", e, (double)w[1][e], (double)start[e]);
+    release();
+}
+
 /* Muon's shape factors against numbers worked out by hand, and the size of an update. */
 static void test_muon_scale(void) {
     OptimOptions options = default_options();
@@ -1825,10 +1910,11 @@ static void test_operations(void) {
 }
 
 static const Test tests[] = {
-    TEST(operations),  TEST(fixtures),   TEST(msign),    TEST(invroot),      TEST(definition),
-    TEST(dial),        TEST(covariance), TEST(bounds),   TEST(equivariance), TEST(reductions),
-    TEST(invariances), TEST(optimality), TEST(momentum), TEST(gscale),       TEST(renorm),
-    TEST(nothing),     TEST(muon_scale), TEST(plan),     TEST(plan_cover),   TEST(schedules)};
+    TEST(operations),  TEST(fixtures),   TEST(msign),    TEST(invroot),          TEST(definition),
+    TEST(dial),        TEST(covariance), TEST(bounds),   TEST(equivariance),     TEST(reductions),
+    TEST(invariances), TEST(optimality), TEST(momentum), TEST(gscale),           TEST(renorm),
+    TEST(nothing),     TEST(muon_scale), TEST(scale),    TEST(adam_without_eps), TEST(plan),
+    TEST(plan_cover),  TEST(schedules)};
 
 int main(int argc, char **argv) {
     char err[ERR_LEN] = "";

@@ -7,6 +7,7 @@ that are refused.
 The program is built with float and with double. TOL(f, d) is f in the first and d in the second.
 */
 #include "optim_cases.h"
+#include "values.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* A small model with a plan                                                                      */
@@ -1431,6 +1432,72 @@ static void test_table(void) {
 }
 #undef AT
 
+/* The parameters after a step of a rule in one role, perhaps with --circuit on, on 2^k times g. */
+static floatM *step_at_scale(const RuleRole *role, const Rule *rule, int circuit, int k,
+                             size_t *n) {
+    char flags[512];
+    snprintf(flags, sizeof flags,
+             "--layers 2 --width 24 --heads 4 --kv-heads 2 --head-dim 8 --seq-len 10 --pos learned "
+             "--tied off --init gpt2 --adam-eps 0 %s %s %s",
+             role->flag, rule->flag, circuit ? "--circuit on" : "");
+    Run run = run_of(flags);
+    for (int i = 0; i < run.plan.n; i++)
+        if (!strstr(role->entries, run.plan.e[i].name[0])) run.plan.e[i].lr = 0;
+    *n = run.r.size[SLOT_PARAM];
+    draw_for("step_at_scale");
+    for (size_t i = 0; i < *n; i++) run.p[i] = (floatM)(0.3 * normal());
+    run.g = times_power(near_one(*n), *n, k);
+    for (int i = 0; i < TENSORS; i++) { /* the vocabulary's padding has none */
+        const Tensor *t = &run.r.t[i];
+        for (size_t j = (size_t)t->used_rows * t->cols; t->layers == 1 && j < t->size; j++)
+            run.g[t->slot[SLOT_GRAD].at + j] = 0;
+    }
+    run_step(&run, 1);
+    return run.p;
+}
+
+/* A step does not see a power of two times the gradient. AdamW squares it, so its range is half of
+   the others'; without eps its definition has no scale either. The whitening of CM multiplies by
+   numbers below 1, which takes the last of the smallest floats' bits. */
+static void check_scale_free(const RuleRole *role, const Rule *rule, int circuit) {
+    int squares = (rule->traits & MOMENT_WITH_STATE) != 0, whitens = rule->step == cm_step;
+    size_t n;
+    const floatM *start = step_at_scale(role, rule, circuit, 0, &n);
+    for (int i = 0; i < SCALES; i += SPARSE) {
+        int k = scale_exponents[i] / (squares ? 2 : 1);
+        const floatM *p = step_at_scale(role, rule, circuit, k, &n);
+        double e = distance(p, start, n), bound = whitens && k < -100 ? TOL(1e-6, 0) : 0;
+        check(e <= bound, "%s %s%s: 2^%d times the gradient changes the weights by %g", role->flag,
+              rule->flag, circuit ? " --circuit on" : "", k, e);
+    }
+    release();
+}
+
+static void test_scale(void) {
+    each_rule(check_scale_free);
+    /* Every option of CM, the connections and the projections of the momentum too. */
+    for (int i = 0; i < CASES; i++)
+        for (int variant = i % SPARSE; variant < VARIANTS; variant += SPARSE) {
+            LegShape s = cases[i];
+            OptimOptions o = variant_of(variant);
+            char err[ERR_LEN];
+            if (optim_check(&o, s.output, s.H, s.S, err)) continue;
+            Legs p = legs_of(s), one;
+            for (int leg = 0; leg < 2; leg++) p.G[leg] = near_one(p.n[leg]);
+            one = legs_copy(&p);
+            legs_step(&one, &o, 0.1, 0);
+            for (int k = -80; k <= 80; k += 160) {
+                Legs q = legs_copy(&p);
+                for (int leg = 0; leg < 2; leg++) q.G[leg] = times_power(p.G[leg], p.n[leg], k);
+                legs_step(&q, &o, 0.1, 0);
+                double e = legs_distance(q.W, one.W, p.n);
+                check(e == 0, "variant %d, %s: 2^%d times the gradient changes the weights by %g",
+                      variant, describe(&o, s), k, e);
+            }
+            release();
+        }
+}
+
 /* The parameters after two steps of a rule on a model. */
 static floatM *steps_of(const char *rule, int heads, int kv_heads, size_t *n) {
     char flags[256];
@@ -1762,6 +1829,7 @@ static const Test tests[] = {TEST(operations),
                              TEST(refusals),
                              TEST(groups),
                              TEST(table),
+                             TEST(scale),
                              TEST(head_group),
                              TEST(lion),
                              TEST(rates)};

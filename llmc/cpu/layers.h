@@ -14,6 +14,8 @@ of their own.
 #include "gemm.h"
 #include "simd.h"
 
+#include <float.h>
+
 /* The calling thread's part [lo, hi) of n items, inside a parallel region. */
 static inline void thread_part(size_t n, size_t *lo, size_t *hi) {
 #ifdef _OPENMP
@@ -82,6 +84,12 @@ static inline void embed_backward(floatM *dwte, floatM *dwpe, const floatX *dx, 
     }
 }
 
+/* 1 / sqrt(mean square + eps); 0 for a row of zeros without eps, whose norm is zeros. */
+static inline floatM norm_rstd(double mean_square, double eps) {
+    double x = mean_square + eps;
+    return (floatM)(x == 0 ? 0 : 1.0 / sqrt(x));
+}
+
 /* y (N,C) = gain (x - mean) rstd + bias with rstd = 1 / sqrt(mean((x - mean)^2) + eps). RMSNorm
    has mean = 0 and no bias. If delta is not NULL, x = residual + delta, which is written to
    x_out (may be residual). mean and rstd (N) are kept for the backward pass. */
@@ -108,7 +116,7 @@ static inline void norm_forward(floatX *y, floatM *mean, floatM *rstd, floatX *x
         }
 #pragma omp simd reduction(+ : s)
         for (int c = 0; c < C; c++) s += (x[c] - m) * (x[c] - m);
-        floatM r = (floatM)(1.0 / sqrt((double)s / C + eps));
+        floatM r = norm_rstd((double)s / C, eps);
         if (bias)
             for (int c = 0; c < C; c++) row[c] = gain[c] * ((x[c] - m) * r) + bias[c];
         else
@@ -215,7 +223,7 @@ static inline void qk_forward(floatX *qkv, floatM *rstd, const floatM *cosine, c
                 floatM s = 0;
 #pragma omp simd reduction(+ : s)
                 for (int i = 0; i < HS; i++) s += x[i] * x[i];
-                floatM r = (floatM)(1.0 / sqrt((double)s / HS + eps));
+                floatM r = norm_rstd((double)s / HS, eps);
                 for (int i = 0; i < HS; i++) x[i] *= r;
                 rstd[(size_t)n * heads + h] = r;
             }
@@ -366,12 +374,12 @@ static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const
 /* Caps logits (N,Vp) in place, columns [0, V): z becomes c z / sqrt(z^2 + c^2). c = 0 means no
    cap. */
 static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double softcap) {
-    floatM c = (floatM)softcap;
     if (softcap <= 0) return;
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         floatX *z = logits + (size_t)n * Vp;
-        for (int v = 0; v < V; v++) z[v] = (floatX)(c * z[v] / sqrt((double)(z[v] * z[v] + c * c)));
+        for (int v = 0; v < V; v++)
+            z[v] = (floatX)(softcap * ((double)z[v] / hypot((double)z[v], softcap)));
     }
 }
 
@@ -381,7 +389,7 @@ static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double 
    their gradient is 0. */
 static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V,
                               int Vp, double softcap, double scale) {
-    floatM inverse = softcap > 0 ? (floatM)(1 / softcap) : 0;
+    floatM inverse = softcap > 0 ? (floatM)fmin(1 / softcap, (double)FLT_MAX) : 0;
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         floatX *z = logits + (size_t)n * Vp;

@@ -280,6 +280,27 @@ static inline void la_norms(floatM *s, Mat X, int group) {
              s[i] = (floatM)sqrt(la_squares(X, i * group, (i + 1) * group)));
 }
 
+/* The two factors of 1 / sqrt(sum), see la_units. The norm is rounded to floatM before the
+   division, so the product has the bits of a quotient by a norm of la_norms. */
+static inline void la_unit(floatM *power, floatM *rest, double sum) {
+    double norm = sqrt(sum);
+    int e = 0;
+    if (!(norm > 0) || isinf(norm)) {
+        *power = *rest = norm == 0 ? 0 : (floatM)NAN;
+        return;
+    }
+    double mantissa = (double)(floatM)frexp(norm, &e);
+    *power = (floatM)ldexp(1, -(e / 2));
+    *rest = (floatM)ldexp(1 / mantissa, e / 2 - e);
+}
+
+static inline void la_units(floatM *s, Mat X) {
+    if (!s || !X.p) return;
+    X = la_upright(X);
+    int n = mat_count(X);
+    LA_ITEMS(la_wide(mat_size(X)), n, la_unit(&s[i], &s[n + i], la_squares(X, i, i + 1)));
+}
+
 /* Sum of squares of n numbers in double, in 256 fixed pieces, so that the result does not depend
    on the number of threads. */
 static inline double la_sum_squares(const floatM *x, size_t n) {
@@ -304,6 +325,17 @@ static inline void la_scale(Mat X, const floatM *s, int group) {
     if (!X.p || !s) return;
     X = la_upright(X);
     LA_ROWS(X, la_scale_row(la_row(X, i, r), s[i / group], X.cols));
+}
+
+static inline void la_scale_units_row(floatM *x, floatM power, floatM rest, int cols) {
+    for (int c = 0; c < cols; c++) x[c] = x[c] * power * rest;
+}
+
+static inline void la_scale_units(Mat X, const floatM *s) {
+    if (!X.p || !s) return;
+    X = la_upright(X);
+    const int n = mat_count(X);
+    LA_ROWS(X, la_scale_units_row(la_row(X, i, r), s[i], s[n + i], X.cols));
 }
 
 /* Rounds to bf16, the upper half of a float: to nearest, ties to even. A NaN stays NaN. */
@@ -335,17 +367,22 @@ static inline void la_signum(Mat X) {
     LA_ROWS(X, la_signum_row(la_row(X, i, r), X.cols));
 }
 
-static inline void la_vec_recip(floatM *s, int n, double floor) {
+/* x / y; 0 where y is 0, and the largest floatM where the quotient is larger. */
+static inline floatM la_quotient(double x, double y) {
+    double q = y == 0 ? 0 : x / y;
+    return (floatM)(q > LA_LARGEST ? LA_LARGEST : q);
+}
+
+static inline void la_vec_recip(floatM *s, int n) {
     if (!s) return;
-    for (int i = 0; i < n; i++)
-        s[i] = (floatM)(1.0 / ((double)s[i] > floor ? (double)s[i] : floor));
+    for (int i = 0; i < n; i++) s[i] = la_quotient(1, (double)s[i]);
 }
 
 static inline void la_vec_rroot(floatM *s, int n, double a, double b, double power) {
     if (!s) return;
     for (int i = 0; i < n; i++) {
         double x = a * (double)s[i] * (double)s[i] + b;
-        s[i] = (floatM)pow(1.0 / sqrt(x > LA_FLOOR ? x : LA_FLOOR), power);
+        s[i] = la_quotient(pow(1.0 / sqrt(x == 0 ? LA_ZERO : x), power), 1);
     }
 }
 
@@ -357,10 +394,9 @@ static inline void la_vec_damping(floatM *s, int n, double a, double b, double f
     }
 }
 
-static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
+static inline void la_vec_div(floatM *s, const floatM *t, int n) {
     if (!s || !t) return;
-    for (int i = 0; i < n; i++)
-        s[i] = (floatM)((double)s[i] / ((double)t[i] > floor ? (double)t[i] : floor));
+    for (int i = 0; i < n; i++) s[i] = la_quotient((double)s[i], (double)t[i]);
 }
 
 static inline void la_vec_mul(floatM *s, int n, double a) {
@@ -371,6 +407,11 @@ static inline void la_vec_mul(floatM *s, int n, double a) {
 static inline void la_vec_sqrt(floatM *s, int n) {
     if (!s) return;
     for (int i = 0; i < n; i++) s[i] = (floatM)sqrt((double)s[i]);
+}
+
+static inline void la_vec_unit_roots(floatM *s, int n) {
+    if (!s) return;
+    for (int i = 0; i < n; i++) s[i] = (floatM)sqrt((double)s[i] * (double)s[n + i]);
 }
 
 /* One element-wise AdamW step of P. optim/adamw.h defines the constants. */
@@ -389,7 +430,8 @@ static inline void la_adamw(Mat P, Mat G, Mat M, Mat V, double gscale, double be
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                p[c] = shrink * p[c] - step * m[c] / (CM_SQRT(v[c]) * correct + e);
+                floatM d = CM_SQRT(v[c]) * correct + e;
+                p[c] = shrink * p[c] - (d == 0 ? 0 : step * m[c] / d);
             }
             if (copy) memcpy(copy + (p - P.p), p, (size_t)P.cols * sizeof *p);
         }
@@ -456,14 +498,81 @@ static inline void la_eigen(double **vectors, double **values, Mat G, int i, dou
     la_jacobi(a, *vectors, *values, n);
 }
 
+/* w (n) = w^(-power/2) of a matrix's eigenvalues; LA_ZERO stands for all of them if all are 0. If
+   one of them is not positive, all become NaN. Returns 0 or why there is no root. */
+static inline int la_rroot_values(double *w, int n, double power) {
+    double least = w[0], most = w[0];
+    int why = 0;
+    for (int k = 0; k < n; k++) {
+        if (!isfinite(w[k])) why = LA_NOT_FINITE;
+        least = w[k] < least ? w[k] : least;
+        most = w[k] > most ? w[k] : most;
+    }
+    int zero = least == 0 && most == 0;
+    if (!why && !zero && !(least > LA_ROUNDING(n) * most)) why = LA_INDEFINITE;
+    for (int k = 0; k < n; k++) w[k] = why ? NAN : pow(1 / sqrt(zero ? LA_ZERO : w[k]), power);
+    return why;
+}
+
+static inline int la_rootless(void) {
+    int why = cm_cpu_rootless;
+    cm_cpu_rootless = 0;
+    return why;
+}
+
+/* Whether G + damping I of item i, of which the upper triangle is read, has an inverse root: 0, or
+   why not; *zero is set if it is zero. a is scratch for rows^2 doubles. The pivots of Gauss's
+   elimination are positive if and only if the matrix is positive definite. */
+static inline int la_pivots(Mat G, int i, double damping, double *a, int *zero) {
+    int n = G.rows, finite = 1;
+    *zero = 1;
+    for (int r = 0; r < n; r++)
+        for (int c = r; c < n; c++) {
+            double x = a[r * n + c] = (double)la_row(G, i, r)[c] + (r == c ? damping : 0);
+            *zero &= x == 0;
+            finite &= isfinite(x) != 0;
+        }
+    if (!finite) return LA_NOT_FINITE;
+    if (*zero) return 0;
+    for (int j = 0; j < n; j++) {
+        const double *row = a + (size_t)j * n;
+        double own = (double)la_row(G, i, j)[j] + damping;
+        if (!(row[j] > LA_ROUNDING(n) * own)) return LA_INDEFINITE;
+        for (int r = j + 1; r < n; r++) {
+            double factor = row[r] / row[j], *below = a + (size_t)r * n;
+#pragma omp simd
+            for (int c = r; c < n; c++) below[c] -= factor * row[c];
+        }
+    }
+    return 0;
+}
+
+/* The iteration adds the damping in floatM, so the pivots do too. */
+static inline void la_definite(Mat G, double damping, floatM *scratch) {
+    if (!G.p || !scratch) return;
+    int n = G.rows, all = 0;
+    damping = (double)(floatM)damping;
+#pragma omp parallel for reduction(| : all)
+    for (int i = 0; i < mat_count(G); i++) {
+        size_t at = (size_t)i * la_eigh_scratch(n);
+        int zero, why = la_pivots(G, i, damping, (double *)(void *)(scratch + at), &zero);
+        all |= why;
+        for (int r = 0; r < n && (why || zero); r++)
+            for (int c = 0; c < n; c++)
+                la_row(G, i, r)[c] = why ? (floatM)NAN : (floatM)(r == c ? LA_ZERO : 0);
+    }
+    cm_cpu_rootless |= all;
+}
+
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
     if (!R.p || !G.p || !scratch) return;
-    int n = G.rows;
-#pragma omp parallel for
+    int n = G.rows, all = 0;
+    damping = (double)(floatM)damping;
+#pragma omp parallel for reduction(| : all)
     for (int i = 0; i < mat_count(G); i++) {
         double *v, *w;
         la_eigen(&v, &w, G, i, damping, scratch + (size_t)i * la_eigh_scratch(n));
-        for (int k = 0; k < n; k++) w[k] = pow(1 / sqrt(w[k] > LA_FLOOR ? w[k] : LA_FLOOR), power);
+        all |= la_rroot_values(w, n, power);
         for (int r = 0; r < n; r++)
             for (int c = 0; c < n; c++) {
                 double sum = 0;
@@ -471,6 +580,7 @@ static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, flo
                 la_row(R, i, r)[c] = (floatM)sum;
             }
     }
+    cm_cpu_rootless |= all;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -568,7 +678,8 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
                 floatM g = k * gradient[c];
                 m[c] = b1 * m[c] + (1 - b1) * g;
                 v[c] = b2 * v[c] + (1 - b2) * g * g;
-                u[c] = size * m[c] / (CM_SQRT(v[c]) * correct + e);
+                floatM d = CM_SQRT(v[c]) * correct + e;
+                u[c] = d == 0 ? 0 : size * m[c] / d;
             }
         }
 }
@@ -639,7 +750,7 @@ static inline void la_vec_gauge(floatM *x, const floatM *l, const floatM *r, con
         double a = (double)norm_a[i] * (double)norm_a[i] + damping;
         double b = (double)norm_b[i] * (double)norm_b[i] + damping;
         double p = (double)l[i], q = (double)r[i], sum = a + b;
-        if (form == LA_GAUGE_PLAIN) x[i] = (floatM)((p - q) / (sum < LA_FLOOR ? LA_FLOOR : sum));
+        if (form == LA_GAUGE_PLAIN) x[i] = (floatM)(sum == 0 ? 0 : (p - q) / sum);
         else x[i] = (floatM)(0.5 * ((a == 0 ? 0 : p / a) - (b == 0 ? 0 : q / b)));
     }
 }
@@ -659,8 +770,8 @@ static inline void la_vec_balance(floatM *s, const floatM *t, int n, double targ
     if (!s || !t) return;
     for (int i = 0; i < n; i++) {
         double square = (double)t[i] * (double)t[i];
-        s[i] *=
-            (floatM)pow(target / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square), power);
+        double ratio = target / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square);
+        s[i] = la_quotient((double)s[i] * (double)la_quotient(pow(ratio, power), 1), 1);
     }
 }
 

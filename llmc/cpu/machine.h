@@ -60,6 +60,7 @@ typedef struct {
 
 CM_STATE CpuMachine cm_cpu = {.failure = "", .compute = COMPUTE_FP32, .once = PTHREAD_ONCE_INIT};
 CM_STATE __thread GemmScratch *cm_cpu_scratch; /* this thread's, NULL before its first use */
+CM_STATE __thread int cm_cpu_rootless;         /* what la_rootless returns to this thread */
 
 /* The message of the first failure since the program started, or NULL. */
 static inline const char *device_failure(void) { return cm_cpu.failure[0] ? cm_cpu.failure : NULL; }

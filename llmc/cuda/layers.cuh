@@ -63,7 +63,7 @@ __global__ static void __launch_bounds__(256)
         }
         if (qk_norm) {
             for (int i = G / 2; i > 0; i /= 2) s += __shfl_xor_sync(FULL_WARP, s, i);
-            r = rsqrtf(s * inverse + eps);
+            r = norm_rstd(s * inverse, eps);
             if (h < heads && lane == 0) rstd[(size_t)n * heads + h] = r;
         }
         UNROLLED_FOR (int v = 0; v < V; v++) {

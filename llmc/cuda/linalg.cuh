@@ -339,6 +339,14 @@ struct LaAddScaled {
         y[0] += a * s[item / group] * y[1];
     }
 };
+struct LaScaleUnits {
+    enum { N = 1, READS = 1, WRITES = 1, NEED = LA_BY_ITEM };
+    const float *s;
+    unsigned items;
+    __device__ void operator()(float *y, unsigned item, int, int) const {
+        y[0] = y[0] * s[item] * s[items + item];
+    }
+};
 struct LaScaleRows {
     enum { N = 2, READS = 2, WRITES = 1, NEED = LA_BY_ROW };
     const float *s;
@@ -370,7 +378,7 @@ template <int APPLY> struct LaAdam {
     floatX *copy; /* or NULL */
     __device__ void operator()(float *y, unsigned, int, int) const {
         float g = scale * y[1], m = b1 * y[2] + (1 - b1) * g, v = b2 * y[3] + (1 - b2) * g * g;
-        float step = rate * m / (sqrtf(v) * root + eps);
+        float d = sqrtf(v) * root + eps, step = d == 0 ? 0 : rate * m / d;
         y[2] = m;
         y[3] = v;
         y[0] = APPLY ? keep * y[0] - step : step;
@@ -400,6 +408,12 @@ static inline void la_scale(Mat X, const floatM *s, int group) {
     if (!s) return;
     Mat m[1] = {X};
     la_map(LaScale{s, (unsigned)group}, m);
+}
+
+static inline void la_scale_units(Mat X, const floatM *s) {
+    if (!s) return;
+    Mat m[1] = {X};
+    la_map(LaScaleUnits{s, (unsigned)mat_count(X)}, m);
 }
 
 static inline void la_add_scaled(Mat Y, double a, const floatM *s, Mat X, int group) {
@@ -442,7 +456,7 @@ static inline void la_adam(Mat U, Mat G, Mat M, Mat V, double gscale, double bet
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Sums in double: a block sums every `pieces`-th tile of a group, then one block for each group
-   sums the pieces. */
+   sums the pieces. F says what a term is, and stores the result of each group. */
 
 enum { LA_PARTS = 4096 }; /* doubles in cm_gpu.la_parts */
 
@@ -455,12 +469,23 @@ static inline double *la_parts_memory(void) {
 struct LaNorm {
     enum { N = 1, READS = 1 };
     __device__ static double term(const float *x) { return (double)x[0] * (double)x[0]; }
-    __device__ static float end(double sum) { return (float)sqrt(sum); }
+    __device__ static void end(float *s, unsigned group, unsigned, double sum) {
+        s[group] = (float)sqrt(sum);
+    }
+};
+struct LaUnits {
+    enum { N = 1, READS = 1 };
+    __device__ static double term(const float *x) { return (double)x[0] * (double)x[0]; }
+    __device__ static void end(float *s, unsigned group, unsigned groups, double sum) {
+        la_unit(&s[group], &s[groups + group], sum);
+    }
 };
 struct LaInner {
     enum { N = 2, READS = 3 };
     __device__ static double term(const float *x) { return (double)x[0] * (double)x[1]; }
-    __device__ static float end(double sum) { return (float)sum; }
+    __device__ static void end(float *s, unsigned group, unsigned, double sum) {
+        s[group] = (float)sum;
+    }
 };
 
 template <class F, int MODE>
@@ -483,7 +508,7 @@ __global__ static void la_fold_kernel(float *s, double *parts, LaWalk<F::N> w, u
     sum = block_sum(sum, sums);
     if (threadIdx.x) return;
     if (pieces > 1) parts[blockIdx.x] = sum;
-    else s[group] = F::end(sum);
+    else F::end(s, group, gridDim.x / pieces, sum);
 }
 
 template <class F>
@@ -493,7 +518,7 @@ __global__ static void la_fold_end_kernel(float *s, const double *parts, unsigne
     for (unsigned i = threadIdx.x; i < pieces; i += blockDim.x)
         sum += parts[blockIdx.x * pieces + i];
     sum = block_sum(sum, sums);
-    if (!threadIdx.x) s[blockIdx.x] = F::end(sum);
+    if (!threadIdx.x) F::end(s, blockIdx.x, gridDim.x, sum);
 }
 
 template <class F> static inline void la_fold(float *s, Mat (&m)[F::N], int group) {
@@ -519,6 +544,11 @@ template <class F> static inline void la_fold(float *s, Mat (&m)[F::N], int grou
 static inline void la_norms(floatM *s, Mat X, int group) {
     Mat m[1] = {X};
     la_fold<LaNorm>(s, m, group);
+}
+
+static inline void la_units(floatM *s, Mat X) {
+    Mat m[1] = {X};
+    la_fold<LaUnits>(s, m, 1);
 }
 
 static inline void la_inner(floatM *s, Mat X, Mat Y, int group) {
@@ -607,10 +637,17 @@ typedef enum {
     LA_DIV,
     LA_MUL,
     LA_SQRT_OF,
+    LA_UNIT_ROOTS,
     LA_MOMENT,
     LA_ROOT_RECIP,
     LA_BALANCE
 } LaVectorOp;
+
+/* x / y; 0 where y is 0, and the largest floatM where the quotient is larger. */
+__device__ static inline float la_quotient(double x, double y) {
+    double q = y == 0 ? 0 : x / y;
+    return (float)(q > LA_LARGEST ? LA_LARGEST : q);
+}
 
 __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, int n, double a,
                                      double b, double c) {
@@ -619,19 +656,21 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
     double x = (double)s[i], y = t ? (double)t[i] : 0,
            square = op == LA_BALANCE ? y * y : a * x * x + b;
     switch (op) {
-    case LA_RECIP: s[i] = (float)(1 / (x > a ? x : a)); break;
-    case LA_RROOT: s[i] = (float)pow(1 / sqrt(square > LA_FLOOR ? square : LA_FLOOR), c); break;
+    case LA_RECIP: s[i] = la_quotient(1, x); break;
+    case LA_RROOT: s[i] = la_quotient(pow(1 / sqrt(square == 0 ? LA_ZERO : square), c), 1); break;
     case LA_DAMPING:
         square = a * x * x;
         s[i] = (float)(b * square + (square < c ? c - square : 0));
         break;
-    case LA_DIV: s[i] = (float)(x / (y > a ? y : a)); break;
+    case LA_DIV: s[i] = la_quotient(x, y); break;
     case LA_MUL: s[i] *= (float)a; break;
     case LA_SQRT_OF: s[i] = (float)sqrt(x); break;
+    case LA_UNIT_ROOTS: s[i] = (float)sqrt(x * y); break;
     case LA_MOMENT: s[i] = (float)(a * x + (1 - a) * b * y * y); break;
     case LA_ROOT_RECIP: s[i] = (float)(1 / (sqrt(y) + a)); break;
     case LA_BALANCE:
-        s[i] *= (float)pow(a / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square), b);
+        square = pow(a / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square), b);
+        s[i] = la_quotient(x * (double)la_quotient(square, 1), 1);
         break;
     }
 }
@@ -641,21 +680,22 @@ static inline void la_vec(LaVectorOp op, floatM *s, const floatM *t, int n, doub
     if (s && n > 0) LAUNCH(la_vec_kernel, ceil_div((size_t)n, 128), 128, 0, op, s, t, n, a, b, c);
 }
 
-static inline void la_vec_recip(floatM *s, int n, double floor) {
-    la_vec(LA_RECIP, s, NULL, n, floor, 0, 0);
-}
+static inline void la_vec_recip(floatM *s, int n) { la_vec(LA_RECIP, s, NULL, n, 0, 0, 0); }
 static inline void la_vec_rroot(floatM *s, int n, double a, double b, double power) {
     la_vec(LA_RROOT, s, NULL, n, a, b, power);
 }
 static inline void la_vec_damping(floatM *s, int n, double a, double b, double floor) {
     la_vec(LA_DAMPING, s, NULL, n, a, b, floor);
 }
-static inline void la_vec_div(floatM *s, const floatM *t, int n, double floor) {
+static inline void la_vec_div(floatM *s, const floatM *t, int n) {
     if (!t) return;
-    la_vec(LA_DIV, s, t, n, floor, 0, 0);
+    la_vec(LA_DIV, s, t, n, 0, 0, 0);
 }
 static inline void la_vec_mul(floatM *s, int n, double a) { la_vec(LA_MUL, s, NULL, n, a, 0, 0); }
 static inline void la_vec_sqrt(floatM *s, int n) { la_vec(LA_SQRT_OF, s, NULL, n, 0, 0, 0); }
+static inline void la_vec_unit_roots(floatM *s, int n) {
+    la_vec(LA_UNIT_ROOTS, s, mat_offset(s, (size_t)n), n, 0, 0, 0);
+}
 static inline void la_vec_moment(floatM *v, const floatM *s, int n, double beta, double a) {
     if (!s) return;
     la_vec(LA_MOMENT, v, s, n, beta, a, 0);
@@ -677,7 +717,7 @@ __global__ static void la_vec_gauge_kernel(float *x, const float *l, const float
     double a = (double)norm_a[i] * (double)norm_a[i] + damping;
     double b = (double)norm_b[i] * (double)norm_b[i] + damping;
     double p = (double)l[i], q = (double)r[i], sum = a + b;
-    if (form == LA_GAUGE_PLAIN) x[i] = (float)((p - q) / (sum < LA_FLOOR ? LA_FLOOR : sum));
+    if (form == LA_GAUGE_PLAIN) x[i] = (float)(sum == 0 ? 0 : (p - q) / sum);
     else x[i] = (float)(0.5 * ((a == 0 ? 0 : p / a) - (b == 0 ? 0 : q / b)));
 }
 
@@ -871,11 +911,12 @@ static inline __nv_bfloat16 *la_bf16_take(Arena *arena, int n, int rows, int col
     return (__nv_bfloat16 *)(void *)arena_take(arena, la_bf16_room(n, rows, cols));
 }
 
-/* With NARROW x = s X of dense X, rounded; else X = x. A thread has W elements of a row. */
+/* With NARROW x = X / ||X||_F of dense X, rounded, with `items` pairs of factors s from la_units;
+   else X = x. A thread has W elements of a row. */
 template <int W, int NARROW>
 __global__ static void __launch_bounds__(256)
-    la_bf16_kernel(__nv_bfloat16 *x, Mat X, const float *s, unsigned pitch, unsigned vectors,
-                   unsigned total) {
+    la_bf16_kernel(__nv_bfloat16 *x, Mat X, const float *s, unsigned items, unsigned pitch,
+                   unsigned vectors, unsigned total) {
     unsigned i = blockIdx.x * 256 + threadIdx.x;
     if (i >= total) return;
     unsigned line = i / vectors, c = i % vectors * W; /* line: row number, counted over all items */
@@ -883,9 +924,10 @@ __global__ static void __launch_bounds__(256)
     __nv_bfloat16 *narrow = x + (size_t)line * pitch + c;
     float y[W];
     if (NARROW) {
-        float scale = s[line / (unsigned)X.rows];
+        unsigned item = line / (unsigned)X.rows;
+        float power = s[item], rest = s[items + item];
         load<W>(y, wide);
-        UNROLLED_FOR (int e = 0; e < W; e++) y[e] *= scale;
+        UNROLLED_FOR (int e = 0; e < W; e++) y[e] = y[e] * power * rest;
         la_pack<W>(narrow, y);
     } else {
         la_unpack<W>(y, narrow);
@@ -901,9 +943,11 @@ template <int NARROW> static inline void la_bf16_convert(__nv_bfloat16 *x, Mat X
     const size_t count = (size_t)mat_count(X) * (size_t)X.rows * vectors;
     if (count > UINT32_MAX - 256)
         device_fail("a matrix sign of %zu elements at once is too much", mat_size(X));
-    const unsigned total = (unsigned)count, blocks = ceil_div(count, 256);
-    if (wide) LAUNCH((la_bf16_kernel<4, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
-    else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, pitch, vectors, total);
+    const unsigned total = (unsigned)count, blocks = ceil_div(count, 256),
+                   n = (unsigned)mat_count(X);
+    if (wide)
+        LAUNCH((la_bf16_kernel<4, NARROW>), blocks, 256, 0, x, X, s, n, pitch, vectors, total);
+    else LAUNCH((la_bf16_kernel<1, NARROW>), blocks, 256, 0, x, X, s, n, pitch, vectors, total);
 }
 
 /* D (M,N) = a op(A) op(B) + b C in bf16, for n items whose matrices are contiguous with row

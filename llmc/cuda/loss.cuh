@@ -6,6 +6,8 @@ Softcap, softmax and cross entropy on CUDA. Logits become their own gradient in 
 
 #include "rows.cuh"
 
+#include <float.h>
+
 /* With u = 1 / sqrt(1 + (z/c)^2), the capped logit is z u and its derivative u^3. */
 template <int CAP> __device__ static inline float cap_factor(float z, float inverse) {
     return CAP ? rsqrtf(1 + z * inverse * z * inverse) : 1;
@@ -19,11 +21,17 @@ __global__ static void __launch_bounds__(256)
     *z = from_float<floatX>(to_float(*z) * cap_factor<1>(to_float(*z), inverse));
 }
 
+/* 1 / softcap, at most the largest float, since 0 times infinity would be no logit; 0 for no cap.
+   */
+static inline float softcap_inverse(double softcap) {
+    return softcap > 0 ? (float)fmin(1 / softcap, (double)FLT_MAX) : 0;
+}
+
 /* Called for one row at a time, when text is generated: speed does not matter. */
 static inline void softcap_forward(floatX *logits, int N, int V, int Vp, double softcap) {
     if (softcap <= 0) return;
     dim3 grid((unsigned)N, ceil_div((size_t)V, 256));
-    LAUNCH(softcap_kernel, grid, 256, 0, logits, V, Vp, (float)(1 / softcap));
+    LAUNCH(softcap_kernel, grid, 256, 0, logits, V, Vp, softcap_inverse(softcap));
 }
 
 /* Takes W logits w, some of which may be -infinity, into the running maximum and the sum of e^(w
@@ -106,7 +114,7 @@ __global__ static void __launch_bounds__(CLASSIFIER_THREADS)
 
 static inline void classifier(floatM *losses, floatX *logits, const int *targets, int N, int V,
                               int Vp, double softcap, double scale) {
-    float inverse = softcap > 0 ? (float)(1 / softcap) : 0;
+    float inverse = softcap_inverse(softcap);
     int wide = all_wide(Vp, logits), cap = softcap > 0;
     size_t half = cm_gpu.shared_limit / 2 - 2048,
            row = (size_t)Vp * sizeof(floatX); /* for two blocks on a multiprocessor */

@@ -108,6 +108,9 @@ struct CudaMachine {
     int gelu_fused;   /* GELU is computed in the product's epilogue wherever the library can */
     int la_fast;      /* products of linalg.cuh may round to TF32, see la_fast */
     double *la_parts; /* device memory for partial sums, see la_parts_memory */
+    /* Whether a matrix had no inverse root as it was not positive definite, and as it was not
+       finite, see la_rootless_flags; or NULL. */
+    int *rootless;
 
     /* attention (attention.cuh, attention_choice.cuh, cudnn.cuh) */
 
@@ -130,8 +133,20 @@ struct CudaMachine {
 };
 inline CudaMachine cm_gpu;
 
-/* The message of the first failure since the program started, or NULL. */
-static inline const char *device_failure(void) { return cm_gpu.failure[0] ? cm_gpu.failure : NULL; }
+/* The message of the first failure since the program started, or NULL. What the device records
+   itself is seen from the next wait on. */
+static inline const char *device_failure(void) {
+    volatile int *rootless = cm_gpu.rootless;
+    if (!cm_gpu.failure[0] && rootless && (rootless[0] || rootless[1])) {
+        snprintf(cm_gpu.failure, sizeof cm_gpu.failure,
+                 "the update needs an inverse root of a Gram matrix of weights, which is not %s",
+                 rootless[0] ? "positive definite; raise --damping"
+                             : "finite: the weights are too large; try a smaller learning rate");
+        rootless[0] = 0;
+        rootless[1] = 0;
+    }
+    return cm_gpu.failure[0] ? cm_gpu.failure : NULL;
+}
 
 /* 0, or -1 with the first failure since the program started in err. A program asks this where a
    step ends. */

@@ -8,6 +8,12 @@ backward.
 #include "../shape.h"
 #include "rows.cuh"
 
+/* 1 / sqrt(mean square + eps); 0 for a row of zeros without eps, whose norm is zeros. */
+__device__ static inline float norm_rstd(float mean_square, float eps) {
+    float x = mean_square + eps;
+    return x == 0 ? 0 : rsqrtf(x);
+}
+
 enum { NORM_ROWS = 8 }; /* rows of a block, one for each warp */
 
 /* A warp has a row and keeps it in registers: at most V times 32 W elements. */
@@ -45,7 +51,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
             float offset = (v * 32 + lane) * W < C ? x[v][i] - m : 0;
             s += offset * offset;
         }
-    float r = rsqrtf(warp_sum(s) * inverse + eps);
+    float r = norm_rstd(warp_sum(s) * inverse, eps);
     UNROLLED_FOR (int v = 0; v < V; v++) {
         int c = (v * 32 + lane) * W;
         if (c >= C) continue;
@@ -92,7 +98,7 @@ __global__ static void __launch_bounds__(32 * NORM_ROWS)
         load(x, in + c);
         UNROLLED_FOR (int i = 0; i < W; i++) s += (x[i] - m) * (x[i] - m);
     }
-    float r = rsqrtf(warp_sum(s) * inverse + eps);
+    float r = norm_rstd(warp_sum(s) * inverse, eps);
     for (int c = lane * W; c < C; c += 32 * W) {
         float g[W], b[W] = {0};
         load(x, in + c);

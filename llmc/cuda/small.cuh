@@ -15,6 +15,19 @@ __device__ static inline floatM *la_at(const Mat &m, unsigned i) {
     return m.p + (size_t)(i / n1) * m.s0 + (size_t)(i % n1) * m.s1;
 }
 
+/* The two factors of 1 / sqrt(sum), see la_units and cpu/linalg.h. */
+__device__ static inline void la_unit(float *power, float *rest, double sum) {
+    double norm = sqrt(sum);
+    int e = 0;
+    if (!(norm > 0) || isinf(norm)) {
+        *power = *rest = norm == 0 ? 0 : NAN;
+        return;
+    }
+    double mantissa = (double)(float)frexp(norm, &e);
+    *power = (float)ldexp(1.0, -(e / 2));
+    *rest = (float)ldexp(1 / mantissa, e / 2 - e);
+}
+
 /* One block computes a matrix of up to K rows. It has SIDE x SIDE threads with TILE x TILE elements
    each; the matrix is padded with zeros to K = SIDE x TILE. */
 enum { LA_SMALL = 128 };
@@ -266,10 +279,10 @@ __device__ static inline double la_gap_part(const float (&p)[TILE][TILE], int up
 }
 
 /* Y = scale (G + damping I) with a norm below 1, then the first step from Z = I, P = Y. Returns
-   the scale. */
+   the scale, which may lie outside of float. */
 template <int K>
-__device__ static inline float la_root_start(float *Y, float *Z, double *sums, const Mat &G,
-                                             float damping, float a, float b, int up, int left) {
+__device__ static inline double la_root_start(float *Y, float *Z, double *sums, const Mat &G,
+                                              float damping, float a, float b, int up, int left) {
     enum { TILE = LaBlock<K>::TILE, PITCH = LaBlock<K>::PITCH, SIZE = LaBlock<K>::SIZE };
     const int k = G.rows;
     double square = 0;
@@ -278,13 +291,12 @@ __device__ static inline float la_root_start(float *Y, float *Z, double *sums, c
     __syncthreads();
     for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS)
         if (i % PITCH < k && i / PITCH < k) square += (double)Y[i] * (double)Y[i];
-    float norm = (float)sqrt(block_sum(square, sums));
-    const float scale =
-        0.999f *
-        (float)(1 / ((double)norm > LA_ROOT_NORM_FLOOR ? (double)norm : LA_ROOT_NORM_FLOOR));
+    float power, rest;
+    la_unit(&power, &rest, block_sum(square, sums));
+    rest *= 0.999f;
     for (int i = (int)threadIdx.x; i < SIZE; i += LaBlock<K>::THREADS) {
         int r = i / PITCH, c = i % PITCH, inside = r < k && c < k;
-        Y[i] = inside ? scale * Y[i] : 0;
+        Y[i] = inside ? Y[i] * power * rest : 0;
         Z[i] = b * Y[i] + (inside && r == c ? a : 0);
     }
     __syncthreads();
@@ -295,7 +307,7 @@ __device__ static inline float la_root_start(float *Y, float *Z, double *sums, c
     __syncthreads();
     if (up < LaBlock<K>::SIDE) la_block_write<K>(Y, sum, up, left, 1);
     __syncthreads();
-    return scale;
+    return (double)power * (double)rest;
 }
 
 /* The iteration of optim/invroot.h. A product stays in registers until a barrier, so that it may
@@ -312,7 +324,7 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
     int up, left;
     la_upper_tile<K>(&up, &left);
     const int mine = up < SIDE;
-    float scale =
+    double scale =
         la_root_start<K>(Y, Z, sums, G, damping, table.ab[0][0], table.ab[0][1], up, left);
     double gap = INFINITY;
     for (int step = 1, last = 0; !last; step++) {
@@ -340,7 +352,7 @@ __global__ static void __launch_bounds__(LaBlock<K>::THREADS, K <= 32   ? 4
         if (mine && !last) la_block_write<K>(Y, sum, up, left, 1);
         __syncthreads();
     }
-    la_block_store<K>(R, Z, (float)sqrt((double)scale));
+    la_block_store<K>(R, Z, (float)sqrt(scale));
 }
 
 /* Whether a block has the shared memory for an iteration on matrices of so many rows. */
@@ -530,10 +542,89 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
     __syncthreads();
 }
 
+/* What the roots of all matrices write to where one has no root: memory of the host that the device
+   sees. device_failure reads it. NULL if there is no memory, which is a failure itself. */
+static inline int *la_rootless_flags(void) {
+    int *flags = cm_gpu.rootless;
+    if (flags || CUDA_CHECK(cudaMallocHost((void **)&flags, 2 * sizeof *flags))) return flags;
+    flags[0] = flags[1] = 0; /* before device_failure sees them */
+    return cm_gpu.rootless = flags;
+}
+
+/* Failures are recorded by the device itself. */
+static inline int la_rootless(void) { return 0; }
+
+/* Prepares item blockIdx.x for its root, by the pivots of cpu/linalg.h. `a`: rows^2 doubles of each
+   item, in shared memory or, from `scratch` on, `each` apart. All threads update the rows below a
+   pivot together. */
+__global__ static void la_definite_kernel(Mat G, double damping, double *scratch, size_t each,
+                                          int a_shared, int *flags) {
+    SHARED(double, sums);
+    const int n = G.rows, t = (int)threadIdx.x, threads = (int)blockDim.x;
+    double *a = a_shared ? sums + 32 : scratch + (size_t)blockIdx.x * each, count[2] = {0, 0};
+    float *g = la_at(G, blockIdx.x);
+    for (int i = t; i < n * n; i += threads) {
+        int r = i / n, c = i % n;
+        if (r > c) continue;
+        a[i] = (double)g[(size_t)r * G.rs + (size_t)c * G.cs] + (r == c ? damping : 0);
+        count[0] += a[i] != 0;
+        count[1] += !isfinite(a[i]);
+    }
+    const int zero = block_sum(count[0], sums) == 0;
+    __syncthreads();
+    int why = block_sum(count[1], sums) > 0 ? LA_NOT_FINITE : 0;
+    for (int j = 0; j < n && !zero && !why; j++) {
+        const double own = (double)g[(size_t)j * (G.rs + G.cs)] + damping, pivot = a[j * n + j];
+        if (!(pivot > LA_ROUNDING(n) * own)) why = LA_INDEFINITE;
+        if (why) break; /* all threads see the same pivot */
+        const int rest = n - 1 - j;
+        for (int i = t; i < rest * rest; i += threads) {
+            int r = j + 1 + i / rest, c = j + 1 + i % rest;
+            if (r <= c) a[r * n + c] -= a[j * n + r] / pivot * a[j * n + c];
+        }
+        __syncthreads();
+    }
+    __syncthreads();
+    if (why && t == 0) flags[why == LA_NOT_FINITE] = 1;
+    for (int i = t; i < n * n && (why || zero); i += threads) {
+        int r = i / n, c = i % n;
+        g[(size_t)r * G.rs + (size_t)c * G.cs] = why ? NAN : r == c ? (float)LA_ZERO : 0;
+    }
+}
+
+static inline void la_definite(Mat G, double damping, floatM *scratch) {
+    if (!G.p || !scratch || !mat_size(G)) return;
+    const size_t n = (size_t)G.rows, small = 32 * sizeof(double),
+                 each = la_eigh_scratch(G.rows) / 2;
+    const size_t whole = small + n * n * sizeof(double);
+    const int a_shared = whole <= cm_gpu.shared_limit, threads = n <= 16 ? 32 : 256;
+    int *flags = la_rootless_flags();
+    damping = (double)(float)damping; /* the iteration adds it in float */
+    LAUNCH(la_definite_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small,
+           G, damping, (double *)(void *)scratch, each, a_shared, flags);
+}
+
+/* w (n) = w^(-power/2) of a matrix's eigenvalues, as in cpu/linalg.h. Every thread calls it. */
+__device__ static inline void la_rroot_values(double *w, int n, double power, int *flags) {
+    double least = w[0], most = w[0];
+    int why = 0;
+    for (int k = 0; k < n; k++) {
+        if (!isfinite(w[k])) why = LA_NOT_FINITE;
+        least = w[k] < least ? w[k] : least;
+        most = w[k] > most ? w[k] : most;
+    }
+    const int zero = least == 0 && most == 0;
+    if (!why && !zero && !(least > LA_ROUNDING(n) * most)) why = LA_INDEFINITE;
+    __syncthreads();
+    for (int k = (int)threadIdx.x; k < n; k += (int)blockDim.x)
+        w[k] = why ? NAN : pow(1 / sqrt(zero ? LA_ZERO : w[k]), power);
+    if (why && threadIdx.x == 0) flags[why == LA_NOT_FINITE] = 1;
+}
+
 /* values NULL: R = (G + damping I)^(-power/2). Else R has the eigenvectors in its columns, and
    `values` their eigenvalues. */
 __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double damping, double power,
-                                      double *scratch, size_t each, int a_shared) {
+                                      double *scratch, size_t each, int a_shared, int *flags) {
     SHARED(double, sums);
     const int n = G.rows, m = n + n % 2, t = (int)threadIdx.x, threads = (int)blockDim.x;
     double *turns = sums + 32, *w = turns + 3 * m / 2, *v = scratch + (size_t)blockIdx.x * each;
@@ -549,10 +640,11 @@ __global__ static void la_eigh_kernel(Mat R, float *values, Mat G, double dampin
     __syncthreads();
     la_jacobi_block(a, v, turns, sums, m);
     for (int i = t; i < n; i += threads) {
-        double x = a[i * m + i];
-        w[i] = values ? x : pow(1 / sqrt(x < LA_FLOOR ? LA_FLOOR : x), power);
-        if (values) values[(size_t)blockIdx.x * (size_t)n + (size_t)i] = (float)x;
+        w[i] = a[i * m + i];
+        if (values) values[(size_t)blockIdx.x * (size_t)n + (size_t)i] = (float)w[i];
     }
+    __syncthreads();
+    if (!values) la_rroot_values(w, n, power, flags);
     __syncthreads();
     for (int i = t; i < n * n; i += threads) {
         int r = i / n, c = i % n;
@@ -572,11 +664,12 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, dou
     const size_t whole = small + m * m * sizeof(double), each = la_eigh_scratch(G.rows) / 2;
     const int a_shared = whole <= cm_gpu.shared_limit, threads = m <= 16 ? 32 : m <= 32 ? 128 : 256;
     LAUNCH(la_eigh_kernel, (unsigned)mat_count(G), (unsigned)threads, a_shared ? whole : small, R,
-           values, G, damping, power, (double *)(void *)scratch, each, a_shared);
+           values, G, damping, power, (double *)(void *)scratch, each, a_shared,
+           values ? NULL : la_rootless_flags());
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
-    la_eigh_any(R, NULL, G, damping, power, scratch);
+    la_eigh_any(R, NULL, G, (double)(float)damping, power, scratch);
 }
 
 static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {

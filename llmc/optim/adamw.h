@@ -3,6 +3,9 @@ AdamW (Loshchilov and Hutter, arXiv 1711.05101): bias-corrected, with decoupled 
 
     m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2
     W <- (1 - lr wd) W - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+Where sqrt(v) + eps is 0, which eps 0 allows, the element does not move: its gradients were zero, or
+all so small that their squares are none of floatM.
 */
 #ifndef CM_ADAMW_H
 #define CM_ADAMW_H

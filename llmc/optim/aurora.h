@@ -5,15 +5,13 @@ norms that result:
 
     d = 1 / ||row of X||;  repeat: U = msign(d X), d <- d (target / ||row of U||^2)^power,
 
-target = cols / rows. Wide matrices are transposed. On square matrices Aurora is Muon.
+target = cols / rows. Wide matrices are transposed. On square matrices Aurora is Muon. A row of
+zeros keeps d = 0; the paper's d = 1 / max(||row||, 1e-7) would depend on the scale of the gradient.
 */
 #ifndef CM_AURORA_H
 #define CM_AURORA_H
 
 #include "muon.h"
-
-#define AURORA_ROW_FLOOR                                                                           \
-    1e-7 /* the norm of a row is at least this where it divides (the paper's) */
 
 static inline Mat aurora_direction(const Step *s, const Leg *l, double *scale) {
     const OptimOptions *o = s->options;
@@ -27,7 +25,7 @@ static inline Mat aurora_direction(const Step *s, const Leg *l, double *scale) {
     floatM *d = arena_take(s->arena, (size_t)rows), *norm = arena_take(s->arena, (size_t)rows);
     momentum_step(X, l->M, l->G, momentum_of(o, 0, s->momentum), s->gscale);
     la_row_norms(d, tall_X);
-    la_vec_recip(d, rows, AURORA_ROW_FLOOR);
+    la_vec_recip(d, rows);
     for (int i = 0; i < o->aurora_iterations; i++) {
         if (i > 0) {
             la_row_norms(norm, tall_U);

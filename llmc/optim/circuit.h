@@ -33,7 +33,7 @@ static inline void partner_scale(Mat A, Mat B, Mat DA, Mat DB, double damping, i
         la_scale(leg[i], factor[i], heads_of_factor[i]);
         if (!keep_norm) continue;
         la_norms(scaled_norm, leg[i], leg[i].n1);
-        la_vec_div(norm, scaled_norm, layers, NORM_FLOOR);
+        la_vec_div(norm, scaled_norm, layers);
         la_scale(leg[i], norm, leg[i].n1);
     }
     arena->used = mark;

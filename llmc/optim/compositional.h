@@ -151,7 +151,7 @@ static inline void renorm(Mat U, Mat sign, Arena *arena) {
     Mat whole = mat_dense(U.p, layers, rows, U.cols);
     la_norms(ratio, mat_dense(sign.p, layers, rows, U.cols), 1);
     la_norms(norm, whole, 1);
-    la_vec_div(ratio, norm, layers, NORM_FLOOR);
+    la_vec_div(ratio, norm, layers);
     la_scale(whole, ratio, 1);
 }
 

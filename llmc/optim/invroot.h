@@ -12,6 +12,10 @@ Multiples of a quarter are products of C^-1, C^-1/2 and C^-1/4, for F^1/2 = F F^
 iteration gives F^-1/2. With F = C^-1 this product loses less to rounding than that of C with its
 root, because the largest errors of F^-1/2 meet the smallest eigenvalues of F. Other powers take an
 eigendecomposition.
+
+G + lambda I must be positive definite. Where it is not, or is not finite, the root is NaN, and
+la_rootless tells, from which the plan makes a failure and libcmuon an error. Only a zero matrix,
+which weights that start at zero make, stands for LA_ZERO I. Both tests are free of scale.
 */
 #ifndef CM_INVROOT_H
 #define CM_INVROOT_H
@@ -64,12 +68,11 @@ static inline void invroot_items(Mat root, Mat Y, const void *how, Arena *arena)
     Mat P = mat_dense(arena_take(arena, mat_size(Y)), n, k, k), Z = root;
     Mat next_Y = mat_dense(arena_take(arena, mat_size(Y)), n, k, k);
     Mat next_Z = mat_dense(arena_take(arena, mat_size(Y)), n, k, k);
-    floatM *s = arena_take(arena, (size_t)n);
+    floatM *s = arena_take(arena, 2 * (size_t)n);
     la_polynomial(Y, way->damping, 1, Y, 0, Y);
-    la_norms(s, Y, 1);
-    la_vec_recip(s, n, LA_ROOT_NORM_FLOOR);
-    la_vec_mul(s, n, 0.999);
-    la_scale(Y, s, 1);
+    la_units(s, Y);
+    la_vec_mul(mat_offset(s, (size_t)n), n, 0.999);
+    la_scale_units(Y, s);
     double gap = INFINITY;
     for (int i = 0, last = 0; !last; i++) {
         double a = invroot_table[i][0], b = invroot_table[i][1];
@@ -96,13 +99,18 @@ static inline void invroot_items(Mat root, Mat Y, const void *how, Arena *arena)
         la_gemm_symmetric(next_Y, b, Y, P, 1);
         mat_swap(&Y, &next_Y);
     }
-    la_vec_sqrt(s, n);
+    la_vec_unit_roots(s, n);
     la_scale(Z, s, 1);
     if (Z.p != root.p) la_copy(root, Z);
 }
 
+/* The iteration cannot tell small eigenvalues from none and diverges on negative ones, so pivots
+   tell before it begins whether there is a root. */
 static inline void invroot_coupled(Mat root, Mat gram, double damping, int steps, Arena *arena) {
     const InvrootWay way = {damping, steps};
+    size_t mark = arena->used, room = (size_t)mat_count(gram) * la_eigh_scratch(gram.rows);
+    la_definite(gram, damping, arena_take(arena, room));
+    arena->used = mark;
     if (la_root_iteration(root, gram, damping, invroot_table, steps, INVROOT_TUNED)) return;
     run_in_chunks(invroot_items, root, gram, &way, arena);
 }

@@ -47,10 +47,6 @@ typedef struct {
 
 enum { RULE_STATES = 2 };
 
-/* The least divisor where one norm is divided by another: far below the norm of any leg that is not
-   zero. */
-#define NORM_FLOOR 1e-12
-
 /* One matrix of a step, in all L layers that are updated together: weight W, gradient G and first
    moment M are views (L, 1) x (rows, cols) as stored. Heads are blocks of rows or, in W_O, of
    columns. */

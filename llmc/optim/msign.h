@@ -1,6 +1,8 @@
 /*
-The matrix sign msign(X) = U V^T of the thin SVD X = U S V^T, by odd polynomials of degree five:
-A = X X^T, X <- P X, P = a I + b A + c A^2, started from X / ||X||_F.
+The matrix sign msign(X) = U V^T of the thin SVD X = U S V^T, by odd polynomials of degree five: A =
+X X^T, X <- P X, P = a I + b A + c A^2, started from X / ||X||_F. Zero stays zero. No norm is too
+small or too large (la_units), so a power of two times X has the sign of X to the bit; the published
+||X||_F + 1e-7 would make the sign of a small gradient small.
 
 A wide X (k x d, d >= 2k: a head, an MLP matrix) stays as it is for several steps, because its Gram
 can be updated without X: A <- P A P. The polynomials of these steps are collected in Q <- P Q, and
@@ -96,8 +98,6 @@ static inline const MsignTable *msign_table(int which) {
     }
     return NULL;
 }
-
-#define MSIGN_EPS 1e-7 /* floor of the norm that X is divided by: zero in, zero out */
 
 /* Whether the iteration on the Gram takes fewer operations: if one side is at least twice as long
    as the other. */
@@ -212,11 +212,10 @@ typedef struct {
 static inline void msign_items(Mat sign, Mat X, const void *how, Arena *arena) {
     const MsignWay *way = (const MsignWay *)how;
     int n = mat_count(X), tall = X.rows > X.cols;
-    floatM *s = arena_take(arena, (size_t)n);
-    la_norms(s, X, 1);
-    la_vec_recip(s, n, MSIGN_EPS);
+    floatM *s = arena_take(arena, 2 * (size_t)n);
+    la_units(s, X);
     if (way->bf16 && la_sign_bf16(X, s, way->table->abc, way->table->steps, arena)) return;
-    la_scale(X, s, 1);
+    la_scale_units(X, s);
     Mat Y = mat_dense(arena_take(arena, mat_size(X)), n, X.rows, X.cols);
     if (tall) {
         X = mat_t(X);

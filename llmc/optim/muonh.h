@@ -8,11 +8,6 @@ no shape factor.
 
 #include "muon.h"
 
-/* What norms are at least where a ratio divides by them: the norm of a sign, which is 0 without a
-   gradient (the paper's), and the norm of weights, which muonh_refuse keeps away from 0. */
-#define MUONH_SIGN_FLOOR 1e-10
-#define MUONH_WEIGHT_FLOOR 1e-30
-
 /* State 0, radius: the norm of each matrix before the first step. A weight must not be zero. */
 static inline void muonh_step(const Step *s) {
     const Leg *l = &s->leg[0];
@@ -26,11 +21,11 @@ static inline void muonh_step(const Step *s) {
     if (l->age == 1) la_norms(radius, l->W, 1);
     la_copy(mat_vector(ratio, n), mat_vector(radius, n));
     la_norms(norm, U, 1);
-    la_vec_div(ratio, norm, n, MUONH_SIGN_FLOOR);
+    la_vec_div(ratio, norm, n);
     la_add_scaled(l->W, -s->lr, ratio, U, 1);
     la_copy(mat_vector(ratio, n), mat_vector(radius, n));
     la_norms(norm, l->W, 1);
-    la_vec_div(ratio, norm, n, MUONH_WEIGHT_FLOOR);
+    la_vec_div(ratio, norm, n);
     la_scale(l->W, ratio, 1);
     s->arena->used = mark;
 }

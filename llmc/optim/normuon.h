@@ -7,7 +7,7 @@ by a running RMS. The Frobenius norm of the whole sign stays unchanged.
 
 #include "muon.h"
 
-#define NORMUON_EPS 1e-10 /* added to the RMS of a row */
+#define NORMUON_EPS 1e-10 /* added to the RMS of a row of a sign, whose scale is 1 (the paper's) */
 
 /* State 0, v: v = beta2 v + (1 - beta2) (mean square of the sign's row). */
 static inline Mat normuon_direction(const Step *s, const Leg *l, double *scale) {
@@ -23,7 +23,7 @@ static inline Mat normuon_direction(const Step *s, const Leg *l, double *scale) 
     la_vec_root_recip(r, v, rows, NORMUON_EPS);
     la_scale_rows(U, r, U);
     la_norms(after, U, 1);
-    la_vec_div(before, after, n, NORM_FLOOR);
+    la_vec_div(before, after, n);
     la_scale(U, before, 1);
     s->arena->used = mark;
     return U;

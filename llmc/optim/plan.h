@@ -363,11 +363,20 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
 /* ---------------------------------------------------------------------------------------------- */
 /* A step                                                                                         */
 
-/* Updates layers [layer, layer + layers) of an entry. */
+/* Updates layers [layer, layer + layers) of an entry. A Gram that has no inverse root is a recorded
+   failure (device_check). */
 static inline void plan_entry_step(const Plan *plan, const Registry *r, const PlanEntry *e,
                                    const Config *c, const PlanState *s, int layer, int layers) {
     Step step = plan_entry(plan, r, e, &c->optim, s, layer, layers);
     step_run(&step);
+    int why = la_rootless();
+    if (why)
+        device_fail(
+            "the update of %s%s%s needs an inverse root of a Gram matrix of weights, which is "
+            "not %s",
+            e->name[0], e->legs > 1 ? " and " : "", e->legs > 1 ? e->name[1] : "",
+            why & LA_INDEFINITE ? "positive definite; raise --damping"
+                                : "finite: the weights are too large; try a smaller learning rate");
 }
 
 /* Updates the layers of every tensor whose moments are held. Too little scratch is a recorded

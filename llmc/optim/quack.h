@@ -20,7 +20,7 @@ static inline void quack_couple(const Step *s, const Mat U[2]) {
         la_norms(now, W[1 - i], heads_of_norm[1 - i]);
         if (s->coupling_age == 1) la_norms(l->coupled, W[1 - i], heads_of_norm[1 - i]);
         la_copy(mat_vector(rate, n), mat_vector(l->coupled, n));
-        la_vec_div(rate, now, n, NORM_FLOOR);
+        la_vec_div(rate, now, n);
         la_vec_mul(rate, n, s->options->quack_tau);
         la_scale(leg_heads(l, U[i]), rate, heads_of_norm[i]);
     }

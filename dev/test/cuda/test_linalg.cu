@@ -281,11 +281,11 @@ static void test_vectors(void) {
         int n = sizes[i];
         stream({6, n});
         View *s = vector((size_t)n), *t = vector((size_t)n);
-        COMPARE(vec_recip, EACH, 1, (p(s), n, 0.5));
+        COMPARE(vec_recip, EACH, 1, (p(s), n));
         COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 1));
         COMPARE(vec_rroot, EACH, 1, (p(s), n, 3, 1e-3, 0.7));
         COMPARE(vec_damping, EACH, 1, (p(s), n, 0.5, 0.1, 0.4));
-        COMPARE(vec_div, EACH, 1, (p(s), p(t), n, 0.25));
+        COMPARE(vec_div, EACH, 1, (p(s), p(t), n));
         COMPARE(vec_mul, EACH, 1, (p(s), n, -3));
         COMPARE(vec_moment, EACH, 2, (p(t), p(s), n, 0.9, 0.5));
         for (int j = 0; j < n; j++) t->h[j] = fabsf(t->h[j]);
@@ -674,6 +674,14 @@ static double eigen_error(const View *G, int item, const float *q, const float *
     return fmax(e == e ? e : INFINITY, sqrt(unit / k));
 }
 
+/* A matrix without an inverse root is recorded as a failure, which is then forgotten. */
+static void expect_failure(const char *words, const char *what, int k) {
+    const char *failure = device_failure();
+    check(failure && strstr(failure, words), "%s, %d x %d: \"%s\"", what, k, k,
+          failure ? failure : "no failure");
+    cm_gpu.failure[0] = 0;
+}
+
 /* Graded, indefinite and zero matrices, with the matrix in shared memory and without. */
 static void test_eigenvalues(void) {
     static const int sizes[] = {1, 2, 3, 5, 16, 17, 33, 64};
@@ -704,10 +712,11 @@ static void test_eigenvalues(void) {
             }
             G->h[element(G, 0, k - 1, 0)] = NAN;
             upload(G);
-            la_eigh_rroot(R->dev, G->dev, 1, 1, room);
+            la_eigh_rroot(R->dev, G->dev, 10, 1, room);
             const float *r = on_host(R->d, R->size);
             check(isnan(r[0]) && isnan(r[kk - 1]), "la_eigh_rroot of %d hides NaN", k);
             check(n == 1 || !isnan(r[kk]), "la_eigh_rroot of %d spreads NaN", k);
+            expect_failure("not finite", "la_eigh_rroot of NaN", k);
             la_eigh(Q->dev, w->dev.p, G->dev, room);
             check(isnan(on_host(w->d, w->size)[0]), "la_eigh of %d hides NaN", k);
             forget();
@@ -852,11 +861,10 @@ static const float *sign_by_rounding(View *X, const MsignTable *table) {
     size_t m = (size_t)min_int(rows, cols), memory = 2 * arena_round((size_t)n * m * m) + 64;
     Arena arena = {device_array<float>(memory), memory, 0};
     Mat Y = mat_dense(device_array<float>(X->size), n, rows, cols), x = X->dev;
-    float *s = device_array<float>((size_t)n);
+    float *s = device_array<float>(2 * (size_t)n);
     upload(X);
-    la_norms(s, x, 1);
-    la_vec_recip(s, n, MSIGN_EPS);
-    la_scale(x, s, 1);
+    la_units(s, x);
+    la_scale_units(x, s);
     if (tall) {
         x = mat_t(x);
         Y = mat_t(Y);
@@ -944,6 +952,87 @@ template <typename T> static T *download(const T *from, size_t n) {
     MUST(cudaMemcpyAsync(to, from, n * sizeof(T), cudaMemcpyDeviceToHost, cm_gpu.stream));
     MUST(cudaStreamSynchronize(cm_gpu.stream));
     return to;
+}
+
+/* The kernels do not see a power of two: units and norms as the CPU's, and signs, in fp32 and bf16,
+   and roots to the bit. */
+static void test_scale(void) {
+    static const int exponents[] = {-126, -120, -64, 64, 96, 126};
+    enum { N = 2, K = 24, COLS = 70, SIZE = N * K * COLS };
+    stream({31});
+    View *X = dense(N, K, COLS), *G = dense(N, K, K), *R = dense(N, K, K);
+    float *x = host_array(SIZE), *units = device_array<float>(2 * N), *twin = host_array(2 * N);
+    for (int i = 0; i < SIZE; i++) x[i] = (float)(draw() < 0 ? -1 - i % 7 / 8.0 : 1 + i % 5 / 8.0);
+    const float *signs[2] = {NULL, NULL}, *root = NULL;
+    for (int i = -1; i < 6; i++) {
+        int k = i < 0 ? 0 : exponents[i];
+        for (int bf16 = 0; bf16 < 2; bf16++) {
+            for (int j = 0; j < SIZE; j++) X->h[j] = ldexpf(x[j], k);
+            upload(X);
+            la_units(units, X->dev);
+            cpu_la_units(twin, X->host);
+            const float *got = on_host(units, 2 * N);
+            for (int j = 0; j < N; j++)
+                check(relative_error((double)got[j] * (double)got[N + j],
+                                     (double)twin[j] * (double)twin[N + j], 1e-300) < EACH,
+                      "la_units times 2^%d: %g %g", k, (double)got[j], (double)got[N + j]);
+            const float *y = sign_on_device(X, MSIGN_PE8, bf16);
+            if (i < 0) signs[bf16] = y;
+            check(!memcmp(y, signs[bf16], SIZE * sizeof *y), "a sign times 2^%d, bf16 %d", k, bf16);
+        }
+        k = min_int(k, 120); /* 20 x 2^126 is no float */
+        for (int j = 0; j < N * K * K; j++)
+            G->h[j] = ldexpf(j % (K * K) % (K + 1) ? (float)((j % K + j / K % K) % 5) / 8 : 20, k);
+        upload(G);
+        run_root(R, G, ldexp(0.5, k), 25, INVROOT_TUNED);
+        const float *r = on_host(R->d, R->size);
+        if (i < 0) root = r;
+        int same = 1;
+        for (int j = 0; j < N * K * K; j++) same &= ldexpf(r[j], k / 2) == root[j];
+        check(same, "a root times 2^%d: %g %g", k, (double)r[0], (double)root[0]);
+    }
+    forget();
+}
+
+/* Pivots tell a matrix that has no root, in shared memory and without, and the CPU agrees; items
+   beside it are left alone. */
+static void test_definite(void) {
+    static const int sizes[] = {1, 2, 17, 33, 130};
+    static const char *const words[] = {"", "not positive definite", "not positive definite",
+                                        "not finite", ""};
+    for (int i = 0; i < 5; i++)
+        for (int kind = 0; kind < 5; kind++)
+            for (int shared = 0; shared < 2; shared++) {
+                int k = sizes[i], n = 2;
+                size_t kk = (size_t)k * k, limit = cm_gpu.shared_limit;
+                stream({32, k, kind});
+                View *G = dense(n, k, k), *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
+                graded(G, 10);
+                for (size_t j = 0; j < kk; j++) { /* item 1 */
+                    float diagonal = j % (size_t)(k + 1) == 0;
+                    if (kind == 1) G->h[kk + j] = -diagonal;
+                    if (kind == 2) G->h[kk + j] = k > 1 ? ldexpf(1, -100) : -1;
+                    if (kind == 3) G->h[kk + j] = INFINITY;
+                    if (kind == 4) G->h[kk + j] = 0;
+                }
+                upload(G);
+                cm_gpu.shared_limit = shared ? limit : 0;
+                la_definite(G->dev, 0, device_array<float>(la_eigh_scratch(k) * (size_t)n));
+                cm_gpu.shared_limit = limit;
+                if (*words[kind]) expect_failure(words[kind], "la_definite", k);
+                check(!device_failure(), "la_definite of kind %d: %s", kind, device_failure());
+                cpu_la_definite(G->host, 0, scratch->h);
+                check(cpu_la_rootless() == (kind == 3      ? LA_NOT_FINITE
+                                            : *words[kind] ? LA_INDEFINITE
+                                                           : 0),
+                      "the CPU on kind %d of %d x %d", kind, k, k);
+                const float *got = on_host(G->d, G->size);
+                int same = 1;
+                for (size_t j = 0; j < 2 * kk; j++)
+                    same &= got[j] == G->h[j] || (isnan(got[j]) && isnan(G->h[j]));
+                check(same, "la_definite of kind %d, %d x %d: not as the CPU's", kind, k, k);
+                forget();
+            }
 }
 
 /* AdamW writes the copy of a view of any kind and nothing beside it, by wide stores and by
@@ -1061,9 +1150,10 @@ static void test_plan_copies(void) {
 }
 
 static const Test tests[] = {
-    TEST(all_elements), TEST(vectors),    TEST(sum_squares), TEST(products),    TEST(roots),
-    TEST(root_steps),   TEST(root_stops), TEST(sign_runs),   TEST(eigenvalues), TEST(gauges),
-    TEST(sign),         TEST(sign_bf16),  TEST(adamw_copy),  TEST(plan_copies)};
+    TEST(all_elements), TEST(vectors),    TEST(sum_squares), TEST(products),
+    TEST(roots),        TEST(root_steps), TEST(root_stops),  TEST(sign_runs),
+    TEST(eigenvalues),  TEST(gauges),     TEST(sign),        TEST(sign_bf16),
+    TEST(adamw_copy),   TEST(scale),      TEST(definite),    TEST(plan_copies)};
 
 int main(int argc, char **argv) {
     cudaDeviceProp device;

@@ -128,11 +128,21 @@ void cpu_la_symmetrize(Mat X) { la_symmetrize(X); }
 
 void cpu_la_norms(float *s, Mat X, int group) { la_norms(s, X, group); }
 
+void cpu_la_units(float *s, Mat X) { la_units(s, X); }
+
+void cpu_la_scale_units(Mat X, const float *s) { la_scale_units(X, s); }
+
+void cpu_la_vec_unit_roots(float *s, int n) { la_vec_unit_roots(s, n); }
+
+void cpu_la_definite(Mat G, double damping, float *scratch) { la_definite(G, damping, scratch); }
+
+int cpu_la_rootless(void) { return la_rootless(); }
+
 double cpu_la_sum_squares(const float *x, size_t n) { return la_sum_squares(x, n); }
 
 void cpu_la_scale(Mat X, const float *s, int group) { la_scale(X, s, group); }
 
-void cpu_la_vec_recip(float *s, int n, double floor) { la_vec_recip(s, n, floor); }
+void cpu_la_vec_recip(float *s, int n) { la_vec_recip(s, n); }
 
 void cpu_la_vec_rroot(float *s, int n, double a, double b, double power) {
     la_vec_rroot(s, n, a, b, power);
@@ -141,7 +151,7 @@ void cpu_la_vec_rroot(float *s, int n, double a, double b, double power) {
 void cpu_la_vec_damping(float *s, int n, double a, double b, double floor) {
     la_vec_damping(s, n, a, b, floor);
 }
-void cpu_la_vec_div(float *s, const float *t, int n, double floor) { la_vec_div(s, t, n, floor); }
+void cpu_la_vec_div(float *s, const float *t, int n) { la_vec_div(s, t, n); }
 
 void cpu_la_vec_mul(float *s, int n, double a) { la_vec_mul(s, n, a); }
 
