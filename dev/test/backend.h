@@ -10,8 +10,8 @@ backend run on the emulator, where device memory is plain memory. They are compi
 #include "../../llmc/linalg.h"
 
 /* MOMENTUM_TOL is the tolerance of momenta after three steps: about twenty roundings of fp32. CUDA
-   needs twice what gcc's sums need, since a sum has one accumulator there; clang's sums need 1.01e-6
-   where the momentum is carried over by an inverse. */
+   needs twice what gcc's sums need, since a sum has one accumulator there; clang's sums need
+   1.01e-6 where the momentum is carried over by an inverse. */
 #define MOMENTUM_TOL 2e-6
 
 /* The longest enumerations run one case in SPARSE. */
