@@ -341,8 +341,10 @@ static inline int resume_flags_before(Resume *r, const Config *start, char *err)
         return -1;
     }
     r->told = r->before;
-    if (!asked) return 0;
-    return load_flags_of(&r->told, NULL, 0, "asked", lines, r->settings_size, err);
+    char why[ERR_LEN];
+    if (!asked || !load_flags_of(&r->told, NULL, 0, "asked", lines, r->settings_size, why))
+        return 0;
+    return fail(err, "--resume: run.json: %.900s", why);
 }
 
 /* Sets the flags of this start: those that the run was told, but for those that are given. Where
@@ -391,18 +393,20 @@ static inline int add_change(Run *run, int step, const char *name, const char *f
 
 /* Reads the changes that a checkpoint's header has. */
 static inline int load_changes(Run *run, const Ckpt *ckpt, char *err) {
-    char key[32], text[64 + 64 + 2 * FLAG_STRING_SIZE];
+    char key[32], what[96], was[FLAG_STRING_SIZE], is[FLAG_STRING_SIZE];
     for (int i = 0; i < INT_MAX; i++) {
         snprintf(key, sizeof key, "change.%d", i);
-        if (ckpt_value(ckpt, key, text, sizeof text)) return 0;
-        char *name = strchr(text, '\t'), *from = name ? strchr(name + 1, '\t') : NULL;
-        char *to = from ? strchr(from + 1, '\t') : NULL;
-        if (!to) return fail(err, "the checkpoint's header has a damaged line %s", key);
-        *name++ = *from++ = *to++ = 0;
+        if (ckpt_value(ckpt, key, what, sizeof what)) return 0;
+        snprintf(key, sizeof key, "change.%d.was", i);
+        int bad = ckpt_value(ckpt, key, was, sizeof was);
+        snprintf(key, sizeof key, "change.%d.is", i);
+        bad |= ckpt_value(ckpt, key, is, sizeof is);
         uint64_t step;
-        if (parse_whole(text, INT_MAX, &step))
-            return fail(err, "the checkpoint's header has a damaged line %s", key);
-        if (add_change(run, (int)step, name, from, to, err)) return -1;
+        char *name = strchr(what, ' ');
+        if (name) *name++ = 0;
+        if (bad || !name || parse_whole(what, INT_MAX, &step))
+            return fail(err, "the checkpoint's header has damaged lines change.%d", i);
+        if (add_change(run, (int)step, name, was, is, err)) return -1;
     }
     return 0;
 }
@@ -487,9 +491,19 @@ static inline int resume_check_data(const Run *run, const Resume *r, char *err) 
     return fail(err, "--resume: %s is not the data the run was started with", run->asked.data);
 }
 
-/* Says on stderr what changes with this start. */
+/* Says on stderr what changes with this start, and what of the log is not as a kill leaves it. */
 static inline void resume_print_notes(const Run *run, const Resume *r) {
     char machine[512];
+    if (r->has_ckpt && r->logged < r->step - (run->pending != NULL))
+        print_line(
+            stderr, NULL,
+            "warning: the log ends at step %lld and the checkpoint is of step %d: the log of "
+            "this run has a gap",
+            (long long)r->logged, r->step);
+    if (r->changes < run->n_changes && r->logged > r->step)
+        print_line(stderr, NULL,
+                   "note: steps %d to %lld of the log are made again, with the flags that change",
+                   r->step + 1, (long long)r->logged);
     for (int i = r->changes; i < run->n_changes; i++)
         fprintf(stderr, "note: --%s %s -> %s from step %d\n", run->changes[i].name,
                 run->changes[i].from[0] ? run->changes[i].from : "\"\"",

@@ -194,8 +194,8 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
     if (run->pending) fprintf(f, "pending=%.*s\n", (int)strcspn(run->pending, "\n"), run->pending);
     for (int i = 0; i < run->n_changes; i++) {
         const RunChange *change = &run->changes[i];
-        fprintf(f, "change.%d=%d\t%s\t%s\t%s\n", i, change->step, change->name, change->from,
-                change->to);
+        fprintf(f, "change.%d=%d %s\nchange.%d.was=%s\nchange.%d.is=%s\n", i, change->step,
+                change->name, i, change->from, i, change->to);
     }
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         char value[FLAG_STRING_SIZE];

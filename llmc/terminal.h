@@ -183,12 +183,13 @@ static inline void print_command(FILE *out, const char *text, const char *comman
 /* ---------------------------------------------------------------------------------------------- */
 /* Output that is lost                                                                            */
 
-/* Opens /dev/null in place of each standard stream that the caller of the program closed. A file of
-   the run would otherwise get the number of stdout, and every printed line would be written into
-   that file. Call it first in main. */
+/* Occupies the number of each standard stream that the caller of the program closed. A file of the
+   run would otherwise get the number of stdout, and every printed line would be written into that
+   file. The streams stay as unusable as closed ones: the first may not be read, nor the others
+   written. Call it first in main. */
 static inline void output_hold(void) {
     for (int fd = 0; fd <= 2; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0) return;
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) < 0) return;
 }
 
 /* Flushes the stream. Returns 1 if it can no longer be written: the reader of a pipe is gone, a

@@ -353,6 +353,15 @@ test_resume_flags() {
         check "--$1: a further resume forgets the change" has runs/t/run.json "\"from_step\": 11, \"flag\": \"$1\""
         rm -rf runs/t
     done
+    cp -r runs/s runs/t
+    check "steps that are made again with other flags" train --run t --resume --steps 14
+    rm runs/t/checkpoints/step_00000014.ckpt
+    check "steps that are made again: exit status" train --run t --resume --lr 0.5
+    check "steps that are made again: no note" has err '^note: steps 11 to 14 of the log are made again'
+    head -n 5 runs/s/log.jsonl >runs/t/log.jsonl
+    check "a log that is too short" train --run t --resume --steps 15
+    check "a log that is too short: no warning" has err 'warning: the log ends at step 4 and the checkpoint is of step 14'
+    rm -rf runs/t
     check "--val-every on resume" train --run s --resume --steps 12 --val-every 1
     check "--val-every on resume: a note" not has err 'note: --val-every'
 

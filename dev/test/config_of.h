@@ -23,6 +23,7 @@ static Config config_of(const char *text, const char *changes) {
     if (!given[flags_find(config_flags, CONFIG_FLAGS, "total-batch-tokens")])
         c.total_batch_tokens = 0;
     if (config_apply(&c, NULL, changes, err)) die("%s: %s", changes, err);
+    if (!c.vocab) c.vocab = 256; /* as for a text */
     if (config_resolve(&c, err)) die("%s %s: %s", text, changes, err);
     return c;
 }

@@ -54,14 +54,9 @@ in_folder() {
     (cd "$_folder" && exec "$@" >"$dir/out" 2>"$dir/err")
 }
 
-# How a run is started (again): by its name if it has said what it is, else with all of its flags. OLD=1 is for
-# programs that continue a run without a checkpoint only with all of its flags, that end by SIGHUP and by a pipe without
-# a reader without saving, and that do not take care of closed standard streams.
+# How a run is started (again): by its name if it has said what it is, else with all of its flags.
 restart_flags() {
-    if [ -n "${OLD:-}" ] && [ -d broken/runs/r/checkpoints ] && [ -z "$(newest broken/runs/r)" ]; then
-        restart="$flags --resume"
-    elif [ -f broken/runs/r/run.json ]; then restart="--run r --resume"
-    else restart=$flags; fi
+    if [ -f broken/runs/r/run.json ]; then restart="--run r --resume"; else restart=$flags; fi
 }
 
 # unbroken: makes the run of $flags in the folder whole; saved/ has every checkpoint of it.
@@ -74,11 +69,17 @@ unbroken() {
     for _file in whole/runs/r/checkpoints/*.ckpt; do ln "$_file" saved/; done
 }
 
-# Every checkpoint that the unbroken run has too is equal to it.
+# Whether a checkpoint was written on a signal that came while its step was validated: it has the log's line.
+is_pending() { head -c 65536 "$1" | grep -aq '^pending='; }
+
+# Every checkpoint that the unbroken run has too is equal to it. One whose validation is still to be done has the same
+# tensors; the resumed run writes it again.
 same_saved() {
     for _file in broken/runs/r/checkpoints/step_*.ckpt; do
-        [ -e "$_file" ] || continue
-        [ ! -e "saved/${_file##*/}" ] || cmp -s "$_file" "saved/${_file##*/}" || { echo "    $_file differs"; return 1; }
+        _whole=saved/${_file##*/}
+        [ -e "$_file" ] && [ -e "$_whole" ] || continue
+        cmp -s "$_file" "$_whole" || { is_pending "$_file" && same_tensors "$_file" "$_whole"; } ||
+            { echo "    $_file differs"; return 1; }
     done
 }
 
