@@ -302,7 +302,7 @@ static int open_input(const char *path, char *err) {
         return fail(err, "--input: %s is a folder; name its files, for example \"%s/*.txt\"", path,
                     path);
     if (!bad && S_ISBLK(st.st_mode)) return fail(err, "--input: %s is a disk, not a file", path);
-    int fd = bad ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    int fd = bad ? -1 : file_open(path, O_RDONLY);
     return fd >= 0 ? fd : fail(err, "--input: cannot open %s: %s", path, strerror(errno));
 }
 
