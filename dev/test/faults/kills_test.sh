@@ -183,9 +183,9 @@ test_kill_then_cut() {
         rm -rf broken journal cut
         mkdir broken
         random 10000
-        # The third rename is of step 6's checkpoint; 2 modulo 3 is after the call.
+        # The fourth rename is of step 6's checkpoint; 2 modulo 3 is after the call.
         strike_at="LD_PRELOAD=$SHIM FAULT_WATCH=. FAULT_JOURNAL=$dir/journal FAULT_CUT=$dir/cut"
-        in_folder broken env $strike_at FAULT=rename:3:KILL FAULT_SEED=2 "$TRAIN_GPT" $flags 2>/dev/null
+        in_folder broken env $strike_at FAULT=rename:4:KILL FAULT_SEED=2 "$TRAIN_GPT" $flags 2>/dev/null
         in_folder broken env $strike_at FAULT=write:4:CUTLOOSE FAULT_SEED=$drawn "$TRAIN_GPT" --run r --resume 2>/dev/null
         history="SEED=$SEED, FAULT_SEED=$drawn"
         check "kill, then power cut: there was no cut ($history)" [ -d cut ]
