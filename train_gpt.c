@@ -446,11 +446,13 @@ static int is_due(const Run *run, int every) {
 }
 
 /* Validates, where that is due, and writes the log's line of the step that was made. A line whose
-   validation is not done stays in run->pending, which a checkpoint keeps. */
+   validation is not done stays in run->pending, which a checkpoint keeps; a resumed run owes that
+   validation, and then replaces that checkpoint. */
 static Work finish_step(Run *run, Model *m, Progress *progress, char *err) {
     const Config *c = m->c;
     double val_loss = NAN;
-    if (is_due(run, c->val_every)) {
+    int owed = run->owed;
+    if (owed || is_due(run, c->val_every)) {
         Work work = run_validation(run, m, progress, &val_loss, err);
         if (work != WORK_DONE) return work;
     }
@@ -460,8 +462,9 @@ static Work finish_step(Run *run, Model *m, Progress *progress, char *err) {
     if (log_append_validated(&run->log, run->pending, val_loss, err)) return WORK_FAILED;
     free(run->pending);
     run->pending = NULL;
-    if (is_due(run, c->checkpoint_every) && save_run(run, &m->p, &m->plan, err)) return WORK_FAILED;
-    return WORK_DONE;
+    run->owed = 0;
+    int saves = owed || is_due(run, c->checkpoint_every);
+    return saves && save_run(run, &m->p, &m->plan, err) ? WORK_FAILED : WORK_DONE;
 }
 
 /* Logs the validation loss before the first step. */
@@ -565,6 +568,13 @@ static int open_past(Program *p, char *err) {
     return weights_flags(run, &p->weights, err);
 }
 
+/* Returns -1 with a message if the weights of --init-from are of another model. */
+static int check_weights(const Program *p, char *err) {
+    char why[ERR_LEN];
+    if (!check_parameters(&p->registry, &p->weights, 1, why)) return 0;
+    return fail(err, "--init-from: %.300s: %.600s", p->run.from_file, why);
+}
+
 /* Opens the run's past, the data and the device, and resolves the flags. What was chosen for the
    run, such as the attention that was fastest, is kept as a flag, so that a resumed run has it
    too. */
@@ -586,6 +596,7 @@ static int open_run(Program *p, char *err) {
     p->registry = registry_build(&run->config);
     if (registry_freeze(&p->registry, run->config.freeze, err)) return -1;
     p->plan = plan_build(&run->config, &p->registry);
+    if (p->has_weights && check_weights(p, err)) return -1;
     return plan_check_frozen(&p->plan, &p->registry, err);
 }
 
@@ -639,10 +650,8 @@ static int create(Program *p, char *err) {
 
 /* Sets the parameters of a run that begins: those of --init-from, or initial ones. */
 static int set_weights(Program *p, char *err) {
-    char why[ERR_LEN];
     if (!p->has_weights) return model_init(&p->model, err);
-    if (load_parameters(&p->model.p, &p->weights, 1, why))
-        return fail(err, "--init-from: %.300s: %.600s", p->run.from_file, why);
+    if (load_parameters(&p->model.p, &p->weights, 1, err)) return -1;
     ckpt_close(&p->weights);
     p->has_weights = 0;
     refresh_weights(&p->model);

@@ -446,6 +446,7 @@ static inline void config_rates(Config *c, const unsigned char *given) {
 
 /* Refuses a text that a line of a checkpoint's header cannot hold. */
 static inline int config_check_texts(const Config *c, char *err) {
+    if (!c->data[0]) return fail(err, "--data is empty: name a text or token shards");
     for (int i = 0; i < CONFIG_FLAGS; i++)
         if (config_flags[i].kind == KIND_STRING &&
             strchr((const char *)flags_value(&config_flags[i], c), '\n'))

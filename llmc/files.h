@@ -153,11 +153,20 @@ static inline int file_glob(const char *pattern, glob_t *g) {
     return glob(plain, 0, NULL, g);
 }
 
+/* Refuses a pipe, a device or a folder, whose opening or reading may wait for ever. A file that
+   does not exist is none of these. */
+static inline int file_check_regular(const char *path, char *err) {
+    struct stat st;
+    if (stat(path, &st) || S_ISREG(st.st_mode)) return 0;
+    return fail(err, "%s is not a regular file: move it away", path);
+}
+
 /* Reads a whole file of up to `most` bytes, for the caller to free, with a zero byte behind it.
    Returns 0, 1 if there is no such file, or -1 with a message. */
 static inline int file_read(const char *path, size_t most, char **text, size_t *size, char *err) {
     size_t capacity = 4096, used = 0, n = 1;
     char *buffer = NULL;
+    if (file_check_regular(path, err)) return -1;
     FILE *f = fopen(path, "rbe");
     if (!f && errno == ENOENT) return 1;
     if (!f) return fail(err, "cannot open %s: %s", path, strerror(errno));

@@ -107,6 +107,7 @@ typedef struct {
 
 static inline int log_begin(LogReader *r, const char *path, char *err) {
     memset(r, 0, sizeof *r);
+    if (file_check_regular(path, err)) return -1;
     r->file = fopen(path, "rbe");
     return r->file ? 0 : fail(err, "cannot open %s: %s", path, strerror(errno));
 }
@@ -313,6 +314,7 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
     if (!log->path[0] || !log->checkpoints[0])
         return fail(err, "the path of the run %.80s... is too long", runs_dir);
     if (file_make_folders(log->checkpoints, err)) return -1;
+    if (file_check_regular(log->path, err)) return -1;
     log->fd = file_open(log->path, O_RDWR | O_CREAT | O_APPEND);
     if (log->fd < 0) return fail(err, "cannot open %s: %s", log->path, strerror(errno));
     int status = 0;

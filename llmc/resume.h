@@ -70,28 +70,25 @@ static inline RecordStatus load_record(const Ckpt *ckpt, char prefix, const char
     return RECORD_TAKEN;
 }
 
-/* Copies the first positions of a table that has more of them than the model. Returns 1 if the
-   checkpoint has such a table. */
-static inline int crop_positions(const Params *p, const Ckpt *ckpt) {
-    const Tensor *t = &p->r.t[T_WPE];
-    int dtype = -1, ndim = 0;
-    int64_t dims[CKPT_MAX_DIMS];
-    const void *data = ckpt_find(ckpt, "p.wpe", &dtype, &ndim, dims, NULL);
-    if (!data || dtype != RECORD_DTYPE || ndim != 3 || dims[1] < t->rows || dims[2] != t->cols)
-        return 0;
-    device_upload(p->param + t->slot[SLOT_PARAM].at, data, t->size * sizeof(floatM));
-    return 1;
+/* Whether a checkpoint has the parameters of a tensor. With `crop` a table of positions may be
+   longer than the model's, of which the first positions are taken. */
+static inline RecordStatus find_parameters(const Tensor *t, const Ckpt *ckpt, int crop) {
+    char full[96];
+    snprintf(full, sizeof full, "p.%s", t->name);
+    const CkptRecord *r = ckpt_record(ckpt, full);
+    int64_t bytes = (int64_t)(slot_size(t, SLOT_PARAM) * sizeof(floatM));
+    if (!r || !r->data) return RECORD_ABSENT;
+    int longer = crop && !strcmp(t->name, "wpe") && r->ndim == 3 && r->dims[2] == t->cols;
+    int fits = longer ? r->bytes >= bytes : r->bytes == bytes;
+    return r->dtype == RECORD_DTYPE && fits ? RECORD_TAKEN : RECORD_OTHER_SIZE;
 }
 
-/* Reads the parameters of every tensor; the layers' copy is left as it is. With `crop` a table of
-   positions may be longer than the model's. Returns -1 with a message if the checkpoint is of
-   another model. */
-static inline int load_parameters(const Params *p, const Ckpt *ckpt, int crop, char *err) {
+/* Returns -1 with a message if a checkpoint is of another model. */
+static inline int check_parameters(const Registry *r, const Ckpt *ckpt, int crop, char *err) {
     for (int id = 0; id < TENSORS; id++) {
-        const Tensor *t = &p->r.t[id];
-        if (!t->layers || (crop && id == T_WPE && crop_positions(p, ckpt))) continue;
-        switch (load_record(ckpt, 'p', t->name, p->param + t->slot[SLOT_PARAM].at,
-                            slot_size(t, SLOT_PARAM))) {
+        const Tensor *t = &r->t[id];
+        if (!t->layers) continue;
+        switch (find_parameters(t, ckpt, crop)) {
         case RECORD_TAKEN: break;
         case RECORD_ABSENT:
             return fail(err, "the checkpoint has no tensor p.%s: it is of another model", t->name);
@@ -101,6 +98,21 @@ static inline int load_parameters(const Params *p, const Ckpt *ckpt, int crop, c
                         "from those of the run",
                         t->name);
         }
+    }
+    return 0;
+}
+
+/* Reads the parameters of every tensor; the layers' copy is left as it is. Returns 0, or -1 with a
+   message. */
+static inline int load_parameters(const Params *p, const Ckpt *ckpt, int crop, char *err) {
+    char full[96];
+    if (check_parameters(&p->r, ckpt, crop, err)) return -1;
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &p->r.t[id];
+        snprintf(full, sizeof full, "p.%s", t->name);
+        if (t->layers)
+            device_upload(p->param + t->slot[SLOT_PARAM].at, ckpt_record(ckpt, full)->data,
+                          slot_size(t, SLOT_PARAM) * sizeof(floatM));
     }
     return mapped_whole(ckpt->file, err);
 }
@@ -328,6 +340,31 @@ static inline int resume_find(const Run *run, Resume *r, char *err) {
     return 0;
 }
 
+/* Whether run.json has another value of a fixed flag than the checkpoint: it is of another run, or
+   was edited. A warning on stderr says so. */
+static inline int resume_is_foreign(const Resume *r) {
+    char err[ERR_LEN], ours[FLAG_STRING_SIZE], theirs[FLAG_STRING_SIZE];
+    Config checkpoint = r->before, json = r->before;
+    if (!r->has_ckpt || load_flags_of(&json, NULL, 1, "asked", r->settings, r->settings_size, err))
+        return 0;
+    if (!checkpoint.vocab) checkpoint.vocab = 256; /* any: a default and its value are equal */
+    if (!json.vocab) json.vocab = checkpoint.vocab;
+    if (config_resolve(&checkpoint, err) || config_resolve(&json, err)) return 0;
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        const Flag *flag = &config_flags[i];
+        flags_get_text(flag, &checkpoint, ours);
+        flags_get_text(flag, &json, theirs);
+        int named_by_data = !strcmp(flag->name, "vocab");
+        if (flag->on_resume != RESUME_FIXED || named_by_data || !strcmp(ours, theirs)) continue;
+        print_line(stderr, NULL,
+                   "warning: run.json is not this run's, or was edited: it has --%s %s, and the "
+                   "checkpoint %s. The flags are those of the checkpoint",
+                   flag->name, theirs, ours);
+        return 1;
+    }
+    return 0;
+}
+
 /* The flags of the run up to now: r->before and r->told. */
 static inline int resume_flags_before(Resume *r, const Config *start, char *err) {
     const char *lines = r->settings ? r->settings : "";
@@ -342,8 +379,8 @@ static inline int resume_flags_before(Resume *r, const Config *start, char *err)
     }
     r->told = r->before;
     char why[ERR_LEN];
-    if (!asked || !load_flags_of(&r->told, NULL, 0, "asked", lines, r->settings_size, why))
-        return 0;
+    if (!asked || resume_is_foreign(r)) return 0;
+    if (!load_flags_of(&r->told, NULL, 0, "asked", lines, r->settings_size, why)) return 0;
     return fail(err, "--resume: run.json: %.900s", why);
 }
 
@@ -420,6 +457,12 @@ static inline int fail_fixed(const Run *run, const Flag *flag, const char *was, 
                 flag->name, was, is, run->asked.run, flag->name);
 }
 
+/* Whether the validation of the checkpoint's step is still to be done. */
+static inline int resume_is_pending(const Resume *r) {
+    size_t length;
+    return r->has_ckpt && header_find(r->ckpt.header, r->ckpt.header_length, "pending", &length);
+}
+
 /* Refuses a change of a fixed flag, and collects the changes that are noted. The configs are
    resolved, so that a default and its value in words are equal; `was` and `is` become them. */
 static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, char *err) {
@@ -439,7 +482,10 @@ static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, c
         flags_get_text(flag, is, to);
         if (!strcmp(from, to)) continue;
         if (flag->on_resume == RESUME_FIXED) return fail_fixed(run, flag, from, to, err);
-        if (flag->on_resume == RESUME_NOTED && add_change(run, r->step, flag->name, from, to, err))
+        /* A validation that is still to be done is of the step before. */
+        int validation = !strncmp(flag->name, "val-", 4) && resume_is_pending(r);
+        if (flag->on_resume == RESUME_NOTED &&
+            add_change(run, r->step - validation, flag->name, from, to, err))
             return -1;
     }
     return 0;
@@ -447,10 +493,8 @@ static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, c
 
 /* 1 if the run has all its steps, and the checkpoint of the last one if it is to have one. */
 static inline int resume_is_finished(const Run *run, const Resume *r) {
-    size_t length;
     if (!r->has_ckpt) return !run->asked.keep_checkpoints && r->logged >= run->asked.steps;
-    return r->step >= run->asked.steps &&
-           !header_find(r->ckpt.header, r->ckpt.header_length, "pending", &length);
+    return r->step >= run->asked.steps && !resume_is_pending(r);
 }
 
 /* Opens what is left of --run and sets the flags of this start. Returns 0, or -1 with a message: if
@@ -540,6 +584,7 @@ static inline int load_pending(Run *run, const Ckpt *ckpt, char *err) {
     if (!run->pending) return fail(err, "out of memory: a line of the log");
     memcpy(run->pending, line, length);
     memcpy(run->pending + length, "\n", 2);
+    run->owed = 1;
     if (log_step_of(run->pending, length + 1) == run->step) return 0;
     return fail(err, "the checkpoint's header has a damaged line pending");
 }
@@ -563,41 +608,50 @@ static inline int restore_run(Run *run, const Params *p, Plan *plan, Resume *r, 
     return resume_tidy(run, r, err);
 }
 
-/* A run that has all its steps: leaves run.json as it is. */
+/* A run that has all its steps: leaves run.json as it is. Returns the program's exit status, or -1
+   with a message. */
 static inline int resume_finished(Run *run, const Resume *r, char *err) {
     const Config *c = &run->asked;
     if (r->has_ckpt &&
         (log_open(&run->log, c->runs_dir, c->run, 1, err) || resume_tidy(run, r, err)))
         return -1;
+    long long done = r->has_ckpt ? r->step : r->logged;
     print_line(stdout, NULL, "nothing left to do: the run %s/%s has all its %d steps%s",
                c->runs_dir, c->run, c->steps,
-               r->has_ckpt ? "; a larger --steps continues it"
-                           : ", and no checkpoint to continue from (--keep-checkpoints 0)");
-    return 0;
+               !r->has_ckpt       ? ", and no checkpoint to continue from (--keep-checkpoints 0)"
+               : done == c->steps ? "; a larger --steps continues it"
+                                  : "");
+    if (done > c->steps)
+        print_line(stdout, NULL, "it is at step %lld, and --steps %d is less", done, c->steps);
+    return output_status(stdout);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 /* a new run from the weights of another */
 
-/* Opens --init-from: a checkpoint file, or the newest checkpoint of a run of --runs-dir. */
+/* Opens --init-from: a checkpoint file, or the newest checkpoint of a run, given by its name in
+   --runs-dir or by its folder. */
 static inline int weights_open(Run *run, Ckpt *ckpt, char *err) {
     const char *from = run->asked.init_from;
     char folder[FILE_PATH_SIZE], why[ERR_LEN];
     struct stat st;
-    int is_file = stat(from, &st) == 0 && S_ISREG(st.st_mode), status;
-    if (is_file || strchr(from, '/')) {
+    int exists = stat(from, &st) == 0, is_folder = exists && S_ISDIR(st.st_mode), status;
+    if (!is_folder && (exists || strchr(from, '/'))) {
         file_path(run->from_file, "%s", from);
         status = ckpt_open(ckpt, from, why);
     } else {
-        file_path(folder, "%s/%s/checkpoints", run->asked.runs_dir, from);
+        int named = !strchr(from, '/'); /* a run of --runs-dir; else the folder of a run */
+        file_path(folder, "%s%s%s/checkpoints", named ? run->asked.runs_dir : "", named ? "/" : "",
+                  from);
         status = ckpt_open_newest(ckpt, folder, run->from_file, why);
     }
     if (status < 0) return fail(err, "--init-from: %.900s", why);
     if (status > 0)
-        return fail(err,
-                    "--init-from %s: %s has no checkpoint; name a run of --runs-dir or a "
-                    "checkpoint file",
-                    from, folder);
+        return fail(
+            err,
+            "--init-from %s: %s has no checkpoint; name a run of --runs-dir, the folder of a "
+            "run, or a checkpoint file",
+            from, folder);
     snprintf(run->from_sum, sizeof run->from_sum, "%016llx",
              (unsigned long long)ckpt_u64(ckpt->map + ckpt->size - 8));
     return 0;

@@ -49,6 +49,7 @@ typedef struct {
     char machine[512];  /* device_describe: in words */
     char identity[512]; /* device_identity: what the bits depend on */
     char *pending;      /* the log's line of the last step, which awaits validation, or NULL */
+    int owed;           /* 1: that validation was due in the process that made the step */
     RunChange *changes; /* flags that a resumed run changed */
     int n_changes;
     char from_file[FILE_PATH_SIZE], from_sum[32]; /* of --init-from: the file and its checksum */
@@ -103,6 +104,9 @@ static inline int open_data(Run *run, char *err) {
     Config *c = &run->config;
     int64_t micro_batch = (int64_t)c->batch_size * c->seq_len;
     int64_t rows = (c->total_batch_tokens ? c->total_batch_tokens : micro_batch) / c->seq_len;
+    if (rows > INT_MAX)
+        return fail(err, "--total-batch-tokens %lld is too large: at most %d sequences in a step",
+                    (long long)c->total_batch_tokens, INT_MAX);
     int separate = c->val_data[0] != 0;
     /* A run that is resumed with other validation data trains on what it has trained on. */
     if (run->train_part < 0) run->train_part = separate ? DATA_ALL : DATA_TRAIN;

@@ -203,6 +203,8 @@ test_val_every() {
 # Mistakes on the command line and in the data.
 test_mistakes() {
     ten_steps
+    refused "no name of data" '--data is empty' train $model --data ''
+    refused "a step too large" '--total-batch-tokens 9223372036854775807' train $minute --total-batch-tokens 9223372036854775807
     refused "unknown flag" 'unknown flag --widht, did you mean --width' train $minute --widht 3
     refused "flag without value" '--steps needs a value' train $minute --steps
     refused "width and heads" '--width 33 .* --heads 2' train --data text.txt --width 33 --heads 2 --dry-run
@@ -306,6 +308,15 @@ test_resume_finished() {
         check "a finished run, $more: no word of it" has out 'nothing left to do: .*all its'
     done
     check "a finished run changed" [ "$(folder_of a)" = "$before" ]
+    train --run a --resume --steps 8
+    check "a finished run and fewer steps: no word of the step that it is at" has out 'it is at step 10, and --steps 8 is less'
+    if [ -w /dev/full ]; then
+        "$TRAIN_GPT" --run a --resume >/dev/full 2>err
+        check "a finished run to a full disk: exit status $?" [ $? -eq 1 ]
+    fi
+    mkdir -p runs/fifo
+    mkfifo runs/fifo/log.jsonl
+    refused "a log that is a pipe" 'log.jsonl is not a regular file' train $minute --run fifo
     rm -rf runs/k
     train $minute --run k --steps 6 --keep-checkpoints 0
     before=$(folder_of k)
@@ -365,6 +376,14 @@ test_resume_flags() {
     check "--val-every on resume" train --run s --resume --steps 12 --val-every 1
     check "--val-every on resume: a note" not has err 'note: --val-every'
 
+    # run.json of another run is left aside, with a warning.
+    rm -rf runs/t
+    cp -r runs/s runs/t
+    cp runs/a/run.json runs/t/run.json
+    check "a resume with the run.json of another run" train --run t --resume --steps 14
+    check "the run.json of another run: no warning" has err 'warning: run.json is not this run.s.*--seed 1, and the checkpoint 2'
+    check "the run.json of another run is believed" has runs/t/run.json '"seed": 2,'
+
     # A change that was told to a start which was killed before its first checkpoint is not forgotten.
     rm -rf runs/t
     cp -r a.saved runs/t
@@ -409,6 +428,9 @@ test_init_from() {
         --init-from a
     refused "--init-from: no such run" '--init-from nobody: runs/nobody/checkpoints has no' train --data text.txt \
         --run p --init-from nobody
+    check "--init-from FOLDER" train --data text.txt --threads 1 --run f --steps 0 --init-from ./runs/a
+    check "--init-from FOLDER: another file" has out 'weights  from ./runs/a/checkpoints/step_00000010.ckpt'
+    check "a refused --init-from left a folder" [ ! -e runs/p ]
     make_shards
     refused "--init-from: another tokenizer" 'weights know the tokens of bytes, and good.bin has those of gpt2' \
         train --data good.bin --val-data good.bin --threads 1 --run p --init-from a
@@ -458,6 +480,15 @@ test_interrupted() {
         [ $signal = INT ] || interrupt $signal
         case $signal in TERM | HUP)
             cp broken/runs/r/checkpoints/step_00000001.ckpt first.ckpt
+            # That validation is the resumed run's, whatever is changed; its checkpoint is written again.
+            cp -r broken other
+            (cd other && run "$TRAIN_GPT" --run r --resume --val-data ../text.txt --val-every 0 --steps 1)
+            check "SIG$signal: a change of the validation that is still to be done" has err \
+                '^note: --val-data .* from step 1$'
+            check "SIG$signal: that validation is left out" has other/runs/r/log.jsonl '^{"step": 1,.*"val_loss": [0-9]'
+            (cd other && run "$TRAIN_GPT" --run r --resume)
+            check "SIG$signal: a run at its end is not finished" has out '^nothing left to do'
+            rm -rf other
             (cd broken && train --run r --resume)
             if [ $signal = HUP ]; then # killed after the line of step 1 was written, and resumed once more
                 rm broken/runs/r/checkpoints/*
