@@ -567,7 +567,6 @@ static inline void la_definite(Mat G, double damping, floatM *scratch) {
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
     if (!R.p || !G.p || !scratch) return;
     int n = G.rows, all = 0;
-    damping = (double)(floatM)damping;
 #pragma omp parallel for reduction(| : all)
     for (int i = 0; i < mat_count(G); i++) {
         double *v, *w;

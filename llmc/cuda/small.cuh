@@ -669,7 +669,7 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, dou
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
-    la_eigh_any(R, NULL, G, (double)(float)damping, power, scratch);
+    la_eigh_any(R, NULL, G, damping, power, scratch);
 }
 
 static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
