@@ -514,6 +514,8 @@ static inline int la_rroot_values(double *w, int n, double power) {
     return why;
 }
 
+static inline void la_roots_of(const char *names) { (void)names; }
+
 static inline int la_rootless(void) {
     int why = cm_cpu_rootless;
     cm_cpu_rootless = 0;
