@@ -48,9 +48,8 @@ const char *cm_strerror(int code) {
     case CM_EINTERNAL:
         return "internal error of libcmuon (too little workspace); nothing was changed";
     case CM_EINDEFINITE:
-        return "an inverse root was asked of a matrix that is not positive definite (of a Gram, or "
-               "of "
-               "the Gram of a head's weights); nothing was changed (raise damping)";
+        return "a Gram matrix, with its damping, is not positive definite and has no inverse root; "
+               "nothing was changed (raise damping)";
     }
     return "not an error code of libcmuon";
 }

@@ -94,7 +94,9 @@ la_definite(G, a, S)              prepares symmetric G for a root of G + a I: wh
 la_rootless()                     why matrices of la_definite and la_eigh_rroot had no root since
                                   this thread asked last: 0, LA_INDEFINITE, LA_NOT_FINITE or both; a
                                   backend whose work is queued returns 0 and records a failure
-                                  (device_check) itself
+                                  (device_check) itself, with la_rootless_sentence
+la_roots_of(names)                the matrices whose update takes the roots that follow, for that
+                                  sentence
 la_fast(on)                       on: until la_fast(0) products may round their input to ten bits
                                   (TF32) if the backend gains by that, and symmetric products need
                                   be symmetric only up to rounding. Returns whether products round.
@@ -146,6 +148,16 @@ enum { LA_GAUGE_PLAIN, LA_GAUGE_PARTNER, LA_GAUGE_RELATIVE };
 
 /* Why a matrix has no inverse root, bits: it is not positive definite, or not finite. */
 enum { LA_INDEFINITE = 1, LA_NOT_FINITE = 2 };
+
+/* Writes the sentence of that failure: the update of which matrices needed the root, and why there
+   is none. */
+static inline void la_rootless_sentence(char *text, size_t size, const char *names, int why) {
+    const char *is_not = "finite: the weights are too large; try a smaller learning rate";
+    if (why & LA_INDEFINITE) is_not = "positive definite; raise --damping";
+    snprintf(text, size,
+             "the update of %s needs an inverse root of a Gram matrix of weights, which is not %s",
+             names, is_not);
+}
 
 /* The largest floatM. */
 #define LA_LARGEST (sizeof(floatM) == 8 ? DBL_MAX : (double)FLT_MAX)

@@ -297,4 +297,19 @@ test_refusals() {
     fi
 }
 
+# A Gram without an inverse root ends the CUDA programs with the CPU's sentence, which names the matrices, and
+# leaves no checkpoint. A head that is wider than the model has such a Gram.
+test_rootless() {
+    for flags in "--ov muon" "--qk muon" "--qk muon --inv-root eigh"; do
+        for program in "$TRAIN_GPT" "$TRAIN_CUDA_FP32" "$TRAIN_CUDA"; do
+            rm -rf runs
+            refused "$flags" 'the update of W_. and W_. needs.* is not positive definite; raise --damping' \
+                run "$program" $common --run no --init gpt2 --head-dim 48 --damping 0 $flags
+            [ "$program" = "$TRAIN_GPT" ] && cp err cpu.err
+            check "$flags: $program has another sentence than the CPU" cmp -s cpu.err err
+            check "$flags: $program keeps a checkpoint" [ -z "$(newest runs/no)" ]
+        done
+    done
+}
+
 run_tests "$@"

@@ -294,6 +294,12 @@ static void test_products(void) {
                   take_m(la_eigh_scratch(2)));
     check(relative_error((double)root[0], 1e6, 1) < 1e-6 && root[1] == 0 && root[3] == root[0],
           "la_eigh_rroot of zero: %g %g", (double)root[0], (double)root[1]);
+    /* Damping is added in double, so what it leaves of an eigenvalue is not lost to float. */
+    zero[0] = zero[3] = -1;
+    la_eigh_rroot(mat_dense(root, 1, 2, 2), mat_dense(zero, 1, 2, 2), 1 + 0x1p-30, 1,
+                  take_m(la_eigh_scratch(2)));
+    check(root[0] == 0x1p15 && root[1] == 0 && root[3] == root[0] && !*why_rootless(),
+          "la_eigh_rroot of 2^-30 I: %g %g", (double)root[0], (double)root[1]);
 }
 
 static void test_vectors(void) {

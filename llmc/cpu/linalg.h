@@ -514,6 +514,8 @@ static inline int la_rroot_values(double *w, int n, double power) {
     return why;
 }
 
+static inline void la_roots_of(const char *names) { (void)names; }
+
 static inline int la_rootless(void) {
     int why = cm_cpu_rootless;
     cm_cpu_rootless = 0;
@@ -567,7 +569,6 @@ static inline void la_definite(Mat G, double damping, floatM *scratch) {
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
     if (!R.p || !G.p || !scratch) return;
     int n = G.rows, all = 0;
-    damping = (double)(floatM)damping;
 #pragma omp parallel for reduction(| : all)
     for (int i = 0; i < mat_count(G); i++) {
         double *v, *w;

@@ -68,6 +68,14 @@ typedef struct {
     NvmlCache cache;
 } Nvml;
 
+/* Whether a matrix had no inverse root as it was not positive definite, and as it was not finite,
+   for one user of roots; and what device_failure says of it. The device writes `rootless`. */
+struct RootUser {
+    int rootless[2];
+    char sentence[2][256];
+};
+enum { ROOT_USERS = 4 };
+
 struct GemmPlan;
 struct GemmChoice;
 struct cublasLtContext;
@@ -108,9 +116,10 @@ struct CudaMachine {
     int gelu_fused;   /* GELU is computed in the product's epilogue wherever the library can */
     int la_fast;      /* products of linalg.cuh may round to TF32, see la_fast */
     double *la_parts; /* device memory for partial sums, see la_parts_memory */
-    /* Whether a matrix had no inverse root as it was not positive definite, and as it was not
-       finite, see la_rootless_flags; or NULL. */
-    int *rootless;
+    /* Who takes inverse roots now, see la_roots_of, and ROOT_USERS who have, see
+       la_rootless_flags; or NULL. */
+    char root_user[64] = "weights";
+    RootUser *root_users;
 
     /* attention (attention.cuh, attention_choice.cuh, cudnn.cuh) */
 
@@ -136,12 +145,12 @@ inline CudaMachine cm_gpu;
 /* The message of the first failure since the program started, or NULL. What the device records
    itself is seen from the next wait on. */
 static inline const char *device_failure(void) {
-    volatile int *rootless = cm_gpu.rootless;
-    if (!cm_gpu.failure[0] && rootless && (rootless[0] || rootless[1])) {
-        snprintf(cm_gpu.failure, sizeof cm_gpu.failure,
-                 "the update needs an inverse root of a Gram matrix of weights, which is not %s",
-                 rootless[0] ? "positive definite; raise --damping"
-                             : "finite: the weights are too large; try a smaller learning rate");
+    for (int i = 0; cm_gpu.root_users && i < ROOT_USERS; i++) {
+        RootUser *user = &cm_gpu.root_users[i];
+        volatile int *rootless = user->rootless;
+        if (!rootless[0] && !rootless[1]) continue;
+        if (!cm_gpu.failure[0])
+            snprintf(cm_gpu.failure, sizeof cm_gpu.failure, "%s", user->sentence[!rootless[0]]);
         rootless[0] = 0;
         rootless[1] = 0;
     }

@@ -542,13 +542,29 @@ __device__ static inline void la_jacobi_block(double *a, double *v, double *turn
     __syncthreads();
 }
 
-/* What the roots of all matrices write to where one has no root: memory of the host that the device
-   sees. device_failure reads it. NULL if there is no memory, which is a failure itself. */
+static inline void la_roots_of(const char *names) {
+    snprintf(cm_gpu.root_user, sizeof cm_gpu.root_user, "%s", names);
+}
+
+/* What the roots of this user write to where a matrix has none: two flags in memory of the host
+   that the device sees. device_failure reads them. Users past ROOT_USERS share the last place. NULL
+   if there is no memory, which is a failure itself. */
 static inline int *la_rootless_flags(void) {
-    int *flags = cm_gpu.rootless;
-    if (flags || CUDA_CHECK(cudaMallocHost((void **)&flags, 2 * sizeof *flags))) return flags;
-    flags[0] = flags[1] = 0; /* before device_failure sees them */
-    return cm_gpu.rootless = flags;
+    RootUser *users = cm_gpu.root_users, user = {{0, 0}, {"", ""}};
+    if (!users) {
+        if (CUDA_CHECK(cudaMallocHost((void **)&users, ROOT_USERS * sizeof *users))) return NULL;
+        for (int i = 0; i < ROOT_USERS; i++) users[i] = user; /* before device_failure sees them */
+        cm_gpu.root_users = users;
+    }
+    for (int i = 0; i < 2; i++)
+        la_rootless_sentence(user.sentence[i], sizeof user.sentence[i], cm_gpu.root_user,
+                             i ? LA_NOT_FINITE : LA_INDEFINITE);
+    int i = 0;
+    while (i < ROOT_USERS - 1 && users[i].sentence[0][0] &&
+           strcmp(users[i].sentence[0], user.sentence[0]) != 0)
+        i++;
+    memcpy(users[i].sentence, user.sentence, sizeof user.sentence);
+    return users[i].rootless;
 }
 
 /* Failures are recorded by the device itself. */
@@ -669,7 +685,7 @@ static inline void la_eigh_any(Mat R, floatM *values, Mat G, double damping, dou
 }
 
 static inline void la_eigh_rroot(Mat R, Mat G, double damping, double power, floatM *scratch) {
-    la_eigh_any(R, NULL, G, (double)(float)damping, power, scratch);
+    la_eigh_any(R, NULL, G, damping, power, scratch);
 }
 
 static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {

@@ -368,15 +368,15 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
 static inline void plan_entry_step(const Plan *plan, const Registry *r, const PlanEntry *e,
                                    const Config *c, const PlanState *s, int layer, int layers) {
     Step step = plan_entry(plan, r, e, &c->optim, s, layer, layers);
+    char names[64], sentence[ERR_LEN];
+    snprintf(names, sizeof names, "%s%s%s", e->name[0], e->legs > 1 ? " and " : "",
+             e->legs > 1 ? e->name[1] : "");
+    la_roots_of(names);
     step_run(&step);
     int why = la_rootless();
-    if (why)
-        device_fail(
-            "the update of %s%s%s needs an inverse root of a Gram matrix of weights, which is "
-            "not %s",
-            e->name[0], e->legs > 1 ? " and " : "", e->legs > 1 ? e->name[1] : "",
-            why & LA_INDEFINITE ? "positive definite; raise --damping"
-                                : "finite: the weights are too large; try a smaller learning rate");
+    if (!why) return;
+    la_rootless_sentence(sentence, sizeof sentence, names, why);
+    device_fail("%s", sentence);
 }
 
 /* Updates the layers of every tensor whose moments are held. Too little scratch is a recorded
