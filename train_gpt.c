@@ -398,6 +398,7 @@ static Work train_step(Run *run, Model *m, double *loss, double *norm, char *err
     }
     optimizer_step(m, run->step,
                    c->grad_clip > 0 && *norm > c->grad_clip ? c->grad_clip / *norm : 1);
+    if (device_check(err)) return WORK_FAILED; /* of an update, as far as the device has got */
     run->step++;
     run->tokens += c->total_batch_tokens;
     return WORK_DONE;
