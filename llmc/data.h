@@ -803,7 +803,7 @@ static inline int data_write_shard_of(TokenizerId id, const char *path, const ui
                           DATA_VERSION,
                           (uint32_t)n,
                           DATA_TOKENIZER_TAG,
-                          id.kind,
+                          (uint32_t)id.kind,
                           (uint32_t)id.fingerprint,
                           (uint32_t)(id.fingerprint >> 32)};
     int words = id.fingerprint ? 7 : 3;
