@@ -298,7 +298,7 @@ test: $(NEEDED) $(TESTS) $(EMU_TESTS)
 # tests in fp32, the programs from end to end, and some kernels on the emulator.
 CHECK_TESTS = $(filter-out %_double $(BUILD)/test_msign,$(TESTS)) $(filter %/test_layers_fp32 %/test_gemm,$(EMU_TESTS))
 check: $(CHECK_TESTS) $(BUILD)/train_gpt $(BUILD)/generate
-	@TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/run.sh dev/test/cli_test.sh $(CHECK_TESTS)
+	@QUICK=1 TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/run.sh dev/test/cli_test.sh $(CHECK_TESTS)
 
 # The whole suite under AddressSanitizer and UndefinedBehaviorSanitizer, and the files that fuzzers found.
 SANITIZE = -fsanitize=address,undefined -fno-sanitize-recover=all
