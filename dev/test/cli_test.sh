@@ -22,19 +22,7 @@ random() {
         'BEGIN { srand(s); while (i-- > 0) x = rand(); print int(x * n) }')
 }
 
-# About 15 kB of sentences.
-awk 'BEGIN {
-    n = split("the king of a far land|her brother|an old sailor|nobody|every child|the moon", who, "|")
-    k = split("saw|forgot|sang to|would not sell|loved|feared|carried home", did, "|")
-    m = split("a silver fish|the morning|two letters|what was lost|the quiet sea|bread", what, "|")
-    x = 7
-    for (i = 0; i < 400; i++) {
-        x = (x * 1103 + 12345) % 65536; a = int(x / 16) % n + 1
-        x = (x * 1103 + 12345) % 65536; b = int(x / 16) % k + 1
-        x = (x * 1103 + 12345) % 65536; c = int(x / 16) % m + 1
-        printf "%s %s %s%s", who[a], did[b], what[c], i % 5 == 4 ? ".\n" : ", and "
-    }
-}' >text.txt
+sentences >text.txt
 model="--layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 4 --threads 1"
 minute="--data text.txt $model"
 

@@ -26,19 +26,7 @@ random() {
     drawn=$((state / 1024 % $1))
 }
 
-# A text of 16 kB.
-awk 'BEGIN {
-    n = split("the king of a far land|her brother|an old sailor|nobody|every child|the moon", who, "|")
-    k = split("saw|forgot|sang to|would not sell|loved|feared|carried home", did, "|")
-    m = split("a silver fish|the morning|two letters|what was lost|the quiet sea|bread", what, "|")
-    x = 7
-    for (i = 0; i < 400; i++) {
-        x = (x * 1103 + 12345) % 65536; a = int(x / 16) % n + 1
-        x = (x * 1103 + 12345) % 65536; b = int(x / 16) % k + 1
-        x = (x * 1103 + 12345) % 65536; c = int(x / 16) % m + 1
-        printf "%s %s %s%s", who[a], did[b], what[c], i % 5 == 4 ? ".\n" : ", and "
-    }
-}' >text.txt
+sentences >text.txt
 
 # A run of a twentieth of a second that saves a checkpoint every third step and keeps two.
 every=3
