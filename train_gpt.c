@@ -10,7 +10,8 @@ GPT pretraining in plain C, forward and backward by hand. Read it top to bottom:
 
 Layers and operations are in the backends' headers (llmc/cpu, llmc/cuda); this file is written once
 for all machines. On a GPU all work is queued and done in order; the program waits where it reads a
-result. A model's memory is in llmc/memory.h; checkpoints, data and signals are in llmc/run.h.
+result. A model's memory is in llmc/memory.h; checkpoints, data and signals are in llmc/run.h, and
+what a resumed run takes over is in llmc/resume.h.
 
 Shapes: B sequences of T tokens each, N = B T, C width, L layers, NH query heads and NKV key/value
 heads of width HS, A = NH HS, QKV = (NH + 2 NKV) HS, F MLP width, H outputs of the MLP's first
