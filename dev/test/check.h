@@ -81,11 +81,15 @@ DEFINE_RELATIVE_L2(relative_l2_dd, double, double)
 typedef struct {
     const char *name;
     void (*run)(void);
+    int slow;
 } Test;
 
-/* The row of the function test_NAME. `make test T=NAME` finds a test by the text TEST(NAME). */
+/* The row of the function test_NAME. `make test T=NAME` finds a test by the text TEST(NAME).
+   `make check` (QUICK=1 in the environment) leaves out a SLOW_TEST, one that takes a second. */
 #define TEST(NAME)                                                                                 \
-    { #NAME, test_##NAME }
+    { #NAME, test_##NAME, 0 }
+#define SLOW_TEST(NAME)                                                                            \
+    { #NAME, test_##NAME, 1 }
 #define COUNT_OF(ARRAY) ((int)(sizeof(ARRAY) / sizeof(ARRAY)[0]))
 
 /* A program with random numbers sets this to draw_for (draw.h): each test then starts the stream of
@@ -98,10 +102,12 @@ static inline double check_milliseconds(void) {
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
 }
 
-/* 1 if the test is chosen: no names are given, or its name begins with one of them. */
-static inline int check_chosen(const char *test, int argc, char **argv) {
-    int chosen = argc < 2;
-    for (int i = 1; i < argc; i++) chosen |= strncmp(test, argv[i], strlen(argv[i])) == 0;
+/* 1 if the test is chosen: its name begins with one of the names that are given, or none is given
+   and it is not left out as slow. */
+static inline int check_chosen(const Test *test, int argc, char **argv) {
+    const char *quick = getenv("QUICK");
+    int chosen = argc < 2 && !(test->slow && quick && *quick);
+    for (int i = 1; i < argc; i++) chosen |= strncmp(test->name, argv[i], strlen(argv[i])) == 0;
     return chosen;
 }
 
@@ -122,7 +128,7 @@ static inline void check_names(const Test *tests, int count, int argc, char **ar
 static inline void check_run(const Test *tests, int count, int argc, char **argv) {
     check_names(tests, count, argc, argv);
     for (int i = 0; i < count; i++) {
-        if (!check_chosen(tests[i].name, argc, argv)) continue;
+        if (!check_chosen(&tests[i], argc, argv)) continue;
         int passed = check_passed, failed = check_failed;
         double start = check_milliseconds();
         if (check_begin) check_begin(tests[i].name);

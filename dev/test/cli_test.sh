@@ -1,6 +1,6 @@
 #!/bin/sh
 # Tests of the programs as users run them: training, kill -9 and resume, full disks, damaged files, mistakes
-# on the command line, sampling. TRAIN_GPT and GENERATE name other builds; QUICK=1 leaves out what takes seconds.
+# on the command line, sampling. TRAIN_GPT and GENERATE name other builds; QUICK=1 leaves out the slow tests.
 # usage: cli_test.sh [TEST...]
 set -u
 here=$(pwd)
@@ -10,6 +10,7 @@ for program in "$TRAIN_GPT" "$GENERATE"; do
     [ -x "$program" ] || { echo "FAIL there is no $program: run make first"; exit 1; }
 done
 . "$here/dev/test/program.sh"
+slow_tests="interrupted interrupted_step kill odd_names other_embed"
 train() { run "$TRAIN_GPT" "$@"; }
 generate() { run "$GENERATE" "$@"; }
 
@@ -458,7 +459,6 @@ interrupt() {
 
 # Signals that end a run in the middle of a validation. Nothing is lost, and nothing is done twice.
 test_interrupted() {
-    [ -z "${QUICK:-}" ] || return
     awk '{ for (i = 0; i < 40; i++) print }' text.txt >long.txt
     flags="--layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 1 --threads 1 --data ../text.txt --run r \
         --val-data ../long.txt --val-tokens 120000 --steps 2 --val-every 1 --log-groups"
@@ -513,7 +513,6 @@ test_interrupted() {
 
 # A step of many micro-batches ends between two of them, and counts as not made.
 test_interrupted_step() {
-    [ -z "${QUICK:-}" ] || return
     flags="--data ../text.txt --layers 1 --width 32 --heads 2 --seq-len 32 --batch-size 1 --threads 1 --run r --steps 2 \
         --total-batch-tokens 160000 --val-tokens 64 --val-every 1"
     rm -rf whole broken
@@ -559,7 +558,6 @@ test_odd_names() {
     refused "a line break in --data" '--data: .* line break' train $model --data="$line.txt" --run e
     rm -rf runs/e
     for name in 'a b' "it's" 'quo"te' 'back\slash' 'pat*tern[1]?' '%s %d' '-dash' "$(printf 'byte\377')" "$(printf 'tab\there')"; do
-        case ${QUICK:-}$name in 1[abp%-]*) continue ;; esac
         rm -rf odd
         mkdir -p "odd/$name"
         cp text.txt "odd/$name/text.txt"

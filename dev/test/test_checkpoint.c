@@ -578,8 +578,8 @@ static void test_hash(void) {
     free(large);
 }
 
-static const Test tests[] = {TEST(contents), TEST(damage), TEST(misuse), TEST(full_disk),
-                             TEST(folder),   TEST(kill),   TEST(hash),   TEST(cut),
+static const Test tests[] = {TEST(contents), SLOW_TEST(damage), TEST(misuse), TEST(full_disk),
+                             TEST(folder),   TEST(kill),        TEST(hash),   TEST(cut),
                              TEST(pruned),   TEST(numbers)};
 
 int main(int argc, char **argv) {

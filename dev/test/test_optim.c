@@ -1916,7 +1916,7 @@ static void test_operations(void) {
 }
 
 static const Test tests[] = {
-    TEST(operations),  TEST(fixtures),   TEST(msign),    TEST(invroot),          TEST(definition),
+    TEST(operations),  TEST(fixtures),   TEST(msign),    SLOW_TEST(invroot),     TEST(definition),
     TEST(dial),        TEST(covariance), TEST(bounds),   TEST(equivariance),     TEST(reductions),
     TEST(invariances), TEST(optimality), TEST(momentum), TEST(gscale),           TEST(renorm),
     TEST(nothing),     TEST(muon_scale), TEST(scale),    TEST(adam_without_eps), TEST(plan),

@@ -1829,7 +1829,7 @@ static const Test tests[] = {TEST(operations),
                              TEST(refusals),
                              TEST(groups),
                              TEST(table),
-                             TEST(scale),
+                             SLOW_TEST(scale),
                              TEST(head_group),
                              TEST(lion),
                              TEST(rates)};

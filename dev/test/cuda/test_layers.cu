@@ -774,10 +774,19 @@ static void test_frozen_layers(void) {
 }
 
 /* sort comes first: it forks, which a process that has used the device must not do. */
-static const Test tests[] = {
-    TEST(sort),       TEST(scratch), TEST(embed),        TEST(norm), TEST(norm_nan),
-    TEST(linear),     TEST(qk),      TEST(rope_table),   TEST(act),  TEST(classifier),
-    TEST(losses_add), TEST(cast),    TEST(frozen_layers)};
+static const Test tests[] = {TEST(sort),
+                             TEST(scratch),
+                             TEST(embed),
+                             SLOW_TEST(norm),
+                             TEST(norm_nan),
+                             TEST(linear),
+                             TEST(qk),
+                             TEST(rope_table),
+                             TEST(act),
+                             TEST(classifier),
+                             TEST(losses_add),
+                             TEST(cast),
+                             SLOW_TEST(frozen_layers)};
 
 int main(int argc, char **argv) {
     cm_gpu.allow_tf32 = 0; /* SUMS is the bound of fp32 */
