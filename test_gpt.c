@@ -1804,7 +1804,6 @@ static void test_shards(void) {
 /* Runs the tests of a table, which save into a folder of their own. */
 static void run_in_folder(const Test *tests, int count, int argc, char **argv) {
     if (!mkdtemp(folder)) die("cannot make %s", folder);
-    check_begin = draw_for;
     check_run(tests, count, argc, argv);
     if (rmdir(folder)) check(0, "something is left in %s", folder);
 }

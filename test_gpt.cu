@@ -296,7 +296,6 @@ int main(int argc, char **argv) {
 #ifdef CM_TEST_GPT_C
     run_in_folder(tests, COUNT_OF(tests), argc, argv);
 #else
-    check_begin = draw_for;
     check_run(tests, COUNT_OF(tests), argc, argv);
 #endif
     return check_done();

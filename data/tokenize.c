@@ -299,8 +299,8 @@ static int open_input(const char *path, char *err) {
     struct stat st;
     int bad = stat(path, &st);
     if (!bad && S_ISDIR(st.st_mode))
-        return fail(err, "--input: %s is a folder; name its files, for example \"%s/*.txt\"", path,
-                    path);
+        return fail(err, "--input: %s is a folder; name its files, for example \"%s%s*.txt\"", path,
+                    path, path[strlen(path) - 1] == '/' ? "" : "/");
     if (!bad && S_ISBLK(st.st_mode)) return fail(err, "--input: %s is a disk, not a file", path);
     int fd = bad ? -1 : file_open(path, O_RDONLY);
     return fd >= 0 ? fd : fail(err, "--input: cannot open %s: %s", path, strerror(errno));

@@ -92,8 +92,7 @@ typedef struct {
     { #NAME, test_##NAME, 1 }
 #define COUNT_OF(ARRAY) ((int)(sizeof(ARRAY) / sizeof(ARRAY)[0]))
 
-/* A program with random numbers sets this to draw_for (draw.h): each test then starts the stream of
-   its own name, so that its numbers do not depend on which tests run before it. */
+/* If not NULL, called with the name of each test before it: draw.h starts its random numbers. */
 __attribute__((unused)) static void (*check_begin)(const char *test);
 
 static inline double check_milliseconds(void) {

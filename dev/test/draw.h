@@ -1,7 +1,7 @@
 /*
 Random numbers of tests. draw_for(NAME) starts the stream of a case. A stream depends on its name
-alone, so a case that is added, left out or moved changes no other. CM_TEST_SEED tries other
-numbers.
+alone, so a case that is added, left out or moved changes no other. Each test begins with the stream
+of its own name. CM_TEST_SEED tries other numbers.
 */
 #ifndef CM_TEST_DRAW_H
 #define CM_TEST_DRAW_H
@@ -9,6 +9,7 @@ numbers.
 #include <stdarg.h>
 
 #include "../../llmc/rng.h"
+#include "check.h"
 
 static uint64_t draw_count, draw_stream, draw_seed = 7;
 
@@ -18,6 +19,8 @@ static inline void draw_for(const char *name) {
     draw_stream = rng_stream(name);
     draw_count = 0;
 }
+
+__attribute__((constructor)) static void draw_for_each_test(void) { check_begin = draw_for; }
 
 /* Starts the stream of a case and returns its name, for messages. */
 __attribute__((format(printf, 1, 2), unused)) static const char *case_of(const char *format, ...) {

@@ -17,8 +17,8 @@ static size_t scratch_budget = (size_t)8 << 20;
 #define LA_SCRATCH_BUDGET scratch_budget
 
 #include "../../llmc/optim/plan.h"
-#include "../../llmc/rng.h"
 #include "check.h"
+#include "draw.h"
 #include "fixture.h"
 
 #ifdef CM_DOUBLE
@@ -53,17 +53,8 @@ static inline floatM *copy_of(const floatM *x, size_t n) {
     return y;
 }
 
-static uint64_t draws, draw_seed = 7;
-static inline double normal(void) { return rng_normal(draw_seed, 7, draws++); }
-static inline double uniform(void) { return rng_uniform(draw_seed, 8, draws++); } /* [0, 1) */
-
-/* Starts the random numbers of a case. They depend on the name alone, so an added case changes no
-   other case. CM_TEST_SEED tries other numbers. */
-static inline void draw_for(const char *name) {
-    const char *seed = getenv("CM_TEST_SEED");
-    draw_seed = rng_stream(name) + (seed ? strtoull(seed, NULL, 10) : 0);
-    draws = 0;
-}
+static inline double normal(void) { return rng_normal(draw_seed, draw_stream, draw_count++); }
+static inline double uniform(void) { return 0.5 + 0.5 * draw(); } /* [0, 1) */
 static inline int pick(int lo, int hi) { return lo + (int)(uniform() * (hi - lo + 1)); }
 
 static inline double *normals(size_t n) {

@@ -122,8 +122,9 @@ static void test_damage(void) {
     char path[FILE_PATH_SIZE], bad[FILE_PATH_SIZE];
     size_t size, missed = 0, unnamed = 0;
     Ckpt c;
-    path_in_folder(path, "contents.ckpt");
+    path_in_folder(path, "good.ckpt");
     path_in_folder(bad, "bad.ckpt");
+    check(save(path, 120, 1) == 0, "%s", err);
     unsigned char *data = read_all(path, &size);
     unsigned char *copy = (unsigned char *)malloc(size + 64);
     for (size_t cut = 0; cut < size; cut++) {

@@ -85,7 +85,4 @@ static void test_failure(void) {
 
 static const Test tests[] = {TEST(norm), TEST(linear), TEST(embed), TEST(failure)};
 
-int main(int argc, char **argv) {
-    check_begin = draw_for;
-    return check_main(tests, COUNT_OF(tests), argc, argv);
-}
+int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }

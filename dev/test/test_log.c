@@ -342,10 +342,10 @@ static const Flag table[] = {
 #undef SECTION
 #undef FIELD
 
-static void test_run_json(void) {
+/* Writes DIR/json/run.json twice, DIR the scratch folder, and stores its path. */
+static void write_run_json(char *path) {
     RunLog log;
     Config c;
-    char path[FILE_PATH_SIZE];
     const LogPair pairs[] = {
         {"version", "1.0 \"x\"", 0}, {"parameters", "124439808", 1}, {"gpu", NULL, 0}};
     flags_defaults(table, 4, &c);
@@ -357,6 +357,12 @@ static void test_run_json(void) {
     check(log_run_json(&log, table, 4, &c, &asked, "built-in", pairs, 3, err) == 0, "again: %s",
           err);
     file_path(path, "%s/run.json", log.dir);
+    log_close(&log);
+}
+
+static void test_run_json(void) {
+    char path[FILE_PATH_SIZE];
+    write_run_json(path);
     char *text = read_text(path);
     check(
         strstr(
@@ -377,24 +383,22 @@ static void test_run_json(void) {
     }
     check(depth == 0 && opened == 4, "braces match");
     free(text);
-    log_close(&log);
 }
 
 /* What run.json says is read back to the byte; of a damaged file nothing is taken. */
 static void test_read_run_json(void) {
-    char path[FILE_PATH_SIZE], *lines = NULL;
+    char path[FILE_PATH_SIZE], folder[FILE_PATH_SIZE], *lines = NULL;
     size_t size = 0;
-    file_path(path, "%s/json", scratch_folder);
-    check(log_read_run_json(path, &lines, &size, err) == 0, "%s", err);
+    write_run_json(path);
+    file_path(folder, "%s/json", scratch_folder);
+    check(log_read_run_json(folder, &lines, &size, err) == 0, "%s", err);
     const char *expected =
         "version=1.0 \"x\"\nparameters=124439808\ngpu=null\nflags.steps=100\nflags.lr=0.0003\n"
         "flags.data=a \"b\"\nflags.dry-run=false\nasked.steps=0\nasked.lr=0.0003\n"
         "asked.data=\xff/caf\xc3\xa9\t\n";
     check(lines && size == strlen(expected) && !strcmp(lines, expected), "lines:\n%s", lines);
     free(lines);
-    file_path(path, "%s/json/run.json", scratch_folder);
-    char *text = read_text(path), folder[FILE_PATH_SIZE];
-    file_path(folder, "%s/json", scratch_folder);
+    char *text = read_text(path);
     for (size_t n = 0; n + 2 < strlen(text); n++) { /* every cut but that of the last line end */
         char *cut = strdup(text);
         cut[n] = 0;

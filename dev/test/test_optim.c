@@ -1740,10 +1740,10 @@ static void test_plan(void) {
                                                 {"adamw", "--qk adamw --ov adamw --mlp adamw"}};
     for (int i = 0; i < 3; i++) {
         floatM *by_optimizer, *by_role;
-        uint64_t at = draws;
+        uint64_t at = draw_count;
         snprintf(flags, sizeof flags, "%s --optimizer %s", models[1], optimizers[i][0]);
         double e = plan_error(flags, where, sizeof where, &by_optimizer);
-        draws = at;
+        draw_count = at;
         snprintf(flags, sizeof flags, "%s %s", models[1], optimizers[i][1]);
         plan_error(flags, where, sizeof where, &by_role);
         check(e < TOL(2e-4, 1e-9) && by_optimizer[100] == by_role[100],

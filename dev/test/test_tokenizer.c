@@ -592,6 +592,9 @@ static void test_inputs(void) {
     check(run_tokenize(in_folder("texts"), in_folder("l"), NULL, NULL, 0) == 1 &&
               output_has("texts is a folder") && output_has("texts/*.txt"),
           "a folder");
+    check(run_tokenize(in_folder("texts/"), in_folder("l"), NULL, NULL, 0) == 1 &&
+              output_has("/texts/*.txt"),
+          "a folder with a slash behind it");
     check(run_tokenize("/dev/null", in_folder("l"), NULL, NULL, 0) == 1 &&
               output_has("there is no text"),
           "a device without text");
