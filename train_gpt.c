@@ -558,13 +558,14 @@ static int parse(Program *p, int argc, char **argv, char *err) {
 static int open_past(Program *p, char *err) {
     Run *run = &p->run;
     run->train_part = -1;
+    run->log.fd = -1;
     if (run->asked.resume) {
         if (resume_open(run, &p->from, err)) return -1;
         if (p->from.has_ckpt) return 0;
         p->has_weights = weights_reopen(run, &p->weights, err);
         return min_int(p->has_weights, 0);
     }
-    if (!run->asked.init_from[0]) return 0;
+    if (!config_is_given(run->given, "init-from")) return 0;
     if (weights_open(run, &p->weights, err)) return -1;
     p->has_weights = 1;
     return weights_flags(run, &p->weights, err);
@@ -689,7 +690,8 @@ static int begin(Program *p, char *err) {
     Run *run = &p->run;
     Model *m = &p->model;
     const Config *c = &run->config;
-    if (log_open(&run->log, c->runs_dir, c->run, c->resume, err)) return -1;
+    if (c->resume ? log_go_on(&run->log, err) : log_open(&run->log, c->runs_dir, c->run, 0, err))
+        return -1;
     if (!c->resume && write_run_json(run, &p->registry, err)) return -1;
     device_peak(&run->peak, &run->stated_peak);
     print_peak(run->peak, run->stated_peak);

@@ -302,10 +302,8 @@ static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
     return 0;
 }
 
-/* Creates RUNS_DIR/NAME and opens its log. Without `resume` a run that has steps is refused, and a
-   run that has none starts over. Returns 0, or -1 with a message. */
-static inline int log_open(RunLog *log, const char *runs_dir, const char *name, int resume,
-                           char *err) {
+/* Sets the paths of the run NAME of RUNS_DIR. Returns 0, or -1 with a message about the name. */
+static inline int log_paths(RunLog *log, const char *runs_dir, const char *name, char *err) {
     log->fd = -1;
     if (log_check_name(name, err)) return -1;
     file_path(log->dir, "%s/%s", runs_dir, name);
@@ -313,22 +311,43 @@ static inline int log_open(RunLog *log, const char *runs_dir, const char *name, 
     file_path(log->checkpoints, "%s/checkpoints", log->dir);
     if (!log->path[0] || !log->checkpoints[0])
         return fail(err, "the path of the run %.80s... is too long", runs_dir);
-    if (file_make_folders(log->checkpoints, err)) return -1;
+    return 0;
+}
+
+/* Opens log.jsonl, creates it if need be, and locks the run for this process until log_close.
+   Nothing of the run is to be read before: the process that held the lock may have changed it.
+   Returns 0, or -1 with a message, if another process has the lock too. */
+static inline int log_lock(RunLog *log, char *err) {
     if (file_check_regular(log->path, err)) return -1;
     log->fd = file_open(log->path, O_RDWR | O_CREAT | O_APPEND);
     if (log->fd < 0) return fail(err, "cannot open %s: %s", log->path, strerror(errno));
+    if (!flock(log->fd, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK) return 0;
+    log_close(log);
+    return fail(err, "another process is writing to %s: wait for it, or use another --run name",
+                log->dir);
+}
+
+/* Makes the log of a locked run ready for more lines: what is left of a line that was cut goes.
+   Returns 0, or -1 with a message. */
+static inline int log_go_on(RunLog *log, char *err) {
+    if (file_make_folders(log->checkpoints, err)) return -1;
+    return log_truncate_after(log, INT64_MAX, err);
+}
+
+/* Creates RUNS_DIR/NAME, locks the run and opens its log. Without `resume` a run that has steps is
+   refused, and a run that has none starts over. Returns 0, or -1 with a message. */
+static inline int log_open(RunLog *log, const char *runs_dir, const char *name, int resume,
+                           char *err) {
+    if (log_paths(log, runs_dir, name, err) || file_make_folders(log->checkpoints, err) ||
+        log_lock(log, err))
+        return -1;
     int status = 0;
-    if (flock(log->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
-        status =
-            fail(err, "another process is writing to %s: wait for it, or use another --run name",
-                 log->dir);
-    if (!status && !resume &&
-        (log_last_step(log->path) > 0 || log_has_checkpoints(log->checkpoints)))
+    if (!resume && (log_last_step(log->path) > 0 || log_has_checkpoints(log->checkpoints)))
         status = fail(err,
                       "the run %s already has steps: continue it with --resume, or use another "
                       "--run name",
                       log->dir);
-    if (!status) status = log_truncate_after(log, resume ? INT64_MAX : -1, err);
+    if (!status) status = resume ? log_go_on(log, err) : log_truncate_after(log, -1, err);
     if (status) log_close(log);
     return status;
 }
@@ -530,8 +549,8 @@ static inline int log_read_object(JsonReader *r, const char *prefix, FILE *out) 
     return json_expect(r, '}') ? 0 : -1;
 }
 
-/* Reads the whole of run.json: its strings and numbers, and the objects "flags" and "asked", of
-   which the lines begin with "flags." and "asked.". */
+/* Reads the whole of run.json: its strings and numbers, its lists as they stand, and the objects
+   "flags" and "asked", of which the lines begin with "flags." and "asked.". */
 static inline int log_read_members(JsonReader *r, FILE *out) {
     char name[128], value[FILE_PATH_SIZE];
     if (!json_expect(r, '{')) return -1;
@@ -541,6 +560,7 @@ static inline int log_read_members(JsonReader *r, FILE *out) {
             if (log_read_object(r, name, out)) return -1;
             continue;
         }
+        json_skip_space(r);
         size_t begin = r->at;
         if (!json_read_scalar(r, value, sizeof value)) {
             if (!strpbrk(name, "=\n") && !strchr(value, '\n')) fprintf(out, "%s=%s\n", name, value);
@@ -548,6 +568,9 @@ static inline int log_read_members(JsonReader *r, FILE *out) {
         }
         r->at = begin;
         if (json_skip_value(r)) return -1;
+        if (r->data[begin] == '[' && !strpbrk(name, "=\n") &&
+            !memchr(r->data + begin, '\n', r->at - begin))
+            fprintf(out, "%s=%.*s\n", name, (int)(r->at - begin), (char *)r->data + begin);
     } while (json_expect(r, ','));
     return json_expect(r, '}') ? 0 : -1;
 }

@@ -315,28 +315,36 @@ static inline int resume_read_step(Resume *r, char *err) {
                 r->path, r->step, r->step);
 }
 
-/* Finds the newest whole checkpoint and run.json. Returns -1 with a message if there is neither. */
-static inline int resume_find(const Run *run, Resume *r, char *err) {
-    char dir[FILE_PATH_SIZE], path[FILE_PATH_SIZE], why[ERR_LEN];
-    if (log_check_name(run->asked.run, err)) return -1;
-    file_path(dir, "%s/%s", run->asked.runs_dir, run->asked.run);
-    if (access(dir, F_OK))
-        return fail(err, "--resume: there is no run %s; check --run and --runs-dir", dir);
-    file_path(path, "%s/checkpoints", dir);
-    int status = ckpt_open_newest(&r->ckpt, path, r->path, err);
-    if (status < 0) return -1;
-    r->has_ckpt = status == 0;
-    status = log_read_run_json(dir, &r->settings, &r->settings_size, why);
-    if (status < 0 && !r->has_ckpt) return fail(err, "--resume: %.900s", why);
-    if (status < 0) fprintf(stderr, "warning: %s; the flags are those of the checkpoint\n", why);
-    if (status > 0 && !r->has_ckpt)
+/* Locks the run, before anything of it is read: a process that is about to end may still save.
+   Returns -1 with a message if there is no run, or if another process has it. A dry run only reads,
+   and takes no lock. */
+static inline int resume_lock(Run *run, char *err) {
+    char path[FILE_PATH_SIZE];
+    RunLog *log = &run->log;
+    if (log_paths(log, run->asked.runs_dir, run->asked.run, err)) return -1;
+    if (access(log->dir, F_OK))
+        return fail(err, "--resume: there is no run %s; check --run and --runs-dir", log->dir);
+    file_path(path, "%s/run.json", log->dir);
+    if (access(path, F_OK) && !log_has_checkpoints(log->checkpoints))
         return fail(err,
                     "--resume: %s has neither a checkpoint nor run.json, so that nothing of the "
                     "run is left to resume; start it without --resume",
-                    dir);
+                    log->dir);
+    return run->asked.dry_run ? 0 : log_lock(log, err);
+}
+
+/* Finds the newest whole checkpoint and run.json. Returns -1 with a message if there is neither. */
+static inline int resume_find(const RunLog *log, Resume *r, char *err) {
+    char why[ERR_LEN];
+    int status = ckpt_open_newest(&r->ckpt, log->checkpoints, r->path, err);
+    if (status < 0) return -1;
+    r->has_ckpt = status == 0;
+    status = log_read_run_json(log->dir, &r->settings, &r->settings_size, why);
+    if (status > 0) snprintf(why, sizeof why, "%.900s has no run.json", log->dir);
+    if (status && !r->has_ckpt) return fail(err, "--resume: %.900s", why);
+    if (status) fprintf(stderr, "warning: %s; the flags are those of the checkpoint\n", why);
     if (r->has_ckpt && resume_read_step(r, err)) return -1;
-    file_path(path, "%s/log.jsonl", dir);
-    r->logged = log_last_step(path);
+    r->logged = log_last_step(log->path);
     return 0;
 }
 
@@ -464,7 +472,8 @@ static inline int resume_is_pending(const Resume *r) {
 }
 
 /* Refuses a change of a fixed flag, and collects the changes that are noted. The configs are
-   resolved, so that a default and its value in words are equal; `was` and `is` become them. */
+   resolved, so that a default and its value in words are equal, and a value that follows from
+   another flag is noted with it; `was` and `is` become them. */
 static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, char *err) {
     char text[64], from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
     uint64_t vocab;
@@ -477,11 +486,12 @@ static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, c
         const Flag *flag = &config_flags[i];
         flags_get_text(flag, &r->before, from);
         flags_get_text(flag, &run->asked, to);
-        if (!strcmp(from, to)) continue;
+        int other_text = strcmp(from, to);
         flags_get_text(flag, was, from);
         flags_get_text(flag, is, to);
         if (!strcmp(from, to)) continue;
-        if (flag->on_resume == RESUME_FIXED) return fail_fixed(run, flag, from, to, err);
+        if (flag->on_resume == RESUME_FIXED && other_text)
+            return fail_fixed(run, flag, from, to, err);
         /* A validation that is still to be done is of the step before. */
         int validation = !strncmp(flag->name, "val-", 4) && resume_is_pending(r);
         if (flag->on_resume == RESUME_NOTED &&
@@ -493,8 +503,51 @@ static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, c
 
 /* 1 if the run has all its steps, and the checkpoint of the last one if it is to have one. */
 static inline int resume_is_finished(const Run *run, const Resume *r) {
-    if (!r->has_ckpt) return !run->asked.keep_checkpoints && r->logged >= run->asked.steps;
-    return r->step >= run->asked.steps && !resume_is_pending(r);
+    if (!run->asked.keep_checkpoints && r->logged >= run->asked.steps) return 1;
+    return r->has_ckpt && r->step >= run->asked.steps && !resume_is_pending(r);
+}
+
+/* Refuses to begin anew where the log could not be written again as it was: the run has changed its
+   flags, with this start or before, or has had checkpoints, which somebody has deleted. */
+static inline int resume_check_anew(const Run *run, const Resume *r, char *err) {
+    size_t length = 0;
+    const char *lines = r->settings ? r->settings : "";
+    const char *changes = header_find(lines, r->settings_size, "changes", &length);
+    const Config *c = &r->told;
+    if (r->has_ckpt || r->logged <= 0 || resume_is_finished(run, r)) return 0;
+    if (run->n_changes)
+        return fail(err,
+                    "--resume: the run %s has %lld steps in its log and no checkpoint to go on "
+                    "from; with another --%s it would be another run: use another --run name",
+                    c->run, (long long)r->logged, run->changes[0].name);
+    int changed = changes && strncmp(changes, "[]", length) != 0;
+    int saved = c->keep_checkpoints && c->checkpoint_every && r->logged > c->checkpoint_every;
+    if (!changed && !saved) return 0;
+    return fail(err,
+                "--resume: the run %s has %lld steps in its log%s, and its checkpoints are gone: "
+                "put them back in %.600s; to begin anew, use another --run name",
+                c->run, (long long)r->logged, changed ? ", made with flags that changed" : "",
+                run->log.checkpoints);
+}
+
+/* From which weights the run began: run.json says so, and a checkpoint does. */
+static inline void resume_origin(Run *run, const Resume *r) {
+    const char *text[2] = {r->settings, r->has_ckpt ? r->ckpt.header : NULL};
+    uint64_t size[2] = {r->settings_size, r->has_ckpt ? r->ckpt.header_length : 0};
+    for (int i = 0; i < 2; i++) {
+        if (text[i] &&
+            !header_value(text[i], size[i], "init_from_file", run->from_file,
+                          sizeof run->from_file) &&
+            !header_value(text[i], size[i], "init_from_checksum", run->from_sum,
+                          sizeof run->from_sum) &&
+            strcmp(run->from_file, "null") != 0)
+            break;
+        run->from_file[0] = 0;
+    }
+    if (config_is_given(run->given, "init-from"))
+        print_line(stderr, NULL,
+                   "note: --init-from is for the beginning of a run; this run goes on from its own "
+                   "weights");
 }
 
 /* Opens what is left of --run and sets the flags of this start. Returns 0, or -1 with a message: if
@@ -504,26 +557,17 @@ static inline int resume_open(Run *run, Resume *r, char *err) {
     char text[64];
     memset(r, 0, sizeof *r);
     r->logged = -1;
-    if (resume_find(run, r, err) || resume_flags(run, r, err)) return -1;
+    if (resume_lock(run, err) || resume_find(&run->log, r, err) || resume_flags(run, r, err))
+        return -1;
     if (r->has_ckpt && load_changes(run, &r->ckpt, err)) return -1;
     r->changes = run->n_changes;
     Config was = r->before, is = run->asked;
     if (resume_compare(run, r, &was, &is, err)) return -1;
-    if (!r->has_ckpt && r->logged > 0 && run->n_changes)
-        return fail(err,
-                    "--resume: the run %s has %lld steps in its log and no checkpoint to go on "
-                    "from; with another --%s it would be another run: use another --run name",
-                    run->asked.run, (long long)r->logged, run->changes[0].name);
+    if (resume_check_anew(run, r, err)) return -1;
     if (resume_value(r, "train_part", text, sizeof text))
         run->train_part = r->before.val_data[0] ? DATA_ALL : DATA_TRAIN;
     else run->train_part = strcmp(text, train_part_name(DATA_TRAIN)) ? DATA_ALL : DATA_TRAIN;
-    const char *lines = r->settings ? r->settings : "";
-    if (header_value(lines, r->settings_size, "init_from_file", run->from_file,
-                     sizeof run->from_file) ||
-        header_value(lines, r->settings_size, "init_from_checksum", run->from_sum,
-                     sizeof run->from_sum) ||
-        !strcmp(run->from_file, "null"))
-        run->from_file[0] = 0;
+    resume_origin(run, r);
     return 0;
 }
 
@@ -608,19 +652,20 @@ static inline int restore_run(Run *run, const Params *p, Plan *plan, Resume *r, 
     return resume_tidy(run, r, err);
 }
 
-/* A run that has all its steps: leaves run.json as it is. Returns the program's exit status, or -1
-   with a message. */
+/* A run that has all its steps stays as it is, but for a checkpoint more than it keeps, which a
+   kill has left. Returns the program's exit status, or -1 with a message. */
 static inline int resume_finished(Run *run, const Resume *r, char *err) {
     const Config *c = &run->asked;
-    if (r->has_ckpt &&
-        (log_open(&run->log, c->runs_dir, c->run, 1, err) || resume_tidy(run, r, err)))
-        return -1;
-    long long done = r->has_ckpt ? r->step : r->logged;
-    print_line(stdout, NULL, "nothing left to do: the run %s/%s has all its %d steps%s",
-               c->runs_dir, c->run, c->steps,
-               !r->has_ckpt       ? ", and no checkpoint to continue from (--keep-checkpoints 0)"
-               : done == c->steps ? "; a larger --steps continues it"
-                                  : "");
+    char more[128] = "";
+    int saved = r->has_ckpt && r->step >= c->steps;
+    long long done = saved ? r->step : (long long)r->logged;
+    if (saved && ckpt_prune(run->log.checkpoints, r->told.keep_checkpoints, err)) return -1;
+    if (saved && done == c->steps) snprintf(more, sizeof more, "; a larger --steps continues it");
+    else if (!saved && r->has_ckpt)
+        snprintf(more, sizeof more, ", and its newest checkpoint is of step %d", r->step);
+    else if (!saved) snprintf(more, sizeof more, ", and no checkpoint to continue from");
+    print_line(stdout, NULL, "nothing left to do: the run %s/%s has all its %d steps%s%s",
+               c->runs_dir, c->run, c->steps, more, saved ? "" : " (--keep-checkpoints 0)");
     if (done > c->steps)
         print_line(stdout, NULL, "it is at step %lld, and --steps %d is less", done, c->steps);
     return output_status(stdout);
@@ -635,6 +680,8 @@ static inline int weights_open(Run *run, Ckpt *ckpt, char *err) {
     const char *from = run->asked.init_from;
     char folder[FILE_PATH_SIZE], why[ERR_LEN];
     struct stat st;
+    if (!*from)
+        return fail(err, "--init-from: the name is empty; name a run, its folder, or a checkpoint");
     int exists = stat(from, &st) == 0, is_folder = exists && S_ISDIR(st.st_mode), status;
     if (!is_folder && (exists || strchr(from, '/'))) {
         file_path(run->from_file, "%s", from);
@@ -662,7 +709,12 @@ static inline int weights_open(Run *run, Ckpt *ckpt, char *err) {
 static inline int weights_reopen(const Run *run, Ckpt *ckpt, char *err) {
     char sum[32];
     if (!run->from_file[0]) return 0;
-    if (ckpt_open(ckpt, run->from_file, err)) return -1;
+    char why[ERR_LEN];
+    if (ckpt_open(ckpt, run->from_file, why))
+        return fail(err,
+                    "--resume: the run has no checkpoint yet, and the file whose weights it began "
+                    "from (--init-from) is not to be had: %.700s",
+                    why);
     snprintf(sum, sizeof sum, "%016llx", (unsigned long long)ckpt_u64(ckpt->map + ckpt->size - 8));
     if (!strcmp(sum, run->from_sum)) return 1;
     ckpt_close(ckpt);

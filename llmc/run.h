@@ -195,6 +195,8 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
     fprintf(f, "vocab=%d\ntokenizer=%s\ntrain_part=%s\nmachine=%s\n", run->config.vocab,
             tokenizer_id_text(run->train.tokenizer, tokenizer), train_part_name(run->train_part),
             run->identity);
+    if (run->from_file[0])
+        fprintf(f, "init_from_file=%s\ninit_from_checksum=%s\n", run->from_file, run->from_sum);
     if (run->pending) fprintf(f, "pending=%.*s\n", (int)strcspn(run->pending, "\n"), run->pending);
     for (int i = 0; i < run->n_changes; i++) {
         const RunChange *change = &run->changes[i];

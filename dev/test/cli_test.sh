@@ -66,8 +66,8 @@ test_end_to_end() {
 
 # The run of test_end_to_end after its ten steps, which other tests continue.
 ten_steps() {
-    [ -d a.saved ] || { train $minute --run a --steps 10 --val-every 5 && cp -r runs/a a.saved; }
     rm -rf runs/a
+    [ -d a.saved ] || { train $minute --run a --steps 10 --val-every 5 && mv runs/a a.saved; }
     cp -r a.saved runs/a
 }
 
@@ -314,6 +314,59 @@ test_resume_finished() {
     check "a finished run without checkpoints: no word of it" has out 'no checkpoint to continue from'
     refused "more steps without a checkpoint" 'no checkpoint .*--steps' train --run k --resume --steps 8
     check "a finished run without checkpoints changed" [ "$(folder_of k)" = "$before" ]
+    # Fewer steps than the newest checkpoint, and a log that goes further: what follows the checkpoint stays.
+    rm -rf runs/a
+    train $minute --run a --steps 10 --checkpoint-every 4 --keep-checkpoints 3
+    rm runs/a/checkpoints/step_00000010.ckpt
+    before=$(folder_of a)
+    check "fewer steps than the log has" train --run a --resume --steps 8
+    check "the log of a finished run was cut" [ "$(folder_of a)" = "$before" ]
+    # Without checkpoints from here on, the log says what was done.
+    check "the last steps without a checkpoint" train --run a --resume --steps 11 --keep-checkpoints 0
+    before=$(folder_of a)
+    check "they are not made again" train --run a --resume
+    check "no word of the checkpoint that is left" has out 'nothing left.* newest checkpoint is of step 8'
+    check "a finished run with an old checkpoint changed" [ "$(folder_of a)" = "$before" ]
+}
+
+# A run that had checkpoints, or other flags, cannot begin anew: its log would not be what it was.
+test_resume_lost_checkpoints() {
+    rm -rf runs/a
+    train $minute --run a --steps 10 --checkpoint-every 4
+    rm runs/a/checkpoints/*
+    before=$(folder_of a)
+    refused "checkpoints that are gone" 'has 10 steps in its log, and its checkpoints are gone' train --run a --resume --steps 10
+    refused "checkpoints that are gone, and more steps" 'another --steps' train --run a --resume --steps 12
+    check "a run without its checkpoints changed" [ "$(folder_of a)" = "$before" ]
+    ten_steps
+    train --run a --resume --steps 12 --lr 0.001
+    rm runs/a/checkpoints/*
+    before=$(folder_of a)
+    refused "a run that changed" 'flags that changed, and its checkpoints are gone' train --run a --resume
+    check "a run that changed and lost its checkpoints changed" [ "$(folder_of a)" = "$before" ]
+    # The steps behind the first checkpoint were not reached: the run begins anew.
+    ten_steps
+    rm runs/a/checkpoints/*
+    head -n 8 runs/a/log.jsonl >short.log && cp short.log runs/a/log.jsonl
+    check "a run without a checkpoint begins anew" train --run a --resume
+    check "it does not end" [ "$(lines runs/a/log.jsonl)" -eq 11 ]
+}
+
+# The changes in run.json are all that there are: they lead from the first flags to those of the last start.
+test_resume_changes() {
+    rm -rf runs/a
+    train $minute --run a --steps 2 --lr-mlp 0.03
+    for more in "--mlp adamw" "--mlp auto" "--optimizer adamw" "--batch-size 2" "--optimizer cm --lr 0.01"; do
+        check "resume with $more" train --run a --resume --steps $(($(lines runs/a/log.jsonl) + 1)) $more
+    done
+    for flag in lr lr-qk lr-ov lr-mlp lr-embed lr-head qk ov mlp total-batch-tokens batch-size steps; do
+        is=$(sed -n '/"flags"/,/}/s/^ *"'$flag'": "\{0,1\}\([^",]*\).*/\1/p' runs/a/run.json)
+        last=$(sed -n 's/^ *"changes": //p' runs/a/run.json | tr '{' '\n' | sed -n 's/.*"flag": "'$flag'",.* "is": "\([^"]*\)".*/\1/p' | tail -n 1)
+        first=$(sed -n 's/^ *"changes": //p' runs/a/run.json | tr '{' '\n' | sed -n 's/.*"flag": "'$flag'", "was": "\([^"]*\)".*/\1/p' | head -n 1)
+        check "--$flag is $is, and its last change says $last" [ "${last:-$is}" = "$is" ]
+        case $flag in lr-mlp) check "--lr-mlp began with $first" [ "$first" = 0.03 ] ;; esac
+        case $flag in lr-mlp | total-batch-tokens | mlp | lr-qk) check "no change of --$flag" [ -n "$last" ] ;; esac
+    done
 }
 
 # Every flag of docs/flags.md does on resume what its column says. value_of NAME: another value than the default.
@@ -433,13 +486,21 @@ test_init_from() {
     head -n 2 runs/o/log.jsonl >o.log && cp o.log runs/o/log.jsonl
     cp runs/a/checkpoints/step_00000010.ckpt weights.ckpt
     rm runs/a/checkpoints/step_00000010.ckpt
-    refused "--init-from: the file is gone" 'step_00000010.ckpt: No such file' train --run o --resume
+    refused "--init-from: the file is gone" 'no checkpoint yet, and the file.*step_00000010.ckpt: No such file' \
+        train --run o --resume
     cp "$(newest runs/n)" runs/a/checkpoints/step_00000010.ckpt 2>/dev/null || cp "$(newest runs/q)" \
         runs/a/checkpoints/step_00000010.ckpt
     refused "--init-from: the file is another" 'is not the file that the run began from' train --run o --resume
     cp weights.ckpt runs/a/checkpoints/step_00000010.ckpt
-    check "--init-from: the run starts over" train --run o --resume
+    check "--init-from: the run starts over" train --run o --resume --init-from nobody
+    check "--init-from with --resume: no word of it" has err 'note: --init-from is for the beginning of a run'
     check "--init-from: the run ends" [ "$(lines runs/o/log.jsonl)" -eq 4 ]
+    rm runs/o/run.json
+    check "--init-from: a resume without run.json" train --run o --resume --steps 4
+    check "run.json that is gone: no word of it" has err 'warning: runs/o has no run.json'
+    check "the checkpoint does not know where the run began" has runs/o/run.json \
+        '"init_from_file": "runs/a/checkpoints/step_00000010.ckpt"'
+    refused "--init-from: an empty name" '--init-from: the name is empty' train --data text.txt --run p --init-from ""
 }
 
 # interrupt SIGNAL: starts a run in `broken` and sends the signal while step 1 is validated, which takes some

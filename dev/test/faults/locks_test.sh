@@ -54,6 +54,28 @@ test_lock() {
     done
 }
 
+# A process that resumes has the lock before it reads the run. Here it waits behind a pipe that is full, where it prints
+# what the run will be; another one takes the run further, and is refused, or its steps stay.
+test_lock_first() {
+    flags="$tiny --threads 1"
+    nothing
+    in_folder broken "$TRAIN_GPT" $flags
+    mkfifo pipe
+    (exec >pipe; head -c 65536 /dev/zero; cd broken; exec "$TRAIN_GPT" --run r --resume --steps $((steps + 1)) 2>"$dir/err2") &
+    child=$!
+    { sleep 1; cat >/dev/null; } <pipe &
+    _reader=$!
+    sleep 0.5
+    in_folder broken "$TRAIN_GPT" --run r --resume --steps $((steps + 4))
+    _status=$?
+    wait $child $_reader
+    child=
+    check "the second process ends with $_status" [ $_status -eq 0 -o $_status -eq 1 ]
+    check "steps that were saved are gone" [ "$(last_step broken/runs/r)" -eq $((steps + (_status ? 1 : 4))) ]
+    check "their checkpoint is gone" [ -f "broken/runs/r/checkpoints/step_$(printf %08d $((steps + (_status ? 1 : 4)))).ckpt" ]
+    rm pipe
+}
+
 # ---- Permissions
 
 # as_user COMMAND...: runs a command as a user whom permissions bind.
