@@ -102,12 +102,25 @@ __attribute__((unused)) static char *input_line(Input *in) {
 static void fuzz_begin(void);
 static void fuzz_one(Input in);
 
+static int fuzz_home, fuzz_scratch; /* folders */
+
+/* One input, in the scratch folder: there a target names its folders by relative paths, because a
+   new folder is synced into each of those above it, and only the scratch folder is in memory. */
+static void fuzz_in_scratch(Input in) {
+    require(fchdir(fuzz_scratch) == 0, "fchdir");
+    fuzz_one(in);
+    require(fchdir(fuzz_home) == 0, "fchdir");
+}
+
 /* Makes the scratch folder, in memory if possible, and begins the target. */
 static void fuzz_start(void) {
     fuzz_report = fdopen(dup(STDERR_FILENO), "w");
     if (!fuzz_report || !freopen("/dev/null", "w", stdout)) abort();
     folder_make_in(access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm", "cm_fuzz");
     atexit(folder_remove);
+    fuzz_home = open(".", O_RDONLY | O_DIRECTORY);
+    fuzz_scratch = open(scratch_folder, O_RDONLY | O_DIRECTORY);
+    require(fuzz_home >= 0 && fuzz_scratch >= 0, "no folder");
     fuzz_begin();
 }
 
@@ -125,7 +138,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
     Input in = {bytes, n};
-    fuzz_one(in);
+    fuzz_in_scratch(in);
     return 0;
 }
 
@@ -143,7 +156,7 @@ static void fuzz_replay_file(const char *path) {
     fprintf(fuzz_report, "%s\n", path);
     fflush(fuzz_report);
     in.p = bytes;
-    fuzz_one(in);
+    fuzz_in_scratch(in);
     free(bytes);
     check_passed++;
 }

@@ -113,7 +113,7 @@ static void fuzz_one(Input in) {
     if (place.position >> 31) place.position |= (uint64_t)-1 << 31;
     if (bits & 64) rows = 0;
     remove_tree(in_folder("data"));
-    require(file_make_folders(in_folder("data"), err) == 0, "%s", err);
+    require(file_make_folders("data", err) == 0, "%s", err);
     for (int i = 0; i < FILES; i++)
         if (!write_file(&in, i, suffixes[bits >> 1 & 3], bits >> 3 & 1, bits >> 7 & 1)) break;
     if (data_open(&d, pattern, (bits >> 4 & 3) % 3, bits & 1, place.seed, T, rows, err)) {
