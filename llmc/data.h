@@ -551,10 +551,10 @@ static inline int data_compare_numbers(const void *a, const void *b) {
 }
 
 /* The first file of `train` that is also one of `val`, by its fingerprint; NULL if there is none,
-   and for the two parts of one text. */
+   and for two parts of a text that share nothing. */
 static inline const DataFile *data_shared(const Data *train, const Data *val) {
     const DataFile *shared = NULL;
-    if (val->part == DATA_VAL) return NULL;
+    if (train->part == DATA_TRAIN && val->part == DATA_VAL) return NULL;
     uint64_t *known = (uint64_t *)malloc(val->num_files * sizeof *known);
     if (!known) return NULL;
     for (size_t k = 0; k < val->num_files; k++) known[k] = val->files[k].fingerprint;

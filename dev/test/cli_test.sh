@@ -783,10 +783,15 @@ test_inputs() {
     small="--layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 1 --val-tokens 64 --threads 1"
     make_shards
     cp good.bin copy.bin
+    tr a-m n-z <text.txt >copy.txt
     check "shared data" train $small --data good.bin --val-data copy.bin --run shared --steps 1
     check "no note about shared data" has err '^note: good.bin is training data and validation data too'
     check "text" train $small --data text.txt --run unshared --steps 1
     check "a note about the parts of a text" not has err 'note:'
+    train $small --data text.txt --val-data copy.txt --run all --steps 1
+    check "a note about other validation data" not has err 'note: .*validation data too'
+    check "the last tenth after a start with other data" train --run all --resume --steps 2 --val-data=
+    check "no note that the last tenth is trained on" has err '^note: text.txt is training data and validation data too'
     mkfifo pipe
     refused "a pipe" 'pipe is not a file but a pipe.*data/tokenize' train $small --data pipe --run e --steps 1
     refused "a pipe as a checkpoint" 'pipe is not a regular file' generate --checkpoint pipe

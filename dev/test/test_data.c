@@ -797,6 +797,11 @@ static void test_shared(void) {
     open_or_exit(&train, "h.txt", DATA_TRAIN, DATA_SHUFFLED, 0, 4, 1);
     open_or_exit(&val, "h.txt", DATA_VAL, DATA_SEQUENTIAL, 0, 4, 0);
     check(!data_shared(&train, &val), "the parts of a text are not shared");
+    data_close(&train);
+    /* A run that began with other validation data trains on all of the text. */
+    open_or_exit(&train, "h.txt", DATA_ALL, DATA_SHUFFLED, 0, 4, 1);
+    shared = data_shared(&train, &val);
+    check(shared && strstr(shared->path, "h.txt"), "the last tenth is in all of the text");
     data_close(&val);
     data_close(&train);
 }
