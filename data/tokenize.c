@@ -49,8 +49,9 @@ static const Flag option_table[] = {
 #define SECTION "Back to text"
     FLAG_TEXT(
         "decode", decode, "",
-        "shards whose text to write: a file, or a quoted pattern such as \"data/mine_*.bin\"; "
-        "a document begins after a newline, or after a line of --separator"),
+        "shards whose text to write: a file, or a quoted pattern such as \"data/mine_*.bin\", read "
+        "in the order of names, PREFIX_val before PREFIX_train; a document begins after a newline, "
+        "or after a line of --separator"),
     FLAG_LONG("bytes", bytes, "0", 0, INFINITY,
               "bytes of text after which --decode stops, even within a document; 0: all"),
 #undef SECTION
@@ -324,16 +325,26 @@ static int add_inputs(Job *job, char *err) {
     return status;
 }
 
-/* Whether a name is that of a shard of this prefix: PREFIX_val_000000.bin, PREFIX_train_000001.bin.
-   */
+/* The end of a shard's path behind its prefix: "_val_000000.bin" or "_train_000001.bin". NULL if
+   the path has no such end. */
+static const char *shard_kind(const char *path) {
+    static const char *const kinds[] = {"_val_", "_train_"};
+    const size_t digits = 6, length = strlen(path);
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(kinds[i]), all = n + digits + strlen(".bin");
+        const char *kind = path + length - all;
+        if (length >= all && !strncmp(kind, kinds[i], n) &&
+            strspn(kind + n, "0123456789") == digits && !strcmp(kind + n + digits, ".bin"))
+            return kind;
+    }
+    return NULL;
+}
+
+/* Whether a name is that of a shard of this prefix. */
 static int is_shard_name(const char *name, const char *prefix) {
-    size_t n = strlen(prefix);
-    if (strncmp(name, prefix, n)) return 0;
-    name += n;
-    if (!strncmp(name, "_val_", 5)) name += 5;
-    else if (!strncmp(name, "_train_", 7)) name += 7;
-    else return 0;
-    return strspn(name, "0123456789") == 6 && !strcmp(name + 6, ".bin");
+    const char *kind = shard_kind(name);
+    return kind && (size_t)(kind - name) == strlen(prefix) &&
+           !strncmp(name, prefix, strlen(prefix));
 }
 
 /* Refuses to mix shards with those of an earlier run, because a pattern of names would match
@@ -429,17 +440,44 @@ static int decode_shard(Job *job, Data *d, size_t file, TextFile *text, char *er
     return 0;
 }
 
+/* What the order of decoding compares: the path, but PREFIX_val_000000.bin comes right before
+   PREFIX_train_000001.bin, since data/tokenize wrote the beginning of the text there. */
+static void shard_key(char *key, const char *path) {
+    const char *kind = shard_kind(path);
+    if (kind && !strncmp(kind, "_val_", 5))
+        file_path(key, "%.*s_train_ %s", (int)(kind - path), path, kind + 5);
+    else file_path(key, "%s", path);
+}
+
+static int compare_shards(const void *a, const void *b) {
+    char x[FILE_PATH_SIZE], y[FILE_PATH_SIZE];
+    shard_key(x, (*(const DataFile *const *)a)->path);
+    shard_key(y, (*(const DataFile *const *)b)->path);
+    return strcmp(x, y);
+}
+
+/* Writes the text of all shards, in the order in which data/tokenize writes them. */
+static int decode_shards(Job *job, Data *d, TextFile *text, char *err) {
+    const DataFile **order = (const DataFile **)malloc(d->num_files * sizeof *order);
+    if (!order) return fail(err, "out of memory: the order of %zu shards", d->num_files);
+    for (size_t k = 0; k < d->num_files; k++) order[k] = &d->files[k];
+    qsort(order, d->num_files, sizeof *order, compare_shards);
+    if (job->o->bytes > 0) text->limit = (uint64_t)job->o->bytes;
+    int status = 0;
+    for (size_t k = 0; k < d->num_files && !status && !ferror(text->file); k++)
+        status = decode_shard(job, d, (size_t)(order[k] - d->files), text, err);
+    free(order);
+    job->bytes = text->bytes;
+    return status;
+}
+
 /* Writes the text of shards to a temporary file, which replaces `path` once it is complete. */
 static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     char temporary[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     file_temporary(temporary, path);
     TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n'};
     if (!text.file) return fail(err, "cannot create %s: %s", temporary, strerror(errno));
-    if (job->o->bytes > 0) text.limit = (uint64_t)job->o->bytes;
-    int status = 0;
-    for (size_t k = 0; k < d->num_files && !status && !ferror(text.file); k++)
-        status = decode_shard(job, d, k, &text, err);
-    job->bytes = text.bytes;
+    int status = decode_shards(job, d, &text, err);
     int broken = ferror(text.file) || fflush(text.file) || file_sync(fileno(text.file));
     int saved = errno;
     if (fclose(text.file) && !broken) {

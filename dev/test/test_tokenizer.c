@@ -364,7 +364,7 @@ static void test_decode(void) {
     int status =
         run_program("--input", in_folder("t.txt"), in_folder("t"), "--separator", "@@@", 0);
     check(status == 0, "encoding: status %d", status);
-    /* All tokens in one shard, because t_train sorts before t_val. */
+    /* All tokens in one shard. */
     TokenList list = {0, 0, 0};
     size_t files;
     read_shards("t_val_*.bin", &list, &files);
@@ -391,6 +391,39 @@ static void test_decode(void) {
               file_is("x.txt", joined, m),
           "two shards: %s", err);
     free(list.ids);
+}
+
+/* The pattern that matches all shards of a tokenization gives back its text: the validation shard
+   has the beginning, though its name is the last, and ends inside a document. Several texts come in
+   the order of their names. */
+static void test_decode_order(void) {
+    static const char text[] = "A first document, which is long enough.\n@@@\nAnother.\n";
+    static const char other[] = "Then the other text begins, and this is all that it has.\n";
+    char both[sizeof text + sizeof other + 10];
+    static const char *const sizes[] = {"100", "9", "3"};
+    write_bytes("q.txt", text, sizeof text - 1);
+    write_bytes("q2.txt", other, sizeof other - 1);
+    for (int i = 0; i < 3; i++) {
+        char prefix[32], second[32], pattern[32], name[32];
+        snprintf(prefix, sizeof prefix, "q%d", i);
+        snprintf(second, sizeof second, "q%d_u", i); /* between q0_train and q0_val */
+        snprintf(name, sizeof name, "q%d.back", i);
+        snprintf(pattern, sizeof pattern, "q%d_[vt]*.bin", i);
+        check(run_program("--input", in_folder("q.txt"), in_folder(prefix), "--shard-tokens",
+                          sizes[i], 0) == 0,
+              "encoding");
+        int status = run_program("--decode", in_folder(pattern), in_folder(name), NULL, NULL, 0);
+        check(status == 0 && file_is(name, text, sizeof text - 1), "shards of %s tokens", sizes[i]);
+        check(run_program("--input", in_folder("q2.txt"), in_folder(second), "--shard-tokens",
+                          sizes[i], 0) == 0,
+              "encoding");
+        snprintf(pattern, sizeof pattern, "q%d_*.bin", i);
+        snprintf(name, sizeof name, "q%d.both", i);
+        status = run_program("--decode", in_folder(pattern), in_folder(name), NULL, NULL, 0);
+        int n = snprintf(both, sizeof both, "%s\n%s", text, other);
+        check(status == 0 && file_is(name, both, (size_t)n), "two texts, shards of %s tokens",
+              sizes[i]);
+    }
 }
 
 /* Mistakes leave no file and say what is wrong. */
@@ -786,12 +819,22 @@ static void test_fixture_program(void) { test_program(&tokenizer); }
 static void test_fixture_pieces(void) { test_pieces(&tokenizer); }
 static void test_fixture_memory(void) { test_memory(&tokenizer); }
 
-static const Test tests[] = {
-    TEST(fixture_expected), TEST(fixture_special), TEST(fixture_long_words),
-    TEST(fixture_program),  TEST(fixture_pieces),  TEST(decode),
-    TEST(decode_refusals),  TEST(bytes),           TEST(refusals),
-    TEST(identity),         TEST(id_text),         TEST(fixture_memory),
-    TEST(inputs),           TEST(marker),          TEST(names)};
+static const Test tests[] = {TEST(fixture_expected),
+                             TEST(fixture_special),
+                             TEST(fixture_long_words),
+                             TEST(fixture_program),
+                             TEST(fixture_pieces),
+                             TEST(decode),
+                             TEST(decode_refusals),
+                             TEST(decode_order),
+                             TEST(bytes),
+                             TEST(refusals),
+                             TEST(identity),
+                             TEST(id_text),
+                             TEST(fixture_memory),
+                             TEST(inputs),
+                             TEST(marker),
+                             TEST(names)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_tokenizer");
