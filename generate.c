@@ -453,6 +453,7 @@ static void release(Program *p) {
 
 /* The program after its command line. Returns 0, or -1 with a message. */
 static int run_program(Program *p, char *err) {
+    signal(SIGPIPE, SIG_IGN); /* a reader of the text that goes away is a failed write */
     p->text.out = stdout;
     p->text.terminal = isatty(STDOUT_FILENO);
     if (load(p, err)) return -1;

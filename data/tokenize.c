@@ -39,7 +39,7 @@ static const Flag option_table[] = {
 #define SECTION "Shards"
     FLAG_TEXT("output", output, "",
               "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ...; with "
-              "--decode the text file to write"),
+              "--decode the text file to write, or - for standard output"),
     FLAG_LONG("shard-tokens", shard_tokens, "100M", 2, 4294967295.,
               "tokens in a shard; the last may have fewer"),
     FLAG_LONG("val-tokens", val_tokens, "-1", -1, 4294967295.,
@@ -352,6 +352,9 @@ static int is_shard_name(const char *name, const char *prefix) {
 static int check_output(const Options *o, char *err) {
     char folder[FILE_PATH_SIZE];
     if (!o->output[0]) return fail(err, "--output PREFIX is missing: where to write (see --help)");
+    if (!strcmp(o->output, "-"))
+        return fail(err, "--output -: shards are several files, which standard output cannot take; "
+                         "give a prefix of their names");
     const char *slash = strrchr(o->output, '/'), *prefix = slash ? slash + 1 : o->output;
     file_folder(folder, o->output);
     DIR *list = opendir(folder);
@@ -392,13 +395,14 @@ typedef struct {
     FILE *file;
     uint64_t bytes, limit;
     char last; /* the byte written last */
+    int error; /* the errno of a write that failed; else 0 */
 } TextFile;
 
-/* Writes bytes up to the limit. An error of the file shows when the file is closed. */
+/* Writes bytes up to the limit. */
 static void write_text(TextFile *text, const char *bytes, size_t n) {
     n = min_size(n, (size_t)(text->limit - text->bytes));
     if (n == 0) return;
-    fwrite(bytes, 1, n, text->file);
+    if (fwrite(bytes, 1, n, text->file) < n && !text->error) text->error = errno;
     text->bytes += n;
     text->last = bytes[n - 1];
 }
@@ -429,7 +433,7 @@ static int decode_shard(Job *job, Data *d, size_t file, TextFile *text, char *er
     enum { MANY = 4096 };
     int ids[MANY];
     const DataFile *f = &d->files[file];
-    for (size_t at = 0; at < f->count && text->bytes < text->limit; at += MANY) {
+    for (size_t at = 0; at < f->count && text->bytes < text->limit && !text->error; at += MANY) {
         size_t n = min_size(MANY, f->count - at);
         if (data_read(d, file, at, n, ids, err)) return -1;
         for (size_t i = 0; i < n && text->bytes < text->limit; i++)
@@ -464,28 +468,33 @@ static int decode_shards(Job *job, Data *d, TextFile *text, char *err) {
     qsort(order, d->num_files, sizeof *order, compare_shards);
     if (job->o->bytes > 0) text->limit = (uint64_t)job->o->bytes;
     int status = 0;
-    for (size_t k = 0; k < d->num_files && !status && !ferror(text->file); k++)
+    for (size_t k = 0; k < d->num_files && !status && !text->error; k++)
         status = decode_shard(job, d, (size_t)(order[k] - d->files), text, err);
     free(order);
+    if (fflush(text->file) && !text->error) text->error = errno;
     job->bytes = text->bytes;
     return status;
+}
+
+/* Writes the text of shards to standard output. */
+static int decode_to_output(Job *job, Data *d, char *err) {
+    TextFile text = {stdout, 0, UINT64_MAX, '\n', 0};
+    if (decode_shards(job, d, &text, err)) return -1;
+    return text.error ? fail(err, "cannot write the text: %s", strerror(text.error)) : 0;
 }
 
 /* Writes the text of shards to a temporary file, which replaces `path` once it is complete. */
 static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     char temporary[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     file_temporary(temporary, path);
-    TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n'};
+    TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n', 0};
     if (!text.file) return fail(err, "cannot create %s: %s", temporary, strerror(errno));
     int status = decode_shards(job, d, &text, err);
-    int broken = ferror(text.file) || fflush(text.file) || file_sync(fileno(text.file));
-    int saved = errno;
-    if (fclose(text.file) && !broken) {
-        broken = 1;
-        saved = errno;
-    }
-    if (!status && (broken || rename(temporary, path)))
-        status = fail(err, "cannot write %s: %s", path, strerror(broken ? saved : errno));
+    if (!text.error && file_sync(fileno(text.file))) text.error = errno;
+    if (fclose(text.file) && !text.error) text.error = errno;
+    if (!status && !text.error && rename(temporary, path)) text.error = errno;
+    if (!status && text.error)
+        status = fail(err, "cannot write %s: %s", path, strerror(text.error));
     if (status) {
         unlink(temporary);
         return -1;
@@ -496,12 +505,15 @@ static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     return 0;
 }
 
+/* "-": --decode writes to standard output, where then nothing else is written. */
+static int is_output_text(const Options *o) { return o->decode[0] && !strcmp(o->output, "-"); }
+
 static int decode(Job *job, char *err) {
     const Options *o = job->o;
     if (o->input[0]) return fail(err, "--input reads text and --decode reads shards; give one");
     if (!o->output[0])
         return fail(err, "--output FILE is missing: where to write the text (see --help)");
-    if (access(o->output, F_OK) == 0)
+    if (!is_output_text(o) && access(o->output, F_OK) == 0)
         return fail(err, "%.700s exists; remove it or give another --output", o->output);
     if (load_tokenizer(job, err)) return -1;
     Data d;
@@ -515,13 +527,16 @@ static int decode(Job *job, char *err) {
                       "vocabulary of the shards with --encoder and --bpe",
                       d.files[0].path, tokenizer_id_text(d.tokenizer, shards), o->encoder,
                       tokenizer_id_text(job->id, loaded));
-    if (!status) status = decode_to_file(job, &d, o->output, err);
+    if (!status)
+        status = is_output_text(o) ? decode_to_output(job, &d, err)
+                                   : decode_to_file(job, &d, o->output, err);
     data_close(&d);
     return status;
 }
 
 /* Does what the flags ask for. */
 static int run_job(Job *job, char *err) {
+    signal(SIGPIPE, SIG_IGN); /* a reader of the output that goes away is a failed write */
     if (job->o->decode[0]) return decode(job, err);
     if (!job->o->input[0])
         return fail(err, "--input FILE is missing: what to read (see --help); --decode SHARDS "
@@ -540,7 +555,7 @@ int main(int argc, char **argv) {
     if (status > 0) {
         flags_help(stdout,
                    "data/tokenize --input FILE --output PREFIX [--flag value ...]\n"
-                   "data/tokenize --decode SHARDS --output FILE [--bytes N]",
+                   "data/tokenize --decode SHARDS --output FILE|- [--bytes N]",
                    option_table, OPTIONS);
         return output_status(stdout);
     }
@@ -555,8 +570,9 @@ int main(int argc, char **argv) {
     tokenizer_free(&job.tokenizer);
     if (status) die("%s", err);
     double seconds = now_seconds() - start;
-    printf("%llu documents, %llu bytes, %llu tokens in %.1f s (%.1f MB/s)\n",
-           (unsigned long long)job.documents, (unsigned long long)job.bytes,
-           (unsigned long long)job.tokens, seconds, (double)job.bytes / 1e6 / fmax(seconds, 1e-9));
+    fprintf(is_output_text(&options) ? stderr : stdout,
+            "%llu documents, %llu bytes, %llu tokens in %.1f s (%.1f MB/s)\n",
+            (unsigned long long)job.documents, (unsigned long long)job.bytes,
+            (unsigned long long)job.tokens, seconds, (double)job.bytes / 1e6 / fmax(seconds, 1e-9));
     return 0;
 }
