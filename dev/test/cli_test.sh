@@ -769,6 +769,16 @@ test_sampling() {
         '123456789012345678901234567890123'
     refused "generate: temperature" '--temperature' generate --run a --temperature -1
     refused "generate: no prompt file" 'nowhere.txt' generate --run a --prompt-file nowhere.txt
+    head -c 17000000 /dev/zero >long.txt
+    for file in long.txt /dev/zero; do
+        refused "generate: $file" "--prompt-file: $file has more than 16 MiB" generate --run a --prompt-file $file
+    done
+    "$GENERATE" --run a --prompt-file - </dev/zero >out 2>err
+    check "generate: zeros without end: exit status" [ $? -eq 1 ]
+    check "generate: zeros without end: no message" has err 'standard input has more than 16 MiB'
+    head -c 16777216 long.txt >16.txt
+    refused "generate: 16 MiB" 'prompt has 16777216 tokens.*context is 32' generate --run a --prompt-file 16.txt
+    rm long.txt 16.txt
     refused "generate: not a checkpoint" 'text.txt is not a cm.c checkpoint' generate --checkpoint text.txt
     cp runs/a/checkpoints/step_00000014.ckpt bad.ckpt
     damage bad.ckpt
