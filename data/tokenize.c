@@ -534,9 +534,19 @@ static int decode(Job *job, char *err) {
     return status;
 }
 
+/* Refuses a separator that no line can be: a line ends before "\n" and before "\r\n". */
+static int check_separator(const char *separator, char *err) {
+    size_t n = strlen(separator);
+    if (!strchr(separator, '\n') && (!n || separator[n - 1] != '\r')) return 0;
+    return fail(err,
+                "--separator: the text has a line end, so no line can be equal to it; give the "
+                "text of one line without its end");
+}
+
 /* Does what the flags ask for. */
 static int run_job(Job *job, char *err) {
     signal(SIGPIPE, SIG_IGN); /* a reader of the output that goes away is a failed write */
+    if (check_separator(job->o->separator, err)) return -1;
     if (job->o->decode[0]) return decode(job, err);
     if (!job->o->input[0])
         return fail(err, "--input FILE is missing: what to read (see --help); --decode SHARDS "

@@ -449,6 +449,15 @@ static void test_decode_refusals(void) {
     check(run_program("--input", in_folder("plain.txt"), in_folder("y"), "--bytes", "5", 0) == 1 &&
               output_has("--bytes belongs to --decode"),
           "--bytes with --input");
+    static const char *const ends[] = {"a\nb", "\n", "a\r"};
+    for (int i = 0; i < 3; i++)
+        check(run_program("--decode", in_folder("y_1.bin"), in_folder("y.txt"), "--separator",
+                          ends[i], 0) == 1 &&
+                  output_has("--separator: ") &&
+                  run_tokenize(in_folder("plain.txt"), in_folder("y"), "--separator", ends[i], 0) ==
+                      1 &&
+                  output_has("--separator: "),
+              "a separator that is no line: %d", i);
     TokenizerId other = {TOKENIZER_BPE, 77};
     check(!data_write_shard_of(other, in_folder("o_1.bin"), foreign, 2, err) &&
               run_program("--decode", in_folder("o_1.bin"), in_folder("o.txt"), NULL, NULL, 0) ==
