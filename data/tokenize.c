@@ -262,12 +262,15 @@ static int stream_part(Job *job, Stream *s, char *err) {
     return 0;
 }
 
-/* Refuses what is no text at the beginning of an input. */
+/* Refuses what is no text at the beginning of an input; a name that ends in .txt makes a warning of
+   that. */
 static int check_text(const Stream *s, char *err) {
     const unsigned char *p = (const unsigned char *)s->bytes;
-    if (s->count < 4 || data_ends_with(s->name, ".txt")) return 0;
-    if (data_u32(p) == DATA_MAGIC)
-        return fail(err, "--input: %s already is a token shard", s->name);
+    if (s->count < 4) return 0;
+    int shard = data_u32(p) == DATA_MAGIC, named_text = data_ends_with(s->name, ".txt");
+    if (shard && named_text) data_warn_shard(s->name);
+    if (named_text) return 0;
+    if (shard) return fail(err, "--input: %s already is a token shard", s->name);
     return data_ends_with(s->name, ".bin") ? data_fail_magic(s->name, p, err) : 0;
 }
 

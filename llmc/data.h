@@ -209,9 +209,18 @@ static inline int data_open_file(const char *path, struct stat *st, char *err) {
                 path, S_ISFIFO(st->st_mode) ? "a pipe" : "a device or a socket");
 }
 
+/* Warns on stderr about a file that begins as a shard and is taken as text for its name. */
+static inline void data_warn_shard(const char *path) {
+    fprintf(
+        stderr,
+        "warning: %s begins as a token shard does, but its name ends in .txt, so it is taken as "
+        "text; if it is a shard, rename it to .bin\n",
+        path);
+}
+
 /* Finds out what an open file is: sets its size, its tokens and *is_text. */
-static inline int data_examine(DataFile *f, int fd, const struct stat *st, int *is_text,
-                               char *err) {
+static inline int data_examine(const Data *d, DataFile *f, int fd, const struct stat *st,
+                               int *is_text, char *err) {
     unsigned char head[DATA_HEADER_BYTES];
     if ((uint64_t)st->st_size > (uint64_t)SIZE_MAX / 2)
         return fail(err, "data file %s is too large for this machine", f->path);
@@ -222,6 +231,8 @@ static inline int data_examine(DataFile *f, int fd, const struct stat *st, int *
     if (n < 0) return fail(err, "cannot read data file %s: %s", f->path, strerror(errno));
     int magic = n >= 4 && data_u32(head) == DATA_MAGIC;
     *is_text = data_ends_with(f->path, ".txt") || (!data_ends_with(f->path, ".bin") && !magic);
+    if (*is_text && magic && d->part != DATA_VAL)
+        data_warn_shard(f->path); /* once for both parts */
     f->first = 0;
     f->count = (size_t)f->bytes;
     return *is_text ? 0 : data_read_header(f, head, (size_t)n, err);
@@ -451,7 +462,7 @@ static inline int data_add_file(Data *d, size_t file, char *err) {
         close(fd);
         return 1;
     }
-    int status = data_examine(f, fd, &st, &is_text, err);
+    int status = data_examine(d, f, fd, &st, &is_text, err);
     if (!status && file == 0) d->is_text = is_text;
     if (!status && is_text != d->is_text)
         status = fail(err, "%s is %s but %s is %s; one data set has one kind of file", f->path,

@@ -339,6 +339,10 @@ static void test_program(Tokenizer *t) {
     check(run_tokenize(in_folder("a_val_000000.bin"), in_folder("f"), NULL, NULL, 0) == 1 &&
               output_has("already is a token shard"),
           "a shard as input");
+    check(!rename(in_folder("a_val_000000.bin"), in_folder("shard.txt")) &&
+              run_tokenize(in_folder("shard.txt"), in_folder("f"), NULL, NULL, 0) == 0 &&
+              output_has("warning: ") && output_has("rename it to .bin"),
+          "a shard as input that is named text");
     free(got.ids);
     free(cut.ids);
     free(expected.ids);
