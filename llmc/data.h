@@ -318,6 +318,16 @@ static inline int data_fail_missing(const char *pattern, char *err) {
                 named ? "; its folder has " : "", some);
 }
 
+/* Whether no file has this name or matches this pattern. */
+static inline int data_is_missing(const char *pattern) {
+    glob_t g;
+    struct stat st;
+    memset(&g, 0, sizeof(g));
+    int missing = stat(pattern, &st) != 0 && file_glob(pattern, &g) == GLOB_NOMATCH;
+    globfree(&g);
+    return missing;
+}
+
 /* Fills files with the names that match, sorted by byte value in every locale. */
 static inline int data_list(Data *d, const char *pattern, char *err) {
     glob_t g;

@@ -802,6 +802,15 @@ test_inputs() {
     check "a note about other validation data" not has err 'note: .*validation data too'
     check "the last tenth after a start with other data" train --run all --resume --steps 2 --val-data=
     check "no note that the last tenth is trained on" has err '^note: text.txt is training data and validation data too'
+    train $small --data text.txt --val-data copy.txt --run moved --steps 1
+    mv text.txt other.txt
+    refused "data that are gone" 'text.txt does not exist.* say where with --data PATH' train --run moved --resume --steps 2
+    refused "data that this command names" 'no.txt does not exist.*how to get data$' train --run moved --resume --data no.txt
+    check "data at another place" train --run moved --resume --steps 2 --data other.txt
+    mv copy.txt kopie.txt
+    refused "validation data that are gone" 'copy.txt does not exist.* with --val-data PATH' train --run moved --resume --steps 3
+    refused "data that a new run lacks" 'text.txt does not exist.*how to get data$' train $small --data text.txt --run e --steps 1
+    mv other.txt text.txt
     mkfifo pipe
     refused "a pipe" 'pipe is not a file but a pipe.*data/tokenize' train $small --data pipe --run e --steps 1
     refused "a pipe as a checkpoint" 'pipe is not a regular file' generate --checkpoint pipe
