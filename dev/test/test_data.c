@@ -770,6 +770,11 @@ static void test_missing(void) {
               !strstr(err, "notes"),
           "%s", err);
     check_refused("beside/*.tokens", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "beside/b.txt");
+    /* A message is one line, and no name in it can steer a terminal. */
+    check(data_open(&d, in_folder("beside/a\n(\x1b)\x7f\xc3\xa9.txt"), DATA_ALL, DATA_SEQUENTIAL, 0,
+                    4, 1, err) == -1 &&
+              strstr(err, "beside/a?(?)?\xc3\xa9.txt does not exist"),
+          "%s", err);
     write_bytes("beside/shakespeare.txt", "x", 1);
     check(data_open(&d, in_folder("beside/tinyshakespeare.txt"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1,
                     err) == -1 &&
