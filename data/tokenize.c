@@ -13,7 +13,8 @@ PREFIX_val_000000.bin, is for validation, the others, PREFIX_train_000001.bin an
 training. To train on them:
     --data "PREFIX_train_*.bin" --val-data PREFIX_val_000000.bin
 
---decode writes the text of shards to one file, which a model of bytes can train on.
+--decode writes the text of shards to one file, which a model of bytes can train on, or to standard
+output (--output -).
 */
 #include "llmc/base.h"
 #include "llmc/data.h"
