@@ -152,7 +152,8 @@ static const Flag option_flags[] = {
 #undef SECTION
 #define SECTION "Text"
     FLAG_TEXT("prompt", prompt, "", "text to continue; without it a new line or document begins"),
-    FLAG_TEXT("prompt-file", prompt_file, "", "file with the text to continue; -: standard input"),
+    FLAG_TEXT("prompt-file", prompt_file, "",
+              "file with the text to continue, of at most 16 MiB; -: standard input"),
     FLAG_INT("tokens", tokens, "500", 0, 1e9, "tokens to generate for each sample"),
     FLAG_INT("count", count, "1", 1, 1e6, "number of samples after the prompt"),
     FLAG_SWITCH("stop-at-eot", stop_at_eot,
@@ -268,10 +269,13 @@ static int load_tokenizer(Tokenizer *t, const Options *o, TokenizerId id, char *
                 text, o->encoder, o->bpe, tokenizer_id_text(loaded, loaded_text));
 }
 
+/* The most bytes of a prompt: more than a context holds, less than a file without an end brings. */
+enum { PROMPT_MIB = 16 };
+
 /* Reads --prompt-file, or copies --prompt; *text is for the caller to free. */
 static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     char block[4096];
-    size_t n;
+    size_t n, left = ((size_t)PROMPT_MIB << 20) + 1;
     const char *path = o->prompt_file;
     FILE *to = open_memstream(text, size);
     FILE *from = NULL;
@@ -282,9 +286,15 @@ static int read_prompt(const Options *o, char **text, size_t *size, char *err) {
     if (path[0] && !from)
         status = fail(err, "--prompt-file: cannot open %s: %s", path, strerror(errno));
     if (!path[0]) fputs(o->prompt, to);
-    while (from && (n = fread(block, 1, sizeof block, from)) > 0) fwrite(block, 1, n, to);
+    while (from && (n = fread(block, 1, min_size(sizeof block, left), from)) > 0) {
+        fwrite(block, 1, n, to);
+        left -= n;
+    }
     if (from && ferror(from))
         status = fail(err, "--prompt-file: cannot read %s: %s", path, strerror(errno));
+    if (!left)
+        status = fail(err, "--prompt-file: %s has more than %d MiB: shorten the prompt",
+                      from == stdin ? "standard input" : path, PROMPT_MIB);
     if (from && from != stdin) fclose(from);
     if (fclose(to) && !status) status = fail(err, "out of memory: the prompt");
     return status;
@@ -453,6 +463,7 @@ static void release(Program *p) {
 
 /* The program after its command line. Returns 0, or -1 with a message. */
 static int run_program(Program *p, char *err) {
+    signal(SIGPIPE, SIG_IGN); /* a reader of the text that goes away is a failed write */
     p->text.out = stdout;
     p->text.terminal = isatty(STDOUT_FILENO);
     if (load(p, err)) return -1;

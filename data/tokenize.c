@@ -13,7 +13,8 @@ PREFIX_val_000000.bin, is for validation, the others, PREFIX_train_000001.bin an
 training. To train on them:
     --data "PREFIX_train_*.bin" --val-data PREFIX_val_000000.bin
 
---decode writes the text of shards to one file, which a model of bytes can train on.
+--decode writes the text of shards to one file, which a model of bytes can train on, or to standard
+output (--output -).
 */
 #include "llmc/base.h"
 #include "llmc/data.h"
@@ -39,7 +40,7 @@ static const Flag option_table[] = {
 #define SECTION "Shards"
     FLAG_TEXT("output", output, "",
               "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ...; with "
-              "--decode the text file to write"),
+              "--decode the text file to write, or - for standard output"),
     FLAG_LONG("shard-tokens", shard_tokens, "100M", 2, 4294967295.,
               "tokens in a shard; the last may have fewer"),
     FLAG_LONG("val-tokens", val_tokens, "-1", -1, 4294967295.,
@@ -49,8 +50,9 @@ static const Flag option_table[] = {
 #define SECTION "Back to text"
     FLAG_TEXT(
         "decode", decode, "",
-        "shards whose text to write: a file, or a quoted pattern such as \"data/mine_*.bin\"; "
-        "a document begins after a newline, or after a line of --separator"),
+        "shards whose text to write: a file, or a quoted pattern such as \"data/mine_*.bin\", read "
+        "in the order of names, PREFIX_val before PREFIX_train; a document begins after a newline, "
+        "or after a line of --separator"),
     FLAG_LONG("bytes", bytes, "0", 0, INFINITY,
               "bytes of text after which --decode stops, even within a document; 0: all"),
 #undef SECTION
@@ -261,12 +263,15 @@ static int stream_part(Job *job, Stream *s, char *err) {
     return 0;
 }
 
-/* Refuses what is no text at the beginning of an input. */
+/* Refuses what is no text at the beginning of an input; a name that ends in .txt makes a warning of
+   that. */
 static int check_text(const Stream *s, char *err) {
     const unsigned char *p = (const unsigned char *)s->bytes;
-    if (s->count < 4 || data_ends_with(s->name, ".txt")) return 0;
-    if (data_u32(p) == DATA_MAGIC)
-        return fail(err, "--input: %s already is a token shard", s->name);
+    if (s->count < 4) return 0;
+    int shard = data_u32(p) == DATA_MAGIC, named_text = data_ends_with(s->name, ".txt");
+    if (shard && named_text) data_warn_shard(s->name);
+    if (named_text) return 0;
+    if (shard) return fail(err, "--input: %s already is a token shard", s->name);
     return data_ends_with(s->name, ".bin") ? data_fail_magic(s->name, p, err) : 0;
 }
 
@@ -324,16 +329,26 @@ static int add_inputs(Job *job, char *err) {
     return status;
 }
 
-/* Whether a name is that of a shard of this prefix: PREFIX_val_000000.bin, PREFIX_train_000001.bin.
-   */
+/* The end of a shard's path behind its prefix: "_val_000000.bin" or "_train_000001.bin". NULL if
+   the path has no such end. */
+static const char *shard_kind(const char *path) {
+    static const char *const kinds[] = {"_val_", "_train_"};
+    const size_t digits = 6, length = strlen(path);
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(kinds[i]), all = n + digits + strlen(".bin");
+        const char *kind = path + length - all;
+        if (length >= all && !strncmp(kind, kinds[i], n) &&
+            strspn(kind + n, "0123456789") == digits && !strcmp(kind + n + digits, ".bin"))
+            return kind;
+    }
+    return NULL;
+}
+
+/* Whether a name is that of a shard of this prefix. */
 static int is_shard_name(const char *name, const char *prefix) {
-    size_t n = strlen(prefix);
-    if (strncmp(name, prefix, n)) return 0;
-    name += n;
-    if (!strncmp(name, "_val_", 5)) name += 5;
-    else if (!strncmp(name, "_train_", 7)) name += 7;
-    else return 0;
-    return strspn(name, "0123456789") == 6 && !strcmp(name + 6, ".bin");
+    const char *kind = shard_kind(name);
+    return kind && (size_t)(kind - name) == strlen(prefix) &&
+           !strncmp(name, prefix, strlen(prefix));
 }
 
 /* Refuses to mix shards with those of an earlier run, because a pattern of names would match
@@ -341,6 +356,9 @@ static int is_shard_name(const char *name, const char *prefix) {
 static int check_output(const Options *o, char *err) {
     char folder[FILE_PATH_SIZE];
     if (!o->output[0]) return fail(err, "--output PREFIX is missing: where to write (see --help)");
+    if (!strcmp(o->output, "-"))
+        return fail(err, "--output -: shards are several files, which standard output cannot take; "
+                         "give a prefix of their names");
     const char *slash = strrchr(o->output, '/'), *prefix = slash ? slash + 1 : o->output;
     file_folder(folder, o->output);
     DIR *list = opendir(folder);
@@ -381,13 +399,14 @@ typedef struct {
     FILE *file;
     uint64_t bytes, limit;
     char last; /* the byte written last */
+    int error; /* the errno of a write that failed; else 0 */
 } TextFile;
 
-/* Writes bytes up to the limit. An error of the file shows when the file is closed. */
+/* Writes bytes up to the limit. */
 static void write_text(TextFile *text, const char *bytes, size_t n) {
     n = min_size(n, (size_t)(text->limit - text->bytes));
     if (n == 0) return;
-    fwrite(bytes, 1, n, text->file);
+    if (fwrite(bytes, 1, n, text->file) < n && !text->error) text->error = errno;
     text->bytes += n;
     text->last = bytes[n - 1];
 }
@@ -418,7 +437,7 @@ static int decode_shard(Job *job, Data *d, size_t file, TextFile *text, char *er
     enum { MANY = 4096 };
     int ids[MANY];
     const DataFile *f = &d->files[file];
-    for (size_t at = 0; at < f->count && text->bytes < text->limit; at += MANY) {
+    for (size_t at = 0; at < f->count && text->bytes < text->limit && !text->error; at += MANY) {
         size_t n = min_size(MANY, f->count - at);
         if (data_read(d, file, at, n, ids, err)) return -1;
         for (size_t i = 0; i < n && text->bytes < text->limit; i++)
@@ -429,25 +448,57 @@ static int decode_shard(Job *job, Data *d, size_t file, TextFile *text, char *er
     return 0;
 }
 
+/* What the order of decoding compares: the path, but PREFIX_val_000000.bin comes right before
+   PREFIX_train_000001.bin, since data/tokenize wrote the beginning of the text there. */
+static void shard_key(char *key, const char *path) {
+    const char *kind = shard_kind(path);
+    if (kind && !strncmp(kind, "_val_", 5))
+        file_path(key, "%.*s_train_ %s", (int)(kind - path), path, kind + 5);
+    else file_path(key, "%s", path);
+}
+
+static int compare_shards(const void *a, const void *b) {
+    char x[FILE_PATH_SIZE], y[FILE_PATH_SIZE];
+    shard_key(x, (*(const DataFile *const *)a)->path);
+    shard_key(y, (*(const DataFile *const *)b)->path);
+    return strcmp(x, y);
+}
+
+/* Writes the text of all shards, in the order in which data/tokenize writes them. */
+static int decode_shards(Job *job, Data *d, TextFile *text, char *err) {
+    const DataFile **order = (const DataFile **)malloc(d->num_files * sizeof *order);
+    if (!order) return fail(err, "out of memory: the order of %zu shards", d->num_files);
+    for (size_t k = 0; k < d->num_files; k++) order[k] = &d->files[k];
+    qsort(order, d->num_files, sizeof *order, compare_shards);
+    if (job->o->bytes > 0) text->limit = (uint64_t)job->o->bytes;
+    int status = 0;
+    for (size_t k = 0; k < d->num_files && !status && !text->error; k++)
+        status = decode_shard(job, d, (size_t)(order[k] - d->files), text, err);
+    free(order);
+    if (fflush(text->file) && !text->error) text->error = errno;
+    job->bytes = text->bytes;
+    return status;
+}
+
+/* Writes the text of shards to standard output. */
+static int decode_to_output(Job *job, Data *d, char *err) {
+    TextFile text = {stdout, 0, UINT64_MAX, '\n', 0};
+    if (decode_shards(job, d, &text, err)) return -1;
+    return text.error ? fail(err, "cannot write the text: %s", strerror(text.error)) : 0;
+}
+
 /* Writes the text of shards to a temporary file, which replaces `path` once it is complete. */
 static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     char temporary[FILE_PATH_SIZE], folder[FILE_PATH_SIZE];
     file_temporary(temporary, path);
-    TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n'};
+    TextFile text = {fopen(temporary, "wb"), 0, UINT64_MAX, '\n', 0};
     if (!text.file) return fail(err, "cannot create %s: %s", temporary, strerror(errno));
-    if (job->o->bytes > 0) text.limit = (uint64_t)job->o->bytes;
-    int status = 0;
-    for (size_t k = 0; k < d->num_files && !status && !ferror(text.file); k++)
-        status = decode_shard(job, d, k, &text, err);
-    job->bytes = text.bytes;
-    int broken = ferror(text.file) || fflush(text.file) || file_sync(fileno(text.file));
-    int saved = errno;
-    if (fclose(text.file) && !broken) {
-        broken = 1;
-        saved = errno;
-    }
-    if (!status && (broken || rename(temporary, path)))
-        status = fail(err, "cannot write %s: %s", path, strerror(broken ? saved : errno));
+    int status = decode_shards(job, d, &text, err);
+    if (!text.error && file_sync(fileno(text.file))) text.error = errno;
+    if (fclose(text.file) && !text.error) text.error = errno;
+    if (!status && !text.error && rename(temporary, path)) text.error = errno;
+    if (!status && text.error)
+        status = fail(err, "cannot write %s: %s", path, strerror(text.error));
     if (status) {
         unlink(temporary);
         return -1;
@@ -458,12 +509,15 @@ static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     return 0;
 }
 
+/* "-": --decode writes to standard output, where then nothing else is written. */
+static int is_output_text(const Options *o) { return o->decode[0] && !strcmp(o->output, "-"); }
+
 static int decode(Job *job, char *err) {
     const Options *o = job->o;
     if (o->input[0]) return fail(err, "--input reads text and --decode reads shards; give one");
     if (!o->output[0])
         return fail(err, "--output FILE is missing: where to write the text (see --help)");
-    if (access(o->output, F_OK) == 0)
+    if (!is_output_text(o) && access(o->output, F_OK) == 0)
         return fail(err, "%.700s exists; remove it or give another --output", o->output);
     if (load_tokenizer(job, err)) return -1;
     Data d;
@@ -477,13 +531,26 @@ static int decode(Job *job, char *err) {
                       "vocabulary of the shards with --encoder and --bpe",
                       d.files[0].path, tokenizer_id_text(d.tokenizer, shards), o->encoder,
                       tokenizer_id_text(job->id, loaded));
-    if (!status) status = decode_to_file(job, &d, o->output, err);
+    if (!status)
+        status = is_output_text(o) ? decode_to_output(job, &d, err)
+                                   : decode_to_file(job, &d, o->output, err);
     data_close(&d);
     return status;
 }
 
+/* Refuses a separator that no line can be: a line ends before "\n" and before "\r\n". */
+static int check_separator(const char *separator, char *err) {
+    size_t n = strlen(separator);
+    if (!strchr(separator, '\n') && (!n || separator[n - 1] != '\r')) return 0;
+    return fail(err,
+                "--separator: the text has a line end, so no line can be equal to it; give the "
+                "text of one line without its end");
+}
+
 /* Does what the flags ask for. */
 static int run_job(Job *job, char *err) {
+    signal(SIGPIPE, SIG_IGN); /* a reader of the output that goes away is a failed write */
+    if (check_separator(job->o->separator, err)) return -1;
     if (job->o->decode[0]) return decode(job, err);
     if (!job->o->input[0])
         return fail(err, "--input FILE is missing: what to read (see --help); --decode SHARDS "
@@ -502,7 +569,7 @@ int main(int argc, char **argv) {
     if (status > 0) {
         flags_help(stdout,
                    "data/tokenize --input FILE --output PREFIX [--flag value ...]\n"
-                   "data/tokenize --decode SHARDS --output FILE [--bytes N]",
+                   "data/tokenize --decode SHARDS --output FILE|- [--bytes N]",
                    option_table, OPTIONS);
         return output_status(stdout);
     }
@@ -517,8 +584,9 @@ int main(int argc, char **argv) {
     tokenizer_free(&job.tokenizer);
     if (status) die("%s", err);
     double seconds = now_seconds() - start;
-    printf("%llu documents, %llu bytes, %llu tokens in %.1f s (%.1f MB/s)\n",
-           (unsigned long long)job.documents, (unsigned long long)job.bytes,
-           (unsigned long long)job.tokens, seconds, (double)job.bytes / 1e6 / fmax(seconds, 1e-9));
+    fprintf(is_output_text(&options) ? stderr : stdout,
+            "%llu documents, %llu bytes, %llu tokens in %.1f s (%.1f MB/s)\n",
+            (unsigned long long)job.documents, (unsigned long long)job.bytes,
+            (unsigned long long)job.tokens, seconds, (double)job.bytes / 1e6 / fmax(seconds, 1e-9));
     return 0;
 }

@@ -82,12 +82,15 @@ typedef enum { COMPUTE_FP32, COMPUTE_BF16, COMPUTE_AUTO } Compute;
 #define ERR_LEN 1024
 
 /* Writes a message into err, which may be NULL, and returns -1, so that a function can `return
-   fail(...)`. */
+   fail(...)`. Control characters, which the name of a file may have, become question marks: a
+   message is one line and does not steer a terminal. */
 __attribute__((format(printf, 2, 3))) static inline int fail(char *err, const char *format, ...) {
     va_list args;
     va_start(args, format);
     if (err) vsnprintf(err, ERR_LEN, format, args);
     va_end(args);
+    for (unsigned char *p = (unsigned char *)err; p && *p; p++)
+        if (*p < 0x20 || *p == 0x7F) *p = '?';
     return -1;
 }
 

@@ -209,9 +209,18 @@ static inline int data_open_file(const char *path, struct stat *st, char *err) {
                 path, S_ISFIFO(st->st_mode) ? "a pipe" : "a device or a socket");
 }
 
+/* Warns on stderr about a file that begins as a shard and is taken as text for its name. */
+static inline void data_warn_shard(const char *path) {
+    fprintf(
+        stderr,
+        "warning: %s begins as a token shard does, but its name ends in .txt, so it is taken as "
+        "text; if it is a shard, rename it to .bin\n",
+        path);
+}
+
 /* Finds out what an open file is: sets its size, its tokens and *is_text. */
-static inline int data_examine(DataFile *f, int fd, const struct stat *st, int *is_text,
-                               char *err) {
+static inline int data_examine(const Data *d, DataFile *f, int fd, const struct stat *st,
+                               int *is_text, char *err) {
     unsigned char head[DATA_HEADER_BYTES];
     if ((uint64_t)st->st_size > (uint64_t)SIZE_MAX / 2)
         return fail(err, "data file %s is too large for this machine", f->path);
@@ -222,6 +231,8 @@ static inline int data_examine(DataFile *f, int fd, const struct stat *st, int *
     if (n < 0) return fail(err, "cannot read data file %s: %s", f->path, strerror(errno));
     int magic = n >= 4 && data_u32(head) == DATA_MAGIC;
     *is_text = data_ends_with(f->path, ".txt") || (!data_ends_with(f->path, ".bin") && !magic);
+    if (*is_text && magic && d->part != DATA_VAL)
+        data_warn_shard(f->path); /* once for both parts */
     f->first = 0;
     f->count = (size_t)f->bytes;
     return *is_text ? 0 : data_read_header(f, head, (size_t)n, err);
@@ -305,6 +316,16 @@ static inline int data_fail_missing(const char *pattern, char *err) {
     return fail(err, "%s %.300s%s%s%s; see data/README.md for how to get data",
                 wild ? "no data file matches" : "data file", pattern, wild ? "" : " does not exist",
                 named ? "; its folder has " : "", some);
+}
+
+/* Whether no file has this name or matches this pattern. */
+static inline int data_is_missing(const char *pattern) {
+    glob_t g;
+    struct stat st;
+    memset(&g, 0, sizeof(g));
+    int missing = stat(pattern, &st) != 0 && file_glob(pattern, &g) == GLOB_NOMATCH;
+    globfree(&g);
+    return missing;
 }
 
 /* Fills files with the names that match, sorted by byte value in every locale. */
@@ -451,7 +472,7 @@ static inline int data_add_file(Data *d, size_t file, char *err) {
         close(fd);
         return 1;
     }
-    int status = data_examine(f, fd, &st, &is_text, err);
+    int status = data_examine(d, f, fd, &st, &is_text, err);
     if (!status && file == 0) d->is_text = is_text;
     if (!status && is_text != d->is_text)
         status = fail(err, "%s is %s but %s is %s; one data set has one kind of file", f->path,
@@ -551,10 +572,10 @@ static inline int data_compare_numbers(const void *a, const void *b) {
 }
 
 /* The first file of `train` that is also one of `val`, by its fingerprint; NULL if there is none,
-   and for the two parts of one text. */
+   and for two parts of a text that share nothing. */
 static inline const DataFile *data_shared(const Data *train, const Data *val) {
     const DataFile *shared = NULL;
-    if (val->part == DATA_VAL) return NULL;
+    if (train->part == DATA_TRAIN && val->part == DATA_VAL) return NULL;
     uint64_t *known = (uint64_t *)malloc(val->num_files * sizeof *known);
     if (!known) return NULL;
     for (size_t k = 0; k < val->num_files; k++) known[k] = val->files[k].fingerprint;

@@ -13,8 +13,8 @@ log.jsonl    the run's course: one JSON object a line, in rising order of step,
              machine's peak is known; "extra" is there only if it is not empty. null means not
              measured, NaN or infinity. The keys before "ms" do not depend on the machine's speed:
              two logs are compared by cutting each line at `, "ms"`. Losses, norms and rates have 9
-             digits, which name a float exactly. Lines that this program did not write are passed
-             over, and kept.
+             digits, which name a float exactly. A line that does not begin with the keys from
+             "step" to "tok_s" is another writer's: it is passed over, and kept.
 log.other    such lines that stood behind a place where a resumed run began to write
 */
 #ifndef CM_LOG_H
@@ -75,20 +75,34 @@ static inline double log_number(const char *line, const char *key) {
     return end > at ? value : NAN;
 }
 
-/* The step of a line; -1 if it is not a whole line, line end included, that log_line wrote. */
+/* The step of a line that log_line_text wrote; -1 for another line, and for one that is not whole.
+   A line is the program's own if it begins with the keys that every line has, in their order. Its
+   end may be "\r\n", which an editor has made of the line end. */
 static inline int64_t log_step_of(const char *line, size_t length) {
-    const char *start = "{\"step\": ";
-    char *end;
-    if (length < 12 || strncmp(line, start, strlen(start))) return -1;
-    if (line[length - 1] != '\n' || line[length - 2] != '}' || strlen(line) != length) return -1;
+    static const char *const keys[] = {
+        "{\"step\": ", ", \"tokens\": ",    ", \"train_loss\": ", ", \"val_loss\": ",
+        ", \"lr\": ",  ", \"grad_norm\": ", ", \"ms\": ",         ", \"tok_s\": "};
+    const char *at = line;
+    for (int i = 0; i < (int)(sizeof keys / sizeof keys[0]); i++) {
+        if (strncmp(at, keys[i], strlen(keys[i]))) return -1;
+        at += strlen(keys[i]);
+        int count = i < 2; /* digits; the others are numbers or null */
+        size_t value = strspn(at, count ? "0123456789" : "0123456789+-.e");
+        if (!value && !count && !strncmp(at, "null", 4)) value = 4;
+        if (!value) return -1;
+        at += value;
+    }
+    const char *end = line + length - 1; /* `at` is behind many characters, so length > 2 */
+    if (strlen(line) != length || *end != '\n') return -1;
+    if (end[-1] == '\r') end--;
+    if (*--end != '}' || (at != end && strncmp(at, ", \"", 3))) return -1;
     errno = 0;
-    long long step = strtoll(line + strlen(start), &end, 10);
-    if (errno || end == line + strlen(start) || (*end != ',' && *end != '}')) return -1;
-    return (int64_t)step;
+    long long step = strtoll(line + strlen(keys[0]), NULL, 10);
+    return errno ? -1 : (int64_t)step;
 }
 
 typedef enum {
-    LOG_STEP,   /* a line that log_line wrote */
+    LOG_STEP,   /* a line that log_line_text wrote */
     LOG_OTHER,  /* a whole line of somebody else */
     LOG_DAMAGED /* the beginning of a line, or one with the zero bytes that a power cut leaves */
 } LogKind;

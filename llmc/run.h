@@ -99,6 +99,21 @@ static inline int waiting_signal(void) {
 /* ---------------------------------------------------------------------------------------------- */
 /* data */
 
+/* Adds to a message whose name that is, where data of a resumed run are missing and the command
+   line did not name them. Returns -1. */
+static inline int data_fail_resumed(const Run *run, const char *flag, const char *pattern,
+                                    char *err) {
+    char why[ERR_LEN];
+    if (!run->asked.resume || config_is_given(run->given, flag) || !data_is_missing(pattern))
+        return -1;
+    snprintf(why, sizeof why, "%s", err);
+    return fail(
+        err,
+        "%.850s; the run has this name from before: if its data are elsewhere now, say where "
+        "with --%s PATH",
+        why, flag);
+}
+
 /* Opens the data of run.config, and sets the vocabulary if the flags leave it open. */
 static inline int open_data(Run *run, char *err) {
     Config *c = &run->config;
@@ -112,12 +127,13 @@ static inline int open_data(Run *run, char *err) {
     if (run->train_part < 0) run->train_part = separate ? DATA_ALL : DATA_TRAIN;
     if (data_open(&run->train, c->data, run->train_part, c->data_order, (uint64_t)c->seed,
                   c->seq_len, (int)rows, err))
-        return -1;
+        return data_fail_resumed(run, "data", c->data, err);
     if (!separate && !data_is_text(&run->train))
         return fail(err, "token shards have no validation part: name some with --val-data");
     if (data_open(&run->val, separate ? c->val_data : c->data, separate ? DATA_ALL : DATA_VAL,
                   DATA_SEQUENTIAL, 0, c->seq_len, 0, err))
-        return -1;
+        return data_fail_resumed(run, separate ? "val-data" : "data",
+                                 separate ? c->val_data : c->data, err);
     if (data_is_text(&run->train) != data_is_text(&run->val))
         return fail(err, "%s and %s are not of one kind: one is text, the other token shards",
                     c->data, c->val_data);

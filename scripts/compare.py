@@ -474,8 +474,10 @@ def version_of(run, program):
 
 
 def read_log(path):
-    with open(path, encoding="utf-8") as f:
-        return [json.loads(line) for line in f if line.endswith("\n")]
+    """The trainer's lines of a log."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        lines = [results.log_line(line) for line in f if line.endswith("\n")]
+    return [line for line in lines if line]
 
 
 def finite(value):

@@ -113,14 +113,11 @@ def number_or_none(value):
 def read_line(text):
     """A line of a log: {step, tokens, train_loss, val_loss, ms}, where the last three may be None.
     Raises ValueError if it is none."""
-    try:
-        line = json.loads(text)
-        numbers = {
-            key: number_or_none(line.get(key))
-            for key in ("step", "tokens", "train_loss", "val_loss", "ms")
-        }
-    except (AttributeError, RecursionError) as problem:
-        raise ValueError from problem
+    line = results.log_line(text) or {}
+    numbers = {
+        key: number_or_none(line.get(key))
+        for key in ("step", "tokens", "train_loss", "val_loss", "ms")
+    }
     if numbers["step"] is None or numbers["tokens"] is None:
         raise ValueError
     return numbers

@@ -5,6 +5,7 @@ Only the standard library is needed, because scripts/compare.py must run whereve
 
 import csv
 import io
+import json
 import math
 import os
 
@@ -45,6 +46,17 @@ LOSSES = ("final_val", "best_val", "train_tail")
 CURVES = ("val_curve", "train_curve")
 STAGES = ("tune", "final")
 GREATEST = 3.5e38  # losses and times are computed in fp32: a larger finite number is damage
+LOG_KEYS = ["step", "tokens", "train_loss", "val_loss"]  # that begin the trainer's lines of log.jsonl
+
+
+def log_line(text):
+    """A line of log.jsonl that the trainer wrote, as a dictionary; None for a line of another writer,
+    which has other keys or another order."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and list(line)[:len(LOG_KEYS)] == LOG_KEYS else None
 
 
 def row_text(row):

@@ -830,6 +830,16 @@ test_sampling() {
         '123456789012345678901234567890123'
     refused "generate: temperature" '--temperature' generate --run a --temperature -1
     refused "generate: no prompt file" 'nowhere.txt' generate --run a --prompt-file nowhere.txt
+    head -c 17000000 /dev/zero >long.txt
+    for file in long.txt /dev/zero; do
+        refused "generate: $file" "--prompt-file: $file has more than 16 MiB" generate --run a --prompt-file $file
+    done
+    "$GENERATE" --run a --prompt-file - </dev/zero >out 2>err
+    check "generate: zeros without end: exit status" [ $? -eq 1 ]
+    check "generate: zeros without end: no message" has err 'standard input has more than 16 MiB'
+    head -c 16777216 long.txt >16.txt
+    refused "generate: 16 MiB" 'prompt has 16777216 tokens.*context is 32' generate --run a --prompt-file 16.txt
+    rm long.txt 16.txt
     refused "generate: not a checkpoint" 'text.txt is not a cm.c checkpoint' generate --checkpoint text.txt
     cp runs/a/checkpoints/step_00000014.ckpt bad.ckpt
     damage bad.ckpt
@@ -844,10 +854,24 @@ test_inputs() {
     small="--layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 1 --val-tokens 64 --threads 1"
     make_shards
     cp good.bin copy.bin
+    tr a-m n-z <text.txt >copy.txt
     check "shared data" train $small --data good.bin --val-data copy.bin --run shared --steps 1
     check "no note about shared data" has err '^note: good.bin is training data and validation data too'
     check "text" train $small --data text.txt --run unshared --steps 1
     check "a note about the parts of a text" not has err 'note:'
+    train $small --data text.txt --val-data copy.txt --run all --steps 1
+    check "a note about other validation data" not has err 'note: .*validation data too'
+    check "the last tenth after a start with other data" train --run all --resume --steps 2 --val-data=
+    check "no note that the last tenth is trained on" has err '^note: text.txt is training data and validation data too'
+    train $small --data text.txt --val-data copy.txt --run moved --steps 1
+    mv text.txt other.txt
+    refused "data that are gone" 'text.txt does not exist.* say where with --data PATH' train --run moved --resume --steps 2
+    refused "data that this command names" 'no.txt does not exist.*how to get data$' train --run moved --resume --data no.txt
+    check "data at another place" train --run moved --resume --steps 2 --data other.txt
+    mv copy.txt kopie.txt
+    refused "validation data that are gone" 'copy.txt does not exist.* with --val-data PATH' train --run moved --resume --steps 3
+    refused "data that a new run lacks" 'text.txt does not exist.*how to get data$' train $small --data text.txt --run e --steps 1
+    mv other.txt text.txt
     mkfifo pipe
     refused "a pipe" 'pipe is not a file but a pipe.*data/tokenize' train $small --data pipe --run e --steps 1
     refused "a pipe as a checkpoint" 'pipe is not a regular file' generate --checkpoint pipe

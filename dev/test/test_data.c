@@ -720,6 +720,28 @@ static void test_empty(void) {
           "all are empty: %s", err);
 }
 
+/* A shard whose name ends in .txt is text, with one warning; other texts are taken without one. */
+static void test_shard_as_text(void) {
+    Data d;
+    write_counting("shard.bin", 0, 40);
+    check(!open_with_notes(&d, "shard.bin", DATA_ALL) && !file_has("notes", "warning"), "%s", err);
+    data_close(&d);
+    check(!rename(in_folder("shard.bin"), in_folder("shard.txt")), "rename");
+    for (int part = DATA_ALL; part <= DATA_TRAIN; part++) {
+        check(!open_with_notes(&d, "shard.txt", part) && d.is_text, "%s", err);
+        check(file_has("notes", "warning: ") && file_has("notes", "shard.txt") &&
+                  file_has("notes", "rename it to .bin"),
+              "part %d: no warning", part);
+        data_close(&d);
+    }
+    check(!open_with_notes(&d, "shard.txt", DATA_VAL) && !file_has("notes", "warning"),
+          "a second warning of the validation part");
+    data_close(&d);
+    write_bytes("plain.txt", "a text that is no shard at all", 30);
+    check(!open_with_notes(&d, "plain.txt", DATA_ALL) && !file_has("notes", "warning"), "a text");
+    data_close(&d);
+}
+
 /* A pipe has no writer and a device no end: neither is opened. */
 static void test_no_file(void) {
     Data d;
@@ -748,6 +770,11 @@ static void test_missing(void) {
               !strstr(err, "notes"),
           "%s", err);
     check_refused("beside/*.tokens", DATA_ALL, DATA_SEQUENTIAL, 4, 1, "beside/b.txt");
+    /* A message is one line, and no name in it can steer a terminal. */
+    check(data_open(&d, in_folder("beside/a\n(\x1b)\x7f\xc3\xa9.txt"), DATA_ALL, DATA_SEQUENTIAL, 0,
+                    4, 1, err) == -1 &&
+              strstr(err, "beside/a?(?)?\xc3\xa9.txt does not exist"),
+          "%s", err);
     write_bytes("beside/shakespeare.txt", "x", 1);
     check(data_open(&d, in_folder("beside/tinyshakespeare.txt"), DATA_ALL, DATA_SEQUENTIAL, 0, 4, 1,
                     err) == -1 &&
@@ -797,6 +824,11 @@ static void test_shared(void) {
     open_or_exit(&train, "h.txt", DATA_TRAIN, DATA_SHUFFLED, 0, 4, 1);
     open_or_exit(&val, "h.txt", DATA_VAL, DATA_SEQUENTIAL, 0, 4, 0);
     check(!data_shared(&train, &val), "the parts of a text are not shared");
+    data_close(&train);
+    /* A run that began with other validation data trains on all of the text. */
+    open_or_exit(&train, "h.txt", DATA_ALL, DATA_SHUFFLED, 0, 4, 1);
+    shared = data_shared(&train, &val);
+    check(shared && strstr(shared->path, "h.txt"), "the last tenth is in all of the text");
     data_close(&val);
     data_close(&train);
 }
@@ -864,11 +896,13 @@ static void test_tokenizer(void) {
 }
 
 static const Test tests[] = {
-    TEST(refusals),    TEST(kinds),   TEST(sequential),      TEST(permutation), TEST(shuffled),
-    TEST(determinism), TEST(resume),  TEST(text_split),      TEST(validation),  TEST(vocabulary),
-    TEST(checksum),    TEST(large),   TEST(benchmark_steps), TEST(writing),     TEST(cut),
-    TEST(replaced),    TEST(signal),  TEST(many_files),      TEST(most_mapped), TEST(tokenizer),
-    TEST(empty),       TEST(no_file), TEST(missing),         TEST(patterns),    TEST(shared)};
+    TEST(refusals),        TEST(kinds),         TEST(sequential),  TEST(permutation),
+    TEST(shuffled),        TEST(determinism),   TEST(resume),      TEST(text_split),
+    TEST(validation),      TEST(vocabulary),    TEST(checksum),    TEST(large),
+    TEST(benchmark_steps), TEST(writing),       TEST(cut),         TEST(replaced),
+    TEST(signal),          TEST(many_files),    TEST(most_mapped), TEST(tokenizer),
+    TEST(empty),           TEST(shard_as_text), TEST(no_file),     TEST(missing),
+    TEST(patterns),        TEST(shared)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_data");

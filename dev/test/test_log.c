@@ -213,8 +213,27 @@ static void test_truncate(void) {
 static void test_other_lines(void) {
     RunLog log;
     char path[FILE_PATH_SIZE];
-    static const char *const other[] = {"# by hand\n", "{\"step\": x}\n", "\n", "{}\n"};
-    for (int t = 0; t < 4; t++) {
+    static const char *const other[] = {
+        "# by hand\n",
+        "{\"step\": x}\n",
+        "\n",
+        "{}\n",
+        "{\"step\": 15, \"comment\": \"my evaluation\", \"accuracy\": 0.71}\n",
+        "{\"step\": 3, \"tokens\": 24576, \"accuracy\": 0.71}\n",
+        "{\"step\": 3, \"tokens\": 9, \"train_loss\": 1, \"mine\": 2}\n",
+        "{\"step\": 3, \"tokens\": 9, \"train_loss\": x, \"val_loss\": 1, \"lr\": 1, "
+        "\"grad_norm\": 1, "
+        "\"ms\": 1, \"tok_s\": 1}\n",
+        "{\"step\": 3, \"tokens\": 9, \"train_loss\": 1, \"val_loss\": 1, \"lr\": 1, "
+        "\"grad_norm\": 1, "
+        "\"ms\": 1, \"tok_s\": 1} of {mine}\n",
+        "{\"tokens\": 9, \"step\": 3, \"train_loss\": 1, \"val_loss\": 1, \"lr\": 1, "
+        "\"grad_norm\": 1, "
+        "\"ms\": 1, \"tok_s\": 1}\n",
+        "{\"step\": 3.5, \"tokens\": 9, \"train_loss\": 1, \"val_loss\": 1, \"lr\": 1, "
+        "\"grad_norm\": 1, "
+        "\"ms\": 1, \"tok_s\": 1}\n"};
+    for (int t = 0; t < COUNT_OF(other); t++) {
         char name[32];
         snprintf(name, sizeof name, "other%d", t);
         check(log_open(&log, scratch_folder, name, 0, err) == 0, "%s", err);
@@ -228,6 +247,8 @@ static void test_other_lines(void) {
         char *text = read_text(log.path);
         check(!strcmp(text, whole), "resume changes the log:\n%s", text);
         free(text);
+        write_text(log.path, "a", other[t]);
+        check(log_last_step(log.path) == 8, "last step %lld", (long long)log_last_step(log.path));
         LogCurve curve;
         check(!log_read(log.path, &curve, err) && curve.n == 9, "%d steps are read", curve.n);
         log_curve_free(&curve);
@@ -241,7 +262,9 @@ static void test_other_lines(void) {
         free(text);
         file_path(path, "%s/log.other", log.dir);
         text = read_text(path);
-        check(!strcmp(text, other[t]), "the line after it is kept in log.other: %s", text);
+        size_t n = strlen(other[t]);
+        check(strlen(text) == 2 * n && !strncmp(text, other[t], n) && !strcmp(text + n, other[t]),
+              "the lines after it are kept in log.other: %s", text);
         free(text);
         free(cut);
         free(whole);
@@ -256,6 +279,50 @@ static void test_other_lines(void) {
     check(!strcmp(text, whole), "a refusal changes the log");
     free(text);
     free(whole);
+    log_close(&log);
+}
+
+/* A log without a step of this program is no reason to refuse a new run, and stays. */
+static void test_only_others(void) {
+    RunLog log;
+    const char *line = "{\"step\": 25, \"comment\": \"planned\"}\n";
+    check(log_open(&log, scratch_folder, "planned", 0, err) == 0, "%s", err);
+    write_text(log.path, "a", line);
+    log_close(&log);
+    check(log_last_step(log.path) == -1, "a step of another writer");
+    if (check(log_open(&log, scratch_folder, "planned", 0, err) == 0, "a new run: %s", err)) {
+        char *text = read_text(log.path);
+        check(!strcmp(text, line), "the line is gone: %s", text);
+        free(text);
+        log_close(&log);
+    }
+}
+
+/* An editor has made "\r\n" of the line ends: the steps are read, and the run goes on behind
+   them. */
+static void test_line_ends(void) {
+    RunLog log;
+    LogCurve curve;
+    check(log_open(&log, scratch_folder, "crlf", 0, err) == 0, "%s", err);
+    for (int i = 0; i < 9; i++) put_line(&log, i, 5 - i, NAN);
+    char *lines = read_text(log.path), windows[4096];
+    log_close(&log);
+    size_t n = 0;
+    for (const char *p = lines; *p && n + 3 < sizeof windows; p++) {
+        if (*p == '\n') windows[n++] = '\r';
+        windows[n++] = *p;
+    }
+    windows[n] = 0;
+    write_text(log.path, "w", windows);
+    check(log_last_step(log.path) == 8, "last step %lld", (long long)log_last_step(log.path));
+    check(log_open(&log, scratch_folder, "crlf", 1, err) == 0, "%s", err);
+    check(log_truncate_after(&log, 4, err) == 0, "%s", err);
+    check(put_line(&log, 5, 0.5, NAN) == 0, "%s", err);
+    check(!log_read(log.path, &curve, err) && curve.n == 6 && curve.train[4] == 1 &&
+              curve.train[5] == 0.5,
+          "%d steps", curve.n);
+    log_curve_free(&curve);
+    free(lines);
     log_close(&log);
 }
 
@@ -613,9 +680,10 @@ static void test_curve(void) {
 }
 
 static const Test tests[] = {
-    TEST(names),     TEST(lines),        TEST(overwrite), TEST(truncate),      TEST(other_lines),
-    TEST(full_disk), TEST(kill),         TEST(run_json),  TEST(read_run_json), TEST(json_ends),
-    TEST(validated), TEST(numbers_text), TEST(progress),  TEST(curve)};
+    TEST(names),       TEST(lines),        TEST(overwrite),     TEST(truncate),
+    TEST(other_lines), TEST(only_others),  TEST(line_ends),     TEST(full_disk),
+    TEST(kill),        TEST(run_json),     TEST(read_run_json), TEST(json_ends),
+    TEST(validated),   TEST(numbers_text), TEST(progress),      TEST(curve)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_log");

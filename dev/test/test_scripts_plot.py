@@ -149,12 +149,13 @@ class Plot(unittest.TestCase):
             '{"step": 1, "tokens": 8, "train_loss": true, "val_loss": [3], "ms": {}}\n'
             '{"step": 2, "tokens": 16, "train_loss": 1e300, "val_loss": NaN, "ms": "a"}\n'
             '{"step": 3, "tokens": 24, "train_loss": 2, "val_loss": 1e999, "ms": 1e999}\n'
+            '{"step": 4, "tokens": 32, "comment": "my evaluation", "train_loss": 1, "val_loss": 1}\n'
         )
         with contextlib.redirect_stderr(io.StringIO()) as said:
             run = plot.read_run(self.write_log("odd", text))
         self.assertEqual(run["train"], [(3, 24, 0.0, 2)])
         self.assertEqual((run["val"], run["final"], run["ms"]), ([], None, None))
-        self.assertEqual(said.getvalue().count("is not a log line"), 6)
+        self.assertEqual(said.getvalue().count("is not a log line"), 7)
 
     def test_short_logs(self):
         line = '{"step": %d, "tokens": %d, "train_loss": %s, "val_loss": %s, "ms": null}\n'

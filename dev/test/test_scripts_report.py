@@ -430,6 +430,8 @@ echo '{"version": "test", "parameters": 1, "train_checksum": "a", "val_checksum"
 loss=$(awk "BEGIN { print 2 + $seed / 1000 + (log($rate / 0.02)) ^ 2 }")
 cat >"$place/$run/log.jsonl" <<END
 {"step": 0, "tokens": 0, "train_loss": null, "val_loss": 5, "ms": null}
+a line of another program
+{"step": 9, "comment": "my evaluation", "val_loss": 0.1}
 {"step": 1, "tokens": 8, "train_loss": 3, "val_loss": $loss, "ms": 1}
 END
 """

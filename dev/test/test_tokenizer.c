@@ -339,6 +339,10 @@ static void test_program(Tokenizer *t) {
     check(run_tokenize(in_folder("a_val_000000.bin"), in_folder("f"), NULL, NULL, 0) == 1 &&
               output_has("already is a token shard"),
           "a shard as input");
+    check(!rename(in_folder("a_val_000000.bin"), in_folder("shard.txt")) &&
+              run_tokenize(in_folder("shard.txt"), in_folder("f"), NULL, NULL, 0) == 0 &&
+              output_has("warning: ") && output_has("rename it to .bin"),
+          "a shard as input that is named text");
     free(got.ids);
     free(cut.ids);
     free(expected.ids);
@@ -364,7 +368,7 @@ static void test_decode(void) {
     int status =
         run_program("--input", in_folder("t.txt"), in_folder("t"), "--separator", "@@@", 0);
     check(status == 0, "encoding: status %d", status);
-    /* All tokens in one shard, because t_train sorts before t_val. */
+    /* All tokens in one shard. */
     TokenList list = {0, 0, 0};
     size_t files;
     read_shards("t_val_*.bin", &list, &files);
@@ -393,6 +397,39 @@ static void test_decode(void) {
     free(list.ids);
 }
 
+/* The pattern that matches all shards of a tokenization gives back its text: the validation shard
+   has the beginning, though its name is the last, and ends inside a document. Several texts come in
+   the order of their names. */
+static void test_decode_order(void) {
+    static const char text[] = "A first document, which is long enough.\n@@@\nAnother.\n";
+    static const char other[] = "Then the other text begins, and this is all that it has.\n";
+    char both[sizeof text + sizeof other + 10];
+    static const char *const sizes[] = {"100", "9", "3"};
+    write_bytes("q.txt", text, sizeof text - 1);
+    write_bytes("q2.txt", other, sizeof other - 1);
+    for (int i = 0; i < 3; i++) {
+        char prefix[32], second[32], pattern[32], name[32];
+        snprintf(prefix, sizeof prefix, "q%d", i);
+        snprintf(second, sizeof second, "q%d_u", i); /* between q0_train and q0_val */
+        snprintf(name, sizeof name, "q%d.back", i);
+        snprintf(pattern, sizeof pattern, "q%d_[vt]*.bin", i);
+        check(run_program("--input", in_folder("q.txt"), in_folder(prefix), "--shard-tokens",
+                          sizes[i], 0) == 0,
+              "encoding");
+        int status = run_program("--decode", in_folder(pattern), in_folder(name), NULL, NULL, 0);
+        check(status == 0 && file_is(name, text, sizeof text - 1), "shards of %s tokens", sizes[i]);
+        check(run_program("--input", in_folder("q2.txt"), in_folder(second), "--shard-tokens",
+                          sizes[i], 0) == 0,
+              "encoding");
+        snprintf(pattern, sizeof pattern, "q%d_*.bin", i);
+        snprintf(name, sizeof name, "q%d.both", i);
+        status = run_program("--decode", in_folder(pattern), in_folder(name), NULL, NULL, 0);
+        int n = snprintf(both, sizeof both, "%s\n%s", text, other);
+        check(status == 0 && file_is(name, both, (size_t)n), "two texts, shards of %s tokens",
+              sizes[i]);
+    }
+}
+
 /* Mistakes leave no file and say what is wrong. */
 static void test_decode_refusals(void) {
     static const uint16_t foreign[2] = {1, 60000};
@@ -416,6 +453,15 @@ static void test_decode_refusals(void) {
     check(run_program("--input", in_folder("plain.txt"), in_folder("y"), "--bytes", "5", 0) == 1 &&
               output_has("--bytes belongs to --decode"),
           "--bytes with --input");
+    static const char *const ends[] = {"a\nb", "\n", "a\r"};
+    for (int i = 0; i < 3; i++)
+        check(run_program("--decode", in_folder("y_1.bin"), in_folder("y.txt"), "--separator",
+                          ends[i], 0) == 1 &&
+                  output_has("--separator: ") &&
+                  run_tokenize(in_folder("plain.txt"), in_folder("y"), "--separator", ends[i], 0) ==
+                      1 &&
+                  output_has("--separator: "),
+              "a separator that is no line: %d", i);
     TokenizerId other = {TOKENIZER_BPE, 77};
     check(!data_write_shard_of(other, in_folder("o_1.bin"), foreign, 2, err) &&
               run_program("--decode", in_folder("o_1.bin"), in_folder("o.txt"), NULL, NULL, 0) ==
@@ -786,12 +832,22 @@ static void test_fixture_program(void) { test_program(&tokenizer); }
 static void test_fixture_pieces(void) { test_pieces(&tokenizer); }
 static void test_fixture_memory(void) { test_memory(&tokenizer); }
 
-static const Test tests[] = {
-    TEST(fixture_expected), TEST(fixture_special), TEST(fixture_long_words),
-    TEST(fixture_program),  TEST(fixture_pieces),  TEST(decode),
-    TEST(decode_refusals),  TEST(bytes),           TEST(refusals),
-    TEST(identity),         TEST(id_text),         TEST(fixture_memory),
-    TEST(inputs),           TEST(marker),          TEST(names)};
+static const Test tests[] = {TEST(fixture_expected),
+                             TEST(fixture_special),
+                             TEST(fixture_long_words),
+                             TEST(fixture_program),
+                             TEST(fixture_pieces),
+                             TEST(decode),
+                             TEST(decode_refusals),
+                             TEST(decode_order),
+                             TEST(bytes),
+                             TEST(refusals),
+                             TEST(identity),
+                             TEST(id_text),
+                             TEST(fixture_memory),
+                             TEST(inputs),
+                             TEST(marker),
+                             TEST(names)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_tokenizer");

@@ -224,6 +224,11 @@ test_streams_of_others() {
         closed $streams $sample
         check "generate with streams $streams closed: exit status $status" [ "$status" -eq 1 ]
     done
+    # More text than a pipe holds.
+    { (cd broken && "$GENERATE" --runs-dir ../whole/runs --run r --tokens 1000000 --threads 1 2>"$dir/err"
+       echo $? >"$dir/status") | head -c 10 >/dev/null; } 2>/dev/null
+    check "generate, whose reader goes away: exit status $(cat status)" [ "$(cat status)" -eq 1 ]
+    check "generate, whose reader goes away: no message" has err '^error: .*Broken pipe'
     mkdir shards
     in_folder shards "$TOKENIZE" --input ../text.txt --output t --shard-tokens 2000 $vocabulary
     for streams in 0 1 2 01 02 12 012; do
@@ -238,7 +243,33 @@ test_streams_of_others() {
         [ -s back.txt ] || cp broken/back.txt back.txt
         check "data/tokenize --decode with streams $streams closed: another text" cmp -s broken/back.txt back.txt
     done
-    rm -rf shards
+    # The text of --decode on standard output.
+    decode="$TOKENIZE --decode ../shards/t_*.bin --output - $vocabulary"
+    nothing
+    set -f
+    in_folder broken $decode
+    check "data/tokenize --decode to standard output: exit status $?" [ $? -eq 0 ]
+    check "data/tokenize --decode to standard output: another text" cmp -s out back.txt
+    check "data/tokenize --decode to standard output: no report" has err ' documents, .* tokens'
+    check "data/tokenize --decode to standard output: a file" [ -z "$(ls broken)" ]
+    (cd broken && $decode >/dev/full 2>"$dir/err")
+    check "data/tokenize --decode to a full device: exit status $?" [ $? -eq 1 ]
+    check "data/tokenize --decode to a full device: no message" has err '^error: .*No space'
+    closed 1 $decode
+    check "data/tokenize --decode to a closed output: exit status $status" [ "$status" -eq 1 ]
+    set +f
+    for i in 1 2 3 4 5 6 7 8 9 10; do cat text.txt; done >long.txt
+    in_folder broken "$TOKENIZE" --input ../long.txt --output long --val-tokens 0 $vocabulary
+    { ("$TOKENIZE" --decode broken/long_train_000001.bin --output - $vocabulary 2>"$dir/err"
+       echo $? >"$dir/status") | head -c 10 >/dev/null; } 2>/dev/null
+    check "data/tokenize --decode, whose reader goes away: exit status $(cat status)" [ "$(cat status)" -eq 1 ]
+    check "data/tokenize --decode, whose reader goes away: no message" has err '^error: .*Broken pipe'
+    # A report without a reader is no reason to stop; each of these shards is a line of it.
+    { (cd broken && "$TOKENIZE" --input ../text.txt --output many --shard-tokens 200 $vocabulary 2>"$dir/err"
+       echo $? >"$dir/status") | head -c 10 >/dev/null; } 2>/dev/null
+    check "data/tokenize, whose reader goes away: exit status $(cat status)" [ "$(cat status)" -eq 0 ]
+    refused "shards on standard output" '--output -' in_folder broken "$TOKENIZE" --input ../text.txt --output - $vocabulary
+    rm -rf shards long.txt
 }
 
 # ---- The clock
