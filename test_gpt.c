@@ -1466,6 +1466,7 @@ static void test_scratch(void) {
     randomise(&m);
     draw_batch(&c, x, y, 16);
     loss_and_gradient(&m, x, y, 2);
+    floatM *arena = m.arena.p; /* which an arena that runs out loses */
     m.arena.size = 16;
     check(!device_failure(), "a failure before: %s", device_failure());
     optimizer_step(&m, 0, 1);
@@ -1476,6 +1477,8 @@ static void test_scratch(void) {
 #else
     cm_cpu.failure[0] = 0;
 #endif
+    check(!m.arena.p, "the arena still has its memory");
+    m.arena.p = arena;
     model_free(&m);
 }
 

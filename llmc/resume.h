@@ -582,12 +582,13 @@ static inline int resume_check_data(const Run *run, const Resume *r, char *err) 
 /* Says on stderr what changes with this start, and what of the log is not as a kill leaves it. */
 static inline void resume_print_notes(const Run *run, const Resume *r) {
     char machine[512];
+    char last[48] = "has no step";
+    if (r->logged >= 0) snprintf(last, sizeof last, "ends at step %lld", (long long)r->logged);
     if (r->has_ckpt && r->logged < r->step - (run->pending != NULL))
-        print_line(
-            stderr, NULL,
-            "warning: the log ends at step %lld and the checkpoint is of step %d: the log of "
-            "this run has a gap",
-            (long long)r->logged, r->step);
+        print_line(stderr, NULL,
+                   "warning: the log %s and the checkpoint is of step %d: the log of this run has "
+                   "a gap",
+                   last, r->step);
     if (r->changes < run->n_changes && r->logged > r->step)
         print_line(stderr, NULL,
                    "note: steps %d to %lld of the log are made again, with the flags that change",
