@@ -45,21 +45,9 @@ newest() { find "$1/checkpoints" -name 'step_*.ckpt' 2>/dev/null | sort | tail -
 lines() { wc -l 2>/dev/null <"$1" || say 0; }
 
 # text FILE: writes about 200 kB of sentences, unless the file exists.
-text() {
-    [ ! -s "$1" ] || return 0
-    awk 'BEGIN {
-        n = split("the king of a far land|her brother|an old sailor|nobody|every child|the moon", who, "|")
-        k = split("saw|forgot|sang to|would not sell|loved|feared|carried home|waited for", did, "|")
-        m = split("a silver fish|the morning|two letters|what was lost|the quiet sea|bread", what, "|")
-        x = 7
-        for (i = 0; i < 6000; i++) {
-            x = (x * 1103 + 12345) % 65536; a = int(x / 16) % n + 1
-            x = (x * 1103 + 12345) % 65536; b = int(x / 16) % k + 1
-            x = (x * 1103 + 12345) % 65536; c = int(x / 16) % m + 1
-            printf "%s %s %s%s", who[a], did[b], what[c], i % 5 == 4 ? ".\n" : ", and "
-        }
-    }' >"$1"
-}
+# shellcheck source=dev/test/sentences.sh
+. "$here/../test/sentences.sh"
+text() { [ -s "$1" ] || sentences 6000 >"$1"; }
 
 # deviations A B: prints "step difference" for every training and validation loss of two logs. The difference is
 # relative. Fails if the logs have different steps, or if a loss is not a number.

@@ -39,16 +39,7 @@ near() {
         END { exit bad || n < 5 }'
 }
 
-awk 'BEGIN {
-    n = split("the king|her brother|an old sailor|nobody|every child|the moon", who, "|")
-    k = split("saw|forgot|sang to|would not sell|loved|feared", did, "|")
-    x = 7
-    for (i = 0; i < 400; i++) {
-        x = (x * 1103 + 12345) % 65536; a = int(x / 16) % n + 1
-        x = (x * 1103 + 12345) % 65536; b = int(x / 16) % k + 1
-        printf "%s %s bread%s", who[a], did[b], i % 5 == 4 ? ".\n" : ", and "
-    }
-}' >text.txt
+sentences >text.txt
 rest="--layers 2 --heads 2 --kv-heads 1 --seq-len 24 --val-every 6 --val-tokens 96 --threads 1"
 shape="$rest --width 32 --steps 12"
 common="$shape --data text.txt --batch-size 2"

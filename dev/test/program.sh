@@ -39,21 +39,7 @@ refused() {
     check "$what: the message lacks \"$pattern\"" has "$dir/err" "^error: .*$pattern"
 }
 
-# About 15 kB of sentences.
-sentences() {
-    awk 'BEGIN {
-        n = split("the king of a far land|her brother|an old sailor|nobody|every child|the moon", who, "|")
-        k = split("saw|forgot|sang to|would not sell|loved|feared|carried home", did, "|")
-        m = split("a silver fish|the morning|two letters|what was lost|the quiet sea|bread", what, "|")
-        x = 7
-        for (i = 0; i < 400; i++) {
-            x = (x * 1103 + 12345) % 65536; a = int(x / 16) % n + 1
-            x = (x * 1103 + 12345) % 65536; b = int(x / 16) % k + 1
-            x = (x * 1103 + 12345) % 65536; c = int(x / 16) % m + 1
-            printf "%s %s %s%s", who[a], did[b], what[c], i % 5 == 4 ? ".\n" : ", and "
-        }
-    }'
-}
+. "$here/dev/test/sentences.sh"
 
 # A log without its times.
 log_of() { sed 's/, "ms".*//' "$1/log.jsonl"; }
