@@ -1,10 +1,12 @@
 #!/bin/sh
-# Fetches FineWeb-10B in GPT-2 tokens: the validation shard and the first N training shards of 10^8
-# tokens, 200 MB each, into data/fineweb10B/. There are 103; a run of S steps of 524,288 tokens
-# reads S / 190 of them, rounded up.
+# Fetches FineWeb in GPT-2 tokens: the validation shard and the first N training shards of 10^8 tokens, 200 MB each,
+# into data/fineweb10B/, or with 100B into data/fineweb100B/. There are 103, or 1030; a run of S steps of 524,288
+# tokens reads S / 190 of them, rounded up.
 #
-#   data/fineweb.sh [N]        N = 1 unless given
+#   data/fineweb.sh [N [10B|100B]]        N = 1 unless given
 #
+# The larger set is another sample of FineWeb. Its files have names like those of the smaller one
+# (kjj0/fineweb100B-gpt2); fetching them has not been tried.
 # The script can be interrupted and started again. It checks the files that exist and continues where it stopped.
 # FINEWEB_URL is the URL of another folder that has the files.
 set -eu
@@ -13,12 +15,18 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/fetch.sh"
 
 shards=${1:-1}
-case $shards in
-    '' | *[!0-9]* | ????*) fail 2 "\"$shards\" is not a number of shards; give 1 to 103" ;;
+set=${2:-10B}
+case $set in
+    10B) most=103 ;;
+    100B) most=1030 ;;
+    *) fail 2 "\"$set\" is no set of shards; there are 10B and 100B" ;;
 esac
-[ "$shards" -le 103 ] || fail 2 "there are 103 training shards, not $shards"
-url=${FINEWEB_URL:-https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main}
-folder=$here/fineweb10B
+case $shards in
+    '' | *[!0-9]* | ?????*) fail 2 "\"$shards\" is not a number of shards; give 1 to $most" ;;
+esac
+[ "$shards" -le "$most" ] || fail 2 "there are $most training shards of $set tokens, not $shards"
+url=${FINEWEB_URL:-https://huggingface.co/datasets/kjj0/fineweb$set-gpt2/resolve/main}
+folder=$here/fineweb$set
 mkdir -p "$folder"
 
 # state FILE: prints "complete", "partial" (fewer tokens than the header states) or "bad" (anything else)
@@ -44,7 +52,7 @@ state() {
 
 get() {
     if [ "$(state "$folder/$1")" = complete ]; then
-        say "data/fineweb10B/$1 exists"
+        say "data/fineweb$set/$1 exists"
         return
     fi
     part=$folder/$1.part
@@ -52,7 +60,7 @@ get() {
         [ "$(state "$part")" = partial ] || rm -f "$part"
         say "fetching $url/$1"
         fetch "$url/$1" "$part" ||
-            fail 1 "cannot fetch $url/$1; run data/fineweb.sh $shards again to continue"
+            fail 1 "cannot fetch $url/$1; run data/fineweb.sh $shards $set again to continue"
     fi
     [ "$(state "$part")" = complete ] || {
         rm -f "$part"
@@ -67,5 +75,5 @@ while [ "$i" -le "$shards" ]; do
     get "$(printf 'fineweb_train_%06d.bin' "$i")"
     i=$((i + 1))
 done
-say "train with --data \"data/fineweb10B/fineweb_train_*.bin\" \\"
-say "           --val-data data/fineweb10B/fineweb_val_000000.bin"
+say "train with --data \"data/fineweb$set/fineweb_train_*.bin\" \\"
+say "           --val-data data/fineweb$set/fineweb_val_000000.bin"

@@ -369,7 +369,8 @@ END
 set_arm() {
     [ "$1" != --list ] || { arms | awk -F ' [|] ' '{ printf "%-15s %s: %s\n", $1, $4, $2 }' && exit 0; }
     arm_line=$(arms | awk -F ' [|] ' -v name="$1" '$1 == name')
-    [ -n "$arm_line" ] || stop 2 "${1:+there is no arm \"$1\"; }name one: $(arms | awk '{ printf "%s%s", sep, $1; sep = ", " }')"
+    [ -n "$arm_line" ] ||
+        stop 2 "${1:+there is no arm \"$1\"; }name one: $(arms | awk '{ printf "%s%s", sep, $1; sep = ", " }')"
     # shellcheck disable=SC2046,SC2086 # words
     set_flags $(printf '%s\n' "$arm_line" | awk -F ' [|] ' '{ print $2 }')
     if [ "$1" = adamw ]; then
