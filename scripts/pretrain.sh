@@ -1,7 +1,8 @@
 # Shell functions for scripts/run_*.sh, which source this file from the root of the repository: the flags of a run,
 # its program, its data, and a loop that goes on with a run that is killed. It does nothing by itself. POSIX sh.
 #
-# A script sets $flags (set_flags), and calls `pretrain NAME CORPUS [flags of train_gpt]`. The environment:
+# A script sets $flags (set_flags), and calls `pretrain NAME CORPUS [flags of train_gpt]`. The environment,
+# where names of files are relative to the root of the repository:
 #   SEED=N        the seed, unless --seed is given; 1 without either. The run is NAME-sN, unless --run is given.
 #   PROGRAM=FILE  the trainer; else ./train_gpt_cuda, if it was built and nvidia-smi finds a GPU; else ./train_gpt
 #   DATA=FOLDER   where the shards are, data/CORPUS without it; --data and --val-data name other data altogether
@@ -17,6 +18,12 @@ stop() {
     shift
     say "error: $*"
     exit "$stop_status"
+}
+
+# Prints the comment at the head of the script that was called.
+print_head() {
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "scripts/${0##*/}"
+    exit 0
 }
 
 # ---- flags: $flags holds words "--name value" and "--switch"; no value in it has a space
@@ -112,7 +119,7 @@ print_command() {
 choose_program() {
     program=${PROGRAM:-./train_gpt}
     [ -n "${PROGRAM:-}" ] || [ ! -x ./train_gpt_cuda ] || ! nvidia-smi -L >/dev/null 2>&1 || program=./train_gpt_cuda
-    [ -x "$program" ] && return
+    if [ -x "$program" ]; then return; fi
     [ -z "${PROGRAM:-}" ] || stop 1 "PROGRAM=$program is no program that can be run"
     [ -n "${PRINT:-}" ] || stop 1 "there is no ./train_gpt: run make, and on a machine with a GPU make train_gpt_cuda"
 }
@@ -141,9 +148,9 @@ make_shard() {
 made_up_data() {
     data=$1/fineweb_train_000001.bin
     val=$1/fineweb_val_000000.bin
+    if [ -n "${PRINT:-}" ] || { [ -f "$data" ] && [ -f "$val" ]; }; then return; fi
     mkdir -p "$1" || stop 1 "cannot create $1"
-    [ -f "$data" ] && [ -f "$val" ] && return
-    make_shard "$data" "$2" 0 && make_shard "$val" "$2" 1 || stop 1 "cannot write shards to $1"
+    { make_shard "$data" "$2" 0 && make_shard "$val" "$2" 1; } || stop 1 "cannot write shards to $1"
 }
 
 # shards_needed CORPUS STEPS TOKENS: prints how many shards of 10^8 tokens STEPS steps of TOKENS tokens read in
@@ -233,7 +240,7 @@ await_child() {
     while :; do
         status=0
         wait "$child" || status=$?
-        [ "$status" -gt 128 ] && kill -0 "$child" 2>/dev/null || break
+        if [ "$status" -le 128 ] || ! kill -0 "$child" 2>/dev/null; then break; fi
     done
     child=
 }
@@ -367,11 +374,12 @@ END
 
 # set_arm ARM MUON_RATE "FLAGS OF ARMS WITH SIGNS" "FLAGS OF ADAMW": adds the flags of an arm.
 set_arm() {
+    case $1 in --help | -h) print_head ;; esac
     [ "$1" != --list ] || { arms | awk -F ' [|] ' '{ printf "%-15s %s: %s\n", $1, $4, $2 }' && exit 0; }
     arm_line=$(arms | awk -F ' [|] ' -v name="$1" '$1 == name')
     [ -n "$arm_line" ] ||
         stop 2 "${1:+there is no arm \"$1\"; }name one: $(arms | awk '{ printf "%s%s", sep, $1; sep = ", " }')"
-    # shellcheck disable=SC2046,SC2086 # words
+    # shellcheck disable=SC2046 # words
     set_flags $(printf '%s\n' "$arm_line" | awk -F ' [|] ' '{ print $2 }')
     if [ "$1" = adamw ]; then
         set_flags $4

@@ -59,9 +59,11 @@ END
 }
 
 case ${1:-} in
+    --help | -h) print_head ;;
     --list)
         records | awk -F ' [|] ' '{
-            printf "%s: N = %s\n    --preset speedrun %s\n    claimed: %s (%s)\n", $1, $3, $2, $4, $5
+            claim = $4 == "-" ? "no claim" : "claimed: " $4
+            printf "%s: N = %s\n    --preset speedrun %s\n    %s (%s)\n", $1, $3, $2, claim, $5
         }'
         exit 0
         ;;
@@ -74,6 +76,6 @@ line=$(records | awk -F ' [|] ' -v name="$record" '$1 == name')
 set_flags --preset speedrun --batch-size 64 --total-batch-tokens 524288 --checkpoint-every 250
 # shellcheck disable=SC2046 # words
 set_flags $(printf '%s\n' "$line" | awk -F ' [|] ' '{ print $2, "--steps", $3 }')
-claim=$(printf '%s\n' "$line" | awk -F ' [|] ' '{ print $4, "(" $5 ")" }')
-[ -n "${PRINT:-}" ] || say "record $record, claimed: $claim"
+claim=$(printf '%s\n' "$line" | awk -F ' [|] ' '{ print ($4 == "-" ? "no claim" : "claimed: " $4) " (" $5 ")" }')
+[ -n "${PRINT:-}" ] || say "$record, $claim"
 pretrain "speedrun-$record" fineweb10B "$@"
