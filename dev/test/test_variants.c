@@ -1928,7 +1928,8 @@ static void check_ages_and_clipping(const RuleRole *role, const Rule *rule, int 
 static void test_ages_and_clipping(void) { each_rule(check_ages_and_clipping); }
 
 /* Weight decay without gradients: the factor is 1 - lr m decay, and with --decay-schedule lr
-   1 - lr m^2 decay, where m is what the schedule makes of the rate. The rest has phases of its own. */
+   1 - lr m^2 decay, where m is what the schedule makes of the rate. The rest has phases of its own.
+   */
 static void test_decay_schedule(void) {
     for (int scheduled = 0; scheduled < 2; scheduled++) {
         Run run = run_of(scheduled ? "--layers 2 --width 24 --heads 4 --seq-len 8 --optimizer muon "
