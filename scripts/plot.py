@@ -19,13 +19,13 @@ An arm has its colour in every picture (scripts/style.py). Needs matplotlib.
 """
 
 import argparse
-import json
 import math
 import os
 import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import history
 import results
 import style
 
@@ -104,56 +104,10 @@ def after_start(points):
     return later or points
 
 
-def number_or_none(value):
-    """The value if it is a finite number that fp32 can hold, else None."""
-    right = type(value) in (int, float) and abs(value) <= results.GREATEST
-    return value if right else None
-
-
-def read_line(text):
-    """A line of a log: {step, tokens, train_loss, val_loss, ms}, where the last three may be None.
-    Raises ValueError if it is none."""
-    line = results.log_line(text) or {}
-    numbers = {
-        key: number_or_none(line.get(key))
-        for key in ("step", "tokens", "train_loss", "val_loss", "ms")
-    }
-    if numbers["step"] is None or numbers["tokens"] is None:
-        raise ValueError
-    return numbers
-
-
-def read_lines(log):
-    """The whole lines of a log."""
-    lines = []
-    with open(log, encoding="utf-8", errors="replace") as f:
-        for number, text in enumerate(f, 1):
-            try:
-                lines.append(read_line(text))
-            except ValueError:
-                # The log of a running or killed run may end within a line.
-                if text.endswith("\n"):
-                    print(f"warning: {log}:{number} is not a log line, left out", file=sys.stderr)
-    return lines
-
-
-def find_log(path):
-    """The log of a run, or of its folder."""
-    log = path if os.path.isfile(path) else os.path.join(path, "log.jsonl")
-    if os.path.exists(log):
-        return log
-    where = os.path.dirname(path) or "."
-    known = sorted(os.listdir(where)) if os.path.isdir(where) else []
-    known = [d for d in known if os.path.exists(os.path.join(where, d, "log.jsonl"))]
-    hint = f"; runs in {where}: {', '.join(known)}" if known else ""
-    return fail(f"there is no run in {path}: {log} does not exist{hint}")
-
-
 def seed_of(log):
     """The seed of the run of a log, from the run.json beside it, or None."""
     try:
-        with open(os.path.join(os.path.dirname(log), "run.json"), encoding="utf-8") as f:
-            return json.load(f)["flags"]["seed"]
+        return history.record_of(log)["flags"]["seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -161,22 +115,27 @@ def seed_of(log):
 def read_run(path):
     """The run of a folder or of a log.jsonl."""
     path = os.path.normpath(path)
-    log = find_log(path)
+    try:
+        log = history.find_log(path)
+        lines = history.log_lines(log)
+    except (OSError, ValueError) as problem:
+        fail(str(problem))
     points = {"train_loss": [], "val_loss": []}
     seconds, last_step, times = 0.0, 0, []
-    for line in read_lines(log):
-        step, ms = line["step"], line["ms"]
+    for line in lines:
+        step, ms = line["step"], history.number_or_none(line.get("ms"))
         # A log may skip steps. `ms` is the time of one step.
         seconds += (ms or 0) / 1000 * max(step - last_step, 0)
         last_step = step
         if ms:
             times.append(ms)
         for key, of_key in points.items():
-            if line[key] is not None:
-                of_key.append((step, line["tokens"], seconds, line[key]))
+            loss = history.number_or_none(line[key])
+            if loss is not None:
+                of_key.append((step, line["tokens"], seconds, loss))
     if not points["train_loss"] and not points["val_loss"]:
         fail(f"the run {path} has no losses yet")
-    name = os.path.basename(os.path.dirname(os.path.abspath(log)))
+    name = history.name_of(log)
     val = points["val_loss"]
     return {
         "name": name,
