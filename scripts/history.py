@@ -43,8 +43,9 @@ def find_log(path):
 
 
 def name_of(log):
-    """The name of the run of a log: that of its folder."""
-    return os.path.basename(os.path.dirname(os.path.abspath(log)))
+    """The name of the run of a log: that of its folder, or of the file if it is not log.jsonl."""
+    folder, name = os.path.split(os.path.abspath(log))
+    return os.path.basename(folder) if name == "log.jsonl" else os.path.splitext(name)[0]
 
 
 def log_lines(log):
