@@ -296,7 +296,7 @@ def judged(args):
         check_validation(sides)
         there = only_step(sides[1]) if there is None else there
     first = first_step(side, args) if args.first else None
-    step = first if first is not None else only_step(side) if args.step is None else args.step
+    step = args.step if first is None else first
     if step is None:
         step = last_step(sides if there is None else sides[:1])
     one = at_step(side, step)

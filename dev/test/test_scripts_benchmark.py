@@ -172,6 +172,7 @@ class Significance(Case):
             self.assertAlmostEqual(found["mean"], 3.277, delta=1e-12)
             self.assertAlmostEqual(found["std"], 0.001, delta=1e-12)
         self.assertEqual(self.found(*[os.path.join(self.folder, "cm-s1")] * 2)["n"], 1)
+        self.assertEqual(self.found(write_run(self.folder, "cm[1]", LOSSES[1]))["n"], 1)  # a name, no pattern
 
     def test_column(self):
         path = self.write("ema.csv", "run,step,val_loss,val_ema_loss\na,100,3.30,3.27\n")
