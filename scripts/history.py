@@ -81,14 +81,16 @@ def record_of(log):
 
 
 def rows_of(path):
-    """The rows of a CSV file as dictionaries by the names of the first line, and these names. The file must
-    be whole: every row has as many fields as the first line."""
+    """The names of the first line of a CSV file, and its rows as dictionaries by these names. The file must be
+    whole: every row has as many fields as the first line. Empty lines may stand at its end."""
     with open(path, "rb") as f:
         data = f.read()
     try:
         lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as problem:
         raise ValueError(f"{path} is not a CSV file: {problem}") from None
+    while lines and not lines[-1]:
+        lines.pop()
     if not lines:
         raise ValueError(f"{path} is empty")
     columns = lines[0]
@@ -161,23 +163,29 @@ def mean_table(path, rows, column, columns):
     return points
 
 
+def form_of(columns, column="val_loss"):
+    """Which table of losses has these columns: long, means or wide; None if it is none."""
+    if {"run", "step", column} <= set(columns):
+        return "long"
+    if {"step", "n", f"{column}_mean"} <= set(columns):
+        return "means"
+    return "wide" if "seed" in columns and any(is_step_column(name, column) for name in columns) else None
+
+
 def read_table(path, column="val_loss"):
     """({runs: [{name, seed, losses: {step: loss}}]} or {means: {step: {n, mean, std, low, high}}}) of a CSV
     file, by its columns: `run,step,COLUMN` (`seed` is optional), `step,n,COLUMN_mean` (optional `COLUMN_std`,
     `COLUMN_min`, `COLUMN_max`), or `seed` and some `COLUMN@STEP`."""
     columns, rows = rows_of(path)
-    if {"run", "step", column} <= set(columns):
-        table = {"runs": long_table(path, rows, column)}
-    elif {"step", "n", f"{column}_mean"} <= set(columns):
-        table = {"means": mean_table(path, rows, column, columns)}
-    elif "seed" in columns and any(is_step_column(name, column) for name in columns):
-        table = {"runs": wide_table(path, rows, column, columns)}
-    else:
+    form = form_of(columns, column)
+    if form is None:
         raise ValueError(f"{path} has no losses {column}: its columns are {', '.join(columns)}; they must be run, "
                          f"step, {column}, or step, n, {column}_mean, or seed and {column}@STEP")
     if not rows:
         raise ValueError(f"{path} has no rows")
-    return table
+    if form == "means":
+        return {"means": mean_table(path, rows, column, columns)}
+    return {"runs": long_table(path, rows, column) if form == "long" else wide_table(path, rows, column, columns)}
 
 
 def mean_curve(table):

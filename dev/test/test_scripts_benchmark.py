@@ -22,6 +22,14 @@ sys.path.insert(0, os.path.join(ROOT, "scripts"))
 import history
 import significance
 
+try:
+    import matplotlib.pyplot as plt
+
+    import plot
+except ImportError as problem:
+    plot = None
+    print(f"left out, reference curves in pictures: they are drawn with matplotlib, and {problem}")
+
 FLAGS = {"run": "a", "seed": 1, "steps": 200, "lr": 0.02, "qk": "cm", "threads": 2, "val-tokens": 4096}
 # Three seeds at steps 100 and 200. Their means there are 3.2910 and 3.2770.
 LOSSES = {1: {100: 3.2910, 200: 3.2760}, 2: {100: 3.2900, 200: 3.2770}, 3: {100: 3.2920, 200: 3.2780}}
@@ -164,6 +172,7 @@ class Significance(Case):
                           [self.write("seedless.csv", long_text(LOSSES, seeds=False))],
                           [self.write("wide.csv", WIDE)],
                           [self.write("mean.csv", MEANS)],
+                          [self.write("blank.csv", MEANS + "\n\n")],
                           [self.write("marked.csv", b"\xef\xbb\xbf" + MEANS.replace("\n", "\r\n").encode())],
                           [os.path.join(self.folder, "cm-s1"), self.write("two.csv", long_text(
                               {s: LOSSES[s] for s in (2, 3)}))]):
@@ -317,6 +326,126 @@ class Significance(Case):
                               capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("single rule: (3.28 - 3.27900) sqrt(16) = 0.00400 >= 0.004: holds", done.stdout)
+
+
+@unittest.skipIf(plot is None, "matplotlib is missing")
+class Reference(Case):
+    def setUp(self):
+        super().setUp()
+        self.curves = os.path.join(self.folder, "curves")
+        os.makedirs(self.curves)
+
+    def tearDown(self):
+        plt.close("all")
+        super().tearDown()
+
+    def add(self, name, text):
+        return self.write(os.path.join("curves", name), text)
+
+    def labels(self, *only):
+        return [plot.reference_label(path) for path in plot.chosen_references([self.curves], list(only))]
+
+    def draw(self, paths, last=200):
+        """The figure of a run that was validated every 50 steps up to `last`, with references."""
+        run = write_run(self.folder, f"own{last}", {s: 3.2 + 40 / (s + 20) for s in range(0, last + 1, 50)})
+        return plot.draw(plot.group_runs([plot.read_run(run)], None),
+                         references=[plot.read_reference(path) for path in paths])
+
+    def test_which_files(self):
+        for name in ("r12_muon_n8.csv", "r12_muon_n8__mean.csv", "r36_tuned_n3__mean.csv", "extra_r20_other.csv"):
+            self.add(name, MEANS if "mean" in name else long_text(LOSSES))
+        self.add("r12short_muon.csv", long_text(LOSSES))
+        self.add("history.csv", "num,steps\n1,3600\n")  # has no losses
+        self.add("notes.txt", "none")
+        self.assertEqual(self.labels(), ["#12 muon", "#12short muon", "#20 other", "#36 tuned"])
+        self.assertEqual(self.labels("r20_other", "r12"), ["#12 muon", "#20 other"])
+        files = plot.chosen_references([self.curves], ["r12"])
+        self.assertEqual([os.path.basename(path) for path in files], ["r12_muon_n8__mean.csv"])
+        with self.assertRaisesRegex(ValueError, "no reference r1; there are r12_muon_n8, r12short_muon, r20_other, r36"):
+            self.labels("r1")
+        self.assertEqual(plot.reference_label("own_curve.csv"), "own curve")
+        self.assertEqual(plot.reference_label("x/r006_a__mean.csv"), "#6 a")
+
+    def test_values(self):
+        """Means, a table of the runs that they are of, and one with deviations."""
+        low_high = plot.read_reference(self.add("a__mean.csv", MEANS.replace("\n100", "\n0,3,9,0,9,9,0\n100")))
+        of_runs = plot.read_reference(self.add("b.csv", long_text(LOSSES)))
+        for reference in (low_high, of_runs):
+            self.assertEqual(list(reference["steps"]), [100, 200])
+            for key, values in (("mean", (3.291, 3.277)), ("low", (3.290, 3.276)), ("high", (3.292, 3.278))):
+                for value, wanted in zip(reference[key], values):
+                    self.assertAlmostEqual(value, wanted, delta=1e-9)
+            self.assertEqual(reference["text"], "3.2770 ± 0.0010, 3 runs, step 200")
+            self.assertEqual(reference["band"], "lowest to highest run")
+        std = plot.read_reference(self.add("c.csv", "step,n,val_loss_mean,val_loss_std\n0,4,9,0\n100,4,3.3,0.01\n"))
+        self.assertEqual((list(std["steps"]), std["band"]), ([100], "standard deviation"))
+        self.assertAlmostEqual(std["low"][0], 3.29, delta=1e-9)
+        self.assertAlmostEqual(std["high"][0], 3.31, delta=1e-9)
+        one = plot.read_reference(self.add("d.csv", "run,step,val_loss\na,0,9\na,100,3.3\n"))
+        self.assertEqual((one["band"], one["text"]), (None, "3.3000, 1 run, step 100"))
+
+    def test_panels(self):
+        """Over steps alone, thin, grey, without markers, within the limits of the run's own steps."""
+        means = self.add("r36_tuned__mean.csv", MEANS.replace("200,3", "900,3"))
+        one = self.add("r01_muon.csv", "run,step,val_loss\na,0,9\na,100,3.30\na,175,2.9\na,400,1.0\n")
+        plain, figure = self.draw([], 250), self.draw([means, one])
+        panel, time = figure.axes
+        lines = [line for line in panel.lines if line.get_color() in plot.style.GREYS]
+        self.assertEqual([list(line.get_xdata()) for line in lines], [[100, 900], [100, 175, 400]])
+        own = [line for line in panel.lines if line not in lines and len(line.get_xdata())]
+        for line in lines:
+            self.assertEqual(line.get_marker(), "None")
+            self.assertTrue(line.is_dashed())
+            self.assertLess(line.get_linewidth(), max(o.get_linewidth() for o in own))
+        self.assertEqual(len({str(line._unscaled_dash_pattern) for line in lines}), 2)
+        self.assertFalse([line for line in time.lines if line.get_color() in plot.style.GREYS])
+        self.assertAlmostEqual(panel.get_xlim()[1], 200 * 1.02, delta=1)  # the run's, not 900
+        self.assertLess(panel.get_ylim()[0], 2.9)  # the reference's up to step 200 is in the picture,
+        self.assertGreater(panel.get_ylim()[0], 1.0)  # but not what comes later
+        self.assertEqual(len(panel.collections), 1)  # the band of the means
+        (legend,) = figure.legends
+        self.assertEqual([text.get_text() for text in legend.get_texts()],
+                         ["#36 tuned   3.2770 ± 0.0010, 3 runs, step 900", "#1 muon   1.0000, 1 run, step 400"])
+        notes = "".join(text.get_text() for text in figure.texts)
+        self.assertIn("Thin grey lines: reference curves. Their bands: lowest to highest run.", notes)
+        self.assertFalse(plain.legends)
+
+    def test_behind_the_end(self):
+        """A run that ends before the first step of a reference."""
+        path = self.add("r36_tuned__mean.csv", MEANS)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            figure = self.draw([path], 50)
+        self.assertIn("#36 tuned begins at step 100, and the runs end at 50: left out", said.getvalue())
+        self.assertFalse(figure.legends)
+
+    def test_command_line(self):
+        self.add("r36_tuned__mean.csv", MEANS)
+        self.add("r12_muon.csv", long_text(LOSSES))
+        run = write_run(self.folder, "own", {50: 3.5, 100: 3.3, 200: 3.28})
+        picture = os.path.join(self.folder, "p.png")
+        with unittest.mock.patch.object(plot, "draw", wraps=plot.draw) as drawn, \
+                unittest.mock.patch.object(plot, "save"):
+            end, _ = self.run_main(plot, run, "--reference", self.curves, "--reference-only", "r36", "-o", picture)
+        self.assertIsNone(end)
+        (reference,) = drawn.call_args.kwargs["references"]
+        self.assertEqual(reference["label"], "#36 tuned")
+        for text, message in (
+                ("run,step,val_loss\na,100,nan\n", "row 2: val_loss is nan"),
+                ("run,step,val_loss\na,0,9\n", "has no step after 0"),
+                ("a,b\n1,2\n", "has no losses val_loss: its columns are a, b"),
+                ("step,n,val_loss_mean\n100,3\n", "row 2: 2 fields instead of 3")):
+            self.assertRegex(self.run_main(plot, run, "--reference", self.add("bad.csv", text))[0], f"^error: .*{message}")
+            os.unlink(os.path.join(self.curves, "bad.csv"))
+        empty = os.path.join(self.folder, "empty")
+        os.makedirs(empty)
+        for arguments, message in (
+                ([run, "--reference", empty], "has no CSV file with losses"),
+                ([run, "--reference", os.path.join(self.folder, "none")], "No such file"),
+                ([run, "--reference", self.curves, "--reference-only", "r3"], "no reference r3; there are r12_muon, r36"),
+                ([run, "--reference-only", "r3"], "belongs to --reference"),
+                (["--reference", self.curves, run], "give run folders before --reference"),
+                (["--from-csv", "x", "--rates", "--reference", self.curves], "leave out --reference")):
+            self.assertRegex(self.run_main(plot, *arguments)[0], f"^error: .*{message}")
 
 
 def main():
