@@ -49,13 +49,14 @@ def name_of(log):
 
 
 def log_lines(log):
-    """The trainer's lines of a log as dictionaries, whose step and tokens are numbers. Other whole lines are
-    left out with a warning. The log of a running or killed run may end within a line."""
+    """The trainer's lines of a log as dictionaries, whose step is a whole number and whose tokens are a number.
+    Other whole lines are left out with a warning. The log of a running or killed run may end within a line."""
     lines = []
     with open(log, encoding="utf-8", errors="replace") as f:
         for number, text in enumerate(f, 1):
             line = results.log_line(text) or {}
-            if number_or_none(line.get("step")) is not None and number_or_none(line.get("tokens")) is not None:
+            step = line.get("step")
+            if type(step) is int and 0 <= step < 2**63 and number_or_none(line.get("tokens")) is not None:
                 lines.append(line)
             elif text.endswith("\n"):
                 print(f"warning: {log}:{number} is not a log line, left out", file=sys.stderr)
