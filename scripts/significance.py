@@ -68,8 +68,8 @@ def tail(score, deviation):
 
 # ---- runs
 #
-# A side is a dictionary: name, and either `runs`, a list of {name, seed, losses: {step: loss}, record}, or
-# `means`, {step: {n, mean, std}}. `record` is run.json or None.
+# A side is a dictionary: name, and either `runs`, a list of {name, seed, losses: {step: loss}, record, from},
+# or `means`, {step: {n, mean, std}}. `record` is run.json or None, `from` the path that the run is from.
 
 
 def read_folder(path):
@@ -130,9 +130,9 @@ def read_side(texts, column, ignored=()):
                 raise ValueError(f"{path} has means, which cannot be pooled with other runs")
             if "means" in table:
                 return {"name": os.path.basename(path), "means": table["means"]}
-            runs += [run | {"record": None} for run in table["runs"]]
+            runs += [run | {"record": None, "from": path} for run in table["runs"]]
         else:
-            runs.append(read_folder(path))
+            runs.append(read_folder(path) | {"from": path})
     check_seeds(runs)
     check_settings(runs, ignored)
     names = [os.path.basename(path) for path in paths]
@@ -261,8 +261,8 @@ def notes_of(side, step):
     if lengths and all(isinstance(n, int) and n > step for n in lengths):
         notes.append(f"the schedule goes on to step {max(lengths)}; a common earlier step may be chosen for all runs, "
                      "but not for each by its losses")
-    if any(run["record"] for run in runs) and not all(run["record"] for run in runs):
-        notes.append("some runs have no run.json: whether their settings are equal is not checked")
+    if len({run["from"] for run in runs}) > 1 and not all(run["record"] for run in runs):
+        notes.append("some runs have no run.json: whether all are of one setting is not checked")
     return notes
 
 
@@ -340,7 +340,7 @@ def report(found, args):
     student = "" if rule["p_student"] is None else f", {rule['p_student']:.2g} by Student's t"
     runs = f"{found['n']} run{'s' if found['n'] > 1 else ''}"
     lines += [f"single rule: ({rule['target']:g} - {found['mean']:.5f}) sqrt({found['n']}) = {verdict(rule)}{student}",
-              f"  {runs} need a mean of at most {rule['needed_mean']:.6f}"]
+              f"  needed of {runs}: a mean of at most {rule['needed_mean']:.6f}"]
     if "pairwise" in found:
         other, rule = found["against"], found["pairwise"]
         moved = f" + {rule['slope']:g} * {rule['step_difference']}/100" if rule["step_difference"] else ""

@@ -223,7 +223,7 @@ class Significance(Case):
         for line in ("cm-s1 ... cm-s3: 3 runs at step 200", "  cm-s2  3.27700  seed 2",
                      "  mean 3.27700, sample deviation 0.00100 (the rules assume 0.0013)",
                      "single rule: (3.28 - 3.27700) sqrt(3) = 0.00520 >= 0.004: holds, p = 3.2e-05 with the assumed "
-                     "deviation, 0.018 by Student's t", "  3 runs need a mean of at most 3.277691",
+                     "deviation, 0.018 by Student's t", "  needed of 3 runs: a mean of at most 3.277691",
                      "pairwise rule: (0.00300) / sqrt(1/3 + 1/16) = 0.00477 >= 0.004: holds, "
                      "p = 0.00012 with the assumed deviation"):
             self.assertIn(f"\n{line}\n", f"\n{out}")
@@ -235,6 +235,9 @@ class Significance(Case):
         notes = " ".join(self.found(one, two)["notes"])
         self.assertIn("do not end together: one at step 100, two at step 200", notes)
         self.assertIn("some runs have no run.json", notes)
+        tables = [self.write(f"{seed}.csv", long_text({seed: LOSSES[seed]})) for seed in (1, 2)]
+        self.assertIn("some runs have no run.json", self.found(*tables)["notes"][0])
+        self.assertEqual(self.found(self.write("all.csv", long_text(LOSSES)))["notes"], [])
         self.assertEqual(self.found(*self.three())["notes"], [])
 
     # What is refused
