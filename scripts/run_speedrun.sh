@@ -9,13 +9,13 @@
 #   FLOPs    7.98e8 a token (6 a parameter of a product, and attention's causal half), 1.36e18 in 3250 steps
 #   memory   24 GB in bf16 at --batch-size 64, 26 GB with k-maxwell's averages (counted by --dry-run)
 #   hours    3250 steps: 49 minutes of training on one H200, from 577,282 tokens/s measured (docs/benchmarks.md, 100
-#            steps of Muon), and 3 more of validation, counted; 5625 steps of AdamW: 85 minutes and 5, counted
+#            steps of Muon), and 4 more of validation, counted; 5625 steps of AdamW: 85 minutes and 6, counted
 #   cost     about 3 dollars for 3250 steps, at 3.50 dollars an hour of one H200 (a price that we assume)
 # A record is decided by many seeds: with n runs whose mean is m, (3.28 - m) sqrt(n) must be 0.004 or more, so that one
-# run needs 3.276. The loss is read at the claimed step of a schedule that is laid out for N steps. The benchmark
-# validates every 125 steps, and every 25 in the last tenth; --val-every has one distance, so a record whose claimed
-# step is no multiple of 125 has a smaller one. A validation reads 10.5 million tokens forward: 6 s, counted as a third
-# of the time of training, so that --val-every 25 adds 13 minutes to 3250 steps.
+# run needs 3.276 (scripts/significance.py). The loss is read at the claimed step of a schedule that is laid out for N
+# steps: as the benchmark does, runs validate every 125 steps, and every 25 in the last tenth. bi-maxwell and k-maxwell
+# have claims at other steps, and validate every 10 there. A validation reads 10.5 million tokens forward: 6 s, counted
+# as a third of the time of training. docs/speedrun.md tells what is worth its time.
 # Environment: SEED, PROGRAM, DATA, PRINT, TOY, see scripts/pretrain.sh. A run is runs/speedrun-RECORD-sSEED; started
 # again, it goes on, or is left as it is if it is complete.
 set -eu
@@ -44,12 +44,12 @@ per_head="--qk muon-head --ov muon-head --lr-qk 0.0125 --lr-ov 0.0125"
 records() {
     cat <<END
 muon | --optimizer muon | 3250 | 3.2787 at 3250, n=10 | record 36, PR 323
-muon-12 | $record12 --val-every 25 | 3350 | 3.2790 at 3325, n=20 | record 12
+muon-12 | $record12 | 3350 | 3.2790 at 3325, n=20 | record 12
 normuon | $record12 $normuon | 3300 | 3.2789 at 3250, n=20 | record 10, PR 276
 adamw | $adamw --init torch | 5625 | 3.2790 at 5625, n=1, which the rule does not accept | record 2
 adamw-tuned | $adamw_tuned | 4950 | 3.2776 at 4950, n=10 | open PR 353
-bi-maxwell | $ages --momentum-ages bi-maxwell --val-every 30 | 3250 | 3.27817 at 3210, n=8 | open PR 340
-k-maxwell | $ages --momentum-ages k-maxwell $until --val-every 40 | 3250 | 3.27794 at 3160, n=8 | open PR 357
+bi-maxwell | $ages --momentum-ages bi-maxwell --val-every-end 10 | 3250 | 3.27817 at 3210, n=8 | open PR 340
+k-maxwell | $ages --momentum-ages k-maxwell $until --val-every-end 10 | 3250 | 3.27794 at 3160, n=8 | open PR 357
 tail-ema | --optimizer muon $tail | 3250 | - | our combination: record 36, read out as record 45 is
 muon-head | --optimizer muon $per_head | 3250 | - | our arm on record 36: Muon for each head
 circuit | --optimizer muon --ov muon --circuit on | 3250 | - | our arm: the circuit rule of record 41 on record 36

@@ -82,16 +82,17 @@ test_records() {
     toy_run speedrun cm-match "qk=cm ov=cm mlp=muon lr-qk=0.025 lr-ov=0.025 mp=2 per-mat-renorm=true $aux36 $decay36"
     script speedrun --list
     check "records that are not tested: $(grep -c ': N = ' out)" [ "$(grep -c ': N = ' out)" -eq "$(ls runs | grep -c speedrun-)" ]
-    # Steps, and distances of validations at which the claimed step is one.
-    for word in muon:3250:3250: muon-12:3350:3325:25 normuon:3300:3250: adamw:5625:5625: adamw-tuned:4950:4950: \
-        bi-maxwell:3250:3210:30 k-maxwell:3250:3160:40 tail-ema:3250:3250: cm:3250:3250:; do
+    # Steps, claimed steps, and distances of validations in the last tenth, in which a claimed step is one.
+    for word in muon:3250:3250:25 muon-12:3350:3325:25 normuon:3300:3250:25 adamw:5625:5625:25 adamw-tuned:4950:4950:25 \
+        bi-maxwell:3250:3210:10 k-maxwell:3250:3160:10 tail-ema:3250:3250:25 cm:3250:3250:25; do
         IFS=: read -r record steps claim every <<END
 $word
 END
         printed speedrun "$record" >command
         check "$record: not $steps steps" has command " --steps $steps "
-        check "$record: not --val-every $every" has command "${every:+--val-every $every }"
-        check "$record: no validation at the claimed step $claim" [ $((claim % ${every:-125})) -eq 0 -o "$claim" -eq "$steps" ]
+        check "$record: run.json does not have val-every-end=$every" flag_is "runs/speedrun-$record-s1-toy" val-every-end $every
+        check "$record: no validation at the claimed step $claim" [ $((claim % every)) -eq 0 ]
+        check "$record: the claimed step is not in the last tenth" [ $((claim * 10)) -ge $((steps * 9)) ]
         script speedrun --list
         check "$record: --list does not say N" has out "^$record: N = $steps\$"
     done
