@@ -4,7 +4,7 @@
 #   model      12 layers x 768, 12 heads of 64, 124.44M parameters (--preset gpt2)
 #   tokens     18,865 steps of 524,288 = 9.89e9, one pass over 100 shards (data/fineweb.sh 100, 20 GB)
 #   FLOPs      7.98e8 a token (6 a parameter, and attention's causal half; --dry-run), 7.89e18 in all
-#   hardware   one GPU; 23 GB of its memory in bf16 at --batch-size 64 (counted by --dry-run), so 40 GB are enough
+#   hardware   one GPU; 23 GiB of its memory in bf16 at --batch-size 64 (counted by --dry-run), so 40 GB are enough
 #   hours      4.6 on one H200: 599,224 tokens/s with AdamW, 590,744 with CM (measured on this model and batch,
 #              docs/benchmarks.md); validation adds 0.1 (counted, a third of the time of training a token)
 #   cost       about 17 dollars, at 3.50 dollars an hour of one H200 (a price that we assume)

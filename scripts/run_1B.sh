@@ -4,7 +4,7 @@
 #   model      18 layers x 2048, 16 heads of 128, SwiGLU of 5504, tied head, 1.014e9 parameters (0.911e9 in blocks)
 #   tokens     66,757 steps of 1,048,576 = 7.00e10, a pass over 703 shards of FineWeb (data/fineweb.sh 703 100B, 141 GB)
 #   FLOPs      6.31e9 a token (6 a parameter, and attention's causal half), 4.42e20 in all
-#   hardware   one GPU of 80 GB; 55 GB of its memory in bf16 at --batch-size 32 (counted by --dry-run); 35 GB at 16
+#   hardware   one GPU of 80 GB; 54 GiB of its memory in bf16 at --batch-size 32 (counted by --dry-run); 35 GiB at 16
 #   hours      257, 10.7 days, on one H200: 75,700 tokens/s, counted from 48 % of the stated 989 TFLOP/s, which CM
 #              reaches at 350M (docs/benchmarks.md); not measured at this size. Validation adds 1.7 (counted)
 #   cost       about 900 dollars, at 3.50 dollars an hour of one H200 (a price that we assume)

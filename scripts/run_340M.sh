@@ -4,7 +4,7 @@
 #   model      24 layers x 1024, 16 heads of 64, SwiGLU of 2752, tied head, 355.1M parameters (303.6M of them in blocks)
 #   tokens     19,073 steps of 524,288 = 1.00e10, one pass over 101 shards of FineWeb (data/fineweb.sh 101, 20 GB)
 #   FLOPs      2.28e9 a token (6 a parameter, and attention's causal half; --dry-run), 2.28e19 in all
-#   hardware   one GPU; 33 GB of its memory in bf16 at --batch-size 32, 58 GB at 64 (counted by --dry-run)
+#   hardware   one GPU; 32 GiB of its memory in bf16 at --batch-size 32, 57 GiB at 64 (counted by --dry-run)
 #   hours      13.2 on one H200: 210,054 tokens/s with CM, 213,342 with AdamW, measured on GPT-2's 350M shape at batch
 #              16 (docs/benchmarks.md), which takes as many FLOPs a token; validation adds 0.4 (counted)
 #   cost       about 48 dollars, at 3.50 dollars an hour of one H200 (a price that we assume)

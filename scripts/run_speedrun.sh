@@ -7,7 +7,7 @@
 #   tokens   524,288 a step, one pass over FineWeb from its beginning, 190 steps a shard of 10^8 tokens: 18 shards for
 #            3250 steps (data/fineweb.sh 18, 3.8 GB with the validation shard), 30 for 5625. Every seed reads the same.
 #   FLOPs    7.98e8 a token (6 a parameter of a product, and attention's causal half), 1.36e18 in 3250 steps
-#   memory   24 GB in bf16 at --batch-size 64, 26 GB with k-maxwell's averages (counted by --dry-run)
+#   memory   24 GiB in bf16 at --batch-size 64, 26 GiB with k-maxwell's averages (counted by --dry-run)
 #   hours    3250 steps: 49 minutes of training on one H200, from 577,282 tokens/s measured (docs/benchmarks.md, 100
 #            steps of Muon), and 4 more of validation, counted; 5625 steps of AdamW: 85 minutes and 6, counted
 #   cost     about 3 dollars for 3250 steps, at 3.50 dollars an hour of one H200 (a price that we assume)
