@@ -243,7 +243,8 @@ static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *
     static Plan no_rules; /* the model is not trained */
     if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
     Registry r = registry_build(c);
-    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, 0, err))
+    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, 0, err) ||
+        load_readout(&m->p, c, ckpt, err))
         return -1;
     refresh_weights(m);
     return 0;

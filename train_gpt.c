@@ -22,6 +22,7 @@ formed at a time.
 #include "llmc/cpu/backend.h"
 #endif
 #include "llmc/guard.h"
+#include "llmc/readout.h"
 #include "llmc/optim/first_step.h"
 #include "llmc/resume.h"
 #include "llmc/schedule.h"
@@ -331,7 +332,8 @@ static void optimizer_step(Model *m, int step, double clip) {
                    .moment = p->moment,
                    .state = p->state,
                    .arena = &m->arena,
-                   .lr_scale = schedule_lr(&c->schedule, step),
+                   .lr_scale = {schedule_lr(&c->schedule, step),
+                                schedule_lr_of(&c->schedule, RATE_REST, step)},
                    .momentum = schedule_momentum(&c->schedule, step, c->optim.momentum),
                    .gscale = clip,
                    .step = step + 1,
@@ -341,6 +343,7 @@ static void optimizer_step(Model *m, int step, double clip) {
     plan_step(&m->plan, &p->r, c, &s);
     for (int i = 0; has_copy() && plan_stale(&m->plan, &p->r, i, &first, &n); i++)
         cast_weights(p->weight + first, p->param + first, n);
+    readout_average(p, c, step + 1);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -410,8 +413,16 @@ static Work train_step(Run *run, Model *m, double *loss, double *norm, char *err
 /* ---------------------------------------------------------------------------------------------- */
 /* the loop */
 
+/* Validates the readout, if there is one, else the weights. */
 static Work run_validation(Run *run, Model *m, Progress *progress, double *loss, char *err) {
-    return validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, progress, loss, err);
+    int readout = readout_begin(&m->p, m->c);
+    if (readout) refresh_weights(m);
+    Work work =
+        validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, progress, loss, err);
+    if (!readout) return work;
+    readout_end(&m->p);
+    refresh_weights(m);
+    return work;
 }
 
 /* Takes the next step. run->pending becomes its line of the log, which lacks the validation
@@ -638,6 +649,8 @@ static int describe(Program *p, char *err) {
     print_model(stdout, c, &p->registry);
     plan_title(text, sizeof text, c);
     print_line(stdout, "update", "%s", text);
+    print_momentum(stdout, c);
+    print_readout(stdout, c);
     if (c->freeze[0]) print_line(stdout, "frozen", "%s", c->freeze);
     print_memory(stdout, model_memory(c, &p->registry, &p->plan, 1));
     print_length(run);

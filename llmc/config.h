@@ -13,7 +13,7 @@ run is the TinyShakespeare run that `make train` starts.
 #include "shape.h"
 
 typedef enum { PRESET_TINY, PRESET_GPT2, PRESET_LLAMA, PRESET_SPEEDRUN } Preset;
-typedef enum { INIT_GPT2, INIT_SPEEDRUN } InitKind;
+typedef enum { INIT_GPT2, INIT_SPEEDRUN, INIT_TORCH } InitKind;
 typedef enum { OPT_CM, OPT_MUON, OPT_ADAMW } OptimizerKind;
 
 typedef struct {
@@ -51,8 +51,15 @@ typedef struct {
     double weight_decay, weight_decay_embed, weight_decay_head, weight_decay_scalar;
     double grad_clip;
     int cm_match_muon;
+    /* The averages of the momentum; optim.ages is filled from these. */
+    char momentum_ages[FLAG_STRING_SIZE];
+    int momentum_ages_from, momentum_ages_until;
     OptimOptions optim;
-    Schedule schedule; /* .steps is filled from `steps` */
+    Schedule schedule; /* .steps is filled from `steps`, and .phases from these texts */
+    char lr_phases[FLAG_STRING_SIZE], lr_phases_rest[FLAG_STRING_SIZE];
+    /* Tail-EMA readout */
+    int ema_from, ema_horizon;
+    double ema_blend, ema_blend_embed, ema_blend_head, ema_blend_scalar;
 } Config;
 
 /* The value of --val-every that stands for an eighth of --steps. */
@@ -213,10 +220,13 @@ static const Flag config_flags[] = {
                "multiplies query-key products; 0: 1/sqrt(head-dim)"),
     FLAG_FLOAT("softcap", softcap, "15", 0, INFINITY,
                "logits become c z / sqrt(z^2 + c^2); 0: off"),
-    FLAG_CHOICE(
-        "init", init, "speedrun", "gpt2|speedrun",
-        "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
-        "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head zero"),
+    FLAG_CHOICE("init", init, "speedrun", "gpt2|speedrun|torch",
+                "gpt2: normal(init-std), residual projections / sqrt(2L); speedrun: "
+                "normal(sqrt(0.33/fan-in)), embedding normal(1), residual projections and head "
+                "zero; torch: "
+                "as speedrun, but weights and biases of queries, keys, values and of the MLP's "
+                "first matrix "
+                "are uniform up to 1/sqrt(fan-in)"),
     FLAG_FLOAT("init-std", init_std, "0.02", 0, 1e6,
                "standard deviation of the initial weights with --init gpt2"),
 #undef ON_RESUME
@@ -272,8 +282,13 @@ static const Flag config_flags[] = {
                "AdamW: decay of the second moment"),
     FLAG_FLOAT("adam-eps", optim.adam_eps, "1e-10", 0, 1,
                "AdamW: added to the root of the second moment, for gradients of the mean loss"),
+    FLAG_FLOAT("adam-beta1-blocks", optim.adam_beta1_blocks, "-1", -1, 0.9999999,
+               "AdamW on the blocks' matrices: decay of the first moment; -1: --adam-beta1"),
+    FLAG_FLOAT("adam-beta2-blocks", optim.adam_beta2_blocks, "-1", -1, 0.9999999,
+               "AdamW on the blocks' matrices: decay of the second moment; -1: --adam-beta2"),
     FLAG_FLOAT("grad-clip", grad_clip, "0", 0, INFINITY,
-               "largest global norm of the gradient, which is scaled down to it; 0: off"),
+               "largest global norm of the gradient, which is scaled down to it, but for matrices "
+               "whose update is a matrix sign; 0: off"),
 #undef ON_RESUME
 #define ON_RESUME RESUME_START
     FLAG_SWITCH("cm-match-muon", cm_match_muon,
@@ -284,6 +299,21 @@ static const Flag config_flags[] = {
 #undef FIELD
 #define FIELD(NAME) offsetof(Config, optim.NAME)
 #include "optim/options.def"
+#define SECTION "Muon and Compositional Muon"
+#undef FIELD
+#define FIELD(NAME) offsetof(Config, NAME)
+    FLAG_TEXT(
+        "momentum-ages", momentum_ages, "",
+        "momentum mixed from averages of the gradient: bi-maxwell, k-maxwell, or "
+        "AGE:WEIGHT,AGE:WEIGHT,... or AGE:FIRST:LAST,... with weights that move from FIRST to "
+        "LAST; an average of age A has the decay A/(A+1)"),
+    FLAG_INT("momentum-ages-from", momentum_ages_from, "0", 0, INFINITY,
+             "updates with one average before those of --momentum-ages begin, as its copies"),
+    FLAG_INT("momentum-ages-until", momentum_ages_until, "0", 0, INFINITY,
+             "updates after which the weights of --momentum-ages have moved; 0: --steps"),
+#undef FIELD
+#define FIELD(NAME) offsetof(Config, optim.NAME)
+#undef SECTION
 #define SECTION "Rules to compare with"
     FLAG_FLOAT("normuon-beta2", normuon_beta2, "0.95", 0, 0.9999999,
                "NorMuon: decay of the second moment of the rows"),
@@ -313,6 +343,31 @@ static const Flag config_flags[] = {
              "steps in which the momentum of Muon and CM rises from --momentum-start"),
     FLAG_FLOAT("momentum-start", schedule.momentum_start, "0.85", 0, 0.9999,
                "momentum at step 0 of that warm-up"),
+    FLAG_TEXT(
+        "lr-phases", lr_phases, "",
+        "STEP:FACTOR,STEP:FACTOR,...: multiplies all learning rates by a factor that is linear "
+        "between these steps"),
+    FLAG_TEXT("lr-phases-rest", lr_phases_rest, "",
+              "the same for embeddings, head, gains and biases, if it differs"),
+    FLAG_CHOICE(
+        "decay-schedule", optim.decay_schedule, "constant", "constant|lr",
+        "weight decay, which multiplies the learning rate: constant, or multiplied once more "
+        "by what schedule and phases make of the rate"),
+#undef SECTION
+#define SECTION "Tail-EMA readout"
+    FLAG_INT("ema-from", ema_from, "0", 0, INFINITY,
+             "updates after which an average E of the weights W begins as their copy, which "
+             "validation and generation use; 0: never"),
+    FLAG_INT("ema-horizon", ema_horizon, "150", 1, INFINITY,
+             "updates that the average remembers: each adds (W - E) / horizon"),
+    FLAG_FLOAT("ema-blend", ema_blend, "0.65", 0, 1,
+               "share b of the average in (1 - b) W + b E, in matrices of the blocks"),
+    FLAG_FLOAT("ema-blend-embed", ema_blend_embed, "0", -1, 1,
+               "its share in the embeddings; -1: --ema-blend"),
+    FLAG_FLOAT("ema-blend-head", ema_blend_head, "-1", -1, 1,
+               "its share in an untied head; -1: --ema-blend"),
+    FLAG_FLOAT("ema-blend-scalar", ema_blend_scalar, "-1", -1, 1,
+               "its share in gains and biases; -1: --ema-blend"),
 };
 #undef ON_RESUME
 #undef SECTION
@@ -380,6 +435,16 @@ static inline int config_match_muon(Config *c, unsigned char *given, char *err) 
     given[renorm] = given[mp] = 1;
     c->optim.per_mat_renorm = 1;
     c->optim.mp = 2;
+    return 0;
+}
+
+/* Whether the residual projections and an untied head begin at zero. */
+static inline int init_zeroes_outputs(InitKind init) {
+    switch (init) {
+    case INIT_GPT2: return 0;
+    case INIT_SPEEDRUN:
+    case INIT_TORCH: return 1;
+    }
     return 0;
 }
 
@@ -489,9 +554,9 @@ static inline int config_check_rules(const Config *c, char *err) {
     int NH = c->heads, NKV = c->kv_heads, A = NH * c->head_dim, KV = NKV * c->head_dim;
     int C = c->width, F = c->ff_width, V = c->vocab;
     int positions = pos_is_table((PosKind)c->pos) ? c->seq_len : V,
-        speedrun = c->init == INIT_SPEEDRUN;
-    const char *projections = speedrun ? "the residual projections" : NULL;
-    const char *head = speedrun ? "the head" : NULL, *decay = "--weight-decay";
+        zero = init_zeroes_outputs((InitKind)c->init);
+    const char *projections = zero ? "the residual projections" : NULL;
+    const char *head = zero ? "the head" : NULL, *decay = "--weight-decay";
     /* clang-format off */
     const struct {
         int rule;
@@ -629,6 +694,89 @@ static inline void config_resolve_val_tokens(Config *c) {
     c->val_tokens = (int64_t)fmin(bound, 1e15);
 }
 
+/* The lists of --momentum-ages that have a name, from pull requests 340 and 357 of modded-nanogpt.
+   bi-maxwell: decays of 0.85 and 0.98, of mean age 30. k-maxwell: eight ages from 3 to 64 in equal
+   ratios, whose weights move from a mean age of 58 to one of 26. Returns 0 for another text. */
+static inline int momentum_ages_named(NumberList *list, const char *text) {
+    static const NumberList bi = {
+        2, {2, 2}, {{0.85 / (1 - 0.85), 0.4385}, {0.98 / (1 - 0.98), 0.5615}}};
+    const int n = MOMENTUM_AGES;
+    if (!strcmp(text, "bi-maxwell")) {
+        *list = bi;
+        return 1;
+    }
+    if (strcmp(text, "k-maxwell")) return 0;
+    list->n = n;
+    for (int k = 0; k < n; k++) {
+        list->numbers[k] = 3;
+        list->item[k][0] = 3 * pow(64.0 / 3, (double)k / (n - 1));
+        list->item[k][1] = k < n - 1 ? 0.005094 * (k + 1) : 0.857369;
+        list->item[k][2] = k < n - 1 ? 0.032262 * (k + 1) : 0.096669;
+    }
+    return 1;
+}
+
+/* Sets optim.ages from the flags of --momentum-ages. */
+static inline int config_resolve_ages(Config *c, char *err) {
+    MomentumAges *a = &c->optim.ages;
+    NumberList list;
+    const char *flag = "momentum-ages";
+    memset(a, 0, sizeof *a);
+    if (!momentum_ages_named(&list, c->momentum_ages) &&
+        list_parse(&list, flag, c->momentum_ages, MOMENTUM_AGES, 2, 3,
+                   "AGE:WEIGHT or AGE:FIRST:LAST", err))
+        return -1;
+    a->n = list.n;
+    a->from = c->momentum_ages_from;
+    a->until = c->momentum_ages_until ? c->momentum_ages_until : c->steps;
+    double sum[2] = {0, 0};
+    for (int k = 0; k < a->n; k++) {
+        double age = list.item[k][0];
+        if (age < 0) return fail(err, "--%s: an age is not negative", flag);
+        a->decay[k] = age / (age + 1);
+        a->first[k] = list.item[k][1];
+        a->last[k] = list.item[k][list.numbers[k] - 1];
+        sum[0] += a->first[k];
+        sum[1] += a->last[k];
+    }
+    for (int i = 0; i < 2 && a->n; i++)
+        if (fabs(sum[i] - 1) > 1e-3)
+            return fail(err, "--%s: the weights%s add up to %g, which must be 1", flag,
+                        sum[0] == sum[1] ? ""
+                        : i              ? " at the end"
+                                         : " at the beginning",
+                        sum[i]);
+    if (!a->n) return 0;
+    int sums = c->optim.momentum_form == FORM_SUM ||
+               (c->optim.momentum_form == FORM_RELEASED && (c->qk == RULE_CM || c->ov == RULE_CM));
+    if (sums)
+        return fail(err,
+                    "--%s mixes averages of the gradient, and --momentum-form %s sums it; set "
+                    "--momentum-form ema",
+                    flag, c->optim.momentum_form == FORM_SUM ? "sum" : "released");
+    if (c->optim.momentum_reproject == REPROJECT_WRITE_BACK)
+        return fail(err,
+                    "--%s has several buffers, and --momentum-reproject write_back projects "
+                    "one; set --momentum-reproject copy",
+                    flag);
+    return 0;
+}
+
+/* What the phases of the learning rates and the betas of AdamW leave open. */
+static inline int config_resolve_rates(Config *c, char *err) {
+    Schedule *s = &c->schedule;
+    const char *rest = c->lr_phases_rest[0] ? c->lr_phases_rest : c->lr_phases;
+    if (phases_parse(&s->phases[RATE_BLOCKS], "lr-phases", c->lr_phases, err) ||
+        phases_parse(&s->phases[RATE_REST], "lr-phases-rest", rest, err))
+        return -1;
+    if (c->optim.adam_beta1_blocks < 0) c->optim.adam_beta1_blocks = c->optim.adam_beta1;
+    if (c->optim.adam_beta2_blocks < 0) c->optim.adam_beta2_blocks = c->optim.adam_beta2;
+    if (c->ema_blend_embed < 0) c->ema_blend_embed = c->ema_blend;
+    if (c->ema_blend_head < 0) c->ema_blend_head = c->ema_blend;
+    if (c->ema_blend_scalar < 0) c->ema_blend_scalar = c->ema_blend;
+    return 0;
+}
+
 /* Fills in every value that 0, -1 or auto leaves open, and refuses values that do not fit together.
    c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
 static inline int config_resolve(Config *c, char *err) {
@@ -637,6 +785,7 @@ static inline int config_resolve(Config *c, char *err) {
     if (config_resolve_batch(c, err) || config_check_counts(c, err)) return -1;
     config_resolve_rules(c);
     if (config_check_rules(c, err)) return -1;
+    if (config_resolve_ages(c, err) || config_resolve_rates(c, err)) return -1;
     config_resolve_val_every(c);
     config_resolve_val_tokens(c);
     c->schedule.steps = c->steps;

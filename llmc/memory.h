@@ -85,6 +85,7 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
     if (training) {
         m.gradients = r->size[SLOT_GRAD] * sizeof(floatM);
         m.optimizer = (r->size[SLOT_MOMENT] + plan->state_size + plan->arena_size) * sizeof(floatM);
+        m.optimizer += r->size[SLOT_EMA] * sizeof(floatM);
         if (c->log_groups) m.optimizer += r->size[SLOT_PARAM] * sizeof(floatM);
     }
     m.activations = acts_view(&unused, c, shape_of(c), R, training, NULL, 0) + 2 * rotary_bytes(c);
@@ -131,6 +132,10 @@ static int params_create(Model *m) {
     m->arena.p = (floatM *)device_alloc(m->plan.arena_size * sizeof(floatM));
     m->arena.size = m->plan.arena_size;
     if (!p->grad || !p->moment || !p->state || !m->arena.p) return -1;
+    if (size[SLOT_EMA]) {
+        p->ema = (floatM *)device_alloc(size[SLOT_EMA] * sizeof(floatM));
+        if (!p->ema) return -1;
+    }
     if (!m->c->log_groups) return 0;
     p->before = (floatM *)device_alloc(size[SLOT_PARAM] * sizeof(floatM));
     return p->before ? 0 : -1;
@@ -178,9 +183,9 @@ static int model_create(Model *m, const Config *c, const Registry *r, const Plan
 
 /* Frees what model_create and generate's cache_create allocated. */
 static void model_free(Model *m) {
-    void *const memory[] = {m->p.param,  m->p.grad,  m->p.moment, m->p.state,
-                            m->p.before, m->arena.p, m->cosine,   m->acts_memory,
-                            m->sine,     m->keys,    m->values};
+    void *const memory[] = {m->p.param, m->p.grad,   m->p.moment,    m->p.state,
+                            m->p.ema,   m->p.before, m->arena.p,     m->cosine,
+                            m->sine,    m->keys,     m->acts_memory, m->values};
     if (has_copy()) device_free(m->p.weight);
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++) device_free(memory[i]);
     for (int i = 0; i < 2; i++) device_graph_free(&m->graph[i]);

@@ -46,6 +46,7 @@ typedef enum {
     SLOT_WEIGHT, /* floatX: what the layers read; laid out as SLOT_PARAM */
     SLOT_GRAD,   /* floatM */
     SLOT_MOMENT, /* floatM: first moments */
+    SLOT_EMA,    /* floatM: averages of the weights, of those that the readout blends */
     SLOTS
 } SlotId;
 
@@ -65,7 +66,8 @@ typedef struct {
     int frozen;  /* 1: training leaves the tensor as it is */
     Slot slot[SLOTS];
     double init_mean, init_std;
-    int used_rows; /* rows of the vocabulary; those past it are padding and stay zero */
+    double init_bound; /* above 0: uniform from -bound to bound */
+    int used_rows;     /* rows of the vocabulary; those past it are padding and stay zero */
 } Tensor;
 
 typedef struct {
@@ -81,6 +83,8 @@ typedef struct {
     floatM *param, *grad, *moment; /* the allocations of SLOT_PARAM, SLOT_GRAD, SLOT_MOMENT */
     floatX *weight;                /* of SLOT_WEIGHT: param itself where floatX is floatM */
     floatM *state;                 /* further state of the rules, laid out by the plan */
+    floatM *ema;                   /* of SLOT_EMA; NULL without --ema-from */
+    int ema_live;                  /* 1: the averages have begun */
     floatM *before; /* with --log-groups: the parameters before the update; else NULL */
 } Params;
 
@@ -130,8 +134,22 @@ static inline void registry_add(Registry *r, TensorId id, const char *name, Role
     t->size = (size_t)layers * rows * cols;
     t->init_mean = mean;
     t->init_std = std;
-    for (int slot = 0; slot < SLOTS; slot++) t->slot[slot].layers = layers;
+    for (int slot = 0; slot < SLOTS; slot++) t->slot[slot].layers = slot == SLOT_EMA ? 0 : layers;
     r->count += t->size;
+}
+
+/* The share of the average E of the weights W in what validation and generation read,
+   (1 - share) W + share E. */
+static inline double readout_blend(const Config *c, Role role) {
+    switch (role) {
+    case ROLE_EMBED: return c->ema_blend_embed;
+    case ROLE_HEAD: return c->ema_blend_head;
+    case ROLE_SCALAR: return c->ema_blend_scalar;
+    case ROLE_QKV:
+    case ROLE_O:
+    case ROLE_MLP: return c->ema_blend;
+    }
+    return 0;
 }
 
 /* The registry of a resolved config, with nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are
@@ -142,7 +160,7 @@ static inline Registry registry_build(const Config *c) {
     memset(&r, 0, sizeof r);
     Shape s = shape_of(c);
     int L = s.L, C = s.C, Vp = s.Vp, biased = norm_has_bias((NormKind)c->norm);
-    int speedrun = c->init == INIT_SPEEDRUN;
+    int speedrun = init_zeroes_outputs((InitKind)c->init);
     double from_stream = speedrun ? sqrt(0.33 / C) : c->init_std;    /* matrices that read it */
     double to_stream = speedrun ? 0.0 : c->init_std / sqrt(2.0 * L); /* matrices that write to it */
     registry_add(&r, T_WTE, "wte", ROLE_EMBED, 1, Vp, C, 0,
@@ -177,6 +195,14 @@ static inline Registry registry_build(const Config *c) {
         r.count -= (size_t)(Vp - s.V) * C;
     }
     if (c->head_bias) r.count -= (size_t)(Vp - s.V);
+    if (c->init == INIT_TORCH)
+        for (int i = 0; i < 4; i++) {
+            static const TensorId uniform[] = {T_WQKV, T_BQKV, T_WFC, T_BFC};
+            r.t[uniform[i]].init_bound = 1 / sqrt((double)C);
+        }
+    for (int id = 0; id < TENSORS; id++)
+        if (c->ema_from && readout_blend(c, r.t[id].role) > 0)
+            r.t[id].slot[SLOT_EMA].layers = r.t[id].layers;
     registry_layout(&r);
     return r;
 }
@@ -191,7 +217,7 @@ static inline int registry_freeze_one(Registry *r, const char *name, int length,
         snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", t->name);
         if ((int)strlen(t->name) != length || strncmp(t->name, name, (size_t)length)) continue;
         t->frozen = 1;
-        t->slot[SLOT_GRAD].layers = t->slot[SLOT_MOMENT].layers = 0;
+        t->slot[SLOT_GRAD].layers = t->slot[SLOT_MOMENT].layers = t->slot[SLOT_EMA].layers = 0;
         return 0;
     }
     return fail(err, "--freeze: this model has no tensor \"%.*s\"; it has %s", min_int(length, 80),
@@ -222,7 +248,8 @@ static inline void params_init(const Registry *r, floatM *param, uint64_t seed) 
 #pragma omp parallel for
         for (size_t i = 0; i < used; i++) {
             double value = t->init_mean;
-            if (t->init_std > 0) value += t->init_std * rng_normal(seed, stream, i);
+            if (t->init_bound > 0) value = t->init_bound * (2 * rng_uniform(seed, stream, i) - 1);
+            else if (t->init_std > 0) value += t->init_std * rng_normal(seed, stream, i);
             to[i] = (floatM)value;
         }
     }

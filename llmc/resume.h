@@ -12,6 +12,7 @@ Needs a backend's device_upload, device_zero and device_check.
 #ifndef CM_RESUME_H
 #define CM_RESUME_H
 
+#include "readout.h"
 #include "run.h"
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -143,6 +144,43 @@ static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *ane
     }
 }
 
+/* Reads the averages of the readout. An average that the checkpoint lacks, though it should have
+   begun, begins now. */
+static inline void load_averages(Params *p, const Config *c, const Ckpt *ckpt, int step,
+                                 NameList *anew) {
+    p->ema_live = p->ema && step >= c->ema_from;
+    for (int id = 0; id < TENSORS && p->ema_live; id++) {
+        const Tensor *t = &p->r.t[id];
+        size_t n = slot_size(t, SLOT_EMA);
+        floatM *average = p->ema + t->slot[SLOT_EMA].at;
+        if (!n || load_record(ckpt, 'e', t->name, average, n) == RECORD_TAKEN) continue;
+        la_copy(readout_view(t, SLOT_EMA, p->ema), readout_view(t, SLOT_PARAM, p->param));
+        names_add(anew, 'e', t->name);
+    }
+}
+
+/* Replaces the weights of a checkpoint, which have been read, by its readout. For a model that is
+   not trained. Returns 0, or -1 with a message. */
+static inline int load_readout(const Params *p, const Config *c, const Ckpt *ckpt, char *err) {
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &p->r.t[id];
+        size_t n = slot_size(t, SLOT_EMA);
+        if (!n) continue;
+        floatM *average = (floatM *)device_alloc(n * sizeof(floatM));
+        if (!average) return fail(err, "out of memory: the average of %s", t->name);
+        RecordStatus status = load_record(ckpt, 'e', t->name, average, n);
+        double b = readout_blend(c, t->role);
+        if (status == RECORD_TAKEN)
+            la_axpby(readout_view(t, SLOT_PARAM, p->param), b,
+                     mat_dense(average, t->slot[SLOT_EMA].layers, t->rows, t->cols), 1 - b);
+        device_wait();
+        device_free(average);
+        if (status == RECORD_OTHER_SIZE)
+            return fail(err, "the average e.%s has another size than its tensor", t->name);
+    }
+    return 0;
+}
+
 /* Starts a state after `step` updates: it becomes zero, and with it the first moments that belong
    to it. */
 static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
@@ -231,8 +269,12 @@ static inline int load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int 
     return 0;
 }
 
-/* Whether record m.NAME or s.NAME belongs to this model and its rules. */
+/* Whether record m.NAME, e.NAME or s.NAME belongs to this model and its rules. */
 static inline int record_is_used(const Params *p, const Plan *plan, char prefix, const char *name) {
+    for (int id = 0; id < TENSORS && prefix == 'e'; id++) {
+        const Tensor *t = &p->r.t[id];
+        if (p->ema_live && t->slot[SLOT_EMA].layers && !strcmp(t->name, name)) return 1;
+    }
     for (int id = 0; id < TENSORS && prefix == 'm'; id++) {
         const Tensor *t = &p->r.t[id];
         if (t->slot[SLOT_MOMENT].layers && !strcmp(t->name, name)) return 1;
@@ -248,8 +290,7 @@ static inline void list_unused(const Params *p, const Plan *plan, const Ckpt *ck
     for (int i = 0; i < ckpt->count; i++) {
         const CkptRecord *r = &ckpt->records[i];
         char name[96];
-        if (r->name_length < 3 || r->name[1] != '.' || (r->name[0] != 'm' && r->name[0] != 's'))
-            continue;
+        if (r->name_length < 3 || r->name[1] != '.' || !strchr("ems", r->name[0])) continue;
         snprintf(name, sizeof name, "%.*s", (int)r->name_length - 2, r->name + 2);
         if (!record_is_used(p, plan, r->name[0], name)) names_add(unused, r->name[0], name);
     }
@@ -258,10 +299,11 @@ static inline void list_unused(const Params *p, const Plan *plan, const Ckpt *ck
 /* Reads parameters, first moments and state of a checkpoint after `step` updates. State that the
    rules need and the checkpoint lacks starts anew. One line on stderr names what starts anew and
    what is not taken over. Returns 0, or -1 with a message if the parameters do not fit. */
-static inline int load_training(const Params *p, Plan *plan, const Ckpt *ckpt, int step,
+static inline int load_training(Params *p, Plan *plan, const Config *c, const Ckpt *ckpt, int step,
                                 char *err) {
     NameList anew = {""}, unused = {""};
     if (load_parameters(p, ckpt, 0, err)) return -1;
+    load_averages(p, c, ckpt, step, &anew);
     load_moments(p, ckpt, &anew);
     list_unused(p, plan, ckpt, &unused);
     if (load_state(p, plan, ckpt, step, &anew, &unused, err)) return -1;
@@ -636,7 +678,7 @@ static inline int load_pending(Run *run, const Ckpt *ckpt, char *err) {
 
 /* Restores the run as it was when the checkpoint was written: parameters, moments, state, place in
    the data, log. The layers' copy of the parameters is left as it is. */
-static inline int restore_run(Run *run, const Params *p, Plan *plan, Resume *r, char *err) {
+static inline int restore_run(Run *run, Params *p, Plan *plan, Resume *r, char *err) {
     const Ckpt *ckpt = &r->ckpt;
     uint64_t tokens;
     DataState d;
@@ -646,7 +688,8 @@ static inline int restore_run(Run *run, const Params *p, Plan *plan, Resume *r, 
         ckpt_number(ckpt, "data_shard", &d.shard, err) ||
         ckpt_number(ckpt, "data_position", &d.position, err))
         return -1;
-    if (load_training(p, plan, ckpt, r->step, err) || data_seek(&run->train, d, err)) return -1;
+    if (load_training(p, plan, &run->config, ckpt, r->step, err) || data_seek(&run->train, d, err))
+        return -1;
     run->step = r->step;
     run->tokens = (int64_t)tokens;
     if (load_pending(run, ckpt, err)) return -1;

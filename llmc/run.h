@@ -6,6 +6,7 @@ A checkpoint has all that a run needs to continue: the flags it was started with
 place in the data, and by name
 
     p.NAME    the parameters of a tensor
+    e.NAME    the average of its parameters that the readout blends (--ema-from), once it has begun
     m.NAME    its first moments, unless it is frozen
     s.NAME    a state of its rule beyond first moments, named by the plan: "s.wqkv.q.v"
 
@@ -274,6 +275,7 @@ static inline int save_slot(Saver *s, char prefix, const Registry *r, SlotId slo
 
 static inline int save_tensors(Saver *s, const Params *p, const Plan *plan, char *err) {
     int status = save_slot(s, 'p', &p->r, SLOT_PARAM, p->param, err);
+    if (!status && p->ema_live) status = save_slot(s, 'e', &p->r, SLOT_EMA, p->ema, err);
     if (!status) status = save_slot(s, 'm', &p->r, SLOT_MOMENT, p->moment, err);
     for (int i = 0; i < plan->states && !status; i++) {
         const StateTensor *state = &plan->state[i];

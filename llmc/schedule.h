@@ -4,6 +4,8 @@ Learning-rate and momentum schedules: multipliers as pure functions of the step.
 #ifndef CM_SCHEDULE_H
 #define CM_SCHEDULE_H
 
+#include "lists.h"
+
 #include <math.h>
 
 typedef enum {
@@ -13,6 +15,15 @@ typedef enum {
     SCHEDULE_TRAPEZOID
 } ScheduleKind;
 
+/* A factor on learning rates that is linear between given steps. n 0: the factor is 1. */
+typedef struct {
+    int n;
+    double step[LIST_ITEMS], factor[LIST_ITEMS];
+} Phases;
+
+/* Of which tensors a rate is: the blocks' matrices, or embeddings, head, gains and biases. */
+typedef enum { RATE_BLOCKS, RATE_REST } RateGroup;
+
 typedef struct {
     int kind;            /* ScheduleKind */
     int steps;           /* updates in the whole run */
@@ -21,12 +32,43 @@ typedef struct {
     double final;        /* multiplier at the end of the decay */
     int momentum_warmup; /* updates over which momentum rises linearly from momentum_start */
     double momentum_start;
+    Phases phases[2]; /* by RateGroup */
 } Schedule;
 
-/* Multiplier of every learning rate at update `step`, which counts from 0. Linear and trapezoid
-   would reach `final` one update after the last: without warm-up the last update of a trapezoid
-   gets final + (1 - final) / (cooldown steps). */
-static inline double schedule_lr(const Schedule *s, int step) {
+/* Reads the text of --lr-phases or --lr-phases-rest. Returns 0, or -1 with a sentence. */
+static inline int phases_parse(Phases *p, const char *flag, const char *text, char *err) {
+    NumberList list;
+    if (list_parse(&list, flag, text, LIST_ITEMS, 2, 2, "STEP:FACTOR", err)) return -1;
+    p->n = list.n;
+    for (int i = 0; i < list.n; i++) {
+        p->step[i] = list.item[i][0];
+        p->factor[i] = list.item[i][1];
+        if (p->step[i] < 0 || p->factor[i] < 0)
+            return fail(err, "--%s: steps and factors are not negative", flag);
+        if (i && p->step[i] < p->step[i - 1])
+            return fail(err, "--%s: the steps must rise, and %g stands behind %g", flag, p->step[i],
+                        p->step[i - 1]);
+    }
+    return 0;
+}
+
+/* The factor at update `step`: that of the first item before it, that of the last item after it. Of
+   two items at one step the second counts from that step on. */
+static inline double phases_at(const Phases *p, int step) {
+    if (!p->n) return 1.0;
+    if (step < p->step[0]) return p->factor[0];
+    for (int i = 1; i < p->n; i++) {
+        if (step >= p->step[i]) continue;
+        double way = (step - p->step[i - 1]) / (p->step[i] - p->step[i - 1]);
+        return p->factor[i - 1] + way * (p->factor[i] - p->factor[i - 1]);
+    }
+    return p->factor[p->n - 1];
+}
+
+/* Multiplier that --schedule gives every learning rate at update `step`, which counts from 0.
+   Linear and trapezoid would reach `final` one update after the last: without warm-up the last
+   update of a trapezoid gets final + (1 - final) / (cooldown steps). */
+static inline double schedule_shape(const Schedule *s, int step) {
     if (step < s->warmup) return (double)(step + 1) / s->warmup;
     double span = s->steps - s->warmup;
     double remains = span > 0 ? (s->steps - step) / span : 1.0;
@@ -43,6 +85,14 @@ static inline double schedule_lr(const Schedule *s, int step) {
     }
     }
     return s->final + (1.0 - s->final) * x;
+}
+
+/* Multiplier of the learning rates of a group at update `step`, phases included. */
+static inline double schedule_lr_of(const Schedule *s, RateGroup group, int step) {
+    return schedule_shape(s, step) * phases_at(&s->phases[group], step);
+}
+static inline double schedule_lr(const Schedule *s, int step) {
+    return schedule_lr_of(s, RATE_BLOCKS, step);
 }
 
 /* Momentum coefficient at update `step`; `momentum` is its value after warm-up. */

@@ -21,20 +21,20 @@ static inline Mat adamw_second_moment(const Leg *l) {
 static inline void adamw_step(const Step *s) {
     const OptimOptions *o = s->options;
     const Leg *l = &s->leg[0];
-    double rate = s->lr / (1 - pow(o->adam_beta1, l->age));
-    double root = 1 / sqrt(1 - pow(o->adam_beta2, l->age));
-    la_adamw(l->W, l->G, l->M, adamw_second_moment(l), s->gscale, o->adam_beta1, o->adam_beta2,
-             rate, root, o->adam_eps, 1 - s->lr * s->weight_decay, l->copy);
+    double rate = s->lr / (1 - pow(s->beta1, l->age));
+    double root = 1 / sqrt(1 - pow(s->beta2, l->age));
+    la_adamw(l->W, l->G, l->M, adamw_second_moment(l), s->gscale, s->beta1, s->beta2, rate, root,
+             o->adam_eps, 1 - s->lr * s->weight_decay, l->copy);
 }
 
 /* The direction of adamw_step, without learning rate and decay. */
 static inline Mat adamw_direction(const Step *s, const Leg *l, double *scale) {
     const OptimOptions *o = s->options;
     Mat U = mat_take(l->W, s->arena);
-    double rate = 1 / (1 - pow(o->adam_beta1, l->age));
-    double root = 1 / sqrt(1 - pow(o->adam_beta2, l->age));
-    la_adam(U, l->G, l->M, adamw_second_moment(l), s->gscale, o->adam_beta1, o->adam_beta2, rate,
-            root, o->adam_eps);
+    double rate = 1 / (1 - pow(s->beta1, l->age));
+    double root = 1 / sqrt(1 - pow(s->beta2, l->age));
+    la_adam(U, l->G, l->M, adamw_second_moment(l), s->gscale, s->beta1, s->beta2, rate, root,
+            o->adam_eps);
     *scale = 1;
     return U;
 }

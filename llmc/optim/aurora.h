@@ -23,7 +23,7 @@ static inline Mat aurora_direction(const Step *s, const Leg *l, double *scale) {
     Mat tall_X = U.rows < U.cols ? mat_t(X) : X, tall_U = U.rows < U.cols ? mat_t(U) : U;
     int rows = mat_count(U) * tall_U.rows;
     floatM *d = arena_take(s->arena, (size_t)rows), *norm = arena_take(s->arena, (size_t)rows);
-    momentum_step(X, l->M, l->G, momentum_of(o, 0, s->momentum), s->gscale);
+    momentum_step(X, s, l, momentum_of(o, 0, s->momentum));
     la_row_norms(d, tall_X);
     la_vec_recip(d, rows);
     for (int i = 0; i < o->aurora_iterations; i++) {

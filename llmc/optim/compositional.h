@@ -207,7 +207,7 @@ static inline void pair_sources(const Step *s, const Leg leg[2], const Mat U[2],
     double damping = o->gauge_damping ? o->damping : 0;
     Momentum plain = m;
     if (o->momentum_reproject == REPROJECT_WRITE_BACK) plain.nesterov = 0;
-    for (int i = 0; i < 2; i++) momentum_step(U[i], leg[i].M, leg[i].G, plain, s->gscale);
+    for (int i = 0; i < 2; i++) momentum_step(U[i], s, &leg[i], plain);
     switch ((Reproject)o->momentum_reproject) {
     case REPROJECT_OFF: break;
     case REPROJECT_COPY:
@@ -275,7 +275,7 @@ static inline void cm_rates(const Step *s, int group, double rate[2]) {
 static inline void cm_step(const Step *s) {
     const OptimOptions *o = s->options;
     size_t mark = s->arena->used;
-    const Leg leg[2] = {leg_in_heads(&s->leg[0]), leg_in_heads(&s->leg[1])};
+    const Leg leg[2] = {leg_viewed(&s->leg[0], leg_heads), leg_viewed(&s->leg[1], leg_heads)};
     int group = leg[0].W.n1 / leg[1].W.n1;
     double keep = 1 - s->lr * s->weight_decay, rate[2];
     Whitener w[2];
@@ -291,7 +291,7 @@ static inline void cm_step(const Step *s) {
         for (int i = 0; i < 2; i++) {
             size_t at = s->arena->used;
             Mat U = mat_take(leg[i].W, s->arena);
-            momentum_step(U, leg[i].M, leg[i].G, momentum_of(o, 1, s->momentum), s->gscale);
+            momentum_step(U, s, &leg[i], momentum_of(o, 1, s->momentum));
             cm_direction(U, &w[i], heads_of_sign(&leg[i], o), o, s->arena);
             la_axpby(leg[i].W, -rate[i], U, keep);
             s->arena->used = at;

@@ -91,7 +91,7 @@ static inline int first_step_rms(const Registry *r, const PlanEntry *entry, cons
                    .moment = memory + 2 * n,
                    .state = rest,
                    .arena = &arena,
-                   .lr_scale = 1,
+                   .lr_scale = {1, 1},
                    .momentum = c->optim.momentum,
                    .gscale = 1,
                    .step = 1,

@@ -28,13 +28,17 @@ enum {
     /* No element depends on another, so the rule may see the vocabulary's padding too. */
     ELEMENT_BY_ELEMENT = 8,
     /* Where its states start anew, its first moment does too (AdamW). */
-    MOMENT_WITH_STATE = 16
+    MOMENT_WITH_STATE = 16,
+    /* Its step is made from matrix signs of its momentum: a factor on the gradient has no part in
+       it, so that clipping leaves it alone; and the momentum may be mixed (--momentum-ages). */
+    TAKES_SIGN = 32
 };
 
 /* How many numbers a state has, for each layer. */
 typedef enum {
     PER_ELEMENT, /* one for each element of the matrix */
     PER_ROW,     /* one for each row */
+    PER_LONGER,  /* one for each row or, if there are more of them, for each column */
     PER_MATRIX,  /* one */
     PER_HEAD     /* one for each head of the second leg; (2, L, heads), a state of both legs */
 } StateUnit;
@@ -52,6 +56,10 @@ enum { RULE_STATES = 2 };
    columns. */
 typedef struct {
     Mat W, G, M;
+    /* Further averages of the gradient, as dense as M, if the momentum is mixed. Average number 0
+       is M. */
+    Mat older[MOMENTUM_AGES - 1];
+    unsigned begins; /* bit k: older[k] begins with this update, as a copy of M */
     int heads, by_column;
     floatM *state[RULE_STATES]; /* the rule's states, in the order of its row */
     int age;         /* updates since these states began, this one included: 1 in the first */
@@ -70,8 +78,11 @@ typedef struct {
     Leg leg[2];
     int legs;
     double lr, weight_decay;
-    double momentum;  /* coefficient of Muon and CM in this step */
-    double gscale;    /* multiplies the gradient */
+    double momentum; /* coefficient of Muon and CM in this step */
+    int ages;        /* averages that the momentum is mixed from; 0: it is M alone */
+    double decay[MOMENTUM_AGES], weight[MOMENTUM_AGES]; /* of each average, in this step */
+    double beta1, beta2;                                /* of AdamW */
+    double gscale;                                      /* multiplies the gradient */
     int coupling_age; /* updates since the coupling's state began, this one included */
     Arena *arena;
 } Step;
@@ -121,12 +132,14 @@ static inline Mat leg_heads(const Leg *l, Mat m) {
     return l->by_column ? mat_t(m) : m;
 }
 
-/* The leg with views of its heads (L, heads) x (k, C) in place of whole matrices. */
-static inline Leg leg_in_heads(const Leg *l) {
+/* The leg with the views that `heads_of` makes, leg_heads or leg_stored_heads, in place of whole
+   matrices. */
+static inline Leg leg_viewed(const Leg *l, Mat (*heads_of)(const Leg *l, Mat m)) {
     Leg heads = *l;
-    heads.W = leg_heads(l, l->W);
-    heads.G = leg_heads(l, l->G);
-    heads.M = leg_heads(l, l->M);
+    heads.W = heads_of(l, l->W);
+    heads.G = heads_of(l, l->G);
+    heads.M = heads_of(l, l->M);
+    for (int k = 0; k < MOMENTUM_AGES - 1; k++) heads.older[k] = heads_of(l, l->older[k]);
     return heads;
 }
 
@@ -167,6 +180,7 @@ static inline size_t step_scratch(const Step *s) {
     for (int i = 0; i < s->legs; i++) {
         Leg *l = &dry.leg[i];
         l->W.p = l->G.p = l->M.p = l->coupled = NULL;
+        for (int k = 0; k < MOMENTUM_AGES - 1; k++) l->older[k].p = NULL;
         for (int k = 0; k < RULE_STATES; k++) l->state[k] = NULL;
         l->copy = NULL;
     }

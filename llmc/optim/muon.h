@@ -21,21 +21,22 @@ static inline double muon_scale(const OptimOptions *o, int rows, int cols) {
     return 1.0;
 }
 
-/* The sign of the momentum of every item of M, without the shape factor. */
-static inline Mat muon_sign(const Step *s, Mat M, Mat G) {
-    Mat U = mat_take(M, s->arena);
-    momentum_step(U, M, G, momentum_of(s->options, 0, s->momentum), s->gscale);
+/* The sign of the momentum of every item of a leg, without the shape factor. */
+static inline Mat muon_sign(const Step *s, const Leg *l) {
+    Mat U = mat_take(l->M, s->arena);
+    momentum_step(U, s, l, momentum_of(s->options, 0, s->momentum));
     msign(mat_flat(U), s->options, s->arena);
     return U;
 }
 
 static inline Mat muon_direction(const Step *s, const Leg *l, double *scale) {
     *scale = muon_scale(s->options, l->W.rows, l->W.cols);
-    return muon_sign(s, l->M, l->G);
+    return muon_sign(s, l);
 }
 
 static inline Mat muon_head_direction(const Step *s, const Leg *l, double *scale) {
-    Mat U = muon_sign(s, leg_stored_heads(l, l->M), leg_stored_heads(l, l->G));
+    Leg heads = leg_viewed(l, leg_stored_heads);
+    Mat U = muon_sign(s, &heads);
     *scale = muon_scale(s->options, U.rows, U.cols);
     return U;
 }

@@ -16,7 +16,7 @@ static inline void muonh_step(const Step *s) {
     floatM *radius = l->state[0];
     Mat U = mat_take(l->W, s->arena);
     floatM *ratio = arena_take(s->arena, (size_t)n), *norm = arena_take(s->arena, (size_t)n);
-    momentum_step(U, l->M, l->G, momentum_of(s->options, 0, s->momentum), s->gscale);
+    momentum_step(U, s, l, momentum_of(s->options, 0, s->momentum));
     msign(mat_flat(U), s->options, s->arena);
     if (l->age == 1) la_norms(radius, l->W, 1);
     la_copy(mat_vector(ratio, n), mat_vector(radius, n));

@@ -26,7 +26,20 @@ typedef enum {
     CONNECTION_FROBENIUS_SCALAR,
     CONNECTION_SCALE_AWARE_SCALAR
 } Connection;
+typedef enum { DECAY_CONSTANT, DECAY_LR } DecaySchedule;
 typedef enum { REPROJECT_OFF, REPROJECT_COPY, REPROJECT_WRITE_BACK } Reproject;
+
+/* The most averages of the gradient that a momentum is mixed from. */
+enum { MOMENTUM_AGES = 8 };
+
+/* A momentum mixed from averages of the gradient of different ages (--momentum-ages). An average of
+   decay d has the mean age d / (1 - d). n 0: one average, whose decay is `momentum`. */
+typedef struct {
+    int n;
+    double decay[MOMENTUM_AGES];
+    double first[MOMENTUM_AGES], last[MOMENTUM_AGES]; /* weights; they move linearly */
+    int from, until; /* updates at which the averages begin, and at which the weights are `last` */
+} MomentumAges;
 
 /* The fields of the first part are the flags of options.def, which libcmuon has too. The fields of
    the second part are flags of the trainer alone. */
@@ -55,7 +68,10 @@ typedef struct {
     int circuit;            /* Circuit-Muon on the directions of V and O */
     double circuit_damping;
 
+    MomentumAges ages;
+    int decay_schedule; /* DECAY_... */
     double adam_beta1, adam_beta2, adam_eps;
+    double adam_beta1_blocks, adam_beta2_blocks; /* of the blocks' matrices */
     double lion_beta1, lion_beta2;
     double normuon_beta2;  /* NorMuon: decay of the second moment of the rows */
     int aurora_iterations; /* Aurora: signs taken */

@@ -7,6 +7,7 @@ it.
 #define CM_PLAN_H
 
 #include "../params.h"
+#include "../schedule.h"
 #include "rule.h"
 
 /* Rows [first, first + rows) of every layer of a tensor. If heads > 0, the part consists of that
@@ -25,8 +26,11 @@ typedef struct {
     int legs;  /* parts */
     int chunk; /* layers updated together */
     double lr, weight_decay;
-    size_t state[2][RULE_STATES]; /* where a leg's states start in the plan's state */
-    size_t coupled;               /* where the coupling's state starts */
+    size_t state[2][RULE_STATES];       /* where a leg's states start in the plan's state */
+    size_t older[2][MOMENTUM_AGES - 1]; /* where a leg's further averages start */
+    size_t coupled;                     /* where the coupling's state starts */
+    RateGroup group;                    /* whose schedule the rate follows */
+    int is_block;                       /* 1: matrices of the blocks */
 } PlanEntry;
 
 /* One named state of a rule besides the first moment, as checkpoints store it: "wqkv.q.v" is state
@@ -46,7 +50,7 @@ enum { PLAN_MAX = 40 };
 typedef struct {
     PlanEntry e[PLAN_MAX];
     int n;
-    StateTensor state[2 * PLAN_MAX];
+    StateTensor state[4 * PLAN_MAX];
     int states;
     size_t state_size; /* elements of all states, without the first moments */
     size_t arena_size; /* elements of scratch of the largest chunk */
@@ -57,10 +61,10 @@ typedef struct {
     floatM *param, *grad, *moment; /* laid out by the registry */
     floatM *state;                 /* laid out by the plan */
     Arena *arena;
-    double lr_scale; /* the schedule's multiplier of learning rates */
-    double momentum; /* coefficient of Muon and CM */
-    double gscale;   /* multiplies gradients */
-    int step;        /* 1 for the first update */
+    double lr_scale[2]; /* the schedule's multipliers of learning rates, by RateGroup */
+    double momentum;    /* coefficient of Muon and CM */
+    double gscale;      /* multiplies gradients, but those of rules that take signs */
+    int step;           /* 1 for the first update */
     /* The layers' copy, laid out as `param`; NULL where the layers read the parameters themselves.
        plan_stale names the parts of it that plan_step does not write. */
     floatX *weight;
@@ -99,15 +103,21 @@ static inline size_t state_count(StateUnit unit, const Registry *r, Part part) {
     switch (unit) {
     case PER_ELEMENT: return (size_t)part.rows * (size_t)r->t[part.id].cols;
     case PER_ROW: return (size_t)part.rows;
+    case PER_LONGER: return (size_t)max_int(part.rows, r->t[part.id].cols);
     case PER_MATRIX: return 1;
     case PER_HEAD: return (size_t)part.heads;
     }
     return 0;
 }
 
+/* How many averages of the gradient a rule keeps beside the first moment. */
+static inline int plan_older(const Rule *rule, const OptimOptions *o) {
+    return rule->traits & TAKES_SIGN && o->ages.n ? o->ages.n - 1 : 0;
+}
+
 /* Layers [layer, layer + layers) of leg number `which` of an entry. */
-static inline Leg plan_leg(const Registry *r, const PlanEntry *e, int which, const PlanState *s,
-                           int layer, int layers) {
+static inline Leg plan_leg(const OptimOptions *o, const Registry *r, const PlanEntry *e, int which,
+                           const PlanState *s, int layer, int layers) {
     Part part = e->part[which];
     Leg l;
     memset(&l, 0, sizeof l);
@@ -117,8 +127,12 @@ static inline Leg plan_leg(const Registry *r, const PlanEntry *e, int which, con
     l.heads = part.heads;
     l.by_column = part.by_column;
     if (s->weight) l.copy = s->weight + (l.W.p - s->param);
-    if (!s->state) return l;
     size_t held = (size_t)(layer - part_held(r, part).first);
+    for (int k = 0; k < plan_older(&rule_table[e->rule], o); k++)
+        l.older[k] = mat_dense(
+            mat_offset(s->state, e->older[which][k] + held * state_count(PER_ELEMENT, r, part)),
+            layers, l.M.rows, l.M.cols);
+    if (!s->state) return l;
     for (int k = 0; k < RULE_STATES && rule_table[e->rule].state[k].name; k++)
         l.state[k] = s->state + e->state[which][k] +
                      held * state_count(rule_table[e->rule].state[k].unit, r, part);
@@ -137,6 +151,36 @@ static inline int plan_age(const Plan *plan, size_t at, int step) {
     return step;
 }
 
+/* Sets what the schedules and the options make of an entry's rates in this step. */
+static inline void plan_rates(Step *step, const PlanEntry *e, const OptimOptions *o,
+                              const PlanState *s) {
+    double scale = s->lr_scale[e->group];
+    step->lr = e->lr * scale;
+    step->weight_decay = e->weight_decay;
+    switch ((DecaySchedule)o->decay_schedule) {
+    case DECAY_CONSTANT: break;
+    case DECAY_LR: step->weight_decay *= scale; break;
+    }
+    step->momentum = s->momentum;
+    step->gscale = step->rule->traits & TAKES_SIGN ? 1 : s->gscale;
+    step->beta1 = e->is_block ? o->adam_beta1_blocks : o->adam_beta1;
+    step->beta2 = e->is_block ? o->adam_beta2_blocks : o->adam_beta2;
+}
+
+/* Sets the averages of a step's momentum, if it is mixed, and those of each leg that begin: in the
+   first update of --momentum-ages-from, or in the first of a resumed run that had none. */
+static inline void plan_ages(Step *step, const Plan *plan, const PlanEntry *e,
+                             const OptimOptions *o, const PlanState *s) {
+    int older = plan_older(step->rule, o), update = s->step - 1;
+    if (!(step->rule->traits & TAKES_SIGN)) return;
+    momentum_ages_at(step, &o->ages, update);
+    for (int i = 0; i < e->legs; i++)
+        for (int k = 0; k < older; k++) {
+            int since = s->step - plan_age(plan, e->older[i][k], s->step);
+            if (update == max_int(since, o->ages.from)) step->leg[i].begins |= 1u << k;
+        }
+}
+
 /* The step of layers [layer, layer + layers) of an entry. */
 static inline Step plan_entry(const Plan *plan, const Registry *r, const PlanEntry *e,
                               const OptimOptions *o, const PlanState *s, int layer, int layers) {
@@ -147,14 +191,12 @@ static inline Step plan_entry(const Plan *plan, const Registry *r, const PlanEnt
     step.options = o;
     step.legs = e->legs;
     for (int i = 0; i < e->legs; i++) {
-        step.leg[i] = plan_leg(r, e, i, s, layer, layers);
+        step.leg[i] = plan_leg(o, r, e, i, s, layer, layers);
         step.leg[i].age =
             step.rule->state[0].name ? plan_age(plan, e->state[i][0], s->step) : s->step;
     }
-    step.lr = e->lr * s->lr_scale;
-    step.weight_decay = e->weight_decay;
-    step.momentum = s->momentum;
-    step.gscale = s->gscale;
+    plan_rates(&step, e, o, s);
+    plan_ages(&step, plan, e, o, s);
     step.coupling_age = s->step;
     if (step.coupling && step.coupling->state[0].name)
         step.coupling_age = plan_age(plan, e->coupled, s->step);
@@ -291,6 +333,7 @@ static inline size_t plan_take(Plan *plan, const Registry *r, Part part, RuleSta
                      .with_moment = with_moment};
     snprintf(t.name, sizeof t.name, "%s%s.%s", r->t[part.id].name, part_name(r, part), state.name);
     if (state.unit == PER_ELEMENT || state.unit == PER_ROW) t.dims[1] = part.rows;
+    if (state.unit == PER_LONGER) t.dims[1] = max_int(part.rows, r->t[part.id].cols);
     if (state.unit == PER_ELEMENT) t.dims[2] = r->t[part.id].cols;
     if (of_both) {
         t.size *= 2;
@@ -308,6 +351,16 @@ static inline size_t plan_take(Plan *plan, const Registry *r, Part part, RuleSta
    GPU's scratch small. */
 static inline void plan_finish(Plan *plan, PlanEntry *e, const Registry *r, const Config *c) {
     const Rule *rule = &rule_table[e->rule], *coupling = &rule_table[e->coupling];
+    Role role = r->t[e->part[0].id].role;
+    e->is_block = role == ROLE_QKV || role == ROLE_O || role == ROLE_MLP;
+    e->group = e->is_block ? RATE_BLOCKS : RATE_REST;
+    for (int i = 0; i < e->legs; i++)
+        for (int k = 0; k < plan_older(rule, &c->optim); k++) {
+            char name[16];
+            snprintf(name, sizeof name, "m%d", k + 1);
+            RuleState average = {name, PER_ELEMENT};
+            e->older[i][k] = plan_take(plan, r, e->part[i], average, 0);
+        }
     for (int i = 0; i < e->legs; i++)
         for (int k = 0; k < RULE_STATES && rule->state[k].name; k++)
             e->state[i][k] = plan_take(plan, r, e->part[i], rule->state[k],

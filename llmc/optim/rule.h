@@ -24,23 +24,28 @@ file with the functions that the row names.
 #define RULES(X)                                                                                   \
     X(RULE_AUTO, .flag = "auto", .title = "", .where = ON_MATRIX)                                  \
     X(RULE_CM, .flag = "cm", .title = "CM", .where = ON_QK | ON_OV,                                \
-      .traits = NEEDS_PAIR | TAKES_CIRCUIT, .lr = 0.02, .refuse = cm_refuse, .step = cm_step)      \
+      .traits = NEEDS_PAIR | TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02, .refuse = cm_refuse,          \
+      .step = cm_step)                                                                             \
     X(RULE_MUON, .flag = "muon", .title = "Muon", .where = ON_MATRIX | ON_BASE,                    \
-      .traits = TAKES_CIRCUIT, .lr = 0.02, .direction = muon_direction)                            \
+      .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02, .direction = muon_direction)               \
     X(RULE_MUON_HEAD, .flag = "muon-head", .title = "Muon per head",                               \
-      .where = ON_QK | ON_OV | ON_BASE, .traits = TAKES_CIRCUIT, .lr = 0.02,                       \
+      .where = ON_QK | ON_OV | ON_BASE, .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02,          \
       .direction = muon_head_direction)                                                            \
     X(RULE_MUON_GROUP, .flag = "muon-group", .title = "Group Muon", .where = ON_QK | ON_OV,        \
-      .traits = TAKES_CIRCUIT, .lr = 0.02, .refuse = muon_group_refuse,                            \
+      .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02, .refuse = muon_group_refuse,               \
       .direction = muon_group_direction)                                                           \
     X(RULE_NORMUON, .flag = "normuon", .title = "NorMuon", .where = ON_MATRIX,                     \
-      .traits = TAKES_CIRCUIT, .lr = 0.02, .state = {{"v", PER_ROW}},                              \
+      .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02, .state = {{"v", PER_ROW}},                 \
       .direction = normuon_direction)                                                              \
+    X(RULE_NORMUON_LONG, .flag = "normuon-long", .title = "NorMuon along the longer side",         \
+      .where = ON_MATRIX, .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02,                        \
+      .state = {{"v", PER_LONGER}}, .direction = normuon_long_direction)                           \
     X(RULE_AURORA, .flag = "aurora", .title = "Aurora", .where = ON_MATRIX,                        \
-      .traits = TAKES_CIRCUIT, .lr = 0.02, .refuse = aurora_refuse,                                \
+      .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02, .refuse = aurora_refuse,                   \
       .direction = aurora_direction)                                                               \
-    X(RULE_MUONH, .flag = "muonh", .title = "MuonH", .where = ON_MATRIX, .lr = 0.02,               \
-      .state = {{"radius", PER_MATRIX}}, .refuse = muonh_refuse, .step = muonh_step)               \
+    X(RULE_MUONH, .flag = "muonh", .title = "MuonH", .where = ON_MATRIX,                           \
+      .traits = TAKES_SIGN, .lr = 0.02, .state = {{"radius", PER_MATRIX}},                         \
+      .refuse = muonh_refuse, .step = muonh_step)                                                  \
     X(RULE_ADAMW, .flag = "adamw", .title = "AdamW", .where = ON_MATRIX | ON_VECTOR | ON_BASE,     \
       .traits = WRITES_COPY | ELEMENT_BY_ELEMENT | MOMENT_WITH_STATE, .lr = 0.002,                 \
       .state = {{"v", PER_ELEMENT}}, .direction = adamw_direction, .step = adamw_step)             \

@@ -18,7 +18,7 @@ void cpu_plan_step(const char *flags, float *p, float *g, float *m, float *v, in
                    .moment = m,
                    .state = v,
                    .arena = &arena,
-                   .lr_scale = 1,
+                   .lr_scale = {1, 1},
                    .momentum = c.optim.momentum,
                    .gscale = 1,
                    .step = step};
