@@ -45,7 +45,7 @@ ifeq ($(ONEDNN),yes)
 endif
 
 PROGRAMS = train_gpt generate data/tokenize
-DOUBLE_TESTS = gpt optim variants msign attention gemm
+DOUBLE_TESTS = gpt optim variants msign attention gemm speedrun
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt \
         $(DOUBLE_TESTS:%=$(BUILD)/test_%_double)
 

@@ -147,7 +147,7 @@ def sketch_matrix(n):
     """(SKETCHES, n) in [-1, 1): 2 rng_uniform(SKETCH_SEED, row, column) - 1."""
     with np.errstate(over="ignore"):
         rows = mix(np.arange(SKETCHES, dtype=np.uint64)[:, None] + mix(np.uint64(SKETCH_SEED)))
-        bits = mix(np.arange(n, dtype=np.uint64)[None] + mix(rows))
+        bits = mix(np.arange(n, dtype=np.uint64)[None] + rows)
     return 2 * (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 - 1
 
 
