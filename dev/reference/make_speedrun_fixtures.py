@@ -43,6 +43,7 @@ TOKENS = MICRO_BATCHES * ROWS * SIZE.length  # of a step
 FULL = {"muon": (1, 2, 3, 4, 8, 20)}  # steps at which whole tensors are kept
 FULL_OF_OTHERS = (3, 20)
 SEEDS = {"explicit": 11, "torch": 12}
+INIT_FLAG = {"explicit": "speedrun", "torch": "torch"}  # the trainer's --init
 SKETCHES, SKETCH_SEED = 8, 20
 
 # The trainer's name: the names of its parts, of which each layer has one.
@@ -90,7 +91,7 @@ def flags_of(record, tokens):
     flag("optimizer", "adamw" if record.rule == "adamw" else "muon")
     flag("steps", record.steps)
     flag("adam-eps", speedrun.ADAM_EPS / tokens)
-    flag("init", {"explicit": "speedrun", "torch": "torch"}[record.init], "speedrun")
+    flag("init", INIT_FLAG[record.init], INIT_FLAG[head.init])
     if record.rule == "normuon":
         for role in ("qk", "ov", "mlp"):
             flag(role, "normuon-long")
@@ -225,13 +226,22 @@ class Run:
             return sum(model.loss(x, y).item() for x, y in micro_batches(rows)) / TOKENS
 
 
-def worst(a, b):
-    """The largest relative distance of a piece over all steps of two lists of tensors."""
+def larger(a, b):
+    """max, for which not-a-number is the largest."""
+    return math.inf if math.isnan(a) or math.isnan(b) else max(a, b)
+
+
+def worst(a, b, start=None):
+    """The largest relative distance of a piece over all steps of two lists of tensors. With the weights
+    that moves start from, it is relative to the move and a thousandth of the weights: to store a weight
+    in float32 moves it by 6e-8 of its size, however small the step is."""
     most = 0.0
     for x, y in zip(a, b):
         for name in y:
             off, norm = (x[name] - y[name]).norm(dim=-1), y[name].norm(dim=-1)
-            most = max(most, float((off / norm.clamp(min=1e-300)).max()))
+            if start:
+                norm = norm + 1e-3 * (start[name] + y[name]).norm(dim=-1)
+            most = larger(most, float((off / norm.clamp(min=1e-300)).max()))
     return most
 
 
@@ -256,8 +266,9 @@ def main():
         w.text("base", model_flags(SIZE, ROWS, TOKENS))
         w.text("records", " ".join(speedrun.RECORDS))
         w.put("tokens", tokens, "i4")
-        for kind in SEEDS:
-            for name, value in Run.named(parameters(make_model(kind))).items():
+        starts = {kind: Run.named(parameters(make_model(kind))) for kind in SEEDS}
+        for kind, start in starts.items():
+            for name, value in start.items():
                 w.put(f"init.{kind}.{name}", value.flatten())
         print("record           loss of the first and last step   float32 moves losses, gradients, "
               "parameters   the floor moves parameters")
@@ -268,7 +279,8 @@ def main():
             literal = Run(record, tokens, floor=speedrun.SIGN_FLOOR)
             losses = max(abs(a / b - 1) for a, b in zip(single.losses, run.losses))
             print(f"{name:16s} {run.losses[0]:.4f} {run.losses[-1]:.4f}   {losses:.0e} "
-                  f"{worst(single.grads, run.grads):.0e} {worst(single.moves, run.moves):.0e}   "
+                  f"{worst(single.grads, run.grads):.0e} "
+                  f"{worst(single.moves, run.moves, starts[record.init]):.0e}   "
                   f"{worst(literal.moves, run.moves):.0e}")
             w.text(name + ".flags", flags_of(record, TOKENS))
             w.text(name + ".init", record.init)
