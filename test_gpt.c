@@ -1168,7 +1168,9 @@ static const char *const saved_flags =
 static int same_training(const Model *a, const Model *b) {
     return same_bits(a->p.param, b->p.param, a->p.r.size[SLOT_PARAM]) &&
            same_bits(a->p.moment, b->p.moment, a->p.r.size[SLOT_MOMENT]) &&
-           same_bits(a->p.state, b->p.state, a->plan.state_size);
+           same_bits(a->p.state, b->p.state, a->plan.state_size) &&
+           a->p.ema_live == b->p.ema_live &&
+           (!a->p.ema_live || same_bits(a->p.ema, b->p.ema, a->p.r.size[SLOT_EMA]));
 }
 
 /* Saved, loaded into another model and saved again: equal bytes; and both models go on alike. */
@@ -1722,6 +1724,75 @@ static void test_classifiers(void) {
     test_classifier_range();
 }
 
+/* The averages of the readout against their definition, on weights that were kept after every
+   update; the readout's loss against that of a model with these weights; and the weights come back
+   to the bit. A checkpoint gives a model that is not trained the same readout. */
+static void test_readout(void) {
+    enum { FROM = 2, STEPS = 6 };
+    const double horizon = 3, blocks = 0.65, scalars = 0.25;
+    Config c = config_of("--preset speedrun --layers 2 --width 16 --heads 2 --seq-len 8 --vocab 50 "
+                         "--batch-size 2 --head-bias on",
+                         "--optimizer muon --ema-from 2 --ema-horizon 3 --ema-blend 0.65 "
+                         "--ema-blend-scalar 0.25 --freeze wproj");
+    static Model m, n;
+    static Run run;
+    int x[16], y[16];
+    Ckpt ckpt;
+    create(&m, &c);
+    randomise(&m);
+    draw_batch(&c, x, y, 16);
+    size_t size = elements(&m);
+    double *average = (double *)calloc(size, sizeof *average);
+    if (!average) die("out of memory");
+    for (int step = 0; step < STEPS; step++) {
+        check(m.p.ema_live == (step >= FROM), "the average lives after %d updates", step);
+        check(m.p.ema_live || !readout_begin(&m.p, &c), "a readout after %d updates", step);
+        train(&m, x, y, step);
+        const floatM *w = fetch(m.p.param, size);
+        for (size_t i = 0; i < size && step + 1 >= FROM; i++)
+            average[i] += ((double)w[i] - average[i]) / (step + 1 == FROM ? 1 : horizon);
+    }
+    floatM *w = fetch(m.p.param, size), *expected = fetch(m.p.param, size);
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m.p.r.t[id];
+        int blended = t->layers && t->role != ROLE_EMBED && id != T_WPROJ;
+        double b = t->role == ROLE_SCALAR ? scalars : blocks;
+        check((t->slot[SLOT_EMA].layers > 0) == blended, "%s has an average: %d",
+              t->layers ? t->name : "none", !blended);
+        for (size_t i = param_at(t); blended && i < param_at(t) + t->size; i++)
+            expected[i] = (floatM)((1 - b) * (double)w[i] + b * average[i]);
+    }
+    free(average);
+    check(readout_begin(&m.p, &c), "there is no readout");
+    refresh_weights(&m);
+    floatM *readout = fetch(m.p.param, size);
+    check(relative_l2_m(readout, expected, size, 0) < BY_BUILD(1e-14, 1e-6, 1e-6, 1e-6),
+          "the readout is %g from its definition", relative_l2_m(readout, expected, size, 0));
+    forward(&m, x, 2);
+    head_forward(&m, 0, 16);
+    size_t logits = (size_t)16 * m.s.Vp;
+    floatM *seen = fetch_x(m.a.logits, logits);
+    readout_end(&m.p);
+    refresh_weights(&m);
+    check(same_bits(fetch(m.p.param, size), w, size), "the weights do not come back");
+    check(relative_l2_m(readout, w, size, 0) > 1e-4, "the readout is the weights");
+
+    open_test_run(&run, &c, "readout");
+    if (!save_and_open(&run, &m, &ckpt)) return;
+    if (make_model(&n, &c, 0)) die("%s", err);
+    check(!load_parameters(&n.p, &ckpt, 0, err) && !load_readout(&n.p, &c, &ckpt, err), "%s", err);
+    refresh_weights(&n);
+    check(same_bits(fetch(n.p.param, size), readout, size), "the checkpoint has another readout");
+    forward(&n, x, 2);
+    head_forward(&n, 0, 16);
+    check(same_bits(fetch_x(n.a.logits, logits), seen, logits), "it gives other logits");
+    ckpt_close(&ckpt);
+    close_test_run(&run);
+    model_free(&m);
+    model_free(&n);
+    release();
+}
+
 static void test_accumulation_presets(void) {
     for (int i = 0; i < CONFIG_PRESETS; i++) test_accumulation(presets[i]);
 }
@@ -1760,6 +1831,10 @@ static void test_checkpoints(void) {
     test_checkpoint("--preset speedrun", "--optimizer muon");
     test_checkpoint("--preset llama", "--optimizer cm");
     test_checkpoint("--preset llama --init gpt2", "--mlp muonh --qk quack");
+    test_checkpoint("--preset speedrun", "--momentum-ages k-maxwell --momentum-ages-from 1 "
+                                         "--ema-from 1 --ema-horizon 3");
+    test_checkpoint("--preset gpt2", "--optimizer muon --momentum-ages bi-maxwell "
+                                     "--momentum-ages-from 3 --ema-from 3 --ema-blend-embed -1");
 }
 
 static void test_rule_changes(void) {
@@ -1769,6 +1844,10 @@ static void test_rule_changes(void) {
                      "starting anew: s.wfc.gate.radius", "not taken over: s.wfc.gate.v", 1);
     test_rule_change("--optimizer muon", "--optimizer cm --qk quack",
                      "starting anew: s.wqkv.k.initial", "", 1);
+    test_rule_change("--optimizer muon", "--optimizer muon --momentum-ages 2:0.5,30:0.5",
+                     "starting anew: s.wqkv.q.m1, s.wqkv.k.m1", "", 1);
+    test_rule_change("--optimizer muon --momentum-ages bi-maxwell", "--optimizer muon",
+                     "not taken over: s.wqkv.q.m1", "", 1);
     test_rule_change("--optimizer muon", "--optimizer muon --mlp adamw --lr 0.002",
                      "starting anew: s.wfc.gate.v", "", 0);
 }
@@ -1802,7 +1881,7 @@ static void test_shards(void) {
         TEST(memory_presets), TEST(recompute_values), TEST(update_rules), TEST(train_step),        \
         TEST(scratch), TEST(checkpoints), TEST(version_1), TEST(version_1_change),                 \
         TEST(rule_changes), TEST(state_shape), TEST(rules_in_roles), TEST(frozen),                 \
-        TEST(freeze_errors), TEST(freeze_resume), TEST(shards)
+        TEST(freeze_errors), TEST(freeze_resume), TEST(shards), TEST(readout)
 
 /* Runs the tests of a table, which save into a folder of their own. */
 static void run_in_folder(const Test *tests, int count, int argc, char **argv) {

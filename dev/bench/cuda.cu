@@ -585,7 +585,7 @@ static void bench_model(const Model *m) {
         char label[96];
         u[i].arena.p = room;
         u[i].arena.size = arena;
-        PlanState s = {p, g, first, second, &u[i].arena, 1e-3, 0.95, 1, 10, NULL};
+        PlanState s = {p, g, first, second, &u[i].arena, {1e-3, 1e-3}, 0.95, 1, 10, NULL};
         u[i].s = s;
         for (int part = 0; part < PARTS; part++) {
             ms[part] = time_ms([&] { update_part(&u[i], part); }, 0);

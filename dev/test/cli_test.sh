@@ -239,6 +239,26 @@ test_other_rules() {
     check "other rules, back: the state that is left out is not named" has err 'not taken over: s.wfc.v, s.wproj.v$'
 }
 
+# A run may begin a mixed momentum and the readout when it is resumed. Averages that are late begin then.
+test_other_averages() {
+    ten_steps
+    train --run a --resume --steps 12 --momentum-ages bi-maxwell --ema-from 4 --checkpoint-every 1
+    check "other averages: exit status $?" [ $? -eq 0 ]
+    check "other averages: those that start anew are not named" has err 'starting anew: e.norm0_w, .*s.wqkv.q.m1, '
+    check "other averages: their beginning is not printed" has out '^momentum 2 averages of the gradient from update 0'
+    check "other averages: the readout is not printed" has out '^readout '
+    train --run a --resume --steps 13
+    check "other averages: a further resume: exit status $?" [ $? -eq 0 ]
+    check "other averages: a further resume starts something anew" not has err 'anew'
+    check "a sample from averages" generate --run a --tokens 4
+    train --run a --resume --steps 14 --ema-from 0 --momentum-ages ''
+    check "no averages any more: exit status $?" [ $? -eq 0 ]
+    check "no averages any more: they are not named" has err 'not taken over: e.norm0_w, .*s.wqkv.q.m1'
+    train --run a --resume --steps 20 --ema-from 18
+    check "averages to come: exit status $?" [ $? -eq 0 ]
+    check "averages to come start anew" not has err 'anew'
+}
+
 # A new rule of the embeddings has its own rate, and AdamW that of the run's preset.
 test_other_embed() {
     rm -rf runs/a
@@ -765,7 +785,9 @@ test_kill() {
 
     threads=2
     train --data text.txt --threads 2 --dry-run --layers 1 --width 32 --heads 2 || threads=1
-    flags="$two_layers --threads $threads --keep-checkpoints 3"
+    # Several averages of the gradient begin in the middle, and so does one of the weights.
+    flags="$two_layers --threads $threads --keep-checkpoints 3 --momentum-ages k-maxwell --momentum-ages-from 8 \
+        --ema-from 11 --ema-horizon 5 --decay-schedule lr --weight-decay 0.1 --lr-phases 0:0.5,9:1"
     begin
     start $flags
     random 20

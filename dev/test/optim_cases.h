@@ -164,6 +164,8 @@ static inline Step step_of(RuleId rule, const OptimOptions *o, double lr, double
     s.lr = lr;
     s.weight_decay = wd;
     s.momentum = o->momentum;
+    s.beta1 = o->adam_beta1;
+    s.beta2 = o->adam_beta2;
     s.gscale = 1;
     s.coupling_age = 1;
     return s;

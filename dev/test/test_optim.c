@@ -1288,6 +1288,96 @@ static void test_momentum(void) {
           "momentum options are ignored");
 }
 
+/* A momentum mixed from averages of several ages against its definition: the weight of every
+   gradient that it has seen, summed in double. The averages begin at update FROM as copies of the
+   single one, and their weights move from update FROM to update UNTIL. */
+static void test_ages(void) {
+    enum { FROM = 3, UNTIL = 7, STEPS = 10, K = 3, N = 35 };
+    const double mu = 0.9, ages[K] = {2, 9, 40}, gscale = 0.5;
+    MomentumAges a = {.n = K, .from = FROM, .until = UNTIL};
+    const double first[K] = {0.2, 0.3, 0.5}, last[K] = {0.7, 0.25, 0.05};
+    for (int k = 0; k < K; k++) {
+        a.decay[k] = ages[k] / (ages[k] + 1);
+        a.first[k] = first[k];
+        a.last[k] = last[k];
+    }
+    for (int nesterov = 0; nesterov < 2; nesterov++) {
+        OptimOptions o = default_options();
+        o.momentum = mu;
+        o.nesterov = nesterov ? NESTEROV_ON : NESTEROV_OFF;
+        floatM *m[K], *u = take_m(N), *g[STEPS];
+        for (int k = 0; k < K; k++) m[k] = normals_m(N, k ? 9 : 0); /* older ones are not read */
+        for (int t = 0; t < STEPS; t++) {
+            g[t] = normals_m(N, 1);
+            Step s = step_of(RULE_MUON, &o, 1, 0);
+            Leg l = leg_of(mat_dense(NULL, 1, 5, 7), mat_dense(g[t], 1, 5, 7),
+                           mat_dense(m[0], 1, 5, 7), 0, 0);
+            for (int k = 1; k < K; k++) l.older[k - 1] = mat_dense(m[k], 1, 5, 7);
+            l.begins = t == FROM ? 3 : 0;
+            s.gscale = gscale;
+            momentum_ages_at(&s, &a, t);
+            momentum_step(mat_dense(u, 1, 5, 7), &s, &l, momentum_of(&o, 0, mu));
+            double way = fmin(1, (double)(t - FROM) / (UNTIL - FROM)), worst = 0;
+            for (int i = 0; i < N; i++) {
+                double mix = 0, own = gscale * (double)g[t][i];
+                for (int k = 0; k < K; k++) {
+                    double w = t < FROM ? k == 0 : (1 - way) * first[k] + way * last[k];
+                    for (int j = 0; j <= t; j++) {
+                        double d = t < FROM ? mu : ages[k] / (ages[k] + 1);
+                        double kept = j < FROM && t >= FROM
+                                          ? pow(mu, FROM - 1 - j) * (1 - mu) * pow(d, t - FROM + 1)
+                                          : (1 - d) * pow(d, t - j);
+                        mix += w * kept * gscale * (double)g[j][i];
+                    }
+                }
+                double expected = nesterov ? mu * mix + (1 - mu) * own : mix;
+                worst = fmax(worst, fabs(expected - (double)u[i]));
+            }
+            check(worst < TOL(1e-6, 1e-14), "update %d, nesterov %d: the mix is off by %g", t,
+                  nesterov, worst);
+        }
+        release();
+    }
+    /* The published lists: decays and mean ages. */
+    static const struct {
+        const char *name;
+        int n;
+        double decay[2], age[2];
+    } lists[] = {{"bi-maxwell", 2, {0.85, 0.98}, {30, 30}},
+                 {"k-maxwell", 8, {0.75, 64.0 / 65}, {58, 26}}};
+    for (int i = 0; i < 2; i++) {
+        char err[ERR_LEN] = "";
+        Config c;
+        flags_defaults(config_flags, CONFIG_FLAGS, &c);
+        snprintf(c.momentum_ages, sizeof c.momentum_ages, "%s", lists[i].name);
+        c.momentum_ages_from = 1000;
+        c.steps = 3250;
+        check(!config_resolve_ages(&c, err), "%s: %s", lists[i].name, err);
+        const MomentumAges *p = &c.optim.ages;
+        double mean[2] = {0, 0};
+        for (int k = 0; k < p->n; k++) {
+            double age = p->decay[k] / (1 - p->decay[k]);
+            mean[0] += p->first[k] * age;
+            mean[1] += p->last[k] * age;
+            if (k > 1)
+                check(relative_error((1 / (1 - p->decay[k]) - 1) / (1 / (1 - p->decay[k - 1]) - 1),
+                                     pow(64.0 / 3, 1.0 / 7), 0) < 1e-12,
+                      "ages %d and %d of %s", k - 1, k, lists[i].name);
+        }
+        check(p->n == lists[i].n && fabs(p->decay[0] - lists[i].decay[0]) < 1e-15 &&
+                  fabs(p->decay[p->n - 1] - lists[i].decay[1]) < 1e-15 &&
+                  fabs(mean[0] - lists[i].age[0]) < 0.05 &&
+                  fabs(mean[1] - lists[i].age[1]) < 0.05 && p->from == 1000 && p->until == 3250,
+              "%s: %d averages of mean age %g, then %g", lists[i].name, p->n, mean[0], mean[1]);
+        Step s = step_of(RULE_MUON, &c.optim, 1, 0);
+        momentum_ages_at(&s, p, 999);
+        check(s.ages == 0, "%s before its first update", lists[i].name);
+        momentum_ages_at(&s, p, 2125); /* half of the way */
+        check(s.ages == p->n && fabs(s.weight[1] - (p->first[1] + p->last[1]) / 2) < 1e-12,
+              "%s half of the way", lists[i].name);
+    }
+}
+
 /* A step with gscale, the factor of gradient clipping, equals a step with the gradient times
    gscale. */
 static void test_gscale(void) {
@@ -1557,7 +1647,8 @@ static void expect_adamw(Expected *e, TensorId id, int first, int rows, double l
     paste(e->r, id, first, rows, e->v, v);
 }
 
-/* Muon on `parts` blocks of rows (axis 1: of columns), or on the whole matrix if parts is 0. */
+/* Clipping, the factor gscale, leaves Muon and CM alone.
+   Muon on `parts` blocks of rows (axis 1: of columns), or on the whole matrix if parts is 0. */
 static void expect_muon(Expected *e, TensorId id, int first, int rows, int parts, int axis) {
     int cols = e->r->t[id].cols, layers = e->r->t[id].layers;
     floatM *p = cut(e->r, id, first, rows, e->p), *g = cut(e->r, id, first, rows, e->g);
@@ -1566,7 +1657,7 @@ static void expect_muon(Expected *e, TensorId id, int first, int rows, int parts
         size_t at = (size_t)l * rows * cols;
         Leg leg = leg_of(mat_dense(p + at, 1, rows, cols), mat_dense(g + at, 1, rows, cols),
                          mat_dense(m + at, 1, rows, cols), parts, axis);
-        muon_update(leg, &e->c->optim, e->beta, e->c->lr * e->scale, e->c->weight_decay, e->gscale);
+        muon_update(leg, &e->c->optim, e->beta, e->c->lr * e->scale, e->c->weight_decay, 1);
     }
     paste(e->r, id, first, rows, e->p, p);
     paste(e->r, id, first, rows, e->m, m);
@@ -1595,7 +1686,7 @@ static void expect_cm(Expected *e, TensorId id, int rows, int output, int shared
         }
         OptimOptions o = c->optim;
         o.momentum = e->beta;
-        legs_step_scaled(&legs, &o, c->lr * e->scale, c->weight_decay, e->gscale);
+        legs_step_scaled(&legs, &o, c->lr * e->scale, c->weight_decay, 1);
     }
     for (int leg = 0; leg < 2; leg++) {
         paste(e->r, ids[leg], first[leg], shape_rows[leg], e->p, p[leg]);
@@ -1682,7 +1773,7 @@ static double plan_error(const char *flags, char *worst_name, size_t size, float
     double worst = 0;
     for (int step = 1; step <= 2; step++) {
         floatM *g = normals_m(r.size[SLOT_PARAM], 0.01);
-        PlanState s = {p, g, m, v, &arena, 0.5, 0.8, 1.5, step, NULL};
+        PlanState s = {p, g, m, v, &arena, {0.5, 0.5}, 0.8, 1.5, step, NULL};
         plan_step(&plan, &r, c, &s);
         e.g = copy_of(g, r.size[SLOT_PARAM]);
         e.step = step;
@@ -1892,6 +1983,24 @@ static void test_schedules(void) {
 #undef AT
     s.momentum_warmup = 0;
     s.momentum_start = 0.85;
+    /* Phases multiply, a rate's group has its own, and a jump is two items at one step. */
+    char err[ERR_LEN] = "";
+    s.kind = SCHEDULE_CONSTANT;
+    check(!phases_parse(&s.phases[RATE_BLOCKS], "lr-phases", "0:0.5,10:1,20:1,20:0.25,40:0", err) &&
+              !phases_parse(&s.phases[RATE_REST], "lr-phases-rest", "5:2", err),
+          "phases: %s", err);
+    static const double blocks[][2] = {{0, 0.5},   {5, 0.75},   {10, 1}, {15, 1}, {19, 1},
+                                       {20, 0.25}, {30, 0.125}, {40, 0}, {99, 0}};
+    for (int i = 0; i < (int)(sizeof blocks / sizeof *blocks); i++)
+        check(fabs(schedule_lr(&s, (int)blocks[i][0]) - blocks[i][1]) < 1e-12 &&
+                  schedule_lr_of(&s, RATE_REST, (int)blocks[i][0]) == 2,
+              "phases at %g: %g, not %g", blocks[i][0], schedule_lr(&s, (int)blocks[i][0]),
+              blocks[i][1]);
+    s.kind = SCHEDULE_TRAPEZOID;
+    s.steps = 100;
+    s.cooldown = 1;
+    check(fabs(schedule_lr(&s, 5) - 0.95 * 0.75) < 1e-12, "phases of a trapezoid");
+    memset(s.phases, 0, sizeof s.phases);
     check(schedule_momentum(&s, 0, 0.95) == 0.95, "momentum without warm-up");
     s.momentum_warmup = 300;
     check(fabs(schedule_momentum(&s, 0, 0.95) - 0.85) < 1e-15 &&
@@ -1916,11 +2025,12 @@ static void test_operations(void) {
 }
 
 static const Test tests[] = {
-    TEST(operations),  TEST(fixtures),   TEST(msign),    SLOW_TEST(invroot),     TEST(definition),
-    TEST(dial),        TEST(covariance), TEST(bounds),   TEST(equivariance),     TEST(reductions),
-    TEST(invariances), TEST(optimality), TEST(momentum), TEST(gscale),           TEST(renorm),
-    TEST(nothing),     TEST(muon_scale), TEST(scale),    TEST(adam_without_eps), TEST(plan),
-    TEST(plan_cover),  TEST(schedules)};
+    TEST(operations),   TEST(fixtures),   TEST(msign),       SLOW_TEST(invroot),
+    TEST(definition),   TEST(dial),       TEST(covariance),  TEST(bounds),
+    TEST(equivariance), TEST(reductions), TEST(invariances), TEST(optimality),
+    TEST(momentum),     TEST(ages),       TEST(gscale),      TEST(renorm),
+    TEST(nothing),      TEST(muon_scale), TEST(scale),       TEST(adam_without_eps),
+    TEST(plan),         TEST(plan_cover), TEST(schedules)};
 
 int main(int argc, char **argv) {
     char err[ERR_LEN] = "";

@@ -43,11 +43,21 @@ static void run_build(Run *run) {
     run->v = take_m(run->plan.state_size);
 }
 
-static void run_step(Run *run, int step) {
-    PlanState s = {run->p, run->g, run->m, run->v, &run->arena, 1, run->c.optim.momentum,
-                   1,      step,   NULL};
+/* Update number `step`, with learning rates times `scale` and gradients times gscale. */
+static void run_step_scaled(Run *run, int step, double scale, double gscale) {
+    PlanState s = {.param = run->p,
+                   .grad = run->g,
+                   .moment = run->m,
+                   .state = run->v,
+                   .arena = &run->arena,
+                   .lr_scale = {scale, scale},
+                   .momentum = run->c.optim.momentum,
+                   .gscale = gscale,
+                   .step = step};
     plan_step(&run->plan, &run->r, &run->c, &s);
 }
+
+static void run_step(Run *run, int step) { run_step_scaled(run, step, 1, 1); }
 
 static Run run_of(const char *flags) {
     char err[ERR_LEN] = "";
@@ -117,8 +127,8 @@ static void circuit_case(const Fixture *fx, const char *name, const char *rule, 
     run.c.vocab = 8;
     set_case_options(&run.c, fx, name);
     if (adam) {
-        run.c.optim.adam_beta1 = case_number(fx, name, "beta1");
-        run.c.optim.adam_beta2 = case_number(fx, name, "beta2");
+        run.c.optim.adam_beta1 = run.c.optim.adam_beta1_blocks = case_number(fx, name, "beta1");
+        run.c.optim.adam_beta2 = run.c.optim.adam_beta2_blocks = case_number(fx, name, "beta2");
         run.c.optim.adam_eps = case_number(fx, name, "eps");
         run.c.optim.per_mat_renorm = case_is(fx, name, "renorm", "1");
     }
@@ -1550,6 +1560,55 @@ static void test_lion(void) {
     release();
 }
 
+/* Three steps of NorMuon along the longer side against its definition, from the signs that Muon
+   takes: the second moments of rows of tall and square matrices, and of columns of wide ones. */
+static void test_normuon_long(void) {
+    static const int shapes_of[][2] = {{8, 5}, {5, 8}, {6, 6}};
+    for (int i = 0; i < 3; i++) {
+        int rows = shapes_of[i][0], cols = shapes_of[i][1], n = rows * cols, wide = rows < cols;
+        int lines = wide ? cols : rows;
+        OptimOptions o = default_options();
+        draw_for("normuon long");
+        floatM *w[2] = {take_m((size_t)n), NULL}, *m[2] = {take_m((size_t)n), take_m((size_t)n)};
+        floatM *v = take_m((size_t)lines);
+        double x[64] = {0}, second[8] = {0};
+        for (int step = 1; step <= 3; step++) {
+            floatM *g = normals_m((size_t)n, 1);
+            w[1] = take_m((size_t)n); /* becomes minus the scaled sign */
+            for (int rule = 0; rule < 2; rule++) {
+                Step s = step_of(rule ? RULE_MUON : RULE_NORMUON_LONG, &o, 1, 0);
+                s.leg[0] = leg_of(mat_dense(w[rule], 1, rows, cols), mat_dense(g, 1, rows, cols),
+                                  mat_dense(m[rule], 1, rows, cols), 0, 0);
+                s.leg[0].age = step;
+                if (!rule) s.leg[0].state[0] = v;
+                run_step_of(s);
+            }
+            double before = 0, after = 0, u[64];
+            for (int e = 0; e < n; e++) {
+                u[e] = -(double)w[1][e] / muon_scale(&o, rows, cols);
+                before += u[e] * u[e];
+            }
+            for (int line = 0; line < lines; line++) {
+                double mean = 0;
+                for (int e = 0; e < n; e++)
+                    if ((wide ? e % cols : e / cols) == line) mean += u[e] * u[e] * lines / n;
+                second[line] = o.normuon_beta2 * second[line] + (1 - o.normuon_beta2) * mean;
+            }
+            for (int e = 0; e < n; e++) {
+                u[e] /= sqrt(second[wide ? e % cols : e / cols]);
+                after += u[e] * u[e];
+            }
+            for (int e = 0; e < n; e++)
+                x[e] -= muon_scale(&o, rows, cols) * sqrt(before / after) * u[e];
+        }
+        double worst = 0;
+        for (int e = 0; e < n; e++) worst = fmax(worst, fabs(x[e] - (double)w[0][e]));
+        check(worst < TOL(1e-5, 1e-7), "%d x %d: NorMuon along the longer side is off by %g", rows,
+              cols, worst);
+        release();
+    }
+}
+
 /* Compares the parameters after two steps of rules that are equal: to the bit, or up to the
    rounding of sums in another order. */
 static void check_equal_rules(const char *const rules[2], double bound) {
@@ -1701,6 +1760,22 @@ static void test_refusals(void) {
         {"--ov muon-group --head-group 4 --kv-heads 2", "must divide 4 and 2"},
         {"--ov quack", "--ov"},
         {"--mlp cm", "--mlp"},
+        {"--momentum-ages 5", "--momentum-ages: \"5\" is not of the form AGE:WEIGHT"},
+        {"--momentum-ages 5:0.5:0.5:1", "is not of the form"},
+        {"--momentum-ages 5:1,", "missing at the end"},
+        {"--momentum-ages ,5:1", "is not of the form"},
+        {"--momentum-ages 5:1:", "is not of the form"},
+        {"--momentum-ages 5:x", "is not of the form"},
+        {"--momentum-ages -5:1", "an age is not negative"},
+        {"--momentum-ages 5:0.4,9:0.5", "add up to 0.9"},
+        {"--momentum-ages 5:0.4:0.5,9:0.6:0.6", "at the end add up to 1.1"},
+        {"--momentum-ages 1:0.1,2:0.1,3:0.1,4:0.1,5:0.1,6:0.1,7:0.1,8:0.1,9:0.2", "at most 8"},
+        {"--momentum-ages bi-maxwell --momentum-form sum", "set --momentum-form ema"},
+        {"--momentum-ages bi-maxwell --momentum-form released", "set --momentum-form ema"},
+        {"--momentum-ages bi-maxwell --momentum-reproject write_back", "--momentum-reproject copy"},
+        {"--lr-phases 10:1,5:1", "5 stands behind 10"},
+        {"--lr-phases 10:-1", "not negative"},
+        {"--lr-phases-rest 10", "--lr-phases-rest: \"10\""},
         {"--connection gauge", "--connection"},
         {"--momentum-reproject on", "--momentum-reproject"},
     };
@@ -1720,6 +1795,11 @@ static void test_refusals(void) {
         "--momentum-reproject write_back",
         "--qk quack --quack-base adamw --quack-tau 0.1",
         "--scale rms --momentum-form sum --msign quintic5 --optimizer muon",
+        "--momentum-ages bi-maxwell --momentum-form released --optimizer muon",
+        "--momentum-ages k-maxwell --momentum-reproject copy --momentum-ages-from 900",
+        "--momentum-ages 5:1",
+        "--lr-phases 10:1 --lr-phases-rest 0:0,0:1",
+        "--qk normuon-long --mlp normuon-long --init torch",
         "--log-groups"};
     Config c;
     for (int i = 0;
@@ -1750,6 +1830,153 @@ static void test_refusals(void) {
     o.method = METHOD_JOINT;
     check(!optim_check(&o, 0, 4, 4, err) && optim_check(&o, 1, 4, 4, err) == -1,
           "joint with hybrid");
+}
+
+/* Two steps of a rule in a role under flags, each clipped by gscale; by-products are left in
+   *run. */
+static floatM *two_steps(Run *run, const RuleRole *role, const Rule *rule, int circuit,
+                         const char *flags, double gscale) {
+    char text[512];
+    snprintf(text, sizeof text,
+             "--layers 2 --width 24 --heads 4 --kv-heads 2 --head-dim 8 --seq-len 10 --pos learned "
+             "--tied off --init gpt2 %s %s %s %s",
+             role->flag, rule->flag, circuit ? "--circuit on" : "", flags);
+    *run = run_of(text);
+    draw_for("two steps");
+    for (size_t i = 0; i < run->r.size[SLOT_PARAM]; i++) run->p[i] = (floatM)(0.3 * normal());
+    for (int step = 1; step <= 2; step++) {
+        for (size_t i = 0; i < run->r.size[SLOT_PARAM]; i++) run->g[i] = (floatM)(0.01 * normal());
+        run_step_scaled(run, step, 1, gscale);
+    }
+    return run->p;
+}
+
+/* How far the entries of a role differ in two runs of one plan; the others are left out. */
+static double entries_distance(const RuleRole *role, const Run *a, const Run *b) {
+    double worst = 0;
+    for (int i = 0; i < a->plan.n; i++) {
+        const PlanEntry *e = &a->plan.e[i];
+        if (!strstr(role->entries, e->name[0])) continue;
+        for (int leg = 0; leg < e->legs; leg++)
+            for (int l = 0; l < a->r.t[e->part[leg].id].layers; l++) {
+                const Tensor *t = &a->r.t[e->part[leg].id];
+                size_t at =
+                    t->slot[SLOT_PARAM].at + ((size_t)l * t->rows + e->part[leg].first) * t->cols;
+                worst = fmax(worst,
+                             distance(a->p + at, b->p + at, (size_t)e->part[leg].rows * t->cols));
+            }
+    }
+    return worst;
+}
+
+/* A rule that takes signs does not see clipping, to the bit. Its momentum may be mixed: from one
+   average of the age of --momentum it is that average; the averages change the second step and not
+   the first, where every average is one gradient; and they have names. The other rules see
+   clipping and no averages. */
+static void check_ages_and_clipping(const RuleRole *role, const Rule *rule, int circuit) {
+    Run plain, clipped, one, mixed;
+    const Rule *base = rule->couple ? &rule_table[RULE_MUON] : rule;
+    int signs = (base->traits & TAKES_SIGN) != 0;
+    two_steps(&plain, role, rule, circuit, "", 1);
+    two_steps(&clipped, role, rule, circuit, "", 0.37);
+    double e = entries_distance(role, &plain, &clipped);
+    check(!signs || e == 0, "%s %s: clipping moves the weights by %g", role->flag, rule->flag, e);
+    e = distance(plain.m, clipped.m, plain.r.size[SLOT_PARAM]);
+    check(e > 0.1, "%s %s: clipping moves no moment", role->flag, rule->flag);
+
+    two_steps(&one, role, rule, circuit, "--momentum-ages 19:1", 1);
+    e = entries_distance(role, &plain, &one);
+    check(e < TOL(2e-5, 1e-11), "%s %s: one average of age 19 is %g from momentum 0.95", role->flag,
+          rule->flag, e);
+    check(one.plan.states == plain.plan.states, "%s %s: one average has states", role->flag,
+          rule->flag);
+    two_steps(&mixed, role, rule, circuit, "--momentum-ages 1:0.25,19:0.25,40:0.5", 1);
+    e = entries_distance(role, &plain, &mixed);
+    check(signs ? e > 1e-5 : e == 0, "%s %s: three averages move the weights by %g", role->flag,
+          rule->flag, e);
+    int named = 0, legs = 0;
+    for (int i = 0; i < mixed.plan.states; i++) {
+        const char *end = strrchr(mixed.plan.state[i].name, '.');
+        named += !strcmp(end, ".m1") || !strcmp(end, ".m2");
+    }
+    for (int i = 0; i < mixed.plan.n; i++)
+        legs += rule_table[mixed.plan.e[i].rule].traits & TAKES_SIGN ? mixed.plan.e[i].legs : 0;
+    check(named == 2 * legs, "%s %s: %d states of averages for %d legs", role->flag, rule->flag,
+          named, legs);
+    /* An average of age 19 that begins as a copy after one update of the single one goes on as that
+       would. */
+    two_steps(&mixed, role, rule, circuit,
+              "--momentum-ages 1:0.25,19:0.25,40:0.5 --momentum-ages-from 1", 1);
+    for (int i = 0; i < mixed.plan.states; i++) {
+        const StateTensor *s = &mixed.plan.state[i];
+        if (strcmp(strrchr(s->name, '.'), ".m1")) continue;
+        Mat M = part_view(&plain.r, s->part, plain.m);
+        floatM *copy = take_m(s->size);
+        la_copy(mat_dense(copy, M.n0, M.rows, M.cols), M);
+        e = distance(mixed.v + s->at, copy, s->size);
+        check(e < TOL(1e-6, 1e-14), "%s %s: %s is %g from the single average", role->flag,
+              rule->flag, s->name, e);
+    }
+    two_steps(&mixed, role, rule, circuit,
+              "--momentum-ages 1:0.25,19:0.25,40:0.5 --momentum-ages-from 2", 1);
+    e = entries_distance(role, &plain, &mixed);
+    check(e == 0, "%s %s: averages that begin later move the weights by %g", role->flag, rule->flag,
+          e);
+    release();
+}
+
+static void test_ages_and_clipping(void) { each_rule(check_ages_and_clipping); }
+
+/* Weight decay without gradients: the factor is 1 - lr m decay, and with --decay-schedule lr
+   1 - lr m^2 decay, where m is what the schedule makes of the rate. The rest has phases of its own.
+   */
+static void test_decay_schedule(void) {
+    for (int scheduled = 0; scheduled < 2; scheduled++) {
+        Run run = run_of(scheduled ? "--layers 2 --width 24 --heads 4 --seq-len 8 --optimizer muon "
+                                     "--lr 0.1 --lr-embed 0.2 --weight-decay 0.5 "
+                                     "--weight-decay-embed 0.25 --decay-schedule lr"
+                                   : "--layers 2 --width 24 --heads 4 --seq-len 8 --optimizer muon "
+                                     "--lr 0.1 --lr-embed 0.2 --weight-decay 0.5 "
+                                     "--weight-decay-embed 0.25");
+        for (size_t i = 0; i < run.r.size[SLOT_PARAM]; i++) run.p[i] = 1;
+        PlanState s = {.param = run.p,
+                       .grad = run.g,
+                       .moment = run.m,
+                       .state = run.v,
+                       .arena = &run.arena,
+                       .lr_scale = {0.5, 0.125},
+                       .momentum = 0.9,
+                       .gscale = 1,
+                       .step = 1};
+        plan_step(&run.plan, &run.r, &run.c, &s);
+        double block = 1 - 0.1 * 0.5 * 0.5 * (scheduled ? 0.5 : 1),
+               embed = 1 - 0.2 * 0.125 * 0.25 * (scheduled ? 0.125 : 1);
+        check(fabs((double)run.p[run.r.t[T_WFC].slot[SLOT_PARAM].at] - block) < 1e-6 &&
+                  fabs((double)run.p[run.r.t[T_WTE].slot[SLOT_PARAM].at] - embed) < 1e-6,
+              "scheduled %d: decay to %g and %g, not %g and %g", scheduled,
+              (double)run.p[run.r.t[T_WFC].slot[SLOT_PARAM].at],
+              (double)run.p[run.r.t[T_WTE].slot[SLOT_PARAM].at], block, embed);
+        release();
+    }
+}
+
+/* AdamW's betas of the blocks are their own. */
+static void test_block_betas(void) {
+    Run run = run_of("--layers 2 --width 24 --heads 4 --seq-len 8 --optimizer adamw "
+                     "--adam-beta1 0.8 --adam-beta2 0.95 --adam-beta1-blocks 0.9 "
+                     "--adam-beta2-blocks 0.75");
+    for (size_t i = 0; i < run.r.size[SLOT_PARAM]; i++) run.g[i] = 2;
+    run_step(&run, 1);
+    for (int i = 0; i < run.plan.n; i++) {
+        const PlanEntry *e = &run.plan.e[i];
+        const Tensor *t = &run.r.t[e->part[0].id];
+        int block = t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP;
+        double m = (double)run.m[t->slot[SLOT_PARAM].at], v = (double)run.v[e->state[0][0]];
+        check(fabs(m - 2 * (block ? 0.1 : 0.2)) < 1e-6 &&
+                  fabs(v - 4 * (block ? 0.25 : 0.05)) < 1e-6,
+              "%s: moments %g and %g", e->name[0], m, v);
+    }
+    release();
 }
 
 /* The logged sizes of an update. The effective learning rate of Muon without a shape factor is its
@@ -1832,6 +2059,10 @@ static const Test tests[] = {TEST(operations),
                              SLOW_TEST(scale),
                              TEST(head_group),
                              TEST(lion),
+                             SLOW_TEST(ages_and_clipping),
+                             TEST(decay_schedule),
+                             TEST(block_betas),
+                             TEST(normuon_long),
                              TEST(rates)};
 
 int main(int argc, char **argv) {

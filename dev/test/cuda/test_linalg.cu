@@ -1088,7 +1088,7 @@ static void check_plan_copy(const char *flags) {
                    on_device<float>(h[2], r.size[SLOT_PARAM]),
                    on_device<float>(h[3], plan.state_size),
                    &arena,
-                   1,
+                   {1, 1},
                    0.9,
                    1,
                    1,
