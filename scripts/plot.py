@@ -4,6 +4,7 @@
     scripts/plot.py runs/a runs/b              loss over steps and time; picture in runs/plot.png
     scripts/plot.py runs/* -o compare.png
     scripts/plot.py runs/muon-s1 runs/muon-s2  seeds of one run: their mean with a min-max band
+    scripts/plot.py runs/a --reference curves/ --reference-only r36,r12     published curves behind it
     scripts/plot.py --from-csv results.csv --setting plain -o curves.png
     scripts/plot.py --from-csv results.csv --setting plain --rates -o rates.png
 
@@ -15,17 +16,22 @@ steps, without validation and checkpoints.
 --from-csv draws the runs on fresh seeds of a file by scripts/compare.py, an arm at one rate.
 --rates draws the final loss of the runs that chose the rate.
 
+--reference draws validation losses of CSV files over the steps, thin and grey: means with the band
+of lowest to highest run (step,n,val_loss_mean and perhaps val_loss_min and _max, or _std), or runs
+(run,step,val_loss). Of a folder's NAME.csv and NAME__mean.csv it takes the means, and it leaves out
+files without losses. --reference-only r36,r12 takes the files named so, or so and an underscore.
+
 An arm has its colour in every picture (scripts/style.py). Needs matplotlib.
 """
 
 import argparse
-import json
 import math
 import os
 import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import history
 import results
 import style
 
@@ -104,56 +110,10 @@ def after_start(points):
     return later or points
 
 
-def number_or_none(value):
-    """The value if it is a finite number that fp32 can hold, else None."""
-    right = type(value) in (int, float) and abs(value) <= results.GREATEST
-    return value if right else None
-
-
-def read_line(text):
-    """A line of a log: {step, tokens, train_loss, val_loss, ms}, where the last three may be None.
-    Raises ValueError if it is none."""
-    line = results.log_line(text) or {}
-    numbers = {
-        key: number_or_none(line.get(key))
-        for key in ("step", "tokens", "train_loss", "val_loss", "ms")
-    }
-    if numbers["step"] is None or numbers["tokens"] is None:
-        raise ValueError
-    return numbers
-
-
-def read_lines(log):
-    """The whole lines of a log."""
-    lines = []
-    with open(log, encoding="utf-8", errors="replace") as f:
-        for number, text in enumerate(f, 1):
-            try:
-                lines.append(read_line(text))
-            except ValueError:
-                # The log of a running or killed run may end within a line.
-                if text.endswith("\n"):
-                    print(f"warning: {log}:{number} is not a log line, left out", file=sys.stderr)
-    return lines
-
-
-def find_log(path):
-    """The log of a run, or of its folder."""
-    log = path if os.path.isfile(path) else os.path.join(path, "log.jsonl")
-    if os.path.exists(log):
-        return log
-    where = os.path.dirname(path) or "."
-    known = sorted(os.listdir(where)) if os.path.isdir(where) else []
-    known = [d for d in known if os.path.exists(os.path.join(where, d, "log.jsonl"))]
-    hint = f"; runs in {where}: {', '.join(known)}" if known else ""
-    return fail(f"there is no run in {path}: {log} does not exist{hint}")
-
-
 def seed_of(log):
     """The seed of the run of a log, from the run.json beside it, or None."""
     try:
-        with open(os.path.join(os.path.dirname(log), "run.json"), encoding="utf-8") as f:
-            return json.load(f)["flags"]["seed"]
+        return history.record_of(log)["flags"]["seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -161,22 +121,27 @@ def seed_of(log):
 def read_run(path):
     """The run of a folder or of a log.jsonl."""
     path = os.path.normpath(path)
-    log = find_log(path)
+    try:
+        log = history.find_log(path)
+        lines = history.log_lines(log)
+    except (OSError, ValueError) as problem:
+        fail(str(problem))
     points = {"train_loss": [], "val_loss": []}
     seconds, last_step, times = 0.0, 0, []
-    for line in read_lines(log):
-        step, ms = line["step"], line["ms"]
+    for line in lines:
+        step, ms = line["step"], history.number_or_none(line.get("ms"))
         # A log may skip steps. `ms` is the time of one step.
         seconds += (ms or 0) / 1000 * max(step - last_step, 0)
         last_step = step
         if ms:
             times.append(ms)
         for key, of_key in points.items():
-            if line[key] is not None:
-                of_key.append((step, line["tokens"], seconds, line[key]))
+            loss = history.number_or_none(line[key])
+            if loss is not None:
+                of_key.append((step, line["tokens"], seconds, loss))
     if not points["train_loss"] and not points["val_loss"]:
         fail(f"the run {path} has no losses yet")
-    name = os.path.basename(os.path.dirname(os.path.abspath(log)))
+    name = history.name_of(log)
     val = points["val_loss"]
     return {
         "name": name,
@@ -284,6 +249,104 @@ def groups_of_rows(rows, order):
             "the rate"
         )
     return groups
+
+
+# ---- reference curves
+#
+# A reference is a dictionary: label, steps, and arrays mean, low and high (None without a band);
+# band says what low and high are, and text what the last step has.
+
+
+def stem_of(path):
+    """The name of a reference's file, without the parts that all have."""
+    name = os.path.splitext(os.path.basename(path))[0]
+    return name.removesuffix("__mean").removeprefix("extra_")
+
+
+def reference_label(path):
+    """r36_tuned_muon_n10__mean.csv: "#36 tuned muon"; the number is that of a list of records."""
+    words = re.sub(r"_n[0-9]+$", "", stem_of(path)).split("_")
+    number = re.fullmatch(r"r0*([0-9]+)([a-z]*)", words[0])
+    if number:
+        words[0] = f"#{number[1]}{number[2]}"
+    return " ".join(words)
+
+
+def files_of_folder(folder):
+    """The CSV files of a folder that have losses; of NAME.csv and NAME__mean.csv the latter."""
+    names = sorted((name for name in os.listdir(folder) if name.endswith(".csv")), key=stem_of)
+    means = {name.removesuffix("__mean.csv") for name in names if name.endswith("__mean.csv")}
+    paths = [os.path.join(folder, n) for n in names if n.removesuffix(".csv") not in means]
+    return [path for path in paths if history.form_of(history.rows_of(path)[0])]
+
+
+def chosen_references(paths, only):
+    """The files of --reference and --reference-only."""
+    files = []
+    for path in paths:
+        found = files_of_folder(path) if os.path.isdir(path) else [path]
+        if not found:
+            raise ValueError(f"{path} has no CSV file with losses: step,n,val_loss_mean or run,step,val_loss")
+        files += found
+    for name in only:
+        if not any(f"{stem_of(path)}_".startswith(f"{name}_") for path in files):
+            raise ValueError(
+                f"there is no reference {name}; there are {', '.join(map(stem_of, files))}"
+            )
+    return [
+        path
+        for path in files
+        if not only or any(f"{stem_of(path)}_".startswith(f"{name}_") for name in only)
+    ]
+
+
+def read_reference(path):
+    curve = history.mean_curve(history.read_table(path))
+    steps = sorted(step for step in curve if step > 0)
+    if not steps:
+        raise ValueError(f"{path} has no step after 0")
+    points = [curve[step] for step in steps]
+    mean = np.array([p["mean"] for p in points])
+    low = high = band = None
+    if all(p["low"] is not None and p["high"] is not None for p in points):
+        low, high = (np.array([p[key] for p in points]) for key in ("low", "high"))
+        band = "lowest to highest run"
+    elif any(p["std"] is not None for p in points):
+        std = np.array([p["std"] or 0 for p in points])
+        low, high, band = mean - std, mean + std, "standard deviation"
+    last = points[-1]
+    text = f"{last['mean']:.4f}"
+    if last["std"] is not None:
+        text += f" ± {last['std']:.4f}"
+    return {
+        "label": reference_label(path),
+        "steps": np.array(steps),
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "band": band if max(p["n"] for p in points) > 1 else None,
+        "text": f"{text}, {last['n']} run{'s' if last['n'] > 1 else ''}, step {steps[-1]}",
+    }
+
+
+def references_of(args):
+    try:
+        files = chosen_references(args.reference or [], split(args.reference_only))
+        return [read_reference(path) for path in files]
+    except (OSError, ValueError) as problem:
+        return fail(str(problem))
+
+
+def within(references, last):
+    """The references that have a step up to `last`."""
+    for reference in references:
+        if reference["steps"][0] > last:
+            print(
+                f"warning: {reference['label']} begins at step {reference['steps'][0]}, and the "
+                f"runs end at {last}: left out",
+                file=sys.stderr,
+            )
+    return [reference for reference in references if reference["steps"][0] <= last]
 
 
 # ---- curves
@@ -665,7 +728,7 @@ def can_compare(groups):
     return any(difference(runs, base) is not None for runs in others)
 
 
-def notes_of(groups, pairs, note):
+def notes_of(groups, references, pairs, note):
     """What the lines and bands are, and whether times are those of a loaded machine."""
     text = "Bold lines with markers: validation. Light lines: training, smoothed."
     if any(len(runs) > 1 for runs in groups.values()):
@@ -677,7 +740,29 @@ def notes_of(groups, pairs, note):
         )
     elif pairs == 2:
         text += " Differences: mean of two pairs of equal seed."
-    return [text] + ([note] if any(is_loaded(runs) for runs in groups.values()) else [])
+    notes = [text]
+    if references:
+        bands = " or ".join(dict.fromkeys(r["band"] for r in references if r["band"]))
+        notes.append("Thin grey lines: reference curves." + (f" Their bands: {bands}." if bands else ""))
+    return notes + ([note] if any(is_loaded(runs) for runs in groups.values()) else [])
+
+
+def draw_references(axis, references):
+    """References in a panel whose limits are set; returns lines for the legend."""
+    entries = []
+    for i, reference in enumerate(references):
+        color = style.GREYS[i % len(style.GREYS)]
+        dash = style.DASHES[1:][i % (len(style.DASHES) - 1)]
+        steps = reference["steps"]
+        if reference["band"]:
+            axis.fill_between(
+                steps, reference["low"], reference["high"], color=color, alpha=0.18, lw=0, zorder=1
+            )
+        (line,) = axis.plot(
+            steps, reference["mean"], color=color, lw=1.3, ls=(0, dash), zorder=2.5
+        )
+        entries.append(relabelled(line, f"{reference['label']}   {reference['text']}"))
+    return entries
 
 
 def make_panels(count):
@@ -688,8 +773,9 @@ def make_panels(count):
     return figure, list(axes[0])
 
 
-def draw_loss_panels(axes, panels, groups, looks, order):
-    """Draws every arm in the panels [(key, scale)]; returns {label: a line for the legend}."""
+def draw_loss_panels(axes, panels, groups, looks, order, references, last):
+    """Draws every arm in the panels [(key, scale)], whose limits show the references up to the step
+    `last` too; returns {label: a line for the legend}."""
     handles = {}
     for label, runs in groups.items():
         for axis, (key, scale) in zip(axes, panels):
@@ -705,7 +791,8 @@ def draw_loss_panels(axes, panels, groups, looks, order):
             )
         if handles[label] is None:
             fail(f"the seeds of {label} have no logged step in common: give --no-group")
-    limits = loss_range(all_curves(groups))
+    kept = [(r["steps"] <= last, r) for r in references]
+    limits = loss_range(all_curves(groups) + [(r["steps"][k], r["mean"][k]) for k, r in kept])
     for axis in axes:
         axis.set_ylim(*limits)
         axis.set_xlim(left=0)
@@ -731,11 +818,13 @@ def draw_legends(axes, groups, handles):
     return []
 
 
-def draw(groups, title="", note=LOADED_LOG, time="training time"):
-    """The figure of the losses of {label: runs}: over steps, with the differences from the first
-    arm, and over time."""
+def draw(groups, title="", note=LOADED_LOG, time="training time", references=()):
+    """The figure of the losses of {label: runs}: over steps, with references behind them, with the
+    differences from the first arm, and over time."""
     set_style()
     every = [run for runs in groups.values() for run in runs]
+    last = max(p[0] for run in every for p in run["train"] + run["val"])
+    references = within(references, last)
     ratio = tokens_per_step(every)
     time_scale, time_name = time_unit(max(p[2] for run in every for p in run["train"] + run["val"]))
     panels = [("step", 1.0)] + ([] if ratio else [("tokens", 1.0)]) + [("seconds", time_scale)]
@@ -744,7 +833,8 @@ def draw(groups, title="", note=LOADED_LOG, time="training time"):
     looks = looks_of(groups)
     order = drawing_order(looks)
     loss_axes = axes[: len(panels) - 1] + axes[-1:]
-    handles = draw_loss_panels(loss_axes, panels, groups, looks, order)
+    handles = draw_loss_panels(loss_axes, panels, groups, looks, order, references, last)
+    entries = draw_references(axes[0], references)
     step_axis(axes[0], ratio)
     if not ratio:
         axes[1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: count_text(x)))
@@ -756,12 +846,15 @@ def draw(groups, title="", note=LOADED_LOG, time="training time"):
         step_axis(axes[-2], ratio)
         axes[-2].set_xlim(axes[0].get_xlim())
     below = draw_legends(axes, groups, handles)
+    heading = "final validation loss; median time of a step" if below else ""
+    if entries:
+        heading += f"{'; ' if below else ''}references: last validation loss"
     finish(
         figure,
         title,
-        below,
-        "final validation loss; median time of a step",
-        notes_of(groups, pairs, note),
+        below + entries,
+        heading,
+        notes_of(groups, references, pairs, note),
     )
     return figure
 
@@ -965,6 +1058,7 @@ def draw_csv(args):
         args.title,
         LOADED_CSV,
         "steps times median time of a step",
+        references_of(args),
     )
     return figure, f"{stem}-{settings[0]}.png"
 
@@ -979,7 +1073,8 @@ def draw_runs(args):
     # The shell's runs/* also matches the picture of an earlier call.
     paths = [p for p in paths if len(paths) == 1 or os.path.isdir(p) or not p.endswith(".png")]
     groups = group_runs([read_run(path) for path in paths], ending)
-    return draw(groups, args.title), os.path.join(os.path.dirname(paths[0]) or ".", "plot.png")
+    figure = draw(groups, args.title, references=references_of(args))
+    return figure, os.path.join(os.path.dirname(paths[0]) or ".", "plot.png")
 
 
 def main():
@@ -1013,12 +1108,27 @@ def main():
     parser.add_argument(
         "--rates", action="store_true", help="draw final loss against learning rate"
     )
+    parser.add_argument(
+        "--reference",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="CSV files of published losses, or folders of them, to draw behind the runs",
+    )
+    parser.add_argument(
+        "--reference-only", metavar="NAMES", help="references to draw, with commas between"
+    )
     parser.add_argument("--title", default="", help="title of the picture")
     args = parser.parse_args()
     if bool(args.runs) == bool(args.from_csv):
-        fail("give run folders or --from-csv FILE")
+        where = " before --reference" if args.reference else ""
+        fail(f"give run folders{where} or --from-csv FILE")
     if (args.rates or args.setting or args.arms) and not args.from_csv:
         fail("--rates, --setting and --arms belong to --from-csv")
+    if args.reference_only and not args.reference:
+        fail("--reference-only belongs to --reference")
+    if args.reference and args.rates:
+        fail("--rates draws no curves: leave out --reference")
     if missing:
         fail(f"plot.py needs matplotlib ({missing}): python3 -m pip install matplotlib")
     figure, output = draw_csv(args) if args.from_csv else draw_runs(args)

@@ -40,6 +40,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*"]
 # Colours of names without an entry above. Their hues are spread over the circle.
 OTHERS = ["#c44e52", "#4878cf", "#5f9e2f", "#b36bd4", "#b5791f", "#1f97a8", "#d1579a", "#7d7d2f",
           "#7a68d8", "#2d9c68", "#a8664a", "#607d94"]
+# Greys of reference curves, which are no arms of the picture.
+GREYS = ["#666666", "#7c7c7c", "#949494"]
 # The order in which arms get dashes and markers. Neighbours differ in both.
 ORDER = {name: place for place, name in enumerate(
     ["muon", "cm", "muon-head", "muon-group", "cm-iso", "cm-match", "adamw", "circuit", "cm2",
