@@ -185,6 +185,9 @@ def main():
     parser.add_argument("--double", action="store_true", help="the program was built in double")
     parser.add_argument("records", nargs="*", metavar="RECORD", default=list(speedrun.RECORDS))
     arguments = parser.parse_args()
+    for name in arguments.records:
+        if name not in speedrun.RECORDS:
+            parser.error(f"no record {name}; there are {', '.join(speedrun.RECORDS)}")
     torch.set_num_threads(1)
     of_loss, of_weights, _ = LIMITS["double" if arguments.double else "float"]
     failed = False
