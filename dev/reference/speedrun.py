@@ -199,7 +199,7 @@ RECORDS = {
         replace(HEAD, name="bi-maxwell", source="pull request 340", kernel="bi", kernel_from=1000),
         replace(HEAD, name="k-maxwell", source="pull request 357", kernel="k", kernel_from=1000,
                 kernel_until=3250),
-        replace(HEAD, name="tail-ema", source="#36 with #45's readout", tail=(2000, 150, 0.65)),
+        replace(HEAD, name="tail-ema", source="#36 with #45's readout", tail=(2400, 150, 0.6)),
         replace(HEAD, name="decay-lr", source="#36, decay times eta / eta_max",
                 decay_follows_rate=True),
         replace(HEAD, name="phases", source="#36, rates times piecewise linear functions",
