@@ -465,7 +465,7 @@ static Work finish_step(Run *run, Model *m, Progress *progress, char *err) {
     const Config *c = m->c;
     double val_loss = NAN;
     int owed = run->owed;
-    if (owed || is_due(run, c->val_every)) {
+    if (owed || is_due(run, config_val_every(c, run->step))) {
         Work work = run_validation(run, m, progress, &val_loss, err);
         if (work != WORK_DONE) return work;
     }

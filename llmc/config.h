@@ -22,7 +22,7 @@ typedef struct {
     char run[FLAG_STRING_SIZE], runs_dir[FLAG_STRING_SIZE];
     int resume, steps;
     int64_t seed;
-    int val_every;
+    int val_every, val_every_end;
     int64_t val_tokens;
     int checkpoint_every, keep_checkpoints, threads, compute, dry_run, print_every, version;
     int log_groups, recompute;
@@ -92,6 +92,8 @@ static const Flag config_flags[] = {
 #define ON_RESUME RESUME_FREE
     FLAG_INT("val-every", val_every, "-1", VAL_EVERY_EIGHTH, INFINITY,
              "steps between validations; 0: only at the end; -1: an eighth of the run"),
+    FLAG_INT("val-every-end", val_every_end, "0", 0, INFINITY,
+             "steps between validations in the last tenth of the run; 0: as --val-every"),
 #undef ON_RESUME
 #define ON_RESUME RESUME_NOTED
     FLAG_LONG("val-tokens", val_tokens, "-1", -1, INFINITY,
@@ -395,7 +397,8 @@ static const char *const config_presets[] = {
     "--total-batch-tokens 524288 --steps 3250 --norm rmsnorm --norm-eps 1.1920929e-7 "
     "--pos rope-half --rope-base 1024 --qk-norm on --act relu2 --biases on --head-bias on "
     "--tied off --embed-norm on --attn-scale 0.12 --softcap 15 --init speedrun "
-    "--data-order sequential --val-tokens 10485760 --val-every 125 --lr 0.025 --lr-embed 0.7 "
+    "--data-order sequential --val-tokens 10485760 --val-every 125 --val-every-end 25 --lr 0.025 "
+    "--lr-embed 0.7 "
     "--lr-head 0.004 --lr-scalar 0.015 --weight-decay 0.05 --weight-decay-embed 0.001 "
     "--weight-decay-head 0.001 --weight-decay-scalar 0.001 --adam-beta1 0.8 --adam-beta2 0.95 "
     "--adam-eps 1.9073486e-16 --momentum 0.95 --msign simple12 --schedule trapezoid --cooldown 0.7",
@@ -681,6 +684,12 @@ static inline int config_check_counts(const Config *c, char *err) {
 static inline void config_resolve_val_every(Config *c) {
     if (c->val_every == VAL_EVERY_EIGHTH)
         c->val_every = max_int(1, c->steps / 8 + (c->steps % 8 > 0));
+}
+
+/* Steps between validations at a step. */
+static inline int config_val_every(const Config *c, int step) {
+    int late = c->val_every_end > 0 && (double)step >= 0.9 * c->steps;
+    return late ? c->val_every_end : c->val_every;
 }
 
 /* Validation reads at most as many targets as the run does between two validations. A forward pass

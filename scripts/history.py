@@ -15,8 +15,9 @@ import results
 
 # Flags of the trainer that say where and when a run is, or what is reported of it. No loss depends on them.
 # --data is among them because run.json has the fingerprint of the data.
-FREE = {"preset", "run", "runs-dir", "resume", "dry-run", "version", "help-markdown", "val-every", "checkpoint-every",
-        "keep-checkpoints", "print-every", "log-groups", "recompute", "device", "cuda-graph", "data"}
+FREE = {"preset", "run", "runs-dir", "resume", "dry-run", "version", "help-markdown", "val-every", "val-every-end",
+        "checkpoint-every", "keep-checkpoints", "print-every", "log-groups", "recompute", "device", "cuda-graph",
+        "data"}
 # Flags that change the order of sums, and by it the last bits of losses.
 ROUNDING = {"threads", "logit-rows"}
 

@@ -188,6 +188,11 @@ test_val_every() {
     check "run.json does not have the steps of the resumed run" has runs/v/run.json '"val-every": 3,'
     train $minute --run w --steps 10 --val-every 0
     check "--val-every 0 validated at $(validated runs/w)" [ "$(validated runs/w)" = "0 10 " ]
+    rm -rf runs/w
+    # As the optimization benchmark validates: more often in the last tenth.
+    train $minute --run w --steps 40 --val-every 10 --val-every-end 2 --val-tokens 32 --keep-checkpoints 0
+    check "--val-every-end 2 validated at $(validated runs/w)" \
+        [ "$(validated runs/w)" = "0 10 20 30 36 38 40 " ]
 }
 
 # Mistakes on the command line and in the data.
