@@ -221,10 +221,12 @@ link_shards() {
 
 # A signal ends the run, which saves what it has reached, and then the loop. The trainer runs in the background, where
 # a shell has SIGINT and SIGQUIT ignored, so they arrive there as SIGTERM and SIGKILL.
-caught=
+caught= # the exit status that a signal asks for
+passed= # the signal that is passed on
 child=
 pass_on() { # EXIT_STATUS SIGNAL
     caught=$1
+    passed=$2
     [ -z "$child" ] || kill "-$2" "$child" 2>/dev/null || true
 }
 catch_signals() {
@@ -235,21 +237,28 @@ catch_signals() {
     trap 'pass_on 138 USR1' USR1
 }
 
-# Waits for $child; $status becomes its exit status. A signal that is caught ends `wait` before the child has ended.
+# Waits for $child; $status becomes its exit status. A signal that is caught ends `wait` before the child has ended. It
+# is sent once more a second later, because a child that the shell has just forked may lose it.
 await_child() {
+    reminder=
     while :; do
         status=0
         wait "$child" || status=$?
         if [ "$status" -le 128 ] || ! kill -0 "$child" 2>/dev/null; then break; fi
+        [ -z "$reminder" ] || continue
+        (sleep 1 && kill "-$passed" "$child") >/dev/null 2>&1 &
+        reminder=$!
     done
+    [ -z "$reminder" ] || kill "$reminder" 2>/dev/null || true
     child=
 }
 
-# in_background COMMAND...: runs it to its end, and passes signals on to it.
+# in_background COMMAND...: runs it to its end, and passes signals on to it. After a signal it starts nothing.
 in_background() {
+    [ -z "$caught" ] || return 0
     "$@" &
     child=$!
-    [ -z "$caught" ] || kill -TERM "$child" 2>/dev/null || true # a signal that came before $child was set
+    [ -z "$caught" ] || kill "-$passed" "$child" 2>/dev/null || true # a signal that came before $child was set
     await_child
 }
 

@@ -315,6 +315,15 @@ test_stop() {
     finish
     check "Ctrl-C before the run goes on: exit status $status, not 130" [ "$status" -eq 130 ]
     check "Ctrl-C before the run goes on: $(starts) starts" [ "$(starts)" -eq 1 ]
+    # A signal that the trainer's process loses, as a shell that has just forked may, is sent once more.
+    printf '#!/bin/sh\ntrap "" TERM\necho start >>"%s"\nsleep 0.5\ntrap - TERM\nexec sleep 60\n' "$dir/starts" >deaf
+    chmod +x deaf
+    rm -f starts
+    PROGRAM=$dir/deaf background muon --run deaf
+    await_lines starts 1
+    kill -INT -$child
+    finish
+    check "Ctrl-C that is lost: exit status $status, not 130" [ "$status" -eq 130 ]
     # Ctrl-\ ends it at once.
     rm -f starts
     background muon $long --run quit
