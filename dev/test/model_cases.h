@@ -298,7 +298,7 @@ static void check_updates(const Fixture *fx, const char *optimizer, int again) {
 
 /* What the fixture of a name holds; `more` are further tests of it. In bf16 two optimizers are
    enough: their rules compute in fp32 in either build. */
-static void check_fixture(const char *name, void (*more)(const Fixture *fx)) {
+static inline void check_fixture(const char *name, void (*more)(const Fixture *fx)) {
     static const char *const optimizers[] = {"adamw", "cm", "muon", "cm_iso"};
     char path[128];
     snprintf(path, sizeof path, "dev/test/fixtures/%s.fix", name);
