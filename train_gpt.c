@@ -349,8 +349,8 @@ static void optimizer_step(Model *m, int step, double clip) {
 /* How a piece of work ended, where a signal may end it early. */
 typedef enum { WORK_DONE = 0, WORK_STOPPED = 1, WORK_FAILED = -1, WORK_NO_DATA = -2 } Work;
 
-/* What a validation finds: the mean loss in nats per token, and in bits per byte, which is NaN where
-   the bytes of the tokens are not known. */
+/* What a validation finds: the mean loss in nats per token, and the loss in bits per byte, which is
+   NaN where the bytes of the tokens are not known. */
 typedef struct {
     double loss, bits_per_byte;
 } Validation;

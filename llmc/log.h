@@ -412,8 +412,8 @@ static inline int log_append_text(RunLog *log, const char *text, char *err) {
 }
 
 /* Writes the member extra: what the line has measured beside its losses, then `rest`, which is what
-   an object has behind its first brace ("}" for an empty one). Writes nothing where neither is; rest
-   is then NULL. */
+   an object has behind its first brace ("}" for an empty one). Without both (rest NULL) writes
+   nothing. */
 static inline void log_write_extra(FILE *f, const LogLine *line, const char *rest) {
     static const char *const keys[] = {"val_bpb", "eval_acc", "eval_acc_norm"};
     const double values[] = {line->val_bpb, line->eval_acc, line->eval_acc_norm};

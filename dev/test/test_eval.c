@@ -411,8 +411,8 @@ static Work evaluation_run(Evaluation *v) {
     return evaluate(&v->m, &v->e, v->x, v->y, v->losses, NULL, err);
 }
 
-/* Losses and choices do not depend on the batch, and are those of one sequence at a time. Batches of
-   1, 3 and 8 rows divide the rows of an example differently; --logit-rows forms their logits in
+/* Losses and choices do not depend on the batch, and are those of one sequence at a time. Batches
+   of 1, 3 and 8 rows divide the rows of an example differently; --logit-rows forms their logits in
    pieces. */
 static void check_scores(const char *flags) {
     static Evaluation v;
