@@ -713,8 +713,10 @@ test_interrupted_evaluation() {
     check "SIGTERM in an evaluation: step 1 is not saved" [ -f broken/runs/r/checkpoints/step_00000001.ckpt ]
     check "the checkpoint does not say what is owed" has broken/runs/r/checkpoints/step_00000001.ckpt '^pending_for=evaluation$'
     cp -r broken other
-    (cd other && run "$TRAIN_GPT" --run r --resume --eval-every 0)
+    examples 20 >few.bin
+    (cd other && run "$TRAIN_GPT" --run r --resume --eval-every 0 --eval-data ../few.bin)
     check "the evaluation that is owed is left out" has_extra other/runs/r 1 "\"eval_acc\".*"
+    check "other examples for the evaluation that is owed: no note" has err '^note: --eval-data .* -> ../few.bin from step 1$'
     rm -rf other
     (cd broken && train --run r --resume)
     check "SIGTERM in an evaluation: the resumed run does not end" [ -f broken/runs/r/checkpoints/step_00000002.ckpt ]

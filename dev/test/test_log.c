@@ -578,6 +578,10 @@ static void test_measures(void) {
           "%s", text);
     free(text);
     log_line(&log, &line, err);
+    line.extra = "{}";
+    text = log_line_text(&line);
+    check(strstr(text, "\"eval_acc_norm\": 0.75}}\n"), "an empty extra: %s", text);
+    free(text);
     line.step = 2;
     line.val_bpb = 1.25;
     line.eval_acc = line.eval_acc_norm = NAN;

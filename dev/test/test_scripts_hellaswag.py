@@ -189,6 +189,11 @@ class HellaSwag(unittest.TestCase):
         self.assertRegex(done.stderr, r"^error: data/tokenize: .*nowhere\.json.*gpt2_bpe\.sh")
         with open(self.output, encoding="utf-8") as f:
             self.assertEqual(f.read(), "old")
+        with unittest.mock.patch("os.replace", side_effect=OSError(28, "No space left")):
+            done = self.run_script(EXAMPLES, self.output, "--bytes")
+        self.assertRegex(done.stderr, r"^error: cannot write .*out\.bin: No space left")
+        with open(self.output, encoding="utf-8") as f:
+            self.assertEqual(f.read(), "old")
         self.make(EXAMPLES, self.output, "--bytes")
 
     def test_fetch(self):
