@@ -468,7 +468,8 @@ static Work run_evaluation(Run *run, Model *m, Progress *progress, LogLine *line
 }
 
 /* Measures of the model what `due` has, for a line of the log. */
-static Work measure(Run *run, Model *m, int due, Progress *progress, LogLine *line, char *err) {
+static Work run_measures(Run *run, Model *m, int due, Progress *progress, LogLine *line,
+                         char *err) {
     Work work = WORK_DONE;
     if (due & MEASURE_VALIDATION) work = run_validation(run, m, progress, line, err);
     if (work == WORK_DONE && (due & MEASURE_EVALUATION) && run->eval.count)
@@ -527,7 +528,7 @@ static Work finish_step(Run *run, Model *m, Progress *progress, char *err) {
     int owed = run->owed;
     LogLine line = log_line_of(run->pending);
     run->due |= measures_due(run);
-    Work work = measure(run, m, run->due, progress, &line, err);
+    Work work = run_measures(run, m, run->due, progress, &line, err);
     if (work != WORK_DONE) return work;
     print_step(progress, c, &line);
     if (log_append_measured(&run->log, run->pending, &line, err)) return WORK_FAILED;
@@ -541,7 +542,7 @@ static Work finish_step(Run *run, Model *m, Progress *progress, char *err) {
 /* Logs what is measured before the first step. */
 static Work log_start(Run *run, Model *m, Progress *progress, char *err) {
     LogLine line = log_line_empty();
-    Work work = measure(run, m, measures_due(run), progress, &line, err);
+    Work work = run_measures(run, m, measures_due(run), progress, &line, err);
     if (work != WORK_DONE) return work;
     if (log_line(&run->log, &line, err)) return WORK_FAILED;
     print_step(progress, m->c, &line);

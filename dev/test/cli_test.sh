@@ -10,6 +10,7 @@ for program in "$TRAIN_GPT" "$GENERATE"; do
     [ -x "$program" ] || { echo "FAIL there is no $program: run make first"; exit 1; }
 done
 . "$here/dev/test/program.sh"
+. "$here/dev/test/examples.sh"
 slow_tests="interrupted interrupted_evaluation interrupted_step kill odd_names other_embed"
 train() { run "$TRAIN_GPT" "$@"; }
 generate() { run "$GENERATE" "$@"; }
@@ -190,39 +191,6 @@ test_val_every() {
     train $minute --run w --steps 10 --val-every 0
     check "--val-every 0 validated at $(validated runs/w)" [ "$(validated runs/w)" = "0 10 " ]
 }
-
-# examples N [CUT]: a file of N examples with four completions each, whose tokens are bytes. The label is the index
-# modulo 4. CUT bytes are left out at its end.
-examples() {
-    awk -v n="$1" 'function word(x) { return sprintf("\\%03o\\%03o", x % 256, int(x / 256)) }
-        function text(s,   i, t) {
-            t = word(length(s))
-            for (i = 1; i <= length(s); i++) t = t word(code[substr(s, i, 1)])
-            return t
-        }
-        BEGIN {
-            for (i = 32; i < 127; i++) code[sprintf("%c", i)] = i
-            k = split("saw a silver fish|forgot the morning|sang to two letters|loved bread", end, "|")
-            split("the king of a far land|her brother|an old sailor|nobody|every child|the moon", who, "|")
-            for (i = 0; i < n; i++) {
-                body = word(i % 4) word(k) text(who[i % 6 + 1])
-                for (j = 1; j <= k; j++) body = body text(" " end[(i + j) % k + 1])
-                bytes = length(body) / 4 + 6
-                if (bytes > longest) longest = bytes
-                line[i] = word(65535) word(bytes) word(i) body
-            }
-            print "\\212\\330\\064\\001\\001\\000\\000\\000" word(n) word(0) word(longest) word(0)
-            zeros = sprintf("%1008s", "")
-            gsub(/ /, "\\000", zeros)
-            print zeros
-            for (i = 0; i < n; i++) print line[i]
-        }' | while read -r bytes; do printf "$bytes"; done
-}
-# What each line of a log has in "extra", by step.
-extras_of() { sed -n 's/^{"step": \([0-9]*\),.*"extra": {\(.*\)}}$/\1 \2/p' "$1/log.jsonl"; }
-has_extra() { extras_of "$1" | grep -q "^$2 $3\$"; }
-number='[0-9.e+-]*'
-same_extras() { [ -n "$(extras_of "$1")" ] && [ "$(extras_of "$1")" = "$(extras_of "$2")" ]; }
 
 # Evaluation on examples: when it is done, what is printed and logged, and that it changes nothing else.
 test_evaluation() {

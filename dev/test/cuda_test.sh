@@ -15,6 +15,7 @@ for name in TRAIN_GPT GENERATE TRAIN_CUDA TRAIN_CUDA_FP32 GENERATE_CUDA; do
     [ -x "$program" ] || { echo "FAIL there is no $program"; exit 1; }
 done
 . "$here/dev/test/program.sh"
+. "$here/dev/test/examples.sh"
 # The emulator invents times. A GPU's times are real, so every new folder may choose other algorithms.
 [ "$TRAIN_CUDA" = "$here/$emu/train_gpt" ] && emulated=yes chosen= || emulated=no chosen="--gemm first"
 
@@ -97,6 +98,27 @@ test_steps() {
                 END { exit !(NR == 2 && x > 0.1 && ($1 - x) ^ 2 < (0.05 * x) ^ 2 && ($2 - y) ^ 2 < (0.05 * y) ^ 2) }' steps
         done
     done
+}
+
+# Accuracies on examples are those of the CPU: 40 examples, of which rounding may change the choice of one.
+test_evaluation() {
+    examples 40 >forty.bin
+    evaluated="$shape --seq-len 48 --data text.txt --batch-size 3 --optimizer cm --eval-data forty.bin"
+    evaluated=$(echo "$evaluated" | sed 's/--seq-len 24 //')
+    run "$TRAIN_GPT" $evaluated --run cpu-eval
+    run "$TRAIN_CUDA_FP32" $evaluated --run cuda-eval --tf32 off
+    extras_of runs/cpu-eval >one.extras
+    extras_of runs/cuda-eval | sed 's/, "gpu_.*//' >two.extras
+    check "an evaluation on CUDA has other accuracies than on the CPU" awk '
+        { n = split($0, a, /[ ,]+/); step[FILENAME, FNR] = a[1]; acc[FILENAME, FNR] = a[5]; norm[FILENAME, FNR] = a[7] }
+        END {
+            for (i = 1; i <= FNR; i++) {
+                d = acc["one.extras", i] - acc["two.extras", i]; e = norm["one.extras", i] - norm["two.extras", i]
+                if (step["one.extras", i] != step["two.extras", i] || d * d > 0.0007 || e * e > 0.0007) bad = 1
+                if (acc["one.extras", i] > 0) some = 1
+            }
+            exit bad || !some || FNR != 3
+        }' one.extras two.extras
 }
 
 # Recomputation changes no number; accumulation adds up to one batch.
