@@ -382,13 +382,14 @@ static Work validate(Model *m, Data *val, const TokenBytes *texts, size_t limit,
     return device_check(err) ? WORK_FAILED : WORK_DONE;
 }
 
-/* Fills e->loss and e->length for the rows of all examples, by forward passes over batches of rows,
-   which may be of several examples. x and y have room for a batch (B,T) each, `losses` for the
-   losses of its tokens. `progress` may be NULL. */
+/* Fills e->loss and e->length for the rows of all examples, by forward passes over as many rows,
+   which may be of several examples, as have the tokens of a batch. x and y have room for a batch
+   (B,T) each, `losses` for the losses of its tokens. `progress` may be NULL. */
 static Work evaluate(Model *m, Eval *e, int *x, int *y, floatM *losses, Progress *progress,
                      char *err) {
-    for (size_t row = 0; row < e->rows; row += (size_t)m->s.B) {
-        Shape s = shape_with(m->s, (int)min_size((size_t)m->s.B, e->rows - row), m->s.T);
+    size_t rows = (size_t)(m->s.N / e->T);
+    for (size_t row = 0; row < e->rows; row += rows) {
+        Shape s = shape_with(m->s, (int)min_size(rows, e->rows - row), e->T);
         if (waiting_signal()) {
             take_loss(m);
             return WORK_STOPPED;

@@ -23,8 +23,10 @@ its n tokens. An example is checked as a whole each time it is read, because a f
 into while a run has it open.
 
 A row is a context with one completion: inputs are all its tokens but the last, and targets are
-the tokens that follow them, -1 outside of the completion. Where a row needs more than T inputs,
-the context loses its first tokens.
+the tokens that follow them, -1 outside of the completion. Where a row needs more inputs than the
+model's sequences have, the context loses its first tokens. All rows have T inputs, as many as the
+longest needs: examples are mostly much shorter than sequences of training, and a pass reads as many
+more of them at a time.
 */
 #ifndef CM_EVAL_H
 #define CM_EVAL_H
@@ -39,6 +41,10 @@ the context loses its first tokens.
 
 /* EVAL_MARK begins an example. EVAL_HEAD are its words before the context. */
 enum { EVAL_MARK = 65535, EVAL_LEAST = 2, EVAL_MOST = 16, EVAL_HEAD = 6 };
+
+/* Rows have a multiple of so many inputs, unless the model's sequences are shorter: a whole tile of
+   attention on a GPU. */
+enum { EVAL_TILE = 64 };
 
 /* ---------------------------------------------------------------------------------------------- */
 /* bits per byte */
@@ -125,7 +131,8 @@ typedef struct {
     size_t count;   /* examples */
     EvalItem *item; /* (count) */
     size_t rows;    /* completions of all examples */
-    size_t cut;     /* rows whose context does not fit T */
+    size_t cut;     /* rows whose context does not fit */
+    int seq_len;    /* inputs of the model's sequences */
     int T, vocab;   /* inputs of a row; a token >= vocab is an error */
     int tagged;     /* whether the file says which tokenizer made it */
     TokenizerId tokenizer;
@@ -193,11 +200,11 @@ static inline int eval_parse_completions(const Eval *e, size_t i, EvalExample *x
                         "%s: completion %d of example %zu has %d tokens, more than the example has "
                         "room for; the file is damaged",
                         path, k, i, n);
-        if (n > e->T)
+        if (n > e->seq_len)
             return fail(err,
                         "%s: completion %d of example %zu has %d tokens, and --seq-len is %d: use "
                         "longer sequences, or leave the example out",
-                        path, k, i, n, e->T);
+                        path, k, i, n, e->seq_len);
         x->completion[k] = e->words + at;
         x->tokens[k] = n;
         if (eval_check_tokens(e, i, x->completion[k], n, err)) return -1;
@@ -278,9 +285,10 @@ static inline int eval_measure(Eval *e, size_t i, size_t at, size_t *words, char
                 path, i, e->count);
 }
 
-/* Makes the list of examples, and checks each. */
+/* Makes the list of examples, and checks each. Sets e->T. */
 static inline int eval_list(Eval *e, char *err) {
     size_t at = EVAL_HEADER_BYTES;
+    int most = 0;
     for (size_t i = 0; i < e->count; i++) {
         EvalItem *item = &e->item[i];
         const EvalExample *x = &e->example;
@@ -292,9 +300,14 @@ static inline int eval_list(Eval *e, char *err) {
         item->label = x->label;
         item->completions = x->completions;
         e->rows += (size_t)x->completions;
-        for (int k = 0; k < x->completions; k++) e->cut += x->context + x->tokens[k] > e->T + 1;
+        for (int k = 0; k < x->completions; k++) {
+            int inputs = x->context + x->tokens[k] - 1;
+            e->cut += inputs > e->seq_len;
+            most = max_int(most, inputs);
+        }
         at += 2 * item->words;
     }
+    e->T = min_int(e->seq_len, round_up(most, EVAL_TILE));
     if (at == e->map->size) return 0;
     return fail(err,
                 "%s: %zu bytes follow the last of %zu examples: the file is damaged, or two files "
@@ -396,11 +409,11 @@ static inline int eval_open_file(Eval *e, const char *path, char *err) {
     return 0;
 }
 
-/* Opens a file of examples for a model with sequences of T tokens, and checks it. Returns 0, or -1
-   with a message that names the file and the example. */
-static inline int eval_open(Eval *e, const char *path, int T, int vocab, char *err) {
+/* Opens a file of examples for a model with sequences of `seq_len` tokens, and checks it. Returns
+   0, or -1 with a message that names the file and the example. */
+static inline int eval_open(Eval *e, const char *path, int seq_len, int vocab, char *err) {
     memset(e, 0, sizeof *e);
-    e->T = T;
+    e->seq_len = seq_len;
     e->vocab = vocab;
     e->read = SIZE_MAX;
     if (!eval_open_file(e, path, err)) return 0;

@@ -90,6 +90,7 @@ static void test_open(void) {
     check(e.count == 3 && e.rows == 8 && !e.tagged, "%zu examples, %zu rows", e.count, e.rows);
     check(e.item[1].label == 3 && e.item[1].completions == 4 && e.item[2].row == 6, "the list");
     check(e.cut == 1, "%zu rows of 8 tokens or more are cut, not 1", e.cut);
+    check(e.T == 6, "rows of %d", e.T);
     check(fabs(eval_chance(&e) - (0.5 + 0.25 + 0.5) / 3) < 1e-15, "chance %g", eval_chance(&e));
 
     /* Rows in any order; a context that does not fit loses its first tokens. */
@@ -343,12 +344,12 @@ static double cross_entropy(const floatM *z, int V, int target, double softcap) 
 }
 
 /* The loss of the last `n` of `count` tokens, by one forward pass over them alone, of which no more
-   than SEQ + 1 are kept. */
+   than T + 1 are kept. */
 static double loss_alone(Model *m, const int *tokens, int count, int n) {
-    int V = m->s.V, Vp = m->s.Vp, x[SEQ] = {0};
-    if (count > SEQ + 1) {
-        tokens += count - (SEQ + 1);
-        count = SEQ + 1;
+    int V = m->s.V, Vp = m->s.Vp, T = m->s.T, x[64] = {0};
+    if (count > T + 1) {
+        tokens += count - (T + 1);
+        count = T + 1;
     }
     Shape s = shape_with(m->s, 1, count - 1);
     for (int t = 0; t < count - 1; t++) x[t] = tokens[t];
@@ -385,21 +386,21 @@ typedef struct {
     Config c;
     Model m;
     Eval e;
-    int x[8 * SEQ], y[8 * SEQ];
-    floatM losses[8 * SEQ];
+    int x[512], y[512];
+    floatM losses[512];
 } Evaluation;
 
-static void evaluation_open(Evaluation *v, const char *flags, int B) {
+static void evaluation_open(Evaluation *v, const char *flags, int seq_len, int B) {
     char text[512];
     snprintf(text, sizeof text,
              "%s --layers 2 --width 24 --heads 2 --seq-len %d --batch-size %d --vocab %d", flags,
-             SEQ, B, VOCAB);
+             seq_len, B, VOCAB);
     v->c = config_of(text, "");
     create(&v->m, &v->c);
     draw_for("parameters");
     randomise(&v->m);
     release();
-    if (eval_open(&v->e, in_folder("random.bin"), SEQ, VOCAB, err)) die("%s", err);
+    if (eval_open(&v->e, in_folder("random.bin"), seq_len, VOCAB, err)) die("%s", err);
 }
 
 static void evaluation_close(Evaluation *v) {
@@ -421,7 +422,7 @@ static void check_scores(const char *flags) {
     make_random(&made, "random.bin");
     static const int batches[] = {1, 3, 8};
     for (int b = 0; b < COUNT_OF(batches); b++) {
-        evaluation_open(&v, flags, batches[b]);
+        evaluation_open(&v, flags, SEQ, batches[b]);
         size_t rows = v.e.rows;
         if (!b) losses_alone(&v.m, &made, loss, length, label);
         check(rows == 49 && v.e.cut > 5 && v.e.cut < 45, "%zu rows, %zu cut", rows, v.e.cut);
@@ -465,13 +466,37 @@ static void test_scores(void) {
     check_scores("--preset llama");
 }
 
+/* In a model of long sequences rows are shorter, and a pass has more of them than the batch has
+   sequences: here 2 x 150 tokens are four rows of 64. */
+static void test_short_rows(void) {
+    static const char *const flags[] = {"--preset tiny", "--preset gpt2"};
+    for (int f = 0; f < COUNT_OF(flags); f++) {
+        static Evaluation v;
+        double loss[64], worst = 0;
+        int length[64], label[EXAMPLES];
+        make_random(&made, "random.bin");
+        evaluation_open(&v, flags[f], 150, 2);
+        check(v.e.T == 64 && v.e.cut == 0, "rows of %d, %zu are cut", v.e.T, v.e.cut);
+        losses_alone(&v.m, &made, loss, length, label);
+        memset(v.x, -1, sizeof v.x);
+        check(evaluation_run(&v) == WORK_DONE, "%s", err);
+        for (size_t r = 0; r < v.e.rows; r++) {
+            worst = fmax(worst, relative_error(v.e.loss[r], loss[r], 1));
+            check(v.e.length[r] == length[r], "row %zu", r);
+        }
+        check(worst < 2e-6, "%s: losses are off by %.1e", flags[f], worst);
+        check(v.x[255] == 0 && v.x[256] == -1, "the first pass did not have four rows");
+        evaluation_close(&v);
+    }
+}
+
 /* A signal ends an evaluation between two batches. */
 static void test_signal(void) {
     static Evaluation v;
     sigset_t set;
     int number;
     make_random(&made, "random.bin");
-    evaluation_open(&v, "--preset tiny", 3);
+    evaluation_open(&v, "--preset tiny", SEQ, 3);
     hold_signals(1);
     kill(getpid(), SIGTERM);
     check(evaluation_run(&v) == WORK_STOPPED && take_loss(&v.m) == 0, "a signal");
@@ -567,9 +592,10 @@ static void test_bits_per_byte(void) {
     release();
 }
 
-static const Test tests[] = {TEST(open),         TEST(refusals),     TEST(lengths), TEST(tag),
-                             TEST(changed_file), TEST(choice),       TEST(scores),  TEST(signal),
-                             TEST(token_bytes),  TEST(bits_per_byte)};
+static const Test tests[] = {TEST(open),        TEST(refusals),     TEST(lengths),
+                             TEST(tag),         TEST(changed_file), TEST(choice),
+                             TEST(scores),      TEST(short_rows),   TEST(signal),
+                             TEST(token_bytes), TEST(bits_per_byte)};
 
 int main(int argc, char **argv) {
     static Config machine;
