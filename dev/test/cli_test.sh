@@ -194,91 +194,92 @@ test_val_every() {
 
 # Evaluation on examples: when it is done, what is printed and logged, and that it changes nothing else.
 test_evaluation() {
-    rm -rf runs/e runs/f runs/g
+    rm -rf runs/ev runs/evno runs/evone
     examples 30 >thirty.bin
     bits="\"val_bpb\": $number"
     accuracy="\"eval_acc\": $number, \"eval_acc_norm\": $number"
-    check "a run with --eval-data" train $minute --run e --steps 10 --val-every 5 --eval-data thirty.bin --eval-every 4 \
+    check "a run with --eval-data" train $minute --run ev --steps 10 --val-every 5 --eval-data thirty.bin --eval-every 4 \
         --checkpoint-every 3 --keep-checkpoints 9
     check "the start does not tell the examples" has out '^examples thirty.bin: 30 with 120 completions, 0.2500 .* by chance'
     check "a note about contexts that are cut" has err "^note: [1-9][0-9]* of the 120 completions of thirty.bin do not fit"
-    check "the steps with more than losses are $(extras_of runs/e | sed 's/ .*//' | tr '\n' ' ')" \
-        [ "$(extras_of runs/e | sed 's/ .*//' | tr '\n' ' ')" = "0 4 5 8 10 " ]
-    check "step 0 has another extra" has_extra runs/e 0 "$bits, $accuracy"
-    check "step 4 has another extra" has_extra runs/e 4 "$accuracy"
-    check "step 5 has another extra" has_extra runs/e 5 "$bits"
-    check "step 10 has another extra" has_extra runs/e 10 "$bits, $accuracy"
-    check "step 4 was validated" has runs/e/log.jsonl '^{"step": 4,.*"val_loss": null,.*"eval_acc"'
+    check "the steps with more than losses are $(extras_of runs/ev | sed 's/ .*//' | tr '\n' ' ')" \
+        [ "$(extras_of runs/ev | sed 's/ .*//' | tr '\n' ' ')" = "0 4 5 8 10 " ]
+    check "step 0 has another extra" has_extra runs/ev 0 "$bits, $accuracy"
+    check "step 4 has another extra" has_extra runs/ev 4 "$accuracy"
+    check "step 5 has another extra" has_extra runs/ev 5 "$bits"
+    check "step 10 has another extra" has_extra runs/ev 10 "$bits, $accuracy"
+    check "step 4 was validated" has runs/ev/log.jsonl '^{"step": 4,.*"val_loss": null,.*"eval_acc"'
     check "bits per byte are not nats / ln 2" awk '
         /"val_bpb"/ { split($0, a, "\"val_loss\": "); split($0, b, "\"val_bpb\": "); n++
-            r = (b[2] + 0) * log(2) / (a[2] + 0) - 1; if (r * r > 1e-12) bad = 1 } END { exit bad || n != 3 }' runs/e/log.jsonl
+            r = (b[2] + 0) * log(2) / (a[2] + 0) - 1; if (r * r > 1e-12) bad = 1 } END { exit bad || n != 3 }' runs/ev/log.jsonl
     check "a line does not show bits per byte" has out "^step  5/10  train $number  validation $number ($number bits/byte)  "
     check "a line does not show the accuracy" has out "^step  4/10  train $number  accuracy 0.[0-9]* (norm 0.[0-9]*)  "
     check "the end does not tell bits per byte" has out "^validation loss $number nats per byte, $number bits per byte, after 10"
     check "the end does not tell the accuracy" has out "^accuracy $number, .* on 30 examples after 10 steps"
-    check "run.json does not have the number of examples" has runs/e/run.json '"eval_examples": 30,'
-    check "a run without --eval-data" train $minute --run f --steps 10 --val-every 5
-    check "evaluation changes the losses" same_log runs/e runs/f
-    check "evaluation changes the model" same_tensors "$(newest runs/e)" "$(newest runs/f)"
-    check "a run without --eval-data has an accuracy" not has runs/f/log.jsonl eval_acc
-    check "run.json of a run without examples has some" has runs/f/run.json '"eval_examples": null,'
+    check "run.json does not have the number of examples" has runs/ev/run.json '"eval_examples": 30,'
+    check "a run without --eval-data" train $minute --run evno --steps 10 --val-every 5
+    check "evaluation changes the losses" same_log runs/ev runs/evno
+    check "evaluation changes the model" same_tensors "$(newest runs/ev)" "$(newest runs/evno)"
+    check "a run without --eval-data has an accuracy" not has runs/evno/log.jsonl eval_acc
+    check "run.json of a run without examples has some" has runs/evno/run.json '"eval_examples": null,'
 
     # A batch of one sequence, of which four have the completions of an example.
-    check "--batch-size 1" train $(echo "$minute" | sed 's/-size 4/-size 1/') --run g --steps 0 --eval-data thirty.bin
-    check "--batch-size 1: another accuracy at the start" has_extra runs/g 0 ".*$(extras_of runs/e | sed -n '1s/.*\("eval_acc"\)/\1/p')"
+    check "--batch-size 1" train $(echo "$minute" | sed 's/-size 4/-size 1/') --run evone --steps 0 --eval-data thirty.bin
+    first=$(extras_of runs/ev | sed -n '1s/.*\("eval_acc"\)/\1/p')
+    check "--batch-size 1: another accuracy at the start" has_extra runs/evone 0 ".*$first"
 
     # A resumed run writes the log again as it was.
-    cp -r runs/e runs/h
-    rm runs/h/checkpoints/step_0000000[4-9].ckpt runs/h/checkpoints/step_00000010.ckpt
-    check "a resumed run" train --run h --resume
-    check "a resumed run has another log" same_log runs/e runs/h
-    check "a resumed run has other accuracies" same_extras runs/e runs/h
+    cp -r runs/ev runs/evagain
+    rm runs/evagain/checkpoints/step_0000000[4-9].ckpt runs/evagain/checkpoints/step_00000010.ckpt
+    check "a resumed run" train --run evagain --resume
+    check "a resumed run has another log" same_log runs/ev runs/evagain
+    check "a resumed run has other accuracies" same_extras runs/ev runs/evagain
     examples 20 >twenty.bin
-    check "other examples on resume" train --run h --resume --steps 12 --eval-data twenty.bin --eval-every 1
+    check "other examples on resume" train --run evagain --resume --steps 12 --eval-data twenty.bin --eval-every 1
     check "other examples on resume: no note" has err '^note: --eval-data thirty.bin -> twenty.bin from step 11$'
     check "--eval-every on resume: a note" not has err 'note: --eval-every'
-    check "other examples on resume: no accuracy" has_extra runs/h 11 "$accuracy"
+    check "other examples on resume: no accuracy" has_extra runs/evagain 11 "$accuracy"
     rm twenty.bin
-    refused "examples that are gone" 'twenty.bin: No such.* with --eval-data PATH' train --run h --resume --steps 13
-    check "no examples on resume" train --run h --resume --steps 13 --eval-data "" --eval-every -1
+    refused "examples that are gone" 'twenty.bin: No such.* with --eval-data PATH' train --run evagain --resume --steps 13
+    check "no examples on resume" train --run evagain --resume --steps 13 --eval-data "" --eval-every -1
 
-    rm -rf runs/e runs/f runs/g runs/h
-    train $minute --run e --steps 10 --val-every 5 --eval-data thirty.bin
+    rm -rf runs/ev runs/evno runs/evone runs/evagain
+    train $minute --run ev --steps 10 --val-every 5 --eval-data thirty.bin
     check "without --eval-every an evaluation comes with each validation" \
-        [ "$(extras_of runs/e | grep eval_acc | sed 's/ .*//' | tr '\n' ' ')" = "0 5 10 " ]
-    train $minute --run f --steps 10 --val-every 5 --eval-data thirty.bin --eval-every 0
+        [ "$(extras_of runs/ev | grep eval_acc | sed 's/ .*//' | tr '\n' ' ')" = "0 5 10 " ]
+    train $minute --run evno --steps 10 --val-every 5 --eval-data thirty.bin --eval-every 0
     check "--eval-every 0 evaluates elsewhere than at the end" \
-        [ "$(extras_of runs/f | grep eval_acc | sed 's/ .*//' | tr '\n' ' ')" = "10 " ]
-    refused "--eval-every without examples" '--eval-every 4 .*--eval-data' train $minute --run g --eval-every 4
-    refused "no file of examples" 'nowhere.bin: No such file.*hellaswag.py' train $minute --run g --eval-data nowhere.bin
+        [ "$(extras_of runs/evno | grep eval_acc | sed 's/ .*//' | tr '\n' ' ')" = "10 " ]
+    refused "--eval-every without examples" '--eval-every 4 .*--eval-data' train $minute --run evone --eval-every 4
+    refused "no file of examples" 'nowhere.bin: No such file.*hellaswag.py' train $minute --run evone --eval-data nowhere.bin
     examples 30 | head -c 5000 >short.bin
-    refused "examples that are cut off" 'short.bin: .* example [0-9]* of 30: it is truncated' train $minute --run g \
+    refused "examples that are cut off" 'short.bin: .* example [0-9]* of 30: it is truncated' train $minute --run evone \
         --eval-data short.bin
-    refused "a text as examples" 'text.txt is no file of examples' train $minute --run g --eval-data text.txt
+    refused "a text as examples" 'text.txt is no file of examples' train $minute --run evone --eval-data text.txt
     refused "a long completion" 'thirty.bin: completion 0 of example 0 has [0-9]* tokens, and --seq-len is 8' \
-        train $(echo "$minute" | sed 's/-len 32/-len 8/') --run g --eval-data thirty.bin
-    check "a refused file of examples left a folder" [ ! -e runs/g ]
+        train $(echo "$minute" | sed 's/-len 32/-len 8/') --run evone --eval-data thirty.bin
+    check "a refused file of examples left a folder" [ ! -e runs/evone ]
 }
 
 # Bits per byte of tokens need their vocabulary; without it a note says so, and the run goes on.
 test_bits_per_byte() {
-    rm -rf runs/b runs/c
+    rm -rf runs/bits runs/bits2
     make_shards
     shard '\210\330\064\001' '\350\003\000\000' "$tokens" 'toks\002\000\000\000\175\035\141\157\276\133\130\073' >fixture.bin
     small="--layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 2 --threads 1 --steps 2 --vocab 800"
     bpe=$here/dev/test/fixtures/bpe
-    check "a run on the fixture's tokens" train $small --data good.bin --val-data good.bin --run b --val-tokens 100
+    check "a run on the fixture's tokens" train $small --data good.bin --val-data good.bin --run bits --val-tokens 100
     check "shards of GPT-2's tokens: no note of the vocabulary" has err '^note: .*bits per byte: .*data/gpt2_bpe.sh fetches'
-    check "bits per byte without a vocabulary" not has runs/b/log.jsonl val_bpb
-    rm -rf runs/b
-    check "a run with the vocabulary" train $small --data fixture.bin --val-data fixture.bin --run b --encoder "$bpe/encoder.json" \
-        --bpe "$bpe/vocab.bpe"
+    check "bits per byte without a vocabulary" not has runs/bits/log.jsonl val_bpb
+    rm -rf runs/bits
+    check "a run with the vocabulary" train $small --data fixture.bin --val-data fixture.bin --run bits \
+        --encoder "$bpe/encoder.json" --bpe "$bpe/vocab.bpe"
     check "a note where there is a vocabulary" not has err 'bits per byte'
-    check "no bits per byte" has_extra runs/b 2 "\"val_bpb\": $number"
-    check "a run with another vocabulary" train $small --data good.bin --val-data good.bin --run c --encoder "$bpe/encoder.json" \
-        --bpe "$bpe/vocab.bpe"
+    check "no bits per byte" has_extra runs/bits 2 "\"val_bpb\": $number"
+    check "a run with another vocabulary" train $small --data good.bin --val-data good.bin --run bits2 \
+        --encoder "$bpe/encoder.json" --bpe "$bpe/vocab.bpe"
     check "another vocabulary: no note" has err '^note: .*bits per byte: the tokens are those of gpt2, and .* are bpe [0-9a-f]*;'
-    check "bits per byte by another vocabulary" not has runs/c/log.jsonl val_bpb
+    check "bits per byte by another vocabulary" not has runs/bits2/log.jsonl val_bpb
 }
 
 # Mistakes on the command line and in the data.
