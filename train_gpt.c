@@ -398,7 +398,7 @@ static Work evaluate(Model *m, Eval *e, int *x, int *y, floatM *losses, Progress
         send_batch(m, x, y, s);
         model_forward(m, s);
         head_loss(m, s, 0);
-        device_download(losses, m->a.losses, (size_t)s.N * sizeof *losses);
+        if (device_download(losses, m->a.losses, (size_t)s.N * sizeof *losses)) break;
         eval_take(e, row, s.B, losses, y);
         if (progress) progress_busy(progress, "evaluation", (double)row / (double)e->rows);
     }
