@@ -282,7 +282,7 @@ ifneq ($(T),)
   override TESTS := $(call chosen,$(TESTS))
   override EMU_TESTS := $(call chosen,$(EMU_TESTS))
   override TEST_SCRIPTS := $(foreach s,$(TEST_SCRIPTS),$(if $(or $(filter $(T)%,$(notdir $(s))),$(filter $(holders),$(s))),$(s)))
-  NEEDED = $(if $(filter %/cli_test.sh %/cuda_test.sh %/runs_test.sh,$(TEST_SCRIPTS)),$(PROGRAMS)) \
+  NEEDED = $(if $(filter %/cli_test.sh %/cuda_test.sh %/runs_test.sh %/scripts_test.sh,$(TEST_SCRIPTS)),$(PROGRAMS)) \
            $(if $(filter %/libcmuon_test.sh,$(TEST_SCRIPTS)),$(LIBRARY)) \
            $(if $(filter dev/test/faults/%,$(TEST_SCRIPTS)),$(PROGRAMS) $(FAULTS)) \
            $(if $(filter %/cuda_test.sh,$(TEST_SCRIPTS)),$(EMU_PROGRAMS))

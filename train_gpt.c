@@ -352,12 +352,19 @@ static void optimizer_step(Model *m, int step, double clip) {
 /* How a piece of work ended, where a signal may end it early. */
 typedef enum { WORK_DONE = 0, WORK_STOPPED = 1, WORK_FAILED = -1, WORK_NO_DATA = -2 } Work;
 
-/* Mean loss over the first `limit` targets (0: all) of the validation data, in nats per token. x
-   and y have room for a batch (B,T) each. `progress` may be NULL; the others fill *loss, or a
+/* What a validation finds: the mean loss in nats per token, and the loss in bits per byte, which is
+   NaN where the bytes of the tokens are not known. */
+typedef struct {
+    double loss, bits_per_byte;
+} Validation;
+
+/* Validates on the first `limit` targets (0: all) of the validation data, whose tokens have these
+   bytes. x and y have room for a batch (B,T) each. `progress` may be NULL. Fills *found, or a
    message. */
-static Work validate(Model *m, Data *val, size_t limit, int *x, int *y, Progress *progress,
-                     double *loss, char *err) {
+static Work validate(Model *m, Data *val, const TokenBytes *texts, size_t limit, int *x, int *y,
+                     Progress *progress, Validation *found, char *err) {
     size_t rows = data_val_rows(val, limit), count = 0;
+    int64_t bytes = 0;
     for (size_t row = 0; row < rows; row += (size_t)m->s.B) {
         Shape s = shape_with(m->s, (int)min_size((size_t)m->s.B, rows - row), m->s.T);
         if (waiting_signal()) {
@@ -366,12 +373,39 @@ static Work validate(Model *m, Data *val, size_t limit, int *x, int *y, Progress
         }
         if (data_val_batch(val, row, s.B, limit, x, y, err)) return WORK_NO_DATA;
         for (int n = 0; n < s.N; n++) count += y[n] >= 0;
+        bytes += token_bytes_of(texts, y, (size_t)s.N);
         send_batch(m, x, y, s);
         model_forward(m, s);
         head_loss(m, s, 0);
         if (progress) progress_busy(progress, "validation", (double)row / (double)rows);
     }
-    *loss = take_loss(m) / (double)count;
+    double nats = take_loss(m);
+    found->loss = nats / (double)count;
+    found->bits_per_byte = texts->known && bytes ? nats / log(2) / (double)bytes : NAN;
+    return device_check(err) ? WORK_FAILED : WORK_DONE;
+}
+
+/* Fills e->loss and e->length for the rows of all examples, by forward passes over as many rows,
+   which may be of several examples, as have the tokens of a batch. x and y have room for a batch
+   (B,T) each, `losses` for the losses of its tokens. `progress` may be NULL. */
+static Work evaluate(Model *m, Eval *e, int *x, int *y, floatM *losses, Progress *progress,
+                     char *err) {
+    size_t rows = (size_t)(m->s.N / e->T);
+    for (size_t row = 0; row < e->rows; row += rows) {
+        Shape s = shape_with(m->s, (int)min_size(rows, e->rows - row), e->T);
+        if (waiting_signal()) {
+            take_loss(m);
+            return WORK_STOPPED;
+        }
+        if (eval_batch(e, row, s.B, x, y, err)) return WORK_NO_DATA;
+        send_batch(m, x, y, s);
+        model_forward(m, s);
+        head_loss(m, s, 0);
+        if (device_download(losses, m->a.losses, (size_t)s.N * sizeof *losses)) break;
+        eval_take(e, row, s.B, losses, y);
+        if (progress) progress_busy(progress, "evaluation", (double)row / (double)e->rows);
+    }
+    take_loss(m); /* the sum has no use here */
     return device_check(err) ? WORK_FAILED : WORK_DONE;
 }
 
@@ -413,15 +447,42 @@ static Work train_step(Run *run, Model *m, double *loss, double *norm, char *err
 /* ---------------------------------------------------------------------------------------------- */
 /* the loop */
 
-/* Validates the readout, if there is one, else the weights. */
-static Work run_validation(Run *run, Model *m, Progress *progress, double *loss, char *err) {
-    int readout = readout_begin(&m->p, m->c);
+static Work run_validation(Run *run, Model *m, Progress *progress, LogLine *line, char *err) {
+    Validation found;
+    Work work = validate(m, &run->val, &run->texts, (size_t)m->c->val_tokens, run->x, run->y,
+                         progress, &found, err);
+    if (work != WORK_DONE) return work;
+    line->val_loss = found.loss;
+    line->val_bpb = found.bits_per_byte;
+    return WORK_DONE;
+}
+
+static Work run_evaluation(Run *run, Model *m, Progress *progress, LogLine *line, char *err) {
+    floatM *losses = (floatM *)malloc((size_t)m->s.N * sizeof *losses);
+    if (!losses) {
+        fail(err, "out of memory: the losses of a batch");
+        return WORK_FAILED;
+    }
+    Work work = evaluate(m, &run->eval, run->x, run->y, losses, progress, err);
+    free(losses);
+    if (work != WORK_DONE) return work;
+    line->eval_acc = eval_accuracy(&run->eval, 0);
+    line->eval_acc_norm = eval_accuracy(&run->eval, 1);
+    return WORK_DONE;
+}
+
+/* Measures of the model what `due` has, for a line of the log: of the readout if there is one, else
+   of the weights. */
+static Work run_measures(Run *run, Model *m, int due, Progress *progress, LogLine *line,
+                         char *err) {
+    Work work = WORK_DONE;
+    int readout = due && readout_begin(&m->p, m->c);
     if (readout) refresh_weights(m);
-    Work work =
-        validate(m, &run->val, (size_t)m->c->val_tokens, run->x, run->y, progress, loss, err);
-    if (!readout) return work;
-    readout_end(&m->p);
-    refresh_weights(m);
+    if (due & MEASURE_VALIDATION) work = run_validation(run, m, progress, line, err);
+    if (work == WORK_DONE && (due & MEASURE_EVALUATION) && run->eval.count)
+        work = run_evaluation(run, m, progress, line, err);
+    if (readout) readout_end(&m->p);
+    if (readout) refresh_weights(m);
     return work;
 }
 
@@ -458,32 +519,39 @@ static int is_due(const Run *run, int every) {
     return run->step == run->config.steps || (every && run->step % every == 0);
 }
 
-/* Validates, where that is due, and writes the log's line of the step that was made. A line whose
-   validation is not done stays in run->pending, which a checkpoint keeps; a resumed run owes that
-   validation, and then replaces that checkpoint. */
+/* What is to be measured after this step. The model is validated before the first step too. */
+static int measures_due(const Run *run) {
+    const Config *c = &run->config;
+    int validation = run->step == 0 || is_due(run, config_val_every(c, run->step)), evaluation = 0;
+    if (c->eval_every == EVAL_WITH_VALIDATION) evaluation = validation;
+    else evaluation = is_due(run, c->eval_every);
+    return (validation ? MEASURE_VALIDATION : 0) |
+           (evaluation && run->eval.count ? MEASURE_EVALUATION : 0);
+}
+
+/* Measures what is due, and writes the log's line of the step that was made. A line whose
+   measurements are not done stays in run->pending, which a checkpoint keeps; a resumed run owes
+   them, and then replaces that checkpoint. */
 static Work finish_step(Run *run, Model *m, Progress *progress, char *err) {
     const Config *c = m->c;
-    double val_loss = NAN;
     int owed = run->owed;
-    if (owed || is_due(run, config_val_every(c, run->step))) {
-        Work work = run_validation(run, m, progress, &val_loss, err);
-        if (work != WORK_DONE) return work;
-    }
     LogLine line = log_line_of(run->pending);
-    line.val_loss = val_loss;
+    run->due |= measures_due(run);
+    Work work = run_measures(run, m, run->due, progress, &line, err);
+    if (work != WORK_DONE) return work;
     print_step(progress, c, &line);
-    if (log_append_validated(&run->log, run->pending, val_loss, err)) return WORK_FAILED;
+    if (log_append_measured(&run->log, run->pending, &line, err)) return WORK_FAILED;
     free(run->pending);
     run->pending = NULL;
-    run->owed = 0;
+    run->owed = run->due = 0;
     int saves = owed || is_due(run, c->checkpoint_every);
     return saves && save_run(run, &m->p, &m->plan, err) ? WORK_FAILED : WORK_DONE;
 }
 
-/* Logs the validation loss before the first step. */
+/* Logs what is measured before the first step. */
 static Work log_start(Run *run, Model *m, Progress *progress, char *err) {
     LogLine line = log_line_empty();
-    Work work = run_validation(run, m, progress, &line.val_loss, err);
+    Work work = run_measures(run, m, measures_due(run), progress, &line, err);
     if (work != WORK_DONE) return work;
     if (log_line(&run->log, &line, err)) return WORK_FAILED;
     print_step(progress, m->c, &line);
@@ -646,6 +714,9 @@ static int describe(Program *p, char *err) {
         snprintf(limit, sizeof limit, ", of which %lld are evaluated", (long long)c->val_tokens);
     print_line(stdout, "data", "%s: %zu training and %zu validation tokens%s", c->data,
                data_tokens(&run->train), val, limit);
+    if (run->eval.count)
+        print_line(stdout, "examples", "%s: %zu with %zu completions, %.4f are right by chance",
+                   c->eval_data, run->eval.count, run->eval.rows, eval_chance(&run->eval));
     print_model(stdout, c, &p->registry);
     plan_title(text, sizeof text, c);
     print_line(stdout, "update", "%s", text);
@@ -734,7 +805,7 @@ static int begin(Program *p, char *err) {
 static int finish(Program *p, const char *name, int stopped) {
     Run *run = &p->run;
     const Config *c = &run->config;
-    print_curve(run->log.path, data_is_text(&run->val) ? "byte" : "token");
+    print_curve(run->log.path, data_is_text(&run->val) ? "byte" : "token", run->eval.count);
     print_times(stdout, now_seconds() - p->began, run->seconds, run->step - run->begun,
                 run->tokens);
     print_peak_memory((double)device_memory_peak(), run->log.dir);

@@ -4,6 +4,7 @@ Text to token shards with GPT-2's byte-pair encoding, and back.
     data/tokenize --input "texts/part*.txt" --output data/mine
     zcat big.txt.gz | data/tokenize --input - --output data/big --separator "<|endoftext|>"
     data/tokenize --decode "data/mine_train_*.bin" --output mine.txt --bytes 10M
+    data/tokenize --texts texts.jsonl --output tokens.txt
 
 Text is read in pieces, so an input may also be a pipe that brings more than fits into memory.
 
@@ -15,6 +16,9 @@ training. To train on them:
 
 --decode writes the text of shards to one file, which a model of bytes can train on, or to standard
 output (--output -).
+
+--texts reads texts for other programs, such as data/hellaswag.py: one JSON string a line. It writes
+the tokenizer as tokenizer_id.h names it, a line, then the tokens of each text, a line each.
 */
 #include "llmc/base.h"
 #include "llmc/data.h"
@@ -24,7 +28,7 @@ output (--output -).
 typedef struct {
     char input[FLAG_STRING_SIZE], output[FLAG_STRING_SIZE], separator[FLAG_STRING_SIZE];
     char encoder[FLAG_STRING_SIZE], bpe[FLAG_STRING_SIZE];
-    char decode[FLAG_STRING_SIZE];
+    char decode[FLAG_STRING_SIZE], texts[FLAG_STRING_SIZE];
     int64_t shard_tokens, val_tokens, bytes;
 } Options;
 
@@ -40,7 +44,7 @@ static const Flag option_table[] = {
 #define SECTION "Shards"
     FLAG_TEXT("output", output, "",
               "prefix of the shards: PREFIX_val_000000.bin, PREFIX_train_000001.bin, ...; with "
-              "--decode the text file to write, or - for standard output"),
+              "--decode and --texts the file to write, or - for standard output"),
     FLAG_LONG("shard-tokens", shard_tokens, "100M", 2, 4294967295.,
               "tokens in a shard; the last may have fewer"),
     FLAG_LONG("val-tokens", val_tokens, "-1", -1, 4294967295.,
@@ -55,6 +59,11 @@ static const Flag option_table[] = {
         "or after a line of --separator"),
     FLAG_LONG("bytes", bytes, "0", 0, INFINITY,
               "bytes of text after which --decode stops, even within a document; 0: all"),
+#undef SECTION
+#define SECTION "Many texts"
+    FLAG_TEXT("texts", texts, "",
+              "texts, a JSON string a line: a file, or - for standard input; writes a line with "
+              "the tokenizer, then the tokens of each text, a line each"),
 #undef SECTION
 #define SECTION "Tokenizer"
     FLAG_TEXT("encoder", encoder, "data/gpt2-bpe/encoder.json",
@@ -509,17 +518,24 @@ static int decode_to_file(Job *job, Data *d, const char *path, char *err) {
     return 0;
 }
 
-/* "-": --decode writes to standard output, where then nothing else is written. */
-static int is_output_text(const Options *o) { return o->decode[0] && !strcmp(o->output, "-"); }
+/* "-": --decode and --texts write to standard output, where then nothing else is written. */
+static int is_output_text(const Options *o) {
+    return (o->decode[0] || o->texts[0]) && !strcmp(o->output, "-");
+}
 
-static int decode(Job *job, char *err) {
-    const Options *o = job->o;
-    if (o->input[0]) return fail(err, "--input reads text and --decode reads shards; give one");
+/* Refuses a file that exists, and none. */
+static int check_output_file(const Options *o, char *err) {
     if (!o->output[0])
         return fail(err, "--output FILE is missing: where to write the text (see --help)");
     if (!is_output_text(o) && access(o->output, F_OK) == 0)
         return fail(err, "%.700s exists; remove it or give another --output", o->output);
-    if (load_tokenizer(job, err)) return -1;
+    return 0;
+}
+
+static int decode(Job *job, char *err) {
+    const Options *o = job->o;
+    if (o->input[0]) return fail(err, "--input reads text and --decode reads shards; give one");
+    if (check_output_file(o, err) || load_tokenizer(job, err)) return -1;
     Data d;
     if (data_open(&d, o->decode, DATA_ALL, DATA_SEQUENTIAL, 0, 1, 0, err)) return -1;
     char shards[TOKENIZER_ID_SIZE], loaded[TOKENIZER_ID_SIZE];
@@ -538,6 +554,71 @@ static int decode(Job *job, char *err) {
     return status;
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Many texts */
+
+/* Writes the tokens of a text, a JSON string of n bytes at `line`, with a zero byte behind them.
+   Returns -1 if the line is no such string. */
+static int write_tokens(Job *job, char *line, size_t n, FILE *to, char *err) {
+    TokenList *list = &job->pending;
+    JsonReader r = {(unsigned char *)line, n, 0};
+    char *text = (char *)malloc(n + 1);
+    list->count = 0;
+    int status = text ? json_read_string(&r, text, n + 1) : fail(err, "out of memory: a text");
+    json_skip_space(&r);
+    if (text && (status || r.at < n))
+        status = fail(err, "--texts %s: line %llu is not one JSON string", job->o->texts,
+                      (unsigned long long)job->documents + 1);
+    if (!status) status = tokenizer_encode(&job->tokenizer, text, strlen(text), 0, list, err);
+    for (size_t i = 0; i < list->count && !status; i++)
+        fprintf(to, "%s%d", i ? " " : "", list->ids[i]);
+    if (!status) {
+        fputc('\n', to);
+        job->documents++;
+        job->tokens += list->count;
+        job->bytes += strlen(text);
+    }
+    free(text);
+    return status;
+}
+
+/* Writes the tokens of all texts that `from` has. */
+static int write_all_tokens(Job *job, FILE *from, FILE *to, char *err) {
+    char *line = NULL, id[TOKENIZER_ID_SIZE];
+    size_t size = 0;
+    int status = 0;
+    fprintf(to, "%s\n", tokenizer_id_text(job->id, id));
+    for (ssize_t n; !status && (n = getline(&line, &size, from)) > 0;)
+        status = write_tokens(job, line, (size_t)n, to, err);
+    if (!status && !feof(from))
+        status = fail(err, "--texts: cannot read %s: %s", job->o->texts, strerror(errno));
+    free(line);
+    return status;
+}
+
+/* --texts: the tokens are written when the last text is read, so that there is no part of them. */
+static int tokenize_texts(Job *job, char *err) {
+    const Options *o = job->o;
+    char *tokens = NULL;
+    size_t size = 0;
+    if (o->input[0] || o->decode[0])
+        return fail(err, "--texts is given with --input or --decode; give one of them");
+    if (check_output_file(o, err) || load_tokenizer(job, err)) return -1;
+    FILE *from = strcmp(o->texts, "-") ? fopen(o->texts, "rbe") : stdin;
+    if (!from) return fail(err, "--texts: cannot open %s: %s", o->texts, strerror(errno));
+    FILE *to = open_memstream(&tokens, &size);
+    int status = to ? write_all_tokens(job, from, to, err) : fail(err, "out of memory: tokens");
+    if (to && fclose(to) && !status) status = fail(err, "out of memory: tokens");
+    if (from != stdin) fclose(from);
+    if (!status && !is_output_text(o)) status = file_replace(o->output, tokens, size, err);
+    else if (!status && (fwrite(tokens, 1, size, stdout) < size || fflush(stdout)))
+        status = fail(err, "cannot write the tokens: %s", strerror(errno));
+    free(tokens);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
 /* Refuses a separator that no line can be: a line ends before "\n" and before "\r\n". */
 static int check_separator(const char *separator, char *err) {
     size_t n = strlen(separator);
@@ -551,6 +632,7 @@ static int check_separator(const char *separator, char *err) {
 static int run_job(Job *job, char *err) {
     signal(SIGPIPE, SIG_IGN); /* a reader of the output that goes away is a failed write */
     if (check_separator(job->o->separator, err)) return -1;
+    if (job->o->texts[0]) return tokenize_texts(job, err);
     if (job->o->decode[0]) return decode(job, err);
     if (!job->o->input[0])
         return fail(err, "--input FILE is missing: what to read (see --help); --decode SHARDS "
@@ -569,7 +651,8 @@ int main(int argc, char **argv) {
     if (status > 0) {
         flags_help(stdout,
                    "data/tokenize --input FILE --output PREFIX [--flag value ...]\n"
-                   "data/tokenize --decode SHARDS --output FILE|- [--bytes N]",
+                   "data/tokenize --decode SHARDS --output FILE|- [--bytes N]\n"
+                   "data/tokenize --texts FILE|- --output FILE|-",
                    option_table, OPTIONS);
         return output_status(stdout);
     }

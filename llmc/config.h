@@ -24,13 +24,15 @@ typedef struct {
     int64_t seed;
     int val_every, val_every_end;
     int64_t val_tokens;
+    int eval_every;
     int checkpoint_every, keep_checkpoints, threads, compute, dry_run, print_every, version;
     int log_groups, recompute;
     int logit_rows;
     int device, attention, tf32, cuda_graph, gelu, gemm; /* of a GPU */
     int help_markdown;
     /* data */
-    char data[FLAG_STRING_SIZE], val_data[FLAG_STRING_SIZE];
+    char data[FLAG_STRING_SIZE], val_data[FLAG_STRING_SIZE], eval_data[FLAG_STRING_SIZE];
+    char encoder[FLAG_STRING_SIZE], bpe[FLAG_STRING_SIZE];
     int data_order, batch_size;
     int64_t total_batch_tokens;
     /* model */
@@ -64,6 +66,8 @@ typedef struct {
 
 /* The value of --val-every that stands for an eighth of --steps. */
 enum { VAL_EVERY_EIGHTH = -1 };
+/* The value of --eval-every that stands for the steps of --val-every. */
+enum { EVAL_WITH_VALIDATION = -1 };
 
 #define FLAGS_OF_GPU "On a GPU (train_gpt_cuda)"
 
@@ -101,6 +105,9 @@ static const Flag config_flags[] = {
               "between two validations, and at least 131072"),
 #undef ON_RESUME
 #define ON_RESUME RESUME_FREE
+    FLAG_INT("eval-every", eval_every, "-1", EVAL_WITH_VALIDATION, INFINITY,
+             "steps between evaluations of --eval-data; 0: only at the end; -1: with every "
+             "validation"),
     FLAG_INT("checkpoint-every", checkpoint_every, "300", 0, INFINITY,
              "steps between checkpoints; 0: only at the end"),
     FLAG_INT("keep-checkpoints", keep_checkpoints, "2", 0, INFINITY,
@@ -178,6 +185,14 @@ static const Flag config_flags[] = {
 #define ON_RESUME RESUME_NOTED
     FLAG_TEXT("val-data", val_data, "",
               "validation data; without it the last tenth of a text file"),
+    FLAG_TEXT("eval-data", eval_data, "",
+              "examples of multiple choice on which the accuracy is evaluated: a file of llm.c's "
+              "format, such as data/hellaswag.py makes"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FREE
+    FLAG_TEXT("encoder", encoder, "data/gpt2-bpe/encoder.json",
+              "vocabulary of the shards' tokens, for bits per byte; data/gpt2_bpe.sh fetches it"),
+    FLAG_TEXT("bpe", bpe, "data/gpt2-bpe/vocab.bpe", "merges of the same vocabulary"),
 #undef ON_RESUME
 #define ON_RESUME RESUME_FIXED
     FLAG_CHOICE("data-order", data_order, "shuffled", "sequential|shuffled",
@@ -786,6 +801,15 @@ static inline int config_resolve_rates(Config *c, char *err) {
     return 0;
 }
 
+/* Refuses --eval-every where there is nothing to evaluate. */
+static inline int config_check_eval(const Config *c, char *err) {
+    if (c->eval_data[0] || c->eval_every == EVAL_WITH_VALIDATION) return 0;
+    return fail(err,
+                "--eval-every %d says when to evaluate, and there is no --eval-data FILE to "
+                "evaluate on: give both flags or none",
+                c->eval_every);
+}
+
 /* Fills in every value that 0, -1 or auto leaves open, and refuses values that do not fit together.
    c->vocab must have been set, by the flag or from the data. Returns 0, or -1 with a message. */
 static inline int config_resolve(Config *c, char *err) {
@@ -793,7 +817,7 @@ static inline int config_resolve(Config *c, char *err) {
     config_resolve_mlp(c);
     if (config_resolve_batch(c, err) || config_check_counts(c, err)) return -1;
     config_resolve_rules(c);
-    if (config_check_rules(c, err)) return -1;
+    if (config_check_rules(c, err) || config_check_eval(c, err)) return -1;
     if (config_resolve_ages(c, err) || config_resolve_rates(c, err)) return -1;
     config_resolve_val_every(c);
     config_resolve_val_tokens(c);

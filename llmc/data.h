@@ -127,7 +127,7 @@ static inline int data_fail_magic(const char *path, const unsigned char *p, char
     if (magic == 20240522)
         return fail(err,
                     "%s: this is an evaluation file of llm.c (magic 20240522), not a token "
-                    "shard",
+                    "shard; --eval-data takes it",
                     path);
     if (magic >= 20240326 && magic <= 20240328)
         return fail(err,

@@ -10,7 +10,8 @@ log.jsonl    the run's course: one JSON object a line, in rising order of step,
      "grad_norm": 1.5, "ms": 12.345, "tok_s": 6636000, "extra": {...}}
 
              The keys are always in this order. "mfu" and "mfu_stated" come before "extra" where the
-             machine's peak is known; "extra" is there only if it is not empty. null means not
+             machine's peak is known; "extra" is there only if it is not empty, and begins with what
+             was measured beside the losses: "val_bpb", "eval_acc", "eval_acc_norm". null means not
              measured, NaN or infinity. The keys before "ms" do not depend on the machine's speed:
              two logs are compared by cutting each line at `, "ms"`. Losses, norms and rates have 9
              digits, which name a float exactly. A line that does not begin with the keys from
@@ -37,14 +38,17 @@ typedef struct {
 typedef struct {
     int64_t step, tokens;
     double train_loss, val_loss, lr, grad_norm, ms, tok_s;
-    double mfu, mfu_stated; /* of the measured peak and of the data sheet's; 0: not known */
-    const char *extra;      /* a JSON value, or NULL */
+    double mfu, mfu_stated;         /* of the measured peak and of the data sheet's; 0: not known */
+    double val_bpb;                 /* bits per byte of the validation */
+    double eval_acc, eval_acc_norm; /* shares of right choices, see eval.h */
+    const char *extra;              /* a JSON object, or NULL */
 } LogLine;
 
 static inline LogLine log_line_empty(void) {
     LogLine line;
     memset(&line, 0, sizeof line);
     line.train_loss = line.val_loss = line.lr = line.grad_norm = line.ms = line.tok_s = NAN;
+    line.val_bpb = line.eval_acc = line.eval_acc_norm = NAN;
     return line;
 }
 
@@ -54,11 +58,14 @@ typedef struct {
     int is_json;
 } LogPair;
 
-/* The losses of a log, for drawing. */
+/* The losses of a log, for drawing, and the last of what was measured beside them. */
 typedef struct {
     int n;
     int64_t *step;
     double *train, *val; /* NaN where the log has null */
+    int has_bpb, has_eval;
+    int64_t bpb_step, eval_step;
+    double bpb, eval_acc, eval_acc_norm;
 } LogCurve;
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -169,6 +176,22 @@ static inline void log_curve_free(LogCurve *curve) {
     memset(curve, 0, sizeof *curve);
 }
 
+/* Keeps what a line has beside its losses. */
+static inline void log_curve_measures(LogCurve *curve, int64_t step, const char *line) {
+    double bpb = log_number(line, "val_bpb"), acc = log_number(line, "eval_acc");
+    if (isfinite(bpb)) {
+        curve->has_bpb = 1;
+        curve->bpb_step = step;
+        curve->bpb = bpb;
+    }
+    if (isfinite(acc)) {
+        curve->has_eval = 1;
+        curve->eval_step = step;
+        curve->eval_acc = acc;
+        curve->eval_acc_norm = log_number(line, "eval_acc_norm");
+    }
+}
+
 /* Adds the losses of a line. Returns -1 without memory. */
 static inline int log_curve_add(LogCurve *curve, int *capacity, int64_t step, const char *line) {
     if (curve->n == *capacity) {
@@ -186,6 +209,7 @@ static inline int log_curve_add(LogCurve *curve, int *capacity, int64_t step, co
     curve->train[curve->n] = log_number(line, "train_loss");
     curve->val[curve->n] = log_number(line, "val_loss");
     curve->n++;
+    log_curve_measures(curve, step, line);
     return 0;
 }
 
@@ -387,6 +411,23 @@ static inline int log_append_text(RunLog *log, const char *text, char *err) {
                 strerror(code));
 }
 
+/* Writes the member extra: what the line has measured beside its losses, then `rest`, which is what
+   an object has behind its first brace ("}" for an empty one). Without both (rest NULL) writes
+   nothing. */
+static inline void log_write_extra(FILE *f, const LogLine *line, const char *rest) {
+    static const char *const keys[] = {"val_bpb", "eval_acc", "eval_acc_norm"};
+    const double values[] = {line->val_bpb, line->eval_acc, line->eval_acc_norm};
+    int written = 0;
+    for (int i = 0; i < 3; i++) {
+        if (!isfinite(values[i])) continue;
+        fprintf(f, "%s\"%s\": ", written++ ? ", " : ", \"extra\": {", keys[i]);
+        json_float(f, values[i]);
+    }
+    if (!rest && written) fputc('}', f);
+    if (!rest) return;
+    fprintf(f, "%s%s", !written ? ", \"extra\": {" : *rest == '}' ? "" : ", ", rest);
+}
+
 /* The text of a line with its end, for the caller to free; NULL without memory. */
 static inline char *log_line_text(const LogLine *line) {
     char *text = NULL;
@@ -408,7 +449,7 @@ static inline char *log_line_text(const LogLine *line) {
     else fputs(", \"tok_s\": null", f);
     if (line->mfu > 0) fprintf(f, ", \"mfu\": %.4f", line->mfu);
     if (line->mfu_stated > 0) fprintf(f, ", \"mfu_stated\": %.4f", line->mfu_stated);
-    if (line->extra) fprintf(f, ", \"extra\": %s", line->extra);
+    log_write_extra(f, line, line->extra ? line->extra + 1 : NULL);
     fputs("}\n", f);
     if (!fclose(f)) return text;
     free(text);
@@ -423,7 +464,7 @@ static inline int log_line(RunLog *log, const LogLine *line, char *err) {
     return status;
 }
 
-/* The numbers of a line that log_line_text wrote, without mfu_stated and extra. */
+/* The numbers of a line that log_line_text wrote, without mfu_stated and those of extra. */
 static inline LogLine log_line_of(const char *text) {
     LogLine line = log_line_empty();
     line.step = (int64_t)log_number(text, "step");
@@ -438,21 +479,30 @@ static inline LogLine log_line_of(const char *text) {
     return line;
 }
 
-/* Appends a line that log_line_text wrote without a validation loss, with this one (NaN: none). */
-static inline int log_append_validated(RunLog *log, const char *text, double val_loss, char *err) {
-    static const char key[] = "\"val_loss\": null";
-    const char *at = strstr(text, key);
-    char *line = NULL;
+/* Appends a line that log_line_text wrote before the model was measured, with what was measured
+   then: the validation loss of `line`, and its numbers of extra (NaN: none). */
+static inline int log_append_measured(RunLog *log, const char *text, const LogLine *line,
+                                      char *err) {
+    static const char key[] = "\"val_loss\": null", extra[] = ", \"extra\": {";
+    const char *at = strstr(text, key), *rest, *object;
+    char *whole = NULL;
     size_t size = 0;
-    if (!at || !isfinite(val_loss)) return log_append_text(log, text, err);
-    FILE *f = open_memstream(&line, &size);
+    FILE *f = open_memstream(&whole, &size);
     if (!f) return fail(err, "out of memory while writing %s", log->path);
-    fprintf(f, "%.*s\"val_loss\": ", (int)(at - text), text);
-    json_float(f, val_loss);
-    fputs(at + sizeof key - 1, f);
+    rest = at && isfinite(line->val_loss) ? at + sizeof key - 1 : text;
+    if (rest > text) {
+        fprintf(f, "%.*s\"val_loss\": ", (int)(at - text), text);
+        json_float(f, line->val_loss);
+    }
+    object = strstr(rest, extra);
+    size_t length = strlen(rest),
+           before = object ? (size_t)(object - rest) : length - 2; /* "}\n" */
+    fwrite(rest, 1, before, f);
+    log_write_extra(f, line, object ? object + sizeof extra - 1 : NULL);
+    if (!object) fputs(rest + before, f);
     int status = fclose(f) ? fail(err, "out of memory while writing %s", log->path) : 0;
-    if (!status) status = log_append_text(log, line, err);
-    free(line);
+    if (!status) status = log_append_text(log, whole, err);
+    free(whole);
     return status;
 }
 

@@ -160,17 +160,30 @@ static inline void print_peak(double measured, double stated) {
     print_line(stdout, "peak", "%.0f TFLOP/s measured%s", measured / 1e12, maker);
 }
 
-/* Prints a line for a step that was validated, and for step 0, which has a validation loss only.
-   Where no progress line is drawn, prints a line for every --print-every-th step too, and in each
-   line the time to the end, which the progress line shows otherwise. */
+/* Writes what was measured of the model: the validation loss and the accuracy; the gradient's norm
+   where nothing was. Returns whether something was. */
+static inline int measured_text(char *text, size_t size, const LogLine *line) {
+    int validated = isfinite(line->val_loss), evaluated = isfinite(line->eval_acc);
+    char bits[48] = "", accuracy[80] = "";
+    if (isfinite(line->val_bpb)) snprintf(bits, sizeof bits, " (%.4f bits/byte)", line->val_bpb);
+    if (evaluated)
+        snprintf(accuracy, sizeof accuracy, "%saccuracy %.4f (norm %.4f)", validated ? "  " : "",
+                 line->eval_acc, line->eval_acc_norm);
+    if (validated) snprintf(text, size, "validation %.4f%s%s", line->val_loss, bits, accuracy);
+    else if (evaluated) snprintf(text, size, "%s", accuracy);
+    else snprintf(text, size, "norm %.3g", line->grad_norm);
+    return validated || evaluated;
+}
+
+/* Prints a line for a step that was validated or evaluated, and for step 0, which has no more than
+   that. Where no progress line is drawn, prints a line for every --print-every-th step too, and in
+   each line the time to the end, which the progress line shows otherwise. */
 static inline void print_step(Progress *progress, const Config *c, const LogLine *line) {
-    char head[96], loss[64], mfu[32], eta[32], left[48] = "";
+    char head[96], loss[192], mfu[32], eta[32], left[48] = "";
     int every = c->print_every ? c->print_every : max_int(1, c->steps / 40);
-    int validated = isfinite(line->val_loss);
-    if (!validated && (progress->live || line->step % every)) return;
+    int measured = measured_text(loss, sizeof loss, line);
+    if (!measured && (progress->live || line->step % every)) return;
     progress_step_text(head, line->step, c->steps);
-    snprintf(loss, sizeof loss, validated ? "validation %.4f" : "norm %.3g",
-             validated ? line->val_loss : line->grad_norm);
     if (isnan(line->ms)) {
         progress_print(progress, "%s  %s", head, loss);
         return;
@@ -291,7 +304,7 @@ static inline int log_extra(char **text, const Config *c, const Params *p, const
 /* Prints the last validation loss of a log, in nats per `unit`, and the lowest one. That of step 0
    is the untrained model's. */
 static inline void print_validation(FILE *out, const LogCurve *curve, const char *unit) {
-    char best[64] = "";
+    char best[64] = "", bits[64] = "";
     int last = -1, lowest = -1;
     for (int i = 0; i < curve->n; i++) {
         if (!isfinite(curve->val[i])) continue;
@@ -307,13 +320,24 @@ static inline void print_validation(FILE *out, const LogCurve *curve, const char
         if (lowest != last)
             snprintf(best, sizeof best, "; lowest %.4f after %lld", curve->val[lowest],
                      (long long)curve->step[lowest]);
-        print_line(out, NULL, "validation loss %.4f nats per %s after %lld steps%s",
-                   curve->val[last], unit, (long long)curve->step[last], best);
+        if (curve->has_bpb && curve->bpb_step == curve->step[last])
+            snprintf(bits, sizeof bits, ", %.4f bits per byte,", curve->bpb);
+        print_line(out, NULL, "validation loss %.4f nats per %s%s after %lld steps%s",
+                   curve->val[last], unit, bits, (long long)curve->step[last], best);
     }
 }
 
-/* Draws the losses of a log and prints the last validation loss, in nats per `unit`. */
-static inline void print_curve(const char *log_path, const char *unit) {
+/* Prints the last accuracy of a log, if it has one, on this many examples. */
+static inline void print_accuracy(FILE *out, const LogCurve *curve, size_t examples) {
+    if (!curve->has_eval || !examples) return;
+    print_line(out, NULL,
+               "accuracy %.4f, by the mean loss per token %.4f, on %zu examples after %lld steps",
+               curve->eval_acc, curve->eval_acc_norm, examples, (long long)curve->eval_step);
+}
+
+/* Draws the losses of a log and prints the last validation loss, in nats per `unit`, and the last
+   accuracy on `examples`, if there are any. */
+static inline void print_curve(const char *log_path, const char *unit, size_t examples) {
     char err[ERR_LEN];
     LogCurve curve;
     printf("\n");
@@ -325,6 +349,7 @@ static inline void print_curve(const char *log_path, const char *unit) {
                 min_int(terminal_width(stdout), 100), 16);
     printf("\n");
     print_validation(stdout, &curve, unit);
+    print_accuracy(stdout, &curve, examples);
     log_curve_free(&curve);
 }
 

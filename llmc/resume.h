@@ -507,7 +507,7 @@ static inline int fail_fixed(const Run *run, const Flag *flag, const char *was, 
                 flag->name, was, is, run->asked.run, flag->name);
 }
 
-/* Whether the validation of the checkpoint's step is still to be done. */
+/* Whether measurements of the checkpoint's step are still to be done. */
 static inline int resume_is_pending(const Resume *r) {
     size_t length;
     return r->has_ckpt && header_find(r->ckpt.header, r->ckpt.header_length, "pending", &length);
@@ -534,10 +534,11 @@ static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, c
         if (!strcmp(from, to)) continue;
         if (flag->on_resume == RESUME_FIXED && other_text)
             return fail_fixed(run, flag, from, to, err);
-        /* A validation that is still to be done is of the step before. */
-        int validation = !strncmp(flag->name, "val-", 4) && resume_is_pending(r);
+        /* A measurement that is still to be done is of the step before. */
+        int measures = !strncmp(flag->name, "val-", 4) || !strncmp(flag->name, "eval-", 5);
+        int before = measures && resume_is_pending(r);
         if (flag->on_resume == RESUME_NOTED &&
-            add_change(run, r->step - validation, flag->name, from, to, err))
+            add_change(run, r->step - before, flag->name, from, to, err))
             return -1;
     }
     return 0;
@@ -662,8 +663,10 @@ static inline int resume_tidy(Run *run, const Resume *r, char *err) {
     return ckpt_prune(run->log.checkpoints, run->asked.keep_checkpoints, err);
 }
 
-/* Keeps the log's line of a step that was made, and whose validation was not. */
+/* Keeps the log's line of a step that was made, and whose measurements were not. An older file does
+   not say which: it is the validation. */
 static inline int load_pending(Run *run, const Ckpt *ckpt, char *err) {
+    char text[64];
     size_t length;
     const char *line = header_find(ckpt->header, ckpt->header_length, "pending", &length);
     if (!line) return 0;
@@ -672,6 +675,10 @@ static inline int load_pending(Run *run, const Ckpt *ckpt, char *err) {
     memcpy(run->pending, line, length);
     memcpy(run->pending + length, "\n", 2);
     run->owed = 1;
+    run->due = MEASURE_VALIDATION;
+    for (int i = 1; i < MEASURES; i++)
+        if (!ckpt_value(ckpt, "pending_for", text, sizeof text) && !strcmp(text, measure_names[i]))
+            run->due = i;
     if (log_step_of(run->pending, length + 1) == run->step) return 0;
     return fail(err, "the checkpoint's header has a damaged line pending");
 }

@@ -24,6 +24,7 @@ Needs a backend's device_upload, device_download, device_zero, device_choices an
 #include "choices.h"
 #include "config.h"
 #include "data.h"
+#include "eval.h"
 #include "log.h"
 #include "optim/plan.h"
 #include "params.h"
@@ -39,18 +40,24 @@ typedef struct {
     char name[64], from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
 } RunChange;
 
+/* What is measured of the model after a step, as bits. */
+enum { MEASURE_VALIDATION = 1, MEASURE_EVALUATION = 2 };
+
 typedef struct {
     Config asked; /* flags as given, which is what checkpoints store */
     unsigned char given[CONFIG_FLAGS];
     Config config; /* the flags, resolved */
     Data train, val;
+    TokenBytes texts; /* of the validation data's tokens */
+    Eval eval;        /* --eval-data; without it no file is open */
     RunLog log;
     char data_id[64];   /* fingerprint of the training data */
     int train_part;     /* DATA_ALL or DATA_TRAIN; -1: as --val-data says */
     char machine[512];  /* device_describe: in words */
     char identity[512]; /* device_identity: what the bits depend on */
-    char *pending;      /* the log's line of the last step, which awaits validation, or NULL */
-    int owed;           /* 1: that validation was due in the process that made the step */
+    char *pending;      /* the log's line of the last step, which awaits measurements, or NULL */
+    int due;            /* these measurements, as far as they are known to be due */
+    int owed;           /* 1: they were due in the process that made the step */
     RunChange *changes; /* flags that a resumed run changed */
     int n_changes;
     char from_file[FILE_PATH_SIZE], from_sum[32]; /* of --init-from: the file and its checksum */
@@ -115,6 +122,39 @@ static inline int data_fail_resumed(const Run *run, const char *flag, const char
         why, flag);
 }
 
+/* Reads the bytes of the data's tokens. Where it cannot, a note says so, and the validation has no
+   bits per byte. */
+static inline void open_texts(Run *run) {
+    char why[ERR_LEN];
+    const Config *c = &run->config;
+    TokenizerId id = run->val.tokenizer;
+    if (!id.fingerprint) id = run->train.tokenizer; /* which agrees, and may know more */
+    if (token_bytes_load(&run->texts, id, c->encoder, c->bpe, why))
+        fprintf(stderr, "note: the validation loss is not given in bits per byte: %s\n", why);
+}
+
+/* Opens --eval-data, if it was given. */
+static inline int open_eval(Run *run, char *err) {
+    const Config *c = &run->config;
+    Eval *e = &run->eval;
+    char data_id[TOKENIZER_ID_SIZE], eval_id[TOKENIZER_ID_SIZE];
+    if (!c->eval_data[0]) return 0;
+    if (eval_open(e, c->eval_data, c->seq_len, c->vocab, err))
+        return data_fail_resumed(run, "eval-data", c->eval_data, err);
+    if (e->tagged && !tokenizer_id_agree(e->tokenizer, run->train.tokenizer))
+        return fail(err,
+                    "--eval-data %s has tokens of the tokenizer %s and --data %s those of %s: make "
+                    "both with one vocabulary",
+                    c->eval_data, tokenizer_id_text(e->tokenizer, eval_id), c->data,
+                    tokenizer_id_text(run->train.tokenizer, data_id));
+    if (e->cut)
+        fprintf(stderr,
+                "note: %zu of the %zu completions of %s do not fit --seq-len %d with their "
+                "context, which loses its first tokens there\n",
+                e->cut, e->rows, c->eval_data, c->seq_len);
+    return 0;
+}
+
 /* Opens the data of run.config, and sets the vocabulary if the flags leave it open. */
 static inline int open_data(Run *run, char *err) {
     Config *c = &run->config;
@@ -155,7 +195,8 @@ static inline int open_data(Run *run, char *err) {
     run->train.vocab = run->val.vocab = c->vocab;
     snprintf(run->data_id, sizeof run->data_id, "%016llx",
              (unsigned long long)data_checksum(&run->train));
-    return 0;
+    open_texts(run);
+    return open_eval(run, err);
 }
 
 /* Room for one micro-batch on the host. */
@@ -195,6 +236,11 @@ static inline const char *train_part_name(int part) {
     return part == DATA_TRAIN ? "nine tenths" : "all";
 }
 
+/* The measurements that a line of the log awaits, by their names in a checkpoint's header. */
+enum { MEASURES = 4 };
+static const char *const measure_names[MEASURES] = {"", "validation", "evaluation",
+                                                    "validation and evaluation"};
+
 /* The header of a checkpoint of the present state, lines "key=value", for the caller to free; NULL
    without memory. */
 static inline char *checkpoint_header(const Run *run, const Plan *plan) {
@@ -214,7 +260,9 @@ static inline char *checkpoint_header(const Run *run, const Plan *plan) {
             run->identity);
     if (run->from_file[0])
         fprintf(f, "init_from_file=%s\ninit_from_checksum=%s\n", run->from_file, run->from_sum);
-    if (run->pending) fprintf(f, "pending=%.*s\n", (int)strcspn(run->pending, "\n"), run->pending);
+    if (run->pending)
+        fprintf(f, "pending=%.*s\npending_for=%s\n", (int)strcspn(run->pending, "\n"), run->pending,
+                measure_names[run->due]);
     for (int i = 0; i < run->n_changes; i++) {
         const RunChange *change = &run->changes[i];
         fprintf(f, "change.%d=%d %s\nchange.%d.was=%s\nchange.%d.is=%s\n", i, change->step,
@@ -356,6 +404,8 @@ static inline char *changes_json(const Run *run) {
 /* Writes run.json: what the run is, from which a run without a checkpoint is started over. */
 static inline int write_run_json(Run *run, const Registry *r, char *err) {
     char parameters[32], train_tokens[32], val_tokens[32], val_id[64], flops[32];
+    char examples[32], eval_id[64];
+    int evaluates = run->eval.count > 0;
     char *changes = changes_json(run);
     const char *from = run->from_file;
     char tokenizer[TOKENIZER_ID_SIZE];
@@ -363,6 +413,8 @@ static inline int write_run_json(Run *run, const Registry *r, char *err) {
     snprintf(train_tokens, sizeof train_tokens, "%zu", data_tokens(&run->train));
     snprintf(val_tokens, sizeof val_tokens, "%zu", data_tokens(&run->val));
     snprintf(val_id, sizeof val_id, "%016llx", (unsigned long long)data_checksum(&run->val));
+    snprintf(examples, sizeof examples, "%zu", run->eval.count);
+    snprintf(eval_id, sizeof eval_id, "%016llx", (unsigned long long)run->eval.checksum);
     snprintf(flops, sizeof flops, "%.6g", flops_per_token(&run->config, r));
     LogPair pairs[] = {
         {.key = "program", .value = "cm.c", .is_json = 0},
@@ -376,6 +428,8 @@ static inline int write_run_json(Run *run, const Registry *r, char *err) {
          .is_json = 0},
         {.key = "train_checksum", .value = run->data_id, .is_json = 0},
         {.key = "val_checksum", .value = val_id, .is_json = 0},
+        {.key = "eval_examples", .value = evaluates ? examples : NULL, .is_json = 1},
+        {.key = "eval_checksum", .value = evaluates ? eval_id : NULL, .is_json = 0},
         {.key = "train_part", .value = train_part_name(run->train_part), .is_json = 0},
         {.key = "init_from_checksum", .value = from[0] ? run->from_sum : NULL, .is_json = 0},
         {.key = "init_from_file", .value = from[0] ? from : NULL, .is_json = 0},
@@ -391,6 +445,8 @@ static inline void close_run(Run *run) {
     log_close(&run->log);
     data_close(&run->train);
     data_close(&run->val);
+    token_bytes_free(&run->texts);
+    eval_close(&run->eval);
     choices_free(&run->choices);
     choices_free(&run->known);
     free(run->changes);

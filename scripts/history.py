@@ -17,7 +17,7 @@ import results
 # --data is among them because run.json has the fingerprint of the data.
 FREE = {"preset", "run", "runs-dir", "resume", "dry-run", "version", "help-markdown", "val-every", "val-every-end",
         "checkpoint-every", "keep-checkpoints", "print-every", "log-groups", "recompute", "device", "cuda-graph",
-        "data"}
+        "data", "eval-data", "eval-every", "encoder", "bpe"}
 # Flags that change the order of sums, and by it the last bits of losses.
 ROUNDING = {"threads", "logit-rows"}
 

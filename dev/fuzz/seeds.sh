@@ -89,6 +89,21 @@ text='To be, or not to be, that is the question: whether nobler in the mind'
 { settings 0 3 1 0; printf '\210\330\064\001\001\000\000\000\006\000\000\000'; head -c 1012 /dev/zero; printf 'abcdefghijkl'; } |
     seed data whole_shard
 
+# ---- eval: T - 1, the vocabulary and bit 7, then the file, or with bit 7 what follows its header
+
+# words NUMBER...: little-endian numbers of 16 bits.
+words() {
+    for word in "$@"; do printf "\\$(printf %03o $((word % 256)))\\$(printf %03o $((word / 256)))"; done
+}
+two() {
+    words 65535 26 0 1 2 2 7 8 1 9 2 8 7
+    words 65535 36 1 0 4 3 1 2 3 1 4 2 5 6 1 7 1 8
+}
+{ printf '\007\217'; two; } | seed eval two
+{ printf '\001\217'; two; } | seed eval cut
+{ printf '\007\017'; words 55434 308 1 0 2 0 36 0; head -c 1008 /dev/zero; two; } | seed eval whole
+{ printf '\007\217'; words 65535 24 0 1 2 1 200 2 1 2 1 3 65535; } | seed eval odd
+
 # ---- checkpoint: the file; model: a text of it (built.h); resume: that text, %%, log.jsonl, %%, run.json
 
 # The data of fuzz_resume.c.

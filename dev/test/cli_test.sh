@@ -10,7 +10,8 @@ for program in "$TRAIN_GPT" "$GENERATE"; do
     [ -x "$program" ] || { echo "FAIL there is no $program: run make first"; exit 1; }
 done
 . "$here/dev/test/program.sh"
-slow_tests="interrupted interrupted_step kill odd_names other_embed"
+. "$here/dev/test/examples.sh"
+slow_tests="interrupted interrupted_evaluation interrupted_step kill odd_names other_embed"
 train() { run "$TRAIN_GPT" "$@"; }
 generate() { run "$GENERATE" "$@"; }
 
@@ -45,7 +46,8 @@ test_end_to_end() {
     value='\([0-9.e+-]*\|null\)'
     line="^{\"step\": [0-9]*, \"tokens\": [0-9]*"
     for key in train_loss val_loss lr grad_norm ms tok_s; do line="$line, \"$key\": $value"; done
-    check "a line of log.jsonl is not as documented" [ "$(grep -c "$line}\$" runs/a/log.jsonl)" -eq 11 ]
+    line="$line\(, \"extra\": {\"val_bpb\": $value}\)\{0,1\}}"
+    check "a line of log.jsonl is not as documented" [ "$(grep -c "$line\$" runs/a/log.jsonl)" -eq 11 ]
     check "no validation loss at step 5" has runs/a/log.jsonl '^{"step": 5, "tokens": 640, .*"val_loss": [0-9]'
     check "the loss does not fall" awk -F'[:,]' 'NR == 2 { first = $6 } { last = $6 }
         END { exit !(last < first && last > 0) }' runs/a/log.jsonl
@@ -193,6 +195,96 @@ test_val_every() {
     train $minute --run w --steps 40 --val-every 10 --val-every-end 2 --val-tokens 32 --keep-checkpoints 0
     check "--val-every-end 2 validated at $(validated runs/w)" \
         [ "$(validated runs/w)" = "0 10 20 30 36 38 40 " ]
+}
+
+# Evaluation on examples: when it is done, what is printed and logged, and that it changes nothing else.
+test_evaluation() {
+    rm -rf runs/ev runs/evno runs/evone
+    examples 30 >thirty.bin
+    bits="\"val_bpb\": $number"
+    accuracy="\"eval_acc\": $number, \"eval_acc_norm\": $number"
+    check "a run with --eval-data" train $minute --run ev --steps 10 --val-every 5 --eval-data thirty.bin --eval-every 4 \
+        --checkpoint-every 3 --keep-checkpoints 9
+    check "the start does not tell the examples" has out '^examples thirty.bin: 30 with 120 completions, 0.2500 .* by chance'
+    check "a note about contexts that are cut" has err "^note: [1-9][0-9]* of the 120 completions of thirty.bin do not fit"
+    check "the steps with more than losses are $(extras_of runs/ev | sed 's/ .*//' | tr '\n' ' ')" \
+        [ "$(extras_of runs/ev | sed 's/ .*//' | tr '\n' ' ')" = "0 4 5 8 10 " ]
+    check "step 0 has another extra" has_extra runs/ev 0 "$bits, $accuracy"
+    check "step 4 has another extra" has_extra runs/ev 4 "$accuracy"
+    check "step 5 has another extra" has_extra runs/ev 5 "$bits"
+    check "step 10 has another extra" has_extra runs/ev 10 "$bits, $accuracy"
+    check "step 4 was validated" has runs/ev/log.jsonl '^{"step": 4,.*"val_loss": null,.*"eval_acc"'
+    check "bits per byte are not nats / ln 2" awk '
+        /"val_bpb"/ { split($0, a, "\"val_loss\": "); split($0, b, "\"val_bpb\": "); n++
+            r = (b[2] + 0) * log(2) / (a[2] + 0) - 1; if (r * r > 1e-12) bad = 1 } END { exit bad || n != 3 }' runs/ev/log.jsonl
+    check "a line does not show bits per byte" has out "^step  5/10  train $number  validation $number ($number bits/byte)  "
+    check "a line does not show the accuracy" has out "^step  4/10  train $number  accuracy 0.[0-9]* (norm 0.[0-9]*)  "
+    check "the end does not tell bits per byte" has out "^validation loss $number nats per byte, $number bits per byte, after 10"
+    check "the end does not tell the accuracy" has out "^accuracy $number, .* on 30 examples after 10 steps"
+    check "run.json does not have the number of examples" has runs/ev/run.json '"eval_examples": 30,'
+    check "a run without --eval-data" train $minute --run evno --steps 10 --val-every 5
+    check "evaluation changes the losses" same_log runs/ev runs/evno
+    check "evaluation changes the model" same_tensors "$(newest runs/ev)" "$(newest runs/evno)"
+    check "a run without --eval-data has an accuracy" not has runs/evno/log.jsonl eval_acc
+    check "run.json of a run without examples has some" has runs/evno/run.json '"eval_examples": null,'
+
+    # A batch of one sequence, of which four have the completions of an example.
+    check "--batch-size 1" train $(echo "$minute" | sed 's/-size 4/-size 1/') --run evone --steps 0 --eval-data thirty.bin
+    first=$(extras_of runs/ev | sed -n '1s/.*\("eval_acc"\)/\1/p')
+    check "--batch-size 1: another accuracy at the start" has_extra runs/evone 0 ".*$first"
+
+    # A resumed run writes the log again as it was.
+    cp -r runs/ev runs/evagain
+    rm runs/evagain/checkpoints/step_0000000[4-9].ckpt runs/evagain/checkpoints/step_00000010.ckpt
+    check "a resumed run" train --run evagain --resume
+    check "a resumed run has another log" same_log runs/ev runs/evagain
+    check "a resumed run has other accuracies" same_extras runs/ev runs/evagain
+    examples 20 >twenty.bin
+    check "other examples on resume" train --run evagain --resume --steps 12 --eval-data twenty.bin --eval-every 1
+    check "other examples on resume: no note" has err '^note: --eval-data thirty.bin -> twenty.bin from step 11$'
+    check "--eval-every on resume: a note" not has err 'note: --eval-every'
+    check "other examples on resume: no accuracy" has_extra runs/evagain 11 "$accuracy"
+    rm twenty.bin
+    refused "examples that are gone" 'twenty.bin: No such.* with --eval-data PATH' train --run evagain --resume --steps 13
+    check "no examples on resume" train --run evagain --resume --steps 13 --eval-data "" --eval-every -1
+
+    rm -rf runs/ev runs/evno runs/evone runs/evagain
+    train $minute --run ev --steps 10 --val-every 5 --eval-data thirty.bin
+    check "without --eval-every an evaluation comes with each validation" \
+        [ "$(extras_of runs/ev | grep eval_acc | sed 's/ .*//' | tr '\n' ' ')" = "0 5 10 " ]
+    train $minute --run evno --steps 10 --val-every 5 --eval-data thirty.bin --eval-every 0
+    check "--eval-every 0 evaluates elsewhere than at the end" \
+        [ "$(extras_of runs/evno | grep eval_acc | sed 's/ .*//' | tr '\n' ' ')" = "10 " ]
+    refused "--eval-every without examples" '--eval-every 4 .*--eval-data' train $minute --run evone --eval-every 4
+    refused "no file of examples" 'nowhere.bin: No such file.*hellaswag.py' train $minute --run evone --eval-data nowhere.bin
+    examples 30 | head -c 5000 >short.bin
+    refused "examples that are cut off" 'short.bin: .* example [0-9]* of 30: it is truncated' train $minute --run evone \
+        --eval-data short.bin
+    refused "a text as examples" 'text.txt is no file of examples' train $minute --run evone --eval-data text.txt
+    refused "a long completion" 'thirty.bin: completion 0 of example 0 has [0-9]* tokens, and --seq-len is 8' \
+        train $(echo "$minute" | sed 's/-len 32/-len 8/') --run evone --eval-data thirty.bin
+    check "a refused file of examples left a folder" [ ! -e runs/evone ]
+}
+
+# Bits per byte of tokens need their vocabulary; without it a note says so, and the run goes on.
+test_bits_per_byte() {
+    rm -rf runs/bits runs/bits2
+    make_shards
+    shard '\210\330\064\001' '\350\003\000\000' "$tokens" 'toks\002\000\000\000\175\035\141\157\276\133\130\073' >fixture.bin
+    small="--layers 1 --width 16 --heads 2 --seq-len 16 --batch-size 2 --threads 1 --steps 2 --vocab 800"
+    bpe=$here/dev/test/fixtures/bpe
+    check "a run on the fixture's tokens" train $small --data good.bin --val-data good.bin --run bits --val-tokens 100
+    check "shards of GPT-2's tokens: no note of the vocabulary" has err '^note: .*bits per byte: .*data/gpt2_bpe.sh fetches'
+    check "bits per byte without a vocabulary" not has runs/bits/log.jsonl val_bpb
+    rm -rf runs/bits
+    check "a run with the vocabulary" train $small --data fixture.bin --val-data fixture.bin --run bits \
+        --encoder "$bpe/encoder.json" --bpe "$bpe/vocab.bpe"
+    check "a note where there is a vocabulary" not has err 'bits per byte'
+    check "no bits per byte" has_extra runs/bits 2 "\"val_bpb\": $number"
+    check "a run with another vocabulary" train $small --data good.bin --val-data good.bin --run bits2 \
+        --encoder "$bpe/encoder.json" --bpe "$bpe/vocab.bpe"
+    check "another vocabulary: no note" has err '^note: .*bits per byte: the tokens are those of gpt2, and .* are bpe [0-9a-f]*;'
+    check "bits per byte by another vocabulary" not has runs/bits2/log.jsonl val_bpb
 }
 
 # Mistakes on the command line and in the data.
@@ -595,6 +687,37 @@ test_interrupted() {
     finish
     check "SIGHUP that is ignored: exit status $status" [ $status -eq 0 ]
     check "SIGHUP that is ignored ended the run" [ "$(lines broken/runs/r/log.jsonl)" -eq 3 ]
+}
+
+# A signal in the middle of an evaluation. The resumed run owes that evaluation, and no validation.
+test_interrupted_evaluation() {
+    rm -rf whole broken
+    mkdir whole broken
+    examples 300 >many.bin
+    flags="--layers 1 --width 32 --heads 2 --seq-len 64 --batch-size 1 --threads 1 --data ../text.txt --run r \
+        --val-tokens 64 --val-every 2 --steps 2 --eval-data ../many.bin --eval-every 1"
+    (cd whole && train $flags)
+    start $flags
+    await_lines broken/runs/r/log.jsonl 1
+    sleep 0.05
+    kill -TERM $child
+    finish
+    check "SIGTERM in an evaluation: exit status $status" [ $status -eq 143 ]
+    check "SIGTERM in an evaluation: it went on" [ "$(lines broken/runs/r/log.jsonl)" -eq 1 ]
+    check "SIGTERM in an evaluation: step 1 is not saved" [ -f broken/runs/r/checkpoints/step_00000001.ckpt ]
+    check "the checkpoint does not say what is owed" has broken/runs/r/checkpoints/step_00000001.ckpt '^pending_for=evaluation$'
+    cp -r broken other
+    examples 20 >few.bin
+    (cd other && run "$TRAIN_GPT" --run r --resume --eval-every 0 --eval-data ../few.bin)
+    check "the evaluation that is owed is left out" has_extra other/runs/r 1 "\"eval_acc\".*"
+    check "other examples for the evaluation that is owed: no note" has err '^note: --eval-data .* -> ../few.bin from step 1$'
+    rm -rf other
+    (cd broken && train --run r --resume)
+    check "SIGTERM in an evaluation: the resumed run does not end" [ -f broken/runs/r/checkpoints/step_00000002.ckpt ]
+    check "SIGTERM in an evaluation: the log is not that of the unbroken run" same_log whole/runs/r broken/runs/r
+    check "SIGTERM in an evaluation: the accuracies are not those of the unbroken run" same_extras whole/runs/r broken/runs/r
+    check "SIGTERM in an evaluation: the checkpoint is not that of the unbroken run" \
+        cmp "$(newest whole/runs/r)" "$(newest broken/runs/r)"
 }
 
 # A step of many micro-batches ends between two of them, and counts as not made.

@@ -15,6 +15,7 @@ for name in TRAIN_GPT GENERATE TRAIN_CUDA TRAIN_CUDA_FP32 GENERATE_CUDA; do
     [ -x "$program" ] || { echo "FAIL there is no $program"; exit 1; }
 done
 . "$here/dev/test/program.sh"
+. "$here/dev/test/examples.sh"
 # The emulator invents times. A GPU's times are real, so every new folder may choose other algorithms.
 [ "$TRAIN_CUDA" = "$here/$emu/train_gpt" ] && emulated=yes chosen= || emulated=no chosen="--gemm first"
 
@@ -97,6 +98,21 @@ test_steps() {
                 END { exit !(NR == 2 && x > 0.1 && ($1 - x) ^ 2 < (0.05 * x) ^ 2 && ($2 - y) ^ 2 < (0.05 * y) ^ 2) }' steps
         done
     done
+}
+
+# Accuracies on examples are those of the CPU, but that rounding may change the choice of one of the twelve.
+test_evaluation() {
+    examples 12 >twelve.bin
+    evaluated=$(echo "$shape" | sed 's/--seq-len 24/--seq-len 48/; s/--steps 12/--steps 2/; s/--val-every 6/--val-every 0/')
+    for program in "$TRAIN_GPT" "$TRAIN_CUDA_FP32"; do
+        rm -rf runs/e
+        run "$program" $evaluated --run e --data text.txt --batch-size 3 --eval-data twelve.bin --eval-every 0
+        extras_of runs/e | tail -n 1 >>last.extras
+    done
+    check "an evaluation on CUDA has other accuracies than on the CPU: $(tr '\n' ';' <last.extras)" awk '
+        { acc[NR] = $5 + 0; norm[NR] = $7 + 0; n += $1 == 2 && $4 == "\"eval_acc\":" && $6 == "\"eval_acc_norm\":" }
+        END { a = acc[1] - acc[2]; b = norm[1] - norm[2]
+            exit n != 2 || a * a > 0.01 || b * b > 0.01 || !(acc[1] + norm[1] > 0) }' last.extras
 }
 
 # Recomputation changes no number; accumulation adds up to one batch.

@@ -65,7 +65,7 @@ static void test_names(void) {
 
 static void test_lines(void) {
     RunLog log;
-    LogCurve curve = {0, NULL, NULL, NULL};
+    LogCurve curve;
     check(log_open(&log, scratch_folder, "lines", 0, err) == 0, "%s", err);
     float loss = 3.14159274f;
     LogLine extra = log_line_empty();
@@ -367,7 +367,7 @@ static void test_full_disk(void) {
    last line that is not. */
 static void test_kill(void) {
     RunLog log;
-    LogCurve curve = {0, NULL, NULL, NULL};
+    LogCurve curve;
     int whole = 1;
     fflush(stdout);
     pid_t child = fork();
@@ -525,28 +525,75 @@ static void test_json_ends(void) {
     free(backslash.data);
 }
 
-/* A line that waits for its validation loss. */
-static void test_validated(void) {
+/* A line that waits for what is measured: it becomes the line that log_line_text writes of all
+   numbers at once, with an extra of its own and without. */
+static void test_measured(void) {
+    static const char *const extras[] = {NULL, "{\"note\": \"\\\"val_loss\\\": null\"}", "{}"};
+    static const double numbers[][4] = {
+        {NAN, NAN, NAN, NAN}, {3.25, NAN, NAN, NAN}, {3.25, 1.125, 0.5, 0.25}, {NAN, NAN, 0, 0.25}};
     RunLog log;
+    check(log_open(&log, scratch_folder, "measured", 0, err) == 0, "%s", err);
+    for (int i = 0; i < 12; i++) {
+        const double *n = numbers[i / 3];
+        LogLine line = log_line_empty();
+        line.step = 7;
+        line.train_loss = 2.5;
+        line.extra = extras[i % 3];
+        char *text = log_line_text(&line);
+        line.val_loss = n[0];
+        line.val_bpb = n[1];
+        line.eval_acc = n[2];
+        line.eval_acc_norm = n[3];
+        if (ftruncate(log.fd, 0)) perror(log.path);
+        check(text && log_append_measured(&log, text, &line, err) == 0, "%s", err);
+        char *whole = log_line_text(&line), *lines = read_text(log.path);
+        check(!strcmp(lines, whole), "case %d: log:\n%s", i, lines);
+        check(log_step_of(whole, strlen(whole)) == 7, "case %d is not a line: %s", i, whole);
+        LogLine back = log_line_of(whole);
+        check(back.step == 7 && back.train_loss == 2.5 && isnan(back.lr) &&
+                  (isnan(n[0]) ? isnan(back.val_loss) : back.val_loss == n[0]),
+              "case %d: read back", i);
+        free(text);
+        free(whole);
+        free(lines);
+    }
+    log_close(&log);
+}
+
+/* Where what was measured stands in a line, and what of it a curve keeps: the last of each. */
+static void test_measures(void) {
+    RunLog log;
+    LogCurve curve;
     LogLine line = log_line_empty();
-    line.step = 7;
-    line.train_loss = 2.5;
-    line.extra = "{\"note\": \"\\\"val_loss\\\": null\"}";
-    check(log_open(&log, scratch_folder, "validated", 0, err) == 0, "%s", err);
+    check(log_open(&log, scratch_folder, "measures", 0, err) == 0, "%s", err);
+    line.step = 1;
+    line.val_loss = 2;
+    line.val_bpb = 1.5;
+    line.eval_acc = 0.25;
+    line.eval_acc_norm = 0.75;
+    line.extra = "{\"gpu_w\": 1}";
     char *text = log_line_text(&line);
-    check(text && log_append_validated(&log, text, NAN, err) == 0 &&
-              log_append_validated(&log, text, 3.25, err) == 0,
-          "%s", err);
-    line.val_loss = 3.25;
-    char *whole = log_line_text(&line), *lines = read_text(log.path);
-    check(!strncmp(lines, text, strlen(text)) && !strcmp(lines + strlen(text), whole), "log:\n%s",
-          lines);
-    LogLine back = log_line_of(whole);
-    check(back.step == 7 && back.train_loss == 2.5 && back.val_loss == 3.25 && isnan(back.lr),
-          "read back");
+    check(strstr(text, "\"tok_s\": null, \"extra\": {\"val_bpb\": 1.5, \"eval_acc\": 0.25, "
+                       "\"eval_acc_norm\": 0.75, \"gpu_w\": 1}}\n"),
+          "%s", text);
     free(text);
-    free(whole);
-    free(lines);
+    log_line(&log, &line, err);
+    line.extra = "{}";
+    text = log_line_text(&line);
+    check(strstr(text, "\"eval_acc_norm\": 0.75}}\n"), "an empty extra: %s", text);
+    free(text);
+    line.step = 2;
+    line.val_bpb = 1.25;
+    line.eval_acc = line.eval_acc_norm = NAN;
+    log_line(&log, &line, err);
+    put_line(&log, 3, 1, NAN);
+    check(!log_read(log.path, &curve, err), "%s", err);
+    check(curve.has_bpb && curve.bpb_step == 2 && curve.bpb == 1.25, "bits per byte %g of step %d",
+          curve.bpb, (int)curve.bpb_step);
+    check(curve.has_eval && curve.eval_step == 1 && curve.eval_acc == 0.25 &&
+              curve.eval_acc_norm == 0.75,
+          "accuracies %g, %g", curve.eval_acc, curve.eval_acc_norm);
+    log_curve_free(&curve);
     log_close(&log);
 }
 
@@ -680,10 +727,10 @@ static void test_curve(void) {
 }
 
 static const Test tests[] = {
-    TEST(names),       TEST(lines),        TEST(overwrite),     TEST(truncate),
-    TEST(other_lines), TEST(only_others),  TEST(line_ends),     TEST(full_disk),
-    TEST(kill),        TEST(run_json),     TEST(read_run_json), TEST(json_ends),
-    TEST(validated),   TEST(numbers_text), TEST(progress),      TEST(curve)};
+    TEST(names),         TEST(lines),     TEST(overwrite), TEST(truncate), TEST(other_lines),
+    TEST(only_others),   TEST(line_ends), TEST(full_disk), TEST(kill),     TEST(run_json),
+    TEST(read_run_json), TEST(json_ends), TEST(measured),  TEST(measures), TEST(numbers_text),
+    TEST(progress),      TEST(curve)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_log");

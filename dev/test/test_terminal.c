@@ -467,13 +467,28 @@ static void test_steps(void) {
     line.val_loss = 4.2;
     line.mfu = 0.4125;
     print_step(&p, &config, &line);
+    line.val_bpb = 1.25;
+    line.eval_acc = 0.25;
+    line.eval_acc_norm = 0.5;
+    print_step(&p, &config, &line);
+    line.val_loss = line.val_bpb = NAN; /* evaluated, not validated */
+    line.mfu = 0;
+    print_step(&p, &config, &line);
+    line.val_loss = 4.2;
+    line.eval_acc = line.eval_acc_norm = NAN;
+    line.mfu = 0.4125;
     char *printed = captured(&c);
-    check(!strcmp(printed,
-                  "step    0/1200  validation 5.5452\n"
-                  "step  120/1200  train 4.1234  norm 0.53  76 ms  27000 tok/s  ETA 18m00s\n"
-                  "step  121/1200  train 4.1234  validation 4.2000  76 ms  27000 tok/s  mfu 41.2 "
-                  "%  ETA 18m00s\n"),
-          "a file:\n%s", printed);
+    check(
+        !strcmp(printed,
+                "step    0/1200  validation 5.5452\n"
+                "step  120/1200  train 4.1234  norm 0.53  76 ms  27000 tok/s  ETA 18m00s\n"
+                "step  121/1200  train 4.1234  validation 4.2000  76 ms  27000 tok/s  mfu 41.2 "
+                "%  ETA 18m00s\n"
+                "step  121/1200  train 4.1234  validation 4.2000 (1.2500 bits/byte)  accuracy "
+                "0.2500 (norm 0.5000)  76 ms  27000 tok/s  mfu 41.2 %  ETA 18m00s\n"
+                "step  121/1200  train 4.1234  accuracy 0.2500 (norm 0.5000)  76 ms  27000 tok/s  "
+                "ETA 18m00s\n"),
+        "a file:\n%s", printed);
     free(printed);
     setenv("TERM", "xterm", 1);
     if (screen_open(&s, 70)) return;
@@ -489,10 +504,38 @@ static void test_steps(void) {
     screen_close(&s);
 }
 
+/* Bits per byte of the last validation, and the last accuracy, at the end of a run. */
+static void test_measures(void) {
+    int64_t step[2] = {0, 10};
+    double train[2] = {NAN, 5}, val[2] = {5.5452, 4.5};
+    LogCurve curve = {.n = 2, .step = step, .train = train, .val = val};
+    Capture c;
+    capture_open(&c);
+    curve.has_bpb = 1;
+    curve.bpb = 1.25;
+    print_validation(c.f, &curve, "token"); /* of another validation, at step 0 */
+    curve.bpb_step = 10;
+    print_validation(c.f, &curve, "token");
+    print_accuracy(c.f, &curve, 12);
+    curve.has_eval = 1;
+    curve.eval_acc_norm = 0.5;
+    curve.eval_step = 8;
+    print_accuracy(c.f, &curve, 0);
+    print_accuracy(c.f, &curve, 12);
+    char *printed = captured(&c);
+    check(!strcmp(printed,
+                  "validation loss 4.5000 nats per token after 10 steps\n"
+                  "validation loss 4.5000 nats per token, 1.2500 bits per byte, after 10 steps\n"
+                  "accuracy 0.0000, by the mean loss per token 0.5000, on 12 examples after 8 "
+                  "steps\n"),
+          "%s", printed);
+    free(printed);
+}
+
 static void check_validation(int n, const double *val, const char *expected) {
     int64_t step[4] = {0, 10, 20, 30};
     double train[4] = {NAN, 5, 4, 3}, copy[4];
-    LogCurve curve = {n, step, train, copy};
+    LogCurve curve = {.n = n, .step = step, .train = train, .val = copy};
     memcpy(copy, val, sizeof copy);
     Capture c;
     capture_open(&c);
@@ -620,10 +663,10 @@ static void test_presets(void) {
           "notes: %s, %s", notes[1].title, notes[3].text);
 }
 
-static const Test tests[] = {TEST(columns),    TEST(wrap),     TEST(terminal_lines),
-                             TEST(shell_text), TEST(resize),   TEST(busy),
-                             TEST(lost),       TEST(steps),    TEST(validation),
-                             TEST(commands),   TEST(diverged), TEST(presets)};
+static const Test tests[] = {
+    TEST(columns),  TEST(wrap),     TEST(terminal_lines), TEST(shell_text), TEST(resize),
+    TEST(busy),     TEST(lost),     TEST(steps),          TEST(measures),   TEST(validation),
+    TEST(commands), TEST(diverged), TEST(presets)};
 
 int main(int argc, char **argv) {
     folder_make("cm_test_terminal");

@@ -825,6 +825,48 @@ static void test_id_text(void) {
 
 static Tokenizer tokenizer; /* from the files of the fixtures */
 
+/* --texts: the tokens of each line, and lines that are no texts. */
+static void test_texts(void) {
+    static const char good[] = "\"the heart\"\n\"\"\n \"a\\nb\" \n\"\\ud83d\\ude00\"";
+    static const char *const bad[] = {"\"a\"\nthe\n", "\"a\"\n\"b\" 3\n", "\"a\"\n{\"b\": 1}\n",
+                                      "\"a\"\n\"b\n", "\"a\"\n\"\\u0000\"\n"};
+    char input[FILE_PATH_SIZE], output[FILE_PATH_SIZE];
+    char expected[512], id[TOKENIZER_ID_SIZE], *have = NULL;
+    size_t size = 0, used = 0;
+    static const char *const texts[] = {"the heart", "", "a\nb", "\xf0\x9f\x98\x80"};
+    file_path(input, "%s", in_folder("texts.jsonl"));
+    file_path(output, "%s", in_folder("tokens.txt"));
+    write_bytes("texts.jsonl", good, strlen(good));
+    used += (size_t)snprintf(expected, sizeof expected, "%s\n",
+                             tokenizer_id_text(tokenizer_id(&tokenizer), id));
+    for (int i = 0; i < COUNT_OF(texts); i++) {
+        TokenList list = {0, 0, 0};
+        check(!tokenizer_encode(&tokenizer, texts[i], strlen(texts[i]), 0, &list, err), "%s", err);
+        for (size_t k = 0; k < list.count; k++)
+            used += (size_t)snprintf(expected + used, sizeof expected - used, "%s%d", k ? " " : "",
+                                     list.ids[k]);
+        used += (size_t)snprintf(expected + used, sizeof expected - used, "\n");
+        free(list.ids);
+    }
+    check(run_program("--texts", input, output, NULL, NULL, 0) == 0, "--texts");
+    check(!file_read(output, 4096, &have, &size, err) && !strcmp(have, expected),
+          "--texts wrote\n%s\nnot\n%s", have ? have : err, expected);
+    free(have);
+    check(run_program("--texts", input, output, NULL, NULL, 0) != 0 &&
+              output_has("tokens.txt exists"),
+          "an output that exists");
+    unlink(output);
+    for (int i = 0; i < COUNT_OF(bad); i++) {
+        write_bytes("texts.jsonl", bad[i], strlen(bad[i]));
+        check(run_program("--texts", input, output, NULL, NULL, 0) != 0 &&
+                  output_has("line 2 is not one JSON string") && access(output, F_OK) != 0,
+              "case %d", i);
+    }
+    check(run_program("--texts", in_folder("nothing"), output, NULL, NULL, 0) != 0 &&
+              output_has("cannot open"),
+          "no file");
+}
+
 static void test_fixture_expected(void) { test_expected(&tokenizer); }
 static void test_fixture_special(void) { test_special(&tokenizer); }
 static void test_fixture_long_words(void) { test_long_words(&tokenizer); }
@@ -844,6 +886,7 @@ static const Test tests[] = {TEST(fixture_expected),
                              TEST(refusals),
                              TEST(identity),
                              TEST(id_text),
+                             TEST(texts),
                              TEST(fixture_memory),
                              TEST(inputs),
                              TEST(marker),

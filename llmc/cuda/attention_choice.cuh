@@ -353,6 +353,9 @@ static inline void attention_ends(void) {
 }
 static inline int attention_cudnn_forward(floatX *out, floatM *lse, const floatX *qkv, int B, int T,
                                           int NH, int NKV, int HS, double scale) {
+    /* Sequences of another length than the run's, which evaluations have, are always left to the
+       portable kernels. */
+    if (!cudnn_has_plan(T, NH, NKV, HS)) return -1;
     if (cudnn_attention_forward(out, lse, qkv, B, T, NH, NKV, HS, scale)) attention_ends();
     return 0;
 }

@@ -50,6 +50,7 @@ static inline int cudnn_attention_backward(floatX *, const floatX *, const float
                                            const floatM *, int, int, int, int, int, double) {
     return -1;
 }
+static inline int cudnn_has_plan(int, int, int, int) { return 0; }
 static inline const char *cudnn_failure(void) { return "cuDNN's attention is for bf16"; }
 static inline void cudnn_engines(char *text, size_t) { text[0] = 0; }
 static inline void cudnn_name(char *text, size_t size) { snprintf(text, size, "cuDNN"); }
@@ -721,6 +722,15 @@ static inline int cudnn_execute(CudnnPlan *p, int n, const int64_t *ids, void *c
     }
     cudnn_free_graph(&run);
     return run.failed ? refuse(cm_gpu.cudnn.why, sizeof cm_gpu.cudnn.why, "%s", run.why) : 0;
+}
+
+/* Whether cudnn_attention_plan has planned the forward pass of such sequences. */
+static inline int cudnn_has_plan(int T, int NH, int NKV, int HS) {
+    for (int i = 0; i < cm_gpu.cudnn_plan_count; i++)
+        if (cm_gpu.cudnn_plans[i]->plan &&
+            cudnn_same_heads(cm_gpu.cudnn_plans[i], T, NH, NKV, HS, CUDNN_FORWARD))
+            return 1;
+    return 0;
 }
 
 /* The plan for a batch of a shape that cudnn_attention_plan has planned, with any batch size;
