@@ -14,7 +14,7 @@ import sys
 import results
 
 # Flags of the trainer that say where and when a run is, or what is reported of it. No loss depends on them.
-# --data is among them because run.json has the fingerprint of the data.
+# --data is among them because run.json has the fingerprint of the data; accuracies depend on --eval-data.
 FREE = {"preset", "run", "runs-dir", "resume", "dry-run", "version", "help-markdown", "val-every", "val-every-end",
         "checkpoint-every", "keep-checkpoints", "print-every", "log-groups", "recompute", "device", "cuda-graph",
         "data", "eval-data", "eval-every", "encoder", "bpe"}
