@@ -1728,6 +1728,54 @@ static void test_classifiers(void) {
     test_classifier_range();
 }
 
+/* A resumed run whose averages of the gradient had not begun, and that lets them begin earlier,
+   begins them at once, as a run does that had none; and not before. */
+static void test_earlier_averages(void) {
+    static const char *const before[] = {"--momentum-ages 5:0.25,49:0.75 --momentum-ages-from 5",
+                                         ""};
+    static const char *const after[] = {"--momentum-ages 5:0.25,49:0.75 --momentum-ages-from 1",
+                                        "--momentum-ages 5:0.25,49:0.75 --momentum-ages-from 3"};
+    static Model m, n;
+    static Run run;
+    char flags[512], note[2048];
+    int x[16], y[16];
+    Ckpt ckpt;
+    floatM *p[2][2], *single = NULL;
+    snprintf(flags, sizeof flags, "--preset speedrun --optimizer muon%s", saved_flags);
+    for (int i = 0; i < 2; i++) {
+        Config c = config_of(flags, before[i]);
+        create(&m, &c);
+        draw_for("earlier averages");
+        randomise(&m);
+        draw_batch(&c, x, y, 16);
+        for (int step = 0; step < 2; step++) train(&m, x, y, step);
+        open_test_run(&run, &c, "earlier");
+        if (!save_and_open(&run, &m, &ckpt)) return;
+        train(&m, x, y, 2);
+        single = fetch(m.p.param, elements(&m)); /* after one update more with one average */
+        for (int j = 0; j < 2; j++) {
+            Config resumed = config_of(flags, after[j]);
+            create(&n, &resumed);
+            check(!load_quietly(&n, &ckpt, 2, note, sizeof note), "%s", err);
+            train(&n, x, y, 2);
+            check(same_bits(fetch(n.p.param, elements(&n)), single, elements(&n)) == (j == 1),
+                  "\"%s\" resumed with %s: the update after the resume", before[i], after[j]);
+            for (int step = 3; step < 5; step++) train(&n, x, y, step);
+            p[i][j] = fetch(n.p.param, elements(&n));
+            model_free(&n);
+        }
+        ckpt_close(&ckpt);
+        close_test_run(&run);
+        if (i == 0) model_free(&m);
+    }
+    for (int j = 0; j < 2; j++)
+        check(same_bits(p[0][j], p[1][j], elements(&m)),
+              "resumed with %s: the weights are %g from those of a run without averages", after[j],
+              relative_l2_m(p[0][j], p[1][j], elements(&m), 0));
+    model_free(&m);
+    release();
+}
+
 /* The averages of the readout against their definition, on weights that were kept after every
    update; the readout's loss against that of a model with these weights; and the weights come back
    to the bit. A checkpoint gives a model that is not trained the same readout. */
@@ -1885,7 +1933,8 @@ static void test_shards(void) {
         TEST(memory_presets), TEST(recompute_values), TEST(update_rules), TEST(train_step),        \
         TEST(scratch), TEST(checkpoints), TEST(version_1), TEST(version_1_change),                 \
         TEST(rule_changes), TEST(state_shape), TEST(rules_in_roles), TEST(frozen),                 \
-        TEST(freeze_errors), TEST(freeze_resume), TEST(shards), TEST(readout)
+        TEST(freeze_errors), TEST(freeze_resume), TEST(shards), TEST(readout),                     \
+        TEST(earlier_averages)
 
 /* Runs the tests of a table, which save into a folder of their own. */
 static void run_in_folder(const Test *tests, int count, int argc, char **argv) {

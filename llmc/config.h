@@ -714,6 +714,7 @@ enum { VAL_TOKENS_BOUNDED = -1, LEAST_VAL_TOKENS = 1 << 17 };
 static inline void config_resolve_val_tokens(Config *c) {
     if (c->val_tokens != VAL_TOKENS_BOUNDED) return;
     double steps = c->val_every ? c->val_every : c->steps;
+    if (c->val_every_end) steps = fmin(steps, c->val_every_end);
     double bound = fmax(steps * (double)c->total_batch_tokens, LEAST_VAL_TOKENS);
     c->val_tokens = (int64_t)fmin(bound, 1e15);
 }
@@ -756,7 +757,7 @@ static inline int config_resolve_ages(Config *c, char *err) {
     double sum[2] = {0, 0};
     for (int k = 0; k < a->n; k++) {
         double age = list.item[k][0];
-        if (age < 0) return fail(err, "--%s: an age is not negative", flag);
+        if (age < 0 || age > 1e6) return fail(err, "--%s: ages are from 0 to 1e6", flag);
         a->decay[k] = age / (age + 1);
         a->first[k] = list.item[k][1];
         a->last[k] = list.item[k][list.numbers[k] - 1];
@@ -770,7 +771,13 @@ static inline int config_resolve_ages(Config *c, char *err) {
                         : i              ? " at the end"
                                          : " at the beginning",
                         sum[i]);
+    for (int k = 0; k < a->n; k++)
+        if (fabs(a->first[k]) > 10 || fabs(a->last[k]) > 10)
+            return fail(err, "--%s: weights are from -10 to 10", flag);
     if (!a->n) return 0;
+    if (c->momentum_ages_until && c->momentum_ages_until < c->momentum_ages_from)
+        return fail(err, "--momentum-ages-until %d is before --momentum-ages-from %d",
+                    c->momentum_ages_until, c->momentum_ages_from);
     int sums = c->optim.momentum_form == FORM_SUM ||
                (c->optim.momentum_form == FORM_RELEASED && (c->qk == RULE_CM || c->ov == RULE_CM));
     if (sums)
@@ -793,6 +800,13 @@ static inline int config_resolve_rates(Config *c, char *err) {
     if (phases_parse(&s->phases[RATE_BLOCKS], "lr-phases", c->lr_phases, err) ||
         phases_parse(&s->phases[RATE_REST], "lr-phases-rest", rest, err))
         return -1;
+    const double optional[] = {c->optim.adam_beta1_blocks, c->optim.adam_beta2_blocks,
+                               c->ema_blend_embed, c->ema_blend_head, c->ema_blend_scalar};
+    static const char *const flags[] = {"adam-beta1-blocks", "adam-beta2-blocks", "ema-blend-embed",
+                                        "ema-blend-head", "ema-blend-scalar"};
+    for (int i = 0; i < 5; i++)
+        if (optional[i] < 0 && optional[i] != -1)
+            return fail(err, "--%s %g: give a number from 0 on, or -1", flags[i], optional[i]);
     if (c->optim.adam_beta1_blocks < 0) c->optim.adam_beta1_blocks = c->optim.adam_beta1;
     if (c->optim.adam_beta2_blocks < 0) c->optim.adam_beta2_blocks = c->optim.adam_beta2;
     if (c->ema_blend_embed < 0) c->ema_blend_embed = c->ema_blend;

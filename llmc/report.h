@@ -41,13 +41,17 @@ static inline void print_model(FILE *out, const Config *c, const Registry *r) {
                NAME_OF(ACTS, c->act), c->ff_width, c->vocab);
 }
 
-/* Prints the averages that the momentum is mixed from, if it is, with the mean age of the mix: an
-   average of decay d has the mean age d / (1 - d). */
+/* Prints the averages that a rule's momentum is mixed from, if it is, with the mean age of the mix:
+   an average of decay d has the mean age d / (1 - d). */
 static inline void print_momentum(FILE *out, const Config *c) {
     const MomentumAges *a = &c->optim.ages;
     char moves[96] = "";
     double first = 0, last = 0;
-    if (!a->n) return;
+    int signs = 0;
+    const int rules[] = {c->qk, c->ov, c->mlp, c->embed, c->head};
+    for (int i = 0; i < 5; i++)
+        signs |= rule_table[rule_base((RuleId)rules[i], &c->optim)].traits & TAKES_SIGN;
+    if (!a->n || !signs) return;
     for (int k = 0; k < a->n; k++) {
         double age = a->decay[k] / (1 - a->decay[k]);
         first += a->first[k] * age;
@@ -62,13 +66,13 @@ static inline void print_momentum(FILE *out, const Config *c) {
 /* Prints the readout, if there is one. */
 static inline void print_readout(FILE *out, const Config *c) {
     if (!c->ema_from) return;
-    print_line(
-        out, "readout",
-        "(1 - b) W + b E, where E averages the weights W over %d updates from update %d on; b "
-        "is %g in the blocks' matrices, %g in embeddings, %g in the head, %g in gains and "
-        "biases",
-        c->ema_horizon, c->ema_from, c->ema_blend, c->ema_blend_embed, c->ema_blend_head,
-        c->ema_blend_scalar);
+    char head[48] = "";
+    if (!c->tied) snprintf(head, sizeof head, ", %g in the head", c->ema_blend_head);
+    print_line(out, "readout",
+               "(1 - b) W + b E, where E averages the weights W over %d updates from update %d on; "
+               "b is %g in the blocks' matrices, %g in embeddings%s, %g in gains and biases",
+               c->ema_horizon, c->ema_from, c->ema_blend, c->ema_blend_embed, head,
+               c->ema_blend_scalar);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

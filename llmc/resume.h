@@ -185,7 +185,7 @@ static inline int load_readout(const Params *p, const Config *c, const Ckpt *ckp
    to it. */
 static inline void start_state_anew(const Params *p, StateTensor *s, int step) {
     const Tensor *t = &p->r.t[s->part.id];
-    s->since = step;
+    s->since = s->average ? max_int(s->since, step) : step;
     device_zero(p->state + s->at, s->size * sizeof(floatM));
     for (int l = 0; l < t->layers && s->with_moment; l++) {
         floatM *moment = slot_pointer(t, SLOT_MOMENT, l, p->moment);
@@ -236,6 +236,19 @@ static inline const StateTensor *find_state(const Plan *plan, const StateTensor 
     return NULL;
 }
 
+/* Sets when a state began that a checkpoint after `step` updates has. An average that had not begun
+   then, or that is to begin later now, begins at --momentum-ages-from (s->since), or at once if
+   that is past. Returns 0, or -1 with a message about a number of the header. */
+static inline int load_since(StateTensor *s, const Ckpt *ckpt, int step, char *err) {
+    char key[96];
+    uint64_t since = 0, most = s->average ? INT_MAX : (uint64_t)step;
+    snprintf(key, sizeof key, "since.%s", s->name);
+    if (ckpt_has_value(ckpt, key) && ckpt_number_in(ckpt, key, 0, most, &since, err)) return -1;
+    int begins = s->average && (s->since > step || since > (uint64_t)step);
+    s->since = begins ? max_int(s->since, step) : (int)since;
+    return 0;
+}
+
 /* Reads the rules' state by name. A state that the checkpoint lacks, or has in another shape,
    starts anew. State of version 1 that has no use here is added to `unused`. Returns 0, or -1 with
    a message about a number of the header. */
@@ -246,8 +259,6 @@ static inline int load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int 
     for (int i = 0; i < plan->states; i++) {
         StateTensor *s = &plan->state[i];
         const StateTensor *from = v ? find_state(&old, s) : NULL;
-        char key[96];
-        uint64_t since = 0;
         if (from) {
             device_upload(p->state + s->at, v + from->at, s->size * sizeof(floatM));
             continue;
@@ -258,10 +269,7 @@ static inline int load_state(const Params *p, Plan *plan, const Ckpt *ckpt, int 
             names_add(anew, 's', s->name);
             continue;
         }
-        snprintf(key, sizeof key, "since.%s", s->name);
-        if (ckpt_has_value(ckpt, key) && ckpt_number_in(ckpt, key, 0, (uint64_t)step, &since, err))
-            return -1;
-        s->since = (int)since;
+        if (load_since(s, ckpt, step, err)) return -1;
     }
     for (int i = 0; v && i < old.states; i++)
         if (!find_state(plan, &old.state[i])) names_add(unused, 's', old.state[i].name);

@@ -43,8 +43,8 @@ static inline int phases_parse(Phases *p, const char *flag, const char *text, ch
     for (int i = 0; i < list.n; i++) {
         p->step[i] = list.item[i][0];
         p->factor[i] = list.item[i][1];
-        if (p->step[i] < 0 || p->factor[i] < 0)
-            return fail(err, "--%s: steps and factors are not negative", flag);
+        if (p->step[i] < 0 || p->factor[i] < 0 || p->factor[i] > 1e6)
+            return fail(err, "--%s: steps are not negative, and factors are from 0 to 1e6", flag);
         if (i && p->step[i] < p->step[i - 1])
             return fail(err, "--%s: the steps must rise, and %g stands behind %g", flag, p->step[i],
                         p->step[i - 1]);

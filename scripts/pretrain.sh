@@ -6,7 +6,7 @@
 #   SEED=N        the seed, unless --seed is given; 1 without either. The run is NAME-sN, unless --run is given.
 #   PROGRAM=FILE  the trainer; else ./train_gpt_cuda, if it was built and nvidia-smi finds a GPU; else ./train_gpt
 #   DATA=FOLDER   where the shards are, data/CORPUS without it; --data and --val-data name other data altogether
-#   PRINT=1       print the command and do nothing
+#   PRINT=1       print the command and start nothing; the folder of data that it names is made, if the shards are there
 #   TOY=1         three steps of a tiny model of the same form, on tokens that are made up
 #   RESTART_WAIT=SECONDS  before a run goes on after a kill or a failure; 10 without it
 
@@ -148,7 +148,7 @@ make_shard() {
 made_up_data() {
     data=$1/fineweb_train_000001.bin
     val=$1/fineweb_val_000000.bin
-    if [ -n "${PRINT:-}" ] || { [ -f "$data" ] && [ -f "$val" ]; }; then return; fi
+    if [ -f "$data" ] && [ -f "$val" ]; then return; fi
     mkdir -p "$1" || stop 1 "cannot create $1"
     { make_shard "$data" "$2" 0 && make_shard "$val" "$2" 1; } || stop 1 "cannot write shards to $1"
 }
@@ -179,7 +179,6 @@ find_data() {
     need=$(shards_needed "$corpus" "$steps" "$(flag_value total-batch-tokens "$@")")
     data="$folder/first_$need/fineweb_train_*.bin"
     val=$folder/fineweb_val_000000.bin
-    [ -z "${PRINT:-}" ] || return 0
     missing=0
     first=
     i=0
@@ -194,6 +193,8 @@ find_data() {
     done
     if [ "$missing" -eq 0 ]; then
         link_shards
+    elif [ -n "${PRINT:-}" ]; then
+        say "note: $folder lacks $missing of the $((need + 1)) shards that the command reads"
     elif given dry-run "$@"; then
         say "note: $folder lacks $missing of $((need + 1)) shards, so --dry-run reads made-up tokens"
         made_up_data "${runs_dir:-runs}/made-up" 9
@@ -207,7 +208,8 @@ find_data() {
 
 link_shards() {
     links=$folder/first_$need
-    mkdir -p "$links" || stop 1 "cannot create $links, the folder of links to the shards that the run reads"
+    mkdir -p "$links" || stop 1 "cannot create $links, the folder of links to the shards that the run reads;" \
+        "where $folder cannot be written to, name the shards by --data and --val-data"
     i=1
     while [ "$i" -le "$need" ]; do
         file=$(printf 'fineweb_train_%06d.bin' "$i")
@@ -325,6 +327,14 @@ train_to_end() {
     done
 }
 
+# Refuses to continue a run, which keeps its shards, to a step for which it has too few.
+check_shards() {
+    [ -f "$run_folder/run.json" ] && ! given data "$@" && [ -z "${TOY:-}" ] || return 0
+    had=$(sed -n 's/^.*"data": ".*first_\([0-9]*\)\/fineweb_train_.*$/\1/p' "$run_folder/run.json" | head -n 1)
+    [ "${had:-$need}" -ge "$need" ] ||
+        stop 1 "the run $run_folder reads $had shards, and $steps steps need $need: begin a new run, by another --run"
+}
+
 replace_by() { exec "$@"; }
 
 # pretrain NAME CORPUS FLAG...: what a script does with $flags and the flags of its command line, which win.
@@ -341,7 +351,7 @@ pretrain() {
     runs_dir=$(flag_value runs-dir "$@")
     runs_dir=${runs_dir:-runs}
     run=$(flag_value run "$@")
-    run=${run:-$name-s$(flag_value seed "$@")${TOY:+-toy}}
+    run=${run:-$name${TOY:+-toy}-s$(flag_value seed "$@")}
     run_folder=$runs_dir/$run
     choose_program
     data=
@@ -360,6 +370,7 @@ pretrain() {
     ! given dry-run "$@" || from_start replace_by "$@"
     [ "${program##*/}" != train_gpt ] || [ -n "${TOY:-}" ] ||
         say "note: $program runs on the CPU, where this takes very long; --dry-run says how long"
+    check_shards "$@"
     catch_signals
     train_to_end "$@"
 }

@@ -46,7 +46,7 @@ complete() { # RUN STEPS: whether its log has all steps, and only finite losses
 
 # toy_run NAME ARM "FLAG=VALUE ...": three steps, and the flags that run.json must have.
 toy_run() {
-    folder=runs/$1-$2-s1-toy
+    folder=runs/$1-$2-toy-s1
     toy "$1" "$2" --keep-checkpoints 0
     check "$1 $2: exit status $?" [ $? -eq 0 ]
     check "$1 $2: not three steps with finite losses" complete "$folder" 3
@@ -90,7 +90,7 @@ $word
 END
         printed speedrun "$record" >command
         check "$record: not $steps steps" has command " --steps $steps "
-        check "$record: run.json does not have val-every-end=$every" flag_is "runs/speedrun-$record-s1-toy" val-every-end $every
+        check "$record: run.json does not have val-every-end=$every" flag_is "runs/speedrun-$record-toy-s1" val-every-end $every
         check "$record: no validation at the claimed step $claim" [ $((claim % every)) -eq 0 ]
         check "$record: the claimed step is not in the last tenth" [ $((claim * 10)) -ge $((steps * 9)) ]
         script speedrun --list
@@ -161,10 +161,10 @@ test_full_size() {
     # What is printed can be pasted: it is the run, and resumes it where it has begun.
     rm -rf runs
     TOY=1 printed 1B cm --runs-dir "$dir/runs" --threads 1 >command
-    check "--print makes files" [ ! -e runs ]
-    toy 1B cm --run first
+    check "--print starts a run" [ ! -e runs/1B-cm-toy-s1 ]
     check "the printed command: exit status" run sh command
-    check "the printed command is not the run" same_log runs/first runs/1B-cm-s1-toy
+    toy 1B cm --run first
+    check "the printed command is not the run" same_log runs/first runs/1B-cm-toy-s1
     toy 1B cm --dry-run --run dry
     check "--dry-run: exit status $?" [ $? -eq 0 ]
     check "--dry-run prints no FLOPs" has out '^flops '
@@ -218,6 +218,19 @@ test_data() {
     check "resumed beside more shards: not complete" complete runs/small 6
     DATA="$dir/my data" script speedrun muon $small --runs-dir "$dir/runs" --run more --steps 6
     check "more shards are another run" same_log runs/few runs/more
+    # What is printed names the folder of links, and makes it.
+    rm -r "my data/first_1"
+    (DATA="$dir/my data" printed speedrun muon $small --runs-dir "$dir/runs" --run printed --steps 2) >command
+    check "the printed command on shards: exit status" run sh command
+    check "the printed command on shards: not complete" complete runs/printed 2
+    # A run keeps its shards, so it cannot go on to a step that needs more of them.
+    DATA="$dir/my data" script speedrun muon --runs-dir "$dir/runs" --run small --steps 1000 --total-batch-tokens 65536000
+    check "a run with too few shards goes on: exit status $?" [ $? -eq 1 ]
+    check "a run with too few shards: no sentence" has err '^error: .* lacks .*shards'
+    for i in 3 4; do cp runs/toy/fineweb_val_000000.bin "my data/fineweb_train_00000$i.bin"; done
+    DATA="$dir/my data" script speedrun muon --runs-dir "$dir/runs" --run small --steps 4 --total-batch-tokens 99999998
+    check "a run with too few shards goes on: exit status $?, $(cat err)" [ $? -eq 1 ]
+    check "a run with too few shards: no sentence" has err "^error: the run .* reads 1 shards, and 4 steps need 4"
 }
 
 # kill_at LOG N: kills the trainer when the log has N lines.

@@ -41,7 +41,10 @@ typedef struct {
     int64_t dims[3]; /* (layers, rows, cols); of a coupling (2, layers, heads) */
     Part part;       /* that the state belongs to */
     int with_moment; /* 1: where the state starts anew, so does the first moment */
-    int since; /* updates done when the state began: 0, or where a resumed run changed rules */
+    int average;     /* 1: of --momentum-ages */
+    /* Updates done when the state began: 0, or where a resumed run changed rules. An average begins
+       at --momentum-ages-from, which may be to come. */
+    int since;
 } StateTensor;
 
 /* Room for every tensor, and for the parts of wqkv and wfc. */
@@ -167,8 +170,7 @@ static inline void plan_rates(Step *step, const PlanEntry *e, const OptimOptions
     step->beta2 = e->is_block ? o->adam_beta2_blocks : o->adam_beta2;
 }
 
-/* Sets the averages of a step's momentum, if it is mixed, and those of each leg that begin: in the
-   first update of --momentum-ages-from, or in the first of a resumed run that had none. */
+/* Sets the averages of a step's momentum, if it is mixed, and those of each leg that begin. */
 static inline void plan_ages(Step *step, const Plan *plan, const PlanEntry *e,
                              const OptimOptions *o, const PlanState *s) {
     int older = plan_older(step->rule, o), update = s->step - 1;
@@ -177,7 +179,7 @@ static inline void plan_ages(Step *step, const Plan *plan, const PlanEntry *e,
     for (int i = 0; i < e->legs; i++)
         for (int k = 0; k < older; k++) {
             int since = s->step - plan_age(plan, e->older[i][k], s->step);
-            if (update == max_int(since, o->ages.from)) step->leg[i].begins |= 1u << k;
+            if (update == since) step->leg[i].begins |= 1u << k;
         }
 }
 
@@ -360,6 +362,8 @@ static inline void plan_finish(Plan *plan, PlanEntry *e, const Registry *r, cons
             snprintf(name, sizeof name, "m%d", k + 1);
             RuleState average = {name, PER_ELEMENT};
             e->older[i][k] = plan_take(plan, r, e->part[i], average, 0);
+            plan->state[plan->states - 1].average = 1;
+            plan->state[plan->states - 1].since = c->optim.ages.from;
         }
     for (int i = 0; i < e->legs; i++)
         for (int k = 0; k < RULE_STATES && rule->state[k].name; k++)
