@@ -296,7 +296,7 @@ test: $(NEEDED) $(TESTS) $(EMU_TESTS)
 
 # Everyday work: compiles and runs in under 30 seconds on two cores, from nothing. Nearly all of the CPU's
 # tests in fp32, the programs from end to end, and some kernels on the emulator, without the slow tests.
-CHECK_TESTS = $(filter-out %_double $(patsubst %,$(BUILD)/test_%,msign composed gemm),$(TESTS)) \
+CHECK_TESTS = $(filter-out %_double $(patsubst %,$(BUILD)/test_%,msign composed gemm speedrun),$(TESTS)) \
               $(filter %/test_layers_fp32 %/test_gemm,$(EMU_TESTS))
 check: $(CHECK_TESTS) $(BUILD)/train_gpt $(BUILD)/generate
 	@QUICK=1 TRAIN_GPT=$(BUILD)/train_gpt GENERATE=$(BUILD)/generate sh dev/test/run.sh dev/test/cli_test.sh $(CHECK_TESTS)

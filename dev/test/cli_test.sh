@@ -11,7 +11,7 @@ for program in "$TRAIN_GPT" "$GENERATE"; do
 done
 . "$here/dev/test/program.sh"
 . "$here/dev/test/examples.sh"
-slow_tests="interrupted interrupted_evaluation interrupted_step kill odd_names other_embed"
+slow_tests="interrupted interrupted_evaluation interrupted_step kill odd_names other_averages other_embed resume_changes"
 train() { run "$TRAIN_GPT" "$@"; }
 generate() { run "$GENERATE" "$@"; }
 
