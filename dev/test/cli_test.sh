@@ -11,7 +11,7 @@ for program in "$TRAIN_GPT" "$GENERATE"; do
 done
 . "$here/dev/test/program.sh"
 . "$here/dev/test/examples.sh"
-slow_tests="interrupted interrupted_evaluation interrupted_step kill odd_names other_averages other_embed resume_changes"
+slow_tests="evaluation interrupted interrupted_evaluation interrupted_step kill odd_names other_averages other_embed resume_changes tokenizer"
 train() { run "$TRAIN_GPT" "$@"; }
 generate() { run "$GENERATE" "$@"; }
 
