@@ -22,8 +22,8 @@ formed at a time.
 #include "llmc/cpu/backend.h"
 #endif
 #include "llmc/guard.h"
-#include "llmc/readout.h"
 #include "llmc/optim/first_step.h"
+#include "llmc/readout.h"
 #include "llmc/resume.h"
 #include "llmc/schedule.h"
 

@@ -17,6 +17,8 @@ import tempfile
 import unittest
 import unittest.mock
 
+import script_tests
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 import history
@@ -452,21 +454,5 @@ class Reference(Case):
             self.assertRegex(self.run_main(plot, *arguments)[0], f"^error: .*{message}")
 
 
-def main():
-    names = sys.argv[1:]
-    cases = [case for case in globals().values() if isinstance(case, type) and issubclass(case, Case)]
-    suite = unittest.TestSuite(
-        test for case in cases for test in unittest.defaultTestLoader.loadTestsFromTestCase(case)
-        if not names or any(test._testMethodName.startswith(f"test_{name}") for name in names))
-    text = io.StringIO()
-    with contextlib.redirect_stderr(text):
-        outcome = unittest.TextTestRunner(stream=text, verbosity=1).run(suite)
-    failed = len(outcome.failures) + len(outcome.errors)
-    if failed:
-        print(text.getvalue())
-    print(f"{outcome.testsRun - failed} passed, {failed} failed")
-    return failed > 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script_tests.main(*Case.__subclasses__()))

@@ -16,6 +16,8 @@ import tempfile
 import unittest
 import unittest.mock
 
+import script_tests
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 import results
@@ -447,22 +449,5 @@ class Plot(unittest.TestCase):
         self.assertTrue(os.path.exists(os.path.join(self.folder, "plot.png")))
 
 
-def main():
-    names = sys.argv[1:]
-    suite = unittest.TestSuite(
-        test
-        for test in unittest.defaultTestLoader.loadTestsFromTestCase(Plot)
-        if not names or any(test._testMethodName.startswith(f"test_{name}") for name in names)
-    )
-    text = io.StringIO()
-    with contextlib.redirect_stderr(text):
-        outcome = unittest.TextTestRunner(stream=text, verbosity=1).run(suite)
-    failed = len(outcome.failures) + len(outcome.errors)
-    if failed:
-        print(text.getvalue())
-    print(f"{outcome.testsRun - failed} passed, {failed} failed")
-    return failed > 0 or outcome.testsRun == 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script_tests.main(Plot))
