@@ -348,6 +348,10 @@ pretrain() {
     for word in "$@"; do
         case $word in --*) drop_flag "${word%%=*}" ;; esac
     done
+    # shellcheck disable=SC2086 # words
+    if given lr "$@" && { given lr-qk $flags || given lr-ov $flags; }; then
+        say "note: --lr leaves attention at the arm's rate, $value; --lr-qk and --lr-ov change it"
+    fi
     runs_dir=$(flag_value runs-dir "$@")
     runs_dir=${runs_dir:-runs}
     run=$(flag_value run "$@")

@@ -158,6 +158,12 @@ test_full_size() {
     check "fewer steps need fewer shards" has command first_2/
     printed speedrun muon --run "it's" --data "my data.bin" --val-data b.bin >command
     check "names with spaces and quotes: $(cat command)" has command "--run 'it'\\\\''s' --data 'my data.bin' --val-data b.bin\$"
+    printed 340M cm --lr 0.01 >command
+    check "no note on attention's rate" has err "^note: --lr leaves attention at the arm's rate, 0.0141;"
+    printed 340M cm --lr 0.01 --lr-qk 0.02 --lr-ov=0.02 >command
+    check "a note where the rates of attention are given" not has err '^note: --lr '
+    printed 340M muon --lr 0.01 >command
+    check "a note where attention has the rate --lr" not has err '^note: --lr '
     # What is printed can be pasted: it is the run, and resumes it where it has begun.
     rm -rf runs
     TOY=1 printed 1B cm --runs-dir "$dir/runs" --threads 1 >command

@@ -344,6 +344,7 @@ static void test_folder(void) {
     n = ckpt_list(dir, &steps, err);
     check(n == 3 && steps[0] == 20 && steps[1] == 100, "the newest three remain");
     free(steps);
+    steps = NULL;
     file_path(path, "%s/notes.txt", dir);
     check(!access(path, F_OK), "files of others remain");
     check(ckpt_prune(dir, 0, err) == 0 && (n = ckpt_list(dir, &steps, err)) == 3,

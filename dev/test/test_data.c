@@ -522,7 +522,7 @@ static Data open_pages(const char *name) {
 /* A file that becomes shorter is an error that names it, and other files can be read on. */
 static void test_cut(void) {
     Data d = open_pages("cut.txt"), other = open_pages("kept.txt");
-    int first, last, x[4096], y[4096];
+    int first = 0, last = 0, x[4096], y[4096];
     check(!read_ends(&d, &first, &last) && first == 1 && last == 10, "%d %d: %s", first, last, err);
     if (truncate(in_folder("cut.txt"), 2 * 4096)) perror("truncate");
     check(read_ends(&d, &first, &last) == -1 && first == 1 && strstr(err, "cut.txt") &&

@@ -156,10 +156,10 @@ static void test_every_rule(void) {
         char *json;
         if (log_extra(&json, &run.config, &model.p, &model.plan, 1, err)) die("%s", err);
         for (int i = 0; i < legs; i++) {
-            const char *name;
+            const char *name = "";
             Part part;
             char key[64];
-            plan_group(&plan, i, &name, &part);
+            check(plan_group(&plan, i, &name, &part) == 1, "%s: group %d", flags, i);
             snprintf(key, sizeof key, "\"%s\": {", name);
             double rms = log_number(strstr(json, key), "update_rms");
             /* The sign of one Gaussian matrix and of another agree in norm; the partner's whitening

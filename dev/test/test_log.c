@@ -65,7 +65,7 @@ static void test_names(void) {
 
 static void test_lines(void) {
     RunLog log;
-    LogCurve curve;
+    LogCurve curve = {0};
     check(log_open(&log, scratch_folder, "lines", 0, err) == 0, "%s", err);
     float loss = 3.14159274f;
     LogLine extra = log_line_empty();
@@ -249,7 +249,7 @@ static void test_other_lines(void) {
         free(text);
         write_text(log.path, "a", other[t]);
         check(log_last_step(log.path) == 8, "last step %lld", (long long)log_last_step(log.path));
-        LogCurve curve;
+        LogCurve curve = {0};
         check(!log_read(log.path, &curve, err) && curve.n == 9, "%d steps are read", curve.n);
         log_curve_free(&curve);
         check(log_truncate_after(&log, 4, err) == 0, "%s", err);
@@ -302,7 +302,7 @@ static void test_only_others(void) {
    them. */
 static void test_line_ends(void) {
     RunLog log;
-    LogCurve curve;
+    LogCurve curve = {0};
     check(log_open(&log, scratch_folder, "crlf", 0, err) == 0, "%s", err);
     for (int i = 0; i < 9; i++) put_line(&log, i, 5 - i, NAN);
     char *lines = read_text(log.path), windows[4096];
@@ -367,7 +367,7 @@ static void test_full_disk(void) {
    last line that is not. */
 static void test_kill(void) {
     RunLog log;
-    LogCurve curve;
+    LogCurve curve = {0};
     int whole = 1;
     fflush(stdout);
     pid_t child = fork();
@@ -563,7 +563,7 @@ static void test_measured(void) {
 /* Where what was measured stands in a line, and what of it a curve keeps: the last of each. */
 static void test_measures(void) {
     RunLog log;
-    LogCurve curve;
+    LogCurve curve = {0};
     LogLine line = log_line_empty();
     check(log_open(&log, scratch_folder, "measures", 0, err) == 0, "%s", err);
     line.step = 1;
