@@ -324,8 +324,9 @@ static const Flag config_flags[] = {
         "momentum mixed from averages of the gradient: bi-maxwell, k-maxwell, or "
         "AGE:WEIGHT,AGE:WEIGHT,... or AGE:FIRST:LAST,... with weights that move from FIRST to "
         "LAST; an average of age A has the decay A/(A+1)"),
-    FLAG_INT("momentum-ages-from", momentum_ages_from, "0", 0, INFINITY,
-             "updates with one average before those of --momentum-ages begin, as its copies"),
+    FLAG_INT(
+        "momentum-ages-from", momentum_ages_from, "0", 0, INFINITY,
+        "updates with the one usual average; those of --momentum-ages then begin, as its copies"),
     FLAG_INT("momentum-ages-until", momentum_ages_until, "0", 0, INFINITY,
              "updates after which the weights of --momentum-ages have moved; 0: --steps"),
 #undef FIELD
@@ -374,7 +375,7 @@ static const Flag config_flags[] = {
 #define SECTION "Tail-EMA readout"
     FLAG_INT("ema-from", ema_from, "0", 0, INFINITY,
              "updates after which an average E of the weights W begins as their copy, which "
-             "validation and generation use; 0: never"),
+             "validation, evaluation and generation use; 0: never"),
     FLAG_INT("ema-horizon", ema_horizon, "150", 1, INFINITY,
              "updates that the average remembers: each adds (W - E) / horizon"),
     FLAG_FLOAT("ema-blend", ema_blend, "0.65", 0, 1,

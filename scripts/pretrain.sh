@@ -3,7 +3,8 @@
 #
 # A script sets $flags (set_flags), and calls `pretrain NAME CORPUS [flags of train_gpt]`. The environment,
 # where names of files are relative to the root of the repository:
-#   SEED=N        the seed, unless --seed is given; 1 without either. The run is NAME-sN, unless --run is given.
+#   SEED=N        the seed, unless --seed is given; 1 without either. The run is NAME-sN, and after that the flags of the
+#                 command line that change what it computes (NAME-s1-lr-0.01), unless --run is given.
 #   PROGRAM=FILE  the trainer; else ./train_gpt_cuda, if it was built and nvidia-smi finds a GPU; else ./train_gpt
 #   DATA=FOLDER   where the shards are, data/CORPUS without it; --data and --val-data name other data altogether
 #   PRINT=1       print the command and start nothing; the folder of data that it names is made, if the shards are there
@@ -88,6 +89,31 @@ flag_value() {
         given "$1" $flags || value=
     fi
     printf '%s\n' "$value"
+}
+
+# Flags that leave a run what it is: where it is, how long it is, what it reports, how it is computed.
+free_flags="run runs-dir seed steps resume dry-run data val-data encoder bpe threads device cuda-graph recompute logit-rows
+    batch-size val-every val-every-end val-tokens eval-data eval-every checkpoint-every keep-checkpoints print-every
+    log-groups"
+
+# own_flags FLAG...: prints the other flags as an end of a name, -NAME-VALUE for each, so that a run with a rate of its
+# own is not taken for that of the script.
+own_flags() {
+    own=
+    for word in "$@"; do
+        case $word in
+            --*)
+                word=${word#--}
+                # shellcheck disable=SC2086 # words
+                case " $(echo $free_flags) " in
+                    *" ${word%%=*} "*) takes= ;;
+                    *) takes=1 ;;
+                esac
+                ;;
+        esac
+        [ -z "${takes:-}" ] || own="$own-$word"
+    done
+    printf '%s' "$own" | tr = - | tr -c 'A-Za-z0-9_.,+-' _
 }
 
 # The sizes of TOY=1; what a run does at some step it does at step 1.
@@ -355,7 +381,10 @@ pretrain() {
     runs_dir=$(flag_value runs-dir "$@")
     runs_dir=${runs_dir:-runs}
     run=$(flag_value run "$@")
-    run=${run:-$name${TOY:+-toy}-s$(flag_value seed "$@")}
+    if [ -z "$run" ]; then
+        run=$name${TOY:+-toy}-s$(flag_value seed "$@")$(own_flags "$@")
+        [ "${#run}" -le 200 ] || stop 2 "so many flags make no name of a run: give it one by --run"
+    fi
     run_folder=$runs_dir/$run
     choose_program
     data=

@@ -3,7 +3,7 @@
 #   usage      scripts/run_124M.sh ARM [flags of train_gpt, which win]; --list prints the arms
 #   model      12 layers x 768, 12 heads of 64, 124.44M parameters (--preset gpt2)
 #   tokens     18,865 steps of 524,288 = 9.89e9, one pass over 100 shards (data/fineweb.sh 100, 20 GB)
-#   FLOPs      7.98e8 a token (6 a parameter, and attention's causal half; --dry-run), 7.89e18 in all
+#   FLOPs      7.98e8 a token (6 a parameter of a product, and attention's causal half; --dry-run), 7.89e18 in all
 #   hardware   one GPU; 23 GiB of its memory in bf16 at --batch-size 64 (counted by --dry-run), so 40 GB are enough
 #   hours      4.6 on one H200: 599,224 tokens/s with AdamW, 590,744 with CM (measured on this model and batch,
 #              docs/benchmarks.md); validation adds 0.1 (counted, a third of the time of training a token)
@@ -14,8 +14,9 @@
 # Not llm.c's are the order of the data (theirs is shuffled; here shards are read from front to back, so that all arms
 # and seeds read the same) and the random numbers. The arms with signs are ours: rate 0.02, and a decay with which rate
 # x decay adds up to about 2 over the run (2.6 in record 36 of the speedrun benchmark); nobody has tuned them here.
-# Environment: SEED, PROGRAM, DATA, PRINT, TOY, see scripts/pretrain.sh. A run is runs/124M-ARM-sSEED; started
-# again, it goes on, or is left as it is if it is complete.
+# Environment: SEED, PROGRAM, DATA, PRINT, TOY, see scripts/pretrain.sh. A run is runs/124M-ARM-sSEED, and flags of
+# the command line that change what it computes follow in its name; started again, it goes on, or is left as it is if
+# it is complete.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/pretrain.sh

@@ -9,21 +9,22 @@
 #   FLOPs    7.98e8 a token (6 a parameter of a product, and attention's causal half), 1.36e18 in 3250 steps
 #   memory   24 GiB in bf16 at --batch-size 64, 26 GiB with k-maxwell's averages (counted by --dry-run)
 #   hours    3250 steps: 49 minutes of training on one H200, from 577,282 tokens/s measured (docs/benchmarks.md, 100
-#            steps of Muon), and 4 more of validation, counted; 5625 steps of AdamW: 85 minutes and 6, counted
+#            steps of Muon), and 4 more of validation, counted; 5625 steps of AdamW: 85 minutes and 7, counted
 #   cost     about 3 dollars for 3250 steps, at 3.50 dollars an hour of one H200 (a price that we assume)
 # A record is decided by many seeds: with n runs whose mean is m, (3.28 - m) sqrt(n) must be 0.004 or more, so that one
 # run needs 3.276 (scripts/significance.py). The loss is read at the claimed step of a schedule that is laid out for N
 # steps: as the benchmark does, runs validate every 125 steps, and every 25 in the last tenth. bi-maxwell and k-maxwell
 # have claims at other steps, and validate every 10 there. A validation reads 10.5 million tokens forward: 6 s, counted
 # as a third of the time of training. docs/speedrun.md tells what is worth its time.
-# Environment: SEED, PROGRAM, DATA, PRINT, TOY, see scripts/pretrain.sh. A run is runs/speedrun-RECORD-sSEED; started
-# again, it goes on, or is left as it is if it is complete.
+# Environment: SEED, PROGRAM, DATA, PRINT, TOY, see scripts/pretrain.sh. A run is runs/speedrun-RECORD-sSEED, and flags
+# of the command line that change what it computes follow in its name; started again, it goes on, or is left as it is
+# if it is complete.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/pretrain.sh
 . scripts/pretrain.sh
 
-# AdamW outside the blocks as in records 1 to 35; the preset has those of record 36.
+# AdamW outside the blocks as in records 1, 2, 3, 6, 10 and 12; the preset has that of record 36.
 aux="--lr-embed 0.3 --lr-head 0.003125 --lr-scalar 0.01"
 aux="$aux --weight-decay-embed 0 --weight-decay-head 0 --weight-decay-scalar 0"
 record12="--optimizer muon --lr 0.035 --weight-decay 0.025 $aux"

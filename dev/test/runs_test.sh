@@ -113,7 +113,7 @@ test_arms() {
             340M) of_size="preset=llama qk-norm=true pos=rope tied=true act=swiglu warmup=700" rate=0.0003 ;;
             1B) of_size="preset=llama qk-norm=true pos=rope tied=true act=swiglu warmup=2000" rate=0.0002 ;;
         esac
-        toy_run $size adamw "qk=adamw ov=adamw mlp=adamw lr=$rate lr-qk=$rate weight-decay=0.1 adam-beta1=0.9 $of_size"
+        toy_run $size adamw "lr-embed=$rate lr-scalar=$rate weight-decay-embed=0.1 qk=adamw ov=adamw mlp=adamw lr=$rate lr-qk=$rate weight-decay=0.1 adam-beta1=0.9 $of_size"
         decay=0.01
         [ $size != 1B ] || decay=0.003
         of_size="$of_size lr-mlp=0.02 weight-decay=$decay"
@@ -153,7 +153,7 @@ test_full_size() {
     SEED=7 printed speedrun muon >command
     check "SEED=7 is no seed" has command ' --seed 7 .*--run speedrun-muon-s7$'
     SEED=7 printed speedrun muon --seed=8 --lr 0.5 --steps 380 >command
-    check "--seed does not win over SEED" has command '--run speedrun-muon-s8 --seed=8 --lr 0.5 --steps 380$'
+    check "--seed does not win over SEED" has command '--run speedrun-muon-s8-lr-0.5 --seed=8 --lr 0.5 --steps 380$'
     check "a flag stands twice" not has command '--steps .*--steps\|--seed .*--seed'
     check "fewer steps need fewer shards" has command first_2/
     printed speedrun muon --run "it's" --data "my data.bin" --val-data b.bin >command
@@ -164,6 +164,18 @@ test_full_size() {
     check "a note where the rates of attention are given" not has err '^note: --lr '
     printed 340M muon --lr 0.01 >command
     check "a note where attention has the rate --lr" not has err '^note: --lr '
+    # A flag that changes what a run computes is in its name.
+    printed speedrun cm --lr-qk 0.01 --lr-ov=0.01 --threads 2 --cm-match-muon --momentum-ages 1:0.5,2:0.5 >command
+    check "flags in the name of a run: $(cat command)" \
+        has command '--run speedrun-cm-s1-lr-qk-0.01-lr-ov-0.01-cm-match-muon-momentum-ages-1_0.5,2_0.5 --lr-qk'
+    printed speedrun cm --eval-data "$(printf '%0200d' 0)" --threads 2 >command
+    check "other flags in the name of a run" has command '--run speedrun-cm-s1 --eval-data'
+    printed speedrun cm --init-from "$(printf '%0200d' 0)" >command
+    check "the name of a run is too long" has err '^error: so many flags .* --run$'
+    for flag in $(sed -n '/^free_flags=/,/"$/p' "$here/scripts/pretrain.sh" | tr -d '"' | sed 's/free_flags=//'); do
+        case $flag in seed | steps | threads | logit-rows | val-data | val-tokens | eval-data | batch-size) continue ;; esac
+        check "--$flag changes what a run computes" has "$here/docs/flags.md" "^| \`--$flag\` | .* | \(free\|\) |"
+    done
     # What is printed can be pasted: it is the run, and resumes it where it has begun.
     rm -rf runs
     TOY=1 printed 1B cm --runs-dir "$dir/runs" --threads 1 >command
