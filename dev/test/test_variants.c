@@ -1266,7 +1266,8 @@ static Run run_of_role(int role, int rule) {
     char flags[512];
     snprintf(flags, sizeof flags,
              "--layers 2 --width 24 --heads 4 --kv-heads 2 --head-dim 8 --seq-len 10 --pos learned "
-             "--tied off --init gpt2 --lr 0.005 --lr-embed 0.005 --lr-head 0.005 %s %s",
+             "--tied off --init gpt2 --optimizer adamw --lr 0.005 --lr-embed 0.005 --lr-head 0.005 "
+             "%s %s",
              roles[role].flag, rule_table[rule].flag);
     Run run = run_of(flags);
     for (int i = 0; i < run.plan.n; i++)
@@ -1448,7 +1449,7 @@ static floatM *step_at_scale(const RuleRole *role, const Rule *rule, int circuit
     char flags[512];
     snprintf(flags, sizeof flags,
              "--layers 2 --width 24 --heads 4 --kv-heads 2 --head-dim 8 --seq-len 10 --pos learned "
-             "--tied off --init gpt2 --adam-eps 0 %s %s %s",
+             "--tied off --init gpt2 --optimizer adamw --adam-eps 0 %s %s %s",
              role->flag, rule->flag, circuit ? "--circuit on" : "");
     Run run = run_of(flags);
     for (int i = 0; i < run.plan.n; i++)
@@ -1845,7 +1846,7 @@ static floatM *two_steps(Run *run, const RuleRole *role, const Rule *rule, int c
     char text[512];
     snprintf(text, sizeof text,
              "--layers 2 --width 24 --heads 4 --kv-heads 2 --head-dim 8 --seq-len 10 --pos learned "
-             "--tied off --init gpt2 %s %s %s %s",
+             "--tied off --init gpt2 --optimizer adamw %s %s %s %s",
              role->flag, rule->flag, circuit ? "--circuit on" : "", flags);
     *run = run_of(text);
     draw_for("two steps");
