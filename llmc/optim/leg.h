@@ -17,6 +17,7 @@ enum {
     ON_HEAD = 16,
     ON_VECTOR = 32,
     ON_BASE = 64,
+    ON_FACTOR = 128, /* A and B of a product W = W_pre + s A B^T: low-rank matrices, adapters */
     ON_MATRIX = ON_QK | ON_OV | ON_MLP | ON_EMBED | ON_HEAD
 };
 
@@ -71,7 +72,8 @@ typedef struct Rule Rule;
 
 /* One step of one or two legs. Of two legs, leg 0 has the query heads (W_Q or W_O), and leg 1 the
    shared heads (W_K or W_V). Query head h belongs to shared head h / (heads of leg 0 / heads of leg
-   1). */
+   1). The factors of a product W = W_pre + s A B^T are a circuit of W_O and W_V with one head, as
+   wide as the rank r: leg 0 is A (m,r), by column, and leg 1 is B^T (r,n), both as stored. */
 typedef struct {
     const Rule *rule, *coupling; /* coupling: NULL, or what is done to the rule's directions */
     const OptimOptions *options;
@@ -84,6 +86,10 @@ typedef struct {
     double beta1, beta2;                                /* of AdamW */
     double gscale;                                      /* multiplies the gradient */
     int coupling_age; /* updates since the coupling's state began, this one included */
+    /* Of the legs A (m,r) and B^T (r,n) of a product W = W_pre + s A B^T: s, and whether a factor
+       began at zero. Of all other legs 0 and 0. */
+    double product_scale;
+    int product_cold;
     Arena *arena;
 } Step;
 

@@ -22,11 +22,11 @@ file with the functions that the row names.
    `circuit`. */
 /* clang-format off */
 #define RULES(X)                                                                                   \
-    X(RULE_AUTO, .flag = "auto", .title = "", .where = ON_MATRIX)                                  \
-    X(RULE_CM, .flag = "cm", .title = "CM", .where = ON_QK | ON_OV,                                \
+    X(RULE_AUTO, .flag = "auto", .title = "", .where = ON_MATRIX | ON_FACTOR)                      \
+    X(RULE_CM, .flag = "cm", .title = "CM", .where = ON_QK | ON_OV | ON_FACTOR,                    \
       .traits = NEEDS_PAIR | TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02, .refuse = cm_refuse,          \
       .step = cm_step)                                                                             \
-    X(RULE_MUON, .flag = "muon", .title = "Muon", .where = ON_MATRIX | ON_BASE,                    \
+    X(RULE_MUON, .flag = "muon", .title = "Muon", .where = ON_MATRIX | ON_BASE | ON_FACTOR,        \
       .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02, .direction = muon_direction)               \
     X(RULE_MUON_HEAD, .flag = "muon-head", .title = "Muon per head",                               \
       .where = ON_QK | ON_OV | ON_BASE, .traits = TAKES_CIRCUIT | TAKES_SIGN, .lr = 0.02,          \
@@ -46,7 +46,8 @@ file with the functions that the row names.
     X(RULE_MUONH, .flag = "muonh", .title = "MuonH", .where = ON_MATRIX,                           \
       .traits = TAKES_SIGN, .lr = 0.02, .state = {{"radius", PER_MATRIX}},                         \
       .refuse = muonh_refuse, .step = muonh_step)                                                  \
-    X(RULE_ADAMW, .flag = "adamw", .title = "AdamW", .where = ON_MATRIX | ON_VECTOR | ON_BASE,     \
+    X(RULE_ADAMW, .flag = "adamw", .title = "AdamW",                                               \
+      .where = ON_MATRIX | ON_VECTOR | ON_BASE | ON_FACTOR,                                        \
       .traits = WRITES_COPY | ELEMENT_BY_ELEMENT | MOMENT_WITH_STATE, .lr = 0.002,                 \
       .state = {{"v", PER_ELEMENT}}, .direction = adamw_direction, .step = adamw_step)             \
     X(RULE_ADAMW_PARTNER, .flag = "adamw-partner", .title = "partner-rescaled AdamW",              \
@@ -77,6 +78,7 @@ static inline const char *rule_choice_ov(int i) { return rule_choice(i, ON_OV); 
 static inline const char *rule_choice_mlp(int i) { return rule_choice(i, ON_MLP); }
 static inline const char *rule_choice_embed(int i) { return rule_choice(i, ON_EMBED); }
 static inline const char *rule_choice_head(int i) { return rule_choice(i, ON_HEAD); }
+static inline const char *rule_choice_factor(int i) { return rule_choice(i, ON_FACTOR); }
 static inline const char *rule_choice_base(int i) { return rule_choice(i, ON_BASE); }
 
 /* The rule whose directions are applied: a coupling (QuacK) rescales the directions of its base. */
