@@ -22,6 +22,7 @@ formed at a time.
 #include "llmc/cpu/backend.h"
 #endif
 #include "llmc/guard.h"
+#include "llmc/linear.h"
 #include "llmc/optim/first_step.h"
 #include "llmc/readout.h"
 #include "llmc/resume.h"
@@ -65,12 +66,18 @@ typedef enum {
     X(double, loss_sum, KEEP_ONE, 1)              /* sum of the losses since take_loss */          \
     X(floatX, logits, KEEP_ONE, R * Vp)           /* (R,Vp) */                                     \
     X(floatX, block_out, KEEP_ONE, N * C)         /* (N,C) what a half block adds to the stream */ \
+    X(floatX, u_qkv, KEEP_UNLESS_BLOCK, N * rank[LINEAR_QKV])   /* (N,P r) x B, where a layer */   \
+    X(floatX, u_o, KEEP_UNLESS_BLOCK, N * rank[LINEAR_O])       /* has factors (factors.h) */      \
+    X(floatX, u_fc, KEEP_UNLESS_BLOCK, N * rank[LINEAR_FC])                                        \
+    X(floatX, u_proj, KEEP_UNLESS_BLOCK, N * rank[LINEAR_PROJ])                                    \
+    X(floatX, u_head, KEEP_ONE, R * rank[LINEAR_HEAD])                                             \
     X(floatX, dx, KEEP_BACKWARD, N * C)           /* (N,C) */                                      \
     X(floatX, dnorm, KEEP_BACKWARD, N * C)        /* (N,C) */                                      \
     X(floatX, dqkv, KEEP_BACKWARD, N * QKV)       /* (N,QKV) */                                    \
     X(floatX, datt, KEEP_BACKWARD, N * A)         /* (N,A) */                                      \
     X(floatX, dfc, KEEP_BACKWARD, N * H)          /* (N,H) */                                      \
     X(floatX, dact, KEEP_BACKWARD, N * F)         /* (N,F) */                                      \
+    X(floatX, du, KEEP_BACKWARD, N * most_rank)   /* (N,P r) */                                    \
     X(int, tokens, KEEP_ONE, DEVICE_TOKENS(N))    /* (B,T), in the backend's form */               \
     X(int, targets, KEEP_ONE, N)                  /* (B,T), -1 where there is no target */
 /* clang-format on */
@@ -113,6 +120,41 @@ static floatM *grad(const Model *m, TensorId id, int l) {
 }
 static TensorId head_id(const Model *m) { return m->c->tied ? T_WTE : T_WHEAD; }
 
+/* The tensor that a linear layer's whole matrix is. */
+static TensorId whole_id(const Model *m, LinearId id) {
+    return id == LINEAR_HEAD ? head_id(m) : linear_tensors[id].weight;
+}
+
+/* y (N,O) = x W^T + b of linear layer `id` in block l, with the factors that it may have; those keep
+   u (N,P r). */
+static void linear(const Model *m, LinearId id, int l, floatX *y, floatX *u, const floatX *x,
+                   int N) {
+    const LinearTensors *t = &linear_tensors[id];
+    const Linear f = linear_of(m->c, id);
+    const floatX *w = weight(m, whole_id(m, id), l), *b = weight(m, t->bias, l);
+    if (w) linear_forward(y, x, w, b, N, f.I, f.O);
+    else if (b) bias_forward(y, b, N, f.O);
+    if (f.rank)
+        factors_forward(y, u, x, weight(m, t->up, l), weight(m, t->down, l), &f, m->c->lora_scale,
+                        N, w || b);
+}
+
+/* From dy (N,O) of linear layer `id`: dx (N,I), unless it is NULL, the gradients of its weight and
+   of its factors, which are added to with `add`, and with `bias` that of its bias. */
+static void linear_back(const Model *m, LinearId id, int l, floatX *dx, const floatX *dy,
+                        const floatX *x, const floatX *u, int N, int bias, int add) {
+    const LinearTensors *t = &linear_tensors[id];
+    const Linear f = linear_of(m->c, id);
+    const floatX *w = weight(m, whole_id(m, id), l);
+    linear_backward(w ? dx : NULL, grad(m, whole_id(m, id), l), bias ? grad(m, t->bias, l) : NULL,
+                    dy, x, w, N, f.I, f.O, add);
+    if (f.rank)
+        factors_backward(dx, grad(m, t->up, l), grad(m, t->down, l), m->a.du, dy, x, u,
+                         weight(m, t->up, l), weight(m, t->down, l), &f, m->c->lora_scale, N, !w,
+                         add);
+}
+static int has_factors(const Model *m, LinearId id) { return m->c->factored >> id & 1; }
+
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
@@ -145,18 +187,27 @@ static void block_forward(Model *m, int l, Shape s, int recompute) {
     norm_forward(b.norm1, b.mean1, b.rstd1, b.x, sum ? block_at(m, l - 1).x_mid : b.x,
                  sum ? b.block_out : NULL, param(m, T_NORM1_W, l), param(m, T_NORM1_B, l), N, C,
                  c->norm, c->norm_eps);
-    linear_forward(b.qkv, b.norm1, weight(m, T_WQKV, l), weight(m, T_BQKV, l), N, C, s.QKV);
+    linear(m, LINEAR_QKV, l, b.qkv, b.u_qkv, b.norm1, N);
     qk_forward(b.qkv, b.qk_rstd, m->cosine, m->sine, N, s.T, m->position, s.NH, s.NKV, s.HS,
                c->qk_norm, c->norm_eps);
     block_attention(m, b, l, s);
-    linear_forward(b.block_out, b.att, weight(m, T_WO, l), weight(m, T_BO, l), N, s.A, C);
+    linear(m, LINEAR_O, l, b.block_out, b.u_o, b.att, N);
 
     norm_forward(b.norm2, b.mean2, b.rstd2, b.x_mid, b.x, b.block_out, param(m, T_NORM2_W, l),
                  param(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
-    linear_act_forward(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, s.F,
-                       c->act);
-    if (recompute) return;
-    linear_forward(b.block_out, b.act, weight(m, T_WPROJ, l), weight(m, T_BPROJ, l), N, s.F, C);
+    if (has_factors(m, LINEAR_FC)) {
+        linear(m, LINEAR_FC, l, b.fc, b.u_fc, b.norm2, N);
+        act_forward(b.act, b.fc, N, s.F, c->act);
+    } else {
+        linear_act_forward(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C,
+                           s.F, c->act);
+    }
+    if (!recompute) {
+        linear(m, LINEAR_PROJ, l, b.block_out, b.u_proj, b.act, N);
+    } else if (has_factors(m, LINEAR_PROJ)) {
+        const Linear proj = linear_of(c, LINEAR_PROJ);
+        factors_inner(b.u_proj, b.act, weight(m, T_WPROJ_DOWN, l), &proj, N);
+    }
 }
 
 /* Recomputes the activations of block l that --recompute did not keep, equal to the bit. */
@@ -174,7 +225,9 @@ static void block_recompute(Model *m, int l, Shape s) {
         norm_forward(b.norm2, b.mean2, b.rstd2, NULL, b.x_mid, NULL, param(m, T_NORM2_W, l),
                      param(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
     }
-    if (c->recompute >= RECOMPUTE_ACT)
+    if (c->recompute >= RECOMPUTE_ACT && has_factors(m, LINEAR_FC))
+        act_forward(b.act, b.fc, N, s.F, c->act);
+    else if (c->recompute >= RECOMPUTE_ACT)
         linear_act_again(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, s.F,
                          c->act);
 }
@@ -200,8 +253,7 @@ static void model_forward(Model *m, Shape s) {
 
 /* Logits (rows,Vp) of rows [first, first + rows) of a.normf, before the softcap. */
 static void head_forward(Model *m, int first, int rows) {
-    linear_forward(m->a.logits, m->a.normf + (size_t)first * m->s.C, weight(m, head_id(m), 0),
-                   weight(m, T_BHEAD, 0), rows, m->s.C, m->s.Vp);
+    linear(m, LINEAR_HEAD, 0, m->a.logits, m->a.u_head, m->a.normf + (size_t)first * m->s.C, rows);
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -225,9 +277,8 @@ static void head_loss(Model *m, Shape s, double scale) {
         head_forward(m, n, rows);
         classifier(a->losses + n, a->logits, a->targets + n, rows, s.V, s.Vp, m->c->softcap, scale);
         if (scale == 0) continue;
-        linear_backward(a->dnorm + (size_t)n * s.C, grad(m, head_id(m), 0), grad(m, T_BHEAD, 0),
-                        a->logits, a->normf + (size_t)n * s.C, weight(m, head_id(m), 0), rows, s.C,
-                        s.Vp, add);
+        linear_back(m, LINEAR_HEAD, 0, a->dnorm + (size_t)n * s.C, a->logits,
+                    a->normf + (size_t)n * s.C, a->u_head, rows, 1, add);
     }
     losses_add(a->loss_sum, a->losses, s.N);
 }
@@ -250,23 +301,24 @@ static void block_backward(Model *m, int l, Shape s) {
     const Config *c = m->c;
     Acts b = block_at(m, l);
     int N = s.N, C = s.C, F = s.F, add = !m->fresh;
-    linear_backward(NULL, grad(m, T_WPROJ, l), NULL, b.dx, b.act, weight(m, T_WPROJ, l), N, F, C,
-                    add);
-    linear_act_backward(b.dfc, b.dact, grad(m, T_BFC, l), b.dx, weight(m, T_WPROJ, l), b.fc, N, F,
-                        C, c->act);
-    linear_backward(b.dnorm, grad(m, T_WFC, l), NULL, b.dfc, b.norm2, weight(m, T_WFC, l), N, C,
-                    s.H, add);
+    if (has_factors(m, LINEAR_PROJ)) {
+        linear_back(m, LINEAR_PROJ, l, b.dact, b.dx, b.act, b.u_proj, N, 0, add);
+        act_backward_bias(b.dfc, grad(m, T_BFC, l), b.dact, b.fc, N, F, c->act);
+    } else {
+        linear_back(m, LINEAR_PROJ, l, NULL, b.dx, b.act, NULL, N, 0, add);
+        linear_act_backward(b.dfc, b.dact, grad(m, T_BFC, l), b.dx, weight(m, T_WPROJ, l), b.fc, N,
+                            F, C, c->act);
+    }
+    linear_back(m, LINEAR_FC, l, b.dnorm, b.dfc, b.norm2, b.u_fc, N, 0, add);
     norm_backward(b.dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), grad(m, T_BO, l), b.dnorm,
                   b.dx, b.x_mid, param(m, T_NORM2_W, l), b.mean2, b.rstd2, N, C, c->norm);
 
-    linear_backward(b.datt, grad(m, T_WO, l), NULL, b.dx, b.att, weight(m, T_WO, l), N, s.A, C,
-                    add);
+    linear_back(m, LINEAR_O, l, b.datt, b.dx, b.att, b.u_o, N, 0, add);
     attention_backward(b.dqkv, b.datt, b.qkv, b.att, b.lse, s.B, s.T, s.NH, s.NKV, s.HS,
                        c->attn_scale);
     qk_backward(b.dqkv, b.qkv, b.qk_rstd, m->cosine, m->sine, N, s.T, s.NH, s.NKV, s.HS,
                 c->qk_norm);
-    linear_backward(b.dnorm, grad(m, T_WQKV, l), grad(m, T_BQKV, l), b.dqkv, b.norm1,
-                    weight(m, T_WQKV, l), N, C, s.QKV, add);
+    linear_back(m, LINEAR_QKV, l, b.dnorm, b.dqkv, b.norm1, b.u_qkv, N, 1, add);
     norm_backward(b.dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), grad(m, T_BPROJ, l - 1),
                   b.dnorm, b.dx, b.x, param(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
 }
@@ -299,8 +351,7 @@ static void clear_gradients(Model *m) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &m->p.r.t[id];
         const Slot *slot = &t->slot[SLOT_GRAD];
-        int matrix = t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP;
-        if (!slot->layers || !(matrix || id == (int)head_id(m))) continue;
+        if (!slot->layers || !(role_is_block(t->role) || id == (int)head_id(m))) continue;
         if (slot->at > from) device_zero(m->p.grad + from, (slot->at - from) * sizeof(floatM));
         from = slot->at + slot_size(t, SLOT_GRAD);
     }
@@ -607,7 +658,7 @@ typedef struct {
     Registry registry;
     Plan plan;
     Resume from;  /* with --resume */
-    Ckpt weights; /* of --init-from, if has_weights */
+    Ckpt weights; /* of --init-from, if has_weights: to begin with, or to train adapters beside */
     int has_weights;
     double began; /* when this start began, as now_seconds counts */
 } Program;
@@ -640,11 +691,17 @@ static int open_past(Program *p, char *err) {
     run->log.fd = -1;
     if (run->asked.resume) {
         if (resume_open(run, &p->from, err)) return -1;
-        if (p->from.has_ckpt) return 0;
+        if (p->from.has_ckpt && !run->asked.lora_rank) return 0;
         p->has_weights = weights_reopen(run, &p->weights, err);
         return min_int(p->has_weights, 0);
     }
-    if (!config_is_given(run->given, "init-from")) return 0;
+    if (!config_is_given(run->given, "init-from")) {
+        if (!run->asked.lora_rank) return 0;
+        return fail(err, "--lora-rank %d: adapters are trained beside the weights of a model; name "
+                         "its run or checkpoint with --init-from, or train products from scratch "
+                         "with --low-rank",
+                    run->asked.lora_rank);
+    }
     if (weights_open(run, &p->weights, err)) return -1;
     p->has_weights = 1;
     return weights_flags(run, &p->weights, err);
@@ -653,7 +710,8 @@ static int open_past(Program *p, char *err) {
 /* Returns -1 with a message if the weights of --init-from are of another model. */
 static int check_weights(const Program *p, char *err) {
     char why[ERR_LEN];
-    if (!check_parameters(&p->registry, &p->weights, 1, why)) return 0;
+    Whose whose = p->run.config.lora_rank ? TENSORS_OF_BASE : TENSORS_OWN;
+    if (!check_parameters(&p->registry, &p->weights, whose, 1, why)) return 0;
     return fail(err, "--init-from: %.300s: %.600s", p->run.from_file, why);
 }
 
@@ -679,7 +737,7 @@ static int open_run(Program *p, char *err) {
     if (registry_freeze(&p->registry, run->config.freeze, err)) return -1;
     p->plan = plan_build(&run->config, &p->registry);
     if (p->has_weights && check_weights(p, err)) return -1;
-    return plan_check_frozen(&p->plan, &p->registry, err);
+    return plan_check_frozen(&p->plan, &run->config, &p->registry, err);
 }
 
 /* Prints how long the run is. If it reads its data very often, says so: its training loss then no
@@ -735,15 +793,23 @@ static int create(Program *p, char *err) {
     return open_batch(&p->run, err);
 }
 
-/* Sets the parameters of a run that begins: those of --init-from, or initial ones. */
-static int set_weights(Program *p, char *err) {
-    if (!p->has_weights) return model_init(&p->model, err);
-    if (load_parameters(&p->model.p, &p->weights, 1, err)) return -1;
+/* Sets the parameters that the file of --init-from has, if there is one: of a run that begins all
+   of them, or those beside its adapters. */
+static int take_weights(Program *p, char *err) {
+    Whose whose = p->run.config.lora_rank ? TENSORS_OF_BASE : TENSORS_OWN;
+    if (!p->has_weights) return 0;
+    if (load_parameters(&p->model.p, &p->weights, whose, 1, err)) return -1;
     ckpt_close(&p->weights);
     p->has_weights = 0;
     refresh_weights(&p->model);
     print_line(stdout, "weights", "from %s", p->run.from_file);
     return 0;
+}
+
+/* Sets the parameters of a run that begins: those of --init-from, or initial ones. */
+static int set_weights(Program *p, char *err) {
+    if ((!p->has_weights || p->run.config.lora_rank) && model_init(&p->model, err)) return -1;
+    return take_weights(p, err);
 }
 
 /* Prints the plan, and the time of real micro-batches and updates on a model of this shape. */
@@ -781,7 +847,7 @@ static int begin(Program *p, char *err) {
     print_peak(run->peak, run->stated_peak);
     if (create(p, err)) return -1;
     if (p->from.has_ckpt) {
-        if (restore_run(run, &m->p, &m->plan, &p->from, err)) return -1;
+        if (take_weights(p, err) || restore_run(run, &m->p, &m->plan, &p->from, err)) return -1;
         refresh_weights(m);
         print_line(stdout, "resumed", "from %s", p->from.path);
     } else {

@@ -46,10 +46,16 @@ typedef struct {
     int init;
     double init_std;
     char init_from[FLAG_STRING_SIZE], freeze[FLAG_STRING_SIZE];
+    /* low-rank matrices and adapters */
+    int lora_rank, low_rank;
+    char lora_on[FLAG_STRING_SIZE];
+    double lora_scale, lora_factor_scale;
+    int lora_split, lora_init;
+    unsigned factored; /* bit i: linear layer i (LinearId) has factors; filled from lora_on */
     /* optimizer */
     int optimizer;
-    int qk, ov, mlp, embed, head; /* RuleId; not RULE_AUTO once resolved */
-    double lr, lr_qk, lr_ov, lr_mlp, lr_embed, lr_head, lr_scalar;
+    int qk, ov, mlp, embed, head, lora; /* RuleId; not RULE_AUTO once resolved */
+    double lr, lr_qk, lr_ov, lr_mlp, lr_embed, lr_head, lr_lora, lr_scalar, lora_plus;
     double weight_decay, weight_decay_embed, weight_decay_head, weight_decay_scalar;
     double grad_clip;
     int cm_match_muon;
@@ -70,6 +76,7 @@ enum { VAL_EVERY_EIGHTH = -1 };
 enum { EVAL_WITH_VALIDATION = -1 };
 
 #define FLAGS_OF_GPU "On a GPU (train_gpt_cuda)"
+#define FLAGS_OF_FACTORS "Low rank: adapters, and products in place of matrices"
 
 /* The largest vocabulary; token numbers and logits then stay far from the limits of int. */
 enum { CONFIG_MAX_VOCAB = 1 << 24 };
@@ -257,7 +264,33 @@ static const Flag config_flags[] = {
     FLAG_TEXT("freeze", freeze, "",
               "tensors that training leaves as they are, separated by commas (wte,wpe; --dry-run "
               "lists the names); they take no memory for gradients and moments"),
+#undef ON_RESUME
+#define ON_RESUME RESUME_FIXED
 #undef SECTION
+#define SECTION FLAGS_OF_FACTORS
+    FLAG_INT("lora-rank", lora_rank, "0", 0, INFINITY,
+             "train adapters s A B^T of this rank beside the weights of --init-from, which are "
+             "frozen; 0: off"),
+    FLAG_INT("low-rank", low_rank, "0", 0, INFINITY,
+             "train products s A B^T of this rank in place of whole matrices; 0: off"),
+    FLAG_TEXT("lora-on", lora_on, "qkv,o,fc,proj",
+              "linear layers that have factors A and B, separated by commas: qkv, o, fc, proj, "
+              "head; all: all of them"),
+    FLAG_FLOAT("lora-scale", lora_scale, "1", 1e-6, 1e6, "s, which multiplies the product A B^T"),
+    FLAG_BOOL("lora-split", lora_split, "on",
+              "factors of their own for W_Q, W_K and W_V, and for the MLP's gate; off: one pair "
+              "for all rows of qkv or fc"),
+    FLAG_CHOICE("lora-init", lora_init, "auto", CHOICES(FACTOR_INITS),
+                "A and B at the start. zero: A is zero and B normal(1/sqrt(fan-in)). balanced: "
+                "both normal, of equal norms, their product with the deviation of a whole matrix. "
+                "spectral: from the largest singular vectors and values of a random whole matrix. "
+                "auto: zero for adapters, spectral for --low-rank, and zero where the whole matrix "
+                "would be zero"),
+    FLAG_FLOAT("lora-factor-scale", lora_factor_scale, "1", 1e-6, 1e6,
+               "multiplies the initial A and divides the initial B, which leaves their product"),
+#undef SECTION
+#undef ON_RESUME
+#define ON_RESUME RESUME_NOTED
 #define SECTION "Optimizer"
     FLAG_CHOICE("optimizer", optimizer, "cm", "cm|muon|adamw",
                 "cm: CM on attention, Muon on MLPs, AdamW on the rest; muon: Muon on both; adamw: "
@@ -271,6 +304,9 @@ static const Flag config_flags[] = {
     FLAG_CHOICE_OF("embed", embed, "adamw", rule_choice_embed,
                    "rule of the embeddings, of a tied head too; auto: adamw"),
     FLAG_CHOICE_OF("head", head, "adamw", rule_choice_head, "rule of an untied head; auto: adamw"),
+    FLAG_CHOICE_OF("lora", lora, "auto", rule_choice_factor,
+                   "rule of the factors of --lora-rank and --low-rank; auto: lora-muon, muon or "
+                   "adamw, as --optimizer says"),
     FLAG_FLOAT("lr", lr, "0", 0, INFINITY,
                "learning rate of the blocks' matrices; 0: each rule's own (0.02 for cm and muon, "
                "0.002 for adamw; --dry-run prints it)"),
@@ -284,6 +320,10 @@ static const Flag config_flags[] = {
     FLAG_FLOAT("lr-head", lr_head, "0.004", 0, INFINITY,
                "learning rate of an untied head; the default is that of adamw, another rule of "
                "--head brings its own"),
+    FLAG_FLOAT("lr-lora", lr_lora, "0", 0, INFINITY,
+               "learning rate of the factors of --lora-rank and --low-rank; 0: that of --lr"),
+    FLAG_FLOAT("lora-plus", lora_plus, "1", 0, 1e6,
+               "rate of A over that of B, for a rule that updates each alone (LoRA+)"),
     FLAG_FLOAT("lr-scalar", lr_scalar, "0.01", 0, INFINITY, "learning rate of gains and biases"),
     FLAG_FLOAT("weight-decay", weight_decay, "0", 0, 1e3,
                "decoupled weight decay of the blocks' matrices"),
@@ -469,20 +509,21 @@ static inline int init_zeroes_outputs(InitKind init) {
 
 /* Fills in the rules and learning rates that `auto` and 0 leave open. */
 static inline void config_resolve_rules(Config *c) {
-    RuleId attention = RULE_CM, mlp = RULE_MUON;
+    RuleId attention = RULE_CM, mlp = RULE_MUON, factors = RULE_CM;
     switch ((OptimizerKind)c->optimizer) {
     case OPT_CM: break;
-    case OPT_MUON: attention = RULE_MUON; break;
-    case OPT_ADAMW: attention = mlp = RULE_ADAMW; break;
+    case OPT_MUON: attention = factors = RULE_MUON; break;
+    case OPT_ADAMW: attention = mlp = factors = RULE_ADAMW; break;
     }
     if (c->qk == RULE_AUTO) c->qk = attention;
     if (c->ov == RULE_AUTO) c->ov = attention;
     if (c->mlp == RULE_AUTO) c->mlp = mlp;
     if (c->embed == RULE_AUTO) c->embed = RULE_ADAMW;
     if (c->head == RULE_AUTO) c->head = RULE_ADAMW;
-    const int rule[] = {c->qk, c->ov, c->mlp};
-    double *rate[] = {&c->lr_qk, &c->lr_ov, &c->lr_mlp};
-    for (int i = 0; i < 3; i++) {
+    if (c->lora == RULE_AUTO) c->lora = factors;
+    const int rule[] = {c->qk, c->ov, c->mlp, c->lora};
+    double *rate[] = {&c->lr_qk, &c->lr_ov, &c->lr_mlp, &c->lr_lora};
+    for (int i = 0; i < 4; i++) {
         if (*rate[i] == 0) *rate[i] = c->lr;
         if (*rate[i] == 0) *rate[i] = rule_lr((RuleId)rule[i], &c->optim);
     }
@@ -494,13 +535,14 @@ typedef struct {
     size_t rule, rate; /* offsets of the fields in Config */
     const char *flag;  /* of the rate */
 } ConfigRole;
-enum { CONFIG_ROLES = 5 };
+enum { CONFIG_ROLES = 6 };
 static const ConfigRole config_roles[CONFIG_ROLES] = {
     {offsetof(Config, qk), offsetof(Config, lr_qk), "lr-qk"},
     {offsetof(Config, ov), offsetof(Config, lr_ov), "lr-ov"},
     {offsetof(Config, mlp), offsetof(Config, lr_mlp), "lr-mlp"},
     {offsetof(Config, embed), offsetof(Config, lr_embed), "lr-embed"},
     {offsetof(Config, head), offsetof(Config, lr_head), "lr-head"},
+    {offsetof(Config, lora), offsetof(Config, lr_lora), "lr-lora"},
 };
 static inline int *config_rule(Config *c, int role) {
     return (int *)(void *)((char *)c + config_roles[role].rule);
@@ -519,7 +561,8 @@ static inline void config_rates(Config *c, const unsigned char *given) {
     Config chosen = *c;
     config_resolve_rules(&chosen);
     for (int i = 0; i < CONFIG_ROLES; i++) {
-        int of_block = config_roles[i].rate < offsetof(Config, lr_embed);
+        int of_block = config_roles[i].rate != offsetof(Config, lr_embed) &&
+                       config_roles[i].rate != offsetof(Config, lr_head);
         RuleId usual = of_block ? RULE_MUON : RULE_ADAMW, rule = (RuleId)*config_rule(&chosen, i);
         int from_preset = of_block ? c->lr > 0 && !config_is_given(given, "lr") : 1;
         if (from_preset && !config_is_given(given, config_roles[i].flag) &&
@@ -566,6 +609,86 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
     return status;
 }
 
+/* Rank of the factors; 0 without factors. */
+static inline int config_rank(const Config *c) { return c->lora_rank ? c->lora_rank : c->low_rank; }
+
+/* Refuses a rule of the factors, or an option of theirs, that has no meaning. */
+static inline int config_check_factor_rule(const Config *c, char *err) {
+    const Rule *rule = &rule_table[c->lora];
+    const RuleUse use = {"--lora",
+                         ON_FACTOR,
+                         "the factors",
+                         {c->width, c->width},
+                         {config_rank(c), config_rank(c)},
+                         "--weight-decay",
+                         c->weight_decay,
+                         c->lora_init == FACTORS_ZERO ? "the factors A" : NULL,
+                         1,
+                         1,
+                         &c->optim};
+    if (!config_rank(c)) return 0;
+    if (c->lora_plus != 1 && rule->traits & NEEDS_PAIR)
+        return fail(err,
+                    "--lora-plus is for a rule that updates A and B each alone, and --lora %s "
+                    "updates both together: leave it at 1",
+                    rule->flag);
+    return rule_check((RuleId)c->lora, &use, err);
+}
+
+/* The linear layers that a text such as "qkv,o" names, as bits. Returns 0, or -1 with a message. */
+static inline int config_read_layers(const char *text, unsigned *bits, char *err) {
+    *bits = 0;
+    if (!strcmp(text, "all")) {
+        *bits = (1u << LINEARS) - 1;
+        return 0;
+    }
+    while (*text) {
+        size_t length = strcspn(text, ",");
+        int found = -1;
+        for (int i = 0; i < LINEARS; i++)
+            if (strlen(WORD_OF(LINEAR_LAYERS, i)) == length &&
+                !strncmp(WORD_OF(LINEAR_LAYERS, i), text, length))
+                found = i;
+        if (found < 0)
+            return fail(err, "--lora-on: \"%.*s\" is none of qkv, o, fc, proj, head and all",
+                        (int)min_size(length, 60), text);
+        *bits |= 1u << found;
+        text += length;
+        text += *text == ',' && text[1] != 0;
+        if (*text == ',') return fail(err, "--lora-on: the list ends with a comma");
+    }
+    return *bits ? 0 : fail(err, "--lora-on is empty: name linear layers, such as qkv,o");
+}
+
+/* The layers that have factors, and how these begin. Heads, widths and rules must be resolved. */
+static inline int config_resolve_factors(Config *c, char *err) {
+    int rank = config_rank(c), A = c->heads * c->head_dim, KV = c->kv_heads * c->head_dim;
+    const int side[LINEARS] = {
+        min_int(c->width, c->lora_split ? min_int(A, KV) : A + 2 * KV), min_int(c->width, A),
+        min_int(c->width, c->ff_width), min_int(c->width, c->ff_width),
+        min_int(c->width, c->vocab)};
+    c->factored = 0;
+    if (!rank) return 0;
+    if (c->lora_rank && c->low_rank)
+        return fail(err, "--lora-rank trains adapters on frozen weights and --low-rank products in "
+                         "place of weights: give one of them");
+    if (config_read_layers(c->lora_on, &c->factored, err)) return -1;
+    for (int i = 0; i < LINEARS; i++)
+        if (c->factored >> i & 1 && rank > side[i])
+            return fail(err,
+                        "%s %d is above the smaller side of %s, which is %d: a product of that "
+                        "rank is no smaller than the matrix",
+                        c->lora_rank ? "--lora-rank" : "--low-rank", rank, NAME_OF(LINEAR_LAYERS, i), side[i]);
+    if (c->low_rank && c->tied && c->factored >> LINEAR_HEAD & 1)
+        return fail(err, "--low-rank: a tied head is the embedding, which is no product; leave "
+                         "head out of --lora-on, or set --tied off");
+    if (c->lora_rank && c->lora_init != FACTORS_AUTO && c->lora_init != FACTORS_ZERO)
+        return fail(err, "--lora-init: adapters begin at zero, so that the model begins as the "
+                         "weights of --init-from; balanced and spectral are for --low-rank");
+    if (c->lora_init == FACTORS_AUTO) c->lora_init = c->lora_rank ? FACTORS_ZERO : FACTORS_SPECTRAL;
+    return 0;
+}
+
 /* Refuses rules and options that have no meaning together, or for this model. The rules must be
    resolved. */
 static inline int config_check_rules(const Config *c, char *err) {
@@ -600,7 +723,7 @@ static inline int config_check_rules(const Config *c, char *err) {
         if (roles[i].use.on == ON_HEAD && c->tied) continue; /* there is none */
         if (rule_check((RuleId)roles[i].rule, &roles[i].use, err)) return -1;
     }
-    return 0;
+    return config_check_factor_rule(c, err);
 }
 
 /* Refuses sizes whose products would not fit the types that hold them. Sizes are ints in the
@@ -832,6 +955,7 @@ static inline int config_resolve(Config *c, char *err) {
     config_resolve_mlp(c);
     if (config_resolve_batch(c, err) || config_check_counts(c, err)) return -1;
     config_resolve_rules(c);
+    if (config_resolve_factors(c, err)) return -1;
     if (config_check_rules(c, err) || config_check_eval(c, err)) return -1;
     if (config_resolve_ages(c, err) || config_resolve_rates(c, err)) return -1;
     config_resolve_val_every(c);

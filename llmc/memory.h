@@ -33,7 +33,12 @@ static size_t acts_view(Acts *a, const Config *c, Shape s, int rows, int trainin
     const size_t N = (size_t)s.N, C = (size_t)s.C, QKV = (size_t)s.QKV, A = (size_t)s.A;
     const size_t F = (size_t)s.F, H = (size_t)s.H, NH = (size_t)s.NH, NKV = (size_t)s.NKV;
     const size_t Vp = (size_t)s.Vp, R = (size_t)rows;
-    size_t at = 0, copies, offset;
+    size_t at = 0, copies, offset, rank[LINEARS], most_rank = 0;
+    for (int i = 0; i < LINEARS; i++) {
+        const Linear f = linear_of(c, (LinearId)i);
+        rank[i] = (size_t)linear_rank(&f);
+        if (rank[i] > most_rank) most_rank = rank[i];
+    }
 #define ACTIVATION_VIEW(TYPE, NAME, KEEP, ELEMENTS)                                                \
     copies = kept_copies(KEEP, c, training);                                                       \
     offset = at + (copies > 1 ? (size_t)l * (ELEMENTS) * sizeof(TYPE) : 0);                        \
@@ -202,9 +207,10 @@ static int model_init(Model *m, char *err) {
     size_t bytes = m->p.r.size[SLOT_PARAM] * sizeof(floatM);
     floatM *host = (floatM *)malloc(bytes);
     if (!host) return fail(err, "out of memory: initial parameters");
-    params_init(&m->p.r, host, (uint64_t)m->c->seed);
-    device_upload(m->p.param, host, bytes);
+    int status = params_init(&m->p.r, m->c, host);
+    if (!status) device_upload(m->p.param, host, bytes);
     free(host);
+    if (status) return fail(err, "out of memory: initial parameters");
     refresh_weights(m);
     return 0;
 }

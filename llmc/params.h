@@ -12,8 +12,7 @@ no moment), and it may hold only some of the layers (a shard).
 #define CM_PARAMS_H
 
 #include "base.h"
-#include "config.h"
-#include "rng.h"
+#include "factors.h"
 
 typedef enum {
     T_WTE,
@@ -36,10 +35,39 @@ typedef enum {
     T_NORMF_B,
     T_WHEAD,
     T_BHEAD,
+    T_WQKV_UP,
+    T_WQKV_DOWN,
+    T_WO_UP,
+    T_WO_DOWN,
+    T_WFC_UP,
+    T_WFC_DOWN,
+    T_WPROJ_UP,
+    T_WPROJ_DOWN,
+    T_WHEAD_UP,
+    T_WHEAD_DOWN,
     TENSORS
 } TensorId;
 
-typedef enum { ROLE_EMBED, ROLE_HEAD, ROLE_SCALAR, ROLE_QKV, ROLE_O, ROLE_MLP } Role;
+/* ROLE_FACTOR: A or B^T of a linear layer with factors (factors.h). */
+typedef enum {
+    ROLE_EMBED,
+    ROLE_HEAD,
+    ROLE_SCALAR,
+    ROLE_QKV,
+    ROLE_O,
+    ROLE_MLP,
+    ROLE_FACTOR
+} Role;
+
+/* The tensors of a linear layer. A tied head reads wte in place of whead. */
+typedef struct {
+    TensorId weight, bias, up, down;
+} LinearTensors;
+static const LinearTensors linear_tensors[LINEARS] = {
+    {T_WQKV, T_BQKV, T_WQKV_UP, T_WQKV_DOWN},     {T_WO, T_BO, T_WO_UP, T_WO_DOWN},
+    {T_WFC, T_BFC, T_WFC_UP, T_WFC_DOWN},         {T_WPROJ, T_BPROJ, T_WPROJ_UP, T_WPROJ_DOWN},
+    {T_WHEAD, T_BHEAD, T_WHEAD_UP, T_WHEAD_DOWN},
+};
 
 typedef enum {
     SLOT_PARAM,  /* floatM: the parameters themselves */
@@ -64,6 +92,7 @@ typedef struct {
     int rows, cols;
     size_t size; /* layers rows cols */
     int frozen;  /* 1: training leaves the tensor as it is */
+    int of_base; /* 1: of the weights that adapters are trained beside; no checkpoint has it */
     Slot slot[SLOTS];
     double init_mean, init_std;
     double init_bound; /* above 0: uniform from -bound to bound */
@@ -74,6 +103,7 @@ typedef struct {
     Tensor t[TENSORS];
     size_t size[SLOTS]; /* elements of each allocation; every tensor starts at a multiple of 64 */
     size_t count;       /* parameters: without alignment and without the vocabulary's padding */
+    size_t adapters;    /* those of them that are adapters' */
 } Registry;
 
 /* A registry and the memory that its slots lie in. Pointers are to device memory; without training
@@ -147,9 +177,62 @@ static inline double readout_blend(const Config *c, Role role) {
     case ROLE_SCALAR: return c->ema_blend_scalar;
     case ROLE_QKV:
     case ROLE_O:
-    case ROLE_MLP: return c->ema_blend;
+    case ROLE_MLP:
+    case ROLE_FACTOR: return c->ema_blend;
     }
     return 0;
+}
+
+/* Whether a role is that of the blocks' matrices, or of their factors. */
+static inline int role_is_block(Role role) {
+    switch (role) {
+    case ROLE_QKV:
+    case ROLE_O:
+    case ROLE_MLP:
+    case ROLE_FACTOR: return 1;
+    case ROLE_EMBED:
+    case ROLE_HEAD:
+    case ROLE_SCALAR: return 0;
+    }
+    return 0;
+}
+
+/* Takes from a tensor what only training needs. */
+static inline void tensor_freeze(Tensor *t) {
+    t->frozen = 1;
+    t->slot[SLOT_GRAD].layers = t->slot[SLOT_MOMENT].layers = t->slot[SLOT_EMA].layers = 0;
+}
+
+/* Adds the factors of the linear layers that have some. In place of a whole matrix (--low-rank) the
+   matrix goes; beside one (--lora-rank) all tensors but the adapters are frozen. */
+static inline void registry_add_factors(Registry *r, const Config *c) {
+    static const char *const names[LINEARS][2] = {{"wqkv_up", "wqkv_down"},
+                                                  {"wo_up", "wo_down"},
+                                                  {"wfc_up", "wfc_down"},
+                                                  {"wproj_up", "wproj_down"},
+                                                  {"whead_up", "whead_down"}};
+    for (int id = 0; id < TENSORS && c->lora_rank; id++) {
+        if (!r->t[id].layers) continue;
+        tensor_freeze(&r->t[id]);
+        r->t[id].of_base = 1;
+    }
+    size_t before = r->count;
+    for (int i = 0; i < LINEARS; i++) {
+        Linear f = linear_of(c, (LinearId)i);
+        const LinearTensors *t = &linear_tensors[i];
+        if (!f.rank) continue;
+        TensorId whole = i == LINEAR_HEAD && c->tied ? T_WTE : t->weight;
+        int layers = i == LINEAR_HEAD ? 1 : c->layers;
+        double std = r->t[whole].init_std;
+        registry_add(r, t->up, names[i][0], ROLE_FACTOR, layers, f.O, f.rank, 0, std);
+        registry_add(r, t->down, names[i][1], ROLE_FACTOR, layers, linear_rank(&f), f.I, 0, std);
+        r->t[t->up].used_rows = f.used_rows;
+        r->count -= (size_t)(f.O - f.used_rows) * f.rank;
+        if (!c->low_rank) continue;
+        r->count -= (size_t)r->t[whole].layers * r->t[whole].used_rows * r->t[whole].cols;
+        memset(&r->t[whole], 0, sizeof r->t[whole]);
+    }
+    if (c->lora_rank) r->adapters = r->count - before;
 }
 
 /* The registry of a resolved config, with nothing frozen. The rows (NH + 2 NKV) HS of W_QKV are
@@ -200,8 +283,9 @@ static inline Registry registry_build(const Config *c) {
             static const TensorId uniform[] = {T_WQKV, T_BQKV, T_WFC, T_BFC};
             r.t[uniform[i]].init_bound = 1 / sqrt((double)C);
         }
+    registry_add_factors(&r, c);
     for (int id = 0; id < TENSORS; id++)
-        if (c->ema_from && readout_blend(c, r.t[id].role) > 0)
+        if (c->ema_from && readout_blend(c, r.t[id].role) > 0 && !r.t[id].frozen)
             r.t[id].slot[SLOT_EMA].layers = r.t[id].layers;
     registry_layout(&r);
     return r;
@@ -216,8 +300,7 @@ static inline int registry_freeze_one(Registry *r, const char *name, int length,
         size_t used = strlen(known);
         snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", t->name);
         if ((int)strlen(t->name) != length || strncmp(t->name, name, (size_t)length)) continue;
-        t->frozen = 1;
-        t->slot[SLOT_GRAD].layers = t->slot[SLOT_MOMENT].layers = t->slot[SLOT_EMA].layers = 0;
+        tensor_freeze(t);
         return 0;
     }
     return fail(err, "--freeze: this model has no tensor \"%.*s\"; it has %s", min_int(length, 80),
@@ -236,13 +319,33 @@ static inline int registry_freeze(Registry *r, const char *names, char *err) {
     return 0;
 }
 
-/* Fills host memory, r.size[SLOT_PARAM] elements, with the initial parameters of a seed. */
-static inline void params_init(const Registry *r, floatM *param, uint64_t seed) {
+/* Fills `to` with the initial factors of linear layer `id`. Returns -1 without memory. */
+static inline int params_init_factors(const Registry *r, const Config *c, LinearId id,
+                                      floatM *param) {
+    Linear f = linear_of(c, id);
+    const Tensor *up = &r->t[linear_tensors[id].up], *down = &r->t[linear_tensors[id].down];
+    floatM *A = param + up->slot[SLOT_PARAM].at, *B = param + down->slot[SLOT_PARAM].at;
+    for (int l = 0; l < up->layers; l++)
+        for (int p = 0; p < f.parts; p++) {
+            floatM *a = A + (size_t)l * layer_size(up) + (size_t)f.first[p] * f.rank;
+            floatM *b = B + (size_t)l * layer_size(down) + (size_t)p * f.rank * f.I;
+            if (factors_begin(a, b, f.rows[p], f.I, c, up->init_std,
+                              WORD_OF(LINEAR_LAYERS, id), l * f.parts + p))
+                return -1;
+        }
+    return 0;
+}
+
+/* Fills host memory, r.size[SLOT_PARAM] elements, with the initial parameters of a config. Returns
+   -1 without memory. */
+static inline int params_init(const Registry *r, const Config *c, floatM *param) {
+    uint64_t seed = (uint64_t)c->seed;
     memset(param, 0, r->size[SLOT_PARAM] * sizeof *param);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
         floatM *to = param + t->slot[SLOT_PARAM].at;
         uint64_t stream = rng_stream(t->name ? t->name : "");
+        if (t->role == ROLE_FACTOR) continue;
         /* Only tensors of one layer have padding, so that it lies at the end. */
         size_t used = (size_t)t->used_rows * t->cols * t->layers;
 #pragma omp parallel for
@@ -253,6 +356,9 @@ static inline void params_init(const Registry *r, floatM *param, uint64_t seed) 
             to[i] = (floatM)value;
         }
     }
+    for (int id = 0; id < LINEARS; id++)
+        if (c->factored >> id & 1 && params_init_factors(r, c, (LinearId)id, param)) return -1;
+    return 0;
 }
 
 #endif

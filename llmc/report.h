@@ -18,16 +18,15 @@ loss curve, and the commands that go on from there. Needs a backend's device_sta
 /* the model */
 
 /* Floating-point operations of forward and backward for one token: six for each parameter of a
-   matrix product, and those of the causal half of attention's products. */
+   matrix product, four if it is frozen, and those of the causal half of attention's products. */
 static inline double flops_per_token(const Config *c, const Registry *r) {
     double n = 0;
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
-        int counts =
-            t->role == ROLE_QKV || t->role == ROLE_O || t->role == ROLE_MLP || t->role == ROLE_HEAD;
-        if (counts || (id == T_WTE && c->tied)) n += (double)t->size;
+        int counts = role_is_block(t->role) || t->role == ROLE_HEAD || (id == T_WTE && c->tied);
+        if (counts) n += (double)t->size * (t->frozen ? 4 : 6);
     }
-    return 6 * n + 6.0 * c->layers * c->heads * c->head_dim * c->seq_len;
+    return n + 6.0 * c->layers * c->heads * c->head_dim * c->seq_len;
 }
 
 static inline void print_model(FILE *out, const Config *c, const Registry *r) {
@@ -39,6 +38,18 @@ static inline void print_model(FILE *out, const Config *c, const Registry *r) {
                r->count / 1e6, c->layers, c->width, c->heads, c->head_dim, kv,
                NAME_OF(NORMS, c->norm), NAME_OF(POSITIONS, c->pos), c->qk_norm ? ", QK-norm" : "",
                NAME_OF(ACTS, c->act), c->ff_width, c->vocab);
+    if (!config_rank(c)) return;
+    char layers[64] = "";
+    for (int i = 0; i < LINEARS; i++)
+        if (c->factored >> i & 1)
+            snprintf(layers + strlen(layers), sizeof layers - strlen(layers), "%s%s",
+                     layers[0] ? ", " : "", WORD_OF(LINEAR_LAYERS, i));
+    if (c->lora_rank)
+        print_line(out, "adapters", "%.2fM parameters of rank %d, scale %g, on %s; the rest is frozen",
+                   r->adapters / 1e6, c->lora_rank, c->lora_scale, layers);
+    else
+        print_line(out, "low rank", "products of rank %d, scale %g, in place of %s", c->low_rank,
+                   c->lora_scale, layers);
 }
 
 /* Prints the averages that a rule's momentum is mixed from, if it is, with the mean age of the mix:
@@ -271,11 +282,14 @@ static inline void log_groups(FILE *f, const Config *c, const Params *p, const P
     double scale = schedule_lr(&c->schedule, step), lr[2] = {c->lr_qk * scale, c->lr_ov * scale};
     Part part[2][2];
     ComposedStep composed[2];
+    /* The maps of matrices with factors are none of the tensors'. */
+    int circuits = c->factored & (1u << LINEAR_QKV | 1u << LINEAR_O) ? 0 : 2;
     circuit_parts(c, part[0], part[1]);
-    for (int i = 0; i < 2; i++) composed[i] = composed_measure(&p->r, part[i], p->param, p->before);
+    for (int i = 0; i < circuits; i++)
+        composed[i] = composed_measure(&p->r, part[i], p->param, p->before);
     fputc('{', f);
     plan_groups_members(f, plan, &p->r, p->param, p->before);
-    for (int i = 0; i < 2; i++) composed_member(f, name[i], composed[i], lr[i]);
+    for (int i = 0; i < circuits; i++) composed_member(f, name[i], composed[i], lr[i]);
     fputc('}', f);
 }
 

@@ -84,11 +84,16 @@ static inline RecordStatus find_parameters(const Tensor *t, const Ckpt *ckpt, in
     return r->dtype == RECORD_DTYPE && fits ? RECORD_TAKEN : RECORD_OTHER_SIZE;
 }
 
+/* Which tensors a checkpoint is to have: all that are trained, or those that adapters are trained
+   beside. Without adapters the first are all, and there are none of the second. */
+typedef enum { TENSORS_OWN, TENSORS_OF_BASE } Whose;
+
 /* Returns -1 with a message if a checkpoint is of another model. */
-static inline int check_parameters(const Registry *r, const Ckpt *ckpt, int crop, char *err) {
+static inline int check_parameters(const Registry *r, const Ckpt *ckpt, Whose whose, int crop,
+                                   char *err) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
-        if (!t->layers) continue;
+        if (!t->layers || t->of_base != (whose == TENSORS_OF_BASE)) continue;
         switch (find_parameters(t, ckpt, crop)) {
         case RECORD_TAKEN: break;
         case RECORD_ABSENT:
@@ -103,15 +108,16 @@ static inline int check_parameters(const Registry *r, const Ckpt *ckpt, int crop
     return 0;
 }
 
-/* Reads the parameters of every tensor; the layers' copy is left as it is. Returns 0, or -1 with a
+/* Reads the parameters of these tensors; the layers' copy is left as it is. Returns 0, or -1 with a
    message. */
-static inline int load_parameters(const Params *p, const Ckpt *ckpt, int crop, char *err) {
+static inline int load_parameters(const Params *p, const Ckpt *ckpt, Whose whose, int crop,
+                                  char *err) {
     char full[96];
-    if (check_parameters(&p->r, ckpt, crop, err)) return -1;
+    if (check_parameters(&p->r, ckpt, whose, crop, err)) return -1;
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &p->r.t[id];
         snprintf(full, sizeof full, "p.%s", t->name);
-        if (t->layers)
+        if (t->layers && t->of_base == (whose == TENSORS_OF_BASE))
             device_upload(p->param + t->slot[SLOT_PARAM].at, ckpt_record(ckpt, full)->data,
                           slot_size(t, SLOT_PARAM) * sizeof(floatM));
     }
@@ -310,7 +316,7 @@ static inline void list_unused(const Params *p, const Plan *plan, const Ckpt *ck
 static inline int load_training(Params *p, Plan *plan, const Config *c, const Ckpt *ckpt, int step,
                                 char *err) {
     NameList anew = {""}, unused = {""};
-    if (load_parameters(p, ckpt, 0, err)) return -1;
+    if (load_parameters(p, ckpt, TENSORS_OWN, 0, err)) return -1;
     load_averages(p, c, ckpt, step, &anew);
     load_moments(p, ckpt, &anew);
     list_unused(p, plan, ckpt, &unused);
@@ -595,7 +601,7 @@ static inline void resume_origin(Run *run, const Resume *r) {
             break;
         run->from_file[0] = 0;
     }
-    if (config_is_given(run->given, "init-from"))
+    if (config_is_given(run->given, "init-from") && !run->asked.lora_rank)
         print_line(stderr, NULL,
                    "note: --init-from is for the beginning of a run; this run goes on from its own "
                    "weights");
@@ -733,6 +739,13 @@ static inline int resume_finished(Run *run, const Resume *r, char *err) {
 /* ---------------------------------------------------------------------------------------------- */
 /* a new run from the weights of another */
 
+/* The checksum at the end of a checkpoint's file, as text: which weights adapters belong to. */
+enum { FINGERPRINT_SIZE = 32 };
+static inline void ckpt_fingerprint(const Ckpt *ckpt, char *text) {
+    snprintf(text, FINGERPRINT_SIZE, "%016llx",
+             (unsigned long long)ckpt_u64(ckpt->map + ckpt->size - 8));
+}
+
 /* Opens --init-from: a checkpoint file, or the newest checkpoint of a run, given by its name in
    --runs-dir or by its folder. */
 static inline int weights_open(Run *run, Ckpt *ckpt, char *err) {
@@ -758,27 +771,45 @@ static inline int weights_open(Run *run, Ckpt *ckpt, char *err) {
             "--init-from %s: %s has no checkpoint; name a run of --runs-dir, the folder of a "
             "run, or a checkpoint file",
             from, folder);
-    snprintf(run->from_sum, sizeof run->from_sum, "%016llx",
-             (unsigned long long)ckpt_u64(ckpt->map + ckpt->size - 8));
+    ckpt_fingerprint(ckpt, run->from_sum);
     return 0;
 }
 
-/* Opens the file from which a run began that starts over, which must be as it was then. Returns 1,
-   0 if it began from initial weights, or -1 with a message. */
-static inline int weights_reopen(const Run *run, Ckpt *ckpt, char *err) {
-    char sum[32];
+/* Opens the file from which a run began that starts over or that trains adapters; the file must be
+   as it was then. One that has moved is named by --init-from. Returns 1, 0 if the run began from
+   initial weights, or -1 with a message. */
+static inline int weights_reopen(Run *run, Ckpt *ckpt, char *err) {
+    char sum[FINGERPRINT_SIZE], why[ERR_LEN];
     if (!run->from_file[0]) return 0;
-    char why[ERR_LEN];
-    if (ckpt_open(ckpt, run->from_file, why))
+    snprintf(sum, sizeof sum, "%s", run->from_sum);
+    if (run->asked.lora_rank && run->asked.init_from[0]) {
+        if (weights_open(run, ckpt, err)) return -1;
+    } else if (ckpt_open(ckpt, run->from_file, why)) {
         return fail(err,
-                    "--resume: the run has no checkpoint yet, and the file whose weights it began "
-                    "from (--init-from) is not to be had: %.700s",
+                    "--resume: the run %s, and that file is not to be had: %.600s; if it has "
+                    "moved, name it with --init-from",
+                    run->asked.lora_rank ? "trains adapters of the weights in the file of "
+                                           "--init-from"
+                                         : "has no checkpoint yet and begins from the file of "
+                                           "--init-from",
                     why);
-    snprintf(sum, sizeof sum, "%016llx", (unsigned long long)ckpt_u64(ckpt->map + ckpt->size - 8));
-    if (!strcmp(sum, run->from_sum)) return 1;
+    }
+    char found[FINGERPRINT_SIZE];
+    ckpt_fingerprint(ckpt, found);
+    if (!strcmp(sum, found)) return 1;
     ckpt_close(ckpt);
-    return fail(err, "--resume: %s is not the file that the run began from: it has changed since",
+    return fail(err,
+                "--resume: %.900s is not the file that the run began from: it is another one, or "
+                "has changed since",
                 run->from_file);
+}
+
+/* Whether a new run takes a flag over from the checkpoint that its weights come from: what makes
+   the model, and with weights that are products, what makes these. */
+static inline int weights_has_flag(const Flag *flag, const Config *theirs) {
+    if (flag->on_resume != RESUME_FIXED) return 0;
+    return !strcmp(flag->section, "Model") ||
+           (theirs->low_rank && !strcmp(flag->section, FLAGS_OF_FACTORS));
 }
 
 /* Takes over the flags of the model that are not given; a note names those that are given and
@@ -790,11 +821,15 @@ static inline int weights_flags(Run *run, const Ckpt *ckpt, char *err) {
     if (load_flags(&theirs, NULL, ckpt, err)) return -1;
     if (ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, err)) return -1;
     theirs.vocab = (int)vocab;
+    if (theirs.lora_rank)
+        return fail(err,
+                    "--init-from: %.700s has adapters alone, not a whole model: make one with "
+                    "./generate --checkpoint FILE --merge NAME, and begin from that",
+                    run->from_file);
     if (load_tokenizer_id(&run->from_tokenizer, ckpt, &theirs, err)) return -1;
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         const Flag *flag = &config_flags[i];
-        if (strcmp(flag->section, "Model") || flag->on_resume != RESUME_FIXED || run->given[i])
-            continue;
+        if (!weights_has_flag(flag, &theirs) || run->given[i]) continue;
         flags_get_text(flag, &theirs, to);
         if (flags_set(config_flags, CONFIG_FLAGS, c, NULL, flag->name, to, err)) return -1;
     }
@@ -803,7 +838,7 @@ static inline int weights_flags(Run *run, const Ckpt *ckpt, char *err) {
     if (config_resolve(&was, err) || config_resolve(&is, err)) return -1;
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         const Flag *flag = &config_flags[i];
-        if (strcmp(flag->section, "Model") || flag->on_resume != RESUME_FIXED) continue;
+        if (!weights_has_flag(flag, &theirs)) continue;
         flags_get_text(flag, &was, from);
         flags_get_text(flag, &is, to);
         if (strcmp(from, to))

@@ -5,7 +5,8 @@ measurement. The model and its training are in train_gpt.c; here the model is a 
 A checkpoint has all that a run needs to continue: the flags it was started with, the step, the
 place in the data, and by name
 
-    p.NAME    the parameters of a tensor
+    p.NAME    the parameters of a tensor; of adapters alone, where the weights they are trained
+              beside are those of another checkpoint, whose file and checksum the header has
     e.NAME    the average of its parameters that the readout blends (--ema-from), once it has begun
     m.NAME    its first moments, unless it is frozen
     s.NAME    a state of its rule beyond first moments, named by the plan: "s.wqkv.q.v"
@@ -314,7 +315,7 @@ static inline int save_slot(Saver *s, char prefix, const Registry *r, SlotId slo
                             const floatM *base, char *err) {
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
-        const int64_t dims[3] = {t->slot[slot].layers, t->rows, t->cols};
+        const int64_t dims[3] = {t->of_base ? 0 : t->slot[slot].layers, t->rows, t->cols};
         if (dims[0] && save_record(s, prefix, t->name, base + t->slot[slot].at, dims, err))
             return -1;
     }
@@ -336,7 +337,7 @@ static inline int save_tensors(Saver *s, const Params *p, const Plan *plan, char
 static inline size_t largest_record(const Params *p, const Plan *plan) {
     size_t largest = 1;
     for (int id = 0; id < TENSORS; id++)
-        if (p->r.t[id].size > largest) largest = p->r.t[id].size;
+        if (!p->r.t[id].of_base && p->r.t[id].size > largest) largest = p->r.t[id].size;
     for (int i = 0; i < plan->states; i++)
         if (plan->state[i].size > largest) largest = plan->state[i].size;
     return largest;

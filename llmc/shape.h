@@ -45,8 +45,21 @@ that treats values differently uses a switch without a default: a forgotten valu
     X(ATTENTION_CUDNN_FAST, "cudnn-fast", "cuDNN, sums in any order")                              \
     X(ATTENTION_HOPPER, "hopper", "flash for Hopper")
 
+/* The linear layers, in the order of a forward pass. */
+#define LINEAR_LAYERS(X)                                                                           \
+    X(LINEAR_QKV, "qkv", "W_QKV")                                                                  \
+    X(LINEAR_O, "o", "W_O")                                                                        \
+    X(LINEAR_FC, "fc", "W_fc") X(LINEAR_PROJ, "proj", "W_proj") X(LINEAR_HEAD, "head", "the head")
+
+/* How the two factors of a product begin. */
+#define FACTOR_INITS(X)                                                                            \
+    X(FACTORS_AUTO, "auto", "auto")                                                                \
+    X(FACTORS_ZERO, "zero", "zero")                                                                \
+    X(FACTORS_BALANCED, "balanced", "balanced") X(FACTORS_SPECTRAL, "spectral", "spectral")
+
 #define KIND_ENUMERATOR(E, FLAG, NAME) E,
 #define KIND_FLAG(E, FLAG, NAME) "|" FLAG
+#define KIND_WORD(E, FLAG, NAME) FLAG,
 #define KIND_NAME(E, FLAG, NAME) NAME,
 
 /* "a|b|c", the choices of a flag. */
@@ -59,6 +72,11 @@ typedef enum { RECOMPUTES(KIND_ENUMERATOR) } Recompute;
 typedef enum { GELU_WAYS(KIND_ENUMERATOR) } GeluWay;
 typedef enum { GEMM_WAYS(KIND_ENUMERATOR) } GemmWay;
 typedef enum { ATTENTIONS(KIND_ENUMERATOR) } AttentionKind;
+typedef enum { LINEAR_LAYERS(KIND_ENUMERATOR) LINEARS } LinearId;
+typedef enum { FACTOR_INITS(KIND_ENUMERATOR) } FactorInit;
+
+/* The flag's word for a value: WORD_OF(LINEAR_LAYERS, id). */
+#define WORD_OF(LIST, which) (((const char *const[]){LIST(KIND_WORD)})[which])
 
 /* The name of a value in reports: NAME_OF(ACTS, c->act). */
 #define NAME_OF(LIST, which) (((const char *const[]){LIST(KIND_NAME)})[which])

@@ -66,7 +66,7 @@ static void check_sizes(const Config *c) {
         return;
     }
     Plan plan = plan_build(c, &r);
-    if (plan_check_frozen(&plan, &r, err)) check_message();
+    if (plan_check_frozen(&plan, c, &r, err)) check_message();
     Memory m = model_memory(c, &r, &plan, 1);
     require((double)m.total >= 4 * count * (1 - 1e-9), "%zu bytes for %g parameters", m.total,
             count);

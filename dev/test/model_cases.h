@@ -104,7 +104,7 @@ static int make_model(Model *m, const Config *c, int training) {
     Registry r = registry_build(c);
     if (registry_freeze(&r, c->freeze, err)) return -1;
     Plan plan = plan_build(c, &r);
-    if (plan_check_frozen(&plan, &r, err)) return -1;
+    if (plan_check_frozen(&plan, c, &r, err)) return -1;
     return model_create(m, c, &r, &plan, training, err);
 }
 

@@ -174,13 +174,16 @@ static inline void norm_backward(floatX *dx, floatM *dgain, floatM *dbias, float
     if (dsum) sums_add(dsum, 3 * (size_t)C, 2 * (size_t)C, (size_t)C);
 }
 
+/* Every row of y (N,O) = b (O). */
+static inline void bias_forward(floatX *y, const floatX *b, int N, int O) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) memcpy(y + (size_t)n * O, b, (size_t)O * sizeof(floatX));
+}
+
 /* y (N,O) = x (N,I) w^T + b, with w (O,I) and b (O) or NULL. */
 static inline void linear_forward(floatX *y, const floatX *x, const floatX *w, const floatX *b,
                                   int N, int I, int O) {
-    if (b) {
-#pragma omp parallel for
-        for (int n = 0; n < N; n++) memcpy(y + (size_t)n * O, b, (size_t)O * sizeof(floatX));
-    }
+    if (b) bias_forward(y, b, N, O);
     gemm_model(0, 1, N, O, I, 1, x, I, w, I, b ? 1 : 0, y, O);
 }
 
@@ -205,6 +208,15 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
     if (dx) gemm_model(0, 0, N, I, O, 1, dy, O, w, I, 0, dx, I);
     if (dw) gemm_model(1, 0, O, I, N, 1, dy, O, x, I, add ? 1 : 0, dw, I);
     if (db) bias_backward(db, dy, N, O);
+}
+
+/* C (M,N) = s op(A) op(B), or += with `add`, where the rows of A, B and C are lda, ldb and ldc
+   numbers apart; op transposes if ta or tb is 1. For the factors of linear layers (linear.h). C is of
+   either type. */
+static inline void linear_product(int ta, int tb, int M, int N, int K, double s, const floatX *A,
+                                  int lda, const floatX *B, int ldb, int add, floatX *C, int ldc) {
+    gemm_model(ta, tb, M, N, K, (floatX)s, A, (size_t)lda, B, (size_t)ldb, add ? 1 : 0, C,
+               (size_t)ldc);
 }
 
 /* Queries and keys in qkv (N, (NH + 2 NKV) HS), in place, head by head: with qk_norm
@@ -361,14 +373,20 @@ static inline void linear_act_again(floatX *y, floatX *h, const floatX *x, const
     act_forward(y, h, N, F, act);
 }
 
+/* act_backward, and db (H) += the sum of dh over N, unless db is NULL. */
+static inline void act_backward_bias(floatX *dh, floatM *db, const floatX *dy, const floatX *h,
+                                     int N, int F, int act) {
+    act_backward(dh, dy, h, N, F, act);
+    if (db) bias_backward(db, dh, N, act_is_gated((ActKind)act) ? 2 * F : F);
+}
+
 /* From dz (N,O), the gradient of z = act(h) w^T with w (O,F), to dh (N,H) = (dz w) act'(h). dy
    (N,F) is room for dz w. db (H) += the sum of dh over N, unless db is NULL. */
 static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const floatX *dz,
                                        const floatX *w, const floatX *h, int N, int F, int O,
                                        int act) {
     gemm_model(0, 0, N, F, O, 1, dz, O, w, F, 0, dy, F);
-    act_backward(dh, dy, h, N, F, act);
-    if (db) bias_backward(db, dh, N, act_is_gated((ActKind)act) ? 2 * F : F);
+    act_backward_bias(dh, db, dy, h, N, F, act);
 }
 
 /* Caps logits (N,Vp) in place, columns [0, V): z becomes c z / sqrt(z^2 + c^2). c = 0 means no

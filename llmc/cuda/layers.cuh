@@ -31,6 +31,22 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
     if (db) bias_backward(db, dy, N, O);
 }
 
+template <typename OUT>
+static inline void linear_product(int ta, int tb, int M, int N, int K, double s, const floatX *A,
+                                  int lda, const floatX *B, int ldb, int add, OUT *C, int ldc) {
+    gemm(ta, tb, M, N, K, s, A, (size_t)lda, B, (size_t)ldb, add ? 1 : 0, C, (size_t)ldc);
+}
+
+__global__ static void __launch_bounds__(256)
+    bias_forward_kernel(floatX *__restrict__ y, const floatX *__restrict__ b, size_t n, int O) {
+    size_t i = (size_t)blockIdx.x * 256 + threadIdx.x;
+    if (i < n) y[i] = b[i % (size_t)O];
+}
+static inline void bias_forward(floatX *y, const floatX *b, int N, int O) {
+    size_t n = (size_t)N * (size_t)O;
+    LAUNCH(bias_forward_kernel, ceil_div(n, 256), 256, 0, y, b, n, O);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* queries and keys */
 
@@ -361,6 +377,12 @@ static inline void act_backward_sums(floatX *dh, floatM *db, const floatX *dy, c
     else act_backward_sums_by<1>(dh, db, dy, h, N, F, act);
 }
 
+static inline void act_backward_bias(floatX *dh, floatM *db, const floatX *dy, const floatX *h,
+                                     int N, int F, int act) {
+    if (db) act_backward_sums(dh, db, dy, h, N, F, act);
+    else act_backward(dh, dy, h, N, F, act);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* a linear layer and the activation after it */
 
@@ -395,8 +417,7 @@ static inline void linear_act_backward(floatX *dh, floatX *dy, floatM *db, const
         return;
     }
     gemm(0, 0, N, F, O, 1, dz, o, w, f, 0, dy, f);
-    if (db) act_backward_sums(dh, db, dy, h, N, F, act);
-    else act_backward(dh, dy, h, N, F, act);
+    act_backward_bias(dh, db, dy, h, N, F, act);
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -31,6 +31,8 @@ typedef struct {
     size_t coupled;                     /* where the coupling's state starts */
     RateGroup group;                    /* whose schedule the rate follows */
     int is_block;                       /* 1: matrices of the blocks */
+    double product_scale;               /* of two factors, see Step */
+    int product_cold;
 } PlanEntry;
 
 /* One named state of a rule besides the first moment, as checkpoints store it: "wqkv.q.v" is state
@@ -47,8 +49,8 @@ typedef struct {
     int since;
 } StateTensor;
 
-/* Room for every tensor, and for the parts of wqkv and wfc. */
-enum { PLAN_MAX = 40 };
+/* Room for every tensor, and for the parts of wqkv, of wfc and of their factors. */
+enum { PLAN_MAX = 64 };
 
 typedef struct {
     PlanEntry e[PLAN_MAX];
@@ -197,6 +199,8 @@ static inline Step plan_entry(const Plan *plan, const Registry *r, const PlanEnt
         step.leg[i].age =
             step.rule->state[0].name ? plan_age(plan, e->state[i][0], s->step) : s->step;
     }
+    step.product_scale = e->product_scale;
+    step.product_cold = e->product_cold;
     plan_rates(&step, e, o, s);
     plan_ages(&step, plan, e, o, s);
     step.coupling_age = s->step;
@@ -283,6 +287,41 @@ static inline void plan_add_mlp(Plan *plan, const Config *c) {
     plan_add(plan, "W_proj", rule, proj, c->lr_mlp, c->weight_decay);
 }
 
+/* Adds the factors A and B of every linear layer that has some, part by part: in one entry if the
+   rule needs both, else in two. */
+static inline void plan_add_factors(Plan *plan, const Config *c, const Registry *r) {
+    static const char *const names[LINEARS][FACTOR_PARTS][2] = {
+        {{"A of W_Q", "B of W_Q"}, {"A of W_K", "B of W_K"}, {"A of W_V", "B of W_V"}},
+        {{"A of W_O", "B of W_O"}},
+        {{"A of W_gate", "B of W_gate"}, {"A of W_up", "B of W_up"}},
+        {{"A of W_proj", "B of W_proj"}},
+        {{"A of head", "B of head"}}};
+    static const char *const whole[2][2] = {{"A of W_QKV", "B of W_QKV"}, {"A of W_fc", "B of W_fc"}};
+    const Rule *rule = &rule_table[c->lora];
+    for (int id = 0; id < LINEARS; id++) {
+        const Linear f = linear_of(c, (LinearId)id);
+        const LinearTensors *t = &linear_tensors[id];
+        for (int p = 0; p < f.parts && f.rank; p++) {
+            const Part part[2] = {{t->up, f.first[p], f.rows[p], 1, 1},
+                                  {t->down, p * f.rank, f.rank, 1, 0}};
+            const char *const *name = names[id][p];
+            if (f.parts == 1 && (id == LINEAR_QKV || id == LINEAR_FC)) name = whole[id == LINEAR_FC];
+            PlanEntry *e =
+                plan_add(plan, name[0], (RuleId)c->lora, part[0], c->lr_lora, c->weight_decay);
+            if (rule->traits & NEEDS_PAIR) {
+                e->name[1] = name[1];
+                e->part[1] = part[1];
+                e->legs = 2;
+                e->product_scale = c->lora_scale;
+                e->product_cold = c->lora_init == FACTORS_ZERO || r->t[t->up].init_std == 0;
+                continue;
+            }
+            e->lr *= c->lora_plus;
+            plan_add(plan, name[1], (RuleId)c->lora, part[1], c->lr_lora, c->weight_decay);
+        }
+    }
+}
+
 /* Adds embeddings, head and vectors. The rows of the vocabulary's padding are zero and stay zero;
    only a rule that works element by element sees them. */
 static inline void plan_add_rest(Plan *plan, const Config *c, const Registry *r) {
@@ -294,7 +333,8 @@ static inline void plan_add_rest(Plan *plan, const Config *c, const Registry *r)
         switch (t->role) {
         case ROLE_QKV:
         case ROLE_O:
-        case ROLE_MLP: continue;
+        case ROLE_MLP:
+        case ROLE_FACTOR: continue;
         case ROLE_EMBED:
             rule = (RuleId)c->embed;
             lr = c->lr_embed;
@@ -313,12 +353,14 @@ static inline void plan_add_rest(Plan *plan, const Config *c, const Registry *r)
     }
 }
 
-/* The name of a part within its tensor: rows of wqkv and of a gated wfc have a name, whole tensors
-   have none. */
+/* The name of a part within its tensor: rows of wqkv and of a gated wfc, and of their factors, have
+   a name, whole tensors have none. */
 static inline const char *part_name(const Registry *r, Part part) {
     const Tensor *t = &r->t[part.id];
-    if (part.id == T_WFC && part.rows < t->rows) return part.first ? ".up" : ".gate";
-    if (part.id != T_WQKV) return "";
+    int of_fc = part.id == T_WFC || part.id == T_WFC_UP || part.id == T_WFC_DOWN;
+    int of_qkv = part.id == T_WQKV || part.id == T_WQKV_UP || part.id == T_WQKV_DOWN;
+    if (of_fc && part.rows < t->rows) return part.first ? ".up" : ".gate";
+    if (!of_qkv || part.rows == t->rows) return "";
     return part.first == 0 ? ".q" : part.first + part.rows == t->rows ? ".v" : ".k";
 }
 
@@ -354,7 +396,7 @@ static inline size_t plan_take(Plan *plan, const Registry *r, Part part, RuleSta
 static inline void plan_finish(Plan *plan, PlanEntry *e, const Registry *r, const Config *c) {
     const Rule *rule = &rule_table[e->rule], *coupling = &rule_table[e->coupling];
     Role role = r->t[e->part[0].id].role;
-    e->is_block = role == ROLE_QKV || role == ROLE_O || role == ROLE_MLP;
+    e->is_block = role_is_block(role);
     e->group = e->is_block ? RATE_BLOCKS : RATE_REST;
     for (int i = 0; i < e->legs; i++)
         for (int k = 0; k < plan_older(rule, &c->optim); k++) {
@@ -377,13 +419,16 @@ static inline void plan_finish(Plan *plan, PlanEntry *e, const Registry *r, cons
     if (need > plan->arena_size) plan->arena_size = need;
 }
 
-/* Removes the entries all of whose legs are frozen. */
+/* Whether a tensor is not updated: it is frozen, or its factors have taken its place. */
+static inline int plan_leaves(const Tensor *t) { return t->frozen || !t->layers; }
+
+/* Removes the entries none of whose legs are updated. */
 static inline void plan_drop_frozen(Plan *plan, const Registry *r) {
     int kept = 0;
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         int frozen = 0;
-        for (int leg = 0; leg < e->legs; leg++) frozen += r->t[e->part[leg].id].frozen;
+        for (int leg = 0; leg < e->legs; leg++) frozen += plan_leaves(&r->t[e->part[leg].id]);
         if (frozen < e->legs) plan->e[kept++] = *e;
     }
     plan->n = kept;
@@ -391,12 +436,21 @@ static inline void plan_drop_frozen(Plan *plan, const Registry *r) {
 
 /* Refuses an entry that would update a frozen tensor along with another: returns -1 and a
    sentence. */
-static inline int plan_check_frozen(const Plan *plan, const Registry *r, char *err) {
+static inline int plan_check_frozen(const Plan *plan, const Config *c, const Registry *r,
+                                    char *err) {
+    if (!plan->n)
+        return fail(err, "--freeze %s leaves nothing to train: leave out a tensor", c->freeze);
     for (int i = 0; i < plan->n; i++) {
         const PlanEntry *e = &plan->e[i];
         const Tensor *a = &r->t[e->part[0].id], *b = &r->t[e->part[e->legs - 1].id];
-        if (!a->frozen && !b->frozen) continue;
-        const Tensor *frozen = a->frozen ? a : b, *other = a->frozen ? b : a;
+        if (!plan_leaves(a) && !plan_leaves(b)) continue;
+        const Tensor *frozen = plan_leaves(a) ? a : b, *other = plan_leaves(a) ? b : a;
+        if (!frozen->layers)
+            return fail(err,
+                        "--lora-on %s: the rule of %s, %s updates both together, and one of them "
+                        "has become a product; name qkv and o both, or choose rules that update "
+                        "each alone, such as muon",
+                        c->lora_on, e->name[0], e->name[1]);
         return fail(
             err,
             "--freeze %s: the rule of %s, %s updates both together; freeze %s too, or choose "
@@ -411,6 +465,7 @@ static inline Plan plan_build(const Config *c, const Registry *r) {
     memset(&plan, 0, sizeof plan);
     plan_add_circuits(&plan, c);
     plan_add_mlp(&plan, c);
+    plan_add_factors(&plan, c, r);
     plan_add_rest(&plan, c, r);
     plan_drop_frozen(&plan, r);
     for (int i = 0; i < plan.n; i++) plan_finish(&plan, &plan.e[i], r, c);
@@ -541,10 +596,15 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
 
 /* Writes the rules of a run. */
 static inline void plan_title(char *text, size_t size, const Config *c) {
+    if (c->lora_rank) {
+        snprintf(text, size, "%s on the adapters", rule_table[c->lora].title);
+        return;
+    }
     const char *embed = c->embed != RULE_ADAMW ? rule_table[c->embed].title : NULL;
     const char *head = !c->tied && c->head != RULE_ADAMW ? rule_table[c->head].title : NULL;
     snprintf(
-        text, size, "%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs%s%s%s%s%s%s, %s on the rest",
+        text, size, "%s%s%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs%s%s%s%s%s%s, %s on the rest",
+        c->low_rank ? rule_table[c->lora].title : "", c->low_rank ? " on products; " : "",
         rule_table[c->qk].title, rule_table[c->ov].title,
         c->optim.circuit ? " and Circuit-Muon" : "", rule_table[c->mlp].title, embed ? ", " : "",
         embed ? embed : "", embed ? " on the embeddings" : "", head ? ", " : "", head ? head : "",
@@ -596,7 +656,7 @@ static inline void plan_groups_members(FILE *out, const Plan *plan, const Regist
             sum += la_sum_squares(mat_item(D, l), (size_t)D.rows * (size_t)D.cols);
         double rms = sqrt(sum / (double)mat_size(D));
         fprintf(out, "%s\"%s\": {\"update_rms\": %.6g", i ? ", " : "", name, rms);
-        if (role == ROLE_QKV || role == ROLE_O || role == ROLE_MLP)
+        if (role_is_block(role))
             fprintf(out, ", \"effective_lr\": %.6g", rms * sqrt((double)max_int(W.rows, W.cols)));
         fputc('}', out);
     }
