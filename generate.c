@@ -9,12 +9,14 @@ that of train_gpt.c, with a cache of keys and values. This file adds:
     context      the tokens that the model sees, and what happens when there are too many
     text         tokens to characters that a terminal can show
     loading      the checkpoint, the tokenizer, the prompt
+    merging      adapters and products of low rank become whole matrices (--merge)
 */
 #define CM_NO_MAIN
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function" /* the trainer's loop is not needed here */
 #include "train_gpt.c"
 #pragma GCC diagnostic pop
+#include "llmc/merge.h"
 #include "llmc/sampler.h"
 #include "llmc/tokenizer.h"
 
@@ -130,6 +132,7 @@ static void text_put(Text *text, const char *bytes, size_t n) {
 
 typedef struct {
     char run[FLAG_STRING_SIZE], runs_dir[FLAG_STRING_SIZE], checkpoint[FLAG_STRING_SIZE];
+    char base[FLAG_STRING_SIZE], merge[FLAG_STRING_SIZE];
     char prompt[FLAG_STRING_SIZE], prompt_file[FLAG_STRING_SIZE];
     int tokens, count, top_k, threads, stop_at_eot;
     int64_t seed;
@@ -143,6 +146,12 @@ static const Flag option_flags[] = {
     FLAG_TEXT("run", run, "tiny", "sample from the newest checkpoint of this run"),
     FLAG_TEXT("runs-dir", runs_dir, "runs", "folder of all runs"),
     FLAG_TEXT("checkpoint", checkpoint, "", "sample from this file instead of --run"),
+    FLAG_TEXT("base", base, "",
+              "the checkpoint file of the weights that the adapters were trained beside, if it is "
+              "not where it was then"),
+    FLAG_TEXT("merge", merge, "",
+              "write the model with its adapters, or products of low rank, merged into whole "
+              "matrices, as a run of this name in --runs-dir, and stop"),
     FLAG_TEXT("encoder", encoder, "data/gpt2-bpe/encoder.json",
               "the vocabulary, for models that were not trained on bytes; data/gpt2_bpe.sh fetches "
               "GPT-2's"),
@@ -238,13 +247,41 @@ static int load_config(Config *c, const Ckpt *ckpt, int threads, char *err) {
     return 0;
 }
 
-/* Creates the model of a checkpoint. *c becomes its config and must outlive the model. */
-static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, char *err) {
+/* Loads the weights that the adapters of a checkpoint were trained beside, from the file that its
+   header names or from `moved`. */
+static int load_base(Model *m, const Ckpt *ckpt, const char *moved, char *err) {
+    char path[FILE_PATH_SIZE], want[FINGERPRINT_SIZE], found[FINGERPRINT_SIZE], why[ERR_LEN];
+    Ckpt base;
+    if (ckpt_value(ckpt, "init_from_file", path, sizeof path) ||
+        ckpt_value(ckpt, "init_from_checksum", want, sizeof want))
+        return fail(err, "it has adapters and does not say of which weights");
+    if (moved[0]) file_path(path, "%s", moved);
+    if (ckpt_open(&base, path, why))
+        return fail(err,
+                    "it has adapters of the weights in another file, which is not to be had: "
+                    "%.500s; if it has moved, name it with --base",
+                    why);
+    ckpt_fingerprint(&base, found);
+    int status = strcmp(want, found) ? fail(err,
+                                            "its adapters are of other weights than those of "
+                                            "%.600s, which is another file than that of then, or "
+                                            "has changed since",
+                                            path)
+                                     : load_parameters(&m->p, &base, TENSORS_OF_BASE, 1, err);
+    ckpt_close(&base);
+    return status;
+}
+
+/* Creates the model of a checkpoint. *c becomes its config and must outlive the model. `base`: see
+   load_base. */
+static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, const char *base,
+                      char *err) {
     static Plan no_rules; /* the model is not trained */
     if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
     Registry r = registry_build(c);
-    if (model_create(m, c, &r, &no_rules, 0, err) || load_parameters(&m->p, ckpt, 0, err) ||
-        load_readout(&m->p, c, ckpt, err))
+    if (model_create(m, c, &r, &no_rules, 0, err) ||
+        (c->lora_rank && load_base(m, ckpt, base, err)) ||
+        load_parameters(&m->p, ckpt, TENSORS_OWN, 0, err) || load_readout(&m->p, c, ckpt, err))
         return -1;
     refresh_weights(m);
     return 0;
@@ -367,6 +404,28 @@ static int parse(Options *o, int argc, char **argv, char *err) {
     return 0;
 }
 
+/* Writes the model of --run or --checkpoint with whole matrices as the run --merge. */
+static int merge(Program *p, char *err) {
+    const Options *o = &p->o;
+    char path[FILE_PATH_SIZE], to[FILE_PATH_SIZE], why[ERR_LEN];
+    uint64_t step;
+    RunLog log;
+    Ckpt ckpt;
+    if (find_checkpoint(o, &ckpt, path, err)) return -1;
+    if (ckpt_number_in(&ckpt, "step", 0, INT32_MAX, &step, why) ||
+        load_model(&p->model, &p->config, &ckpt, o->threads, o->base, why))
+        return fail(err, "%.500s: %.500s", path, why);
+    if (!p->config.factored)
+        return fail(err, "--merge: %s has no adapters and no products of low rank to merge", path);
+    if (log_open(&log, o->runs_dir, o->merge, 0, why)) return fail(err, "--merge: %.900s", why);
+    ckpt_path(to, log.checkpoints, (int64_t)step);
+    int status = merge_write(&p->model.p, &p->config, &ckpt, to, err);
+    log_close(&log);
+    ckpt_close(&ckpt);
+    if (!status) fprintf(stderr, "merged   %s into %s\n", path, to);
+    return status;
+}
+
 /* Prints on stderr which checkpoint and model the samples come from. */
 static void print_source(const Model *m, const char *path, uint64_t step) {
     double loss = validation_loss(path, (int64_t)step);
@@ -385,7 +444,7 @@ static int load(Program *p, char *err) {
     Ckpt ckpt;
     if (find_checkpoint(o, &ckpt, path, err)) return -1;
     if (ckpt_number_in(&ckpt, "step", 0, INT32_MAX, &step, why) ||
-        load_model(&p->model, &p->config, &ckpt, o->threads, why) ||
+        load_model(&p->model, &p->config, &ckpt, o->threads, o->base, why) ||
         load_tokenizer_id(&id, &ckpt, &p->config, why))
         return fail(err, "%.500s: %.500s", path, why);
     ckpt_close(&ckpt);
@@ -467,6 +526,7 @@ static int run_program(Program *p, char *err) {
     signal(SIGPIPE, SIG_IGN); /* a reader of the text that goes away is a failed write */
     p->text.out = stdout;
     p->text.terminal = isatty(STDOUT_FILENO);
+    if (p->o.merge[0]) return merge(p, err);
     if (load(p, err)) return -1;
     for (int sample = 0; sample < p->o.count; sample++)
         if (write_sample(p, sample, err)) return -1;

@@ -213,17 +213,17 @@ static void test_norm(int kind, int with_delta, int with_dres, int with_bias) {
 typedef struct {
     int N, I, O;
     floatX *y, *x, *w, *b, *dy;
-} Linear;
+} LinearCase;
 
 static double linear_value(void *of) {
-    Linear *o = (Linear *)of;
+    LinearCase *o = (LinearCase *)of;
     linear_forward(o->y, o->x, o->w, o->b, o->N, o->I, o->O);
     return dot(o->y, o->dy, (size_t)o->N * o->O);
 }
 
 static void test_linear(int with_bias) {
     case_of("linear, bias %d", with_bias);
-    Linear o = {7, 10, 19, NULL, NULL, NULL, NULL, NULL};
+    LinearCase o = {7, 10, 19, NULL, NULL, NULL, NULL, NULL};
     size_t nx = 70, nw = 190, ny = 133, nb = 19;
     o.y = array(ny), o.x = random_array(nx, 1), o.w = random_array(nw, 1);
     o.b = with_bias ? random_array(nb, 1) : NULL;
@@ -460,25 +460,26 @@ static void test_model_gradient(const char *preset, const char *changes, int B, 
     create(&m, &c);
     randomise(&m);
     draw_batch(&c, x, y, B * m.s.T);
-    floatM *before = random_array(elements(&m), 1);
-    memcpy(m.p.grad, before, elements(&m) * sizeof *before);
+    size_t gradients = m.p.r.size[SLOT_GRAD];
+    floatM *before = random_array(gradients, 1);
+    memcpy(m.p.grad, before, gradients * sizeof *before);
     use_threads(B == m.s.B ? 2 : 1); /* two threads wait long for each other on a busy machine */
     forward(&m, x, B);
     loss_of(&m, y, B, 1.0 / (B * m.s.T - 1), &count);
     backward(&m, B);
     use_threads(1);
-    subtract(m.p.grad, before, elements(&m));
+    subtract(m.p.grad, before, gradients);
     Loss loss = {&m, x, y, B};
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &m.p.r.t[id];
-        if (!t->layers) continue;
+        if (!t->layers || t->frozen) continue;
         size_t used = used_size(&c, &m.p.r, id), at = param_at(t);
-        double e = gradient_error(loss_value, &loss, m.p.param + at, m.p.grad + at, used, most,
-                                  MODEL_STEP);
+        const floatM *g = m.p.grad + t->slot[SLOT_GRAD].at;
+        double e = gradient_error(loss_value, &loss, m.p.param + at, g, used, most, MODEL_STEP);
         check(e < MODEL_BOUND, "%s %s: gradient of %s is off by %.1e, bound %.1e", preset, changes,
               t->name, e, MODEL_BOUND);
-        check(all_zero(m.p.grad + param_at(t) + used, t->size - used),
-              "%s %s: padding of %s has a gradient", preset, changes, t->name);
+        check(all_zero(g + used, t->size - used), "%s %s: padding of %s has a gradient", preset,
+              changes, t->name);
     }
     model_free(&m);
     release();
@@ -515,6 +516,21 @@ static void test_model_gradients(void) {
     SWEEP(gpt2, of_gpt2);
     SWEEP(llama, of_llama);
     SWEEP(speedrun, of_speedrun);
+    /* factors of every linear layer: products in place of matrices, and adapters beside them */
+    static const char *const factors[] = {
+        "--low-rank 3 --lora-on all --lora-scale 1.5",
+        "--low-rank 2 --lora-on all --lora-split off --lora-init balanced",
+        "--lora-rank 3 --lora-on all --lora-scale 0.7",
+        "--lora-rank 2 --lora-on qkv,proj --lora-split off",
+    };
+    SWEEP("--preset llama --layers 2 --width 16 --heads 4 --kv-heads 2 --ff-width 24 --seq-len 6 "
+          "--vocab 50 --batch-size 3 --biases on --head-bias on",
+          factors);
+    SWEEP("--preset speedrun --layers 2 --width 16 --heads 2 --ff-width 24 --seq-len 6 --vocab 50 "
+          "--batch-size 3",
+          factors);
+    static const char *const tied[] = {"--lora-rank 4 --lora-on o,head", "--low-rank 4"};
+    SWEEP(gpt2, tied);
 #undef SWEEP
 }
 
@@ -857,12 +873,14 @@ static void test_init(const char *preset, const char *changes) {
     Registry r = registry_build(&c);
     floatM *p = array(r.size[SLOT_PARAM]), *q = array(r.size[SLOT_PARAM]);
     use_threads(1);
-    params_init(&r, p, 42);
+    c.seed = 42;
+    int status = params_init(&r, &c, p);
     use_threads(3);
-    params_init(&r, q, 42);
+    status |= params_init(&r, &c, q);
     use_threads(1);
     check(same_bits(p, q, r.size[SLOT_PARAM]), "%s: initial values depend on the threads", preset);
-    params_init(&r, q, 43);
+    c.seed = 43;
+    check(!(status | params_init(&r, &c, q)), "%s: no initial values", preset);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r.t[id];
         if (!t->layers) continue;
@@ -899,6 +917,87 @@ static void test_init(const char *preset, const char *changes) {
 
 /* With the head zero, so are all logits; what then moves, and when. A zero matrix passes no
    gradient down, so the parts wake one after the other. */
+/* What the two factors of part p of a layer are at the start, by sums in double. */
+typedef struct {
+    double square[2];   /* ||A||^2, ||B||^2 */
+    double product;     /* ||A B^T||^2 */
+    double off[2];      /* largest element beside the diagonal of A^T A and B^T B */
+    double diagonal[2]; /* largest on it */
+} FactorSums;
+
+static FactorSums factor_sums(const Linear *f, const floatM *A, const floatM *B, int p) {
+    FactorSums s;
+    memset(&s, 0, sizeof s);
+    int r = f->rank, O = f->rows[p], I = f->I;
+    A += (size_t)f->first[p] * r;
+    B += (size_t)p * r * I;
+    for (int i = 0; i < r; i++)
+        for (int j = 0; j < r; j++) {
+            double gram[2] = {0, 0};
+            for (int o = 0; o < O; o++) gram[0] += (double)A[o * r + i] * (double)A[o * r + j];
+            for (int c = 0; c < I; c++) gram[1] += (double)B[i * I + c] * (double)B[j * I + c];
+            s.product += gram[0] * gram[1];
+            for (int k = 0; k < 2; k++) {
+                if (i == j) s.square[k] += gram[k];
+                double *most = i == j ? &s.diagonal[k] : &s.off[k];
+                *most = fmax(*most, fabs(gram[k]));
+            }
+        }
+    return s;
+}
+
+/* Factors at the start: sizes and, where they are spectral, orthogonal columns and the largest
+   singular value of a random matrix, std (sqrt(O) + sqrt(I)) but for a few percent. */
+static void test_factor_init(const char *init, double scale) {
+    char changes[256];
+    snprintf(changes, sizeof changes,
+             "--preset llama --layers 2 --width 48 --heads 6 --kv-heads 3 --seq-len 32 --vocab 300 "
+             "--batch-size 1 --low-rank 8 --lora-on all --lora-scale %g --lora-init %s",
+             scale, init);
+    Config c = config_of(changes, "");
+    Registry r = registry_build(&c);
+    floatM *p = array(r.size[SLOT_PARAM]);
+    check(!params_init(&r, &c, p), "%s: no initial factors", init);
+    for (int id = 0; id < LINEARS; id++) {
+        const Linear f = linear_of(&c, (LinearId)id);
+        const Tensor *up = &r.t[linear_tensors[id].up], *down = &r.t[linear_tensors[id].down];
+        double whole = id == LINEAR_O || id == LINEAR_PROJ ? 0.02 / 2 : 0.02;
+        for (int i = 0; i < up->layers * f.parts; i++) {
+            int l = i / f.parts, k = i % f.parts, O = f.rows[k], I = f.I;
+            FactorSums s = factor_sums(&f, p + param_at(up) + l * layer_size(up),
+                                       p + param_at(down) + l * layer_size(down), k);
+            double want = whole * whole * O * I;
+            double got = s.product * scale * scale;
+            switch ((FactorInit)c.lora_init) {
+            case FACTORS_AUTO: check(0, "auto is left"); break;
+            case FACTORS_ZERO:
+                check(s.square[0] == 0 && fabs(s.square[1] / f.rank - 1) < 0.5,
+                      "zero, %s: squares %g, %g", up->name, s.square[0], s.square[1]);
+                break;
+            case FACTORS_BALANCED:
+                check(fabs(got / want - 1) < 0.4 && fabs(s.square[0] / s.square[1] - 1) < 0.4,
+                      "balanced, %s: product %g of %g, squares %g, %g", up->name, got, want,
+                      s.square[0], s.square[1]);
+                break;
+            case FACTORS_SPECTRAL: {
+                double largest = scale * s.diagonal[0] / whole / (sqrt(O) + sqrt(I));
+                check(fabs(largest - 1) < 0.15, "spectral, %s: largest value %g", up->name,
+                      largest);
+                check(got < want && got > 0.2 * want && s.off[0] < 1e-5 * s.diagonal[0] &&
+                          s.off[1] < 1e-5 * s.diagonal[1] &&
+                          fabs(s.square[0] / s.square[1] - 1) < 1e-5,
+                      "spectral, %s: product %g of %g, off the diagonals %g, %g", up->name, got,
+                      want, s.off[0], s.off[1]);
+                break;
+            }
+            }
+        }
+        size_t used = used_size(&c, &r, linear_tensors[id].up);
+        check(all_zero(p + param_at(up) + used, up->size - used), "%s: padding", up->name);
+    }
+    release();
+}
+
 static void test_zero_init(const char *optimizer) {
     static const TensorId second[] = {T_WO, T_BO, T_WPROJ, T_BPROJ, T_WTE, T_NORM0_W, T_NORMF_W};
     Config c = config_of("--preset speedrun --layers 2 --width 16 --heads 2 --seq-len 8 --vocab 64 "
@@ -1854,6 +1953,8 @@ static void test_causality_presets(void) {
 }
 
 static void test_init_presets(void) {
+    static const char *const factors[] = {"zero", "balanced", "spectral"};
+    for (int i = 0; i < 3; i++) test_factor_init(factors[i], i == 1 ? 1 : 0.5);
     for (int i = 0; i < CONFIG_PRESETS; i++) test_init(presets[i], "");
     test_init("--preset tiny", "--tied on");
     for (int i = 0; i < 3; i++) test_zero_init(rules[i]);

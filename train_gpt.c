@@ -125,8 +125,8 @@ static TensorId whole_id(const Model *m, LinearId id) {
     return id == LINEAR_HEAD ? head_id(m) : linear_tensors[id].weight;
 }
 
-/* y (N,O) = x W^T + b of linear layer `id` in block l, with the factors that it may have; those keep
-   u (N,P r). */
+/* y (N,O) = x W^T + b of linear layer `id` in block l, with the factors that it may have; those
+   keep u (N,P r). */
 static void linear(const Model *m, LinearId id, int l, floatX *y, floatX *u, const floatX *x,
                    int N) {
     const LinearTensors *t = &linear_tensors[id];
@@ -697,9 +697,10 @@ static int open_past(Program *p, char *err) {
     }
     if (!config_is_given(run->given, "init-from")) {
         if (!run->asked.lora_rank) return 0;
-        return fail(err, "--lora-rank %d: adapters are trained beside the weights of a model; name "
-                         "its run or checkpoint with --init-from, or train products from scratch "
-                         "with --low-rank",
+        return fail(err,
+                    "--lora-rank %d: adapters are trained beside the weights of a model; name "
+                    "its run or checkpoint with --init-from, or train products from scratch "
+                    "with --low-rank",
                     run->asked.lora_rank);
     }
     if (weights_open(run, &p->weights, err)) return -1;

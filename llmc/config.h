@@ -663,10 +663,9 @@ static inline int config_read_layers(const char *text, unsigned *bits, char *err
 /* The layers that have factors, and how these begin. Heads, widths and rules must be resolved. */
 static inline int config_resolve_factors(Config *c, char *err) {
     int rank = config_rank(c), A = c->heads * c->head_dim, KV = c->kv_heads * c->head_dim;
-    const int side[LINEARS] = {
-        min_int(c->width, c->lora_split ? min_int(A, KV) : A + 2 * KV), min_int(c->width, A),
-        min_int(c->width, c->ff_width), min_int(c->width, c->ff_width),
-        min_int(c->width, c->vocab)};
+    const int side[LINEARS] = {min_int(c->width, c->lora_split ? min_int(A, KV) : A + 2 * KV),
+                               min_int(c->width, A), min_int(c->width, c->ff_width),
+                               min_int(c->width, c->ff_width), min_int(c->width, c->vocab)};
     c->factored = 0;
     if (!rank) return 0;
     if (c->lora_rank && c->low_rank)
@@ -678,7 +677,8 @@ static inline int config_resolve_factors(Config *c, char *err) {
             return fail(err,
                         "%s %d is above the smaller side of %s, which is %d: a product of that "
                         "rank is no smaller than the matrix",
-                        c->lora_rank ? "--lora-rank" : "--low-rank", rank, NAME_OF(LINEAR_LAYERS, i), side[i]);
+                        c->lora_rank ? "--lora-rank" : "--low-rank", rank,
+                        NAME_OF(LINEAR_LAYERS, i), side[i]);
     if (c->low_rank && c->tied && c->factored >> LINEAR_HEAD & 1)
         return fail(err, "--low-rank: a tied head is the embedding, which is no product; leave "
                          "head out of --lora-on, or set --tied off");

@@ -49,15 +49,7 @@ typedef enum {
 } TensorId;
 
 /* ROLE_FACTOR: A or B^T of a linear layer with factors (factors.h). */
-typedef enum {
-    ROLE_EMBED,
-    ROLE_HEAD,
-    ROLE_SCALAR,
-    ROLE_QKV,
-    ROLE_O,
-    ROLE_MLP,
-    ROLE_FACTOR
-} Role;
+typedef enum { ROLE_EMBED, ROLE_HEAD, ROLE_SCALAR, ROLE_QKV, ROLE_O, ROLE_MLP, ROLE_FACTOR } Role;
 
 /* The tensors of a linear layer. A tied head reads wte in place of whead. */
 typedef struct {
@@ -329,8 +321,8 @@ static inline int params_init_factors(const Registry *r, const Config *c, Linear
         for (int p = 0; p < f.parts; p++) {
             floatM *a = A + (size_t)l * layer_size(up) + (size_t)f.first[p] * f.rank;
             floatM *b = B + (size_t)l * layer_size(down) + (size_t)p * f.rank * f.I;
-            if (factors_begin(a, b, f.rows[p], f.I, c, up->init_std,
-                              WORD_OF(LINEAR_LAYERS, id), l * f.parts + p))
+            if (factors_begin(a, b, f.rows[p], f.I, c, up->init_std, WORD_OF(LINEAR_LAYERS, id),
+                              l * f.parts + p))
                 return -1;
         }
     return 0;

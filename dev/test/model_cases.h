@@ -143,6 +143,7 @@ static double train(Model *m, const int *x, const int *y, int step) {
 static inline size_t used_size(const Config *c, const Registry *r, int id) {
     if (id == T_BHEAD) return (size_t)c->vocab;
     if (id == T_WTE || id == T_WHEAD) return (size_t)c->vocab * c->width;
+    if (id == T_WHEAD_UP) return (size_t)c->vocab * (size_t)r->t[id].cols;
     return r->t[id].size;
 }
 

@@ -211,8 +211,8 @@ static inline void linear_backward(floatX *dx, floatM *dw, floatM *db, const flo
 }
 
 /* C (M,N) = s op(A) op(B), or += with `add`, where the rows of A, B and C are lda, ldb and ldc
-   numbers apart; op transposes if ta or tb is 1. For the factors of linear layers (linear.h). C is of
-   either type. */
+   numbers apart; op transposes if ta or tb is 1. C is of either type. For the factors of linear
+   layers (linear.h). */
 static inline void linear_product(int ta, int tb, int M, int N, int K, double s, const floatX *A,
                                   int lda, const floatX *B, int ldb, int add, floatX *C, int ldc) {
     gemm_model(ta, tb, M, N, K, (floatX)s, A, (size_t)lda, B, (size_t)ldb, add ? 1 : 0, C,

@@ -296,7 +296,8 @@ static inline void plan_add_factors(Plan *plan, const Config *c, const Registry 
         {{"A of W_gate", "B of W_gate"}, {"A of W_up", "B of W_up"}},
         {{"A of W_proj", "B of W_proj"}},
         {{"A of head", "B of head"}}};
-    static const char *const whole[2][2] = {{"A of W_QKV", "B of W_QKV"}, {"A of W_fc", "B of W_fc"}};
+    static const char *const whole[2][2] = {{"A of W_QKV", "B of W_QKV"},
+                                            {"A of W_fc", "B of W_fc"}};
     const Rule *rule = &rule_table[c->lora];
     for (int id = 0; id < LINEARS; id++) {
         const Linear f = linear_of(c, (LinearId)id);
@@ -305,7 +306,8 @@ static inline void plan_add_factors(Plan *plan, const Config *c, const Registry 
             const Part part[2] = {{t->up, f.first[p], f.rows[p], 1, 1},
                                   {t->down, p * f.rank, f.rank, 1, 0}};
             const char *const *name = names[id][p];
-            if (f.parts == 1 && (id == LINEAR_QKV || id == LINEAR_FC)) name = whole[id == LINEAR_FC];
+            if (f.parts == 1 && (id == LINEAR_QKV || id == LINEAR_FC))
+                name = whole[id == LINEAR_FC];
             PlanEntry *e =
                 plan_add(plan, name[0], (RuleId)c->lora, part[0], c->lr_lora, c->weight_decay);
             if (rule->traits & NEEDS_PAIR) {
@@ -602,13 +604,14 @@ static inline void plan_title(char *text, size_t size, const Config *c) {
     }
     const char *embed = c->embed != RULE_ADAMW ? rule_table[c->embed].title : NULL;
     const char *head = !c->tied && c->head != RULE_ADAMW ? rule_table[c->head].title : NULL;
-    snprintf(
-        text, size, "%s%s%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs%s%s%s%s%s%s, %s on the rest",
-        c->low_rank ? rule_table[c->lora].title : "", c->low_rank ? " on products; " : "",
-        rule_table[c->qk].title, rule_table[c->ov].title,
-        c->optim.circuit ? " and Circuit-Muon" : "", rule_table[c->mlp].title, embed ? ", " : "",
-        embed ? embed : "", embed ? " on the embeddings" : "", head ? ", " : "", head ? head : "",
-        head ? " on the head" : "", rule_table[RULE_ADAMW].title);
+    snprintf(text, size,
+             "%s%s%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs%s%s%s%s%s%s, %s on the rest",
+             c->low_rank ? rule_table[c->lora].title : "", c->low_rank ? " on products; " : "",
+             rule_table[c->qk].title, rule_table[c->ov].title,
+             c->optim.circuit ? " and Circuit-Muon" : "", rule_table[c->mlp].title,
+             embed ? ", " : "", embed ? embed : "", embed ? " on the embeddings" : "",
+             head ? ", " : "", head ? head : "", head ? " on the head" : "",
+             rule_table[RULE_ADAMW].title);
 }
 
 /* Name and part of leg number `index`, counted over all entries. Returns 0 past the last. */
