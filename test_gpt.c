@@ -1338,7 +1338,7 @@ static void test_checkpoint(const char *preset, const char *rule) {
     }
     /* Without training, parameters are all that is read. */
     if (make_model(&n, &c, 0)) die("%s", err);
-    check(!load_parameters(&n.p, &ckpt, 0, err) && !all_zero(n.p.param, elements(&n)),
+    check(!load_parameters(&n.p, &ckpt, TENSORS_OWN, 0, err) && !all_zero(n.p.param, elements(&n)),
           "load for inference: %s", err);
     ckpt_close(&ckpt);
     model_free(&n);
@@ -1931,7 +1931,8 @@ static void test_readout(void) {
     open_test_run(&run, &c, "readout");
     if (!save_and_open(&run, &m, &ckpt)) return;
     if (make_model(&n, &c, 0)) die("%s", err);
-    check(!load_parameters(&n.p, &ckpt, 0, err) && !load_readout(&n.p, &c, &ckpt, err), "%s", err);
+    check(!load_parameters(&n.p, &ckpt, TENSORS_OWN, 0, err) && !load_readout(&n.p, &c, &ckpt, err),
+          "%s", err);
     refresh_weights(&n);
     check(same_bits(fetch(n.p.param, size), readout, size), "the checkpoint has another readout");
     forward(&n, x, 2);
