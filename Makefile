@@ -45,7 +45,7 @@ ifeq ($(ONEDNN),yes)
 endif
 
 PROGRAMS = train_gpt generate data/tokenize
-DOUBLE_TESTS = gpt optim variants msign attention gemm speedrun
+DOUBLE_TESTS = gpt optim variants lora msign attention gemm speedrun
 TESTS = $(patsubst dev/test/%.c,$(BUILD)/%,$(wildcard dev/test/test_*.c)) $(BUILD)/test_gpt \
         $(DOUBLE_TESTS:%=$(BUILD)/test_%_double)
 
@@ -58,7 +58,7 @@ FUZZ_TESTS = $(FUZZ:%=$(BUILD)/test_fuzz_%)
 EMU_KERNEL_TESTS = $(patsubst dev/test/cuda/test_%.cu,%,$(wildcard dev/test/cuda/test_*.cu))
 EMU_TESTS = $(EMU_KERNEL_TESTS:%=$(BUILD)/emu/test_%) \
             $(patsubst %,$(BUILD)/emu/test_%_fp32,$(filter-out emu cudnn cudnn_api,$(EMU_KERNEL_TESTS))) \
-            $(patsubst %,$(BUILD)/emu/test_%_fp32,optim variants msign speedrun) \
+            $(patsubst %,$(BUILD)/emu/test_%_fp32,optim variants lora msign speedrun) \
             $(BUILD)/emu/test_gpt_cuda $(BUILD)/emu/test_gpt_cuda_fp32
 EMU_PROGRAMS = $(BUILD)/emu/train_gpt $(BUILD)/emu/train_gpt_fp32 $(BUILD)/emu/generate_fp32
 

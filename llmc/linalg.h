@@ -135,6 +135,17 @@ la_vec_moment(v, s, n, b, a)      v = b v + (1 - b) a s^2
 la_vec_root_recip(s, v, n, e)     s = 1 / (sqrt(v) + e)
 la_vec_balance(s, t, n, a, p)     s = s (a / max(t^2, LA_BALANCE_FLOOR))^p
 
+For the factors of a product:
+
+la_vec_ratio_power(s, t, n, p)    s = (s / t)^p; 1 where s or t is 0
+la_vec_cold(s, t, n, a, c)        s = max(0, min(c / x, x) - y), x = a t^2, y = a s^2; 0 for x = 0
+la_vec_escape(s, v, w, n, k, b)   s = b (s + max(0, min(drop of the largest, drop of the sum))) from
+                                  k numbers v to k numbers w of each item
+la_chol_inverse(X, G, S)          X = R^-1 of G = R^T R with R upper triangular, in double. Where a
+                                  pivot is what rounding of G leaves of zero, the row and the column
+                                  of X are zero. X is NaN where G is not finite. S is scratch,
+                                  la_eigh_scratch(rows) elements for each matrix
+
 No quotient of these is infinite: past the largest floatM it is the largest floatM.
 */
 /* Element (i, j) of S. Plain: (L - R)_ij / (a_i + b_j). Partner: 1/2 (L_ij / a_i - R_ij / b_j).
@@ -165,6 +176,9 @@ static inline void la_rootless_sentence(char *text, size_t size, const char *nam
 /* A pivot or an eigenvalue counts as positive above this part of the matrix's diagonal or of its
    largest eigenvalue: what rounding leaves of zero in a sum of n doubles. */
 #define LA_ROUNDING(N) ((N)*DBL_EPSILON)
+
+/* The same for a Gram that was rounded to floatM. */
+#define LA_GRAM_ROUNDING(N) ((N) * (sizeof(floatM) == 8 ? DBL_EPSILON : (double)FLT_EPSILON))
 
 /* la_vec_balance divides by at least this squared norm of a row (Aurora, arXiv 2606.27715). The row
    is one of a matrix sign, whose scale is 1. */

@@ -352,7 +352,7 @@ static inline OptimOptions default_options(void) {
     return o;
 }
 
-static const char *const table_names[] = {"pe8", "quintic5", "quintic5_nv", "simple12"};
+static const char *const table_names[] = {"pe8", "quintic5", "quintic5_nv", "simple12", "pe8-lora"};
 
 /* Options of a case through the flag table, as a user would set them. */
 static inline OptimOptions case_options(const Fixture *fx, const char *name) {

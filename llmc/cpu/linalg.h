@@ -776,4 +776,88 @@ static inline void la_vec_balance(floatM *s, const floatM *t, int n, double targ
     }
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* Operations for the factors of a product                                                        */
+
+static inline void la_vec_ratio_power(floatM *s, const floatM *t, int n, double power) {
+    if (!s || !t) return;
+    for (int i = 0; i < n; i++) {
+        double x = (double)s[i], y = (double)t[i];
+        s[i] = x == 0 || y == 0 ? 1 : la_quotient(pow(x / y, power), 1);
+    }
+}
+
+static inline void la_vec_cold(floatM *s, const floatM *t, int n, double a, double c) {
+    if (!s || !t) return;
+    for (int i = 0; i < n; i++) {
+        double x = a * (double)t[i] * (double)t[i], y = a * (double)s[i] * (double)s[i];
+        double floor = x == 0 ? 0 : c / x < x ? c / x : x;
+        s[i] = (floatM)(floor > y ? floor - y : 0);
+    }
+}
+
+static inline void la_vec_escape(floatM *s, const floatM *v, const floatM *w, int n, int k,
+                                 double keep) {
+    if (!s || !v || !w) return;
+    for (int i = 0; i < n; i++) {
+        double sum = 0, before = (double)v[(size_t)i * k], after = (double)w[(size_t)i * k];
+        for (int j = 0; j < k; j++) {
+            double x = (double)v[(size_t)i * k + j], y = (double)w[(size_t)i * k + j];
+            sum += x - y;
+            before = x > before ? x : before;
+            after = y > after ? y : after;
+        }
+        double drop = before - after < sum ? before - after : sum;
+        s[i] = (floatM)(keep * ((double)s[i] + (drop > 0 ? drop : 0)));
+    }
+}
+
+/* R of item i of G, in the upper triangle of a (n,n); a row of zeros where the pivot is none.
+   Returns 0 if G is not finite. */
+static inline int la_cholesky(double *a, Mat G, int i) {
+    int n = G.rows, finite = 1;
+    for (int r = 0; r < n; r++)
+        for (int c = r; c < n; c++) {
+            a[r * n + c] = (double)la_row(G, i, r)[c];
+            finite &= isfinite(a[r * n + c]) != 0;
+        }
+    for (int j = 0; j < n && finite; j++) {
+        double *row = a + (size_t)j * n, pivot = row[j];
+        int none = !(pivot > LA_GRAM_ROUNDING(n) * (double)la_row(G, i, j)[j]);
+        double scale = none ? 0 : 1 / sqrt(pivot);
+        for (int c = j; c < n; c++) row[c] *= scale;
+        for (int r = j + 1; r < n; r++)
+            for (int c = r; c < n; c++) a[(size_t)r * n + c] -= row[r] * row[c];
+    }
+    return finite;
+}
+
+/* X of item i from R. Element (r, c) of X below the diagonal of R, at (c, r). */
+static inline void la_triangle_inverse(Mat X, double *a, int i) {
+    int n = X.rows;
+    for (int c = 0; c < n; c++) {
+        double own = a[c * n + c] > 0 ? 1 / a[c * n + c] : 0, *column = a + (size_t)c * n;
+        for (int r = c - 1; r >= 0; r--) {
+            double pivot = a[r * n + r], sum = a[r * n + c] * own;
+            for (int k = r + 1; k < c; k++) sum += a[r * n + k] * column[k];
+            column[r] = pivot > 0 ? -sum / pivot : 0;
+            la_row(X, i, r)[c] = (floatM)column[r];
+            la_row(X, i, c)[r] = 0;
+        }
+        la_row(X, i, c)[c] = (floatM)own;
+    }
+}
+
+static inline void la_chol_inverse(Mat X, Mat G, floatM *scratch) {
+    if (!X.p || !G.p || !scratch) return;
+    int n = G.rows;
+#pragma omp parallel for
+    for (int i = 0; i < mat_count(G); i++) {
+        double *a = (double *)(void *)(scratch + (size_t)i * la_eigh_scratch(n));
+        if (la_cholesky(a, G, i)) la_triangle_inverse(X, a, i);
+        else
+            for (int e = 0; e < n * n; e++) la_row(X, i, e / n)[e % n] = (floatM)NAN;
+    }
+}
+
 #endif

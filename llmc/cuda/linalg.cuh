@@ -640,7 +640,9 @@ typedef enum {
     LA_UNIT_ROOTS,
     LA_MOMENT,
     LA_ROOT_RECIP,
-    LA_BALANCE
+    LA_BALANCE,
+    LA_RATIO_POWER,
+    LA_COLD
 } LaVectorOp;
 
 /* x / y; 0 where y is 0, and the largest floatM where the quotient is larger. */
@@ -671,6 +673,13 @@ __global__ static void la_vec_kernel(LaVectorOp op, float *s, const float *t, in
     case LA_BALANCE:
         square = pow(a / (square < LA_BALANCE_FLOOR ? LA_BALANCE_FLOOR : square), b);
         s[i] = la_quotient(x * (double)la_quotient(square, 1), 1);
+        break;
+    case LA_RATIO_POWER: s[i] = x == 0 || y == 0 ? 1 : la_quotient(pow(x / y, a), 1); break;
+    case LA_COLD:
+        x = a * x * x;
+        y = a * y * y;
+        y = y == 0 ? 0 : b / y < y ? b / y : y;
+        s[i] = (float)(y > x ? y - x : 0);
         break;
     }
 }
@@ -707,6 +716,39 @@ static inline void la_vec_root_recip(floatM *s, const floatM *v, int n, double e
 static inline void la_vec_balance(floatM *s, const floatM *t, int n, double target, double power) {
     if (!t) return;
     la_vec(LA_BALANCE, s, t, n, target, power, 0);
+}
+
+static inline void la_vec_ratio_power(floatM *s, const floatM *t, int n, double power) {
+    if (!t) return;
+    la_vec(LA_RATIO_POWER, s, t, n, power, 0, 0);
+}
+static inline void la_vec_cold(floatM *s, const floatM *t, int n, double a, double c) {
+    if (!t) return;
+    la_vec(LA_COLD, s, t, n, a, c, 0);
+}
+
+/* A thread for each item, whose k numbers are few. */
+__global__ static void la_vec_escape_kernel(float *s, const float *v, const float *w, int n, int k,
+                                            double keep) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    v += (size_t)i * (size_t)k;
+    w += (size_t)i * (size_t)k;
+    double sum = 0, before = (double)v[0], after = (double)w[0];
+    for (int j = 0; j < k; j++) {
+        double x = (double)v[j], y = (double)w[j];
+        sum += x - y;
+        before = x > before ? x : before;
+        after = y > after ? y : after;
+    }
+    double drop = before - after < sum ? before - after : sum;
+    s[i] = (float)(keep * ((double)s[i] + (drop > 0 ? drop : 0)));
+}
+
+static inline void la_vec_escape(floatM *s, const floatM *v, const floatM *w, int n, int k,
+                                 double keep) {
+    if (!s || !v || !w || n < 1) return;
+    LAUNCH(la_vec_escape_kernel, ceil_div((size_t)n, 128), 128, 0, s, v, w, n, k, keep);
 }
 
 __global__ static void la_vec_gauge_kernel(float *x, const float *l, const float *r,

@@ -692,4 +692,64 @@ static inline void la_eigh(Mat Q, floatM *values, Mat G, floatM *scratch) {
     la_eigh_any(Q, values, G, 0, 1, scratch);
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* The inverse of a Cholesky factor in double, one block for each matrix */
+
+/* The upper triangle of `a` becomes R, see cpu/linalg.h, and X goes below the diagonal, element
+   (r, c) of it to (c, r). All threads update the rows below a pivot together; then each thread has
+   columns of X of its own. */
+__global__ static void la_chol_inverse_kernel(Mat X, Mat G, double *scratch, size_t each,
+                                              int a_shared) {
+    SHARED(double, sums);
+    const int n = G.rows, t = (int)threadIdx.x, threads = (int)blockDim.x;
+    double *a = a_shared ? sums + 32 : scratch + (size_t)blockIdx.x * each, spoilt = 0;
+    const float *g = la_at(G, blockIdx.x);
+    float *x = la_at(X, blockIdx.x);
+    for (int i = t; i < n * n; i += threads) {
+        int r = i / n, c = i % n;
+        if (r > c) continue;
+        a[i] = (double)g[(size_t)r * G.rs + (size_t)c * G.cs];
+        spoilt += !isfinite(a[i]);
+    }
+    const int finite = block_sum(spoilt, sums) == 0;
+    __syncthreads();
+    for (int j = 0; j < n && finite; j++) {
+        const double own = (double)g[(size_t)j * (G.rs + G.cs)], pivot = a[j * n + j];
+        const double scale = pivot > LA_GRAM_ROUNDING(n) * own ? 1 / sqrt(pivot) : 0;
+        __syncthreads(); /* all threads have read the pivot */
+        for (int c = j + t; c < n; c += threads) a[j * n + c] *= scale;
+        __syncthreads();
+        const int rest = n - 1 - j;
+        for (int i = t; i < rest * rest; i += threads) {
+            int r = j + 1 + i / rest, c = j + 1 + i % rest;
+            if (r <= c) a[r * n + c] -= a[j * n + r] * a[j * n + c];
+        }
+        __syncthreads();
+    }
+    for (int c = t; c < n && finite; c += threads) {
+        const double own = a[c * n + c] > 0 ? 1 / a[c * n + c] : 0;
+        for (int r = c - 1; r >= 0; r--) {
+            double pivot = a[r * n + r], sum = a[r * n + c] * own;
+            for (int k = r + 1; k < c; k++) sum += a[r * n + k] * a[c * n + k];
+            a[c * n + r] = pivot > 0 ? -sum / pivot : 0;
+        }
+    }
+    __syncthreads();
+    for (int i = t; i < n * n; i += threads) {
+        int r = i / n, c = i % n;
+        double y = r > c ? 0 : r < c ? a[c * n + r] : a[i] > 0 ? 1 / a[i] : 0;
+        x[(size_t)r * X.rs + (size_t)c * X.cs] = finite ? (float)y : NAN;
+    }
+}
+
+static inline void la_chol_inverse(Mat X, Mat G, floatM *scratch) {
+    if (!X.p || !G.p || !scratch || !mat_size(G)) return;
+    const size_t n = (size_t)G.rows, small = 32 * sizeof(double),
+                 each = la_eigh_scratch(G.rows) / 2;
+    const size_t whole = small + n * n * sizeof(double);
+    const int a_shared = whole <= cm_gpu.shared_limit, threads = n <= 16 ? 32 : 256;
+    LAUNCH(la_chol_inverse_kernel, (unsigned)mat_count(G), (unsigned)threads,
+           a_shared ? whole : small, X, G, (double *)(void *)scratch, each, a_shared);
+}
+
 #endif

@@ -13,12 +13,17 @@ W_Q and W_K as stored, or of the transpose of W_O and of W_V. So one routine ser
 Both legs read the weights as they were before the step. The order is: momentum, reprojection of the
 momentum, whitening, sign, whitening, renormalisation, connection, Circuit-Muon. Leg 0 is A, the
 factor with the query heads; leg 1 is B, the shared factor.
+
+The factors of a product W = W_pre + s A B^T are such a pair, with one head as wide as the rank. The
+step of W is then s times that of A B^T, so the rate is divided by s. LoRA-Muon (lora_muon.h) is the
+same step with other settings.
 */
 #ifndef CM_COMPOSITIONAL_H
 #define CM_COMPOSITIONAL_H
 
 #include "circuit.h"
 #include "connection.h"
+#include "factors.h"
 #include "invroot.h"
 #include "momentum.h"
 #include "msign.h"
@@ -83,19 +88,16 @@ static inline void damp_relatively(Mat gram, Mat W, int group, double share, Are
     size_t mark = arena->used;
     int n = mat_count(gram), k = gram.rows;
     floatM *lambda = arena_take(arena, (size_t)n);
-    Mat identity = mat_dense(arena_take(arena, (size_t)k * k), 1, k, k);
-    Mat first = mat_outer(gram, 0, 1);
     la_norms(lambda, W, group);
     la_vec_damping(lambda, n, 1.0 / k, share, DAMPING_MEAN_FLOOR);
-    la_polynomial(identity, 1, 0, first, 0, first);
-    la_add_scaled(gram, 1, lambda, mat_grouped(identity, n, 1), 1);
+    add_to_diagonals(gram, lambda, arena);
     arena->used = mark;
 }
 
 /* matrix (n,k,k) = C^-A = (Gram + lambda I)^(-A/2) of W, whose Grams are summed over every `group`
-   consecutive heads. */
+   consecutive heads. `floor`, if not NULL, is added to the diagonals too. */
 static inline void whitener_matrices(Mat matrix, Mat W, int group, const OptimOptions *o,
-                                     Arena *arena) {
+                                     const floatM *floor, Arena *arena) {
     size_t mark = arena->used;
     double damping = o->damping;
     Mat gram = mat_take(matrix, arena), by_layer = mat_batch(gram, W.n0, W.n1 / group);
@@ -107,6 +109,7 @@ static inline void whitener_matrices(Mat matrix, Mat W, int group, const OptimOp
         damping = 0;
         break;
     }
+    add_to_diagonals(gram, floor, arena);
     invroot_power(matrix, gram, damping, o->whiten_power, o->inv_root, arena);
     arena->used = mark;
 }
@@ -115,7 +118,7 @@ static inline void whitener_matrices(Mat matrix, Mat W, int group, const OptimOp
    consecutive heads. `sharing` heads of the leg share each C^-A. Where nothing is whitened there is
    none. */
 static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOptions *o,
-                                   Arena *arena) {
+                                   const floatM *floor, Arena *arena) {
     int n = W.n0 * (W.n1 / group), k = W.rows;
     Whitener w = {mat_dense(NULL, n, k, k), NULL, sharing};
     if (!whitens_pre(o) && !whitens_post(o)) return w;
@@ -125,7 +128,7 @@ static inline Whitener whitener_of(Mat W, int group, int sharing, const OptimOpt
         return w;
     }
     w.matrix.p = arena_take(arena, mat_size(w.matrix));
-    whitener_matrices(w.matrix, W, group, o, arena);
+    whitener_matrices(w.matrix, W, group, o, floor, arena);
     return w;
 }
 
@@ -176,17 +179,17 @@ static inline void cm_direction(Mat U, const Whitener *w, int together, const Op
     arena->used = mark;
 }
 
-/* Turns both legs' U from the momenta into the directions, by one sign for each head, of the (k,
-   2d) stack of the two legs. */
+/* Turns both legs' U from the momenta into the directions, by one sign for each head, of the two
+   legs side by side. */
 static inline void joint_direction(const Mat U[2], const Whitener w[2], const OptimOptions *o,
                                    Arena *arena) {
     size_t mark = arena->used;
-    int n = mat_count(U[0]), k = U[0].rows, d = U[0].cols;
-    Mat stack = mat_dense(arena_take(arena, 2 * mat_size(U[0])), n, k, 2 * d);
+    int n = mat_count(U[0]), k = U[0].rows, d = U[0].cols, width = d + U[1].cols;
+    Mat stack = mat_dense(arena_take(arena, (size_t)n * k * width), n, k, width);
     Mat half[2], X[2];
     for (int i = 0; i < 2; i++) {
         X[i] = mat_flat(U[i]);
-        half[i] = mat_columns(stack, i * d, d);
+        half[i] = mat_columns(stack, i * d, U[i].cols);
         if (whitens_pre(o)) whiten(half[i], &w[i], X[i]);
         else la_copy(half[i], X[i]);
     }
@@ -239,9 +242,9 @@ static inline int legs_coupled(const Step *s) {
 
 /* Sets U to the directions of two coupled legs, from momentum to Circuit-Muon. */
 static inline void coupled_directions(const Step *s, const Leg leg[2], const Mat U[2],
-                                      const Whitener w[2]) {
+                                      const Whitener w[2], Momentum m) {
     const OptimOptions *o = s->options;
-    pair_sources(s, leg, U, momentum_of(o, 1, s->momentum));
+    pair_sources(s, leg, U, m);
     switch ((Method)o->method) {
     case METHOD_HALF_SPLIT:
         for (int i = 0; i < 2; i++)
@@ -268,35 +271,61 @@ static inline void cm_rates(const Step *s, int group, double rate[2]) {
     case DIV_ONE: break;
     case DIV_GROUP: divisor = group; break;
     }
-    rate[0] = s->lr * o->mp * budget;
+    rate[0] = product_rate(s) * o->mp * budget;
     rate[1] = rate[0] / divisor;
 }
 
-static inline void cm_step(const Step *s) {
+/* What CM and LoRA-Muon do differently, beside the options. */
+typedef struct {
+    Momentum momentum;
+    double keep, rate[2];   /* W <- keep W - rate U */
+    const floatM *floor[2]; /* added to the diagonal of the partner's Gram of each leg, or NULL */
+} PairWay;
+
+/* One step of a pair by the options of s: both legs read the weights as they were before it. */
+static inline void pair_step(const Step *s, const PairWay *way) {
     const OptimOptions *o = s->options;
     size_t mark = s->arena->used;
     const Leg leg[2] = {leg_viewed(&s->leg[0], leg_heads), leg_viewed(&s->leg[1], leg_heads)};
     int group = leg[0].W.n1 / leg[1].W.n1;
-    double keep = 1 - s->lr * s->weight_decay, rate[2];
     Whitener w[2];
-    w[0] = whitener_of(leg[1].W, 1, group, o, s->arena);
-    w[1] = whitener_of(leg[0].W, group, 1, o, s->arena);
-    cm_rates(s, group, rate);
+    w[0] = whitener_of(leg[1].W, 1, group, o, way->floor[0], s->arena);
+    w[1] = whitener_of(leg[0].W, group, 1, o, way->floor[1], s->arena);
     if (legs_coupled(s)) {
         Mat U[2];
         for (int i = 0; i < 2; i++) U[i] = mat_take(leg[i].W, s->arena);
-        coupled_directions(s, leg, U, w);
-        for (int i = 0; i < 2; i++) la_axpby(leg[i].W, -rate[i], U[i], keep);
+        coupled_directions(s, leg, U, w, way->momentum);
+        for (int i = 0; i < 2; i++) la_axpby(leg[i].W, -way->rate[i], U[i], way->keep);
     } else {
         for (int i = 0; i < 2; i++) {
             size_t at = s->arena->used;
             Mat U = mat_take(leg[i].W, s->arena);
-            momentum_step(U, s, &leg[i], momentum_of(o, 1, s->momentum));
+            momentum_step(U, s, &leg[i], way->momentum);
             cm_direction(U, &w[i], heads_of_sign(&leg[i], o), o, s->arena);
-            la_axpby(leg[i].W, -rate[i], U, keep);
+            la_axpby(leg[i].W, -way->rate[i], U, way->keep);
             s->arena->used = at;
         }
     }
+    s->arena->used = mark;
+}
+
+/* Takes the options that have no meaning for the factors of a product, which are one head and no
+   circuit of attention, out of o. */
+static inline void cm_options_of_factors(OptimOptions *o) {
+    o->circuit = o->hybrid = 0;
+    o->head_group = 1;
+}
+
+static inline void cm_step(const Step *s) {
+    OptimOptions o = *s->options;
+    size_t mark = s->arena->used;
+    Step own = s->product_scale != 0 ? rebalanced(s) : *s;
+    if (s->product_scale != 0) cm_options_of_factors(&o);
+    own.options = &o;
+    PairWay way = {.momentum = momentum_of(&o, LIKE_CM, s->momentum),
+                   .keep = 1 - s->lr * s->weight_decay};
+    cm_rates(&own, s->leg[0].heads / s->leg[1].heads, way.rate);
+    pair_step(&own, &way);
     s->arena->used = mark;
 }
 
@@ -304,7 +333,9 @@ static inline int cm_refuse(const RuleUse *u, char *err) {
     char why[ERR_LEN] = "";
     OptimOptions o = *u->options;
     if (u->on != ON_OV) o.circuit = 0; /* a flag of W_O and W_V alone */
-    if (!optim_check(&o, u->on == ON_OV, u->heads, u->kv_heads, why)) return 0;
+    if (u->on == ON_FACTOR) cm_options_of_factors(&o);
+    int heads = u->on == ON_FACTOR ? 1 : u->heads, kv_heads = u->on == ON_FACTOR ? 1 : u->kv_heads;
+    if (!optim_check(&o, u->on == ON_OV, heads, kv_heads, why)) return 0;
     return fail(err, "%s cm: %s", u->flag, why);
 }
 

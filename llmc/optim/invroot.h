@@ -8,14 +8,21 @@ Z <- a Z + b P Z, and the root is sqrt(s) Z. Nine steps have tuned (a, b), the o
 The iteration ends early once P = I to rounding, since further steps would change nothing. eigh: by
 eigendecomposition.
 
+pe7: the coupled iteration of LoRA-Muon (arXiv 2606.12921, algorithm 4 and table 2), which has a
+floor of its own, so that a singular W has a root too. t = ||W||_F, P = W / t + 1e-5 I, X = I; then
+seven times S = a I + b P + c P^2, X <- X S, P <- sym(P S^2), and the root is X / sqrt(t). The
+published coefficients are divided by 1.001, 1.001^3 and 1.001^5. The root of zero is zero: a
+partner that is zero whitens everything to nothing.
+
 Multiples of a quarter are products of C^-1, C^-1/2 and C^-1/4, for F^1/2 = F F^-1/2 and the
 iteration gives F^-1/2. With F = C^-1 this product loses less to rounding than that of C with its
 root, because the largest errors of F^-1/2 meet the smallest eigenvalues of F. Other powers take an
 eigendecomposition.
 
-G + lambda I must be positive definite. Where it is not, or is not finite, the root is NaN, and
-la_rootless tells, from which the plan makes a failure and libcmuon an error. Only a zero matrix,
-which weights that start at zero make, stands for LA_ZERO I. Both tests are free of scale.
+For the others G + lambda I must be positive definite. Where it is not, or is not finite, the root
+is NaN, and la_rootless tells, from which the plan makes a failure and libcmuon an error. Only a
+zero matrix, which weights that start at zero make, stands for LA_ZERO I. Both tests are free of
+scale.
 */
 #ifndef CM_INVROOT_H
 #define CM_INVROOT_H
@@ -115,6 +122,57 @@ static inline void invroot_coupled(Mat root, Mat gram, double damping, int steps
     run_in_chunks(invroot_items, root, gram, &way, arena);
 }
 
+enum { INVROOT_PE7 = 7 };
+static const double invroot_pe7_table[INVROOT_PE7][3] = {
+    {7.424865680309214, -18.39581635618996, 12.896720413604342},
+    {3.4877256051546017, -2.3300436563986993, 0.4404692168431095},
+    {2.7766085124882527, -2.070643152532662, 0.46302261050004967},
+    {1.9913142104341506, -1.373936700681269, 0.3875934979568538},
+    {1.8754637749479246, -1.2505152090010534, 0.37505152463617264},
+    {1.874999066623701, -1.2499981332141676, 0.37499906659046633},
+    {1.875, -1.25, 0.375},
+};
+#define INVROOT_PE7_FLOOR 1e-5
+#define INVROOT_PE7_SAFETY 1.001
+
+/* pe7 on a few items together; P (n,k,k) is overwritten. P is computed whole and then made
+   symmetric, for the reason that invroot_items has. */
+static inline void invroot_pe7_items(Mat root, Mat P, const void *how, Arena *arena) {
+    const InvrootWay *way = (const InvrootWay *)how;
+    const double g = INVROOT_PE7_SAFETY;
+    int n = mat_count(P), k = P.rows;
+    Mat S = mat_dense(arena_take(arena, mat_size(P)), n, k, k), X = root;
+    Mat T = mat_dense(arena_take(arena, mat_size(P)), n, k, k);
+    floatM *s = arena_take(arena, 2 * (size_t)n);
+    la_polynomial(P, way->damping, 1, P, 0, P);
+    la_units(s, P);
+    la_scale_units(P, s);
+    la_polynomial(P, INVROOT_PE7_FLOOR, 1, P, 0, P);
+    for (int i = 0; i < INVROOT_PE7; i++) {
+        const double *abc = invroot_pe7_table[i];
+        la_gemm_symmetric(T, 1, P, P, 0);
+        la_polynomial(S, abc[0] / g, abc[1] / (g * g * g), P, abc[2] / (g * g * g * g * g), T);
+        if (i == 0) {
+            la_copy(X, S);
+        } else {
+            la_gemm_symmetric(T, 1, X, S, 0);
+            mat_swap(&X, &T);
+        }
+        if (i == INVROOT_PE7 - 1) break;
+        la_gemm(T, 1, P, S, 0);
+        la_gemm(P, 1, T, S, 0);
+        la_symmetrize(P);
+    }
+    la_vec_unit_roots(s, n);
+    la_scale(X, s, 1);
+    if (X.p != root.p) la_copy(root, X);
+}
+
+static inline void invroot_pe7(Mat root, Mat gram, double damping, Arena *arena) {
+    const InvrootWay way = {damping, INVROOT_PE7};
+    run_in_chunks(invroot_pe7_items, root, gram, &way, arena);
+}
+
 /* root (n,k,k) = (gram + damping I)^(-1/2) of gram (n,k,k), by `which` (RootKind). gram is
    overwritten. */
 static inline void invroot(Mat root, Mat gram, double damping, int which, Arena *arena) {
@@ -123,6 +181,7 @@ static inline void invroot(Mat root, Mat gram, double damping, int which, Arena 
     case ROOT_CANS25: invroot_coupled(root, gram, damping, LA_ROOT_STEPS, arena); break;
     case ROOT_CANS12: invroot_coupled(root, gram, damping, 12, arena); break;
     case ROOT_EIGH: la_eigh_rroot(root, gram, damping, 1, arena_take(arena, room)); break;
+    case ROOT_PE7: invroot_pe7(root, gram, damping, arena); break;
     }
     arena->used = mark;
 }

@@ -32,7 +32,9 @@ enum {
     MOMENT_WITH_STATE = 16,
     /* Its step is made from matrix signs of its momentum: a factor on the gradient has no part in
        it, so that clipping leaves it alone; and the momentum may be mixed (--momentum-ages). */
-    TAKES_SIGN = 32
+    TAKES_SIGN = 32,
+    /* It decays a product, not each factor, and needs a learning rate times decay below 1. */
+    SPLITS_DECAY = 64
 };
 
 /* How many numbers a state has, for each layer. */
@@ -41,7 +43,8 @@ typedef enum {
     PER_ROW,     /* one for each row */
     PER_LONGER,  /* one for each row or, if there are more of them, for each column */
     PER_MATRIX,  /* one */
-    PER_HEAD     /* one for each head of the second leg; (2, L, heads), a state of both legs */
+    PER_HEAD,    /* one for each head of the second leg; (2, L, heads), a state of both legs */
+    PER_RANK     /* a factor's r x r: the square of a head's width */
 } StateUnit;
 
 /* A state of a rule beside the first moment. It starts at zero. */
@@ -50,7 +53,7 @@ typedef struct {
     StateUnit unit;
 } RuleState;
 
-enum { RULE_STATES = 2 };
+enum { RULE_STATES = 3 };
 
 /* One matrix of a step, in all L layers that are updated together: weight W, gradient G and first
    moment M are views (L, 1) x (rows, cols) as stored. Heads are blocks of rows or, in W_O, of

@@ -12,11 +12,14 @@ typedef struct {
     int nesterov;
 } Momentum;
 
+/* The rules as their authors released them, for the value `released` of the options. */
+enum { LIKE_MUON, LIKE_CM, LIKE_LORA_MUON };
+
 /* What the options ask for. Muon was released with an average (EMA) and Nesterov's momentum, and CM
-   with a sum and without, by which CM loses what it gains on Muon (docs/comparison.md). Sum and
-   average differ by a factor, which a matrix sign removes. */
-static inline Momentum momentum_of(const OptimOptions *o, int is_cm, double beta) {
-    int average = !is_cm, nesterov = !is_cm;
+   with a sum and without, by which CM loses what it gains on Muon (docs/comparison.md); LoRA-Muon
+   with an average and without. Sum and average differ by a factor, which a matrix sign removes. */
+static inline Momentum momentum_of(const OptimOptions *o, int like, double beta) {
+    int average = like != LIKE_CM, nesterov = like == LIKE_MUON;
     switch ((MomentumForm)o->momentum_form) {
     case FORM_EMA: average = 1; break;
     case FORM_SUM: average = 0; break;

@@ -89,12 +89,26 @@ static const MsignTable msign_simple12 = {12,
                                            {2, -1.5, 0.5},
                                            {2, -1.5, 0.5}}};
 
+/* Polar Express as published with LoRA-Muon (arXiv 2606.12921, table 1): singular values above 1e-4
+   of the norm end in [0.9990, 1.0004]. */
+static const MsignTable msign_pe8_lora = {8,
+                                          {{2, 1, 5}, {2, 1, 2, 3}},
+                                          {{7.2086, -15.5131, 9.0178},
+                                           {3.9623, -2.5813, 0.4542},
+                                           {3.9466, -2.5765, 0.4544},
+                                           {3.8991, -2.5671, 0.4566},
+                                           {3.7186, -2.5308, 0.4653},
+                                           {3.1390, -2.3073, 0.4733},
+                                           {2.1715, -1.5246, 0.3885},
+                                           {1.8648, -1.2224, 0.3577}}};
+
 static inline const MsignTable *msign_table(int which) {
     switch ((MsignKind)which) {
     case MSIGN_PE8: return &msign_pe8;
     case MSIGN_QUINTIC5: return &msign_quintic5;
     case MSIGN_QUINTIC5_NV: return &msign_quintic5_nv;
     case MSIGN_SIMPLE12: return &msign_simple12;
+    case MSIGN_PE8_LORA: return &msign_pe8_lora;
     }
     return NULL;
 }

@@ -8,9 +8,15 @@ sets them by name (inv_root=cans12). Formulas and sources: docs/optimizers.md.
 
 #include "../flags.h"
 
-typedef enum { MSIGN_PE8, MSIGN_QUINTIC5, MSIGN_QUINTIC5_NV, MSIGN_SIMPLE12 } MsignKind;
+typedef enum {
+    MSIGN_PE8,
+    MSIGN_QUINTIC5,
+    MSIGN_QUINTIC5_NV,
+    MSIGN_SIMPLE12,
+    MSIGN_PE8_LORA
+} MsignKind;
 typedef enum { SCALE_SPECTRAL, SCALE_RMS, SCALE_NONE } ScaleKind;
-typedef enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH } RootKind;
+typedef enum { ROOT_CANS25, ROOT_CANS12, ROOT_EIGH, ROOT_PE7 } RootKind;
 typedef enum { WHITEN_BOTH, WHITEN_PRE, WHITEN_POST, WHITEN_NONE } Whitening;
 typedef enum { DAMPING_ABSOLUTE, DAMPING_RELATIVE } DampingForm;
 typedef enum { AUTO_AUTO, AUTO_ON, AUTO_OFF } AutoOnOff;
@@ -67,6 +73,9 @@ typedef struct {
     int momentum_reproject; /* REPROJECT_...: project a copy of the momentum, or its buffers */
     int circuit;            /* Circuit-Muon on the directions of V and O */
     double circuit_damping;
+    double lora_trust; /* largest step of a factor, as a share of it, while its partner is small */
+    double lora_rebalance; /* power of the rebalancing of two factors before a step; 0: none */
+    int rite_escape;       /* LoRA-RITE: add the second moment that the partner's change loses */
 
     MomentumAges ages;
     int decay_schedule; /* DECAY_... */

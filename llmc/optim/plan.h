@@ -103,6 +103,11 @@ static inline Slot part_held(const Registry *r, Part part) {
     return r->t[part.id].slot[SLOT_MOMENT];
 }
 
+/* The rank of a factor, whose part is one head: the width of that head. */
+static inline int part_rank(const Registry *r, Part part) {
+    return part.by_column ? r->t[part.id].cols : part.rows;
+}
+
 /* Numbers of a state for each layer of a part. */
 static inline size_t state_count(StateUnit unit, const Registry *r, Part part) {
     switch (unit) {
@@ -111,6 +116,7 @@ static inline size_t state_count(StateUnit unit, const Registry *r, Part part) {
     case PER_LONGER: return (size_t)max_int(part.rows, r->t[part.id].cols);
     case PER_MATRIX: return 1;
     case PER_HEAD: return (size_t)part.heads;
+    case PER_RANK: return (size_t)part_rank(r, part) * (size_t)part_rank(r, part);
     }
     return 0;
 }
@@ -381,6 +387,7 @@ static inline size_t plan_take(Plan *plan, const Registry *r, Part part, RuleSta
     if (state.unit == PER_ELEMENT || state.unit == PER_ROW) t.dims[1] = part.rows;
     if (state.unit == PER_LONGER) t.dims[1] = max_int(part.rows, r->t[part.id].cols);
     if (state.unit == PER_ELEMENT) t.dims[2] = r->t[part.id].cols;
+    if (state.unit == PER_RANK) t.dims[1] = t.dims[2] = part_rank(r, part);
     if (of_both) {
         t.size *= 2;
         t.dims[0] = 2;

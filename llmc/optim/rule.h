@@ -11,12 +11,15 @@ file with the functions that the row names.
 #include "circuit.h"
 #include "compositional.h"
 #include "lion.h"
+#include "lora_muon.h"
+#include "lora_rite.h"
 #include "muon.h"
 #include "muon_group.h"
 #include "muonh.h"
 #include "normuon.h"
 #include "partner.h"
 #include "quack.h"
+#include "spectron.h"
 
 /* X(id, fields of a Rule, which leg.h explains). `auto` stands for another row; --circuit chooses
    `circuit`. */
@@ -55,6 +58,18 @@ file with the functions that the row names.
       .state = {{"v", PER_ELEMENT}}, .step = partner_adamw_step)                                   \
     X(RULE_LION, .flag = "lion", .title = "Lion", .where = ON_MATRIX,                              \
       .traits = ELEMENT_BY_ELEMENT, .lr = 0.0003, .direction = lion_direction)                     \
+    X(RULE_LORA_MUON, .flag = "lora-muon", .title = "LoRA-Muon", .where = ON_FACTOR,               \
+      .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.02, .step = lora_muon_step)        \
+    X(RULE_SPECTRON, .flag = "spectron", .title = "Spectron", .where = ON_FACTOR,                  \
+      .traits = NEEDS_PAIR | TAKES_SIGN, .lr = 0.02, .state = {{"u", PER_LONGER}},                 \
+      .step = spectron_step)                                                                       \
+    X(RULE_LORA_RITE, .flag = "lora-rite", .title = "LoRA-RITE", .where = ON_FACTOR,               \
+      .traits = NEEDS_PAIR | MOMENT_WITH_STATE, .lr = 0.001,                                       \
+      .state = {{"v", PER_RANK}, {"turn", PER_RANK}, {"escaped", PER_MATRIX}},                     \
+      .step = lora_rite_step)                                                                      \
+    X(RULE_LORA_RITE_CORE, .flag = "lora-rite-core", .title = "LoRA-RITE without memory",          \
+      .where = ON_FACTOR, .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.02,            \
+      .step = lora_rite_core_step)                                                                 \
     X(RULE_QUACK, .flag = "quack", .title = "QuacK", .where = ON_QK, .traits = NEEDS_PAIR,         \
       .state = {{"initial", PER_HEAD}}, .couple = quack_couple)                                    \
     X(RULE_CIRCUIT, .flag = "circuit", .title = "Circuit-Muon", .traits = NEEDS_PAIR,              \
@@ -116,6 +131,16 @@ static inline int rule_check(RuleId rule, const RuleUse *use, char *err) {
                     use->flag);
     }
     return rule_table[rule].refuse ? rule_table[rule].refuse(use, err) : 0;
+}
+
+/* Refuses a learning rate, the largest of a run, and a weight decay that a rule cannot take
+   together: returns -1 and a sentence. */
+static inline int rule_check_decay(RuleId rule, const char *lr_flag, double lr,
+                                   const char *decay_flag, double decay, char *err) {
+    if (!(rule_table[rule].traits & SPLITS_DECAY) || lr * decay < 1) return 0;
+    return fail(err,
+                "%s %g times %s %g must be below 1, since %s makes a product decay by 1 minus that",
+                lr_flag, lr, decay_flag, decay, rule_table[rule].title);
 }
 
 #endif
