@@ -67,7 +67,7 @@ typedef enum {
     X(floatX, logits, KEEP_ONE, R * Vp)           /* (R,Vp) */                                     \
     X(floatX, block_out, KEEP_ONE, N * C)         /* (N,C) what a half block adds to the stream */ \
     X(floatX, u_qkv, KEEP_UNLESS_BLOCK, N * rank[LINEAR_QKV])   /* (N,P r) x B, where a layer */   \
-    X(floatX, u_o, KEEP_UNLESS_BLOCK, N * rank[LINEAR_O])       /* has factors (factors.h) */      \
+    X(floatX, u_o, KEEP_UNLESS_BLOCK, N * rank[LINEAR_O])       /* has factors (factored.h) */     \
     X(floatX, u_fc, KEEP_UNLESS_BLOCK, N * rank[LINEAR_FC])                                        \
     X(floatX, u_proj, KEEP_UNLESS_BLOCK, N * rank[LINEAR_PROJ])                                    \
     X(floatX, u_head, KEEP_ONE, R * rank[LINEAR_HEAD])                                             \

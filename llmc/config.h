@@ -509,7 +509,7 @@ static inline int init_zeroes_outputs(InitKind init) {
 
 /* Fills in the rules and learning rates that `auto` and 0 leave open. */
 static inline void config_resolve_rules(Config *c) {
-    RuleId attention = RULE_CM, mlp = RULE_MUON, factors = RULE_CM;
+    RuleId attention = RULE_CM, mlp = RULE_MUON, factors = RULE_LORA_MUON;
     switch ((OptimizerKind)c->optimizer) {
     case OPT_CM: break;
     case OPT_MUON: attention = factors = RULE_MUON; break;

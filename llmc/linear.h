@@ -1,11 +1,11 @@
 /*
 The factors of a linear layer, forward and backward, on the matrix products of a backend. See
-factors.h for the shapes: u (N,R), R = P r, is x B of all parts at once, and up is A, down is B^T.
+factored.h for the shapes: u (N,R), R = P r, is x B of all parts at once, and up is A, down is B^T.
 */
 #ifndef CM_LINEAR_H
 #define CM_LINEAR_H
 
-#include "factors.h"
+#include "factored.h"
 
 /* u (N,R) = x B of x (N,I). */
 static inline void factors_inner(floatX *u, const floatX *x, const floatX *down, const Linear *f,

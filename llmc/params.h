@@ -12,7 +12,7 @@ no moment), and it may hold only some of the layers (a shard).
 #define CM_PARAMS_H
 
 #include "base.h"
-#include "factors.h"
+#include "factored.h"
 
 typedef enum {
     T_WTE,
@@ -48,7 +48,7 @@ typedef enum {
     TENSORS
 } TensorId;
 
-/* ROLE_FACTOR: A or B^T of a linear layer with factors (factors.h). */
+/* ROLE_FACTOR: A or B^T of a linear layer with factors (factored.h). */
 typedef enum { ROLE_EMBED, ROLE_HEAD, ROLE_SCALAR, ROLE_QKV, ROLE_O, ROLE_MLP, ROLE_FACTOR } Role;
 
 /* The tensors of a linear layer. A tied head reads wte in place of whead. */

@@ -8,8 +8,8 @@ layer of its own. (Hu et al. call them B and A.) A layer may consist of parts wi
 own: the rows of W_Q, W_K and W_V, or of the MLP's gate and of what it gates. The parts' B^T are
 stacked, (P r, I), so that one product makes u (N, P r) of all parts.
 */
-#ifndef CM_FACTORS_H
-#define CM_FACTORS_H
+#ifndef CM_FACTORED_H
+#define CM_FACTORED_H
 
 #include "config.h"
 #include "rng.h"
