@@ -294,6 +294,15 @@ static double take_loss(Model *m) {
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
 
+/* Whether something is trained that the first block's queries, keys and values are made of; else
+   the backward pass ends with them. */
+static int trains_below(const Model *m) {
+    static const TensorId below[] = {T_WTE, T_WPE, T_NORM0_W, T_NORM0_B, T_NORM1_W, T_NORM1_B};
+    for (size_t i = 0; i < sizeof below / sizeof below[0]; i++)
+        if (grad(m, below[i], 0)) return 1;
+    return 0;
+}
+
 /* From a.dx, the gradient of the stream after block l, to the gradient of the stream before block
    l. The gradient of the bias of W_O or W_proj is that of the stream after the bias, summed over
    rows; the norm that forms the gradient of the stream sums its rows. */
@@ -318,9 +327,11 @@ static void block_backward(Model *m, int l, Shape s) {
                        c->attn_scale);
     qk_backward(b.dqkv, b.qkv, b.qk_rstd, m->cosine, m->sine, N, s.T, s.NH, s.NKV, s.HS,
                 c->qk_norm);
-    linear_back(m, LINEAR_QKV, l, b.dnorm, b.dqkv, b.norm1, b.u_qkv, N, 1, add);
-    norm_backward(b.dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), grad(m, T_BPROJ, l - 1),
-                  b.dnorm, b.dx, b.x, param(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
+    int below = l > 0 || trains_below(m);
+    linear_back(m, LINEAR_QKV, l, below ? b.dnorm : NULL, b.dqkv, b.norm1, b.u_qkv, N, 1, add);
+    if (below)
+        norm_backward(b.dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), grad(m, T_BPROJ, l - 1),
+                      b.dnorm, b.dx, b.x, param(m, T_NORM1_W, l), b.mean1, b.rstd1, N, C, c->norm);
 }
 
 /* From a.dnorm, the gradient of the normed stream, through the blocks down to the embedding. Call
@@ -337,6 +348,7 @@ static void model_backward(Model *m, Shape s) {
         block_recompute(m, l, s);
         block_backward(m, l, s);
     }
+    if (!trains_below(m)) return;
     if (c->embed_norm)
         norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), NULL, a->dx, NULL,
                       a->embed, param(m, T_NORM0_W, 0), a->mean0, a->rstd0, N, C, c->norm);
