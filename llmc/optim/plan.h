@@ -603,22 +603,37 @@ static inline void plan_print(FILE *out, const Plan *plan, const Registry *r) {
     }
 }
 
+/* Adds "RULE on MATRICES" to a list of rules. */
+static inline void plan_title_add(char *text, size_t size, const char *rule, const char *also,
+                                  const char *matrices) {
+    size_t used = strlen(text);
+    snprintf(text + used, size - used, "%s%s%s on %s", used ? ", " : "", rule, also, matrices);
+}
+
 /* Writes the rules of a run. */
 static inline void plan_title(char *text, size_t size, const Config *c) {
+    unsigned products = c->low_rank ? c->factored : 0;
+    unsigned qkv = 1u << LINEAR_QKV, o = 1u << LINEAR_O, mlp = 1u << LINEAR_FC | 1u << LINEAR_PROJ;
+    text[0] = 0;
     if (c->lora_rank) {
-        snprintf(text, size, "%s on the adapters", rule_table[c->lora].title);
+        plan_title_add(text, size, rule_table[c->lora].title, "", "the adapters");
         return;
     }
-    const char *embed = c->embed != RULE_ADAMW ? rule_table[c->embed].title : NULL;
-    const char *head = !c->tied && c->head != RULE_ADAMW ? rule_table[c->head].title : NULL;
-    snprintf(text, size,
-             "%s%s%s on W_Q W_K, %s%s on W_O W_V, %s on the MLPs%s%s%s%s%s%s, %s on the rest",
-             c->low_rank ? rule_table[c->lora].title : "", c->low_rank ? " on products; " : "",
-             rule_table[c->qk].title, rule_table[c->ov].title,
-             c->optim.circuit ? " and Circuit-Muon" : "", rule_table[c->mlp].title,
-             embed ? ", " : "", embed ? embed : "", embed ? " on the embeddings" : "",
-             head ? ", " : "", head ? head : "", head ? " on the head" : "",
-             rule_table[RULE_ADAMW].title);
+    if (products) plan_title_add(text, size, rule_table[c->lora].title, "", "the products");
+    if (!(products & qkv)) plan_title_add(text, size, rule_table[c->qk].title, "", "W_Q W_K");
+    if ((products & (qkv | o)) != (qkv | o))
+        plan_title_add(text, size, rule_table[c->ov].title,
+                       c->optim.circuit ? " and Circuit-Muon" : "",
+                       products & qkv ? "W_O"
+                       : products & o ? "W_V"
+                                      : "W_O W_V");
+    if ((products & mlp) != mlp)
+        plan_title_add(text, size, rule_table[c->mlp].title, "", "the MLPs");
+    if (c->embed != RULE_ADAMW)
+        plan_title_add(text, size, rule_table[c->embed].title, "", "the embeddings");
+    if (!c->tied && c->head != RULE_ADAMW && !(products >> LINEAR_HEAD & 1))
+        plan_title_add(text, size, rule_table[c->head].title, "", "the head");
+    plan_title_add(text, size, rule_table[RULE_ADAMW].title, "", "the rest");
 }
 
 /* Name and part of leg number `index`, counted over all entries. Returns 0 past the last. */
