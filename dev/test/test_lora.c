@@ -466,9 +466,164 @@ static void test_product_scale(void) {
     }
 }
 
+/* ---------------------------------------------------------------------------------------------- */
+/* A factor that begins at zero                                                                   */
+
+/* What sixty steps from B = 0 do: largest ||dA|| / ||A|| (spectral over root mean square singular
+   value), largest ratio of consecutive ||dA||, once A moves, and the loss at the end over that at
+   the start. */
+typedef struct {
+    double moved, jump, second, loss;
+} Warming;
+
+static Warming warm_up(RuleId rule, const OptimOptions *o, double lr, int zero) {
+    Factors p = factors_of(1, 24, 16, 4, 2);
+    Warming out = {0, 0, 0, 0};
+    double first = 0, last = 0;
+    p.cold = 1;
+    for (size_t i = 0; i < leg_size(&p, zero); i++) p.W[zero][i] = 0;
+    size_t each = leg_size(&p, 1 - zero);
+    int rows = zero ? p.m : p.r, cols = zero ? p.r : p.n;
+    for (int step = 1; step <= 60; step++) {
+        double *before = part_of(&p, p.W, 1 - zero, 0), *after;
+        double loss = set_gradients(&p, 1);
+        factors_step(&p, rule, o, lr, 0);
+        after = part_of(&p, p.W, 1 - zero, 0);
+        for (size_t i = 0; i < each; i++) after[i] -= before[i];
+        double moved = operator_norm(after, rows, cols),
+               size = frobenius(before, each) / sqrt((double)p.r);
+        if (step == 1) first = loss;
+        if (step == 2) out.second = moved / size;
+        out.loss = loss / first;
+        out.moved = fmax(out.moved, moved / size);
+        if (step > 2) out.jump = fmax(out.jump, fmax(moved / last, last / moved));
+        last = moved;
+    }
+    release();
+    return out;
+}
+
+/* A bounded step while the partner is small, that does not jump where the floor ends, by every rule
+   that has the floor, whichever factor is zero: within the trust in the second step, where the
+   partner is smallest, and later within the spread of the partner's singular values around their
+   mean. Without the floor the second step is as large as the factor. */
+static void test_cold(void) {
+    static const RuleId rules[] = {RULE_LORA_MUON, RULE_LORA_RITE_CORE, RULE_LORA_RITE};
+    for (int i = 0; i < 3; i++)
+        for (int zero = 0; zero < 2; zero++)
+            for (int sharp = 0; sharp < 2; sharp++) {
+                OptimOptions o = sharp ? sharp_options() : factor_options();
+                double lr = rules[i] == RULE_LORA_RITE ? 4e-3 : 0.02;
+                /* A gradient that grows, as that of A does while B does, is larger than the root of
+                   its second moment. */
+                double spread = rules[i] == RULE_LORA_RITE ? 4 : 2.5;
+                Warming w = warm_up(rules[i], &o, lr, zero);
+                check(w.second < 1.1 * o.lora_trust && w.moved < spread * o.lora_trust &&
+                          w.jump < 1.9 && w.loss < 0.97,
+                      "%s from zero: a step of %g of the factor, ratios up to %g, loss %g",
+                      rule_table[rules[i]].flag, w.moved, w.jump, w.loss);
+                o.lora_trust = 0.02;
+                w = warm_up(rules[i], &o, lr, zero);
+                check(w.second < 1.1 * o.lora_trust && w.moved < spread * o.lora_trust &&
+                          w.jump < 1.9,
+                      "%s from zero, trust 0.02: a step of %g of the factor, ratios up to %g",
+                      rule_table[rules[i]].flag, w.moved, w.jump);
+                o.lora_trust = 0;
+                w = warm_up(rules[i], &o, lr, zero);
+                check(w.second > 0.3, "%s from zero, no trust: the second step is %g of the factor",
+                      rule_table[rules[i]].flag, w.second);
+            }
+}
+
+/* The floor is a continuous function of the partner, zero from tau = h / kappa on and where the
+   partner is as large as the factor, and at most the factor's own mean. */
+static void test_floor(void) {
+    enum { N = 4000, R = 3 };
+    OptimOptions o = factor_options();
+    double h = 0.01, tau = h / o.lora_trust, before = 0, steepest = 0;
+    for (int i = 0; i <= N; i++) {
+        floatM a[R], b[R];
+        double xa = i % 2 ? 0.5 : 0.004, xb = 0.03 * (i / 2) / (N / 2.0);
+        for (int k = 0; k < R; k++) { /* mean squares of the rank's rows, one column each */
+            a[k] = (floatM)sqrt(xa);
+            b[k] = (floatM)sqrt(xb);
+        }
+        Step s = step_of(RULE_LORA_MUON, &o, 0, 0);
+        s.legs = 2;
+        s.product_cold = 1;
+        Mat A = mat_dense(a, 1, 1, R), B = mat_dense(b, 1, R, 1);
+        s.leg[0] = leg_of(A, A, A, 1, 1);
+        s.leg[1] = leg_of(B, B, B, 1, 0);
+        Arena arena = arena_of(64);
+        s.arena = &arena;
+        double delta = (double)*cold_floor(&s, 0, h);
+        double expected = fmax(0, fmin(tau * tau / xa, xa) - xb);
+        check(fabs(delta - expected) <= TOL(1e-6, 1e-15) && (sqrt(xa * xb) < tau || delta < 1e-8) &&
+                  delta <= xa * 1.000001,
+              "the floor for %g and %g is %g, not %g", xa, xb, delta, expected);
+        if (i % 2 && i > 1) steepest = fmax(steepest, fabs(delta - before) / (0.03 / (N / 2.0)));
+        if (i % 2) before = delta;
+        s.product_cold = 0;
+        check(cold_floor(&s, 0, h) == NULL, "a floor although nothing began at zero");
+        release();
+    }
+    check(steepest < 1.01, "the floor jumps by %g times the partner's change", steepest);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* Rebalancing                                                                                    */
+
+/* The path of W with rebalancing against that without. */
+static double rebalanced_path(RuleId rule, const OptimOptions *given, double alpha, int ages,
+                              double *ratio) {
+    OptimOptions o = *given;
+    Factors p = factors_of(2, 13, 9, 4, 1.5), q;
+    change_gauge(&p, p.W, multiple_of_identity(p.r, 6));
+    p.ages = ages;
+    p.decay = 0.5;
+    q = factors_copy(&p);
+    double *start = maps_of(&p);
+    factors_run(&p, rule, &o, 0.1, 0.2, 5);
+    o.lora_rebalance = alpha;
+    factors_run(&q, rule, &o, 0.1, 0.2, 5);
+    *ratio = operator_norm(part_of(&q, q.W, 0, 1), q.m, q.r) /
+             operator_norm(part_of(&q, q.W, 1, 1), q.r, q.n);
+    return path_error(maps_of(&q), maps_of(&p), start, (size_t)p.L * p.m * p.n);
+}
+
+/* It leaves the path of LoRA-Muon as it is, with all its averages, and changes that of Spectron.
+   The norms of the factors become equal, as far as two steps of the power iteration tell. */
+static void test_rebalance(void) {
+    for (int ages = 0; ages < 2; ages++)
+        for (int sharp = 0; sharp < 2; sharp++)
+            for (double alpha = 0.25; alpha <= 1; alpha *= 2) {
+                OptimOptions o = sharp ? sharp_options() : factor_options();
+                double ratio, e = rebalanced_path(RULE_LORA_MUON, &o, alpha, ages, &ratio);
+                check(e < TOL(1e-4, 1e-10), "rebalancing by %g moves lora-muon's path by %g", alpha,
+                      e);
+                check(alpha < 1 || (ratio > 0.5 && ratio < 2),
+                      "after rebalancing the norms have a ratio of %g", ratio);
+                e = rebalanced_path(RULE_SPECTRON, &o, alpha, ages, &ratio);
+                check(e > 0.01, "rebalancing by %g moves spectron's path by %g only", alpha, e);
+                release();
+            }
+    /* Nothing is done where a factor is zero. */
+    OptimOptions o = factor_options();
+    o.lora_rebalance = 1;
+    Factors p = factors_of(1, 5, 4, 2, 1);
+    memset(p.W[1], 0, leg_size(&p, 1) * sizeof *p.W[1]);
+    p.cold = 1;
+    const floatM *A = copy_of(p.W[0], leg_size(&p, 0));
+    set_gradients(&p, 1);
+    factors_step(&p, RULE_LORA_MUON, &o, 0.1, 0);
+    check(!memcmp(A, p.W[0], leg_size(&p, 0) * sizeof *A), "A moves although B was zero");
+    release();
+}
+
 static const Test tests[] = {TEST(gauge),          TEST(equivariance),      TEST(projectors),
                              TEST(spectron_bound), TEST(core_is_lora_muon), TEST(decay),
-                             TEST(gradient_scale), TEST(product_scale)};
+                             TEST(gradient_scale), TEST(product_scale),     TEST(cold),
+                             TEST(floor),          TEST(rebalance)};
 
 int main(int argc, char **argv) {
     use_threads(2);

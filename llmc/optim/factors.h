@@ -18,11 +18,12 @@ of A B^T and kappa is --lora-trust,
 
     delta_B = max(0, min(tau^2 / x_A, x_A) - x_B)
 
-is added to the diagonal of the Gram of B that whitens the step of A; the same for A. Then, while
-x_B is small, the step of A has at most about kappa times the size of A: its norm is at most
-h / sqrt(x_B + delta_B) <= kappa sqrt(x_A). delta is 0, and the rule exact, once sqrt(x_A x_B) is
-tau, or where x_B is at least x_A; so the factor that begins at zero, whose partner is large, moves
-by the exact rule from the first step on. delta is continuous and needs no state.
+is added to the diagonal of the Gram of B that whitens the step of A; the same for A. Where B is
+zero, the step of A then has at most kappa times the size of A, as its norm is at most
+h / sqrt(delta_B) = kappa sqrt(x_A); as x_B comes up to the floor, the spread of the singular values
+of B around their mean takes over. delta is 0, and the rule exact, once sqrt(x_A x_B) is tau, or
+where x_B is at least x_A; so the factor that begins at zero, whose partner is large, moves by the
+exact rule from the first step on. delta is continuous and needs no state.
 */
 #ifndef CM_FACTORS_H
 #define CM_FACTORS_H

@@ -17,8 +17,8 @@ as their code has it, rho is 0. Their code also clips the norm of all g~ togethe
 large RMS and caps them; these are no part of the rule and not here.
 
 R_B^-1 is that of a Cholesky factor of B^T B, a pseudo-inverse, so where B is zero A does not move;
-the floor of factors.h is added to B^T B first where a factor began at zero. While it acts, U_B is
-shorter than one, and the moments carry over in part.
+the floor delta of factors.h is added to B^T B first where a factor began at zero. R_B is then that
+of B with sqrt(delta) I below it, and P the product of the two bases of such taller matrices.
 
 V + rho I gets RITE_FLOOR times ||V||_F on its diagonal, since V is singular where g~ has dependent
 columns, and is rounded to floatM. Small eigenvalues of V, of about FLT_EPSILON of the largest, are
@@ -26,7 +26,7 @@ all rounding; the floor is ten times that. It is relative, so that the step has 
 more than the norm of V, so that it has no gauge. Their code adds 1e-6 to the roots instead.
 
 The bases are not kept: P = R_B,t^-T (B_t^T U_B,t-1), and the r x r matrix in brackets is formed at
-the end of step t - 1, when B_t is known.
+the end of step t - 1, when B_t is known (and delta up to the change of the learning rate).
 
 lora-rite-core is the limit without memory, V = g~^T g~ and M = g~ V^-1/2 (LoRA-Muon, arXiv
 2606.12921, proposition 6), with the momentum before it, as in LoRA-Muon:
@@ -42,17 +42,14 @@ and the decay of LoRA-Muon. It is LoRA-Muon by a triangular root in place of the
 
 #define RITE_FLOOR 1e-6
 
-/* R^-1 (L,1) x (r,r) of the partner of leg i, a factor (r, d), with its floor. `reach` as in
-   cold_floor. */
-static inline Mat rite_triangle(const Step *s, const Leg factor[2], int i, double reach) {
-    Arena *arena = s->arena;
-    const Mat B = factor[1 - i].W;
+/* R^-1 (L,1) x (r,r) of a factor B (r, d), with its floor. */
+static inline Mat rite_triangle(Mat B, const floatM *floor, Arena *arena) {
     int n = mat_count(B), r = B.rows;
     Mat X = mat_dense(arena_take(arena, (size_t)n * r * r), n, r, r);
     size_t mark = arena->used;
     Mat gram = mat_take(X, arena);
     la_gram(gram, B, 0);
-    add_to_diagonals(gram, cold_floor(s, i, reach), arena);
+    add_to_diagonals(gram, floor, arena);
     la_chol_inverse(X, gram, arena_take(arena, (size_t)n * la_eigh_scratch(r)));
     arena->used = mark;
     return X;
@@ -63,7 +60,8 @@ static inline void lora_rite_core_step(const Step *s) {
     const Leg leg[2] = {leg_viewed(&s->leg[0], leg_heads), leg_viewed(&s->leg[1], leg_heads)};
     double half = product_rate(s) / 2, keep = split_decay(s);
     Mat X[2];
-    for (int i = 0; i < 2; i++) X[i] = rite_triangle(s, leg, i, half);
+    for (int i = 0; i < 2; i++)
+        X[i] = rite_triangle(leg[1 - i].W, cold_floor(s, i, half), s->arena);
     for (int i = 0; i < 2; i++) {
         size_t at = s->arena->used;
         Mat U = mat_take(leg[i].W, s->arena), Y = mat_take(leg[i].W, s->arena);
@@ -131,15 +129,34 @@ static inline void rite_moments(const Step *s, const Leg *l, Mat X) {
     arena->used = mark;
 }
 
+/* Prepares the next P of leg i: B^T U with the new B and the basis U before, of which Q is the
+   transpose; both with their floors. `floor` is overwritten. */
+static inline void rite_turn(const Step *s, const Leg leg[2], int i, Mat X, Mat Q, floatM *floor,
+                             double reach) {
+    size_t mark = s->arena->used;
+    int n = mat_count(X);
+    Mat turn = rite_square(&leg[i], 1);
+    floatM *next = cold_floor(s, i, reach);
+    la_gemm(turn, 1, leg[1 - i].W, mat_t(Q), 0);
+    la_vec_sqrt(floor, n);
+    la_vec_sqrt(next, n);
+    la_scale(mat_dense(next, n, 1, 1), floor, 1);
+    la_add_scaled(turn, 1, next, X, 1);
+    s->arena->used = mark;
+}
+
 static inline void lora_rite_step(const Step *s) {
     size_t mark = s->arena->used;
     const Leg leg[2] = {leg_viewed(&s->leg[0], leg_heads), leg_viewed(&s->leg[1], leg_heads)};
     double keep = 1 - s->lr * s->weight_decay;
+    double reach[2];
+    floatM *floor[2];
     Mat X[2], Q[2];
     for (int i = 0; i < 2; i++) {
         /* The root makes g~ a matrix whose singular values are about the root of its rows. */
-        double reach = product_rate(s) * sqrt((double)leg[i].W.cols);
-        X[i] = rite_triangle(s, leg, i, reach);
+        reach[i] = product_rate(s) * sqrt((double)leg[i].W.cols);
+        floor[i] = cold_floor(s, i, reach[i]);
+        X[i] = rite_triangle(leg[1 - i].W, floor[i], s->arena);
         Q[i] = mat_take(leg[1 - i].W, s->arena); /* the partner's basis */
         la_gemm(Q[i], 1, mat_t(X[i]), leg[1 - i].W, 0);
     }
@@ -148,7 +165,7 @@ static inline void lora_rite_step(const Step *s) {
         la_axpby(leg[i].W, 0, leg[i].M, keep);
         la_gemm(leg[i].W, -product_rate(s), X[i], leg[i].M, 1);
     }
-    for (int i = 0; i < 2; i++) la_gemm(rite_square(&leg[i], 1), 1, leg[1 - i].W, mat_t(Q[i]), 0);
+    for (int i = 0; i < 2; i++) rite_turn(s, leg, i, X[i], Q[i], floor[i], reach[i]);
     s->arena->used = mark;
 }
 
