@@ -141,10 +141,11 @@ la_vec_ratio_power(s, t, n, p)    s = (s / t)^p; 1 where s or t is 0
 la_vec_cold(s, t, n, a, c)        s = max(0, min(c / x, x) - y), x = a t^2, y = a s^2; 0 for x = 0
 la_vec_escape(s, v, w, n, k, b)   s = b (s + max(0, min(drop of the largest, drop of the sum))) from
                                   k numbers v to k numbers w of each item
-la_chol_inverse(X, G, S)          X = R^-1 of G = R^T R with R upper triangular, in double. Where a
-                                  pivot is what rounding of G leaves of zero, the row and the column
-                                  of X are zero. X is NaN where G is not finite. S is scratch,
-                                  la_eigh_scratch(rows) elements for each matrix
+la_chol_inverse(X, G, S)          X = R^-1 of G = R^T R with R upper triangular, in double; rows
+                                  are contiguous. Where a pivot is what rounding of G leaves of
+                                  zero, the row and the column of X are zero. X is NaN where G is
+                                  not finite. S is scratch, la_eigh_scratch(rows) elements for each
+                                  matrix
 
 No quotient of these is infinite: past the largest floatM it is the largest floatM.
 */

@@ -166,6 +166,18 @@ static double path_error(const double *a, const double *b, const double *start, 
     return e == e ? e : INFINITY;
 }
 
+/* The halves s dA B^T and s A dB^T (m,n) of the first step of a layer; factors before and after. */
+static void halves(const Factors *p, const Factors *q, int layer, double *H[2]) {
+    for (int leg = 0; leg < 2; leg++) {
+        double *D = part_of(q, q->W, leg, layer), *W = part_of(p, p->W, leg, layer);
+        size_t each = leg_size(p, leg) / (size_t)p->L;
+        for (size_t i = 0; i < each; i++) D[i] = p->scale * (D[i] - W[i]);
+        double *other = part_of(p, p->W, 1 - leg, layer);
+        H[leg] = leg ? product(other, 0, D, 0, p->m, p->n, p->r)
+                     : product(D, 0, other, 0, p->m, p->n, p->r);
+    }
+}
+
 static OptimOptions factor_options(void) {
     OptimOptions o = default_options();
     o.adam_beta1 = 0.9;
@@ -199,6 +211,254 @@ static const RuleId invariant_rules[] = {RULE_LORA_MUON, RULE_LORA_RITE, RULE_LO
 
 /* Rates at which a rule's steps are a twentieth of the product. */
 static double rate_of(RuleId rule) { return rule == RULE_LORA_RITE ? 0.02 : 0.1; }
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The operations of linalg.h that only these rules use                                           */
+
+/* X = R^-1 of a Gram A A^T: upper triangular, and X^T A has orthonormal rows, or rows of zeros
+   where a row of A is a combination of those before it. */
+static void test_chol_inverse(void) {
+    static const int sizes[] = {1, 2, 3, 8, 33};
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        for (int kind = 0; kind < 4; kind++) { /* regular, a repeated row, a row of zeros, zero */
+            int k = sizes[i], d = k + 5, dead = kind ? k - 1 - k / 3 : -1, upper = 1;
+            floatM *a = normals_m((size_t)k * d, 1), *g = take_m((size_t)k * k), *x;
+            for (int c = 0; c < d && kind; c++) a[dead * d + c] = kind == 1 && dead ? 2 * a[c] : 0;
+            if (kind == 3) memset(a, 0, (size_t)k * d * sizeof *a);
+            x = normals_m((size_t)k * k, 1);
+            la_gram(mat_dense(g, 1, k, k), mat_dense(a, 1, k, d), 0);
+            la_chol_inverse(mat_dense(x, 1, k, k), mat_dense(g, 1, k, k),
+                            take_m(la_eigh_scratch(k)));
+            for (int e = 0; e < k * k; e++) upper &= e / k <= e % k || x[e] == 0;
+            double *Q = product(as_double(x, (size_t)k * k), 1, as_double(a, (size_t)k * d), 0, k,
+                                d, k),
+                   *I = product(Q, 0, Q, 1, k, k, d), worst = 0;
+            for (int e = 0; e < k * k; e++) {
+                int alive = kind != 3 && e / k != dead;
+                worst = fmax(worst, fabs(I[e] - (e % (k + 1) == 0 && alive)));
+            }
+            check(upper && worst < TOL(2e-4, 1e-12),
+                  "the inverse factor of %d x %d, kind %d, is %g from making a basis", k, k, kind,
+                  worst);
+            release();
+        }
+    /* Numbers that follow from the definitions. */
+    floatM s[4] = {2, 0, 3, 1}, t[4] = {8, 5, 0, 4}, cold[4] = {0, 0.5, 2, 0},
+           own[4] = {2, 2, 2, 0};
+    la_vec_ratio_power(s, t, 4, 0.5);
+    check(s[0] == (floatM)0.5 && s[1] == 1 && s[2] == 1 && s[3] == (floatM)0.5,
+          "ratios %g %g %g %g", (double)s[0], (double)s[1], (double)s[2], (double)s[3]);
+    la_vec_cold(cold, own, 4, 1, 2); /* x = 4: min(2 / 4, 4) - y */
+    check(cold[0] == (floatM)0.5 && cold[1] == (floatM)0.25 && cold[2] == 0 && cold[3] == 0,
+          "floors %g %g %g %g", (double)cold[0], (double)cold[1], (double)cold[2], (double)cold[3]);
+    floatM rho[3] = {1, 1, 1}, v[6] = {3, 1, 1, 3, 2, 2}, w[6] = {2, 1, 2, 1.5, 3, 2};
+    la_vec_escape(rho, v, w, 3, 2, 0.5); /* drops: 1 and 1; 1 and 0.5; none */
+    check(rho[0] == 1 && rho[1] == (floatM)0.75 && rho[2] == (floatM)0.5, "escaped %g %g %g",
+          (double)rho[0], (double)rho[1], (double)rho[2]);
+}
+
+/* pe7 against the root of W / ||W|| + 1e-5 I, which has a condition of up to 1e5: the published
+   steps end at most 2.4e-4 below it. It has a root for singular Grams, the root of zero is zero,
+   and NaN stays visible. */
+static void test_pe7(void) {
+    static const int sizes[] = {1, 2, 5, 16, 64};
+    for (int i = 0; i < COUNT_OF(sizes); i++)
+        for (int decades = 0; decades <= 8; decades += 2) {
+            int k = sizes[i];
+            size_t kk = (size_t)k * k;
+            double *U = orthogonal(k), *SU = take(kk), *G, *unit = take(kk), norm;
+            for (int e = 0; e < k * k; e++)
+                SU[e] = U[e] * 7 * pow(10, k > 1 ? -decades * (e / k) / (k - 1.0) : 0);
+            G = product(U, 1, SU, 0, k, k, k);
+            for (int e = 0; e < k * k; e++) G[e] = 0.5 * (G[e] + G[e % k * k + e / k]);
+            floatM *gram = take_m(kk), *root = take_m(kk);
+            for (size_t e = 0; e < kk; e++) gram[e] = (floatM)G[e];
+            for (int e = 0; e < k; e++) G[e * (k + 1)] += 0.5 * (decades == 0);
+            norm = frobenius(G, kk);
+            for (size_t e = 0; e < kk; e++) unit[e] = G[e] / norm;
+            run_invroot(mat_dense(root, 1, k, k), mat_dense(gram, 1, k, k), 0.5 * (decades == 0), 1,
+                        ROOT_PE7);
+            double *exact = exact_rroot(unit, k, 1e-5), e;
+            for (size_t j = 0; j < kk; j++) exact[j] /= sqrt(norm);
+            e = relative_l2_dd(as_double(root, kk), exact, kk, 1e-30);
+            /* Rounding of W, 6e-8 of its norm, moves eigenvalues near the floor by a part of 6e-3
+               at most, and their roots by half of it. */
+            check(e < (decades > 3 ? TOL(4e-3, 3e-4) : 3e-4),
+                  "pe7 of %d x %d over %d decades is %g from the root", k, k, decades, e);
+            release();
+        }
+    floatM gram[8] = {0, 0, 0, 0, 1, (floatM)NAN, (floatM)NAN, 1}, root[8];
+    run_invroot(mat_dense(root, 2, 2, 2), mat_dense(gram, 2, 2, 2), 0, 1, ROOT_PE7);
+    check(root[0] == 0 && root[1] == 0 && root[3] == 0 && isnan((double)root[4]),
+          "pe7 of zero and of NaN: %g %g", (double)root[0], (double)root[4]);
+}
+
+/* CM on factors of different lengths: its definition by exact roots, both methods, and connections,
+   which leave the first-order step of the product as it is. */
+static void test_cm_on_factors(void) {
+    for (int joint = 0; joint < 2; joint++)
+        for (int flags = 0; flags < 2; flags++) {
+            OptimOptions o = sharp_options();
+            o.method = joint ? METHOD_JOINT : METHOD_HALF_SPLIT;
+            o.damping = 0.01;
+            if (flags) { /* of attention's circuits: no part of this */
+                o.circuit = !joint;
+                o.hybrid = 1;
+                o.head_group = 3;
+            }
+            int m = 9, n = 6, r = 3;
+            double eta = 0.2, *H[2];
+            Factors p = factors_of(1, m, n, r, 2), q = factors_copy(&p);
+            set_gradients(&q, 1);
+            factors_step(&q, RULE_CM, &o, eta, 0);
+            halves(&p, &q, 0, H);
+            double *U[2], *C[2], *stack = take((size_t)r * (size_t)(m + n));
+            for (int leg = 0; leg < 2; leg++) { /* blocks (r, d) */
+                double *other = part_of(&p, p.W, 1 - leg, 0), *g = part_of(&q, q.G, leg, 0);
+                int d = leg ? n : m, e = leg ? m : n;
+                C[leg] = exact_rroot(product(other, leg, other, !leg, r, r, e), r, 0.01);
+                U[leg] = product(C[leg], 0, g, !leg, r, d, r);
+                for (int i = 0; i < r * d; i++)
+                    stack[i / d * (m + n) + leg * m + i % d] = U[leg][i];
+            }
+            stack = exact_sign(stack, r, m + n);
+            for (int leg = 0; leg < 2; leg++) {
+                int d = leg ? n : m;
+                double *sign = exact_sign(U[leg], r, d), *D;
+                for (int i = 0; i < r * d && joint; i++)
+                    sign[i] = stack[i / d * (m + n) + leg * m + i % d];
+                D = product(C[leg], 0, sign, 0, r, d, r);
+                double *other = part_of(&p, p.W, 1 - leg, 0);
+                double *expected =
+                    leg ? product(other, 0, D, 0, m, n, r) : product(D, 1, other, 0, m, n, r);
+                for (int i = 0; i < m * n; i++) expected[i] *= joint ? -eta : -eta / 2;
+                double e = relative_l2_dd(H[leg], expected, (size_t)m * n, 1e-30);
+                check(e < TOL(1e-4, 1e-9),
+                      "cm on factors, joint %d, leg %d: %g from its definition", joint, leg, e);
+            }
+            for (int connection = CONNECTION_FROBENIUS;
+                 connection <= CONNECTION_SCALE_AWARE_SCALAR && !joint; connection++) {
+                double *K[2], off = 0, size = 0;
+                Factors fixed = factors_copy(&p);
+                o.connection = connection;
+                o.circuit = 0;
+                set_gradients(&fixed, 1);
+                factors_step(&fixed, RULE_CM, &o, eta, 0);
+                halves(&p, &fixed, 0, K);
+                for (int i = 0; i < m * n; i++) {
+                    off = fmax(off, fabs(K[0][i] + K[1][i] - H[0][i] - H[1][i]));
+                    size = fmax(size, fabs(H[0][i]));
+                }
+                check(off < TOL(1e-4, 1e-11) * size &&
+                          distance(q.W[0], fixed.W[0], leg_size(&p, 0)) > 0,
+                      "cm on factors, connection %d: the step of W moves by %g", connection,
+                      off / size);
+            }
+            release();
+        }
+    /* Options of attention's circuits are no reason to refuse the rule. */
+    OptimOptions o = sharp_options();
+    o.circuit = 1;
+    o.head_group = 3;
+    o.hybrid = 1;
+    RuleUse use;
+    char err[ERR_LEN] = "";
+    memset(&use, 0, sizeof use);
+    use.flag = "--lora";
+    use.on = ON_FACTOR;
+    use.matrices = "the factors";
+    use.decay_flag = "--weight-decay";
+    use.options = &o;
+    use.heads = 4;
+    use.kv_heads = 2;
+    check(!rule_check(RULE_CM, &use, err), "cm on factors is refused: %s", err);
+    o.circuit = 0;
+    o.method = METHOD_JOINT;
+    check(!rule_check(RULE_CM, &use, err), "joint on factors is refused: %s", err);
+    o.per_mat_renorm = 1;
+    check(rule_check(RULE_CM, &use, err), "joint with renormalisation is taken");
+    check(rule_check(RULE_NORMUON, &use, err), "normuon is taken on factors");
+}
+
+/* The power iteration against the largest singular value, from nothing and from the vector of
+   before, for tall and for wide matrices. */
+static void test_spectral_norms(void) {
+    static const int shapes[][2] = {{9, 4}, {4, 9}, {5, 5}, {7, 1}, {1, 7}};
+    for (int i = 0; i < COUNT_OF(shapes); i++) {
+        enum { L = 3 };
+        int m = shapes[i][0], n = shapes[i][1];
+        size_t each = (size_t)m * n;
+        floatM *x = normals_m(L * each, 1), *u = take_m((size_t)L * max_int(m, n)), s[L], once[L];
+        memset(x + each, 0, each * sizeof *x);
+        for (int turn = 0; turn < 300; turn++) {
+            Arena arena = arena_of(1024);
+            spectral_norms(s, u, mat_dense(x, L, m, n), 1, &arena);
+            if (!turn) memcpy(once, s, sizeof s);
+        }
+        for (int l = 0; l < L; l++) {
+            double exact = operator_norm(as_double(x + (size_t)l * each, each), m, n);
+            check(relative_error((double)s[l], exact, 1e-30) < TOL(1e-5, 1e-9) || (l == 1 && !s[l]),
+                  "the norm of %d x %d is %g, not %g", m, n, (double)s[l], exact);
+            check((double)once[l] <= exact * 1.00001 && (l == 1 || (double)once[l] > 0.5 * exact),
+                  "the first estimate of %d x %d is %g of %g", m, n, (double)once[l], exact);
+        }
+        release();
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The cases of the oracle                                                                        */
+
+static void fixture_case(const Fixture *fx, const char *name) {
+    static const char *const legs[] = {"a", "b"};
+    char flag[32];
+    OptimOptions o = case_options(fx, name);
+    Factors f;
+    int rule = 0, seen = 0;
+    case_option(fx, name, "rule", flag, sizeof flag);
+    while (rule < RULES_END && strcmp(rule_table[rule].flag, flag) != 0) rule++;
+    if (!check(rule < RULES_END, "%s: no rule %s", name, flag)) return;
+    o.adam_beta1 = case_number(fx, name, "beta1");
+    o.adam_beta2 = case_number(fx, name, "beta2");
+    memset(&f, 0, sizeof f);
+    const FixtureRecord *start = case_record(fx, name, "wa", 0);
+    f.L = 1;
+    f.m = (int)start->dims[0];
+    f.r = (int)start->dims[1];
+    f.n = (int)case_record(fx, name, "wb", 0)->dims[1];
+    f.scale = case_number(fx, name, "s");
+    f.cold = (int)case_number(fx, name, "cold");
+    for (int leg = 0; leg < 2; leg++) {
+        f.W[leg] = floats_of(case_record(fx, name, leg ? "wb" : "wa", 0));
+        f.M[leg] = take_m(leg_size(&f, leg));
+        f.older[leg] = take_m(leg_size(&f, leg));
+        for (int k = 0; k < RULE_STATES; k++)
+            f.state[leg][k] = take_m(leg_size(&f, leg) + (size_t)f.r * f.r);
+    }
+    for (int step = 1; step <= 3; step++) {
+        for (int leg = 0; leg < 2; leg++)
+            f.G[leg] = floats_of(case_record(fx, name, leg ? "gb" : "ga", step));
+        factors_step(&f, (RuleId)rule, &o, case_number(fx, name, "lr"),
+                     case_number(fx, name, "weight_decay"));
+        for (int leg = 0; leg < 2; leg++) {
+            seen += check_state(fx, name, "w", legs[leg], step, f.W[leg]);
+            seen += check_state(fx, name, "m", legs[leg], step, f.M[leg]);
+        }
+    }
+    check(seen == (rule == RULE_LORA_RITE ? 4 : 6), "%s: the fixture holds %d results", name, seen);
+}
+
+static void test_fixture(void) {
+    Fixture *fx = fixture_load("dev/test/fixtures/optim_lora.fix");
+    char name[64];
+    int ran = 0;
+    for (const char *p = fixture_text(fx, "cases"); fixture_word(&p, name, sizeof name); ran++) {
+        fixture_case(fx, name);
+        release();
+    }
+    check(ran == 43, "optim_lora.fix: %d cases ran", ran);
+    fixture_free(fx);
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Gauges                                                                                         */
@@ -282,18 +542,6 @@ static void test_equivariance(void) {
 
 /* ---------------------------------------------------------------------------------------------- */
 /* What a step is                                                                                 */
-
-/* The halves s dA B^T and s A dB^T (m,n) of the first step of a layer; factors before and after. */
-static void halves(const Factors *p, const Factors *q, int layer, double *H[2]) {
-    for (int leg = 0; leg < 2; leg++) {
-        double *D = part_of(q, q->W, leg, layer), *W = part_of(p, p->W, leg, layer);
-        size_t each = leg_size(p, leg) / (size_t)p->L;
-        for (size_t i = 0; i < each; i++) D[i] = p->scale * (D[i] - W[i]);
-        double *other = part_of(p, p->W, 1 - leg, layer);
-        H[leg] = leg ? product(other, 0, D, 0, p->m, p->n, p->r)
-                     : product(D, 0, other, 0, p->m, p->n, p->r);
-    }
-}
 
 /* Each half has the spectral norm eta / 2 whatever s is, and is -(eta / 2) msign(D Q_B) Q_B^T, or
    -(eta / 2) Q_A msign(Q_A^T D), with any orthonormal bases Q of the columns of A and B; the whole
@@ -540,10 +788,11 @@ static void test_cold(void) {
 static void test_floor(void) {
     enum { N = 4000, R = 3 };
     OptimOptions o = factor_options();
+    const double each = 0.03 / 2000;
     double h = 0.01, tau = h / o.lora_trust, before = 0, steepest = 0;
     for (int i = 0; i <= N; i++) {
         floatM a[R], b[R];
-        double xa = i % 2 ? 0.5 : 0.004, xb = 0.03 * (i / 2) / (N / 2.0);
+        double xa = i % 2 ? 0.5 : 0.004, xb = (i / 2) * each;
         for (int k = 0; k < R; k++) { /* mean squares of the rank's rows, one column each */
             a[k] = (floatM)sqrt(xa);
             b[k] = (floatM)sqrt(xb);
@@ -561,7 +810,7 @@ static void test_floor(void) {
         check(fabs(delta - expected) <= TOL(1e-6, 1e-15) && (sqrt(xa * xb) < tau || delta < 1e-8) &&
                   delta <= xa * 1.000001,
               "the floor for %g and %g is %g, not %g", xa, xb, delta, expected);
-        if (i % 2 && i > 1) steepest = fmax(steepest, fabs(delta - before) / (0.03 / (N / 2.0)));
+        if (i % 2 && i > 1) steepest = fmax(steepest, fabs(delta - before) / each);
         if (i % 2) before = delta;
         s.product_cold = 0;
         check(cold_floor(&s, 0, h) == NULL, "a floor although nothing began at zero");
@@ -620,9 +869,13 @@ static void test_rebalance(void) {
     release();
 }
 
-static const Test tests[] = {TEST(gauge),          TEST(equivariance),      TEST(projectors),
-                             TEST(spectron_bound), TEST(core_is_lora_muon), TEST(decay),
-                             TEST(gradient_scale), TEST(product_scale),     TEST(cold),
+static const Test tests[] = {TEST(fixture),        TEST(chol_inverse),
+                             TEST(spectral_norms), TEST(pe7),
+                             TEST(cm_on_factors),  TEST(gauge),
+                             TEST(equivariance),   TEST(projectors),
+                             TEST(spectron_bound), TEST(core_is_lora_muon),
+                             TEST(decay),          TEST(gradient_scale),
+                             TEST(product_scale),  TEST(cold),
                              TEST(floor),          TEST(rebalance)};
 
 int main(int argc, char **argv) {

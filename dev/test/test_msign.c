@@ -148,7 +148,7 @@ static void test_accuracy(void) {
             size_t n = (size_t)rows * cols;
             double *exact;
             floatM *x = matrix_of(kind, rows, cols, &exact);
-            for (int which = 0; which < 4; which++) {
+            for (int which = 0; which < 5; which++) {
                 const double *plain = plain_sign(x, rows, cols, which);
                 const floatM *fast = sign_of(x, 1, rows, cols, which);
                 double e = error_of(fast, plain, n);
@@ -172,7 +172,7 @@ static void test_extremes(void) {
     for (int s = 0; s < SHAPES; s++) {
         int rows = shapes[s][0], cols = shapes[s][1];
         size_t n = (size_t)rows * cols;
-        for (int which = 0; which < 4; which++) {
+        for (int which = 0; which < 5; which++) {
             for (int i = 0; i < 3; i++) {
                 floatM *x = normals_m(n, sizes[i]);
                 double e =
@@ -580,14 +580,14 @@ static void test_sign_scale(void) {
 }
 
 static const double root_powers[] = {1, 0.5, 0.25, 0.75, 1.5, 2, 0.6};
-static const char *const root_names[] = {"cans25", "cans12", "eigh"};
+static const char *const root_names[] = {"cans25", "cans12", "eigh", "pe7"};
 
 /* The root of 2^k (G + damping I) is 2^(-k power/2) times that of G + damping I: to the bit where
    that factor is a power of two, by every method. */
 static void test_root_scale(void) {
     static const int sizes[] = {1, 2, 7, 24, 40};
     for (int s = 0; s < 5; s++)
-        for (int which = 0; which < 3; which++)
+        for (int which = 0; which < 4; which++)
             for (int p = 0; p < COUNT_OF(root_powers); p++) {
                 int k = sizes[s], damped = (s + p) % 2;
                 size_t kk = (size_t)k * k;

@@ -293,7 +293,13 @@ static void test_vectors(void) {
         COMPARE(vec_sqrt, EACH, 1, (p(s), n));
         t->h[0] = 0;
         COMPARE(vec_balance, EACH, 1, (p(s), p(t), n, 0.3, 0.5));
+        COMPARE(vec_cold, EACH, 1, (p(s), p(t), n, 0.5, 0.01));
+        for (int j = 0; j < n; j++) s->h[j] = j % 5 ? fabsf(s->h[j]) : 0;
+        COMPARE(vec_ratio_power, EACH, 1, (p(s), p(t), n, 0.3));
         View *x = vector((size_t)n), *a = vector((size_t)n), *b = vector((size_t)n);
+        View *more = vector(7 * (size_t)n), *fewer = vector(7 * (size_t)n);
+        for (int k = 1; k <= 7; k += 6)
+            COMPARE(vec_escape, EACH, 1, (p(s), p(more), p(fewer), n, k, 0.9));
         for (int form = 0; form < 3; form++)
             for (int zero = 0; zero < 2; zero++) {
                 if (zero) a->h[0] = b->h[n - 1] = 0;
@@ -719,6 +725,39 @@ static void test_eigenvalues(void) {
             expect_failure("not finite", "la_eigh_rroot of NaN", k);
             la_eigh(Q->dev, w->dev.p, G->dev, room);
             check(isnan(on_host(w->d, w->size)[0]), "la_eigh of %d hides NaN", k);
+            forget();
+        }
+}
+
+/* The inverse of a Cholesky factor: of Grams, of some that are singular in their last or in a
+   middle row, of zero and of NaN, in shared memory and without. */
+static void test_chol_inverse(void) {
+    static const int sizes[] = {1, 2, 3, 7, 16, 17, 33, 64, 130};
+    for (int i = 0; i < 9; i++)
+        for (int kind = 0; kind < 4; kind++) {
+            int k = sizes[i], n = k > 20 ? 2 : 3;
+            stream({18, k, kind});
+            View *X = view_of(APART, 0, 1, n, 1, k, k), *G = dense(n, k, k);
+            View *A = dense(n, k, k + 3), *scratch = vector(cpu_la_eigh_scratch(k) * (size_t)n);
+            int empty = kind == 1 ? k - 1 : kind == 2 ? k / 2 : -1;
+            each(A, [&](size_t at, int, int r, int) { A->h[at] *= r == empty ? 0 : 1; });
+            cpu_la_gemm_symmetric(G->host, 1, A->host, mat_t(A->host), 0);
+            if (kind == 3) fill(G, 0);
+            size_t limit = cm_gpu.shared_limit;
+            floatM *room = device_array<float>(la_eigh_scratch(k) * (size_t)n);
+            cm_gpu.shared_limit = i % 2 ? 0 : limit;
+            /* Both sides take equal sums in double. */
+            compare(
+                "chol_inverse", EACH, 1, [&] { la_chol_inverse(X->dev, G->dev, room); },
+                [&] { cpu_la_chol_inverse(X->host, G->host, scratch->h); });
+            G->h[element(G, 0, 0, k - 1)] = NAN;
+            upload(G);
+            la_chol_inverse(X->dev, G->dev, room);
+            cm_gpu.shared_limit = limit;
+            const float *x = on_host(X->d, X->size);
+            check(isnan(x[element(X, 0, 0, 0)]) && isnan(x[element(X, 0, k - 1, 0)]),
+                  "la_chol_inverse of %d hides NaN", k);
+            check(!isnan(x[element(X, 1, 0, 0)]), "la_chol_inverse of %d spreads NaN", k);
             forget();
         }
 }
@@ -1150,10 +1189,10 @@ static void test_plan_copies(void) {
 }
 
 static const Test tests[] = {
-    TEST(all_elements), TEST(vectors),    TEST(sum_squares), TEST(products),
-    TEST(roots),        TEST(root_steps), TEST(root_stops),  TEST(sign_runs),
-    TEST(eigenvalues),  TEST(gauges),     TEST(sign),        TEST(sign_bf16),
-    TEST(adamw_copy),   TEST(scale),      TEST(definite),    TEST(plan_copies)};
+    TEST(all_elements), TEST(vectors),    TEST(sum_squares), TEST(products),    TEST(roots),
+    TEST(root_steps),   TEST(root_stops), TEST(sign_runs),   TEST(eigenvalues), TEST(chol_inverse),
+    TEST(gauges),       TEST(sign),       TEST(sign_bf16),   TEST(adamw_copy),  TEST(scale),
+    TEST(definite),     TEST(plan_copies)};
 
 int main(int argc, char **argv) {
     cudaDeviceProp device;

@@ -206,3 +206,17 @@ void cpu_la_vec_root_recip(float *s, const float *v, int n, double eps) {
 void cpu_la_vec_balance(float *s, const float *t, int n, double target, double power) {
     la_vec_balance(s, t, n, target, power);
 }
+
+void cpu_la_vec_ratio_power(float *s, const float *t, int n, double power) {
+    la_vec_ratio_power(s, t, n, power);
+}
+
+void cpu_la_vec_cold(float *s, const float *t, int n, double a, double c) {
+    la_vec_cold(s, t, n, a, c);
+}
+
+void cpu_la_vec_escape(float *s, const float *v, const float *w, int n, int k, double keep) {
+    la_vec_escape(s, v, w, n, k, keep);
+}
+
+void cpu_la_chol_inverse(Mat X, Mat G, float *scratch) { la_chol_inverse(X, G, scratch); }

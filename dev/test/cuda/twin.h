@@ -89,6 +89,10 @@ void cpu_la_vec_gauge(float *x, const float *l, const float *r, const float *nor
 void cpu_la_vec_moment(float *v, const float *s, int n, double beta, double a);
 void cpu_la_vec_root_recip(float *s, const float *v, int n, double eps);
 void cpu_la_vec_balance(float *s, const float *t, int n, double target, double power);
+void cpu_la_vec_ratio_power(float *s, const float *t, int n, double power);
+void cpu_la_vec_cold(float *s, const float *t, int n, double a, double c);
+void cpu_la_vec_escape(float *s, const float *v, const float *w, int n, int k, double keep);
+void cpu_la_chol_inverse(Mat X, Mat G, float *scratch);
 
 /* Update number `step` (from 1) of a model of these flags: parameters p, gradients g, first
    moments m and states v lie as the registry and the plan of the flags lay them out. */
