@@ -256,18 +256,22 @@ static int load_base(Model *m, const Ckpt *ckpt, const char *moved, char *err) {
         ckpt_value(ckpt, "init_from_checksum", want, sizeof want))
         return fail(err, "it has adapters and does not say of which weights");
     if (moved[0]) file_path(path, "%s", moved);
-    if (ckpt_open(&base, path, why))
+    int status = ckpt_open(&base, path, why);
+    if (status && moved[0])
+        return fail(err, "--base, the checkpoint file beside which it was trained: %.700s", why);
+    if (status)
         return fail(err,
                     "it has adapters of the weights in another file, which is not to be had: "
                     "%.500s; if it has moved, name it with --base",
                     why);
     ckpt_fingerprint(&base, found);
-    int status = strcmp(want, found) ? fail(err,
-                                            "its adapters are of other weights than those of "
-                                            "%.600s, which is another file than that of then, or "
-                                            "has changed since",
-                                            path)
-                                     : load_parameters(&m->p, &base, TENSORS_OF_BASE, 1, err);
+    if (strcmp(want, found))
+        status = fail(err,
+                      "its adapters are of other weights than those of %.600s, which is another "
+                      "file than that of then, or has changed since; if that has moved, name it "
+                      "with --base",
+                      path);
+    else status = load_parameters(&m->p, &base, TENSORS_OF_BASE, 1, err);
     ckpt_close(&base);
     return status;
 }
@@ -278,6 +282,9 @@ static int load_model(Model *m, Config *c, const Ckpt *ckpt, int threads, const 
                       char *err) {
     static Plan no_rules; /* the model is not trained */
     if (load_config(c, ckpt, threads, err) || device_setup(c, NULL, err)) return -1;
+    if (base[0] && !c->lora_rank)
+        return fail(err, "it has no adapters, and --base names the weights of adapters: leave "
+                         "--base out");
     Registry r = registry_build(c);
     if (model_create(m, c, &r, &no_rules, 0, err) ||
         (c->lora_rank && load_base(m, ckpt, base, err)) ||
@@ -390,6 +397,7 @@ typedef struct {
 /* Reads the command line. Returns 0, 1 if --help was asked for, -1 with a message. */
 static int parse(Options *o, int argc, char **argv, char *err) {
     unsigned char given[OPTION_FLAGS] = {0};
+    char why[ERR_LEN];
     flags_defaults(option_flags, OPTION_FLAGS, o);
     int status = flags_parse(option_flags, OPTION_FLAGS, o, given, argc, argv, err);
     if (status > 0)
@@ -399,6 +407,10 @@ static int parse(Options *o, int argc, char **argv, char *err) {
     if (o->checkpoint[0] && (given[flags_find(option_flags, OPTION_FLAGS, "run")] ||
                              given[flags_find(option_flags, OPTION_FLAGS, "runs-dir")]))
         return fail(err, "--checkpoint names a file and --run another: give one of them");
+    if (given[flags_find(option_flags, OPTION_FLAGS, "merge")] && log_check_name(o->merge, why))
+        return fail(err, "--merge names the run to write: %s", why);
+    if (given[flags_find(option_flags, OPTION_FLAGS, "base")] && !o->base[0])
+        return fail(err, "--base: the name is empty; name a checkpoint file");
     if (o->prompt[0] && o->prompt_file[0])
         return fail(err, "--prompt and --prompt-file are both given: keep one");
     return 0;
@@ -411,15 +423,26 @@ static int merge(Program *p, char *err) {
     uint64_t step;
     RunLog log;
     Ckpt ckpt;
-    if (find_checkpoint(o, &ckpt, path, err)) return -1;
+    if (find_checkpoint(o, &ckpt, path, err) || log_paths(&log, o->runs_dir, o->merge, err))
+        return -1;
+    file_path(to, "%s/run.json", log.dir);
+    if (access(to, F_OK) == 0 || log_last_step(log.path) >= 0 ||
+        log_has_checkpoints(log.checkpoints))
+        return fail(err, "--merge: there is a run %.900s already: give another name", log.dir);
     if (ckpt_number_in(&ckpt, "step", 0, INT32_MAX, &step, why) ||
         load_model(&p->model, &p->config, &ckpt, o->threads, o->base, why))
         return fail(err, "%.500s: %.500s", path, why);
     if (!p->config.factored)
         return fail(err, "--merge: %s has no adapters and no products of low rank to merge", path);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is reported as a failed write */
     if (log_open(&log, o->runs_dir, o->merge, 0, why)) return fail(err, "--merge: %.900s", why);
     ckpt_path(to, log.checkpoints, (int64_t)step);
     int status = merge_write(&p->model.p, &p->config, &ckpt, to, err);
+    if (status) { /* leaves nothing behind: the name is free again */
+        unlink(log.path);
+        rmdir(log.checkpoints);
+        rmdir(log.dir);
+    }
     log_close(&log);
     ckpt_close(&ckpt);
     if (!status) fprintf(stderr, "merged   %s into %s\n", path, to);

@@ -696,6 +696,18 @@ static int parse(Program *p, int argc, char **argv, char *err) {
     return c->version || c->help_markdown;
 }
 
+/* Refuses a flag of factors for a new run that has none: a rank was forgotten. */
+static int check_factor_flags(const Run *run, char *err) {
+    for (int i = 0; i < CONFIG_FLAGS && !config_rank(&run->asked); i++)
+        if (run->given[i] && !strcmp(config_flags[i].section, FLAGS_OF_FACTORS) &&
+            strcmp(config_flags[i].name, "lora-rank") && strcmp(config_flags[i].name, "low-rank"))
+            return fail(err,
+                        "--%s is about factors, and this run has none: give their rank with "
+                        "--lora-rank or --low-rank, or leave the flag out",
+                        config_flags[i].name);
+    return 0;
+}
+
 /* Opens what --resume or --init-from name, and takes over its flags. */
 static int open_past(Program *p, char *err) {
     Run *run = &p->run;
@@ -704,11 +716,12 @@ static int open_past(Program *p, char *err) {
     if (run->asked.resume) {
         if (resume_open(run, &p->from, err)) return -1;
         if (p->from.has_ckpt && !run->asked.lora_rank) return 0;
+        if (resume_is_finished(run, &p->from) && !run->asked.dry_run) return 0;
         p->has_weights = weights_reopen(run, &p->weights, err);
         return min_int(p->has_weights, 0);
     }
     if (!config_is_given(run->given, "init-from")) {
-        if (!run->asked.lora_rank) return 0;
+        if (!run->asked.lora_rank) return check_factor_flags(run, err);
         return fail(err,
                     "--lora-rank %d: adapters are trained beside the weights of a model; name "
                     "its run or checkpoint with --init-from, or train products from scratch "
@@ -717,7 +730,8 @@ static int open_past(Program *p, char *err) {
     }
     if (weights_open(run, &p->weights, err)) return -1;
     p->has_weights = 1;
-    return weights_flags(run, &p->weights, err);
+    if (weights_flags(run, &p->weights, err)) return -1;
+    return check_factor_flags(run, err);
 }
 
 /* Returns -1 with a message if the weights of --init-from are of another model. */

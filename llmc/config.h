@@ -649,13 +649,16 @@ static inline int config_read_layers(const char *text, unsigned *bits, char *err
             if (strlen(WORD_OF(LINEAR_LAYERS, i)) == length &&
                 !strncmp(WORD_OF(LINEAR_LAYERS, i), text, length))
                 found = i;
+        if (!length) return fail(err, "--lora-on: a name is missing before or after a comma");
         if (found < 0)
-            return fail(err, "--lora-on: \"%.*s\" is none of qkv, o, fc, proj, head and all",
+            return fail(err,
+                        "--lora-on: \"%.*s\" is none of qkv, o, fc, proj and head, separated by "
+                        "commas alone; all stands for all of them, by itself",
                         (int)min_size(length, 60), text);
         *bits |= 1u << found;
         text += length;
-        text += *text == ',' && text[1] != 0;
-        if (*text == ',') return fail(err, "--lora-on: the list ends with a comma");
+        if (*text == ',' && !*++text)
+            return fail(err, "--lora-on: a name is missing before or after a comma");
     }
     return *bits ? 0 : fail(err, "--lora-on is empty: name linear layers, such as qkv,o");
 }
@@ -663,9 +666,10 @@ static inline int config_read_layers(const char *text, unsigned *bits, char *err
 /* The layers that have factors, and how these begin. Heads, widths and rules must be resolved. */
 static inline int config_resolve_factors(Config *c, char *err) {
     int rank = config_rank(c), A = c->heads * c->head_dim, KV = c->kv_heads * c->head_dim;
+    int F = c->ff_width, doubled = act_is_gated((ActKind)c->act) && !c->lora_split;
     const int side[LINEARS] = {min_int(c->width, c->lora_split ? min_int(A, KV) : A + 2 * KV),
-                               min_int(c->width, A), min_int(c->width, c->ff_width),
-                               min_int(c->width, c->ff_width), min_int(c->width, c->vocab)};
+                               min_int(c->width, A), min_int(c->width, doubled ? 2 * F : F),
+                               min_int(c->width, F), min_int(c->width, c->vocab)};
     c->factored = 0;
     if (!rank) return 0;
     if (c->lora_rank && c->low_rank)
@@ -676,9 +680,12 @@ static inline int config_resolve_factors(Config *c, char *err) {
         if (c->factored >> i & 1 && rank > side[i])
             return fail(err,
                         "%s %d is above the smaller side of %s, which is %d: a product of that "
-                        "rank is no smaller than the matrix",
+                        "rank is no smaller than the matrix; take a lower rank, or leave %s out of "
+                        "--lora-on",
                         c->lora_rank ? "--lora-rank" : "--low-rank", rank,
-                        NAME_OF(LINEAR_LAYERS, i), side[i]);
+                        i == LINEAR_QKV && c->lora_split ? "W_Q, W_K or W_V"
+                                                         : NAME_OF(LINEAR_LAYERS, i),
+                        side[i], WORD_OF(LINEAR_LAYERS, i));
     if (c->low_rank && c->tied && c->factored >> LINEAR_HEAD & 1)
         return fail(err, "--low-rank: a tied head is the embedding, which is no product; leave "
                          "head out of --lora-on, or set --tied off");

@@ -435,6 +435,7 @@ static inline int resume_flags_before(Resume *r, const Config *start, char *err)
     size_t length;
     int asked = header_find(lines, r->settings_size, "asked.steps", &length) != NULL;
     r->before = *start;
+    r->before.lora_rank = r->before.low_rank = 0; /* a run from before these flags has no factors */
     if (r->has_ckpt) {
         if (load_flags(&r->before, NULL, &r->ckpt, err)) return -1;
     } else if (load_flags_of(&r->before, NULL, 1, asked ? "asked" : "flags", lines,
@@ -587,19 +588,20 @@ static inline int resume_check_anew(const Run *run, const Resume *r, char *err) 
                 run->log.checkpoints);
 }
 
-/* From which weights the run began: run.json says so, and a checkpoint does. */
+/* From which weights the run began: run.json says so, and a checkpoint does. run.json is newer: it
+   knows where a file has moved. But if it tells of another file, it is not this run's. */
 static inline void resume_origin(Run *run, const Resume *r) {
     const char *text[2] = {r->settings, r->has_ckpt ? r->ckpt.header : NULL};
     uint64_t size[2] = {r->settings_size, r->has_ckpt ? r->ckpt.header_length : 0};
+    char file[FILE_PATH_SIZE], sum[sizeof run->from_sum];
+    run->from_file[0] = run->from_sum[0] = 0;
     for (int i = 0; i < 2; i++) {
-        if (text[i] &&
-            !header_value(text[i], size[i], "init_from_file", run->from_file,
-                          sizeof run->from_file) &&
-            !header_value(text[i], size[i], "init_from_checksum", run->from_sum,
-                          sizeof run->from_sum) &&
-            strcmp(run->from_file, "null") != 0)
-            break;
-        run->from_file[0] = 0;
+        if (!text[i] || header_value(text[i], size[i], "init_from_file", file, sizeof file) ||
+            header_value(text[i], size[i], "init_from_checksum", sum, sizeof sum) ||
+            !strcmp(file, "null") || !strcmp(sum, run->from_sum))
+            continue;
+        file_path(run->from_file, "%s", file);
+        snprintf(run->from_sum, sizeof run->from_sum, "%s", sum);
     }
     if (config_is_given(run->given, "init-from") && !run->asked.lora_rank)
         print_line(stderr, NULL,
@@ -780,18 +782,24 @@ static inline int weights_open(Run *run, Ckpt *ckpt, char *err) {
    initial weights, or -1 with a message. */
 static inline int weights_reopen(Run *run, Ckpt *ckpt, char *err) {
     char sum[FINGERPRINT_SIZE], why[ERR_LEN];
+    if (!run->from_file[0] && run->asked.lora_rank)
+        return fail(err,
+                    "--resume: the run trains adapters, and nothing in its folder says of which "
+                    "weights: put its run.json or a checkpoint back, or start it anew");
     if (!run->from_file[0]) return 0;
     snprintf(sum, sizeof sum, "%s", run->from_sum);
     if (run->asked.lora_rank && run->asked.init_from[0]) {
         if (weights_open(run, ckpt, err)) return -1;
     } else if (ckpt_open(ckpt, run->from_file, why)) {
+        if (run->asked.lora_rank)
+            return fail(err,
+                        "--resume: the run trains adapters of the weights in the file of "
+                        "--init-from, and that file is not to be had: %.600s; if it has moved, "
+                        "name it with --init-from",
+                        why);
         return fail(err,
-                    "--resume: the run %s, and that file is not to be had: %.600s; if it has "
-                    "moved, name it with --init-from",
-                    run->asked.lora_rank ? "trains adapters of the weights in the file of "
-                                           "--init-from"
-                                         : "has no checkpoint yet and begins from the file of "
-                                           "--init-from",
+                    "--resume: the run has no checkpoint yet, and the file of --init-from that it "
+                    "begins from is not to be had: %.700s",
                     why);
     }
     char found[FINGERPRINT_SIZE];
@@ -812,20 +820,43 @@ static inline int weights_has_flag(const Flag *flag, const Config *theirs) {
            (theirs->low_rank && !strcmp(flag->section, FLAGS_OF_FACTORS));
 }
 
+/* Refuses weights of another kind than the new run is to have: adapters alone, or products in place
+   of whole matrices, or the other way round. */
+static inline int weights_check_factors(const Run *run, const Config *theirs, char *err) {
+    const Config *c = &run->asked;
+    int to_whole = config_is_given(run->given, "low-rank") && !c->low_rank;
+    if (theirs->lora_rank)
+        return fail(err,
+                    "--init-from: %.400s has adapters alone, not a whole model: make one with "
+                    "./generate --checkpoint %.400s --merge NAME, and begin with --init-from NAME",
+                    run->from_file, run->from_file);
+    if (theirs->low_rank && (c->lora_rank || to_whole))
+        return fail(err,
+                    "--init-from: %.400s has products of rank %d in place of matrices: for --%s "
+                    "%d make these whole with ./generate --checkpoint %.400s --merge NAME, and "
+                    "begin with --init-from NAME",
+                    run->from_file, theirs->low_rank, c->lora_rank ? "lora-rank" : "low-rank",
+                    c->lora_rank, run->from_file);
+    if (c->low_rank && !c->lora_rank && !theirs->low_rank)
+        return fail(err,
+                    "--init-from: %.700s has whole matrices, and --low-rank %d trains products "
+                    "from scratch: leave out one of the two flags, or train adapters beside these "
+                    "matrices with --lora-rank",
+                    run->from_file, c->low_rank);
+    return 0;
+}
+
 /* Takes over the flags of the model that are not given; a note names those that are given and
    differ. */
 static inline int weights_flags(Run *run, const Ckpt *ckpt, char *err) {
     Config *c = &run->asked, theirs = *c, was, is;
     char from[FLAG_STRING_SIZE], to[FLAG_STRING_SIZE];
     uint64_t vocab;
+    theirs.lora_rank = theirs.low_rank = 0; /* a file without these flags has whole matrices */
     if (load_flags(&theirs, NULL, ckpt, err)) return -1;
     if (ckpt_number_in(ckpt, "vocab", 1, CONFIG_MAX_VOCAB, &vocab, err)) return -1;
     theirs.vocab = (int)vocab;
-    if (theirs.lora_rank)
-        return fail(err,
-                    "--init-from: %.700s has adapters alone, not a whole model: make one with "
-                    "./generate --checkpoint FILE --merge NAME, and begin from that",
-                    run->from_file);
+    if (weights_check_factors(run, &theirs, err)) return -1;
     if (load_tokenizer_id(&run->from_tokenizer, ckpt, &theirs, err)) return -1;
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         const Flag *flag = &config_flags[i];

@@ -494,6 +494,8 @@ value_of() {
     data-order) echo sequential ;; kv-heads | seed) echo 1 ;; heads | softcap) echo 4 ;; head-dim) echo 32 ;;
     width | ff-width) echo 64 ;; seq-len) echo 16 ;; vocab) echo 300 ;; layers) echo 2 ;;
     norm-eps) echo 1e-5 ;; rope-base) echo 500 ;; attn-scale | init-std) echo 0.3 ;;
+    lora-rank | low-rank) echo 4 ;; lora-on) echo qkv ;; lora-scale | lora-factor-scale) echo 2 ;;
+    lora-split) echo off ;; lora-init) echo balanced ;;
     *) return 1 ;;
     esac
 }
@@ -603,7 +605,7 @@ test_init_from() {
     head -n 2 runs/o/log.jsonl >o.log && cp o.log runs/o/log.jsonl
     cp runs/a/checkpoints/step_00000010.ckpt weights.ckpt
     rm runs/a/checkpoints/step_00000010.ckpt
-    refused "--init-from: the file is gone" 'no checkpoint yet, and the file.*step_00000010.ckpt: No such file' \
+    refused "--init-from: the file is gone" 'no checkpoint yet, and the file .*step_00000010.ckpt: No such file' \
         train --run o --resume
     cp "$(newest runs/n)" runs/a/checkpoints/step_00000010.ckpt 2>/dev/null || cp "$(newest runs/q)" \
         runs/a/checkpoints/step_00000010.ckpt
@@ -618,6 +620,186 @@ test_init_from() {
     check "the checkpoint does not know where the run began" has runs/o/run.json \
         '"init_from_file": "runs/a/checkpoints/step_00000010.ckpt"'
     refused "--init-from: an empty name" '--init-from: the name is empty' train --data text.txt --run p --init-from ""
+}
+
+# The last validation loss of a run.
+last_loss() { sed -n 's/.*"val_loss": \([0-9.]*\),.*/\1/p' "$1/log.jsonl" | tail -n 1; }
+near() { awk -v a="${1:-0}" -v b="${2:-1}" 'BEGIN { d = a - b; exit !(d * d < 1e-10 * b * b) }'; }
+other_words() { tr 'a-z' 'n-za-m' <text.txt >other.txt; }
+tune="--batch-size 4 --threads 1"
+# The most probable text of a model, in the file NAME.text; further arguments go to generate.
+greedy() {
+    name=$1
+    shift
+    generate --run "$name" --prompt "the king" --tokens 40 --temperature 0 "$@" && cp out "$name.text"
+}
+
+# Fine-tuning in three commands: a base, adapters beside its weights, and both merged into whole matrices.
+test_adapters() {
+    rm -rf runs/a runs/ad* ad3.saved runs/gone runs/whole runs/from runs/away runs/again
+    ten_steps
+    other_words
+    base=runs/a/checkpoints/step_00000010.ckpt
+    before=$(cksum <$base)
+    check "adapters" train --data other.txt $tune --run ad --init-from a --lora-rank 4 --lr-lora 0.1 --steps 40
+    check "the start does not tell the adapters" has out '^adapters [0-9.]*M parameters of rank 4, scale 1, on qkv, o, fc, proj; the rest is frozen'
+    check "the start does not name the weights" has out "^weights  from $base\$"
+    check "the start does not name the rule" has out '^update   LoRA-Muon on the adapters'
+    check "the base has changed" [ "$(cksum <$base)" = "$before" ]
+    first=$(sed -n 's/^{"step": 0, .*"val_loss": \([0-9.]*\),.*/\1/p' runs/ad/log.jsonl)
+    check "the loss does not fall: $first, $(last_loss runs/ad)" awk -v a="$first" -v b="$(last_loss runs/ad)" 'BEGIN { exit !(b > 0 && b < a - 0.1) }'
+    check "adapters take $(wc -c <"$(newest runs/ad)") bytes, the base $(wc -c <$base)" \
+        [ $(($(wc -c <"$(newest runs/ad)") * 2)) -lt "$(wc -c <$base)" ]
+    # The model begins as its base.
+    check "no step" train --data other.txt $tune --run ad2 --init-from a --steps 0 --val-tokens 0
+    check "the model does not begin as its base" [ "$(last_loss runs/ad2)" = "$first" ]
+
+    check "a sample from adapters" greedy ad
+    check "a sample from the base" greedy a
+    check "adapters do not change the text" not cmp -s a.text ad.text
+    check "--merge" generate --run ad --merge whole
+    check "--merge does not say what it wrote" has err '^merged   runs/ad/.*step_00000040.ckpt into runs/whole/.*step_00000040.ckpt$'
+    check "a sample from the merged model" greedy whole
+    check "the merged model writes another text" cmp ad.text whole.text
+    check "the merged model still names adapters" not has err 'adapters'
+    check "a run from the merged model" train --data other.txt $tune --run from --init-from whole --steps 0
+    check "merged: a loss of $(last_loss runs/from), not $(last_loss runs/ad)" near "$(last_loss runs/from)" "$(last_loss runs/ad)"
+    # Its checkpoint has no line about factors, as those from before these flags have none.
+    check "adapters of the merged model" train --data other.txt $tune --run again --init-from whole --lora-rank 2 --steps 1
+    check "training of the merged model" train --run whole --resume --steps 41 --data other.txt
+
+    refused "--merge: a name that is taken" '--merge: there is a run runs/a already' generate --run ad --merge a
+    refused "--merge into itself" '--merge: there is a run runs/ad already' generate --run ad --merge ad
+    refused "--merge: no name" '--merge names the run to write: .*empty' generate --run ad --merge ''
+    refused "--merge: a path" '--merge names the run to write: .*plain name' generate --run ad --merge x/y
+    refused "--merge: nothing to merge" 'no adapters and no products of low rank' generate --run a --merge new
+    refused "--base without adapters" 'it has no adapters, and --base' generate --run a --base $base --tokens 1
+    check "a refused --merge left a folder" [ ! -e runs/new ]
+    (ulimit -f 40 && generate --run ad --merge new)
+    check "--merge, full disk: exit status $?" [ $? -eq 1 ]
+    check "--merge, full disk: no message" has err '^error: .*step_00000040.ckpt: File too large'
+    check "--merge, full disk: a folder is left" [ ! -e runs/new ]
+    mkdir -p runs/new/checkpoints # what a killed --merge leaves
+    : >runs/new/log.jsonl
+    check "--merge once more" generate --run ad --merge new
+    check "--merge once more: another model" same_tensors "$(newest runs/new)" runs/new/checkpoints/step_00000040.ckpt
+    rm -rf runs/new
+
+    # The base moves, is damaged, and is replaced.
+    mv runs/a runs/away
+    away=runs/away/checkpoints/step_00000010.ckpt
+    refused "a sample: no base" 'not to be had: .*step_00000010.ckpt: No such file.* with --base' generate --run ad --tokens 1
+    refused "--merge: no base" 'not to be had: .*step_00000010.ckpt: No such file.* with --base' generate --run ad --merge new
+    check "--base" greedy ad --base $away
+    check "--base: another text" cmp ad.text whole.text
+    refused "--base: no such file" '--base, .* nowhere: No such file' generate --run ad --base nowhere --tokens 1
+    refused "--base: other weights" 'adapters are of other weights' generate --run ad --base "$(newest runs/whole)" --tokens 1
+    refused "--base: no name" '--base: the name is empty' generate --run ad --base "" --tokens 1
+    refused "a resume: no base" 'trains adapters of the weights .*No such file.*--init-from' train --run ad --resume --steps 41
+    refused "a resume: another base" 'is not the file that the run began from' train --run ad --resume --steps 41 --init-from whole
+    refused "a resume: no such base" '--init-from nobody: ' train --run ad --resume --steps 41 --init-from nobody
+    check "a finished run needs no base" train --run ad --resume
+    check "a resume with a base that moved" train --run ad --resume --steps 41 --init-from away
+    check "a resume forgets where the base is" train --run ad --resume --steps 42
+    cp $away good.ckpt
+    head -c 9000 good.ckpt >$away
+    refused "a resume: a base cut off" 'truncated or damaged' train --run ad --resume --steps 43
+    refused "a base cut off" 'is damaged' train --data other.txt $tune --run x --init-from away --lora-rank 2 --steps 1
+    cp good.ckpt $away
+    damage $away
+    refused "a sample: a damaged base" 'is damaged: its checksum' generate --run ad --tokens 1
+    cp "$(newest runs/whole)" $away
+    refused "a resume: the base was replaced" 'is not the file that the run began from' train --run ad --resume --steps 43
+    refused "a sample: the base was replaced" 'which is another file than that of then' generate --run ad --tokens 1
+    cp good.ckpt $away
+    check "the base is back" train --run ad --resume --steps 43
+
+    # run.json of another run does not make the adapters those of other weights, and without any word of the
+    # weights the run does not go on beside others.
+    cp runs/again/run.json runs/ad/run.json
+    check "the run.json of other adapters" train --run ad --resume --steps 44
+    check "the run.json of other adapters: no warning" has err 'warning: run.json is not this run'
+    rm runs/ad/run.json
+    check "adapters without run.json" train --run ad --resume --steps 45
+    train --data other.txt $tune --run ad3 --init-from away --lora-rank 4 --steps 3
+    cp -r runs/ad3 ad3.saved
+    rm -f runs/ad3/checkpoints/*
+    head -n 2 ad3.saved/log.jsonl >runs/ad3/log.jsonl
+    sed -i '/"init_from_/d' runs/ad3/run.json
+    refused "adapters of nobody knows what" 'nothing in its folder says of which' train --run ad3 --resume
+    cp ad3.saved/run.json runs/ad3
+    mv runs/away runs/gone
+    refused "adapters that begin again: no base" 'trains adapters of .*No such file' train --run ad3 --resume
+    check "adapters that begin again" train --run ad3 --resume --init-from gone
+    check "adapters that begin again: another log" same_log runs/ad3 ad3.saved
+    check "adapters that begin again: other adapters" same_tensors "$(newest runs/ad3)" "$(newest ad3.saved)"
+    check "a refused start left a folder" [ ! -e runs/x ]
+}
+
+# Products in place of matrices: trained, resumed, merged, and the beginning of new runs.
+test_low_rank() {
+    rm -rf runs/lr runs/lr2 runs/lrm runs/lrf runs/lra
+    ranks="--low-rank 4 --lora-on all --lora-scale 2 --init gpt2"
+    check "--low-rank" train $minute $ranks --run lr --steps 6 --log-groups --ema-from 3
+    check "the start does not tell the products" has out '^low rank products of rank 4, scale 2, in place of qkv, o, fc, proj, head'
+    check "the log does not tell the factors' steps" has runs/lr/log.jsonl '"A of W_Q": {"update_rms"'
+    check "a sample of products" greedy lr
+    check "--merge of products" generate --run lr --merge lrm
+    check "a sample of merged products" greedy lrm
+    check "merged products write another text" cmp lr.text lrm.text
+    check "a run from products" train --data text.txt $tune --run lr2 --init-from lr --steps 0
+    check "a run from merged products" train --data text.txt $tune --run lrf --init-from lrm --steps 0
+    check "a run from products has no products" has runs/lr2/run.json '"low-rank": 4,'
+    check "a run from merged products has products" has runs/lrf/run.json '"low-rank": 0,'
+    check "merged products: a loss of $(last_loss runs/lrf), not $(last_loss runs/lr)" near "$(last_loss runs/lrf)" "$(last_loss runs/lr)"
+    check "training goes on from products" train --data text.txt $tune --run lra --init-from lr --steps 3
+    lr=$(newest runs/lr)
+    refused "adapters beside products" "has products of rank 4 .*--lora-rank 2 .*generate --checkpoint $lr --merge NAME" \
+        train --data text.txt $tune --run x --init-from lr --lora-rank 2
+    refused "products to whole matrices" "has products of rank 4 .*--low-rank 0 .*--merge NAME" \
+        train --data text.txt $tune --run x --init-from lr --low-rank 0
+    refused "whole matrices to products" 'has whole matrices, and --low-rank 2 .*--lora-rank' \
+        train --data text.txt $tune --run x --init-from lrm --low-rank 2
+    refused "another rank of products" '--init-from: .*_up has another size' train --data text.txt $tune --run x --init-from lr --low-rank 2
+    check "a refused start left a folder" [ ! -e runs/x ]
+}
+
+# Mistakes in the flags of factors.
+test_factor_mistakes() {
+    ten_steps
+    more="--data text.txt $tune --run x --steps 1 --init-from a"
+    refused "adapters of nothing" '--lora-rank 4: .*--init-from.*--low-rank' train $minute --run x --lora-rank 4
+    refused "both ranks" '--lora-rank .* and --low-rank .*one of them' train $more --lora-rank 4 --low-rank 4
+    refused "a rank too large" '--lora-rank 33 is above .*W_Q, W_K or W_V, which is 32: ' train $more --lora-rank 33
+    refused "a rank too large for one" '--low-rank 20 is above .*W_O, which is 16: .*leave o out of --lora-on' train $minute --run x \
+        --low-rank 20 --head-dim 8 --lora-split off
+    for bad in "" foo qkv, ,qkv qkv,,o "qkv, o" all,o QKV; do
+        refused "--lora-on \"$bad\"" '--lora-on[: ]' train $more --lora-rank 4 --lora-on "$bad"
+    done
+    check "--lora-on with a name twice" train $more --lora-rank 4 --lora-on o,qkv,o
+    rm -rf runs/x
+    refused "spectral adapters" '--lora-init: adapters begin at zero' train $more --lora-rank 4 --lora-init spectral
+    refused "--lora-plus of a pair" '--lora-plus .*--lora lora-muon' train $more --lora-rank 4 --lora-plus 4
+    refused "no factors to speak of" '--lora-on is about factors, .*--lora-rank or --low-rank' train $minute --run x --lora-on qkv
+    refused "no factors beside weights" '--lora-scale is about factors' train $more --lora-scale 2
+    refused "a tied head of products" '--low-rank: a tied head .*--lora-on' train $minute --run x --low-rank 4 --tied on --init gpt2 --lora-on head
+    refused "one leg of a pair" '--lora-on qkv: the rule of W_O, W_V' train $minute --run x --low-rank 4 --lora-on qkv
+    refused "nothing left" '--freeze wo_up,wo_down leaves nothing to train' train $more --lora-rank 4 --lora-on o --freeze wo_up,wo_down
+    refused "one frozen factor" '--freeze wo_up: .*freeze wo_down too' train $more --lora-rank 4 --freeze wo_up
+    refused "a frozen matrix that is none" '--freeze: this model has no tensor "wqkv"; it has .*wqkv_up' train $minute --run x \
+        --low-rank 4 --freeze wqkv
+    check "a dry run of adapters" train $more --lora-rank 4 --dry-run
+    check "a dry run does not tell what is frozen" has out '^wqkv *frozen'
+    check "a dry run does not tell the factors" has out '^A of W_O, B of W_O *lora-muon'
+    check "a mistake left a folder" [ ! -e runs/x ]
+    check "adapters" train $more --lora-rank 4
+    refused "adapters as a base" "has adapters alone.*generate --checkpoint runs/x/.*step_00000001.ckpt --merge NAME" \
+        train --data text.txt $tune --run y --init-from x
+    refused "adapters of adapters" 'has adapters alone' train --data text.txt $tune --run y --init-from x --lora-rank 2
+    refused "another rank on resume" '--lora-rank was "4" and stays' train --run x --resume --steps 2 --lora-rank 2
+    check "another rule on resume" train --run x --resume --steps 2 --lora adamw
+    check "another rule on resume: no note" has err '^note: --lora lora-muon -> adamw from step 2$'
+    rm -rf runs/x
 }
 
 # interrupt SIGNAL: starts a run in `broken` and sends the signal while step 1 is validated, which takes some
@@ -904,6 +1086,27 @@ test_kill() {
     go_on
     finish
     compare "kill -9, gradient accumulation"
+
+    # Adapters beside the weights of another run, and products, with averages of the factors.
+    rm -rf runs/kb
+    train $(echo "$two_layers" | sed 's/--run r/--run kb/; s/\.\.\/text/text/') --threads 1
+    for factors in "--init-from ../runs/kb --lora-rank 4 --lora lora-rite" \
+        "--low-rank 4 --lora-on all --lora cm --ema-from 11 --ema-horizon 5"; do
+        flags="$two_layers --threads 1 $factors"
+        begin
+        start $flags
+        await_lines broken/runs/r/log.jsonl 2
+        kill -9 $child 2>/dev/null
+        finish 2>/dev/null
+        kill_once
+        kill_once
+        go_on
+        finish
+        compare "kill -9, $factors"
+    done
+    flags="$two_layers --threads 1 --total-batch-tokens 256 --optimizer muon"
+    begin
+    cp -r whole/runs broken/runs
 
     # A kill after the last checkpoint was written and before an older one was deleted.
     cp whole/runs/r/checkpoints/step_00000030.ckpt broken/runs/r/checkpoints/step_00000021.ckpt
