@@ -652,6 +652,7 @@ static void test_accumulation(const char *preset) {
     create(&m, &c);
     randomise(&m);
     draw_batch(&c, x, y, 24);
+    size_t gradients = m.p.r.size[SLOT_GRAD];
     double loss = loss_and_gradient(&m, x, y, 4);
     half_config.batch_size = 2;
     create(&half, &half_config);
@@ -664,28 +665,28 @@ static void test_accumulation(const char *preset) {
     check(count == 23 && relative_error(sum / 23, loss, 1) < BY_TYPE(1e-14, 1e-6),
           "%s: mean loss %.15g over %d targets in two halves, %.15g in one", preset, sum / 23,
           (int)count, loss);
-    double e = relative_l2_m(half.p.grad, m.p.grad, elements(&m), 1e-30);
+    double e = relative_l2_m(half.p.grad, m.p.grad, gradients, 1e-30);
     check(e < BY_TYPE(1e-13, 2e-6), "%s: two halves change the gradient by %.1e", preset, e);
     model_free(&half);
 
     /* Fewer sequences than the model was made for. */
-    floatM *two = array(elements(&m));
+    floatM *two = array(gradients);
     create(&half, &half_config);
     memcpy(half.p.param, m.p.param, elements(&m) * sizeof *m.p.param);
     y[2] = y[3] = -1;
     double small = loss_and_gradient(&half, x, y, 2), large = loss_and_gradient(&m, x, y, 2);
-    memcpy(two, half.p.grad, elements(&m) * sizeof *two);
+    memcpy(two, half.p.grad, gradients * sizeof *two);
     check(relative_error(small, large, 1) < BY_TYPE(1e-14, 1e-6),
           "%s: B 2 of 4 gives loss %.15g, not "
           "%.15g",
           preset, large, small);
-    e = relative_l2_m(m.p.grad, two, elements(&m), 1e-30);
+    e = relative_l2_m(m.p.grad, two, gradients, 1e-30);
     check(e < BY_TYPE(1e-13, 2e-6), "%s: B 2 of 4 changes the gradient by %.1e", preset, e);
 
     /* Logits seven rows at a time. */
     loss = loss_and_gradient(&m, x, y, 4);
-    floatM *whole = array(elements(&m));
-    memcpy(whole, m.p.grad, elements(&m) * sizeof *whole);
+    floatM *whole = array(gradients);
+    memcpy(whole, m.p.grad, gradients * sizeof *whole);
     Config pieces_config = c;
     pieces_config.logit_rows = 7;
     model_free(&half);
@@ -694,7 +695,7 @@ static void test_accumulation(const char *preset) {
     double pieces = loss_and_gradient(&half, x, y, 4);
     check(relative_error(pieces, loss, 1) < BY_TYPE(1e-14, 1e-6),
           "%s: loss %.15g in pieces, %.15g whole", preset, pieces, loss);
-    e = relative_l2_m(half.p.grad, whole, elements(&m), 1e-30);
+    e = relative_l2_m(half.p.grad, whole, gradients, 1e-30);
     check(e < BY_TYPE(1e-13, 2e-6), "%s: logits in pieces change the gradient by %.1e", preset, e);
     use_threads(3);
     double shared = loss_and_gradient(&m, x, y, 4);
@@ -703,7 +704,7 @@ static void test_accumulation(const char *preset) {
           "%s: loss %.15g with three threads, %.15g "
           "with one",
           preset, shared, loss);
-    e = relative_l2_m(m.p.grad, whole, elements(&m), 1e-30);
+    e = relative_l2_m(m.p.grad, whole, gradients, 1e-30);
     check(e < BY_TYPE(1e-13, 2e-6), "%s: three threads change the gradient by %.1e", preset, e);
     model_free(&half);
     model_free(&m);
@@ -1131,6 +1132,28 @@ static void test_registries(void) {
     test_registry("--preset gpt2 --layers 1 --width 30 --heads 3 --ff-width 50 --seq-len 7",
                   "--vocab 61",
                   61 * 30 + 7 * 30 + 60 + 2700 + 90 + 900 + 30 + 60 + 1500 + 50 + 1500 + 30 + 60);
+    /* Products of rank 3 in place of these matrices: r (rows + columns) of each part. The parts of
+       W_QKV have 32, 16 and 16 rows, and those of W_fc 40 and 40. */
+    const char *const small = "--preset llama --layers 3 --width 32 --heads 4 --kv-heads 2 "
+                              "--ff-width 40 --seq-len 8 --batch-size 1 --vocab 61";
+    const size_t split = 3 * ((64 + 3 * 32) + (32 + 32) + (80 + 2 * 32) + (32 + 40));
+    const size_t one = 3 * ((64 + 32) + (32 + 32) + (80 + 32) + (32 + 40)), head = 3 * (61 + 32);
+    const size_t block = 32 * (32 + 32) + 32 * 32 + 3 * 32 * 40;
+    test_registry(small, "--low-rank 3", 2 * 61 * 32 + 3 * (64 + split) + 32);
+    test_registry(small, "--low-rank 3 --lora-on all", 61 * 32 + 3 * (64 + split) + 32 + head);
+    test_registry(small, "--low-rank 3 --lora-split off", 2 * 61 * 32 + 3 * (64 + one) + 32);
+    test_registry(small, "--lora-rank 3 --lora-on all",
+                  2 * 61 * 32 + 3 * (64 + block + split) + 32 + head);
+    test_registry(small, "--lora-rank 3 --tied on --lora-on all --lora-split off",
+                  61 * 32 + 3 * (64 + block + one) + 32 + head);
+    Config adapters = config_of(small, "--lora-rank 3 --lora-on all");
+    Registry with = registry_build(&adapters);
+    check(with.adapters == 3 * split + head, "%zu adapters", with.adapters);
+    /* Four FLOPs of a frozen matrix, whose gradient is not formed. The head has rows of padding. */
+    double flops_of_both = 4.0 * (double)(3 * block + 64 * 32) +
+                           6.0 * (double)(3 * split + 3 * (64 + 32)) + 6.0 * 3 * 32 * 8;
+    check(flops_per_token(&adapters, &with) == flops_of_both, "flops of adapters: %g, not %g",
+          flops_per_token(&adapters, &with), flops_of_both);
     /* Six FLOPs a parameter of the matrix products, and attention's causal half. */
     Config c = config_of("--preset speedrun", "");
     Registry r = registry_build(&c);
@@ -1195,10 +1218,10 @@ static void test_recompute(const char *preset, const char *changes) {
               changes, all_recomputes[i], m.acts_bytes, all_recomputes[i - !!i], bytes);
         bytes = m.acts_bytes;
         if (!i) {
-            first = fetch(m.p.grad, elements(&m));
+            first = fetch(m.p.grad, m.p.r.size[SLOT_GRAD]);
             first_loss = loss;
         }
-        check(loss == first_loss && same_bits(first, m.p.grad, elements(&m)),
+        check(loss == first_loss && same_bits(first, m.p.grad, m.p.r.size[SLOT_GRAD]),
               "%s %s: --recompute %s changes the gradient", preset, changes, all_recomputes[i]);
         model_free(&m);
     }
@@ -1666,6 +1689,194 @@ static void test_rule_in_role(const RuleRole *role, const Rule *rule, int circui
 static void test_rules_in_roles(void) { each_rule(test_rule_in_role); }
 
 /* ---------------------------------------------------------------------------------------------- */
+/* factors */
+
+/* A checkpoint of a model without adapters and with random parameters, for adapters of `c`. */
+static int save_base(Run *run, const Config *c, Ckpt *base) {
+    static Config whole;
+    static Model m;
+    whole = *c;
+    whole.lora_rank = 0;
+    whole.factored = 0;
+    whole.freeze[0] = 0;
+    create(&m, &whole);
+    randomise(&m);
+    open_test_run(run, &whole, "base");
+    int status = save_and_open(run, &m, base);
+    model_free(&m);
+    return status;
+}
+
+/* Random factors and, for adapters, the weights of `base`. */
+static void randomise_beside(Model *m, const Ckpt *base) {
+    randomise(m);
+    if (m->c->lora_rank && load_parameters(&m->p, base, TENSORS_OF_BASE, 0, err)) die("%s", err);
+    refresh_weights(m);
+}
+
+/* A tensor of the base: it has no gradient, no moment and no average, and no record in a checkpoint
+   of the adapters. */
+static void check_of_base(const Model *m, const Tensor *t, const Ckpt *ckpt) {
+    char name[96];
+    check(t->frozen && !t->slot[SLOT_GRAD].layers && !t->slot[SLOT_MOMENT].layers &&
+              !t->slot[SLOT_EMA].layers,
+          "%s of the base has a gradient, a moment or an average", t->name);
+    for (const char *prefix = "pem"; *prefix; prefix++) {
+        snprintf(name, sizeof name, "%c.%s", *prefix, t->name);
+        check(!ckpt_record(ckpt, name), "a checkpoint of adapters has %s", name);
+    }
+    for (int i = 0; i < m->plan.n; i++)
+        for (int leg = 0; leg < m->plan.e[i].legs; leg++)
+            check(&m->p.r.t[m->plan.e[i].part[leg].id] != t, "%s of the base has a rule", t->name);
+    for (int i = 0; i < m->plan.states; i++)
+        check(m->p.r.t[m->plan.state[i].part.id].role == ROLE_FACTOR, "%s is a state of the base",
+              m->plan.state[i].name);
+}
+
+/* Adapters, or products, are saved after two steps and loaded into another model beside the same
+   base: the two go on alike, to the bit, and what is frozen has not moved. */
+static void test_factor_checkpoint(const char *preset, const char *rule) {
+    static Model m, n;
+    static Run run, of_base;
+    char flags[512], note[2048], path[FILE_PATH_SIZE];
+    int x[16], y[16];
+    Ckpt base, ckpt;
+    snprintf(flags, sizeof flags, "%s%s --schedule constant", preset, saved_flags);
+    case_of("factors %s %s", preset, rule);
+    Config c = config_of(flags, rule);
+    if (c.lora_rank && !save_base(&of_base, &c, &base)) return;
+    create(&m, &c);
+    create(&n, &c);
+    open_test_run(&run, &c, "factors");
+    randomise_beside(&m, &base);
+    randomise_beside(&n, &base);
+    floatM *start = fetch(m.p.param, elements(&m));
+    draw_batch(&c, x, y, 16);
+    for (int step = 0; step < 2; step++) train(&m, x, y, step);
+    if (!save_and_open(&run, &m, &ckpt)) return;
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note) && !note[0], "%s: load: %s %s", rule, err,
+          note);
+    check(same_training(&m, &n), "%s: the checkpoint does not give back the model", rule);
+    for (int step = 2; step < 4; step++) {
+        train(&m, x, y, step);
+        train(&n, x, y, step);
+    }
+    check(same_training(&m, &n), "%s %s: the resumed model goes another way", preset, rule);
+    size_t bytes = 0;
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m.p.r.t[id];
+        if (!t->layers) continue;
+        size_t still = m.p.r.t[id].size - moved(&m, start, (TensorId)id);
+        if (t->of_base) check_of_base(&m, t, &ckpt);
+        else bytes += t->size * sizeof(floatM);
+        if (t->of_base) check(still == t->size, "%s: %s of the base moved", rule, t->name);
+        else if (t->role == ROLE_FACTOR)
+            check(10 * still <= t->size || t->used_rows < t->rows,
+                  "%s: %zu of %zu in %s stand still", rule, still, t->size, t->name);
+        size_t used = used_size(&c, &m.p.r, id);
+        check(all_zero(m.p.param + param_at(t) + used, t->size - used), "%s: padding of %s moved",
+              rule, t->name);
+    }
+    ckpt_path(path, run.log.checkpoints, run.step);
+    size_t size;
+    free(read_all(path, &size));
+    check(!c.lora_rank || size < 3 * bytes + m.plan.state_size * sizeof(floatM) + 16384,
+          "%s: %zu bytes of a checkpoint for %zu of adapters", rule, size, bytes);
+    ckpt_close(&ckpt);
+    close_test_run(&run);
+    if (c.lora_rank) ckpt_close(&base);
+    if (c.lora_rank) close_test_run(&of_base);
+    model_free(&m);
+    model_free(&n);
+    release();
+}
+
+/* The merged model has the logits of the model with factors, but for rounding, and its checkpoint
+   the flags of a model without. */
+static void test_merge(const char *preset, const char *changes) {
+    static Model m, n;
+    static Run run;
+    char flags[512], path[FILE_PATH_SIZE], text[64];
+    int x[16], y[16];
+    Ckpt ckpt, merged;
+    snprintf(flags, sizeof flags, "%s%s", preset, saved_flags);
+    case_of("merge %s %s", preset, changes);
+    Config c = config_of(flags, changes), whole = config_of("", "");
+    create(&m, &c);
+    randomise(&m);
+    snprintf(c.freeze, sizeof c.freeze, "wqkv_up"); /* which the merged model does not have */
+    open_test_run(&run, &c, "merge");
+    if (!save_and_open(&run, &m, &ckpt)) return;
+    draw_batch(&c, x, y, 16);
+    forward(&m, x, 2);
+    head_forward(&m, 0, 16);
+    size_t logits = (size_t)16 * m.s.Vp;
+    floatM *want = fetch_x(m.a.logits, logits);
+    file_path(path, "%s/merged.ckpt", folder);
+    check(!merge_write(&m.p, &c, &ckpt, path, err), "merge: %s", err);
+    if (!check(!ckpt_open(&merged, path, err), "merged: %s", err)) return;
+    check(!load_flags(&whole, NULL, &merged, err) && !config_resolve(&whole, err), "flags: %s",
+          err);
+    check(!config_rank(&whole) && !whole.freeze[0] && whole.seed == 9 && whole.width == 16 &&
+              whole.tied == (c.tied && !(c.factored >> LINEAR_HEAD & 1)),
+          "%s %s: flags of the merged model", preset, changes);
+    check(ckpt_value(&merged, "init_from_file", text, sizeof text) &&
+              !ckpt_value(&merged, "step", text, sizeof text) && !strcmp(text, "2"),
+          "the header of the merged model");
+    if (make_model(&n, &whole, 0)) die("%s", err);
+    check(!load_parameters(&n.p, &merged, TENSORS_OWN, 0, err), "%s", err);
+    refresh_weights(&n);
+    forward(&n, x, 2);
+    head_forward(&n, 0, 16);
+    double e = relative_l2_m(fetch_x(n.a.logits, logits), want, logits, 1e-30);
+    check(e < BY_BUILD(1e-13, 1e-5, 1e-5, 5e-2), "%s %s: merged, the logits are off by %.1e",
+          preset, changes, e);
+    for (int i = 0; i < n.p.r.t[T_WTE].rows; i++)
+        if (i >= c.vocab)
+            check(all_zero(n.p.param + param_at(&n.p.r.t[whole.tied ? T_WTE : T_WHEAD]) +
+                               (size_t)i * 16,
+                           16),
+                  "%s %s: merged, the head's padding", preset, changes);
+    ckpt_close(&merged);
+    unlink(path);
+    ckpt_close(&ckpt);
+    close_test_run(&run);
+    model_free(&m);
+    model_free(&n);
+    release();
+}
+
+static void test_factors(void) {
+    char changes[128];
+    for (int id = RULE_AUTO + 1; id < RULES_END; id++) {
+        snprintf(changes, sizeof changes, "--lora %s --lora-scale 0.5", rule_table[id].flag);
+        if (!(rule_table[id].where & ON_FACTOR) || (ON_CUDA && !rule_table[id].state[0].name))
+            continue;
+        test_factor_checkpoint("--preset llama --lora-rank 3 --lora-on all", changes);
+        test_factor_checkpoint("--preset speedrun --low-rank 3 --optimizer muon", changes);
+    }
+    test_factor_checkpoint("--preset gpt2 --lora-rank 2 --lora-on o,head --lora-split off",
+                           "--ema-from 1 --ema-horizon 3 --log-groups on --weight-decay 0.1");
+    test_factor_checkpoint("--preset llama --low-rank 2 --lora-on fc,head",
+                           "--ema-from 1 --momentum-ages k-maxwell --momentum-ages-from 1");
+}
+
+static void test_merges(void) {
+    static const char *const ranks[] = {"--lora-rank 3", "--low-rank 3"};
+    static const char *const all[] = {"--lora-on all --lora-scale 0.7",
+                                      "--lora-on all --lora-split off --lora-scale 2",
+                                      "--lora-on qkv,proj --optimizer muon", "--lora-on head"};
+    char changes[128];
+    for (int i = 0; i < COUNT_OF(ranks); i++)
+        for (int j = 0; j < COUNT_OF(all); j++) {
+            snprintf(changes, sizeof changes, "%s %s", ranks[i], all[j]);
+            test_merge("--preset llama --kv-heads 1", changes);
+            test_merge("--preset speedrun", changes);
+            if (!i) test_merge("--preset gpt2", changes);
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
 /* frozen tensors and shards */
 
 /* Freezing leaves every other gradient as it is, to the bit, saves the memory of a gradient, a
@@ -1709,6 +1920,41 @@ static void test_freeze(const char *preset, const char *rule, TensorId id) {
     TensorId moving = id == T_WTE ? T_WFC : T_WTE;
     check(!same_bits(param(&m, moving, 0), param(&n, moving, 0), m.p.r.t[moving].size),
           "%s frozen: %s did not move", freeze, m.p.r.t[moving].name);
+    model_free(&m);
+    model_free(&n);
+    release();
+}
+
+/* Where all below the first block's matrices is frozen, the backward pass ends there. The gradients
+   are those of a model in which the embedding is trained. */
+static void test_frozen_below(const char *preset, const char *freeze) {
+    static Model m, n;
+    char flags[512];
+    int x[16], y[16];
+    snprintf(flags, sizeof flags, "%s%s", preset, saved_flags);
+    Config c = config_of(flags, "--optimizer muon");
+    case_of("frozen below %s %s", preset, freeze);
+    Registry all = registry_build(&c), less = all;
+    Tensor *wte = &all.t[T_WTE];
+    wte->frozen = 0;
+    for (int slot = SLOT_GRAD; slot <= SLOT_MOMENT; slot++) wte->slot[slot].layers = 1;
+    registry_layout(&all);
+    if (registry_freeze(&less, freeze, err)) die("%s", err);
+    Plan plan = plan_build(&c, &all);
+    if (model_create(&m, &c, &all, &plan, 1, err) || model_create(&n, &c, &less, &plan, 1, err))
+        die("%s", err);
+    randomise(&m);
+    memcpy(n.p.param, m.p.param, elements(&m) * sizeof(floatM));
+    draw_batch(&c, x, y, 16);
+    double loss = loss_and_gradient(&m, x, y, 2);
+    check(loss_and_gradient(&n, x, y, 2) == loss && !grad(&n, T_WTE, 0), "%s: the loss", preset);
+    check(trains_below(&m) && !trains_below(&n), "%s, frozen %s: what is below", preset, freeze);
+    for (int id = 0; id < TENSORS; id++)
+        for (int l = 0; l < n.p.r.t[id].slot[SLOT_GRAD].layers; l++)
+            check(same_bits(grad(&m, (TensorId)id, l), grad(&n, (TensorId)id, l),
+                            layer_size(&n.p.r.t[id])),
+                  "%s, frozen %s: the gradient of %s, layer %d", preset, freeze, n.p.r.t[id].name,
+                  l);
     model_free(&m);
     model_free(&n);
     release();
@@ -1878,13 +2124,18 @@ static void test_earlier_averages(void) {
 /* The averages of the readout against their definition, on weights that were kept after every
    update; the readout's loss against that of a model with these weights; and the weights come back
    to the bit. A checkpoint gives a model that is not trained the same readout. */
-static void test_readout(void) {
+static void test_readout_of(const char *factors, TensorId frozen) {
     enum { FROM = 2, STEPS = 6 };
     const double horizon = 3, blocks = 0.65, scalars = 0.25;
-    Config c = config_of("--preset speedrun --layers 2 --width 16 --heads 2 --seq-len 8 --vocab 50 "
-                         "--batch-size 2 --head-bias on",
-                         "--optimizer muon --ema-from 2 --ema-horizon 3 --ema-blend 0.65 "
-                         "--ema-blend-scalar 0.25 --freeze wproj");
+    char flags[512];
+    snprintf(flags, sizeof flags,
+             "--preset speedrun --layers 2 --width 16 --heads 2 --seq-len 8 --vocab 50 "
+             "--batch-size 2 --head-bias on %s",
+             factors);
+    case_of("readout %s", factors);
+    Config c = config_of(flags, "--optimizer muon --ema-from 2 --ema-horizon 3 --ema-blend 0.65 "
+                                "--ema-blend-scalar 0.25");
+    snprintf(c.freeze, sizeof c.freeze, "%s", registry_build(&c).t[frozen].name);
     static Model m, n;
     static Run run;
     int x[16], y[16];
@@ -1906,7 +2157,7 @@ static void test_readout(void) {
     floatM *w = fetch(m.p.param, size), *expected = fetch(m.p.param, size);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &m.p.r.t[id];
-        int blended = t->layers && t->role != ROLE_EMBED && id != T_WPROJ;
+        int blended = t->layers && t->role != ROLE_EMBED && id != (int)frozen && !t->of_base;
         double b = t->role == ROLE_SCALAR ? scalars : blocks;
         check((t->slot[SLOT_EMA].layers > 0) == blended, "%s has an average: %d",
               t->layers ? t->name : "none", !blended);
@@ -1931,6 +2182,10 @@ static void test_readout(void) {
     open_test_run(&run, &c, "readout");
     if (!save_and_open(&run, &m, &ckpt)) return;
     if (make_model(&n, &c, 0)) die("%s", err);
+    for (int id = 0; id < TENSORS; id++) /* what is frozen beside adapters is of another file */
+        if (n.p.r.t[id].of_base)
+            device_upload(n.p.param + param_at(&n.p.r.t[id]), w + param_at(&n.p.r.t[id]),
+                          n.p.r.t[id].size * sizeof *w);
     check(!load_parameters(&n.p, &ckpt, TENSORS_OWN, 0, err) && !load_readout(&n.p, &c, &ckpt, err),
           "%s", err);
     refresh_weights(&n);
@@ -1945,12 +2200,28 @@ static void test_readout(void) {
     release();
 }
 
+/* Models with factors. */
+static const char *const factored[] = {
+    "--preset llama --low-rank 3 --lora-on all --lora-scale 1.5",
+    "--preset speedrun --low-rank 2 --lora-on qkv,o,proj --lora-split off",
+    "--preset gpt2 --lora-rank 3 --lora-on all --lora-scale 0.5",
+    "--preset llama --lora-rank 2 --lora-on fc,head --lora-split off",
+};
+
+static void test_readout(void) {
+    test_readout_of("", T_WPROJ);
+    test_readout_of("--low-rank 3 --lora-on all", T_WFC_UP);
+    test_readout_of("--lora-rank 3 --lora-on all", T_WQKV_DOWN);
+}
+
 static void test_accumulation_presets(void) {
     for (int i = 0; i < CONFIG_PRESETS; i++) test_accumulation(presets[i]);
+    for (int i = 0; i < COUNT_OF(factored); i++) test_accumulation(factored[i]);
 }
 
 static void test_causality_presets(void) {
     for (int i = 0; i < CONFIG_PRESETS; i++) test_causality(presets[i]);
+    for (int i = 0; i < COUNT_OF(factored); i++) test_causality(factored[i]);
 }
 
 static void test_init_presets(void) {
@@ -1963,11 +2234,14 @@ static void test_init_presets(void) {
 
 static void test_memory_presets(void) {
     for (int i = 0; i < CONFIG_PRESETS; i++) test_memory(presets[i]);
+    for (int i = 0; i < COUNT_OF(factored); i++) test_memory(factored[i]);
+    test_memory("--preset llama --lora-rank 4 --lora lora-rite --log-groups --ema-from 1");
 }
 
 static void test_recompute_values(void) {
     char changes[64];
     for (int i = 0; i < CONFIG_PRESETS; i++) test_recompute(presets[i], "");
+    for (int i = 0; i < COUNT_OF(factored); i++) test_recompute(factored[i], "");
     for (int norm = 0; norm < COUNT_OF(all_norms); norm++)
         for (int act = 0; act < COUNT_OF(all_acts); act++) {
             snprintf(changes, sizeof changes, "--norm %s --act %s", all_norms[norm], all_acts[act]);
@@ -1978,6 +2252,11 @@ static void test_recompute_values(void) {
 static void test_update_rules(void) {
     for (int i = 0; i < CONFIG_PRESETS; i++)
         for (int j = 0; j < RULES; j++) test_update(presets[i], rules[j], j == 2 ? 3 : 1);
+    for (int id = RULE_AUTO + 1; id < RULES_END; id++) {
+        char rule[96];
+        snprintf(rule, sizeof rule, "--low-rank 3 --optimizer muon --lora %s", rule_table[id].flag);
+        if (rule_table[id].where & ON_FACTOR) test_update(presets[id % CONFIG_PRESETS], rule, 1);
+    }
 }
 
 static void test_checkpoints(void) {
@@ -2015,6 +2294,12 @@ static void test_frozen(void) {
     test_freeze("--preset speedrun", "--optimizer muon", T_WTE);
     for (int i = 0; i < COUNT_OF(frozen); i++)
         test_freeze("--preset speedrun", "--optimizer muon", frozen[i]);
+    static const TensorId factors[] = {T_WQKV_UP, T_WQKV_DOWN, T_WO_UP, T_WFC_DOWN, T_WHEAD_UP};
+    for (int i = 0; i < COUNT_OF(factors); i++)
+        test_freeze("--preset llama --low-rank 3 --lora-on all", "--optimizer muon", factors[i]);
+    test_frozen_below("--preset llama", "wte,norm1_w");
+    test_frozen_below("--preset speedrun --low-rank 3", "wte,norm0_w,norm1_w");
+    test_frozen_below("--preset gpt2 --lora-rank 3 --lora-on qkv", "wte");
 }
 
 static void test_shards(void) {
@@ -2034,8 +2319,8 @@ static void test_shards(void) {
         TEST(accumulation_presets), TEST(causality_presets), TEST(init_presets),                   \
         TEST(memory_presets), TEST(recompute_values), TEST(update_rules), TEST(train_step),        \
         TEST(scratch), TEST(checkpoints), TEST(version_1), TEST(version_1_change),                 \
-        TEST(rule_changes), TEST(state_shape), TEST(rules_in_roles), TEST(frozen),                 \
-        TEST(freeze_errors), TEST(freeze_resume), TEST(shards), TEST(readout),                     \
+        TEST(rule_changes), TEST(state_shape), TEST(rules_in_roles), TEST(frozen), TEST(factors),  \
+        TEST(merges), TEST(freeze_errors), TEST(freeze_resume), TEST(shards), TEST(readout),       \
         TEST(earlier_averages)
 
 /* Runs the tests of a table, which save into a folder of their own. */

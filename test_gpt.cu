@@ -212,13 +212,14 @@ static void test_fresh_gradients(void) {
    allowed. */
 #define UPDATE_BOUND 2e-5
 
-/* Two updates by one rule in every role where it applies, and by AdamW elsewhere: the device's
-   plan_step and the CPU's, from equal parameters and gradients. Then the layers' copy of the
-   weights is the rounded parameters. */
-static void check_rule(const Rule *rule, int circuit) {
+/* Two updates by one rule in every role of `on` where it applies, and by AdamW elsewhere: the
+   device's plan_step and the CPU's, from equal parameters and gradients. Then the layers' copy of
+   the weights is the rounded parameters. */
+static void check_rule(const Rule *rule, unsigned on, int circuit) {
     static Model m;
     char flags[1024];
-    const char *name = case_of("rule %s%s", rule->flag, circuit ? " --circuit on" : "");
+    const char *name = case_of("rule %s%s%s", rule->flag, on == ON_FACTOR ? " on factors" : "",
+                               circuit ? " --circuit on" : "");
     int used = snprintf(flags, sizeof flags,
                         "--layers 2 --width 20 --heads 4 --kv-heads 2 --head-dim 6 --ff-width 28 "
                         "--seq-len 6 --batch-size 2 --vocab 22 --pos learned --tied off "
@@ -226,7 +227,7 @@ static void check_rule(const Rule *rule, int circuit) {
                         "--lr 0.01%s",
                         circuit ? " --circuit on" : "");
     for (int i = 0; i < COUNT_OF(rule_roles); i++)
-        if (rule->where & rule_roles[i].on)
+        if (rule->where & rule_roles[i].on & on)
             used += snprintf(flags + used, sizeof flags - (size_t)used, " %s %s",
                              rule_roles[i].flag, rule->flag);
     Config c = config_of(flags, "");
@@ -267,9 +268,10 @@ static void check_rule(const Rule *rule, int circuit) {
 static void test_rules_as_cpu(void) {
     for (int id = RULE_AUTO + 1; id < RULES_END; id++) {
         const Rule *rule = &rule_table[id];
+        if (rule->where & ON_FACTOR) check_rule(rule, ON_FACTOR, 0);
         if (!(rule->where & ON_MATRIX)) continue;
-        check_rule(rule, 0);
-        if (rule->where & ON_OV && rule->traits & TAKES_CIRCUIT) check_rule(rule, 1);
+        check_rule(rule, ON_MATRIX, 0);
+        if (rule->where & ON_OV && rule->traits & TAKES_CIRCUIT) check_rule(rule, ON_MATRIX, 1);
     }
 }
 

@@ -29,6 +29,7 @@ static void *counted_alloc(size_t bytes) {
 #pragma GCC diagnostic ignored "-Wunused-function" /* what only main calls */
 #include "../../train_gpt.c"
 #pragma GCC diagnostic pop
+#include "../../llmc/merge.h"
 #include "config_of.h"
 #include "values.h"
 

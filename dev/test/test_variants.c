@@ -1254,11 +1254,10 @@ static void test_root_at_third(void) {
 static const struct {
     const char *flag, *groups; /* the groups of tensors of the role */
     unsigned on;
-} roles[] = {{"--qk", "W_Q W_K", ON_QK},
-             {"--ov", "W_O W_V", ON_OV},
-             {"--mlp", "W_fc W_proj", ON_MLP},
-             {"--embed", "wte wpe", ON_EMBED},
-             {"--head", "whead", ON_HEAD}};
+    int count; /* of the groups */
+} roles[] = {{"--qk", "W_Q W_K", ON_QK, 2},       {"--ov", "W_O W_V", ON_OV, 2},
+             {"--mlp", "W_fc W_proj", ON_MLP, 2}, {"--embed", "wte wpe", ON_EMBED, 2},
+             {"--head", "whead", ON_HEAD, 1},     {FACTORS_ROLE, FACTORS_ENTRIES, ON_FACTOR, 4}};
 enum { ROLES = (int)(sizeof roles / sizeof roles[0]) };
 
 /* A run of a model in which one role has the rule. The other entries have a learning rate of 0. */
@@ -1321,7 +1320,7 @@ static void check_descent(int role, int rule) {
               "descent of the gradient",
               roles[role].flag, rule_table[rule].flag, i, dot / sqrt(moved * size));
     }
-    check(groups == (role == ROLES - 1 ? 1 : 2), "%s has %d groups", roles[role].flag, groups);
+    check(groups == roles[role].count, "%s has %d groups", roles[role].flag, groups);
     check(run.arena.p != NULL, "%s %s: too little scratch", roles[role].flag,
           rule_table[rule].flag);
 }
@@ -1412,14 +1411,15 @@ static void check_refused(int role, int rule) {
     char flags[128], err[ERR_LEN] = "";
     Config c;
     snprintf(flags, sizeof flags, "%s %s", roles[role].flag, rule_table[rule].flag);
-    check(config_of(&c, flags, err) == -1 && strstr(err, roles[role].flag), "%s is taken: %s",
-          flags, err);
+    const char *last = strrchr(roles[role].flag, ' ');
+    const char *flag = last ? last + 1 : roles[role].flag; /* the one that takes the rule */
+    check(config_of(&c, flags, err) == -1 && strstr(err, flag), "%s is taken: %s", flags, err);
     if (config_of(&c, "--tied off", err)) die("%s", err);
-    int *chosen[ROLES] = {&c.qk, &c.ov, &c.mlp, &c.embed, &c.head};
+    int *chosen[ROLES] = {&c.qk, &c.ov, &c.mlp, &c.embed, &c.head, &c.lora};
     *chosen[role] = rule;
+    c.low_rank = 3;
     c.vocab = 8;
-    check(config_resolve(&c, err) == -1 && strstr(err, roles[role].flag), "%s gets past: %s", flags,
-          err);
+    check(config_resolve(&c, err) == -1 && strstr(err, flag), "%s gets past: %s", flags, err);
 }
 
 static void test_table(void) {
@@ -1468,10 +1468,11 @@ static floatM *step_at_scale(const RuleRole *role, const Rule *rule, int circuit
 }
 
 /* A step does not see a power of two times the gradient. AdamW squares it, so its range is half of
-   the others'; without eps its definition has no scale either. The whitening of CM multiplies by
-   numbers below 1, which takes the last of the smallest floats' bits. */
+   the others'; without eps its definition has no scale either. The whitening of CM and of LoRA-Muon
+   multiplies by numbers below 1, which takes the last of the smallest floats' bits. */
 static void check_scale_free(const RuleRole *role, const Rule *rule, int circuit) {
-    int squares = (rule->traits & MOMENT_WITH_STATE) != 0, whitens = rule->step == cm_step;
+    int squares = (rule->traits & MOMENT_WITH_STATE) != 0;
+    int whitens = rule->step == cm_step || rule->where == ON_FACTOR;
     size_t n;
     const floatM *start = step_at_scale(role, rule, circuit, 0, &n);
     for (int i = 0; i < SCALES; i += SPARSE) {
@@ -1858,8 +1859,10 @@ static floatM *two_steps(Run *run, const RuleRole *role, const Rule *rule, int c
     return run->p;
 }
 
-/* How far the entries of a role differ in two runs of one plan; the others are left out. */
-static double entries_distance(const RuleRole *role, const Run *a, const Run *b) {
+/* How far p and q, parameters or moments of a run, differ in the entries of a role; the others are
+   left out. */
+static double entries_distance_of(const RuleRole *role, const Run *a, const floatM *p,
+                                  const floatM *q) {
     double worst = 0;
     for (int i = 0; i < a->plan.n; i++) {
         const PlanEntry *e = &a->plan.e[i];
@@ -1869,17 +1872,21 @@ static double entries_distance(const RuleRole *role, const Run *a, const Run *b)
                 const Tensor *t = &a->r.t[e->part[leg].id];
                 size_t at =
                     t->slot[SLOT_PARAM].at + ((size_t)l * t->rows + e->part[leg].first) * t->cols;
-                worst = fmax(worst,
-                             distance(a->p + at, b->p + at, (size_t)e->part[leg].rows * t->cols));
+                worst = fmax(worst, distance(p + at, q + at, (size_t)e->part[leg].rows * t->cols));
             }
     }
     return worst;
 }
 
+/* How far the parameters of a role's entries differ in two runs of one plan. */
+static double entries_distance(const RuleRole *role, const Run *a, const Run *b) {
+    return entries_distance_of(role, a, a->p, b->p);
+}
+
 /* A rule that takes signs does not see clipping, to the bit. Its momentum may be mixed: from one
    average of the age of --momentum it is that average; the averages change the second step and not
    the first, where every average is one gradient; and they have names. The other rules see
-   clipping and no averages. */
+   clipping and no averages; but LoRA-RITE's moment is one of whitened gradients. */
 static void check_ages_and_clipping(const RuleRole *role, const Rule *rule, int circuit) {
     Run plain, clipped, one, mixed;
     const Rule *base = rule->couple ? &rule_table[RULE_MUON] : rule;
@@ -1888,8 +1895,11 @@ static void check_ages_and_clipping(const RuleRole *role, const Rule *rule, int 
     two_steps(&clipped, role, rule, circuit, "", 0.37);
     double e = entries_distance(role, &plain, &clipped);
     check(!signs || e == 0, "%s %s: clipping moves the weights by %g", role->flag, rule->flag, e);
-    e = distance(plain.m, clipped.m, plain.r.size[SLOT_PARAM]);
-    check(e > 0.1, "%s %s: clipping moves no moment", role->flag, rule->flag);
+    int whitened = rule->step == lora_rite_step;
+    e = whitened ? entries_distance_of(role, &plain, plain.m, clipped.m)
+                 : distance(plain.m, clipped.m, plain.r.size[SLOT_PARAM]);
+    check(whitened ? e < TOL(1e-4, 1e-10) : e > 0.1, "%s %s: clipping moves the moments by %g",
+          role->flag, rule->flag, e);
 
     two_steps(&one, role, rule, circuit, "--momentum-ages 19:1", 1);
     e = entries_distance(role, &plain, &one);

@@ -20,7 +20,10 @@ VALUES(all_positions, POSITIONS);
 VALUES(all_acts, ACTS);
 VALUES(all_recomputes, RECOMPUTES);
 
-/* The flags that choose a rule, and the names of the plan's entries that the rule gets. */
+/* The flags that choose a rule, and the names of the plan's entries that the rule gets. Factors are
+   those of a low-rank MLP: its whole matrices are none then. */
+#define FACTORS_ROLE "--low-rank 3 --lora-on fc,proj --lora"
+#define FACTORS_ENTRIES "A of W_fc, B of W_fc, A of W_proj, B of W_proj"
 typedef struct {
     const char *flag, *entries;
     unsigned on;
@@ -29,7 +32,7 @@ typedef struct {
 __attribute__((unused)) static const RuleRole rule_roles[] = {
     {"--qk", "W_Q W_K", ON_QK},       {"--ov", "W_O W_V", ON_OV},
     {"--mlp", "W_fc W_proj", ON_MLP}, {"--embed", "wte wpe", ON_EMBED},
-    {"--head", "whead", ON_HEAD},
+    {"--head", "whead", ON_HEAD},     {FACTORS_ROLE, FACTORS_ENTRIES, ON_FACTOR},
 };
 
 /* Calls body(role, rule, circuit) for every rule in every role where it applies, and with

@@ -344,6 +344,78 @@ static void test_linear(void) {
     linear_case(70, 8, 16, 1, 1);
 }
 
+/* Every row of y is b, and nothing beyond y is written. */
+static void bias_case(int N, int O, int shift) {
+    size_t n = (size_t)N * (size_t)O, o = (size_t)O;
+    LABEL("bias N %d O %d shift %d", N, O, shift);
+    float *b = random_array(o, 1), *y = random_array(n + 1, 1);
+    floatX *b_d = shifted<floatX>(b, o, shift), *y_d = shifted<floatX>(y, n + 1, shift);
+    float last = y[n]; /* rounded as the device's */
+    bias_forward(y_d, b_d, N, O);
+    cpu_bias_forward(y, b, N, O);
+    float *ours = on_host(y_d, n + 1);
+    check(!memcmp(ours, y, n * sizeof *y), "%s: the rows are not b", what);
+    check(ours[n] == last, "%s: a number beyond the rows changed", what);
+    release();
+}
+
+static void test_bias(void) {
+    bias_case(1, 1, 0);
+    bias_case(5, 7, 1);
+    bias_case(37, 264, 0);
+    bias_case(1000, 33, 0);
+}
+
+/* C (M,N) = s op(A) op(B), or += with `add`, where the rows of A, B and C are `gap` numbers longer
+   than what is used of them. The numbers of the gaps stay. */
+template <typename OUT>
+static void product_case(const char *type, int ta, int tb, int M, int N, int K, int gap, int shift,
+                         int add) {
+    int rows_a = ta ? K : M, lda = (ta ? M : K) + gap, rows_b = tb ? N : K,
+        ldb = (tb ? K : N) + gap, ldc = N + gap;
+    size_t na = (size_t)rows_a * lda, nb = (size_t)rows_b * ldb, nc = (size_t)M * ldc;
+    LABEL("product in %s, ta %d tb %d M %d N %d K %d gap %d shift %d add %d", type, ta, tb, M, N, K,
+          gap, shift, add);
+    float *A = random_array(na, 1), *B = random_array(nb, 1), *C = random_array(nc, 1);
+    floatX *A_d = shifted<floatX>(A, na, shift), *B_d = shifted<floatX>(B, nb, shift);
+    OUT *C_d = shifted<OUT>(C, nc, shift), *again = shifted<OUT>(C, nc, shift);
+    float *before = host_copy(C, nc);
+    linear_product(ta, tb, M, N, K, -0.75, A_d, lda, B_d, ldb, add, C_d, ldc);
+    linear_product(ta, tb, M, N, K, -0.75, A_d, lda, B_d, ldb, add, again, ldc);
+    cpu_linear_product(ta, tb, M, N, K, -0.75, A, lda, B, ldb, add, C, ldc);
+    check(!memcmp(bytes_of(C_d, nc), bytes_of(again, nc), nc * sizeof(OUT)), "%s: two runs differ",
+          what);
+    float *ours = on_host(C_d, nc), *used = host_array((size_t)M * N), *want;
+    want = host_array((size_t)M * N);
+    int kept = 1;
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < ldc; j++) {
+            size_t at = (size_t)i * ldc + j;
+            if (j >= N) kept &= ours[at] == before[at];
+            else used[(size_t)i * N + j] = ours[at], want[(size_t)i * N + j] = C[at];
+        }
+    check(kept, "%s: numbers between the rows changed", what);
+    double e = relative_l2_ff(used, want, (size_t)M * N, 1e-3);
+    double allowed = sizeof(OUT) == sizeof(floatM) ? SUMS : ROUNDED((size_t)M * N);
+    check(e <= allowed, "%s: error %.2e, allowed %.2e", what, e, allowed);
+    release();
+}
+
+/* The products of factors (llmc/linear.h): any rank, parts that begin anywhere in a row. */
+static void test_product(void) {
+    static const int shapes[][5] = {/* M N K gap shift */
+                                    {37, 3, 24, 6, 3}, {40, 24, 5, 0, 0},   {16, 64, 8, 8, 8},
+                                    {1, 9, 1, 2, 1},   {130, 17, 70, 1, 0}, {65, 1, 33, 3, 2}};
+    for (int i = 0; i < COUNT_OF(shapes); i++)
+        for (int bits = 0; bits < 8; bits++) {
+            const int *s = shapes[i];
+            product_case<floatX>("floatX", bits & 1, bits >> 1 & 1, s[0], s[1], s[2], s[3], s[4],
+                                 bits >> 2);
+            product_case<floatM>("floatM", bits & 1, bits >> 1 & 1, s[0], s[1], s[2], s[3], s[4],
+                                 bits >> 2);
+        }
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 
 static void qk_case(int B, int T, int NH, int NKV, int HS, int qk_norm, int rope, int first,
@@ -525,6 +597,37 @@ static void linear_act_case(int N, int I, int F, int O, int act, int bias) {
     for (size_t i = 0; bias && i < nh; i++) sum[i % H] += rows[i];
     like(what, db_d, sum, H, SUMS);
     release();
+}
+
+/* act_backward with the sums of its rows added to db, and without. */
+static void act_bias_case(int N, int F, int act, int shift) {
+    size_t H = (size_t)F * (size_t)(1 + act_is_gated((ActKind)act)), ny = (size_t)N * F,
+           nh = (size_t)N * H;
+    LABEL("act and bias N %d F %d act %s shift %d", N, F, all_acts[act], shift);
+    float *h = random_array(nh, 1), *dy = random_array(ny, 1), *db = random_array(H, 1);
+    float *dh = host_array(nh), *sum = host_copy(db, H);
+    floatX *h_d = shifted<floatX>(h, nh, shift), *dy_d = shifted<floatX>(dy, ny, shift);
+    floatX *dh_d = device_array<floatX>(nh + (size_t)shift) + shift, *alone = copy_of(dh_d, nh);
+    floatM *db_d = on_device<floatM>(db, H);
+    act_backward_bias(dh_d, db_d, dy_d, h_d, N, F, act);
+    act_backward_bias(alone, NULL, dy_d, h_d, N, F, act);
+    cpu_act_backward_bias(dh, db, dy, h, N, F, act);
+    like(what, dh_d, dh, nh, 2 * ROUNDED(nh));
+    check(same_bits(dh_d, alone, nh), "%s: without db dh differs", what);
+    float *rows = on_host(dh_d, nh);
+    for (size_t i = 0; i < nh; i++) sum[i % H] += rows[i];
+    like(what, db_d, sum, H, SUMS);
+    like(what, db_d, db, H, 2 * ROUNDED(nh)); /* the twin's rows are not rounded */
+    release();
+}
+
+static void test_act_bias(void) {
+    for (int act = 0; act < COUNT_OF(all_acts); act++) {
+        act_bias_case(1, 1, act, 0);
+        act_bias_case(37, 24, act, 0);
+        act_bias_case(130, 33, act, 1);
+        act_bias_case(300, 64, act, 1);
+    }
 }
 
 static void test_act(void) {
@@ -774,19 +877,11 @@ static void test_frozen_layers(void) {
 }
 
 /* sort comes first: it forks, which a process that has used the device must not do. */
-static const Test tests[] = {TEST(sort),
-                             TEST(scratch),
-                             TEST(embed),
-                             SLOW_TEST(norm),
-                             TEST(norm_nan),
-                             TEST(linear),
-                             TEST(qk),
-                             TEST(rope_table),
-                             TEST(act),
-                             TEST(classifier),
-                             TEST(losses_add),
-                             TEST(cast),
-                             SLOW_TEST(frozen_layers)};
+static const Test tests[] = {
+    TEST(sort),       TEST(scratch),    TEST(embed), SLOW_TEST(norm),
+    TEST(norm_nan),   TEST(linear),     TEST(bias),  TEST(product),
+    TEST(qk),         TEST(rope_table), TEST(act),   TEST(act_bias),
+    TEST(classifier), TEST(losses_add), TEST(cast),  SLOW_TEST(frozen_layers)};
 
 int main(int argc, char **argv) {
     cm_gpu.allow_tf32 = 0; /* SUMS is the bound of fp32 */

@@ -36,6 +36,13 @@ void cpu_linear_backward(float *dx, float *dw, float *db, const float *dy, const
     linear_backward(dx, dw, db, dy, x, w, N, I, O, add);
 }
 
+void cpu_bias_forward(float *y, const float *b, int N, int O) { bias_forward(y, b, N, O); }
+
+void cpu_linear_product(int ta, int tb, int M, int N, int K, double s, const float *A, int lda,
+                        const float *B, int ldb, int add, float *C, int ldc) {
+    linear_product(ta, tb, M, N, K, s, A, lda, B, ldb, add, C, ldc);
+}
+
 void cpu_qk_forward(float *qkv, float *rstd, const float *cosine, const float *sine, int N, int T,
                     int first, int NH, int NKV, int HS, int qk_norm, double eps) {
     qk_forward(qkv, rstd, cosine, sine, N, T, first, NH, NKV, HS, qk_norm, eps);
@@ -52,6 +59,11 @@ void cpu_act_forward(float *y, const float *h, int N, int F, int act) {
 
 void cpu_act_backward(float *dh, const float *dy, const float *h, int N, int F, int act) {
     act_backward(dh, dy, h, N, F, act);
+}
+
+void cpu_act_backward_bias(float *dh, float *db, const float *dy, const float *h, int N, int F,
+                           int act) {
+    act_backward_bias(dh, db, dy, h, N, F, act);
 }
 
 void cpu_linear_act_forward(float *y, float *h, const float *x, const float *w, const float *b,

@@ -25,12 +25,17 @@ void cpu_linear_forward(float *y, const float *x, const float *w, const float *b
                         int O);
 void cpu_linear_backward(float *dx, float *dw, float *db, const float *dy, const float *x,
                          const float *w, int N, int I, int O, int add);
+void cpu_bias_forward(float *y, const float *b, int N, int O);
+void cpu_linear_product(int ta, int tb, int M, int N, int K, double s, const float *A, int lda,
+                        const float *B, int ldb, int add, float *C, int ldc);
 void cpu_qk_forward(float *qkv, float *rstd, const float *cosine, const float *sine, int N, int T,
                     int first, int NH, int NKV, int HS, int qk_norm, double eps);
 void cpu_qk_backward(float *dqkv, const float *qkv, const float *rstd, const float *cosine,
                      const float *sine, int N, int T, int NH, int NKV, int HS, int qk_norm);
 void cpu_act_forward(float *y, const float *h, int N, int F, int act);
 void cpu_act_backward(float *dh, const float *dy, const float *h, int N, int F, int act);
+void cpu_act_backward_bias(float *dh, float *db, const float *dy, const float *h, int N, int F,
+                           int act);
 void cpu_linear_act_forward(float *y, float *h, const float *x, const float *w, const float *b,
                             int N, int I, int F, int act);
 void cpu_linear_act_backward(float *dh, float *dy, float *db, const float *dz, const float *w,
