@@ -67,7 +67,7 @@ static void built_model(FILE *f, const Input *header, int version) {
     Plan plan = plan_build(&c, &r);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r.t[id];
-        if (t->layers) built_record_3(f, 'p', t->name, t->layers, t->rows, t->cols);
+        if (t->layers && !t->of_base) built_record_3(f, 'p', t->name, t->layers, t->rows, t->cols);
         built_record_3(f, 'm', t->layers ? t->name : "", t->slot[SLOT_MOMENT].layers, t->rows,
                        t->cols);
     }
@@ -140,6 +140,26 @@ __attribute__((unused)) static void built_checkpoint(Input in, const char *name)
     built_finish(image, size);
     write_bytes(name, image, size);
     free(image);
+}
+
+/* The weights that the adapters of a seed were trained beside, in the file `name`. Its checksum is
+   the one that the seeds have (seeds.sh). */
+#define BUILT_BASE_SUM "23c172897b4e1913"
+__attribute__((unused)) static void built_base(const char *name) {
+    static const char text[] = "2\nstep=2\nvocab=64\ntokenizer=bytes\nflag.layers=1\n"
+                               "flag.width=8\nflag.heads=2\nflag.seq-len=4\n\n"
+                               "p.wte 0 1 64 8\np.norm0_w 0 1 1 8\np.norm1_w 0 1 1 8\n"
+                               "p.wqkv 0 1 24 8\np.wo 0 1 8 8\np.norm2_w 0 1 1 8\n"
+                               "p.wfc 0 1 32 8\np.wproj 0 1 8 32\np.normf_w 0 1 1 8\n"
+                               "p.whead 0 1 64 8\n";
+    char err[ERR_LEN], sum[FINGERPRINT_SIZE];
+    const Input in = {(const unsigned char *)text, sizeof text - 1};
+    Ckpt ckpt;
+    built_checkpoint(in, name);
+    require(ckpt_open(&ckpt, in_folder(name), err) == 0, "the base: %s", err);
+    ckpt_fingerprint(&ckpt, sum);
+    ckpt_close(&ckpt);
+    require(!strcmp(sum, BUILT_BASE_SUM), "the base has the checksum %s", sum);
 }
 
 #endif

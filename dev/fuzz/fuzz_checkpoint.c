@@ -12,7 +12,7 @@ static void fuzz_begin(void) {}
 static void fuzz_one(Input in) {
     size_t n = (in.n + 7) / 8 * 8;
     write_bytes("a.ckpt", in.p, in.n);
-    read_checkpoint(in_folder("a.ckpt"));
+    read_checkpoint(in_folder("a.ckpt"), "a.ckpt");
     if (n < 16) return;
     char *image = (char *)calloc(n, 1);
     if (!image) abort();
@@ -20,5 +20,5 @@ static void fuzz_one(Input in) {
     built_finish(image, n);
     write_bytes("a.ckpt", image, n);
     free(image);
-    read_checkpoint(in_folder("a.ckpt"));
+    read_checkpoint(in_folder("a.ckpt"), "a.ckpt");
 }

@@ -16,6 +16,7 @@ static void fuzz_begin(void) {
     char text[60 * 11];
     for (size_t i = 0; i < sizeof text; i++) text[i] = "0123456789\n"[i % 11];
     write_bytes("digits.txt", text, sizeof text);
+    built_base("base.ckpt");
 }
 
 /* Makes the run's folder from the input. Returns 1 if a new run begins from its weights. */

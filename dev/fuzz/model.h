@@ -46,7 +46,8 @@ static void compute_tokens(Model *m) {
     context_free(&x);
 }
 
-static void read_checkpoint(const char *path) {
+/* `base` is the file of the weights of adapters. */
+static void read_checkpoint(const char *path, const char *base) {
     char err[ERR_LEN] = "";
     Ckpt ckpt;
     Config c;
@@ -60,7 +61,7 @@ static void read_checkpoint(const char *path) {
     if (!status && is_small(&c)) {
         Model m;
         memset(&m, 0, sizeof m);
-        status = load_model(&m, &c, &ckpt, 1, err);
+        status = load_model(&m, &c, &ckpt, 1, c.lora_rank ? base : "", err);
         if (!status) compute_tokens(&m);
         model_free(&m);
     }

@@ -155,6 +155,20 @@ seed model gpt2 <"$dir/text.2"
 printf '%s\n' 2 step=7 vocab=3 flag.layers=2 flag.width=8 flag.heads=2 flag.seq-len=2 '' \
     'p.wte 0 1 64 8' 'p.x 3 5' 'm.wte 1 2 3' '*' | seed model short
 
+# Adapters, whose base is that of built_base (built.h), and products.
+base_sum=$(sed -n 's/^#define BUILT_BASE_SUM "\(.*\)"/\1/p' dev/fuzz/built.h)
+of_base() {
+    sed "s/^init_from_file=.*/init_from_file=base.ckpt/; s/^init_from_checksum=.*/init_from_checksum=$base_sum/
+         s/\"init_from_file\": .*/\"init_from_file\": \"base.ckpt\",/; s/\"init_from_checksum\": .*/\"init_from_checksum\": \"$base_sum\",/" "$@"
+}
+run adapters --layers 1 --heads 2 --init-from cm.ckpt --lora-rank 2 --lora-on all --lora lora-rite --ema-from 1
+of_base "$dir/text.2" | seed model adapters
+of_base "$dir/folder.2" | seed resume adapters
+{ echo '%%'; of_base "$dir/folder.2" | sed '1,/^%%$/d'; } | seed resume adapters_no_checkpoint
+run products --preset llama --layers 2 --heads 2 --kv-heads 1 --low-rank 2 --lora-split off --lora spectron
+seed model products <"$dir/text.2"
+seed resume products <"$dir/folder.2"
+
 # ---- flags: the program, then an argument a line
 
 printf '%s\n' train --preset speedrun --lr=0.1 --total-batch-tokens 1M --seed 10k --qk adamw --freeze wte --cm-match-muon |
@@ -163,6 +177,11 @@ printf '%s\n' train --layers 65536 --width 16777216 --heads 1 --ff-width 1677721
 printf '%s\n' train --preset=llama --heads 6 --kv-heads 2 --head-dim 64 --act swiglu --msign exact --circuit on |
     seed flags llama
 printf '%s\n' train --lr 1e-300 --adam-eps=-0 --width 1e3 --batchsize 3 -h | seed flags wrong
+printf '%s\n' train --low-rank 8 --lora-on qkv,o,head --lora-split off --lora-init balanced --lora spectron --lr-lora 1e-3 |
+    seed flags products
+printf '%s\n' train --init-from a --lora-rank 4 --lora-on all,,o --lora adamw --lora-plus 16 --lora-scale 0.5 |
+    seed flags adapters
+printf '%s\n' generate --base a.ckpt --merge whole --run r | seed flags merge
 printf '%s\n' generate --prompt 'a b' --tokens 5 --temperature 0 --top-p 0.5 --stop-at-eot | seed flags generate
 printf '%s\n' tokenize --input - --output x --shard-tokens 1.5M --val-tokens -1 --separator '<|endoftext|>' |
     seed flags tokenize
