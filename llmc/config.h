@@ -946,6 +946,17 @@ static inline int config_resolve_rates(Config *c, char *err) {
     return 0;
 }
 
+/* Refuses a decay that the rule of the factors cannot take at the largest rate of the run. */
+static inline int config_check_decay(const Config *c, char *err) {
+    const Phases *p = &c->schedule.phases[RATE_BLOCKS];
+    double most = 1;
+    for (int i = 0; i < p->n; i++) most = fmax(most, p->factor[i]);
+    double decay = c->weight_decay * (c->optim.decay_schedule == DECAY_LR ? most : 1);
+    if (!config_rank(c)) return 0;
+    return rule_check_decay((RuleId)c->lora, "--lr-lora", c->lr_lora * most, "--weight-decay",
+                            decay, err);
+}
+
 /* Refuses --eval-every where there is nothing to evaluate. */
 static inline int config_check_eval(const Config *c, char *err) {
     if (c->eval_data[0] || c->eval_every == EVAL_WITH_VALIDATION) return 0;
@@ -964,7 +975,8 @@ static inline int config_resolve(Config *c, char *err) {
     config_resolve_rules(c);
     if (config_resolve_factors(c, err)) return -1;
     if (config_check_rules(c, err) || config_check_eval(c, err)) return -1;
-    if (config_resolve_ages(c, err) || config_resolve_rates(c, err)) return -1;
+    if (config_resolve_ages(c, err) || config_resolve_rates(c, err) || config_check_decay(c, err))
+        return -1;
     config_resolve_val_every(c);
     config_resolve_val_tokens(c);
     c->schedule.steps = c->steps;
