@@ -156,7 +156,7 @@ test_asking() {
     check "docs/flags.md is out of date: sh scripts/flags_md.sh >docs/flags.md" cmp flags.md "$here/docs/flags.md"
     generate --help
     check "generate --help: exit status $?" [ $? -eq 0 ]
-    for flag in run runs-dir checkpoint prompt prompt-file tokens temperature top-k top-p seed count threads \
+    for flag in run runs-dir checkpoint base merge prompt prompt-file tokens temperature top-k top-p seed count threads \
         encoder bpe stop-at-eot; do
         check "generate --help does not list --$flag" has out "^  --$flag"
     done

@@ -73,6 +73,39 @@ test_losses() {
     done
 }
 
+# Adapters beside the weights of a run, and products in place of matrices: the losses of the CPU program. A run
+# of adapters moves from one machine to the other, and merged on CUDA it writes the text that it writes unmerged.
+test_factors() {
+    rm -rf runs
+    run "$TRAIN_GPT" $common --run base
+    tune="--data text.txt --batch-size 2 --threads 1 --steps 12 --val-every 6 --val-tokens 96 --init-from base"
+    for flags in "$tune --lora-rank 3 --lora-on all" "$tune --lora-rank 4 --lora-on o,fc --lora adamw --lora-plus 4" \
+        "$common --low-rank 3 --lora-on all --lora lora-rite --recompute block" \
+        "--preset llama $common --low-rank 4 --lora-split off --biases on --lora cm"; do
+        rm -rf runs/cpu runs/fp32 runs/bf16
+        run "$TRAIN_GPT" $flags --run cpu --checkpoint-every 4 --keep-checkpoints 9
+        run "$TRAIN_CUDA_FP32" $flags --run fp32 --tf32 off
+        check "$flags: fp32 on CUDA ends with $?" [ -n "$(newest runs/fp32)" ]
+        run "$TRAIN_CUDA" $flags --run bf16
+        check "$flags: bf16 on CUDA ends with $?" [ -n "$(newest runs/bf16)" ]
+        check "$flags: fp32 on CUDA has other losses than the CPU" near runs/cpu runs/fp32 2e-4
+        check "$flags: bf16 on CUDA has other losses than the CPU" near runs/cpu runs/bf16 2e-2
+        case $flags in *adamw*) cp -r runs/cpu runs/moved ;; esac
+        case $flags in *adamw*) cp -r runs/cpu runs/whole ;; esac
+    done
+    rm -f runs/moved/checkpoints/step_0000000[8-9]* runs/moved/checkpoints/step_0000001*
+    run "$TRAIN_CUDA_FP32" --run moved --resume --tf32 off
+    check "a CPU's adapters on CUDA: exit status $?" has out 'resumed.*step_00000004'
+    check "a CPU's adapters that went on on CUDA have other losses" near runs/whole runs/moved 2e-4
+    for name in moved merged; do
+        [ -d runs/$name ] || run "$GENERATE_CUDA" --run moved --merge $name
+        run "$GENERATE_CUDA" --run $name --prompt 'the king' --tokens 20 --temperature 0
+        cp out $name.text
+    done
+    check "adapters that are merged on CUDA write another text" cmp moved.text merged.text
+    check "adapters on CUDA write no text" [ "$(wc -c <merged.text)" -gt 20 ]
+}
+
 # The CUDA programs print the CPU's sizes of steps at the start, and log the composed steps that the CPU logs.
 test_steps() {
     rm -rf runs

@@ -151,6 +151,51 @@ test_sampling() {
     report_faults
 }
 
+# ---- Adapters: training, sampling and merging read the file of their base too
+
+another_whole() {
+    rm -rf broken
+    cp -r whole broken
+}
+merge() { "$@" "$GENERATE" --run r --merge m --threads 1; }
+merged=broken/runs/m/checkpoints/step_000000$steps.ckpt
+same_merged() { cmp -s $merged merged.ckpt; }
+# The merged checkpoint is whole or absent; then its name is free.
+then_merge() {
+    if [ -e $merged ]; then
+        check "$fault: the merged checkpoint is not whole" same_merged
+        return
+    fi
+    merge in_folder broken
+    check "$fault: merged again: exit status $?" [ $? -eq 0 ]
+    check "$fault: merged again: another checkpoint" same_merged
+}
+test_adapters() {
+    [ -n "$preloads" ] || return
+    make_base
+    flags="$tiny --threads 1 $adapters --lora lora-rite"
+    unbroken
+    least=0
+    each_fault "$train_kinds" nothing train_start same_run then_resume
+    rm -rf broken
+    mkdir broken
+    in_folder broken env LD_PRELOAD="$SHIM" FAULT=rename:5:KILL "$TRAIN_GPT" $flags 2>/dev/null
+    rm -rf half
+    mv broken half
+    least=6
+    each_fault "$train_kinds" half_a_run train_resume same_run then_resume
+    nothing
+    sample in_folder broken
+    check "generate: exit status $?" [ $? -eq 0 ]
+    cp out sample
+    each_fault "open stream print mmap malloc" nothing sample same_sample no_more
+    another_whole
+    merge in_folder broken
+    cp $merged merged.ckpt
+    each_fault "open stream write print fsync rename mmap malloc disk" another_whole merge same_merged then_merge
+    report_faults
+}
+
 # ---- Tokens
 
 encode() { "$@" "$TOKENIZE" --input ../text.txt --output t --shard-tokens 900 $vocabulary; }

@@ -35,6 +35,17 @@ tiny="--data ../text.txt --run r --layers 1 --width 32 --heads 2 --seq-len 16 --
     --val-every 5 --val-tokens 128 --checkpoint-every $every --keep-checkpoints 2"
 vocabulary="--encoder $here/dev/test/fixtures/bpe/encoder.json --bpe $here/dev/test/fixtures/bpe/vocab.bpe"
 
+# make_base: a run whose last checkpoint is base.ckpt. $adapters are the flags of a run that trains beside it.
+adapters="--init-from ../base.ckpt --lora-rank 2"
+make_base() {
+    [ ! -f base.ckpt ] || return
+    rm -rf base
+    mkdir base
+    in_folder base "$TRAIN_GPT" $tiny --threads 1
+    cp "$(newest base/runs/r)" base.ckpt
+    check "there are no weights for adapters" [ -s base.ckpt ]
+}
+
 # in_folder FOLDER COMMAND...: runs a command there. Its output goes to the files out and err.
 in_folder() {
     _folder=$1

@@ -133,7 +133,7 @@ chain() {
     check "the run that was killed ends otherwise ($history)" same_end $asked
 }
 
-# kills FLAGS...: kills runs with these flags until a quarter of the kills is done.
+# kills FLAGS...: kills runs with these flags until a sixth of the kills is done.
 kills() {
     flags="$tiny $*"
     unbroken
@@ -149,7 +149,7 @@ kills() {
     begun=$(date +%s%N)
     in_folder broken "$TRAIN_GPT" $flags
     whole_ms=$((($(date +%s%N) - begun) / 1000000))
-    share=$(((KILLS * 4 / 5 + 3) / 4))
+    share=$(((KILLS * 4 / 5 + 5) / 6))
     while [ $share -gt 0 ]; do
         random 3
         n=$((drawn + 1))
@@ -169,6 +169,9 @@ test_training() {
     kills --threads 1 --log-groups --total-batch-tokens 64
     kills --threads 2 --total-batch-tokens 96
     kills --threads 2 --log-groups --recompute block
+    make_base
+    kills --threads 1 $adapters
+    kills --threads 1 --low-rank 2 --ema-from 7
     report_kills
 }
 
