@@ -39,6 +39,7 @@ steps=(
     "resume|70|kill -9 and SIGTERM at a random moment, resume: the same log and checkpoint to the bit"
     "speed|170|tokens a second of GPT-2 124M at 524288 tokens a step, and what each choice is worth"
     "large|100|tokens a second of 350M and 774M"
+    "adapters|60|adapters beside GPT-2 124M: train, resume, tokens a second against all weights"
     "peers|130|llm.c and PyTorch on this card, at the same shapes"
     "bench|80|matrix products, attention, kernels, optimizers, one by one"
     "programs|60|the programs as their users meet them (dev/test/cuda_test.sh)"

@@ -201,7 +201,7 @@ visit -- --llmc "$dir/llmc"
 cp "$dir/out/report.md" "$dir/report.md"
 cp "$dir/out/report.json" "$dir/report.json"
 expect "a good visit ends with $status" ended 0
-for step in environment build kernels parity graph resume speed large peers bench programs ncu sanitizer train; do
+for step in environment build kernels parity graph resume speed large adapters peers bench programs ncu sanitizer train; do
     expect "a good visit: $step" result $step passed
 done
 expect "report.json is valid" valid

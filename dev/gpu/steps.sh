@@ -358,11 +358,12 @@ step_parity() {
         --total-batch-tokens 1024 --vocab 256 --steps 20 --val-every 5 --val-tokens 2048 --keep-checkpoints 0
         --warmup 4"
     cases=("tiny --optimizer cm" "gpt2 --optimizer cm --lr 0.005" "gpt2 --optimizer adamw"
-        "llama --optimizer muon --kv-heads 2" "speedrun --optimizer cm")
+        "llama --optimizer muon --kv-heads 2" "speedrun --optimizer cm"
+        "llama --low-rank 8 --lora-on all --lr-lora 0.05" "gpt2 --low-rank 16 --lora cm --lr-lora 0.02")
     if [ -n "$CHECK_TOY" ]; then # with fewer tokens, less averages out
         limits="2e-4 2e-2 2e-3" small="$small --layers 2 --width 32 --heads 2 --seq-len 16 --batch-size 4
             --total-batch-tokens 64 --steps 6 --val-tokens 64"
-        cases=("tiny --optimizer cm" "speedrun --optimizer muon --kv-heads 1")
+        cases=("tiny --optimizer cm" "speedrun --optimizer muon --kv-heads 1" "llama --low-rank 4")
         small=$(say "$small" | tr -s ' \n' ' ' | awk '{ for (i = 1; i < NF; i += 2) v[$i] = $(i + 1); for (k in v) printf "%s %s ", k, v[k] }')
     fi
     {
@@ -781,6 +782,43 @@ llmc_row() {
     fi
     [ -z "$ms" ] || rate=$(awk -v t="$tokens" -v ms="$ms" 'BEGIN { printf "%.0f", 1000 * t / ms }')
     row llm.c "$model" "$batch" "$tokens" AdamW "$*" "$result" "$ms" "" "${rate:-}" "" "" "" "median of steps 3 to 6"
+}
+
+# tuned NAME FLAGS...: runs train_gpt_cuda of this step; fails the step if it fails.
+tuned() {
+    local name=$1 status=0
+    shift
+    CM_NO_PEAK=1 limited 40 "$train" --runs-dir "$dir" --run "$name" "$@" >"$dir/$name.out" 2>&1 || status=$?
+    case $status in
+    0) return 0 ;;
+    124) unknown "$name ran past 40 s" ;;
+    *) bad "$name: $(tail -n 1 "$dir/$name.out")" ;;
+    esac
+    return 1
+}
+
+step_adapters() {
+    local train whole fast ratio
+    need train train_gpt_cuda
+    dir=$work/adapters
+    rm -rf "$dir"
+    mkdir -p "$dir"
+    large_data
+    # shellcheck disable=SC2046 # a list of flags
+    shape=("${data[@]}" --val-tokens 4096 --val-every 0 --steps 24 --schedule constant --keep-checkpoints 1)
+    # shellcheck disable=SC2046
+    tuned base --preset gpt2 $(shape_of 124M) "${shape[@]}" --batch-size "$(if [ -n "$CHECK_TOY" ]; then say 2; else say 16; fi)" || return 0
+    tuned adapters --init-from base --lora-rank 16 "${shape[@]}" --batch-size "$(if [ -n "$CHECK_TOY" ]; then say 2; else say 16; fi)" || return 0
+    tuned adapters --resume --steps 32 || return 0
+    whole=$(field "$dir/base/log.jsonl" tok_s | tail -n +5 | median)
+    fast=$(field "$dir/adapters/log.jsonl" tok_s | tail -n +5 | median)
+    ratio=$(awk -v a="${fast:-0}" -v b="${whole:-1}" 'BEGIN { printf "%.2f", a / b }')
+    if [ "$(field "$dir/adapters/log.jsonl" train_loss | wc -l)" -ge 32 ]; then
+        check_row "124M by adapters of rank 16" passed "${fast:-0} tokens/s, $ratio times those of all weights" 0
+    else
+        bad "the log of the adapters has too few losses"
+    fi
+    note "adapters: ${fast:-0} tokens/s; all weights, CM: ${whole:-0}; $(grep -h '^memory' "$dir/adapters.out" | head -n 1)"
 }
 
 step_peers() {
