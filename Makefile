@@ -126,7 +126,7 @@ PREFIX ?= /usr/local
 # A word of the shell: folders may have spaces and quotes in their names.
 quote = '$(subst ','\'',$(1))'
 write_pc = printf '%s\n' $(call quote,prefix=$(PREFIX)) 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' \
-	  'Name: cmuon' 'Description: Compositional Muon and Muon, the optimizers, in C' 'Version: $(VERSION)' \
+	  'Name: cmuon' 'Description: Compositional Muon, LoRA-Muon and Muon in C' 'Version: $(VERSION)' \
 	  'Libs: -L"$${libdir}" -lcmuon' 'Libs.private: $(filter -fopenmp,$(CFLAGS)) $(LDLIBS)' \
 	  'Cflags: -I"$${includedir}"'
 cmuon.pc: Makefile VERSION

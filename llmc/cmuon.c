@@ -26,7 +26,9 @@ const char *cm_strerror(int code) {
     switch (code) {
     case CM_OK: return "no error";
     case CM_ENULL: return "a pointer that must not be NULL is NULL";
-    case CM_ESIZE: return "a size is not positive, or too large (a width: 2^24, a Gram: 46340)";
+    case CM_ESIZE:
+        return "a size is not positive, or too large (a width: 2^24; a Gram: 46340; the rank r of "
+               "cm_lora: the smaller of m and n)";
     case CM_EHEADS: return "n_head must be a multiple of n_kv_head";
     case CM_ENUMBER: return "eta must be finite; damping must be finite and not negative";
     case CM_EKEY: return "there is no option of this name; docs/libcmuon.md lists them";
@@ -36,7 +38,8 @@ const char *cm_strerror(int code) {
                "per_mat_renorm=0, head_group=1 and in cm_ov hybrid=0; circuit=1 is for cm_ov and "
                "needs method=half_split and connection=none; head_group must divide n_head and "
                "n_kv_head; damping_form=relative with a connection or momentum_reproject needs "
-               "gauge_damping=0";
+               "gauge_damping=0; cm_lora with lora_rule=lora-muon makes the product of the factors "
+               "decay and needs eta * weight_decay below 1";
     case CM_EUNSUPPORTED:
         return "this build of libcmuon computes in fp32 only; set compute to fp32";
     case CM_ENOMEM: return "out of memory; nothing was changed";
@@ -60,9 +63,14 @@ const char *cm_strerror(int code) {
 struct cm_options {
     OptimOptions optim;
     double weight_decay;
-    int compute; /* Compute */
-    int threads; /* 0: as many as OpenMP gives the caller */
+    double lora_scale; /* s of cm_lora */
+    int lora_rule;     /* index into lora_rules */
+    int compute;       /* Compute */
+    int threads;       /* 0: as many as OpenMP gives the caller */
 };
+
+/* The rules of cm_lora, in the order of the values of lora-rule. */
+static const RuleId lora_rules[] = {RULE_LORA_MUON, RULE_CM};
 
 #define FIELD(NAME) offsetof(cm_options, optim.NAME)
 static const Flag option_table[] = {
@@ -72,6 +80,9 @@ static const Flag option_table[] = {
 #define SECTION "libcmuon"
     FLAG_FLOAT("weight-decay", weight_decay, "0", 0, 1e3,
                "decoupled: w <- (1 - eta weight_decay) w"),
+    FLAG_FLOAT("lora-scale", lora_scale, "1", 1e-6, 1e6,
+               "s, which multiplies the product A B^T of cm_lora"),
+    FLAG_CHOICE("lora-rule", lora_rule, "lora-muon", "lora-muon|cm", "rule of cm_lora"),
     FLAG_CHOICE("compute", compute, "fp32", "fp32|bf16", "precision of the products"),
     FLAG_INT("threads", threads, "0", 0, 4096,
              "threads of a call; 0: as many as OpenMP gives the caller"),
@@ -150,7 +161,7 @@ typedef struct {
 /* What a call does. The views are of the copies, or of NULL before the copies exist. */
 typedef struct {
     const cm_options *options;
-    Step step;      /* cm_qk, cm_ov, cm_muon */
+    Step step;      /* cm_qk, cm_ov, cm_lora, cm_muon */
     Mat X;          /* cm_msign, cm_inv_sqrt */
     double damping; /* cm_inv_sqrt */
 } Job;
@@ -381,6 +392,34 @@ int cm_qk(float *wq, float *wk, const float *gq, const float *gk, float *mq, flo
 int cm_ov(float *wv, float *wo, const float *gv, const float *go, float *mv, float *mo, int d_model,
           int n_head, int n_kv_head, int head_dim, float eta, const cm_options *options) {
     return pair_call(wo, wv, go, gv, mo, mv, d_model, n_head, n_kv_head, head_dim, eta, options, 1);
+}
+
+/* The factors of a product are a circuit of W_O and W_V with one head, as wide as the rank. */
+int cm_lora(float *a, float *b, const float *ga, const float *gb, float *ma, float *mb, int m,
+            int n, int r, float eta, const cm_options *options) {
+    Call c;
+    call_begin(&c, options);
+    if (bad_width(m) || bad_width(n) || r <= 0 || r > MAX_GRAM || r > min_int(m, n))
+        return CM_ESIZE;
+    if (!isfinite((double)eta)) return CM_ENUMBER;
+    RuleId rule = lora_rules[c.options->lora_rule];
+    const RuleUse use = {.flag = "", .on = ON_FACTOR, .matrices = "", .options = &c.options->optim};
+    if (rule_check(rule, &use, NULL) ||
+        rule_check_decay(rule, "", (double)eta, "", c.options->weight_decay, NULL))
+        return CM_ECOMBINATION;
+    size_t size_a = (size_t)m * r, size_b = (size_t)r * n;
+    call_buffer(&c, a, size_a, 1);
+    call_buffer(&c, b, size_b, 1);
+    call_buffer(&c, ma, size_a, 1);
+    call_buffer(&c, mb, size_b, 1);
+    call_buffer(&c, ga, size_a, 0);
+    call_buffer(&c, gb, size_b, 0);
+    Job job = job_of(&c, rule, 2, eta);
+    job.step.leg[0] = leg_of(m, r, 1, 1);
+    job.step.leg[1] = leg_of(r, n, 1, 0);
+    job.step.product_scale = c.options->lora_scale;
+    job.step.product_cold = 1; /* nobody says how the factors began */
+    return call_run(&c, work_step, place_legs, &job, 2);
 }
 
 int cm_muon(float *w, const float *g, float *m, int rows, int cols, float eta,

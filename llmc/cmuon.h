@@ -1,6 +1,6 @@
 /*
-libcmuon: Compositional Muon and Muon for programs that are not this trainer. A C ABI without
-dependencies; docs/libcmuon.md has the options and an example.
+libcmuon: Compositional Muon, LoRA-Muon and Muon for programs that are not this trainer. A C ABI
+without dependencies; docs/libcmuon.md has the options and an example.
 
 Matrices are float32, row-major, in nn.Linear orientation [out, in], contiguous. All buffers are the
 caller's: weights w and momenta m are updated in place, gradients g are only read. Momenta start at
@@ -28,7 +28,7 @@ extern "C" {
 enum {
     CM_OK = 0,
     CM_ENULL = 1,        /* a pointer is NULL */
-    CM_ESIZE = 2,        /* a size is not positive, or too large */
+    CM_ESIZE = 2,        /* a size is not positive or too large, or a rank above m or n */
     CM_EHEADS = 3,       /* n_head is not a multiple of n_kv_head */
     CM_ENUMBER = 4,      /* eta is not finite, or damping is negative or not finite */
     CM_EKEY = 5,         /* no option has this name */
@@ -71,6 +71,20 @@ CM_API int cm_ov(float *wv, float *wo, const float *gv, const float *go, float *
                  int d_model, int n_head, int n_kv_head, int head_dim, float eta,
                  const cm_options *options);
 
+/* One step of the factors of W = W_pre + s A B^T (an adapter, or with W_pre = 0 a low-rank matrix)
+   by LoRA-Muon (arXiv 2606.12921, algorithm 1). a, ga, ma: (m, r), A; b, gb, mb: (r, n), B^T; both
+   lie as the weights of linear layers do. PEFT names them the other way round: a is lora_B.weight,
+   b is lora_A.weight, and s, the option lora_scale, is its scaling, lora_alpha / r. The rank r is
+   at most min(m, n), else CM_ESIZE. ga and gb are the gradients of the factors themselves, as
+   backward passes give them.
+
+   eta is the learning rate of W, whatever r and s are and however the size of W is shared between A
+   and B: to first order the step of W has a spectral norm of at most eta. weight_decay multiplies
+   A B^T by 1 - eta weight_decay, which must be above 0 (CM_ECOMBINATION). One factor may be zero,
+   as adapters begin; lora_trust then bounds the first steps of the other. */
+CM_API int cm_lora(float *a, float *b, const float *ga, const float *gb, float *ma, float *mb,
+                   int m, int n, int r, float eta, const cm_options *options);
+
 /* One step of Muon on a matrix (rows, cols). */
 CM_API int cm_muon(float *w, const float *g, float *m, int rows, int cols, float eta,
                    const cm_options *options);
@@ -79,7 +93,8 @@ CM_API int cm_muon(float *w, const float *g, float *m, int rows, int cols, float
 CM_API int cm_msign(float *x, int rows, int cols, const cm_options *options);
 
 /* gram (n, n) <- (gram + damping I)^(-1/2), which must be positive definite, or zero: that counts
-   as 1e-12 I. Of gram only the symmetric part is read. */
+   as 1e-12 I. With inv_root pe7 it may be singular, and the root of zero is zero. Of gram only the
+   symmetric part is read. */
 CM_API int cm_inv_sqrt(float *gram, int n, float damping, const cm_options *options);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-"""libcmuon from Python: Compositional Muon and Muon on NumPy arrays or CPU torch tensors.
+"""libcmuon from Python: Compositional Muon, LoRA-Muon and Muon on NumPy arrays or CPU torch tensors.
 
     import cmuon
     cmuon.cm_qk(wq, wk, gq, gk, mq, mk, lr=0.02, n_heads=12, isotropic=True)
@@ -45,6 +45,7 @@ def _library():
         lib.cm_options_set.argtypes = [_PTR, ctypes.c_char_p, ctypes.c_char_p]
         lib.cm_options_free.restype, lib.cm_options_free.argtypes = None, [_PTR]
         lib.cm_qk.argtypes = lib.cm_ov.argtypes = [_PTR] * 6 + [_INT] * 4 + [_FLOAT, _PTR]
+        lib.cm_lora.argtypes = [_PTR] * 6 + [_INT] * 3 + [_FLOAT, _PTR]
         lib.cm_muon.argtypes = [_PTR] * 3 + [_INT] * 2 + [_FLOAT, _PTR]
         lib.cm_msign.argtypes = [_PTR, _INT, _INT, _PTR]
         lib.cm_inv_sqrt.argtypes = [_PTR, _INT, _FLOAT, _PTR]
@@ -127,6 +128,22 @@ def cm_ov(wv, wo, gv, go, mv, mo, lr, n_heads, **options):
     """One step of W_V (n_kv_heads * head_dim, d_model) and W_O (d_model, n_heads * head_dim)."""
     _pair("cm_ov", "vo", (wv, wo), (gv, go), (mv, mo), wo.shape[::-1], wv.shape, lr, n_heads,
           options)
+
+
+def lora(a, b, ga, gb, ma, mb, lr, **options):
+    """One step of LoRA-Muon on the factors of W = W_pre + s A B^T: a (m, r) is A, b (r, n) is B^T.
+
+    With PEFT a is lora_B.weight and b is lora_A.weight. Give s as lora_scale=s.
+    """
+    addresses = [_address("a", a), _address("b", b)]
+    (m, rank), n = a.shape, b.shape[1]
+    if b.shape[0] != rank or rank > min(m, n):
+        raise ValueError(f"a {tuple(a.shape)} and b {tuple(b.shape)} are not (m, r) and (r, n) with a "
+                         "rank r of at most min(m, n); of PEFT's names a is lora_B.weight and b is "
+                         "lora_A.weight")
+    addresses += [_address("ga", ga, a.shape, False), _address("gb", gb, b.shape, False),
+                  _address("ma", ma, a.shape), _address("mb", mb, b.shape)]
+    _call("cm_lora", *addresses, m, n, rank, lr, options=options)
 
 
 def muon(w, g, m, lr, **options):

@@ -77,6 +77,56 @@ for circuit in ("qk", "ov"):
         pair(circuit, torch_too=True)
 pair("qk", kv=4, method="joint")
 
+
+
+def inverse_root(gram):
+    value, vector = np.linalg.eigh(gram)
+    return vector / np.sqrt(value) @ vector.T
+
+
+def lora(m=20, n=14, r=3, torch_too=False, scale=1.0, wd=0.0):
+    """LoRA-Muon against its formula: A <- k A - lr / (2 s k) msign(U R) R, R = (B^T B)^(-1/2)."""
+    w = [normal(m, r), normal(r, n)]
+    start, moments = [x.copy() for x in w], [np.zeros_like(x) for x in w]
+    rw, rm = [w[0].astype(float), w[1].T.astype(float)], [0, 0]
+    keep = np.sqrt(1 - 0.1 * wd)
+    for _ in range(3):
+        g = [normal(m, r, size=0.01), normal(r, n, size=0.01)]
+        arrays = [*w, *g, *moments]
+        if torch_too:
+            arrays = [torch.from_numpy(x) for x in arrays]
+        cmuon.lora(*arrays, lr=0.1, lora_scale=scale, weight_decay=wd, inv_root="eigh",
+                   msign="simple12", lora_trust=0.0)
+        step = []
+        for i, gi in enumerate((g[0].astype(float), g[1].T.astype(float))):
+            rm[i] = 0.95 * rm[i] + 0.05 * gi
+            R = inverse_root(rw[1 - i].T @ rw[1 - i])
+            u, _, v = np.linalg.svd((0.95 * rm[i] + 0.05 * gi) @ R, full_matrices=False)
+            step.append(0.05 / scale / keep * u @ v @ R)
+        rw = [keep * x - d for x, d in zip(rw, step)]
+    for x, y, z, p, q in zip(w, (rw[0], rw[1].T), start, moments, (rm[0], rm[1].T)):
+        check(distance(x - z, y - z) < 1e-5 and distance(p, q) < 1e-5,
+              f"lora {m, n, r, scale, wd}: off by {distance(x - z, y - z)}")
+
+
+lora()
+lora(m=9, n=30, r=8, scale=2.0, wd=0.5)
+if torch:
+    lora(torch_too=True)
+a, b = normal(16, 4), normal(4, 16)
+rest = [np.zeros_like(x) for x in (a, b, a, b)]
+raises(ValueError, "lora: factors in PEFT's order", cmuon.lora, b, a, rest[1], rest[0], rest[3],
+       rest[2], lr=0.1)
+raises(ValueError, "lora: two ranks", cmuon.lora, a, normal(5, 16), *rest, lr=0.1)
+raises(ValueError, "lora: a gradient of another shape", cmuon.lora, a, b, rest[1], *rest[1:], lr=0.1)
+raises(TypeError, "lora: no matrix", cmuon.lora, a[0], b, *rest, lr=0.1)
+raises(TypeError, "lora: no gradient", cmuon.lora, a, b, None, *rest[1:], lr=0.1)
+raises(cmuon.CmuonError, "lora: decay of the whole product", cmuon.lora, a, b, *rest, lr=0.1,
+       weight_decay=10)
+kept = a.copy()
+cmuon.lora(a, b, *rest, lr=0.1, lora_rebalance=1)
+check(np.array_equal(a, kept), "lora: a step without gradients")
+
 w, g, m = normal(20, 12), normal(20, 12), np.zeros((20, 12), np.float32)
 r, _ = oracle.muon(w.astype(float), m.astype(float), g.astype(float), 0.1)
 cmuon.muon(w, g, m, lr=0.1)

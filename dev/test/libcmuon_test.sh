@@ -37,6 +37,9 @@ int main(void) {
     if (cm_msign(x, 2, 2, o) || fabs(x[0] - 1.0) > 1e-3 || fabs(x[3] + 1.0) > 1e-3) return 4;
     if (cm_qk(w, wk, g, gk, m, mk, 2, 1, 1, 2, 0.1f, o)) return 5;
     if (cm_ov(w, wk, g, gk, m, mk, 2, 1, 1, 2, 0.1f, o)) return 6;
+    if (cm_options_set(o, "lora_scale", "2")) return 10;
+    if (cm_lora(w, wk, g, gk, m, mk, 2, 2, 1, 0.1f, o)) return 11; /* rank 1 of the first halves */
+    if (cm_lora(w, wk, g, gk, m, mk, 2, 2, 3, 0.1f, o) != CM_ESIZE) return 12;
     x[0] = x[3] = 4, x[1] = x[2] = 0;
     if (cm_inv_sqrt(x, 2, 0, o) || fabs(x[0] - 0.5) > 1e-5) return 7;
     g[1] = (float)NAN;

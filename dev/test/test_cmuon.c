@@ -1,7 +1,8 @@
 /*
 Tests of libcmuon through its C ABI: the fixtures of the oracle, the options, the mistakes that a
 caller can make, and the promises of cmuon.h. A failing call changes nothing, a call without memory
-returns an error code, and threads neither disturb each other nor change a bit.
+returns an error code, and threads neither disturb each other nor change a bit. cm_lora is held to a
+plain formula in double and to the trainer's plan.
 
 This file includes the library as source, so that allocations can be made to fail. libcmuon_test.sh
 tests how the library links and what it exports.
@@ -39,17 +40,20 @@ static int test_memalign(void **p, size_t align, size_t n) {
 #undef malloc
 #undef calloc
 #undef posix_memalign
-#include "../../llmc/rng.h"
+#include "../../llmc/optim/plan.h"
+#include "config_of.h"
 
 /* ---------------------------------------------------------------------------------------------- */
 /* One call with its buffers                                                                      */
 
-enum { QK, OV, MUON, MSIGN, ROOT, CALLS };
-static const char *const call_names[] = {"cm_qk", "cm_ov", "cm_muon", "cm_msign", "cm_inv_sqrt"};
+enum { QK, OV, LORA, MUON, MSIGN, ROOT, CALLS };
+static const char *const call_names[] = {"cm_qk",   "cm_ov",    "cm_lora",
+                                         "cm_muon", "cm_msign", "cm_inv_sqrt"};
 
 /* Buffers are in the order of the arguments: w, g, m of cm_muon, or the six of a pair. */
 typedef struct {
-    int call, d, H, S, k; /* cm_muon, cm_msign: (H, d); cm_inv_sqrt: n = d */
+    /* cm_lora: m = H, n = d, r = k; cm_muon, cm_msign: (H, d); cm_inv_sqrt: n = d */
+    int call, d, H, S, k;
     float eta;
     cm_options *o;
     int n;
@@ -62,11 +66,12 @@ static size_t case_size(const Case *c, int i) {
         int per_query = (i % 2 == 0) == (c->call == QK);
         return (size_t)(per_query ? c->H : c->S) * c->k * c->d;
     }
+    if (c->call == LORA) return (size_t)(i % 2 ? c->d : c->H) * c->k;
     return (size_t)(c->call == ROOT ? c->d : c->H) * c->d;
 }
 
 static Case case_new(int call, int d, int H, int S, int k, uint64_t seed) {
-    static const int buffers[] = {6, 6, 3, 1, 1};
+    static const int buffers[] = {6, 6, 6, 3, 1, 1};
     Case c = {call, d, H, S, k, 0.1f, cm_options_new(), buffers[call], {0}, {0}};
     for (int i = 0; i < c.n; i++) {
         c.size[i] = case_size(&c, i);
@@ -104,6 +109,7 @@ static int case_run(Case *c) {
     switch (c->call) {
     case QK: return cm_qk(b[0], b[1], b[2], b[3], b[4], b[5], c->d, c->H, c->S, c->k, c->eta, c->o);
     case OV: return cm_ov(b[0], b[1], b[2], b[3], b[4], b[5], c->d, c->H, c->S, c->k, c->eta, c->o);
+    case LORA: return cm_lora(b[0], b[1], b[2], b[3], b[4], b[5], c->H, c->d, c->k, c->eta, c->o);
     case MUON: return cm_muon(b[0], b[1], b[2], c->H, c->d, c->eta, c->o);
     case MSIGN: return cm_msign(b[0], c->H, c->d, c->o);
     default: return cm_inv_sqrt(b[0], c->d, 0.01f, c->o);
@@ -133,7 +139,19 @@ static void check_refused(const Case *c, int code, const char *what) {
     case_free(&e);
 }
 
-static Case small(int call) { return case_new(call, call == ROOT ? 9 : 24, 4, 2, 8, 11); }
+static Case small(int call) {
+    return case_new(call, call == ROOT ? 9 : 24, call == LORA ? 20 : 4, 2, 8, 11);
+}
+
+/* Sets the options "key=value key=value". */
+static void set_options(cm_options *o, const char *options) {
+    char word[64];
+    for (const char *p = options; fixture_word(&p, word, sizeof word);) {
+        char *value = strchr(word, '=');
+        *value++ = 0;
+        check(cm_options_set(o, word, value) == 0, "%s=%s", word, value);
+    }
+}
 
 /* ---------------------------------------------------------------------------------------------- */
 /* Fixtures                                                                                       */
@@ -418,6 +436,12 @@ static void test_options(void) {
                                           {"inv_root", "cans12"},
                                           {"inv-root", "eigh"},
                                           {"inv-root", "pe7"},
+                                          {"lora_trust", "0"},
+                                          {"lora-trust", "0.3"},
+                                          {"lora_rebalance", "1"},
+                                          {"lora_scale", "16"},
+                                          {"lora_rule", "lora-muon"},
+                                          {"lora-rule", "cm"},
                                           {"shared_div", "1"},
                                           {"shared_div", "group"},
                                           {"scale", "spectral"},
@@ -467,6 +491,14 @@ static void test_options(void) {
         {"momentum_reproject", "1", CM_EVALUE},
         {"method", "half", CM_EVALUE},
         {"normuon_beta2", "0.9", CM_EKEY},
+        {"lora_scale", "0", CM_EVALUE},
+        {"lora_scale", "-1", CM_EVALUE},
+        {"lora_scale", "inf", CM_EVALUE},
+        {"lora_rule", "adamw", CM_EVALUE},
+        {"lora_rule", "1", CM_EVALUE},
+        {"lora_trust", "-0.1", CM_EVALUE},
+        {"lora_rebalance", "1.5", CM_EVALUE},
+        {"lora_rank", "8", CM_EKEY},
         {"msign", "pe9", CM_EVALUE},
         {"msign_compute", "tf32", CM_EVALUE},
         {"compute", "bf16", CM_EUNSUPPORTED},
@@ -500,7 +532,8 @@ static void test_options(void) {
     cm_options *o = cm_options_new();
     check(o->optim.momentum == 0.95 && o->optim.damping == 0.01 && o->optim.mp == 1 &&
               o->optim.hybrid == 1 && o->optim.isotropic == 0 && o->weight_decay == 0 &&
-              o->threads == 0,
+              o->lora_scale == 1 && o->optim.lora_trust == 0.1 && o->threads == 0 &&
+              lora_rules[o->lora_rule] == RULE_LORA_MUON,
           "the defaults");
     cm_options_set(o, "nesterov", "0");
     check(o->optim.nesterov == NESTEROV_OFF, "nesterov=0");
@@ -545,8 +578,9 @@ static void test_arguments(void) {
         }
         static const int sizes[] = {0, -1, -2147483647 - 1, 2147483647, (1 << 24) + 1};
         for (int i = 0; i < 5; i++) {
-            int *const fields[] = {&c.d, &c.H, &c.S, &c.k}, pair = call == QK || call == OV;
-            for (int f = 0; f < (pair ? 4 : call == ROOT ? 1 : 2); f++) {
+            static const int count[] = {4, 4, 3, 2, 2, 1};
+            int *const fields[] = {&c.d, &c.H, &c.k, &c.S};
+            for (int f = 0; f < count[call]; f++) {
                 int valid = *fields[f];
                 *fields[f] = sizes[i];
                 check_refused(&c, CM_ESIZE, "size");
@@ -567,6 +601,15 @@ static void test_arguments(void) {
             c.S = 8;
             check_refused(&c, CM_EHEADS, "4 heads over 8");
         }
+        if (call == LORA) {
+            c.eta = 0.1f;
+            c.k = c.H + 1; /* the buffers have room for 20 x 24 */
+            c.d = c.k;
+            check_refused(&c, CM_ESIZE, "a rank above m");
+            c.H = c.k;
+            c.d = c.k - 1;
+            check_refused(&c, CM_ESIZE, "a rank above n");
+        }
         case_free(&c);
     }
     float x[4] = {1, 0, 0, 1};
@@ -575,7 +618,7 @@ static void test_arguments(void) {
           "damping of cm_inv_sqrt");
     /* Buffers that are written must not overlap others; gradients may share memory. */
     for (int call = QK; call <= MUON; call++) {
-        Case c = case_new(call, 24, 2, 2, 8, 3);
+        Case c = case_new(call, 24, call == LORA ? 24 : 2, 2, 8, 3);
         if (call == MUON) c.H = c.d;
         int written = 0;
         for (int i = 0; i < c.n; i++)
@@ -610,34 +653,40 @@ static void test_combinations(void) {
     static const struct {
         int call, groups, code;
         const char *options;
-    } rows[] = {{QK, 0, 0, "method=joint"},
-                {QK, 1, CM_ECOMBINATION, "method=joint"},
-                {QK, 0, CM_ECOMBINATION, "method=joint per_mat_renorm=1"},
-                {QK, 0, 0, "method=joint connection=frobenius isotropic=1"},
-                {OV, 0, CM_ECOMBINATION, "method=joint"},
-                {OV, 0, 0, "method=joint hybrid=0"},
-                {QK, 0, CM_ECOMBINATION, "circuit=1"},
-                {OV, 0, 0, "circuit=1"},
-                {OV, 1, 0, "circuit=1 per_mat_renorm=1"},
-                {OV, 0, CM_ECOMBINATION, "circuit=1 method=joint hybrid=0"},
-                {OV, 0, CM_ECOMBINATION, "circuit=1 connection=frobenius"},
-                {QK, 0, 0, "head_group=2 whiten_power=0.5 damping_form=relative"},
-                {OV, 1, 0, "head_group=2 whiten_power=1.3"},
-                {OV, 1, CM_ECOMBINATION, "head_group=4"},
-                {OV, 1, 0, "head_group=0"},
-                {QK, 0, CM_ECOMBINATION, "head_group=2 method=joint"},
-                {QK, 0, CM_ECOMBINATION, "head_group=0 method=joint"},
-                {QK, 0, CM_ECOMBINATION, "damping_form=relative connection=frobenius"},
-                {QK, 0, 0, "damping_form=relative connection=frobenius gauge_damping=0"},
-                {MUON, 0, 0, "circuit=1 method=joint connection=frobenius"}};
+    } rows[] = {
+        {QK, 0, 0, "method=joint"},
+        {QK, 1, CM_ECOMBINATION, "method=joint"},
+        {QK, 0, CM_ECOMBINATION, "method=joint per_mat_renorm=1"},
+        {QK, 0, 0, "method=joint connection=frobenius isotropic=1"},
+        {OV, 0, CM_ECOMBINATION, "method=joint"},
+        {OV, 0, 0, "method=joint hybrid=0"},
+        {QK, 0, CM_ECOMBINATION, "circuit=1"},
+        {OV, 0, 0, "circuit=1"},
+        {OV, 1, 0, "circuit=1 per_mat_renorm=1"},
+        {OV, 0, CM_ECOMBINATION, "circuit=1 method=joint hybrid=0"},
+        {OV, 0, CM_ECOMBINATION, "circuit=1 connection=frobenius"},
+        {QK, 0, 0, "head_group=2 whiten_power=0.5 damping_form=relative"},
+        {OV, 1, 0, "head_group=2 whiten_power=1.3"},
+        {OV, 1, CM_ECOMBINATION, "head_group=4"},
+        {OV, 1, 0, "head_group=0"},
+        {QK, 0, CM_ECOMBINATION, "head_group=2 method=joint"},
+        {QK, 0, CM_ECOMBINATION, "head_group=0 method=joint"},
+        {QK, 0, CM_ECOMBINATION, "damping_form=relative connection=frobenius"},
+        {QK, 0, 0, "damping_form=relative connection=frobenius gauge_damping=0"},
+        {MUON, 0, 0, "circuit=1 method=joint connection=frobenius"},
+        {LORA, 0, 0, "weight_decay=9.9"}, /* eta is 0.1 */
+        {LORA, 0, CM_ECOMBINATION, "weight_decay=10"},
+        {LORA, 0, CM_ECOMBINATION, "weight_decay=1000 lora_scale=1e6"},
+        {LORA, 0, 0, "weight_decay=10 lora_rule=cm"},
+        {LORA, 0, 0, "circuit=1 method=joint per_mat_renorm=1 head_group=3"},
+        {LORA, 0, 0, "circuit=1 method=joint head_group=3 lora_rule=cm"},
+        {LORA, 0, CM_ECOMBINATION, "method=joint per_mat_renorm=1 lora_rule=cm"},
+        {LORA, 0, 0, "connection=frobenius momentum_reproject=copy lora_rule=cm"},
+        {LORA, 0, CM_ECOMBINATION, "damping_form=relative connection=frobenius lora_rule=cm"}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        Case c = case_new(rows[i].call, 24, 4, rows[i].groups ? 2 : 4, 8, 17), e;
-        char word[64];
-        for (const char *p = rows[i].options; fixture_word(&p, word, sizeof word);) {
-            char *value = strchr(word, '=');
-            *value++ = 0;
-            check(cm_options_set(c.o, word, value) == 0, "%s=%s", word, value);
-        }
+        int wide = rows[i].call == LORA;
+        Case c = case_new(rows[i].call, 24, wide ? 20 : 4, rows[i].groups ? 2 : 4, 8, 17), e;
+        set_options(c.o, rows[i].options);
         if (rows[i].code) {
             check_refused(&c, rows[i].code, rows[i].options);
         } else {
@@ -702,14 +751,28 @@ static void test_indefinite(void) {
                       cm_strerror(status));
                 cm_options_free(o);
             }
-        for (int call = QK; call <= OV; call++) {
+        for (int call = QK; call <= LORA; call++) {
             Case c = small(call);
             cm_options_set(c.o, "inv_root", roots[root]);
             cm_options_set(c.o, "damping", "0");
-            /* Buffer 1 is W_K, or 0 is W_V: rows of heads. Its first two rows become equal. */
-            float *w = c.b[call == QK ? 1 : 0];
+            cm_options_set(c.o, "lora_rule", "cm");
+            /* Buffer 1 is W_K or B^T, or 0 is W_V: rows of heads. Its first two rows become
+               equal. */
+            float *w = c.b[call == OV ? 0 : 1];
             memcpy(w + c.d, w, (size_t)c.d * sizeof *w);
             check_refused(&c, CM_EINDEFINITE, "a singular partner");
+            if (call == LORA) { /* LoRA-Muon has no damping: pe7 has a floor, eigh none */
+                cm_options_set(c.o, "lora_rule", "lora-muon");
+                cm_options_set(c.o, "lora_trust", "0");
+                if (root == 2) check_refused(&c, CM_EINDEFINITE, "a singular partner");
+                else {
+                    Case e = case_copy(&c);
+                    int status = case_run(&e);
+                    check(status == CM_OK, "lora-muon with pe7, singular: %s", cm_strerror(status));
+                    case_free(&e);
+                }
+                cm_options_set(c.o, "lora_rule", "cm");
+            }
             cm_options_set(c.o, "damping", "0.01");
             int status = case_run(&c);
             check(status == CM_OK, "%s with damping: %s", call_names[call], cm_strerror(status));
@@ -718,13 +781,31 @@ static void test_indefinite(void) {
     }
 }
 
+/* pe7 has a root of a singular Gram: along the null space that of its floor, 1e-5 of the norm, and
+   of zero it is zero. */
+static void test_floor(void) {
+    cm_options *o = cm_options_new();
+    cm_options_set(o, "inv_root", "pe7");
+    float x[4] = {4, 0, 0, 0}, zero[4] = {0, 0, 0, 0};
+    double floor = 1 / sqrt(4 * 1e-5);
+    int status = cm_inv_sqrt(x, 2, 0, o);
+    check(status == CM_OK && fabs((double)x[0] - 0.5) < 1e-4 && x[1] == 0 &&
+              (double)x[3] > 0.5 * floor && (double)x[3] < 1.1 * floor,
+          "pe7 of diag(4, 0): %s, (%g, %g)", cm_strerror(status), (double)x[0], (double)x[3]);
+    status = cm_inv_sqrt(zero, 2, 0, o);
+    check(status == CM_OK && all_zero(zero, 4), "pe7 of zero: %s", cm_strerror(status));
+    cm_options_free(o);
+}
+
 /* A power of two times the gradient changes no bit of a step, and one times a matrix no bit of its
    sign. Of a Gram 4^k as large the root is 2^-k as large. */
 static void test_scale(void) {
     for (int call = 0; call < CALLS; call++)
         for (int k = -48; k <= 48; k += 24) {
             Case c = small(call), e;
-            int gradient = call == MUON ? 1 : 2, gradients = call == MUON ? 1 : call <= OV ? 2 : 0;
+            int gradient = call == MUON ? 1 : 2, gradients = call == MUON   ? 1
+                                                             : call <= LORA ? 2
+                                                                            : 0;
             int momentum = call == MUON ? 2 : 4;
             for (int i = 0; i < gradients; i++) {
                 memset(c.b[momentum + i], 0, c.size[momentum + i] * sizeof(float));
@@ -756,6 +837,7 @@ static void test_idle(void) {
         for (int sign = 0; sign < 2; sign++) {
             Case c = small(call);
             int weights = c.n / 3;
+            double keep = call == LORA ? sqrt(0.95) : 0.95; /* cm_lora: of the product */
             for (int i = weights; i < c.n; i++)
                 for (size_t j = 0; j < c.size[i]; j++) c.b[i][j] = sign ? -0.0f : 0;
             c.b[0][3] = -0.0f;
@@ -768,7 +850,7 @@ static void test_idle(void) {
             status = case_run(&e);
             double worst = 0;
             for (size_t j = 0; j < c.size[0]; j++)
-                worst = fmax(worst, fabs((double)e.b[0][j] - 0.95 * (double)c.b[0][j]));
+                worst = fmax(worst, fabs((double)e.b[0][j] - keep * (double)c.b[0][j]));
             check(status == 0 && worst < 1e-6, "%s: decay alone, off by %g", call_names[call],
                   worst);
             case_free(&c);
@@ -794,16 +876,373 @@ static void test_bounds(void) {
         case_free(&c);
         case_free(&e);
     }
-    /* One head; one shared head; heads that together are wider than d. */
-    static const int shapes[][4] = {{1, 1, 1, 1}, {3, 1, 1, 5}, {5, 4, 1, 8}, {64, 6, 3, 4}};
-    for (int i = 0; i < 4; i++)
-        for (int call = QK; call <= OV; call++) {
+    /* One head; one shared head; heads that together are wider than d. Rank 1; the full rank. */
+    static const int shapes[][4] = {{1, 1, 1, 1}, {3, 1, 1, 5}, {5, 4, 1, 8},  {64, 6, 3, 4},
+                                    {1, 1, 0, 1}, {9, 4, 0, 1}, {5, 70, 0, 5}, {64, 6, 0, 4}};
+    for (int i = 0; i < 8; i++)
+        for (int call = i < 4 ? QK : LORA; call <= (i < 4 ? OV : LORA); call++) {
             const int *s = shapes[i];
             Case c = case_new(call, s[0], s[1], s[2], s[3], (uint64_t)i);
             check(case_run(&c) == 0, "%s of d %d, heads %d over %d, %d wide", call_names[call],
                   s[0], s[1], s[2], s[3]);
             case_free(&c);
         }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+/* The factors of a product                                                                       */
+
+/* Factors in double, both as P (r, n): A^T and B^T. */
+typedef struct {
+    int r, n[2];
+    double *P[2], *M[2], *G[2];
+} Plain;
+
+/* A factor of a case as P (r, n). A is stored as (n, r). */
+static void plain_read(double *P, const Case *c, int buffer) {
+    int r = c->k, n = buffer % 2 ? c->d : c->H;
+    for (int i = 0; i < r; i++)
+        for (int j = 0; j < n; j++)
+            P[i * n + j] = (double)c->b[buffer][buffer % 2 ? i * n + j : j * r + i];
+}
+
+static Plain plain_of(const Case *c) {
+    Plain p = {c->k, {c->H, c->d}, {0}, {0}, {0}};
+    for (int leg = 0; leg < 2; leg++) {
+        size_t size = (size_t)p.r * p.n[leg];
+        p.P[leg] = (double *)calloc(size, sizeof(double));
+        p.M[leg] = (double *)calloc(size, sizeof(double));
+        p.G[leg] = (double *)calloc(size, sizeof(double));
+        plain_read(p.P[leg], c, leg);
+        plain_read(p.M[leg], c, 4 + leg);
+    }
+    return p;
+}
+
+static void plain_free(Plain *p) {
+    for (int leg = 0; leg < 2; leg++) {
+        free(p->P[leg]);
+        free(p->M[leg]);
+        free(p->G[leg]);
+    }
+}
+
+/* G (r,r) <- G^(-1/2), by cyclic Jacobi rotations. */
+static void plain_root(double *G, int r) {
+    double V[16 * 16] = {0}, root[16 * 16] = {0};
+    for (int i = 0; i < r; i++) V[i * r + i] = 1;
+    for (int sweep = 0; sweep < 60; sweep++)
+        for (int p = 0; p < r; p++)
+            for (int q = p + 1; q < r; q++) {
+                double x = G[p * r + q];
+                if (x == 0) continue;
+                double t = (G[q * r + q] - G[p * r + p]) / (2 * x);
+                t = (t < 0 ? -1 : 1) / (fabs(t) + sqrt(t * t + 1));
+                double c = 1 / sqrt(t * t + 1), sine = c * t;
+                for (int k = 0; k < r; k++) { /* columns, of V too */
+                    double a = G[k * r + p], b = G[k * r + q];
+                    G[k * r + p] = c * a - sine * b;
+                    G[k * r + q] = sine * a + c * b;
+                    a = V[k * r + p], b = V[k * r + q];
+                    V[k * r + p] = c * a - sine * b;
+                    V[k * r + q] = sine * a + c * b;
+                }
+                for (int k = 0; k < r; k++) { /* rows */
+                    double a = G[p * r + k], b = G[q * r + k];
+                    G[p * r + k] = c * a - sine * b;
+                    G[q * r + k] = sine * a + c * b;
+                }
+                G[p * r + q] = G[q * r + p] = 0;
+            }
+    for (int i = 0; i < r; i++)
+        for (int j = 0; j < r; j++)
+            for (int k = 0; k < r; k++)
+                root[i * r + j] += V[i * r + k] * V[j * r + k] / sqrt(G[k * r + k]);
+    memcpy(G, root, (size_t)r * r * sizeof *G);
+}
+
+/* G (r,r) = P P^T + d I. */
+static void plain_gram(double *G, const double *P, int r, int n, double d) {
+    for (int i = 0; i < r; i++)
+        for (int j = 0; j < r; j++) {
+            G[i * r + j] = i == j ? d : 0;
+            for (int k = 0; k < n; k++) G[i * r + j] += P[i * n + k] * P[j * n + k];
+        }
+}
+
+/* P (r,n) <- R P. */
+static void plain_multiply(double *P, const double *R, int r, int n) {
+    double column[16];
+    for (int j = 0; j < n; j++) {
+        for (int i = 0; i < r; i++) column[i] = P[i * n + j];
+        for (int i = 0; i < r; i++) {
+            P[i * n + j] = 0;
+            for (int k = 0; k < r; k++) P[i * n + j] += R[i * r + k] * column[k];
+        }
+    }
+}
+
+/* The mean of the diagonal of a factor's Gram. */
+static double plain_mean(const Plain *p, int leg) {
+    double sum = 0;
+    for (int i = 0; i < p->r * p->n[leg]; i++) sum += p->P[leg][i] * p->P[leg][i];
+    return sum / p->r;
+}
+
+/* What is added to the partner's Gram: CM's damping, or the floor of optim/factors.h. */
+static double plain_floor(const Plain *p, int leg, double half, const cm_options *o) {
+    double own = plain_mean(p, leg), other = plain_mean(p, 1 - leg);
+    double tau = half / o->optim.lora_trust;
+    if (lora_rules[o->lora_rule] == RULE_CM) return o->optim.damping;
+    return o->optim.lora_trust ? fmax(0, fmin(tau * tau / own, own) - other) : 0;
+}
+
+/* A step by the formulas as they stand in the paper:
+
+       P <- k P - eta / (2 s k) R msign(R U),  R = (Q Q^T + floor)^(-1/2),
+
+   where msign(Y) = (Y Y^T)^(-1/2) Y, U is Nesterov's momentum, and Q the other factor before the
+   step. With CM k is 1 - eta wd, and nothing is divided by it. */
+static void plain_step(Plain *p, const cm_options *o, double eta) {
+    double R[16 * 16], S[16 * 16], half = eta / (2 * o->lora_scale), beta = o->optim.momentum;
+    double *U[2];
+    int r = p->r, is_cm = lora_rules[o->lora_rule] == RULE_CM;
+    double keep = is_cm ? 1 - eta * o->weight_decay : sqrt(1 - eta * o->weight_decay);
+    for (int leg = 0; leg < 2; leg++) {
+        int n = p->n[leg];
+        U[leg] = (double *)calloc((size_t)r * n, sizeof(double));
+        for (int i = 0; i < r * n; i++) {
+            double g = p->G[leg][i];
+            p->M[leg][i] = beta * p->M[leg][i] + (1 - beta) * g;
+            U[leg][i] = beta * p->M[leg][i] + (1 - beta) * g;
+        }
+        plain_gram(R, p->P[1 - leg], r, p->n[1 - leg], plain_floor(p, leg, half, o));
+        plain_root(R, r);
+        plain_multiply(U[leg], R, r, n);
+        plain_gram(S, U[leg], r, n, 0);
+        plain_root(S, r);
+        plain_multiply(U[leg], S, r, n);
+        plain_multiply(U[leg], R, r, n);
+    }
+    for (int leg = 0; leg < 2; leg++) {
+        for (int i = 0; i < r * p->n[leg]; i++)
+            p->P[leg][i] = keep * p->P[leg][i] - half / (is_cm ? 1 : keep) * U[leg][i];
+        free(U[leg]);
+    }
+}
+
+/* The error of a factor of the case, relative to its way from `start`; in *moment that of its
+   momentum. */
+static double plain_error(const Plain *p, const Case *c, const Case *start, int leg,
+                          double *moment) {
+    size_t size = (size_t)p->r * p->n[leg];
+    double *now = (double *)calloc(size, sizeof(double));
+    double *from = (double *)calloc(size, sizeof(double)), off = 0, moved = 0;
+    plain_read(now, c, leg);
+    plain_read(from, start, leg);
+    for (size_t i = 0; i < size; i++) {
+        off += (now[i] - p->P[leg][i]) * (now[i] - p->P[leg][i]);
+        moved += (from[i] - p->P[leg][i]) * (from[i] - p->P[leg][i]);
+    }
+    plain_read(now, c, 4 + leg);
+    *moment = relative_l2_dd(now, p->M[leg], size, 1e-30);
+    free(now);
+    free(from);
+    return sqrt(off / moved);
+}
+
+/* Once with an exact root and a sign that converges, which leaves rounding; and once with the
+   defaults: the floor of pe7 is 1e-5 of a Gram's norm, a thousandth of the smallest eigenvalues
+   here. */
+static void test_lora(void) {
+    static const struct {
+        int m, n, r, cold; /* cold: the buffer that begins at zero; -1: none */
+        const char *options;
+    } rows[] = {{13, 9, 3, -1, ""},
+                {5, 40, 1, -1, "lora_scale=0.25"},
+                {30, 12, 8, -1, ""},
+                {20, 40, 14, -1, "lora_scale=4"},
+                {24, 17, 4, -1, ""},
+                {24, 17, 4, 0, ""},
+                {24, 17, 4, 1, ""},
+                {40, 30, 8, 0, "lora_trust=0.02 lora_scale=2"},
+                {12, 50, 6, -1, "lora_rule=cm"},
+                {12, 50, 6, 0, "lora_rule=cm lora_scale=2"}};
+    for (int i = 0; i < (int)(sizeof rows / sizeof *rows); i++)
+        for (int way = 0; way < 2; way++) {
+            Case c = case_new(LORA, rows[i].n, rows[i].m, 0, rows[i].r, (uint64_t)(50 + i)), start;
+            set_options(c.o, "weight_decay=0.7");
+            set_options(c.o, rows[i].options);
+            if (way == 0) set_options(c.o, "inv_root=eigh msign=simple12");
+            if (rows[i].cold >= 0)
+                memset(c.b[rows[i].cold], 0, c.size[rows[i].cold] * sizeof(float));
+            start = case_copy(&c);
+            Plain p = plain_of(&c);
+            double worst = 0, worst_moment = 0;
+            for (int step = 0; step < 4; step++) {
+                for (int leg = 0; leg < 2; leg++) {
+                    for (size_t j = 0; j < c.size[2 + leg]; j++)
+                        c.b[2 + leg][j] =
+                            (float)(0.01 * rng_normal((uint64_t)i, (uint64_t)(2 * step + leg), j));
+                    plain_read(p.G[leg], &c, 2 + leg);
+                }
+                int status = case_run(&c);
+                check(status == 0, "cm_lora: %s", cm_strerror(status));
+                plain_step(&p, c.o, (double)c.eta);
+                for (int leg = 0; leg < 2; leg++) {
+                    double moment, e = plain_error(&p, &c, &start, leg, &moment);
+                    worst = fmax(worst, e);
+                    worst_moment = fmax(worst_moment, moment);
+                }
+            }
+            check(worst < (way ? 2e-3 : 1e-5) && worst_moment < 1e-5,
+                  "cm_lora (%d,%d) of rank %d, cold %d, %s: %g from the formula, momenta %g",
+                  rows[i].m, rows[i].n, rows[i].r, rows[i].cold, rows[i].options, worst,
+                  worst_moment);
+            plain_free(&p);
+            case_free(&c);
+            case_free(&start);
+        }
+}
+
+/* An adapter whose A is zero, fitted to a target by the loss 1/2 ||s A B^T - T||^2. The first step
+   leaves B alone, and lora_trust bounds the second. */
+static void test_lora_start(void) {
+    enum { M = 20, N = 24, R = 4 };
+    for (int trust = 0; trust < 2; trust++) {
+        Case c = case_new(LORA, N, M, 0, R, 9);
+        static double D[M * N];
+        double loss[41], s = 2, moved[2] = {0, 0}, size = 0;
+        set_options(c.o, trust ? "lora_scale=2" : "lora_scale=2 lora_trust=0");
+        c.eta = 0.05f;
+        for (int i = 0; i < c.n; i++)
+            if (i != 1) memset(c.b[i], 0, c.size[i] * sizeof(float));
+        Case before = case_copy(&c);
+        for (int step = 0; step <= 40; step++) {
+            loss[step] = 0;
+            for (int i = 0; i < M * N; i++) {
+                D[i] = -0.1 * rng_normal(77, 0, (uint64_t)i);
+                for (int k = 0; k < R; k++)
+                    D[i] += s * (double)c.b[0][i / N * R + k] * (double)c.b[1][k * N + i % N];
+                loss[step] += D[i] * D[i] / 2;
+            }
+            memset(c.b[2], 0, c.size[2] * sizeof(float));
+            memset(c.b[3], 0, c.size[3] * sizeof(float));
+            for (int i = 0; i < M * N; i++)
+                for (int k = 0; k < R; k++) {
+                    c.b[2][i / N * R + k] += (float)(s * D[i]) * c.b[1][k * N + i % N];
+                    c.b[3][k * N + i % N] += (float)(s * D[i]) * c.b[0][i / N * R + k];
+                }
+            int status = case_run(&c);
+            check(status == 0, "step %d: %s", step, cm_strerror(status));
+            for (size_t i = 0; i < c.size[1] && step < 2; i++) {
+                double change = (double)c.b[1][i] - (double)before.b[1][i];
+                moved[step] += change * change;
+                if (step) size += (double)before.b[1][i] * (double)before.b[1][i];
+            }
+        }
+        check(moved[0] == 0, "a zero partner moves B by %g", sqrt(moved[0]));
+        moved[1] = sqrt(moved[1] / size);
+        check(trust ? moved[1] < 0.11 : moved[1] > 0.5,
+              "lora_trust %d: the second step moves B by %g of its size", trust, moved[1]);
+        check(!trust || loss[40] < 0.85 * loss[0], "the loss goes from %g to %g", loss[0],
+              loss[40]);
+        case_free(&before);
+        case_free(&c);
+    }
+}
+
+/* Every layer's factors by the trainer's plan, which updates all layers of a part together, and by
+   cm_lora one by one: the same bits, as the rate is a float in both. */
+static void lora_plan(const char *rule, const char *begin, const char *common) {
+    char flags[512], options[256], word[64];
+    snprintf(flags, sizeof flags,
+             "--low-rank 3 --lora-on all --layers 3 --width 24 --heads 2 --seq-len 4 --tied off "
+             "--act swiglu --lr 0.0625 --lora %s --lora-init %s",
+             rule, begin);
+    snprintf(options, sizeof options, "lora-rule=%s %s%s", rule, common,
+             strcmp(begin, "zero") ? " lora-trust=0" : "");
+    for (const char *p = common; fixture_word(&p, word, sizeof word);) {
+        size_t used = strlen(flags);
+        *strchr(word, '=') = ' ';
+        snprintf(flags + used, sizeof flags - used, " --%s", word);
+    }
+    Config c = config_of(flags, "");
+    Registry r = registry_build(&c);
+    Plan plan = plan_build(&c, &r);
+    size_t size = r.size[SLOT_PARAM];
+    float *memory =
+        (float *)calloc(4 * size + plan.state_size + plan.arena_size + 64, sizeof(float));
+    Arena arena = {memory + 4 * size + plan.state_size, plan.arena_size, 0};
+    float *p = memory, *g = memory + size, *m = g + size, *before = m + size;
+    for (size_t i = 0; i < size; i++) p[i] = (float)(0.3 * rng_normal(3, 0, i));
+    for (int i = 0; i < plan.n && !strcmp(begin, "zero"); i++) /* adapters begin with A = 0 */
+        if (plan.e[i].product_scale != 0) {
+            Mat A = part_view(&r, plan.e[i].part[0], p);
+            la_axpby(A, 0, A, 0);
+        }
+    Case e = {LORA, 0, 0, 0, 0, (float)c.lr_lora, cm_options_new(), 6, {0}, {0}};
+    set_options(e.o, options);
+    int pairs = 0, differ = 0;
+    for (int step = 1; step <= 3; step++) {
+        for (size_t i = 0; i < size; i++) g[i] = (float)(0.01 * rng_normal(3, (uint64_t)step, i));
+        /* Both steps begin here: the plan's on the copies. */
+        memcpy(before, p, size * sizeof(float));
+        float *moment = (float *)calloc(size, sizeof(float));
+        memcpy(moment, m, size * sizeof(float));
+        PlanState s = {.param = p,
+                       .grad = g,
+                       .moment = m,
+                       .state = m + 2 * size,
+                       .arena = &arena,
+                       .lr_scale = {1, 1},
+                       .momentum = c.optim.momentum,
+                       .gscale = 1,
+                       .step = step};
+        plan_step(&plan, &r, &c, &s);
+        for (int i = 0; i < plan.n; i++) {
+            const PlanEntry *entry = &plan.e[i];
+            for (int l = 0; entry->product_scale != 0 && l < part_held(&r, entry->part[0]).layers;
+                 l++, pairs++) {
+                float *result[4];
+                for (int leg = 0; leg < 2; leg++) {
+                    Mat W = part_layers(&r, entry->part[leg], SLOT_PARAM, before, l, 1);
+                    size_t at = (size_t)(W.p - before);
+                    if (leg) e.d = W.cols, e.k = W.rows;
+                    else e.H = W.rows;
+                    e.size[leg] = e.size[2 + leg] = e.size[4 + leg] = mat_size(W);
+                    e.b[leg] = before + at;
+                    e.b[2 + leg] = g + at;
+                    e.b[4 + leg] = moment + at;
+                    result[leg] = p + at;
+                    result[2 + leg] = m + at;
+                }
+                int status = case_run(&e);
+                check(status == 0, "%s: cm_lora of %s: %s", flags, entry->name[0],
+                      cm_strerror(status));
+                int unlike = 0;
+                for (int k = 0; k < 4; k++)
+                    unlike |= memcmp(result[k], e.b[k < 2 ? k : 2 + k], e.size[k] * sizeof(float));
+                differ += unlike != 0;
+            }
+        }
+        free(moment);
+    }
+    check(pairs == 3 * (3 * 7 + 1) && !differ, "%s: %d of %d pairs differ from cm_lora", flags,
+          differ, pairs);
+    cm_options_free(e.o);
+    free(memory);
+}
+
+static void test_lora_plan(void) {
+    static const char *const common[] = {
+        "lora-scale=1", "lora-scale=2 weight-decay=0.4 lora-rebalance=0.5",
+        "lora-scale=0.5 inv-root=eigh msign=pe8-lora momentum=0.8 nesterov=off"};
+    for (int i = 0; i < 3; i++) {
+        lora_plan("lora-muon", "zero", common[i]);
+        lora_plan("lora-muon", "balanced", common[i]);
+        lora_plan("cm", "zero", common[i]);
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
@@ -861,6 +1300,20 @@ static void take_too_much(const Job *job, Arena *arena) {
     check(!p && !q, "an arena that ran out gives memory");
 }
 
+/* The step of a job on less scratch than it needs. */
+static void overrun(Job *job, size_t need) {
+    for (size_t size = 0; size < need; size += 16) {
+        float *room = (float *)malloc((need + 16) * sizeof *room);
+        for (size_t i = 0; i < need + 16; i++) room[i] = 7;
+        Arena arena = {room, size, 0};
+        int status = run_threads(work_step, job, &arena, 1), kept = 1;
+        for (size_t i = size; i < need + 16; i++) kept &= room[i] == 7;
+        check(status == CM_EINTERNAL && kept, "%s: %zu numbers of scratch where %zu are needed: %s",
+              job->step.rule->flag, size, need, cm_strerror(status));
+        free(room);
+    }
+}
+
 /* A workspace that is too small, which must never happen. The call must return an error and write
    nothing beyond the workspace. */
 static void test_overrun(void) {
@@ -868,29 +1321,25 @@ static void test_overrun(void) {
     float memory[2 * ROOM];
     Arena arena = {memory, ROOM, 0};
     check(run_threads(take_too_much, NULL, &arena, 1) == CM_EINTERNAL, "too small a workspace");
-    float x[3][12 * 8];
-    for (int i = 0; i < 3 * 12 * 8; i++) x[i / 96][i % 96] = (float)((i * 37) % 11 - 5);
+    float x[6][12 * 8];
+    for (int i = 0; i < 6 * 12 * 8; i++) x[i / 96][i % 96] = (float)((i * 37) % 11 - 5);
     cm_options o;
     options_default(&o);
+    o.optim.lora_rebalance = 1; /* takes scratch of its own */
     Call c;
     call_begin(&c, &o);
-    Job job = job_of(&c, RULE_MUON, 1, 0.1f);
-    job.step.leg[0] = leg_of(12, 8, 0, 0);
-    size_t need = work_scratch(work_step, &job);
-    job.step.leg[0].W.p = x[0];
-    job.step.leg[0].M.p = x[1];
-    job.step.leg[0].G.p = x[2];
-    for (size_t size = 0; size < need; size += 16) {
-        float *room = (float *)malloc((need + 16) * sizeof *room);
-        for (size_t i = 0; i < need + 16; i++) room[i] = 7;
-        arena.p = room;
-        arena.size = size;
-        arena.used = 0;
-        int status = run_threads(work_step, &job, &arena, 1), kept = 1;
-        for (size_t i = size; i < need + 16; i++) kept &= room[i] == 7;
-        check(status == CM_EINTERNAL && kept, "%zu numbers of scratch where %zu are needed: %s",
-              size, need, cm_strerror(status));
-        free(room);
+    for (int legs = 1; legs <= 2; legs++) {
+        Job job = job_of(&c, legs == 1 ? RULE_MUON : RULE_LORA_MUON, legs, 0.1f);
+        job.step.leg[0] = leg_of(12, 8, legs - 1, legs - 1);
+        job.step.leg[1] = leg_of(8, 12, 1, 0);
+        job.step.product_scale = job.step.product_cold = legs - 1;
+        size_t need = work_scratch(work_step, &job);
+        for (int leg = 0; leg < legs; leg++) {
+            job.step.leg[leg].W.p = x[leg];
+            job.step.leg[leg].M.p = x[2 + leg];
+            job.step.leg[leg].G.p = x[4 + leg];
+        }
+        overrun(&job, need);
     }
 }
 
@@ -899,7 +1348,7 @@ static void test_overrun(void) {
 
 /* Matrices that are large enough for products to run in several threads. */
 static Case large(int call, uint64_t seed) {
-    return case_new(call, call == ROOT ? 48 : 160, call >= MUON ? 96 : 4, 2, 24, seed);
+    return case_new(call, call == ROOT ? 48 : 160, call >= LORA ? 96 : 4, 2, 24, seed);
 }
 
 static void test_thread_option(void) {
@@ -994,8 +1443,9 @@ static void test_concurrency(void) {
 }
 
 static const Test tests[] = {
-    TEST(strerror),   TEST(options), TEST(msign_compute), TEST(fixtures),      TEST(arguments),
-    TEST(indefinite), TEST(scale),   TEST(combinations),  TEST(nonfinite),     TEST(idle),
-    TEST(bounds),     TEST(memory),  TEST(overrun),       TEST(thread_option), TEST(concurrency)};
+    TEST(strerror),   TEST(options), TEST(msign_compute), TEST(fixtures),     TEST(arguments),
+    TEST(indefinite), TEST(floor),   TEST(scale),         TEST(combinations), TEST(nonfinite),
+    TEST(idle),       TEST(bounds),  TEST(lora),          TEST(lora_start),   TEST(lora_plan),
+    TEST(memory),     TEST(overrun), TEST(thread_option), TEST(concurrency)};
 
 int main(int argc, char **argv) { return check_main(tests, COUNT_OF(tests), argc, argv); }
