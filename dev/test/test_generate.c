@@ -498,6 +498,8 @@ static void test_decoding(void) {
     test_decode("--pos none --qk-norm off --norm layernorm --embed-norm on --head-bias on");
     test_decode("--pos learned --embed-norm on --head-dim 12 --ff-width 20 --layers 1");
     test_decode("--pos rope --qk-norm off --rope-base 100 --kv-heads 2 --head-dim 16 --biases on");
+    test_decode("--lora-rank 3 --lora-on all --tied on --biases on --act swiglu --kv-heads 2");
+    test_decode("--low-rank 3 --lora-on all --lora-split off --biases on --pos learned");
 }
 
 /* Every combination of norm, positions and activation, with biases in every second. */
