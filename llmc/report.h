@@ -46,7 +46,7 @@ static inline void print_model(FILE *out, const Config *c, const Registry *r) {
                      layers[0] ? ", " : "", WORD_OF(LINEAR_LAYERS, i));
     if (c->lora_rank)
         print_line(out, "adapters",
-                   "%.2fM parameters of rank %d, scale %g, on %s; the rest is frozen",
+                   "%.3gM parameters of rank %d, scale %g, on %s; the rest is frozen",
                    r->adapters / 1e6, c->lora_rank, c->lora_scale, layers);
     else
         print_line(out, "low rank", "products of rank %d, scale %g, in place of %s", c->low_rank,

@@ -666,6 +666,10 @@ test_adapters() {
     check "merged: a loss of $(last_loss runs/from), not $(last_loss runs/ad)" near "$(last_loss runs/from)" "$(last_loss runs/ad)"
     # Its checkpoint has no line about factors, as those from before these flags have none.
     check "adapters of the merged model" train --data other.txt $tune --run again --init-from whole --lora-rank 2 --steps 1
+    refused "a merged model has no rank" '--low-rank was "0" and stays' train --run whole --resume --steps 41 --data other.txt \
+        --low-rank 4
+    refused "a merged model has no adapters" '--lora-rank was "0" and stays' train --run whole --resume --steps 41 \
+        --data other.txt --lora-rank 4
     check "training of the merged model" train --run whole --resume --steps 41 --data other.txt
 
     refused "--merge: a name that is taken" '--merge: there is a run runs/a already' generate --run ad --merge a

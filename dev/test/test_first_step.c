@@ -130,8 +130,8 @@ static void test_adamw_rate(void) {
 /* Every rule in every role: the step of one layer and of some rows is that of the whole model's
    update, from a random gradient of its own. */
 static void test_every_rule(void) {
-    static const char *const role[] = {
-        "qk", "ov", "mlp", "embed", "head", "low-rank 3 --lora-on fc,proj --lora"};
+    static const char *const role[] = {"qk",    "ov",   "mlp",
+                                       "embed", "head", "low-rank 3 --lora-on fc,proj --lora"};
     static const unsigned where[] = {ON_QK, ON_OV, ON_MLP, ON_EMBED, ON_HEAD, ON_FACTOR};
     static const char *const more[] = {"", "--kv-heads 2 --act swiglu", "--weight-decay 0.1",
                                        "--circuit on"};
