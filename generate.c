@@ -404,8 +404,9 @@ static int parse(Options *o, int argc, char **argv, char *err) {
         flags_help(stdout, "usage: generate [flags]    Writes text as the model of a run would.",
                    option_flags, OPTION_FLAGS);
     if (status) return status;
-    if (o->checkpoint[0] && (given[flags_find(option_flags, OPTION_FLAGS, "run")] ||
-                             given[flags_find(option_flags, OPTION_FLAGS, "runs-dir")]))
+    int by_name = given[flags_find(option_flags, OPTION_FLAGS, "run")] ||
+                  (given[flags_find(option_flags, OPTION_FLAGS, "runs-dir")] && !o->merge[0]);
+    if (o->checkpoint[0] && by_name)
         return fail(err, "--checkpoint names a file and --run another: give one of them");
     if (given[flags_find(option_flags, OPTION_FLAGS, "merge")] && log_check_name(o->merge, why))
         return fail(err, "--merge names the run to write: %s", why);

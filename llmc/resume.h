@@ -820,29 +820,41 @@ static inline int weights_has_flag(const Flag *flag, const Config *theirs) {
            (theirs->low_rank && !strcmp(flag->section, FLAGS_OF_FACTORS));
 }
 
+/* The commands that make whole matrices of the weights of --init-from and begin from these, for a
+   message. */
+static inline void weights_merge_words(const Run *run, char *words) {
+    const char *dir = run->asked.runs_dir;
+    int usual = !strcmp(dir, "runs");
+    snprintf(words, ERR_LEN,
+             "./generate --checkpoint %.250s --merge NAME%s%.100s, and begin with "
+             "--init-from NAME",
+             run->from_file, usual ? "" : " --runs-dir ", usual ? "" : dir);
+}
+
 /* Refuses weights of another kind than the new run is to have: adapters alone, or products in place
    of whole matrices, or the other way round. */
 static inline int weights_check_factors(const Run *run, const Config *theirs, char *err) {
     const Config *c = &run->asked;
+    const char *file = run->from_file;
     int to_whole = config_is_given(run->given, "low-rank") && !c->low_rank;
+    char merge[ERR_LEN];
+    weights_merge_words(run, merge);
     if (theirs->lora_rank)
         return fail(err,
-                    "--init-from: %.400s has adapters alone, not a whole model: make one with "
-                    "./generate --checkpoint %.400s --merge NAME, and begin with --init-from NAME",
-                    run->from_file, run->from_file);
+                    "--init-from: %.250s has adapters alone, not a whole model: make one with %s",
+                    file, merge);
     if (theirs->low_rank && (c->lora_rank || to_whole))
         return fail(err,
-                    "--init-from: %.400s has products of rank %d in place of matrices: for --%s "
-                    "%d make these whole with ./generate --checkpoint %.400s --merge NAME, and "
-                    "begin with --init-from NAME",
-                    run->from_file, theirs->low_rank, c->lora_rank ? "lora-rank" : "low-rank",
-                    c->lora_rank, run->from_file);
+                    "--init-from: %.250s has products of rank %d in place of matrices: for --%s "
+                    "%d make these whole with %s",
+                    file, theirs->low_rank, c->lora_rank ? "lora-rank" : "low-rank", c->lora_rank,
+                    merge);
     if (c->low_rank && !c->lora_rank && !theirs->low_rank)
         return fail(err,
                     "--init-from: %.700s has whole matrices, and --low-rank %d trains products "
                     "from scratch: leave out one of the two flags, or train adapters beside these "
                     "matrices with --lora-rank",
-                    run->from_file, c->low_rank);
+                    file, c->low_rank);
     return 0;
 }
 

@@ -797,6 +797,13 @@ test_factor_mistakes() {
     check "a dry run does not tell the factors" has out '^A of W_O, B of W_O *lora-muon'
     check "a mistake left a folder" [ ! -e runs/x ]
     check "adapters" train $more --lora-rank 4
+    mkdir -p "other runs"
+    refused "adapters as a base, other runs" "generate --checkpoint .* --merge NAME --runs-dir other runs, and" \
+        train --data text.txt $tune --runs-dir "other runs" --run y --init-from "$(newest runs/x)"
+    check "--checkpoint --merge --runs-dir" generate --checkpoint "$(newest runs/x)" --merge w --runs-dir "other runs"
+    check "--checkpoint --merge --runs-dir: no checkpoint" [ -f "other runs/w/checkpoints/step_00000001.ckpt" ]
+    refused "--checkpoint and --runs-dir" '--checkpoint names a file and --run another' generate --checkpoint "$(newest runs/x)" \
+        --runs-dir "other runs" --tokens 1
     refused "adapters as a base" "has adapters alone.*generate --checkpoint runs/x/.*step_00000001.ckpt --merge NAME" \
         train --data text.txt $tune --run y --init-from x
     refused "adapters of adapters" 'has adapters alone' train --data text.txt $tune --run y --init-from x --lora-rank 2
