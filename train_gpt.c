@@ -555,7 +555,7 @@ static Work timed_step(Run *run, Model *m, char *err) {
     const Config *c = m->c;
     LogLine line = log_line_empty();
     double start = now_seconds();
-    line.lr = c->lr * schedule_lr(&c->schedule, run->step);
+    line.lr = (c->lora_rank ? c->lr_lora : c->lr) * schedule_lr(&c->schedule, run->step);
     Work work = train_step(run, m, &line.train_loss, &line.grad_norm, err);
     if (work != WORK_DONE) return work;
     double seconds = now_seconds() - start;

@@ -646,6 +646,7 @@ test_adapters() {
     check "the start does not name the weights" has out "^weights  from $base\$"
     check "the start does not name the rule" has out '^update   LoRA-Muon on the adapters'
     check "the base has changed" [ "$(cksum <$base)" = "$before" ]
+    check "the log has another rate than that of the adapters" has runs/ad/log.jsonl '^{"step": 1, .*"lr": 0.1,'
     first=$(sed -n 's/^{"step": 0, .*"val_loss": \([0-9.]*\),.*/\1/p' runs/ad/log.jsonl)
     check "the loss does not fall: $first, $(last_loss runs/ad)" awk -v a="$first" -v b="$(last_loss runs/ad)" 'BEGIN { exit !(b > 0 && b < a - 0.1) }'
     check "adapters take $(wc -c <"$(newest runs/ad)") bytes, the base $(wc -c <$base)" \
