@@ -2270,7 +2270,53 @@ static void test_checkpoints(void) {
                                      "--momentum-ages-from 3 --ema-from 3 --ema-blend-embed -1");
 }
 
+/* A run of factors that is resumed with another rule for them: their first moments are kept, but
+   for those of LoRA-RITE, which are in coordinates of its own. */
+static void test_factor_rule_change(const char *from, const char *to, int keeps) {
+    char note[2048], flags[512], both[2][64];
+    static Model m, n;
+    static Run run;
+    int x[16], y[16];
+    Ckpt ckpt;
+    snprintf(flags, sizeof flags, "--preset llama%s --init gpt2 --low-rank 2", saved_flags);
+    snprintf(both[0], sizeof both[0], "--lora %s --lr-lora 0.01", from);
+    snprintf(both[1], sizeof both[1], "--lora %s --lr-lora 0.01", to);
+    case_of("%s to %s", from, to);
+    Config c = config_of(flags, both[0]), changed = config_of(flags, both[1]);
+    create(&m, &c);
+    create(&n, &changed);
+    open_test_run(&run, &c, "factor_rule");
+    if (model_init(&m, err)) die("%s", err);
+    draw_batch(&c, x, y, 16);
+    for (int step = 0; step < 2; step++) train(&m, x, y, step);
+    if (!save_and_open(&run, &m, &ckpt)) return;
+    check(!load_quietly(&n, &ckpt, 2, note, sizeof note), "%s to %s: %s", from, to, err);
+    ckpt_close(&ckpt);
+    for (int id = 0; id < TENSORS; id++) {
+        const Tensor *t = &m.p.r.t[id];
+        if (!t->layers) continue;
+        size_t at = t->slot[SLOT_MOMENT].at;
+        int kept = keeps || t->role != ROLE_FACTOR;
+        check(kept ? same_bits(m.p.moment + at, n.p.moment + at, t->size)
+                   : all_zero(n.p.moment + at, t->size),
+              "%s to %s: moments of %s", from, to, t->name);
+        check(kept || strstr(note, t->name), "%s to %s: note \"%s\"", from, to, note);
+    }
+    double first = train(&n, x, y, 2), last = 0;
+    for (int step = 3; step < 12; step++) last = train(&n, x, y, step);
+    check(last < first, "%s to %s: the loss goes from %g to %g", from, to, first, last);
+    close_test_run(&run);
+    model_free(&m);
+    model_free(&n);
+    release();
+}
+
 static void test_rule_changes(void) {
+    test_factor_rule_change("lora-muon", "spectron", 1);
+    test_factor_rule_change("lora-rite", "lora-rite", 1);
+    test_factor_rule_change("lora-rite", "lora-muon", 0);
+    test_factor_rule_change("lora-rite", "muon", 0);
+    test_factor_rule_change("lora-muon", "lora-rite", 0);
     test_rule_change("--optimizer muon", "--optimizer muon --mlp normuon",
                      "starting anew: s.wfc.gate.v, s.wfc.up.v, s.wproj.v", "", 1);
     test_rule_change("--optimizer muon --mlp normuon", "--optimizer muon --mlp muonh",

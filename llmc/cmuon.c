@@ -39,7 +39,8 @@ const char *cm_strerror(int code) {
                "needs method=half_split and connection=none; head_group must divide n_head and "
                "n_kv_head; damping_form=relative with a connection or momentum_reproject needs "
                "gauge_damping=0; cm_lora with lora_rule=lora-muon makes the product of the factors "
-               "decay and needs eta * weight_decay below 1";
+               "decay and needs eta * weight_decay below 1, and its lora_rebalance needs "
+               "lora_trust=0";
     case CM_EUNSUPPORTED:
         return "this build of libcmuon computes in fp32 only; set compute to fp32";
     case CM_ENOMEM: return "out of memory; nothing was changed";
@@ -403,7 +404,9 @@ int cm_lora(float *a, float *b, const float *ga, const float *gb, float *ma, flo
         return CM_ESIZE;
     if (!isfinite((double)eta)) return CM_ENUMBER;
     RuleId rule = lora_rules[c.options->lora_rule];
-    const RuleUse use = {.flag = "", .on = ON_FACTOR, .matrices = "", .options = &c.options->optim};
+    /* nobody says how the factors began */
+    const RuleUse use = {
+        .flag = "", .on = ON_FACTOR, .matrices = "", .zero = "", .options = &c.options->optim};
     if (rule_check(rule, &use, NULL) ||
         rule_check_decay(rule, "", (double)eta, "", c.options->weight_decay, NULL))
         return CM_ECOMBINATION;
@@ -418,7 +421,7 @@ int cm_lora(float *a, float *b, const float *ga, const float *gb, float *ma, flo
     job.step.leg[0] = leg_of(m, r, 1, 1);
     job.step.leg[1] = leg_of(r, n, 1, 0);
     job.step.product_scale = c.options->lora_scale;
-    job.step.product_cold = 1; /* nobody says how the factors began */
+    job.step.product_cold = 1;
     return call_run(&c, work_step, place_legs, &job, 2);
 }
 

@@ -612,6 +612,13 @@ static inline int config_parse(Config *c, unsigned char *given, int argc, char *
 /* Rank of the factors; 0 without factors. */
 static inline int config_rank(const Config *c) { return c->lora_rank ? c->lora_rank : c->low_rank; }
 
+/* Whether a factor begins at zero. */
+static inline int config_begins_cold(const Config *c) {
+    const unsigned outputs = 1u << LINEAR_O | 1u << LINEAR_PROJ | 1u << LINEAR_HEAD;
+    return c->lora_init == FACTORS_ZERO ||
+           (init_zeroes_outputs((InitKind)c->init) && c->factored & outputs);
+}
+
 /* Refuses a rule of the factors, or an option of theirs, that has no meaning. */
 static inline int config_check_factor_rule(const Config *c, char *err) {
     const Rule *rule = &rule_table[c->lora];
@@ -622,11 +629,17 @@ static inline int config_check_factor_rule(const Config *c, char *err) {
                          {config_rank(c), config_rank(c)},
                          "--weight-decay",
                          c->weight_decay,
-                         c->lora_init == FACTORS_ZERO ? "the factors A" : NULL,
+                         config_begins_cold(c) ? "the factors A" : NULL,
                          1,
                          1,
                          &c->optim};
     if (!config_rank(c)) return 0;
+    if (c->optim.lora_rebalance != 0 && c->lora != RULE_LORA_MUON && c->lora != RULE_SPECTRON &&
+        c->lora != RULE_CM)
+        return fail(err,
+                    "--lora-rebalance is for --lora lora-muon, spectron and cm; %s does not "
+                    "rebalance: leave it out",
+                    rule->flag);
     if (c->lora_plus != 1 && rule->traits & NEEDS_PAIR)
         return fail(err,
                     "--lora-plus is for a rule that updates A and B each alone, and --lora %s "
@@ -692,6 +705,13 @@ static inline int config_resolve_factors(Config *c, char *err) {
     if (c->lora_rank && c->lora_init != FACTORS_AUTO && c->lora_init != FACTORS_ZERO)
         return fail(err, "--lora-init: adapters begin at zero, so that the model begins as the "
                          "weights of --init-from; balanced and spectral are for --low-rank");
+    if (c->factored & (1u << LINEAR_FC | 1u << LINEAR_PROJ)) {
+        if (c->gelu == GELU_FUSED)
+            return fail(err,
+                        "--gelu fused is for an MLP of whole matrices: leave it out, or fc and "
+                        "proj out of --lora-on");
+        c->gelu = GELU_UNFUSED;
+    }
     if (c->lora_init == FACTORS_AUTO) c->lora_init = c->lora_rank ? FACTORS_ZERO : FACTORS_SPECTRAL;
     return 0;
 }
@@ -909,8 +929,10 @@ static inline int config_resolve_ages(Config *c, char *err) {
     if (c->momentum_ages_until && c->momentum_ages_until < c->momentum_ages_from)
         return fail(err, "--momentum-ages-until %d is before --momentum-ages-from %d",
                     c->momentum_ages_until, c->momentum_ages_from);
-    int sums = c->optim.momentum_form == FORM_SUM ||
-               (c->optim.momentum_form == FORM_RELEASED && (c->qk == RULE_CM || c->ov == RULE_CM));
+    int cm = config_rank(c) && c->lora == RULE_CM;
+    if (!c->lora_rank) cm |= c->qk == RULE_CM || c->ov == RULE_CM;
+    int sums =
+        c->optim.momentum_form == FORM_SUM || (c->optim.momentum_form == FORM_RELEASED && cm);
     if (sums)
         return fail(err,
                     "--%s mixes averages of the gradient, and --momentum-form %s sums it; set "

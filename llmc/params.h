@@ -337,7 +337,7 @@ static inline int params_init(const Registry *r, const Config *c, floatM *param)
         const Tensor *t = &r->t[id];
         floatM *to = param + t->slot[SLOT_PARAM].at;
         uint64_t stream = rng_stream(t->name ? t->name : "");
-        if (t->role == ROLE_FACTOR) continue;
+        if (t->role == ROLE_FACTOR || t->of_base) continue; /* the base has its own */
         /* Only tensors of one layer have padding, so that it lies at the end. */
         size_t used = (size_t)t->used_rows * t->cols * t->layers;
 #pragma omp parallel for

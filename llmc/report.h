@@ -61,7 +61,8 @@ static inline void print_momentum(FILE *out, const Config *c) {
     double first = 0, last = 0;
     int signs = 0;
     const int rules[] = {c->qk, c->ov, c->mlp, c->embed, c->head};
-    for (int i = 0; i < 5; i++)
+    if (config_rank(c)) signs = rule_table[c->lora].traits & TAKES_SIGN;
+    for (int i = 0; i < 5 && !c->lora_rank; i++)
         signs |= rule_table[rule_base((RuleId)rules[i], &c->optim)].traits & TAKES_SIGN;
     if (!a->n || !signs) return;
     for (int k = 0; k < a->n; k++) {

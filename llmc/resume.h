@@ -136,14 +136,27 @@ static inline void names_add(NameList *list, char prefix, const char *name) {
              name[0] ? "." : "", name);
 }
 
+/* Whether the first moments of the factors in a checkpoint mean nothing to the rule of c. */
+static inline int moments_are_foreign(const Config *c, const Ckpt *ckpt) {
+    char rule[64];
+    if (ckpt_value(ckpt, "flag.lora", rule, sizeof rule)) return 0;
+    for (int i = 0; i < RULES_END; i++)
+        if (!strcmp(rule_table[i].flag, rule) && rule_table[i].traits & MOMENT_OF_ITS_OWN)
+            return i != c->lora;
+    return 0;
+}
+
 /* Reads first moments. A moment that the checkpoint lacks, because the tensor was frozen, becomes
-   zero. */
-static inline void load_moments(const Params *p, const Ckpt *ckpt, NameList *anew) {
+   zero, and so does one that is of no use to another rule. */
+static inline void load_moments(const Params *p, const Config *c, const Ckpt *ckpt,
+                                NameList *anew) {
+    int foreign = moments_are_foreign(c, ckpt);
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &p->r.t[id];
         size_t n = slot_size(t, SLOT_MOMENT);
         floatM *moment = p->moment + t->slot[SLOT_MOMENT].at;
-        if (n && load_record(ckpt, 'm', t->name, moment, n) != RECORD_TAKEN) {
+        int useless = foreign && t->role == ROLE_FACTOR;
+        if (n && (useless || load_record(ckpt, 'm', t->name, moment, n) != RECORD_TAKEN)) {
             device_zero(moment, n * sizeof(floatM));
             names_add(anew, 'm', t->name);
         }
@@ -318,7 +331,7 @@ static inline int load_training(Params *p, Plan *plan, const Config *c, const Ck
     NameList anew = {""}, unused = {""};
     if (load_parameters(p, ckpt, TENSORS_OWN, 0, err)) return -1;
     load_averages(p, c, ckpt, step, &anew);
-    load_moments(p, ckpt, &anew);
+    load_moments(p, c, ckpt, &anew);
     list_unused(p, plan, ckpt, &unused);
     if (load_state(p, plan, ckpt, step, &anew, &unused, err)) return -1;
     if (anew.text[0] || unused.text[0])

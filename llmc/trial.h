@@ -36,10 +36,6 @@ static int time_step(Run *run, Model *m, double *micro_batch, double *update, ch
    resumed run follows the earlier choice. */
 static void choose_gelu(Run *run, Model *m) {
     Acts *a = &m->a;
-    if (has_factors(m, LINEAR_FC) || has_factors(m, LINEAR_PROJ)) { /* the ways are of whole ones */
-        run->config.gelu = GELU_UNFUSED;
-        return;
-    }
     device_choose_gelu(&run->config, &run->choices, a->act, a->fc, a->norm2, weight(m, T_WFC, 0),
                        weight(m, T_BFC, 0), a->dfc, a->dact, grad(m, T_BFC, 0), a->dx,
                        weight(m, T_WPROJ, 0));

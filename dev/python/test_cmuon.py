@@ -123,8 +123,10 @@ raises(TypeError, "lora: no matrix", cmuon.lora, a[0], b, *rest, lr=0.1)
 raises(TypeError, "lora: no gradient", cmuon.lora, a, b, None, *rest[1:], lr=0.1)
 raises(cmuon.CmuonError, "lora: decay of the whole product", cmuon.lora, a, b, *rest, lr=0.1,
        weight_decay=10)
+raises(cmuon.CmuonError, "lora: rebalancing hides which factor is cold", cmuon.lora, a, b, *rest, lr=0.1,
+       lora_rebalance=1)
 kept = a.copy()
-cmuon.lora(a, b, *rest, lr=0.1, lora_rebalance=1)
+cmuon.lora(a, b, *rest, lr=0.1, lora_rebalance=1, lora_trust=0)
 check(np.array_equal(a, kept), "lora: a step without gradients")
 
 w, g, m = normal(20, 12), normal(20, 12), np.zeros((20, 12), np.float32)

@@ -785,6 +785,11 @@ test_factor_mistakes() {
     rm -rf runs/x
     refused "spectral adapters" '--lora-init: adapters begin at zero' train $more --lora-rank 4 --lora-init spectral
     refused "--lora-plus of a pair" '--lora-plus .*--lora lora-muon' train $more --lora-rank 4 --lora-plus 4
+    refused "--lora-rebalance of adapters" '--lora-rebalance .*--lora-trust' train $more --lora-rank 4 --lora-rebalance 1
+    refused "--lora-rebalance of AdamW" '--lora-rebalance is for' train $more --lora-rank 4 --lora adamw --lora-rebalance 1
+    refused "--lora-rebalance of a product that is zero" '--lora-rebalance .*--lora-trust' train $minute --run x --low-rank 4 \
+        --init speedrun --lora-rebalance 1
+    refused "--weight-decay of a product" 'must be below 1' train $minute --run x --low-rank 4 --lr-lora 0.5 --weight-decay 2
     refused "no factors to speak of" '--lora-on is about factors, .*--lora-rank or --low-rank' train $minute --run x --lora-on qkv
     refused "no factors beside weights" '--lora-scale is about factors' train $more --lora-scale 2
     refused "a tied head of products" '--low-rank: a tied head .*--lora-on' train $minute --run x --low-rank 4 --tied on --init gpt2 --lora-on head

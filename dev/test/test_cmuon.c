@@ -1236,7 +1236,7 @@ static void lora_plan(const char *rule, const char *begin, const char *common) {
 
 static void test_lora_plan(void) {
     static const char *const common[] = {
-        "lora-scale=1", "lora-scale=2 weight-decay=0.4 lora-rebalance=0.5",
+        "lora-scale=1", "lora-scale=2 weight-decay=0.4 lora-rebalance=0.5 lora-trust=0",
         "lora-scale=0.5 inv-root=eigh msign=pe8-lora momentum=0.8 nesterov=off"};
     for (int i = 0; i < 3; i++) {
         lora_plan("lora-muon", "zero", common[i]);

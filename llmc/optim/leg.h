@@ -34,7 +34,9 @@ enum {
        it, so that clipping leaves it alone; and the momentum may be mixed (--momentum-ages). */
     TAKES_SIGN = 32,
     /* It decays a product, not each factor, and needs a learning rate times decay below 1. */
-    SPLITS_DECAY = 64
+    SPLITS_DECAY = 64,
+    /* Its first moment is in coordinates of its own, and means nothing to another rule. */
+    MOMENT_OF_ITS_OWN = 128
 };
 
 /* How many numbers a state has, for each layer. */

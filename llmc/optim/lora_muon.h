@@ -41,6 +41,17 @@ static inline OptimOptions lora_muon_options(const OptimOptions *given) {
    none (rule_check_decay tells before a run), and the factors would become NaN. */
 static inline double split_decay(const Step *s) { return sqrt(1 - s->lr * s->weight_decay); }
 
+/* Nothing in balanced factors shows which of them began at zero, so the floor would be lost. */
+static inline int lora_muon_refuse(const RuleUse *u, char *err) {
+    const OptimOptions *o = u->options;
+    if (!u->zero || o->lora_rebalance == 0 || o->lora_trust == 0) return 0;
+    return fail(err,
+                "%s lora-muon: --lora-rebalance makes both factors equally large, so that "
+                "--lora-trust cannot tell which one began at zero (%s); leave rebalancing out, or "
+                "set --lora-trust 0",
+                u->flag, u->zero);
+}
+
 static inline void lora_muon_step(const Step *s) {
     size_t mark = s->arena->used;
     OptimOptions o = lora_muon_options(s->options);

@@ -59,12 +59,13 @@ file with the functions that the row names.
     X(RULE_LION, .flag = "lion", .title = "Lion", .where = ON_MATRIX,                              \
       .traits = ELEMENT_BY_ELEMENT, .lr = 0.0003, .direction = lion_direction)                     \
     X(RULE_LORA_MUON, .flag = "lora-muon", .title = "LoRA-Muon", .where = ON_FACTOR,               \
-      .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.02, .step = lora_muon_step)        \
+      .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.02, .refuse = lora_muon_refuse,    \
+      .step = lora_muon_step)                                                                      \
     X(RULE_SPECTRON, .flag = "spectron", .title = "Spectron", .where = ON_FACTOR,                  \
       .traits = NEEDS_PAIR | TAKES_SIGN, .lr = 0.02, .state = {{"u", PER_LONGER}},                 \
       .step = spectron_step)                                                                       \
     X(RULE_LORA_RITE, .flag = "lora-rite", .title = "LoRA-RITE", .where = ON_FACTOR,               \
-      .traits = NEEDS_PAIR | MOMENT_WITH_STATE, .lr = 0.001,                                       \
+      .traits = NEEDS_PAIR | MOMENT_WITH_STATE | MOMENT_OF_ITS_OWN, .lr = 0.001,                   \
       .state = {{"v", PER_RANK}, {"turn", PER_RANK}, {"escaped", PER_MATRIX}},                     \
       .step = lora_rite_step)                                                                      \
     X(RULE_LORA_RITE_CORE, .flag = "lora-rite-core", .title = "LoRA-RITE without memory",          \
