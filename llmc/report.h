@@ -220,7 +220,7 @@ static inline void print_expected_time(const Config *c, double flops, double mic
     double step = micro_batches * micro_batch + update;
     time_text(total, step * c->steps);
     print_line(stdout, "time",
-               "%s expected without validation: %.0f ms a step, %.0f of them in the update; "
+               "%s expected without validation: %.1f ms a step, %.2f of them in the update; "
                "%.0f tok/s, %.1f GFLOP/s",
                total, 1000 * step, 1000 * update, tokens / step, flops * tokens / step / 1e9);
 }
