@@ -669,7 +669,7 @@ update_time() {
         "$tokens" --steps 10 "${data[@]}" --runs-dir "$work/runs" --run dry --attention flash --dry-run >"$work/dry.out" 2>&1 || status=$?
     [ $status = 0 ] || { unknown "the update's time of $1"; return 0; }
     ms=$(sed -n 's/.* \([0-9.]*\) of them in the update.*/\1/p' "$work/dry.out")
-    whole=$(sed -n 's/.*validation: \([0-9]*\) ms a step.*/\1/p' "$work/dry.out")
+    whole=$(sed -n 's/.*validation: \([0-9.]*\) ms a step.*/\1/p' "$work/dry.out")
     row cm.c 124M $batch "$tokens" "$1" "--attention flash --dry-run" "${ms:+estimate}" "$whole" "$ms" "" "" "" "" \
         "best of three micro-batches and updates, put together"
 }
