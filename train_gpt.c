@@ -155,6 +155,39 @@ static void linear_back(const Model *m, LinearId id, int l, floatX *dx, const fl
 }
 static int has_factors(const Model *m, LinearId id) { return m->c->factored >> id & 1; }
 
+/* The MLP's first layer of block l and the activation: b.fc (N,H), and b.act (N,F), of b.norm2. The
+   product of a whole matrix may have the activation in it. */
+static void mlp_forward(const Model *m, int l, Acts b, int N) {
+    if (has_factors(m, LINEAR_FC)) {
+        linear(m, LINEAR_FC, l, b.fc, b.u_fc, b.norm2, N);
+        act_forward(b.act, b.fc, N, m->s.F, m->c->act);
+        return;
+    }
+    linear_act_forward(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, m->s.C,
+                       m->s.F, m->c->act);
+}
+
+/* b.act once more, to the bit, from the b.fc that mlp_forward has left. */
+static void mlp_again(const Model *m, int l, Acts b, int N) {
+    if (has_factors(m, LINEAR_FC)) act_forward(b.act, b.fc, N, m->s.F, m->c->act);
+    else
+        linear_act_again(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, m->s.C,
+                         m->s.F, m->c->act);
+}
+
+/* From b.dx (N,C), the gradient of the MLP's output, to b.dfc (N,H), the gradients of W_proj and of
+   the first bias. b.dact (N,F) is room. */
+static void mlp_back(const Model *m, int l, Acts b, int N, int add) {
+    if (has_factors(m, LINEAR_PROJ)) {
+        linear_back(m, LINEAR_PROJ, l, b.dact, b.dx, b.act, b.u_proj, N, 0, add);
+        act_backward_bias(b.dfc, grad(m, T_BFC, l), b.dact, b.fc, N, m->s.F, m->c->act);
+        return;
+    }
+    linear_back(m, LINEAR_PROJ, l, NULL, b.dx, b.act, NULL, N, 0, add);
+    linear_act_backward(b.dfc, b.dact, grad(m, T_BFC, l), b.dx, weight(m, T_WPROJ, l), b.fc, N,
+                        m->s.F, m->s.C, m->c->act);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 /* forward */
 
@@ -195,13 +228,7 @@ static void block_forward(Model *m, int l, Shape s, int recompute) {
 
     norm_forward(b.norm2, b.mean2, b.rstd2, b.x_mid, b.x, b.block_out, param(m, T_NORM2_W, l),
                  param(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
-    if (has_factors(m, LINEAR_FC)) {
-        linear(m, LINEAR_FC, l, b.fc, b.u_fc, b.norm2, N);
-        act_forward(b.act, b.fc, N, s.F, c->act);
-    } else {
-        linear_act_forward(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C,
-                           s.F, c->act);
-    }
+    mlp_forward(m, l, b, N);
     if (!recompute) {
         linear(m, LINEAR_PROJ, l, b.block_out, b.u_proj, b.act, N);
     } else if (has_factors(m, LINEAR_PROJ)) {
@@ -225,11 +252,7 @@ static void block_recompute(Model *m, int l, Shape s) {
         norm_forward(b.norm2, b.mean2, b.rstd2, NULL, b.x_mid, NULL, param(m, T_NORM2_W, l),
                      param(m, T_NORM2_B, l), N, C, c->norm, c->norm_eps);
     }
-    if (c->recompute >= RECOMPUTE_ACT && has_factors(m, LINEAR_FC))
-        act_forward(b.act, b.fc, N, s.F, c->act);
-    else if (c->recompute >= RECOMPUTE_ACT)
-        linear_act_again(b.act, b.fc, b.norm2, weight(m, T_WFC, l), weight(m, T_BFC, l), N, C, s.F,
-                         c->act);
+    if (c->recompute >= RECOMPUTE_ACT) mlp_again(m, l, b, N);
 }
 
 /* From a.tokens (B,T), whose positions are m.position + t, through the blocks to the normed
@@ -309,15 +332,8 @@ static int trains_below(const Model *m) {
 static void block_backward(Model *m, int l, Shape s) {
     const Config *c = m->c;
     Acts b = block_at(m, l);
-    int N = s.N, C = s.C, F = s.F, add = !m->fresh;
-    if (has_factors(m, LINEAR_PROJ)) {
-        linear_back(m, LINEAR_PROJ, l, b.dact, b.dx, b.act, b.u_proj, N, 0, add);
-        act_backward_bias(b.dfc, grad(m, T_BFC, l), b.dact, b.fc, N, F, c->act);
-    } else {
-        linear_back(m, LINEAR_PROJ, l, NULL, b.dx, b.act, NULL, N, 0, add);
-        linear_act_backward(b.dfc, b.dact, grad(m, T_BFC, l), b.dx, weight(m, T_WPROJ, l), b.fc, N,
-                            F, C, c->act);
-    }
+    int N = s.N, C = s.C, add = !m->fresh;
+    mlp_back(m, l, b, N, add);
     linear_back(m, LINEAR_FC, l, b.dnorm, b.dfc, b.norm2, b.u_fc, N, 0, add);
     norm_backward(b.dx, grad(m, T_NORM2_W, l), grad(m, T_NORM2_B, l), grad(m, T_BO, l), b.dnorm,
                   b.dx, b.x_mid, param(m, T_NORM2_W, l), b.mean2, b.rstd2, N, C, c->norm);
@@ -694,18 +710,6 @@ static int parse(Program *p, int argc, char **argv, char *err) {
         flags_markdown_notes(stdout, "Presets", presets, CONFIG_PRESETS);
     }
     return c->version || c->help_markdown;
-}
-
-/* Refuses a flag of factors for a new run that has none: a rank was forgotten. */
-static int check_factor_flags(const Run *run, char *err) {
-    for (int i = 0; i < CONFIG_FLAGS && !config_rank(&run->asked); i++)
-        if (run->given[i] && !strcmp(config_flags[i].section, FLAGS_OF_FACTORS) &&
-            strcmp(config_flags[i].name, "lora-rank") && strcmp(config_flags[i].name, "low-rank"))
-            return fail(err,
-                        "--%s is about factors, and this run has none: give their rank with "
-                        "--lora-rank or --low-rank, or leave the flag out",
-                        config_flags[i].name);
-    return 0;
 }
 
 /* Opens what --resume or --init-from name, and takes over its flags. */

@@ -871,6 +871,18 @@ static inline int weights_check_factors(const Run *run, const Config *theirs, ch
     return 0;
 }
 
+/* Refuses a flag of factors for a new run that has none: a rank was forgotten. */
+static inline int check_factor_flags(const Run *run, char *err) {
+    for (int i = 0; i < CONFIG_FLAGS && !config_rank(&run->asked); i++)
+        if (run->given[i] && !strcmp(config_flags[i].section, FLAGS_OF_FACTORS) &&
+            strcmp(config_flags[i].name, "lora-rank") && strcmp(config_flags[i].name, "low-rank"))
+            return fail(err,
+                        "--%s is about factors, and this run has none: give their rank with "
+                        "--lora-rank or --low-rank, or leave the flag out",
+                        config_flags[i].name);
+    return 0;
+}
+
 /* Takes over the flags of the model that are not given; a note names those that are given and
    differ. */
 static inline int weights_flags(Run *run, const Ckpt *ckpt, char *err) {
