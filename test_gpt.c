@@ -522,6 +522,7 @@ static void test_model_gradients(void) {
         "--low-rank 2 --lora-on all --lora-split off --lora-init balanced",
         "--lora-rank 3 --lora-on all --lora-scale 0.7",
         "--lora-rank 2 --lora-on qkv,proj --lora-split off",
+        "--lora-rank 2 --lora-on head",
     };
     SWEEP("--preset llama --layers 2 --width 16 --heads 4 --kv-heads 2 --ff-width 24 --seq-len 6 "
           "--vocab 50 --batch-size 3 --biases on --head-bias on",

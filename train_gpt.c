@@ -326,6 +326,16 @@ static int trains_below(const Model *m) {
     return 0;
 }
 
+/* Whether something is trained that the normed stream is made of; else the backward pass ends with
+   the gains of its norm. */
+static int trains_blocks(const Model *m) {
+    for (int id = 0; id < TENSORS; id++) {
+        int in_block = id < T_NORMF_W || (id > T_BHEAD && id < T_WHEAD_UP);
+        if (in_block && grad(m, (TensorId)id, 0)) return 1;
+    }
+    return 0;
+}
+
 /* From a.dx, the gradient of the stream after block l, to the gradient of the stream before block
    l. The gradient of the bias of W_O or W_proj is that of the stream after the bias, summed over
    rows; the norm that forms the gradient of the stream sums its rows. */
@@ -360,6 +370,7 @@ static void model_backward(Model *m, Shape s) {
     norm_backward(a->dx, grad(m, T_NORMF_W, 0), grad(m, T_NORMF_B, 0), grad(m, T_BPROJ, L - 1),
                   a->dnorm, NULL, block_at(m, L).x, param(m, T_NORMF_W, 0), a->meanf, a->rstdf, N,
                   C, c->norm);
+    if (!trains_blocks(m)) return;
     for (int l = L - 1; l >= 0; l--) {
         block_recompute(m, l, s);
         block_backward(m, l, s);

@@ -53,7 +53,8 @@ const char *cm_strerror(int code) {
         return "internal error of libcmuon (too little workspace); nothing was changed";
     case CM_EINDEFINITE:
         return "a Gram matrix, with its damping, is not positive definite and has no inverse root; "
-               "nothing was changed (raise damping)";
+               "nothing was changed (raise damping; cm_lora with lora_rule=lora-muon: leave out "
+               "inv_root=eigh)";
     }
     return "not an error code of libcmuon";
 }

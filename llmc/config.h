@@ -322,7 +322,7 @@ static const Flag config_flags[] = {
                "--head brings its own"),
     FLAG_FLOAT("lr-lora", lr_lora, "0", 0, INFINITY,
                "learning rate of the factors of --lora-rank and --low-rank; 0: that of --lr"),
-    FLAG_FLOAT("lora-plus", lora_plus, "1", 0, 1e6,
+    FLAG_FLOAT("lora-plus", lora_plus, "1", 1e-6, 1e6,
                "rate of A over that of B, for a rule that updates each alone (LoRA+)"),
     FLAG_FLOAT("lr-scalar", lr_scalar, "0.01", 0, INFINITY, "learning rate of gains and biases"),
     FLAG_FLOAT("weight-decay", weight_decay, "0", 0, 1e3,

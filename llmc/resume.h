@@ -871,11 +871,18 @@ static inline int weights_check_factors(const Run *run, const Config *theirs, ch
     return 0;
 }
 
+/* Whether a flag has a meaning only where there are factors, which the two ranks make. */
+static inline int is_about_factors(const Flag *flag) {
+    const char *name = flag->name;
+    if (!strcmp(name, "lora-rank") || !strcmp(name, "low-rank")) return 0;
+    return !strcmp(flag->section, FLAGS_OF_FACTORS) || strstr(name, "lora") != NULL ||
+           !strcmp(name, "rite-escape");
+}
+
 /* Refuses a flag of factors for a new run that has none: a rank was forgotten. */
 static inline int check_factor_flags(const Run *run, char *err) {
     for (int i = 0; i < CONFIG_FLAGS && !config_rank(&run->asked); i++)
-        if (run->given[i] && !strcmp(config_flags[i].section, FLAGS_OF_FACTORS) &&
-            strcmp(config_flags[i].name, "lora-rank") && strcmp(config_flags[i].name, "low-rank"))
+        if (run->given[i] && is_about_factors(&config_flags[i]))
             return fail(err,
                         "--%s is about factors, and this run has none: give their rank with "
                         "--lora-rank or --low-rank, or leave the flag out",

@@ -792,6 +792,10 @@ test_factor_mistakes() {
     refused "--weight-decay of a product" 'must be below 1' train $minute --run x --low-rank 4 --lr-lora 0.5 --weight-decay 2
     refused "no factors to speak of" '--lora-on is about factors, .*--lora-rank or --low-rank' train $minute --run x --lora-on qkv
     refused "no factors beside weights" '--lora-scale is about factors' train $more --lora-scale 2
+    for flag in "--lora adamw" "--lr-lora 0.1" "--lora-trust 0" "--rite-escape on"; do
+        refused "no factors: $flag" "${flag% *} is about factors" train $more $flag
+    done
+    refused "LoRA+ without a rate for A" '--lora-plus' train $more --lora-rank 4 --lora adamw --lora-plus 0
     refused "a tied head of products" '--low-rank: a tied head .*--lora-on' train $minute --run x --low-rank 4 --tied on --init gpt2 --lora-on head
     refused "one leg of a pair" '--lora-on qkv: the rule of W_O, W_V' train $minute --run x --low-rank 4 --lora-on qkv
     refused "nothing left" '--freeze wo_up,wo_down leaves nothing to train' train $more --lora-rank 4 --lora-on o --freeze wo_up,wo_down
