@@ -624,7 +624,8 @@ test_init_from() {
 
 # The last validation loss of a run.
 last_loss() { sed -n 's/.*"val_loss": \([0-9.]*\),.*/\1/p' "$1/log.jsonl" | tail -n 1; }
-near() { awk -v a="${1:-0}" -v b="${2:-1}" 'BEGIN { d = a - b; exit !(d * d < 1e-10 * b * b) }'; }
+# near A B [SHARE]: whether A is within a share of B.
+near() { awk -v a="${1:-0}" -v b="${2:-1}" -v e="${3:-1e-5}" 'BEGIN { d = a - b; exit !(d * d < e * e * b * b) }'; }
 other_words() { tr 'a-z' 'n-za-m' <text.txt >other.txt; }
 tune="--batch-size 4 --threads 1"
 # The most probable text of a model, in the file NAME.text; further arguments go to generate.
@@ -743,11 +744,18 @@ test_adapters() {
 
 # Products in place of matrices: trained, resumed, merged, and the beginning of new runs.
 test_low_rank() {
-    rm -rf runs/lr runs/lr2 runs/lrm runs/lrf runs/lra
+    rm -rf runs/lr runs/lr2 runs/lrm runs/lrf runs/lra runs/lrb
     ranks="--low-rank 4 --lora-on all --lora-scale 2 --init gpt2"
     check "--low-rank" train $minute $ranks --run lr --steps 6 --log-groups --ema-from 3
     check "the start does not tell the products" has out '^low rank products of rank 4, scale 2, in place of qkv, o, fc, proj, head'
     check "the log does not tell the factors' steps" has runs/lr/log.jsonl '"A of W_Q": {"update_rms"'
+    if train $minute $ranks --run lrb --steps 6 --compute bf16; then
+        loss=$(last_loss runs/lrb)
+        check "products in bf16: a loss of $loss, not $(last_loss runs/lr)" near "$loss" "$(last_loss runs/lr)" 2e-2
+        check "products in bf16 have the loss of fp32" [ "$loss" != "$(last_loss runs/lr)" ]
+    else
+        check "products in bf16: no reason" has err '^error: --compute bf16 needs '
+    fi
     check "a sample of products" greedy lr
     check "--merge of products" generate --run lr --merge lrm
     check "a sample of merged products" greedy lrm
