@@ -917,8 +917,6 @@ static void test_init(const char *preset, const char *changes) {
     release();
 }
 
-/* With the head zero, so are all logits; what then moves, and when. A zero matrix passes no
-   gradient down, so the parts wake one after the other. */
 /* What the two factors of part p of a layer are at the start, by sums in double. */
 typedef struct {
     double square[2];   /* ||A||^2, ||B||^2 */
@@ -1000,6 +998,8 @@ static void test_factor_init(const char *init, double scale) {
     release();
 }
 
+/* With the head zero, so are all logits; what then moves, and when. A zero matrix passes no
+   gradient down, so the parts wake one after the other. */
 static void test_zero_init(const char *optimizer) {
     static const TensorId second[] = {T_WO, T_BO, T_WPROJ, T_BPROJ, T_WTE, T_NORM0_W, T_NORMF_W};
     Config c = config_of("--preset speedrun --layers 2 --width 16 --heads 2 --seq-len 8 --vocab 64 "
@@ -1847,8 +1847,46 @@ static void test_merge(const char *preset, const char *changes) {
     release();
 }
 
+/* --lora-plus multiplies the step of A, and leaves that of B. */
+static void test_lora_plus(void) {
+    static Model m, n;
+    int x[16], y[16];
+    double wrong = 0;
+    char flags[512];
+    snprintf(flags, sizeof flags,
+             "--preset llama%s --init gpt2 --warmup 0 --lr-lora 0.01 --lora adamw", saved_flags);
+    case_of("--lora-plus");
+    Config c = config_of(flags, "--low-rank 3 --lora-init balanced");
+    Config plus = config_of(flags, "--low-rank 3 --lora-init balanced --lora-plus 4");
+    create(&m, &c);
+    create(&n, &plus);
+    if (model_init(&m, err) || model_init(&n, err)) die("%s", err);
+    floatM *before = array(elements(&m));
+    memcpy(before, m.p.param, elements(&m) * sizeof(floatM));
+    draw_batch(&c, x, y, 16);
+    train(&m, x, y, 0);
+    train(&n, x, y, 0);
+    for (int id = T_WQKV_UP; id < T_WHEAD_UP; id++) {
+        const Tensor *t = &m.p.r.t[id];
+        size_t at = t->slot[SLOT_PARAM].at;
+        double times = (id - T_WQKV_UP) % 2 ? 1 : 4, moved = 0;
+        for (size_t i = at; i < at + t->size; i++) {
+            double one = (double)m.p.param[i] - (double)before[i];
+            double other = (double)n.p.param[i] - (double)before[i];
+            moved = fmax(moved, fabs(one));
+            wrong = fmax(wrong, fabs(other - times * one));
+        }
+        check(moved > 1e-3, "%s moves by %g", t->name, moved);
+    }
+    check(wrong < 1e-6, "--lora-plus 4: a step is off by %g", wrong);
+    model_free(&m);
+    model_free(&n);
+    release();
+}
+
 static void test_factors(void) {
     char changes[128];
+    test_lora_plus();
     for (int id = RULE_AUTO + 1; id < RULES_END; id++) {
         snprintf(changes, sizeof changes, "--lora %s --lora-scale 0.5", rule_table[id].flag);
         if (!(rule_table[id].where & ON_FACTOR) || (ON_CUDA && !rule_table[id].state[0].name))
@@ -1926,9 +1964,9 @@ static void test_freeze(const char *preset, const char *rule, TensorId id) {
     release();
 }
 
-/* Where all below the first block's matrices is frozen, the backward pass ends there. The gradients
-   are those of a model in which the embedding is trained. */
-static void test_frozen_below(const char *preset, const char *freeze) {
+/* Where all below the first block's matrices is frozen, or all below the head, the backward pass
+   ends there. The gradients are those of a model in which the embedding is trained. */
+static void test_frozen_below(const char *preset, const char *freeze, Reach reach) {
     static Model m, n;
     char flags[512];
     int x[16], y[16];
@@ -1949,7 +1987,8 @@ static void test_frozen_below(const char *preset, const char *freeze) {
     draw_batch(&c, x, y, 16);
     double loss = loss_and_gradient(&m, x, y, 2);
     check(loss_and_gradient(&n, x, y, 2) == loss && !grad(&n, T_WTE, 0), "%s: the loss", preset);
-    check(trains_below(&m) && !trains_below(&n), "%s, frozen %s: what is below", preset, freeze);
+    check(backward_reach(&all) == REACH_EMBED && backward_reach(&less) == reach,
+          "%s, frozen %s: the backward pass goes to %d", preset, freeze, backward_reach(&less));
     for (int id = 0; id < TENSORS; id++)
         for (int l = 0; l < n.p.r.t[id].slot[SLOT_GRAD].layers; l++)
             check(same_bits(grad(&m, (TensorId)id, l), grad(&n, (TensorId)id, l),
@@ -2279,7 +2318,10 @@ static void test_factor_rule_change(const char *from, const char *to, int keeps)
     static Run run;
     int x[16], y[16];
     Ckpt ckpt;
-    snprintf(flags, sizeof flags, "--preset llama%s --init gpt2 --low-rank 2", saved_flags);
+    /* Of W_K and W_V a factor has as many rows as columns, so that states of rules may be of equal
+       shapes. */
+    snprintf(flags, sizeof flags, "--preset llama%s --init gpt2 --kv-heads 1 --low-rank 8",
+             saved_flags);
     snprintf(both[0], sizeof both[0], "--lora %s --lr-lora 0.01", from);
     snprintf(both[1], sizeof both[1], "--lora %s --lr-lora 0.01", to);
     case_of("%s to %s", from, to);
@@ -2318,6 +2360,8 @@ static void test_rule_changes(void) {
     test_factor_rule_change("lora-rite", "lora-muon", 0);
     test_factor_rule_change("lora-rite", "muon", 0);
     test_factor_rule_change("lora-muon", "lora-rite", 0);
+    test_factor_rule_change("lora-rite", "adamw", 0);
+    test_factor_rule_change("adamw", "lora-rite", 0);
     test_rule_change("--optimizer muon", "--optimizer muon --mlp normuon",
                      "starting anew: s.wfc.gate.v, s.wfc.up.v, s.wproj.v", "", 1);
     test_rule_change("--optimizer muon --mlp normuon", "--optimizer muon --mlp muonh",
@@ -2344,9 +2388,13 @@ static void test_frozen(void) {
     static const TensorId factors[] = {T_WQKV_UP, T_WQKV_DOWN, T_WO_UP, T_WFC_DOWN, T_WHEAD_UP};
     for (int i = 0; i < COUNT_OF(factors); i++)
         test_freeze("--preset llama --low-rank 3 --lora-on all", "--optimizer muon", factors[i]);
-    test_frozen_below("--preset llama", "wte,norm1_w");
-    test_frozen_below("--preset speedrun --low-rank 3", "wte,norm0_w,norm1_w");
-    test_frozen_below("--preset gpt2 --lora-rank 3 --lora-on qkv", "wte");
+    test_frozen_below("--preset llama", "wte,norm1_w", REACH_BLOCKS);
+    test_frozen_below("--preset speedrun --low-rank 3", "wte,norm0_w,norm1_w", REACH_BLOCKS);
+    test_frozen_below("--preset gpt2 --lora-rank 3 --lora-on qkv", "wte", REACH_BLOCKS);
+    test_frozen_below("--preset llama", "wte,norm1_w,wqkv,wo,norm2_w,wfc,wproj", REACH_NORM);
+    test_frozen_below("--preset llama", "wte,norm1_w,wqkv,wo,norm2_w,wfc,wproj,normf_w",
+                      REACH_HEAD);
+    test_frozen_below("--preset gpt2 --lora-rank 3 --lora-on head", "wte", REACH_HEAD);
 }
 
 static void test_shards(void) {

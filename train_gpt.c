@@ -291,17 +291,18 @@ static void send_batch(Model *m, const int *tokens, const int *targets, Shape s)
 /* Cross entropy of a.targets after model_forward, added to the sum that take_loss returns.
    Logits are formed R rows at a time and are not kept. So if gradients are wanted (`scale`,
    the factor on the summed loss, is not 0), the head's backward pass happens here too. It
-   sets a.dnorm (N,C) and adds to the gradients of the head's bias and weight; if m.fresh,
-   it sets the weight's gradient. */
+   sets a.dnorm (N,C), if it is needed, and adds to the gradients of the head's bias and weight; if
+   m.fresh, it sets the weight's gradient. */
 static void head_loss(Model *m, Shape s, double scale) {
     Acts *a = &m->a;
+    Reach reach = backward_reach(&m->p.r);
     for (int n = 0; n < s.N; n += m->R) {
         int rows = min_int(m->R, s.N - n), add = n > 0 || !m->fresh;
         head_forward(m, n, rows);
         classifier(a->losses + n, a->logits, a->targets + n, rows, s.V, s.Vp, m->c->softcap, scale);
         if (scale == 0) continue;
-        linear_back(m, LINEAR_HEAD, 0, a->dnorm + (size_t)n * s.C, a->logits,
-                    a->normf + (size_t)n * s.C, a->u_head, rows, 1, add);
+        linear_back(m, LINEAR_HEAD, 0, reach > REACH_HEAD ? a->dnorm + (size_t)n * s.C : NULL,
+                    a->logits, a->normf + (size_t)n * s.C, a->u_head, rows, 1, add);
     }
     losses_add(a->loss_sum, a->losses, s.N);
 }
@@ -316,25 +317,6 @@ static double take_loss(Model *m) {
 
 /* ---------------------------------------------------------------------------------------------- */
 /* backward */
-
-/* Whether something is trained that the first block's queries, keys and values are made of; else
-   the backward pass ends with them. */
-static int trains_below(const Model *m) {
-    static const TensorId below[] = {T_WTE, T_WPE, T_NORM0_W, T_NORM0_B, T_NORM1_W, T_NORM1_B};
-    for (size_t i = 0; i < sizeof below / sizeof below[0]; i++)
-        if (grad(m, below[i], 0)) return 1;
-    return 0;
-}
-
-/* Whether something is trained that the normed stream is made of; else the backward pass ends with
-   the gains of its norm. */
-static int trains_blocks(const Model *m) {
-    for (int id = 0; id < TENSORS; id++) {
-        int in_block = id < T_NORMF_W || (id > T_BHEAD && id < T_WHEAD_UP);
-        if (in_block && grad(m, (TensorId)id, 0)) return 1;
-    }
-    return 0;
-}
 
 /* From a.dx, the gradient of the stream after block l, to the gradient of the stream before block
    l. The gradient of the bias of W_O or W_proj is that of the stream after the bias, summed over
@@ -353,7 +335,7 @@ static void block_backward(Model *m, int l, Shape s) {
                        c->attn_scale);
     qk_backward(b.dqkv, b.qkv, b.qk_rstd, m->cosine, m->sine, N, s.T, s.NH, s.NKV, s.HS,
                 c->qk_norm);
-    int below = l > 0 || trains_below(m);
+    int below = l > 0 || backward_reach(&m->p.r) == REACH_EMBED;
     linear_back(m, LINEAR_QKV, l, below ? b.dnorm : NULL, b.dqkv, b.norm1, b.u_qkv, N, 1, add);
     if (below)
         norm_backward(b.dx, grad(m, T_NORM1_W, l), grad(m, T_NORM1_B, l), grad(m, T_BPROJ, l - 1),
@@ -367,15 +349,17 @@ static void model_backward(Model *m, Shape s) {
     const Config *c = m->c;
     Acts *a = &m->a;
     int N = s.N, C = s.C, L = s.L;
+    Reach reach = backward_reach(&m->p.r);
+    if (reach == REACH_HEAD) return;
     norm_backward(a->dx, grad(m, T_NORMF_W, 0), grad(m, T_NORMF_B, 0), grad(m, T_BPROJ, L - 1),
                   a->dnorm, NULL, block_at(m, L).x, param(m, T_NORMF_W, 0), a->meanf, a->rstdf, N,
                   C, c->norm);
-    if (!trains_blocks(m)) return;
+    if (reach == REACH_NORM) return;
     for (int l = L - 1; l >= 0; l--) {
         block_recompute(m, l, s);
         block_backward(m, l, s);
     }
-    if (!trains_below(m)) return;
+    if (reach == REACH_BLOCKS) return;
     if (c->embed_norm)
         norm_backward(a->dx, grad(m, T_NORM0_W, 0), grad(m, T_NORM0_B, 0), NULL, a->dx, NULL,
                       a->embed, param(m, T_NORM0_W, 0), a->mean0, a->rstd0, N, C, c->norm);

@@ -619,6 +619,32 @@ static inline int config_begins_cold(const Config *c) {
            (init_zeroes_outputs((InitKind)c->init) && c->factored & outputs);
 }
 
+/* The roles that have whole matrices which this config trains, bits ON_... Those of adapters' base
+   are frozen, and factors stand in place of others. Factors must be resolved. */
+static inline unsigned config_trains(const Config *c) {
+    const unsigned qkv = 1u << LINEAR_QKV, ov = qkv | 1u << LINEAR_O, head = 1u << LINEAR_HEAD;
+    const unsigned mlp = 1u << LINEAR_FC | 1u << LINEAR_PROJ;
+    if (c->lora_rank) return 0;
+    return ON_EMBED | (c->factored & qkv ? 0 : ON_QK) | ((c->factored & ov) == ov ? 0 : ON_OV) |
+           ((c->factored & mlp) == mlp ? 0 : ON_MLP) |
+           (c->tied || c->factored & head ? 0 : ON_HEAD);
+}
+
+/* Whether a matrix of this config has the rule CM. */
+static inline int config_has_cm(const Config *c) {
+    unsigned trains = config_trains(c);
+    return (config_rank(c) && c->lora == RULE_CM) || (trains & ON_QK && c->qk == RULE_CM) ||
+           (trains & ON_OV && c->ov == RULE_CM);
+}
+
+/* Whether a flag of the optimizer has its default value. */
+static inline int config_is_default(const Config *c, const char *name) {
+    const Flag *flag = &config_flags[flags_find(config_flags, CONFIG_FLAGS, name)];
+    char text[FLAG_STRING_SIZE];
+    flags_get_text(flag, c, text);
+    return !strcmp(text, flag->def);
+}
+
 /* Refuses a rule of the factors, or an option of theirs, that has no meaning. */
 static inline int config_check_factor_rule(const Config *c, char *err) {
     const Rule *rule = &rule_table[c->lora];
@@ -639,6 +665,15 @@ static inline int config_check_factor_rule(const Config *c, char *err) {
         return fail(err,
                     "--lora-rebalance is for --lora lora-muon, spectron and cm; %s does not "
                     "rebalance: leave it out",
+                    rule->flag);
+    if (!config_is_default(c, "lora-trust") && c->lora != RULE_LORA_MUON &&
+        c->lora != RULE_LORA_RITE && c->lora != RULE_LORA_RITE_CORE)
+        return fail(err,
+                    "--lora-trust is for --lora lora-muon, lora-rite and lora-rite-core; %s has no "
+                    "limit while a factor is near zero: leave it out",
+                    rule->flag);
+    if (c->optim.rite_escape && c->lora != RULE_LORA_RITE)
+        return fail(err, "--rite-escape is for --lora lora-rite: leave it out of a run with %s",
                     rule->flag);
     if (c->lora_plus != 1 && rule->traits & NEEDS_PAIR)
         return fail(err,
@@ -743,13 +778,13 @@ static inline int config_check_rules(const Config *c, char *err) {
                    "--weight-decay-head", c->weight_decay_head, head, NH, NKV, o}},
     };
     /* clang-format on */
-    if (c->cm_match_muon && c->qk != RULE_CM && c->ov != RULE_CM)
-        return fail(err,
-                    "--cm-match-muon sets the size of CM's steps, but neither --qk nor --ov is cm");
-    for (int i = 0; i < 5; i++) {
-        if (roles[i].use.on == ON_HEAD && c->tied) continue; /* there is none */
-        if (rule_check((RuleId)roles[i].rule, &roles[i].use, err)) return -1;
-    }
+    if (c->cm_match_muon && !config_has_cm(c))
+        return fail(err, "--cm-match-muon sets the size of CM's steps, but no matrix that is "
+                         "trained has the rule cm (--qk, --ov, --lora)");
+    for (int i = 0; i < 5; i++)
+        if (roles[i].use.on & config_trains(c) &&
+            rule_check((RuleId)roles[i].rule, &roles[i].use, err))
+            return -1;
     return config_check_factor_rule(c, err);
 }
 
@@ -929,10 +964,8 @@ static inline int config_resolve_ages(Config *c, char *err) {
     if (c->momentum_ages_until && c->momentum_ages_until < c->momentum_ages_from)
         return fail(err, "--momentum-ages-until %d is before --momentum-ages-from %d",
                     c->momentum_ages_until, c->momentum_ages_from);
-    int cm = config_rank(c) && c->lora == RULE_CM;
-    if (!c->lora_rank) cm |= c->qk == RULE_CM || c->ov == RULE_CM;
-    int sums =
-        c->optim.momentum_form == FORM_SUM || (c->optim.momentum_form == FORM_RELEASED && cm);
+    int sums = c->optim.momentum_form == FORM_SUM ||
+               (c->optim.momentum_form == FORM_RELEASED && config_has_cm(c));
     if (sums)
         return fail(err,
                     "--%s mixes averages of the gradient, and --momentum-form %s sums it; set "

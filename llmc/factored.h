@@ -62,11 +62,16 @@ static inline int linear_rank(const Linear *f) { return f->rank * f->parts; }
 /* ---------------------------------------------------------------------------------------------- */
 /* initial factors                                                                                */
 
-/* n numbers of standard normal distribution, from a stream of their own. */
-static inline void factor_normals(double *x, size_t n, uint64_t seed, const char *name, int item) {
+/* The stream of random numbers of an item of a tensor. */
+static inline uint64_t factor_stream(const char *name, int item) {
     char text[64];
     snprintf(text, sizeof text, "%.48s %d", name, item);
-    uint64_t stream = rng_stream(text);
+    return rng_stream(text);
+}
+
+/* n numbers of standard normal distribution. */
+static inline void factor_normals(double *x, size_t n, uint64_t seed, const char *name, int item) {
+    uint64_t stream = factor_stream(name, item);
 #pragma omp parallel for
     for (size_t i = 0; i < n; i++) x[i] = rng_normal(seed, stream, i);
 }
@@ -178,9 +183,7 @@ static inline int factor_spectral(floatM *A, floatM *B, int rows, int cols, int 
 /* n numbers of deviation `std`. */
 static inline void factor_random(floatM *to, size_t n, double std, uint64_t seed, const char *name,
                                  int item) {
-    char text[64];
-    snprintf(text, sizeof text, "%.48s %d", name, item);
-    uint64_t stream = rng_stream(text);
+    uint64_t stream = factor_stream(name, item);
 #pragma omp parallel for
     for (size_t i = 0; i < n; i++) to[i] = (floatM)(std * rng_normal(seed, stream, i));
 }

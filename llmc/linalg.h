@@ -166,9 +166,9 @@ enum { LA_INDEFINITE = 1, LA_NOT_FINITE = 2 };
 static inline void la_rootless_sentence(char *text, size_t size, const char *names, int why) {
     const char *is_not = "finite: the weights are too large; try a smaller learning rate";
     if (why & LA_INDEFINITE)
-        is_not = "positive definite; raise --damping (LoRA-Muon: leave out --inv-root eigh)";
-    snprintf(text, size,
-             "the update of %s needs an inverse root of a Gram matrix of weights, which is not %s",
+        is_not = "positive definite; raise --damping (LoRA-Muon: leave out --inv-root eigh; "
+                 "LoRA-RITE: lower --lr-lora)";
+    snprintf(text, size, "the update of %s needs an inverse root of a Gram matrix, which is not %s",
              names, is_not);
 }
 

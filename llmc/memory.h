@@ -91,7 +91,7 @@ static Memory model_memory(const Config *c, const Registry *r, const Plan *plan,
         m.gradients = r->size[SLOT_GRAD] * sizeof(floatM);
         m.optimizer = (r->size[SLOT_MOMENT] + plan->state_size + plan->arena_size) * sizeof(floatM);
         m.optimizer += r->size[SLOT_EMA] * sizeof(floatM);
-        if (c->log_groups) m.optimizer += r->size[SLOT_PARAM] * sizeof(floatM);
+        if (c->log_groups) m.optimizer += r->size[SLOT_GRAD] * sizeof(floatM);
     }
     m.activations = acts_view(&unused, c, shape_of(c), R, training, NULL, 0) + 2 * rotary_bytes(c);
     m.workspace = device_workspace(c, R, training);
@@ -142,7 +142,7 @@ static int params_create(Model *m) {
         if (!p->ema) return -1;
     }
     if (!m->c->log_groups) return 0;
-    p->before = (floatM *)device_alloc(size[SLOT_PARAM] * sizeof(floatM));
+    p->before = (floatM *)device_alloc(size[SLOT_GRAD] * sizeof(floatM));
     return p->before ? 0 : -1;
 }
 

@@ -1,7 +1,7 @@
 /*
 A model whose linear layers have factors, written as one with whole matrices: W = W_pre + s A B^T.
 The result is a checkpoint as that of any run, from which text is generated and new runs begin. It
-has no moments.
+has no moments. Of a run with averages of the weights it has what generation reads, their blend.
 */
 #ifndef CM_MERGE_H
 #define CM_MERGE_H

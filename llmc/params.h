@@ -107,7 +107,8 @@ typedef struct {
     floatM *state;                 /* further state of the rules, laid out by the plan */
     floatM *ema;                   /* of SLOT_EMA; NULL without --ema-from */
     int ema_live;                  /* 1: the averages have begun */
-    floatM *before; /* with --log-groups: the parameters before the update; else NULL */
+    floatM *before; /* with --log-groups: what is trained, before the update, laid out as the
+                       gradients; else NULL */
 } Params;
 
 /* Elements of one layer. */
@@ -143,6 +144,57 @@ static inline void registry_layout(Registry *r) {
             r->size[slot] += (slot_size(&r->t[id], (SlotId)slot) + 63) / 64 * 64;
         }
     }
+}
+
+/* How far down the backward pass goes, because something is trained there: to the head; to the last
+   norm; through all blocks to the queries, keys and values of the first; or to the embedding. */
+typedef enum { REACH_HEAD, REACH_NORM, REACH_BLOCKS, REACH_EMBED } Reach;
+
+/* Where a tensor's gradient is made. */
+static inline Reach tensor_reach(TensorId id) {
+    switch (id) {
+    case T_WTE:
+    case T_WPE:
+    case T_NORM0_W:
+    case T_NORM0_B:
+    case T_NORM1_W: /* of the first block too */
+    case T_NORM1_B: return REACH_EMBED;
+    case T_WQKV:
+    case T_BQKV:
+    case T_WO:
+    case T_BO:
+    case T_NORM2_W:
+    case T_NORM2_B:
+    case T_WFC:
+    case T_BFC:
+    case T_WPROJ:
+    case T_BPROJ:
+    case T_WQKV_UP:
+    case T_WQKV_DOWN:
+    case T_WO_UP:
+    case T_WO_DOWN:
+    case T_WFC_UP:
+    case T_WFC_DOWN:
+    case T_WPROJ_UP:
+    case T_WPROJ_DOWN: return REACH_BLOCKS;
+    case T_NORMF_W:
+    case T_NORMF_B: return REACH_NORM;
+    case T_WHEAD:
+    case T_BHEAD:
+    case T_WHEAD_UP:
+    case T_WHEAD_DOWN:
+    case TENSORS: return REACH_HEAD;
+    }
+    return REACH_HEAD;
+}
+
+/* How far down the backward pass of a model goes. */
+static inline Reach backward_reach(const Registry *r) {
+    Reach reach = REACH_HEAD;
+    for (int id = 0; id < TENSORS; id++)
+        if (r->t[id].slot[SLOT_GRAD].layers && tensor_reach((TensorId)id) > reach)
+            reach = tensor_reach((TensorId)id);
+    return reach;
 }
 
 static inline void registry_add(Registry *r, TensorId id, const char *name, Role role, int layers,

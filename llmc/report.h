@@ -17,16 +17,23 @@ loss curve, and the commands that go on from there. Needs a backend's device_sta
 /* ---------------------------------------------------------------------------------------------- */
 /* the model */
 
-/* Floating-point operations of forward and backward for one token: six for each parameter of a
-   matrix product, four if it is frozen, and those of the causal half of attention's products. */
+/* Floating-point operations of forward and backward for one token: for each parameter of a matrix
+   product two of the forward pass, two of its gradient, unless it is frozen, and two of the
+   gradient of its input, if the backward pass goes further; and those of the causal half of
+   attention's products. */
 static inline double flops_per_token(const Config *c, const Registry *r) {
+    Reach reach = backward_reach(r);
     double n = 0;
     for (int id = 0; id < TENSORS; id++) {
         const Tensor *t = &r->t[id];
-        int counts = role_is_block(t->role) || t->role == ROLE_HEAD || (id == T_WTE && c->tied);
-        if (counts) n += (double)t->size * (t->frozen ? 4 : 6);
+        int head = t->role == ROLE_HEAD || id == T_WHEAD_UP || id == T_WHEAD_DOWN ||
+                   (id == T_WTE && c->tied);
+        int passed = reach >= (head ? REACH_NORM : REACH_BLOCKS) || id == T_WHEAD_UP;
+        if (head || role_is_block(t->role))
+            n += (double)t->size * (2 + (t->frozen ? 0 : 2) + (passed ? 2 : 0));
     }
-    return n + 6.0 * c->layers * c->heads * c->head_dim * c->seq_len;
+    double attention = (double)c->layers * c->heads * c->head_dim * c->seq_len;
+    return n + attention * (reach >= REACH_BLOCKS ? 6 : 2);
 }
 
 static inline void print_model(FILE *out, const Config *c, const Registry *r) {
@@ -61,9 +68,11 @@ static inline void print_momentum(FILE *out, const Config *c) {
     double first = 0, last = 0;
     int signs = 0;
     const int rules[] = {c->qk, c->ov, c->mlp, c->embed, c->head};
+    const unsigned on[] = {ON_QK, ON_OV, ON_MLP, ON_EMBED, ON_HEAD};
     if (config_rank(c)) signs = rule_table[c->lora].traits & TAKES_SIGN;
-    for (int i = 0; i < 5 && !c->lora_rank; i++)
-        signs |= rule_table[rule_base((RuleId)rules[i], &c->optim)].traits & TAKES_SIGN;
+    for (int i = 0; i < 5; i++)
+        if (config_trains(c) & on[i])
+            signs |= rule_table[rule_base((RuleId)rules[i], &c->optim)].traits & TAKES_SIGN;
     if (!a->n || !signs) return;
     for (int k = 0; k < a->n; k++) {
         double age = a->decay[k] / (1 - a->decay[k]);

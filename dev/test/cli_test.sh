@@ -777,6 +777,17 @@ test_low_rank() {
     check "a refused start left a folder" [ ! -e runs/x ]
 }
 
+# The sizes of steps that --log-groups writes are those of the weights that they are of, whatever is frozen before
+# these: what is frozen has no copy.
+test_frozen_groups() {
+    rm -rf runs/g runs/gf
+    check "--log-groups" train $minute --run g --steps 1 --log-groups
+    check "--log-groups --freeze" train $minute --run gf --steps 1 --log-groups --freeze wte,norm0_w
+    groups() { sed -n 's/.*\("W_O": {[^}]*}\).*\("W_proj": {[^}]*}\).*\("OV": {[^}]*}\).*/\1 \2 \3/p' "runs/$1/log.jsonl" | tail -n 1; }
+    check "--log-groups: $(groups g)" [ -n "$(groups g)" ]
+    check "--log-groups --freeze: $(groups gf), not $(groups g)" [ "$(groups gf)" = "$(groups g)" ]
+}
+
 # Mistakes in the flags of factors.
 test_factor_mistakes() {
     ten_steps
@@ -803,6 +814,15 @@ test_factor_mistakes() {
     for flag in "--lora adamw" "--lr-lora 0.1" "--lora-trust 0" "--rite-escape on"; do
         refused "no factors: $flag" "${flag% *} is about factors" train $more $flag
     done
+    refused "--lora-trust of Spectron" '--lora-trust is for .* spectron has no limit' train $more --lora-rank 4 --lora spectron --lora-trust 0.02
+    refused "--rite-escape of LoRA-Muon" '--rite-escape is for --lora lora-rite' train $more --lora-rank 4 --rite-escape on
+    refused "--cm-match-muon without CM" '--cm-match-muon .*no matrix' train $more --lora-rank 4 --cm-match-muon
+    # What matrices that are frozen, or that there are none of, would refuse.
+    for cm in "--method joint" --cm-match-muon "--connection frobenius --method joint"; do
+        check "CM on adapters, $cm" train $more --lora-rank 4 --lora cm $cm --dry-run
+        check "CM on products, $cm" train $minute --run x --low-rank 4 --lora cm $cm --dry-run
+    done
+    refused "a joint sign of whole matrices" '--ov cm: .*hybrid' train $minute --run x --low-rank 4 --lora-on fc,proj --method joint
     refused "LoRA+ without a rate for A" '--lora-plus' train $more --lora-rank 4 --lora adamw --lora-plus 0
     refused "a tied head of products" '--low-rank: a tied head .*--lora-on' train $minute --run x --low-rank 4 --tied on --init gpt2 --lora-on head
     refused "one leg of a pair" '--lora-on qkv: the rule of W_O, W_V' train $minute --run x --low-rank 4 --lora-on qkv

@@ -724,7 +724,8 @@ typedef struct {
     double moved, jump, second, loss;
 } Warming;
 
-static Warming warm_up(RuleId rule, const OptimOptions *o, double lr, int zero) {
+/* `ramp`: steps in which the learning rate rises to lr. */
+static Warming warm_up(RuleId rule, const OptimOptions *o, double lr, int zero, int ramp) {
     Factors p = factors_of(1, 24, 16, 4, 2);
     Warming out = {0, 0, 0, 0};
     double first = 0, last = 0;
@@ -735,7 +736,7 @@ static Warming warm_up(RuleId rule, const OptimOptions *o, double lr, int zero) 
     for (int step = 1; step <= 60; step++) {
         double *before = part_of(&p, p.W, 1 - zero, 0), *after;
         double loss = set_gradients(&p, 1);
-        factors_step(&p, rule, o, lr, 0);
+        factors_step(&p, rule, o, step < ramp ? lr * step / ramp : lr, 0);
         after = part_of(&p, p.W, 1 - zero, 0);
         for (size_t i = 0; i < each; i++) after[i] -= before[i];
         double moved = operator_norm(after, rows, cols),
@@ -765,19 +766,25 @@ static void test_cold(void) {
                 /* A gradient that grows, as that of A does while B does, is larger than the root of
                    its second moment. */
                 double spread = rules[i] == RULE_LORA_RITE ? 4 : 2.5;
-                Warming w = warm_up(rules[i], &o, lr, zero);
+                Warming w = warm_up(rules[i], &o, lr, zero, 0);
                 check(w.second < 1.1 * o.lora_trust && w.moved < spread * o.lora_trust &&
                           w.jump < 1.9 && w.loss < 0.97,
                       "%s from zero: a step of %g of the factor, ratios up to %g, loss %g",
                       rule_table[rules[i]].flag, w.moved, w.jump, w.loss);
+                w = warm_up(rules[i], &o, lr, zero, 20);
+                check(w.second < 1.1 * o.lora_trust && w.moved < spread * o.lora_trust &&
+                          w.jump < 1.9 && w.loss < 0.97,
+                      "%s from zero, a rising rate: a step of %g of the factor, ratios up to %g, "
+                      "loss %g",
+                      rule_table[rules[i]].flag, w.moved, w.jump, w.loss);
                 o.lora_trust = 0.02;
-                w = warm_up(rules[i], &o, lr, zero);
+                w = warm_up(rules[i], &o, lr, zero, 0);
                 check(w.second < 1.1 * o.lora_trust && w.moved < spread * o.lora_trust &&
                           w.jump < 1.9,
                       "%s from zero, trust 0.02: a step of %g of the factor, ratios up to %g",
                       rule_table[rules[i]].flag, w.moved, w.jump);
                 o.lora_trust = 0;
-                w = warm_up(rules[i], &o, lr, zero);
+                w = warm_up(rules[i], &o, lr, zero, 0);
                 check(w.second > 0.3, "%s from zero, no trust: the second step is %g of the factor",
                       rule_table[rules[i]].flag, w.second);
             }

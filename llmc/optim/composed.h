@@ -189,13 +189,13 @@ typedef struct {
     double largest, median;
 } ComposedStep;
 
-/* Copies layer l of a part to `host`, and returns the view of its heads there. A frozen tensor has
-   no copy from before the update and has not moved. */
-static inline Mat composed_download(const Registry *r, Part part, int l, const floatM *from,
-                                    floatM *host) {
+/* Copies layer l of a part in the allocation `from` of a slot to `host`, and returns the view of
+   its heads there. */
+static inline Mat composed_download(const Registry *r, Part part, SlotId slot, int l,
+                                    const floatM *from, floatM *host) {
     const Tensor *t = &r->t[part.id];
     size_t first = (size_t)part.first * t->cols, n = (size_t)part.rows * t->cols;
-    device_download(host, from + t->slot[SLOT_PARAM].at + (size_t)l * layer_size(t) + first,
+    device_download(host, from + t->slot[slot].at + (size_t)l * layer_size(t) + first,
                     n * sizeof(floatM));
     return mat_blocks(mat_dense(host, 1, part.rows, t->cols), part.heads, part.by_column);
 }
@@ -236,8 +236,9 @@ static inline int composed_reserve(ComposedMemory *m, const Registry *r, const P
     return complete ? 0 : -1;
 }
 
-/* The last update's step of the circuit of two parts. p and `before`: the parameters after and
-   before the update, on the device. NaN without memory. */
+/* The last update's step of the circuit of two parts. p: the parameters after the update, and
+   `before`: those that are trained before it (plan_groups_keep), on the device. NaN without
+   memory. */
 static inline ComposedStep composed_measure(const Registry *r, const Part part[2], const floatM *p,
                                             const floatM *before) {
     ComposedStep step = {NAN, NAN};
@@ -247,9 +248,10 @@ static inline ComposedStep composed_measure(const Registry *r, const Part part[2
     for (int l = 0; l < layers && complete; l++) {
         ComposedHeads h;
         for (int i = 0; i < 2; i++) {
-            const floatM *was = r->t[part[i].id].frozen ? p : before;
-            h.now[i] = composed_download(r, part[i], l, p, m.part[i]);
-            h.was[i] = composed_download(r, part[i], l, was, m.part[2 + i]);
+            int frozen = r->t[part[i].id].frozen; /* it has not moved */
+            h.now[i] = composed_download(r, part[i], SLOT_PARAM, l, p, m.part[i]);
+            h.was[i] = composed_download(r, part[i], frozen ? SLOT_PARAM : SLOT_GRAD, l,
+                                         frozen ? p : before, m.part[2 + i]);
         }
 #pragma omp parallel for
         for (int head = 0; head < heads; head++)

@@ -20,8 +20,9 @@ of A B^T and kappa is --lora-trust,
 
 is added to the diagonal of the Gram of B that whitens the step of A; the same for A. Where B is
 zero, the step of A then has at most kappa times the size of A, as its norm is at most
-h / sqrt(delta_B) = kappa sqrt(x_A); as x_B comes up to the floor, the spread of the singular values
-of B around their mean takes over. delta is 0, and the rule exact, once sqrt(x_A x_B) is tau, or
+h / sqrt(delta_B) = kappa sqrt(x_A), or h / x_A times its size where tau is larger than x_A;
+as x_B comes up to the floor, the spread of the singular values of B around their mean takes
+over. delta is 0, and the rule exact, once sqrt(x_A x_B) is tau, or
 where x_B is at least x_A; so the factor that begins at zero, whose partner is large, moves by the
 exact rule from the first step on. delta is continuous and needs no state.
 */

@@ -650,13 +650,14 @@ static inline int plan_group(const Plan *plan, int index, const char **name, Par
     return 0;
 }
 
-/* Copies the parameters p to `before`, where plan_groups_members reads them. */
+/* Copies what is updated of the parameters p to `before`, which is laid out as SLOT_GRAD, where
+   plan_groups_members reads it. */
 static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM *p,
                                     floatM *before) {
     const char *name;
     Part part;
     for (int i = 0; plan_group(plan, i, &name, &part); i++)
-        la_copy(part_view(r, part, before), part_view(r, part, p));
+        la_copy(part_slot(r, part, SLOT_GRAD, before), part_view(r, part, p));
 }
 
 /* Writes what an update did as members of a JSON object, one for each tensor:
@@ -666,7 +667,7 @@ static inline void plan_groups_keep(const Plan *plan, const Registry *r, floatM 
    update_rms is ||dW||_F / sqrt(n), where dW = p - before in all layers is the whole change,
    learning rate and weight decay included. effective_lr, for matrices of the blocks, is the
    learning rate at which plain Muon (a matrix sign without shape factor, whose RMS is
-   1 / sqrt(max(rows, cols))) takes a step of equal RMS. `before`, laid out by the registry, is
+   1 / sqrt(max(rows, cols))) takes a step of equal RMS. `before`, of plan_groups_keep, is
    overwritten by dW. */
 static inline void plan_groups_members(FILE *out, const Plan *plan, const Registry *r, floatM *p,
                                        floatM *before) {
@@ -674,7 +675,7 @@ static inline void plan_groups_members(FILE *out, const Plan *plan, const Regist
     Part part;
     for (int i = 0; plan_group(plan, i, &name, &part); i++) {
         Role role = r->t[part.id].role;
-        Mat W = part_view(r, part, p), D = part_view(r, part, before);
+        Mat W = part_view(r, part, p), D = part_slot(r, part, SLOT_GRAD, before);
         double sum = 0;
         la_axpby(D, 1, W, -1);
         for (int l = 0; l < D.n0; l++)

@@ -66,7 +66,7 @@ file with the functions that the row names.
       .step = spectron_step)                                                                       \
     X(RULE_LORA_RITE, .flag = "lora-rite", .title = "LoRA-RITE", .where = ON_FACTOR,               \
       .traits = NEEDS_PAIR | MOMENT_WITH_STATE | MOMENT_OF_ITS_OWN, .lr = 0.001,                   \
-      .state = {{"v", PER_RANK}, {"turn", PER_RANK}, {"escaped", PER_MATRIX}},                     \
+      .state = {{"second", PER_RANK}, {"turn", PER_RANK}, {"escaped", PER_MATRIX}},                \
       .step = lora_rite_step)                                                                      \
     X(RULE_LORA_RITE_CORE, .flag = "lora-rite-core", .title = "LoRA-RITE without memory",          \
       .where = ON_FACTOR, .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.02,            \
