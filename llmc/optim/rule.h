@@ -59,17 +59,17 @@ file with the functions that the row names.
     X(RULE_LION, .flag = "lion", .title = "Lion", .where = ON_MATRIX,                              \
       .traits = ELEMENT_BY_ELEMENT, .lr = 0.0003, .direction = lion_direction)                     \
     X(RULE_LORA_MUON, .flag = "lora-muon", .title = "LoRA-Muon", .where = ON_FACTOR,               \
-      .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.02, .refuse = lora_muon_refuse,    \
+      .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.1, .refuse = lora_muon_refuse,     \
       .step = lora_muon_step)                                                                      \
     X(RULE_SPECTRON, .flag = "spectron", .title = "Spectron", .where = ON_FACTOR,                  \
-      .traits = NEEDS_PAIR | TAKES_SIGN, .lr = 0.02, .state = {{"u", PER_LONGER}},                 \
+      .traits = NEEDS_PAIR | TAKES_SIGN, .lr = 0.1, .state = {{"u", PER_LONGER}},                  \
       .step = spectron_step)                                                                       \
     X(RULE_LORA_RITE, .flag = "lora-rite", .title = "LoRA-RITE", .where = ON_FACTOR,               \
-      .traits = NEEDS_PAIR | MOMENT_WITH_STATE | MOMENT_OF_ITS_OWN, .lr = 0.001,                   \
+      .traits = NEEDS_PAIR | MOMENT_WITH_STATE | MOMENT_OF_ITS_OWN, .lr = 0.01,                    \
       .state = {{"second", PER_RANK}, {"turn", PER_RANK}, {"escaped", PER_MATRIX}},                \
       .step = lora_rite_step)                                                                      \
     X(RULE_LORA_RITE_CORE, .flag = "lora-rite-core", .title = "LoRA-RITE without memory",          \
-      .where = ON_FACTOR, .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.02,            \
+      .where = ON_FACTOR, .traits = NEEDS_PAIR | TAKES_SIGN | SPLITS_DECAY, .lr = 0.1,             \
       .step = lora_rite_core_step)                                                                 \
     X(RULE_QUACK, .flag = "quack", .title = "QuacK", .where = ON_QK, .traits = NEEDS_PAIR,         \
       .state = {{"initial", PER_HEAD}}, .couple = quack_couple)                                    \
