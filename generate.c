@@ -190,7 +190,7 @@ static int find_checkpoint(const Options *o, Ckpt *ckpt, char *path, char *err) 
         file_path(path, "%s", o->checkpoint);
         return ckpt_open(ckpt, path, err);
     }
-    if (log_check_name(o->run, err)) return -1;
+    if (log_check_name("run", o->run, err)) return -1;
     file_path(dir, "%s/%s", o->runs_dir, o->run);
     file_path(folder, "%s/checkpoints", dir);
     if (access(dir, F_OK))
@@ -262,14 +262,14 @@ static int load_base(Model *m, const Ckpt *ckpt, const char *moved, char *err) {
     if (status)
         return fail(err,
                     "it has adapters of the weights in another file, which is not to be had: "
-                    "%.500s; if it has moved, name it with --base",
+                    "%.500s; put it back, or name a copy with --base",
                     why);
     ckpt_fingerprint(&base, found);
     if (strcmp(want, found))
         status = fail(err,
                       "its adapters are of other weights than those of %.600s, which is another "
-                      "file than that of then, or has changed since; if that has moved, name it "
-                      "with --base",
+                      "file than that of then, or has changed since; name a copy of that with "
+                      "--base",
                       path);
     else status = load_parameters(&m->p, &base, TENSORS_OF_BASE, 1, err);
     ckpt_close(&base);
@@ -397,7 +397,6 @@ typedef struct {
 /* Reads the command line. Returns 0, 1 if --help was asked for, -1 with a message. */
 static int parse(Options *o, int argc, char **argv, char *err) {
     unsigned char given[OPTION_FLAGS] = {0};
-    char why[ERR_LEN];
     flags_defaults(option_flags, OPTION_FLAGS, o);
     int status = flags_parse(option_flags, OPTION_FLAGS, o, given, argc, argv, err);
     if (status > 0)
@@ -408,8 +407,11 @@ static int parse(Options *o, int argc, char **argv, char *err) {
                   (given[flags_find(option_flags, OPTION_FLAGS, "runs-dir")] && !o->merge[0]);
     if (o->checkpoint[0] && by_name)
         return fail(err, "--checkpoint names a file and --run another: give one of them");
-    if (given[flags_find(option_flags, OPTION_FLAGS, "merge")] && log_check_name(o->merge, why))
-        return fail(err, "--merge names the run to write: %s", why);
+    if (given[flags_find(option_flags, OPTION_FLAGS, "merge")] &&
+        log_check_name("merge", o->merge, err))
+        return -1;
+    if (o->merge[0] && (o->prompt[0] || o->prompt_file[0]))
+        return fail(err, "--merge writes a model and no text: leave out the prompt");
     if (given[flags_find(option_flags, OPTION_FLAGS, "base")] && !o->base[0])
         return fail(err, "--base: the name is empty; name a checkpoint file");
     if (o->prompt[0] && o->prompt_file[0])
@@ -435,6 +437,7 @@ static int merge(Program *p, char *err) {
         return fail(err, "%.500s: %.500s", path, why);
     if (!p->config.factored)
         return fail(err, "--merge: %s has no adapters and no products of low rank to merge", path);
+    if (weights_check_finite(&ckpt, path, why)) return fail(err, "--merge: %.900s", why);
     signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is reported as a failed write */
     if (log_open(&log, o->runs_dir, o->merge, 0, why)) return fail(err, "--merge: %.900s", why);
     ckpt_path(to, log.checkpoints, (int64_t)step);

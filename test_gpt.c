@@ -1900,7 +1900,34 @@ static void test_factors(void) {
                            "--ema-from 1 --momentum-ages k-maxwell --momentum-ages-from 1");
 }
 
+/* Weights that are no numbers are refused where a run would begin from them. */
+static void test_finite(void) {
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    static Model m;
+    static Run run;
+    char flags[512];
+    Ckpt ckpt;
+    snprintf(flags, sizeof flags, "--preset llama%s", saved_flags);
+    Config c = config_of(flags, "");
+    for (int i = 0; i < 4; i++) {
+        create(&m, &c);
+        open_test_run(&run, &c, "finite");
+        randomise(&m);
+        size_t at = m.p.r.t[T_WO].slot[SLOT_PARAM].at + 5;
+        m.p.param[at] = i < 3 ? (floatM)bad[i] : (floatM)FLT_MAX;
+        if (!save_and_open(&run, &m, &ckpt)) return;
+        int status = weights_check_finite(&ckpt, "x", err);
+        check(i == 3 ? !status : status == -1 && strstr(err, "x: 1 weights of wo are NaN or"),
+              "weight %g: %d, %s", (double)m.p.param[at], status, err);
+        ckpt_close(&ckpt);
+        close_test_run(&run);
+        model_free(&m);
+    }
+    release();
+}
+
 static void test_merges(void) {
+    test_finite();
     static const char *const ranks[] = {"--lora-rank 3", "--low-rank 3"};
     static const char *const all[] = {"--lora-on all --lora-scale 0.7",
                                       "--lora-on all --lora-split off --lora-scale 2",

@@ -737,8 +737,11 @@ static int open_past(Program *p, char *err) {
 static int check_weights(const Program *p, char *err) {
     char why[ERR_LEN];
     Whose whose = p->run.config.lora_rank ? TENSORS_OF_BASE : TENSORS_OWN;
-    if (!check_parameters(&p->registry, &p->weights, whose, 1, why)) return 0;
-    return fail(err, "--init-from: %.300s: %.600s", p->run.from_file, why);
+    if (check_parameters(&p->registry, &p->weights, whose, 1, why))
+        return fail(err, "--init-from: %.300s: %.600s", p->run.from_file, why);
+    if (weights_check_finite(&p->weights, p->run.from_file, why))
+        return fail(err, "--init-from: %.900s", why);
+    return 0;
 }
 
 /* Opens the run's past, the data and the device, and resolves the flags. What was chosen for the
@@ -763,6 +766,7 @@ static int open_run(Program *p, char *err) {
     if (registry_freeze(&p->registry, run->config.freeze, err)) return -1;
     p->plan = plan_build(&run->config, &p->registry);
     if (p->has_weights && check_weights(p, err)) return -1;
+    if (!run->asked.resume) note_idle_flags(run);
     return plan_check_frozen(&p->plan, &run->config, &p->registry, err);
 }
 

@@ -144,6 +144,7 @@ typedef struct {
     char tensor[128];
     CkptHash hash;
     char error[ERR_LEN]; /* of the first failure */
+    const char *advice;  /* for a full disk; NULL: that of a run's checkpoint */
 } CkptWriter;
 
 /* Removes the temporary file. Does nothing after a commit, an abort or a failure. */
@@ -178,6 +179,7 @@ static inline int ckpt_list(const char *dir, int64_t **steps, char *err);
 static inline const char *ckpt_what_is_kept(const CkptWriter *w) {
     char folder[FILE_PATH_SIZE], unused[ERR_LEN];
     int64_t *steps;
+    if (w->advice) return w->advice;
     file_folder(folder, w->path);
     int count = ckpt_list(folder, &steps, unused);
     free(steps);

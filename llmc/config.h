@@ -666,8 +666,8 @@ static inline int config_check_factor_rule(const Config *c, char *err) {
                     "--lora-rebalance is for --lora lora-muon, spectron and cm; %s does not "
                     "rebalance: leave it out",
                     rule->flag);
-    if (!config_is_default(c, "lora-trust") && c->lora != RULE_LORA_MUON &&
-        c->lora != RULE_LORA_RITE && c->lora != RULE_LORA_RITE_CORE)
+    if (c->optim.lora_trust != 0 && !config_is_default(c, "lora-trust") &&
+        c->lora != RULE_LORA_MUON && c->lora != RULE_LORA_RITE && c->lora != RULE_LORA_RITE_CORE)
         return fail(err,
                     "--lora-trust is for --lora lora-muon, lora-rite and lora-rite-core; %s has no "
                     "limit while a factor is near zero: leave it out",

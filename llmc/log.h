@@ -234,18 +234,18 @@ static inline int log_read(const char *path, LogCurve *curve, char *err) {
 enum { LOG_NAME_LENGTH = 200 };
 
 /* Refuses a name that is not a plain name of a folder: returns -1 with a message. */
-static inline int log_check_name(const char *name, char *err) {
-    if (!*name) return fail(err, "--run: the name of the run is empty");
+static inline int log_check_name(const char *flag, const char *name, char *err) {
+    if (!*name) return fail(err, "--%s: the name of the run is empty", flag);
     if (*name == '.' || strchr(name, '/'))
         return fail(err,
-                    "--run %.80s: give a plain name without a slash or a leading dot, it names "
+                    "--%s %.80s: give a plain name without a slash or a leading dot, it names "
                     "a folder",
-                    name);
+                    flag, name);
     for (const char *p = name; *p; p++)
         if ((unsigned char)*p < 0x20 || *p == 0x7F)
-            return fail(err, "--run: the name of the run holds a control character");
+            return fail(err, "--%s: the name of the run holds a control character", flag);
     if (strlen(name) > LOG_NAME_LENGTH)
-        return fail(err, "--run %.80s...: the name is too long", name);
+        return fail(err, "--%s %.80s...: the name is too long", flag, name);
     return 0;
 }
 
@@ -343,7 +343,7 @@ static inline int log_truncate_after(RunLog *log, int64_t step, char *err) {
 /* Sets the paths of the run NAME of RUNS_DIR. Returns 0, or -1 with a message about the name. */
 static inline int log_paths(RunLog *log, const char *runs_dir, const char *name, char *err) {
     log->fd = -1;
-    if (log_check_name(name, err)) return -1;
+    if (log_check_name("run", name, err)) return -1;
     file_path(log->dir, "%s/%s", runs_dir, name);
     file_path(log->path, "%s/log.jsonl", log->dir);
     file_path(log->checkpoints, "%s/checkpoints", log->dir);

@@ -37,12 +37,26 @@ static inline void merge_parameters(const Params *to, const Params *from, const 
     }
 }
 
+/* Whether a line "flag.NAME=..." is of no use to a model that is not trained further. Rules of
+   factors may be options that whole matrices cannot have. */
+static inline int merge_is_training(const char *line, size_t length) {
+    const char *name = line + 5, *end = (const char *)memchr(line, '=', length);
+    size_t n = end ? (size_t)(end - name) : 0;
+    if (length < 5 || strncmp(line, "flag.", 5)) return 0;
+    for (int i = 0; i < CONFIG_FLAGS; i++) {
+        const Flag *flag = &config_flags[i];
+        if (strlen(flag->name) != n || strncmp(flag->name, name, n)) continue;
+        return strcmp(flag->section, "Run") != 0 && strcmp(flag->section, "Data") != 0 &&
+               strcmp(flag->section, "Model") != 0;
+    }
+    return 1;
+}
+
 /* The header of the merged model, for the caller to free: the lines of the checkpoint but those of
-   the factors and of the training that is not taken over. NULL without memory. */
+   the factors and of training. NULL without memory. */
 static inline char *merge_header(const Ckpt *ckpt, const Config *merged) {
-    static const char *const left[] = {
-        "flag.lora",  "flag.low-rank", "flag.tied=", "flag.freeze=", "flag.ema-from=",
-        "init_from_", "pending",       "change.",    "since.",       "choice."};
+    static const char *const left[] = {"flag.tied=", "flag.freeze=", "init_from_", "pending",
+                                       "change.",    "since.",       "choice."};
     char *text = NULL;
     size_t size = 0;
     FILE *f = open_memstream(&text, &size);
@@ -51,13 +65,13 @@ static inline char *merge_header(const Ckpt *ckpt, const Config *merged) {
     while (line < end) {
         const char *stop = (const char *)memchr(line, '\n', (size_t)(end - line));
         size_t length = stop ? (size_t)(stop - line) : (size_t)(end - line);
-        int keep = length > 0;
+        int keep = length > 0 && !merge_is_training(line, length);
         for (size_t i = 0; i < sizeof left / sizeof left[0]; i++)
             if (length >= strlen(left[i]) && !strncmp(line, left[i], strlen(left[i]))) keep = 0;
         if (keep) fprintf(f, "%.*s\n", (int)length, line);
         line += length + 1;
     }
-    fprintf(f, "flag.tied=%s\n", merged->tied ? "on" : "off");
+    fprintf(f, "flag.tied=%s\nmerged=yes\n", merged->tied ? "on" : "off");
     if (!fclose(f)) return text;
     free(text);
     return NULL;
@@ -91,6 +105,7 @@ static inline int merge_write(const Params *from, const Config *c, const Ckpt *c
     }
     if (!status) {
         saver.w = &w;
+        w.advice = "Nothing is kept of it; free some space and merge again";
         status = ckpt_reserve(&w, saver.bytes, err) ||
                  save_slot(&saver, 'p', &to.r, SLOT_PARAM, to.param, err) || device_check(err);
         if (status) ckpt_abort(&w);

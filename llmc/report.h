@@ -331,7 +331,7 @@ static inline int log_extra(char **text, const Config *c, const Params *p, const
 /* the end of a run */
 
 /* Prints the last validation loss of a log, in nats per `unit`, and the lowest one. That of step 0
-   is the untrained model's. */
+   is the initial weights'. */
 static inline void print_validation(FILE *out, const LogCurve *curve, const char *unit) {
     char best[64] = "", bits[64] = "";
     int last = -1, lowest = -1;
@@ -343,7 +343,8 @@ static inline void print_validation(FILE *out, const LogCurve *curve, const char
     if (last < 0) {
         print_line(out, NULL, "no validation yet");
     } else if (lowest < 0) {
-        print_line(out, NULL, "no validation yet after step 0 (%.4f nats per %s, untrained)",
+        print_line(out, NULL,
+                   "no validation yet after step 0 (%.4f nats per %s, the initial weights)",
                    curve->val[last], unit);
     } else {
         if (lowest != last)

@@ -408,6 +408,11 @@ static inline int resume_find(const RunLog *log, Resume *r, char *err) {
     int status = ckpt_open_newest(&r->ckpt, log->checkpoints, r->path, err);
     if (status < 0) return -1;
     r->has_ckpt = status == 0;
+    if (r->has_ckpt && !ckpt_value(&r->ckpt, "merged", why, sizeof why))
+        return fail(err,
+                    "--resume: %.900s holds merged weights, without the flags and moments of "
+                    "training: begin a new run with --init-from",
+                    r->path);
     status = log_read_run_json(log->dir, &r->settings, &r->settings_size, why);
     if (status > 0) snprintf(why, sizeof why, "%.900s has no run.json", log->dir);
     if (status && !r->has_ckpt) return fail(err, "--resume: %.900s", why);
@@ -526,13 +531,21 @@ static inline int load_changes(Run *run, const Ckpt *ckpt, char *err) {
     return 0;
 }
 
-static inline int fail_fixed(const Run *run, const Flag *flag, const char *was, const char *is,
-                             char *err) {
+static inline int fail_fixed(const Run *run, const Config *before, const Flag *flag,
+                             const char *was, const char *is, char *err) {
+    char other[ERR_LEN];
+    snprintf(other, sizeof other,
+             "A new run may begin from these weights: --run OTHER --init-from %.200s --%s ...",
+             run->asked.run, flag->name);
+    if (before->lora_rank)
+        snprintf(other, sizeof other,
+                 "A new run may train other adapters of the base, or begin from the merged weights "
+                 "(./generate --run %.200s --merge NAME)",
+                 run->asked.run);
     return fail(err,
                 "--resume: --%s was \"%.80s\" and stays: with \"%.80s\" the weights, or the place "
-                "in the data, would mean another thing. A new run may begin from these weights: "
-                "--run OTHER --init-from %s --%s ...",
-                flag->name, was, is, run->asked.run, flag->name);
+                "in the data, would mean another thing. %.800s",
+                flag->name, was, is, other);
 }
 
 /* Whether measurements of the checkpoint's step are still to be done. */
@@ -561,7 +574,7 @@ static inline int resume_compare(Run *run, Resume *r, Config *was, Config *is, c
         flags_get_text(flag, is, to);
         if (!strcmp(from, to)) continue;
         if (flag->on_resume == RESUME_FIXED && other_text)
-            return fail_fixed(run, flag, from, to, err);
+            return fail_fixed(run, was, flag, from, to, err);
         /* A measurement that is still to be done is of the step before. */
         int measures = !strncmp(flag->name, "val-", 4) || !strncmp(flag->name, "eval-", 5);
         int before = measures && resume_is_pending(r);
@@ -801,14 +814,14 @@ static inline int weights_reopen(Run *run, Ckpt *ckpt, char *err) {
                     "weights: put its run.json or a checkpoint back, or start it anew");
     if (!run->from_file[0]) return 0;
     snprintf(sum, sizeof sum, "%s", run->from_sum);
-    if (run->asked.lora_rank && run->asked.init_from[0]) {
+    if (run->asked.lora_rank && config_is_given(run->given, "init-from")) {
         if (weights_open(run, ckpt, err)) return -1;
     } else if (ckpt_open(ckpt, run->from_file, why)) {
         if (run->asked.lora_rank)
             return fail(err,
                         "--resume: the run trains adapters of the weights in the file of "
-                        "--init-from, and that file is not to be had: %.600s; if it has moved, "
-                        "name it with --init-from",
+                        "--init-from, and that file is not to be had: %.600s; put it back, or "
+                        "name a copy with --init-from",
                         why);
         return fail(err,
                     "--resume: the run has no checkpoint yet, and the file of --init-from that it "
@@ -820,9 +833,25 @@ static inline int weights_reopen(Run *run, Ckpt *ckpt, char *err) {
     if (!strcmp(sum, found)) return 1;
     ckpt_close(ckpt);
     return fail(err,
-                "--resume: %.900s is not the file that the run began from: it is another one, or "
-                "has changed since",
+                "--resume: %.800s is not the file that the run began from: it is another one, or "
+                "has changed since; put that file back, or name a copy with --init-from",
                 run->from_file);
+}
+
+/* Refuses weights that are no numbers: nothing can begin from them. */
+static inline int weights_check_finite(const Ckpt *ckpt, const char *path, char *err) {
+    for (int i = 0; i < ckpt->count; i++) {
+        const CkptRecord *r = &ckpt->records[i];
+        const float *x = (const float *)r->data;
+        int64_t n = r->dtype == CKPT_F32 ? r->bytes / 4 : 0, bad = 0;
+        if (r->name_length < 2 || r->name[0] != 'p' || r->name[1] != '.') continue;
+#pragma omp parallel for reduction(+ : bad)
+        for (int64_t k = 0; k < n; k++) bad += !(fabsf(x[k]) <= FLT_MAX);
+        if (bad)
+            return fail(err, "%.700s: %lld weights of %.*s are NaN or infinite", path,
+                        (long long)bad, (int)r->name_length - 2, r->name + 2);
+    }
+    return 0;
 }
 
 /* Whether a new run takes a flag over from the checkpoint that its weights come from: what makes
@@ -862,6 +891,11 @@ static inline int weights_check_factors(const Run *run, const Config *theirs, ch
                     "%d make these whole with %s",
                     file, theirs->low_rank, c->lora_rank ? "lora-rank" : "low-rank", c->lora_rank,
                     merge);
+    if (c->low_rank && theirs->low_rank && c->low_rank != theirs->low_rank)
+        return fail(err,
+                    "--low-rank %d: %.250s has products of rank %d: leave the flag out, or make "
+                    "these whole with %s",
+                    c->low_rank, file, theirs->low_rank, merge);
     if (c->low_rank && !c->lora_rank && !theirs->low_rank)
         return fail(err,
                     "--init-from: %.700s has whole matrices, and --low-rank %d trains products "
@@ -888,6 +922,23 @@ static inline int check_factor_flags(const Run *run, char *err) {
                         "--lora-rank or --low-rank, or leave the flag out",
                         config_flags[i].name);
     return 0;
+}
+
+/* Notes the flags of roles in which a new run trains no whole matrix. The config is resolved. */
+static inline void note_idle_flags(const Run *run) {
+    static const struct {
+        const char *flag;
+        unsigned on;
+    } of[] = {{"qk", ON_QK},       {"lr-qk", ON_QK},       {"ov", ON_OV},
+              {"lr-ov", ON_OV},    {"mlp", ON_MLP},        {"lr-mlp", ON_MLP},
+              {"embed", ON_EMBED}, {"lr-embed", ON_EMBED}, {"weight-decay-embed", ON_EMBED},
+              {"head", ON_HEAD},   {"lr-head", ON_HEAD},   {"weight-decay-head", ON_HEAD}};
+    unsigned trains = config_trains(&run->config);
+    for (size_t i = 0; i < sizeof of / sizeof of[0]; i++)
+        if (config_is_given(run->given, of[i].flag) && !(trains & of[i].on))
+            fprintf(stderr,
+                    "note: --%s has no effect: this run trains no whole matrix that it is about\n",
+                    of[i].flag);
 }
 
 /* Takes over the flags of the model that are not given; a note names those that are given and

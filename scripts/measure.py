@@ -121,6 +121,8 @@ def read_run(path):
 def measure(folder):
     """The record of a run. Raises ValueError or OSError where the folder has no readable run."""
     folder = os.path.normpath(folder)
+    if not os.path.exists(os.path.join(folder, "run.json")) and checkpoint.newest(folder):
+        raise ValueError(f"{folder} has no run.json, as merged weights: measure a run of training")
     version, flags = read_run(os.path.join(folder, "run.json"))
     name = os.path.basename(os.path.abspath(folder))
     parts = NAME.match(name)
@@ -135,7 +137,8 @@ def measure(folder):
     if path:
         header, tensors = checkpoint.read(path, ["p.wqkv", "p.wo"])
         if len(tensors) != 2:
-            raise ValueError(f"{path}: it has no p.wqkv and p.wo")
+            raise ValueError(f"{path}: it has no p.wqkv and p.wo, as a run of adapters or of "
+                             "products of low rank")
         if not header.get("step", "").isdecimal():
             raise ValueError(f"{path}: its header has no step")
         record["step"] = int(header["step"])

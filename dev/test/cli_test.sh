@@ -99,7 +99,7 @@ test_commands() {
     await_lines "my runs/r/log.jsonl" 4
     kill -TERM $child
     finish
-    check "a stop before the first validation" has out '^no validation yet after step 0 ([0-9.]* nats per byte, untrained)'
+    check "a stop before the first validation" has out '^no validation yet after step 0 ([0-9.]* nats per byte, the initial weights)'
     step=$(sed -n 's/^stopped by signal 15 after step \([0-9]*\) .*/\1/p' out)
     sed -i "s/--resume/& --steps $((step + 1))/" out
     said continue
@@ -668,16 +668,24 @@ test_adapters() {
     check "merged: a loss of $(last_loss runs/from), not $(last_loss runs/ad)" near "$(last_loss runs/from)" "$(last_loss runs/ad)"
     # Its checkpoint has no line about factors, as those from before these flags have none.
     check "adapters of the merged model" train --data other.txt $tune --run again --init-from whole --lora-rank 2 --steps 1
-    refused "a merged model has no rank" '--low-rank was "0" and stays' train --run whole --resume --steps 41 --data other.txt \
-        --low-rank 4
-    refused "a merged model has no adapters" '--lora-rank was "0" and stays' train --run whole --resume --steps 41 \
-        --data other.txt --lora-rank 4
-    check "training of the merged model" train --run whole --resume --steps 41 --data other.txt
+    refused "--resume of merged weights" '--resume: .*merged weights.*--init-from' train --run whole --resume --steps 41
+    # Options that factors may have, and whole matrices not.
+    check "adapters by a joint sign" train --data other.txt $tune --run joint --init-from a --lora-rank 2 --lora cm --method joint \
+        --steps 1
+    check "--merge of adapters by a joint sign" generate --run joint --merge joint-whole
+    check "text of adapters by a joint sign" generate --run joint-whole --tokens 2
+    refused "another rank of adapters on resume" '--lora-rank was "2" and stays.*generate --run joint --merge NAME' \
+        train --run joint --resume --lora-rank 4
+    refused "a rank of a whole model on resume" '--low-rank was "0" and stays.*--init-from a --low-rank' train --run a --resume --low-rank 4
+    check "flags of what is frozen" train --data other.txt $tune --run idle --init-from a --lora-rank 2 --steps 0 --mlp lion --lr-embed 3
+    check "flags of what is frozen: no note" has err '^note: --mlp has no effect'
+    check "flags of what is frozen: no note of a rate" has err '^note: --lr-embed has no effect'
 
     refused "--merge: a name that is taken" '--merge: there is a run runs/a already' generate --run ad --merge a
     refused "--merge into itself" '--merge: there is a run runs/ad already' generate --run ad --merge ad
-    refused "--merge: no name" '--merge names the run to write: .*empty' generate --run ad --merge ''
-    refused "--merge: a path" '--merge names the run to write: .*plain name' generate --run ad --merge x/y
+    refused "--merge: no name" '--merge: .*empty' generate --run ad --merge ''
+    refused "--merge: a text" '--merge writes a model and no text' generate --run ad --merge new --prompt the
+    refused "--merge: a path" '--merge x/y: .*plain name' generate --run ad --merge x/y
     refused "--merge: nothing to merge" 'no adapters and no products of low rank' generate --run a --merge new
     refused "--base without adapters" 'it has no adapters, and --base' generate --run a --base $base --tokens 1
     check "a refused --merge left a folder" [ ! -e runs/new ]
@@ -773,7 +781,7 @@ test_low_rank() {
         train --data text.txt $tune --run x --init-from lr --low-rank 0
     refused "whole matrices to products" 'has whole matrices, and --low-rank 2 .*--lora-rank' \
         train --data text.txt $tune --run x --init-from lrm --low-rank 2
-    refused "another rank of products" '--init-from: .*_up has another size' train --data text.txt $tune --run x --init-from lr --low-rank 2
+    refused "another rank of products" '--low-rank 2: .*has products of rank 4: .*--merge NAME' train --data text.txt $tune --run x --init-from lr --low-rank 2
     check "a refused start left a folder" [ ! -e runs/x ]
 }
 
