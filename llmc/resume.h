@@ -843,10 +843,12 @@ static inline int weights_check_finite(const Ckpt *ckpt, const char *path, char 
     for (int i = 0; i < ckpt->count; i++) {
         const CkptRecord *r = &ckpt->records[i];
         const float *x = (const float *)r->data;
-        int64_t n = r->dtype == CKPT_F32 ? r->bytes / 4 : 0, bad = 0;
+        const double *y = (const double *)r->data;
+        int wide = r->dtype == CKPT_F64;
+        int64_t n = r->dtype == CKPT_F32 || wide ? r->bytes / (wide ? 8 : 4) : 0, bad = 0;
         if (r->name_length < 2 || r->name[0] != 'p' || r->name[1] != '.') continue;
 #pragma omp parallel for reduction(+ : bad)
-        for (int64_t k = 0; k < n; k++) bad += !(fabsf(x[k]) <= FLT_MAX);
+        for (int64_t k = 0; k < n; k++) bad += !isfinite(wide ? y[k] : (double)x[k]);
         if (bad)
             return fail(err, "%.700s: %lld weights of %.*s are NaN or infinite", path,
                         (long long)bad, (int)r->name_length - 2, r->name + 2);
