@@ -553,8 +553,8 @@ static void test_validation(void) {
     check_validation(4, rises,
                      "validation loss 5.0000 nats per byte after 30 steps; lowest 4.5000 after "
                      "10\n");
-    check_validation(3, early,
-                     "no validation yet after step 0 (5.5452 nats per byte, untrained)\n");
+    check_validation(
+        3, early, "no validation yet after step 0 (5.5452 nats per byte, the initial weights)\n");
     check_validation(4, none, "no validation yet\n");
     check_validation(0, none, "no validation yet\n");
     check_validation(3, worse, "validation loss 4.5000 nats per byte after 10 steps\n");
