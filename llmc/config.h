@@ -664,16 +664,16 @@ static inline int config_check_factor_rule(const Config *c, char *err) {
         c->lora != RULE_CM)
         return fail(err,
                     "--lora-rebalance is for --lora lora-muon, spectron and cm; %s does not "
-                    "rebalance: leave it out",
+                    "rebalance: leave it out, or set it to 0",
                     rule->flag);
     if (c->optim.lora_trust != 0 && !config_is_default(c, "lora-trust") &&
         c->lora != RULE_LORA_MUON && c->lora != RULE_LORA_RITE && c->lora != RULE_LORA_RITE_CORE)
         return fail(err,
                     "--lora-trust is for --lora lora-muon, lora-rite and lora-rite-core; %s has no "
-                    "limit while a factor is near zero: leave it out",
+                    "limit while a factor is near zero: leave it out, or set it to 0",
                     rule->flag);
     if (c->optim.rite_escape && c->lora != RULE_LORA_RITE)
-        return fail(err, "--rite-escape is for --lora lora-rite: leave it out of a run with %s",
+        return fail(err, "--rite-escape is for --lora lora-rite: turn it off in a run with %s",
                     rule->flag);
     if (c->lora_plus != 1 && rule->traits & NEEDS_PAIR)
         return fail(err,

@@ -40,9 +40,9 @@ static inline void merge_parameters(const Params *to, const Params *from, const 
 /* Whether a line "flag.NAME=..." is of no use to a model that is not trained further. Rules of
    factors may be options that whole matrices cannot have. */
 static inline int merge_is_training(const char *line, size_t length) {
+    if (length < 5 || strncmp(line, "flag.", 5)) return 0;
     const char *name = line + 5, *end = (const char *)memchr(line, '=', length);
     size_t n = end ? (size_t)(end - name) : 0;
-    if (length < 5 || strncmp(line, "flag.", 5)) return 0;
     for (int i = 0; i < CONFIG_FLAGS; i++) {
         const Flag *flag = &config_flags[i];
         if (strlen(flag->name) != n || strncmp(flag->name, name, n)) continue;

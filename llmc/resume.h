@@ -850,8 +850,8 @@ static inline int weights_check_finite(const Ckpt *ckpt, const char *path, char 
 #pragma omp parallel for reduction(+ : bad)
         for (int64_t k = 0; k < n; k++) bad += !isfinite(wide ? y[k] : (double)x[k]);
         if (bad)
-            return fail(err, "%.700s: %lld weights of %.*s are NaN or infinite", path,
-                        (long long)bad, (int)r->name_length - 2, r->name + 2);
+            return fail(err, "%.700s: NaN or infinity in %.*s (%lld of %lld weights)", path,
+                        (int)r->name_length - 2, r->name + 2, (long long)bad, (long long)n);
     }
     return 0;
 }
